@@ -52,6 +52,8 @@ from trainer.runs.process import Command
 from trainer.runs.streaming import Streams
 from trainer.runs.supervisor import Supervisor
 from trainer.runs.transitions import Transitions
+from trainer.webhook import outbox
+from trainer.webhook.sender import Address, WebhookSender
 
 _LOG = logging.getLogger("hatrack.trainer.http")
 
@@ -69,6 +71,7 @@ class Trainer:
     checks: DataChecks
     streams: Streams
     reviews: Reviews
+    webhook: WebhookSender
 
     @classmethod
     def build(
@@ -99,19 +102,24 @@ class Trainer:
         )
         evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, looks, evaluating)
         kinds: tuple[AnyKind, ...] = (finetune, evaluation)
+        address = settings.webhook()
+        webhook = WebhookSender(database, None if address is None else Address(*address))
         children = Children(database, {kind.name: kind for kind in kinds})
-        transitions = Transitions(database, notifier, housekeeper, children)
+        transitions = Transitions(database, notifier, housekeeper, children, webhook)
         supervisor = Supervisor(settings, database, notifier, transitions, kinds)
         return cls(
             database=database,
             kinds=kinds,
             housekeeper=housekeeper,
             supervisor=supervisor,
-            jobs=Jobs(finetune, settings, installation, base, database, notifier, supervisor.working),
-            evaluations=Evaluations(evaluation, settings, installation, base.positions, database, notifier),
+            jobs=Jobs(finetune, settings, installation, base, database, notifier, supervisor.lines, supervisor.working),
+            evaluations=Evaluations(
+                evaluation, settings, installation, base.positions, database, notifier, supervisor.lines
+            ),
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,
+            webhook=webhook,
         )
 
     async def start(self) -> None:
@@ -120,11 +128,13 @@ class Trainer:
             kind.directories.open()
         await self.database.open()
         await self.housekeeper.start()
+        await self.webhook.start()
         await self.supervisor.start()
 
     async def stop(self) -> None:
         """Have the workers checkpoint and exit, and close everything."""
         await self.supervisor.stop()
+        await self.webhook.stop()
         await self.housekeeper.stop()
         await self.database.close()
 
@@ -155,9 +165,12 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
 
 
 async def _health(request: Request) -> dict[str, Any]:
-    """Polled by the gateway, whose `/metrics` shows the pauses."""
+    """Polled by the gateway, whose `/metrics` shows the pauses and the webhook's events."""
     trainer: Trainer = request.app.state.trainer
-    return {"status": "ok", "paused_seconds": await trainer.database.run(records.paused_s)}
+    status: dict[str, Any] = {"status": "ok", "paused_seconds": await trainer.database.run(records.paused_s)}
+    if trainer.webhook.wanted:
+        status["webhook"] = await trainer.database.run(outbox.counts)
+    return status
 
 
 class GatewayAuthentication:

@@ -10,17 +10,19 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters.protocol.webhooks import signing_key
 from adapters.validation import settings_message
 from trainer.errors import SettingsError
 
 PREFIX: Final = "HATRACK_TRAINER_"
-SECRETS: Final = frozenset({"HATRACK_TRAINER_SECRET"})
-"""Variables whose value is never shown in a message and never inherited by a worker."""
+SECRETS: Final = frozenset({"HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"})
+"""Variables whose value is never shown in a message and never inherited by a worker. Many services' webhook URLs are
+secrets themselves."""
 NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
 
 
@@ -156,7 +158,37 @@ class Settings(BaseSettings):
         "off",
         description="`on`: the suite `humaneval` runs model-written code in a sandbox, or fails if none works.",
     )
+    webhook_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        repr=False,
+        description="Address that is told when a job, an evaluation or a revalidation has ended "
+        "(`trainer/webhook/WEBHOOK.md`).",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Secret that signs what is sent there, at least 16 characters, or `whsec_` and base64; required "
+        "with `HATRACK_TRAINER_WEBHOOK_URL`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level that is logged.")
+
+    @model_validator(mode="after")
+    def _webhook_is_whole(self) -> Self:
+        if self.webhook_url is not None and self.webhook_secret is None:
+            raise ValueError("HATRACK_TRAINER_WEBHOOK_URL requires HATRACK_TRAINER_WEBHOOK_SECRET")
+        if self.webhook_secret is not None:
+            try:
+                signing_key(self.webhook_secret.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"HATRACK_TRAINER_WEBHOOK_SECRET: {error}") from None
+        return self
+
+    def webhook(self) -> tuple[str, bytes] | None:
+        """The webhook's URL and the key that signs; None if there is none."""
+        if self.webhook_url is None or self.webhook_secret is None:
+            return None
+        return self.webhook_url, signing_key(self.webhook_secret.get_secret_value())
 
 
 @dataclass(frozen=True, slots=True)

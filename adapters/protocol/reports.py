@@ -111,6 +111,34 @@ class EvaluationProgress(ProtocolModel):
     total: int
 
 
+class RunAhead(ProtocolModel):
+    """The run that has the worker which another run waits for. Nothing that its caller may not see is named."""
+
+    id: str | None = Field(description="Null if the caller may not see the run.")
+    adapters: tuple[str, ...] = Field(description="The adapters that it is about; empty if the caller may not see it.")
+    stage: str | None = Field(description="What it does now; null if it has not told yet, or may not be seen.")
+    done: int | None = Field(description="How many of `total` training steps, or items of the stage, are done.")
+    total: int | None
+    seconds_left: float | None = Field(
+        description="Until its stage ends, at the pace that was measured so far; null if there is no measurement."
+    )
+
+
+class Waiting(ProtocolModel):
+    """What an unfinished run waits for."""
+
+    reason: Literal["turn", "restart", "live_traffic", "gateway"] = Field(
+        description="`turn`: other runs come first. `restart`: its worker died, and is started again in a moment. "
+        "`live_traffic`: training is paused while callers' requests are served. `gateway`: the gateway, or its engine, "
+        "cannot answer now."
+    )
+    position: int | None = Field(
+        description="Of `turn`: its place in the line, counting the run that is under way: 2 starts next."
+    )
+    behind: RunAhead | None = Field(description="Of `turn`: the run that goes first.")
+    message: str = Field(description="The same as a sentence.")
+
+
 class ArmMean(ProtocolModel):
     """An arm's mean of a metric, with its interval."""
 

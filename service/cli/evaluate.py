@@ -117,10 +117,13 @@ def evaluations(as_json: AsJson = False) -> None:
                 (evaluation.get("verdict") or "-").replace("_", " "),
                 _metric_name(evaluation["metric"]),
                 terminal.when(evaluation.get("created_at")),
+                terminal.waiting(evaluation.get("waiting")),
             ]
             for evaluation in listed
         ]
-        terminal.print_table(["EVALUATION", "OF", "STATUS", "VERDICT", "METRIC", "CREATED"], rows)
+        columns = ["EVALUATION", "OF", "STATUS", "VERDICT", "METRIC", "CREATED", "WAITS FOR"]
+        waits = any(row[-1] for row in rows)
+        terminal.print_table(columns if waits else columns[:-1], rows if waits else [row[:-1] for row in rows])
     else:
         typer.echo("No evaluations. Run `hatrack evaluate NAME@VERSION --held-out FILE` to start one.")
 
@@ -202,7 +205,9 @@ def _follow(client: HatrackClient, evaluation_id: str, *, quiet: bool) -> Evalua
             evaluation = client.evaluations.retrieve(evaluation_id)
             if evaluation.get("status") in FINAL_STATUSES:
                 return evaluation
-            if progress := evaluation.get("progress"):
+            if waiting := terminal.waiting(evaluation.get("waiting")):
+                bar.update(task, description=waiting, completed=0, total=None)
+            elif progress := evaluation.get("progress"):
                 stage = terminal.clean(progress["stage"])
                 bar.update(task, description=stage, completed=progress["done"], total=progress["total"] or None)
             else:

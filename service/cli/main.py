@@ -10,6 +10,8 @@ from service.cli import (
     data,
     engine,
     evaluate,
+    export,
+    jobs,
     kb,
     registry,
     revalidate,
@@ -114,12 +116,13 @@ app.command(
         "hatrack train more.jsonl --name brand-voice --from brand-voice@3 --no-follow",
         "hatrack train support@3 --name brand-voice --save-recipe recipe.toml",
         "hatrack train --recipe recipe.toml",
+        "hatrack train --again brand-voice@3",
     )
 )(train.train)
-app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'"))(train.jobs)
+app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'"))(jobs.jobs)
 app.command(
     epilog=examples("hatrack job ftjob-1a2b", "hatrack job ftjob-1a2b --follow", "hatrack job ftjob-1a2b --pause")
-)(train.job)
+)(jobs.job)
 app.command(
     epilog=examples(
         "hatrack revalidate --wait",
@@ -147,6 +150,12 @@ app.command(
 app.command(epilog=examples("hatrack review", "hatrack review eval-1a2b", "hatrack review --list"))(review.review)
 app.add_typer(data.app, name="data")
 app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
+app.command(
+    epilog=examples(
+        "hatrack export brand-voice@3 --merged ./brand-voice-3",
+        "hatrack export brand-voice@3 --merged ./brand-voice-3 --base /models/my-base",
+    )
+)(export.export)
 app.command(epilog=examples("hatrack top", "hatrack top --once", "hatrack top --json | jq .adapters"))(top.top)
 app.add_typer(kb.app, name="kb")
 app.add_typer(access.keys, name="keys")

@@ -17,6 +17,7 @@ from service.client import CannotConnect, ClientError
 
 if TYPE_CHECKING:
     from service.client.types.adapters import AdapterVersion
+    from service.client.types.training import Waiting
 
 FAILED: Final = 1
 CANNOT_CONNECT: Final = 3
@@ -129,6 +130,11 @@ def verdict(version: AdapterVersion) -> str:
     """A version's latest verdict in one word; `-` if it was never judged."""
     verdict = version.get("verdict")
     return str(verdict.get("verdict", "-")) if verdict else "-"
+
+
+def waiting(waiting: Waiting | None) -> str:
+    """What a job or an evaluation waits for, as a sentence; empty if it waits for nothing."""
+    return clean(str(waiting.get("message") or "")) if waiting else ""
 
 
 def reference_argument(text: str) -> Reference:

@@ -1,18 +1,15 @@
-"""`train jobs job`: from a data file to an adapter that answers, and what became of it."""
+"""`train`: from a data file to an adapter that answers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from enum import StrEnum
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from adapters.dataset.held_out import (
     DEFAULT_MIN_EXAMPLES,
@@ -25,17 +22,13 @@ from adapters.dataset.held_out import (
 )
 from service.cli import terminal
 from service.cli.datasets import data_argument, find_source
+from service.cli.jobs import Follow, finish, follow_job
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
 from service.cli.terminal import AsJson
-from service.client import FINAL_STATUSES, HatrackClient
+from service.client import HatrackClient
 
 if TYPE_CHECKING:
-    from service.client.types.training import FineTuningJob, FineTuningJobEvent
-
-VERDICTS: Final = {"pass": "bold green", "fail": "bold red", "not_enough_evidence": "bold yellow"}
-COLOURS: Final = {"warn": "yellow", "error": "red"}
-EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
-"""Blocks of 0 to 8 eighths of a line's height."""
+    from service.client.types.training import FineTuningJob
 
 
 class Promote(StrEnum):
@@ -47,13 +40,11 @@ class Promote(StrEnum):
 
 BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "follow", "as_json"})
 """Options of `train` that may be given with `--recipe`."""
+BESIDE_AGAIN: Final = frozenset({"again", "follow", "as_json"})
 
 
 def _optional_name(text: str | None) -> str | None:
     return None if text is None else terminal.name_argument(text)
-
-
-Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait until it has finished.")]
 
 
 def train(
@@ -107,6 +98,10 @@ def train(
             metavar="FILE", exists=True, dir_okay=False, help="Train as a saved recipe says, and nothing else."
         ),
     ] = None,
+    again: Annotated[
+        str | None,
+        typer.Option(metavar="NAME@VERSION", help="Repeat a version's training: its data, hyperparameters and seed."),
+    ] = None,
     save_recipe: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
@@ -115,10 +110,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter on examples and evaluate it. It is served as NAME:candidate, and goes live if it passes."""
+    if again is not None:
+        _refuse_options(context, "again", BESIDE_AGAIN, "a repetition changes nothing")
+        _repeat(again, follow=follow, as_json=as_json)
+        return
     if recipe is not None:
-        _refuse_options(context)
+        _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
     elif file is None or name is None:
-        raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe.")
+        raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
     if save_recipe is not None and not save_recipe.absolute().parent.is_dir():
         raise typer.BadParameter(f"--save-recipe: {save_recipe.absolute().parent} is not a directory.")
     if held_out is not None and held_out_share is not None:
@@ -156,8 +155,8 @@ def train(
                 f"follow it with `hatrack job {job['id']} --follow`"
             )
         if follow:
-            job = _follow(client, job["id"], quiet=as_json)
-    _finish(job, as_json, followed=follow)
+            job = follow_job(client, job["id"], quiet=as_json)
+    finish(job, as_json, followed=follow)
 
 
 def _warn_of_too_few(recipe: Recipe) -> None:
@@ -216,57 +215,29 @@ def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineT
     return job
 
 
-def _refuse_options(context: typer.Context) -> None:
-    """Refuse what would change a recipe: the file is to say all that makes its job."""
+def _repeat(version: str, *, follow: bool, as_json: bool) -> None:
+    """Train a version's recipe again."""
+    reference = terminal.reference_argument(version)
+    if reference.version is None:
+        raise typer.BadParameter(f"--again: name a version, such as {reference.name}@1; got {version}.")
+    with terminal.reporting(as_json), HatrackClient() as client:
+        job = client.fine_tuning.jobs.repeat(version)
+        if not as_json:
+            typer.echo(
+                f"{job['id']} repeats the training of {version}; follow it with `hatrack job {job['id']} --follow`"
+            )
+        if follow:
+            job = follow_job(client, job["id"], quiet=as_json)
+    finish(job, as_json, followed=follow)
+
+
+def _refuse_options(context: typer.Context, option: str, allowed: Collection[str], instead: str) -> None:
+    """Refuse what would change a job that is given as a whole."""
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
-        if parameter.name not in BESIDE_RECIPE and source is not None and source.name == "COMMANDLINE":
+        if parameter.name not in allowed and source is not None and source.name == "COMMANDLINE":
             shown = parameter.opts[0] if parameter.opts[0].startswith("-") else "FILE"
-            raise typer.BadParameter(f"{shown} cannot be combined with --recipe; edit the recipe's file instead.")
-
-
-def jobs(as_json: AsJson = False) -> None:
-    """List the jobs, newest first."""
-    with terminal.reporting(as_json), HatrackClient() as client:
-        listed = list(client.fine_tuning.jobs.list())
-    if as_json:
-        terminal.print_json(listed)
-    elif listed:
-        rows = [
-            [
-                str(job["id"]),
-                str((job.get("hatrack") or {}).get("adapter") or "-"),
-                str(job["status"]),
-                str(job.get("fine_tuned_model") or "-"),
-                terminal.when(job.get("created_at")),
-                _money(job),
-            ]
-            for job in listed
-        ]
-        terminal.print_table(["JOB", "ADAPTER", "STATUS", "RESULT", "CREATED", "COST"], rows)
-    else:
-        typer.echo("No jobs. Run `hatrack train FILE --name NAME` to start one.")
-
-
-def job(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="ftjob-…")],
-    follow: Follow = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job; no version is registered.")] = False,
-    pause: Annotated[bool, typer.Option("--pause", help="Pause the job after a step, with a checkpoint.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the job from its checkpoint.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show a job, follow it, or change it."""
-    verbs = [verb for verb, is_set in (("cancel", cancel), ("pause", pause), ("resume", resume)) if is_set]
-    if len(verbs) > 1:
-        raise typer.BadParameter(f"--{verbs[0]} and --{verbs[1]} cannot be combined.")
-    with terminal.reporting(as_json), HatrackClient() as client:
-        jobs = client.fine_tuning.jobs
-        call = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}[verbs[0]] if verbs else jobs.retrieve
-        result = call(job_id)
-        if follow:
-            result = _follow(client, job_id, quiet=as_json)
-    _finish(result, as_json, followed=follow)
+            raise typer.BadParameter(f"{shown} cannot be combined with --{option}; {instead}.")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -288,112 +259,3 @@ def _metric(text: str) -> Any:
     """A metric's name, or the object that `{"name": …}` is."""
     value = _value(text)
     return value if isinstance(value, dict) else text
-
-
-def _follow(client: HatrackClient, job_id: str, *, quiet: bool) -> FineTuningJob:
-    """Show a job's events until it has ended, with a bar; the loss as a curve at the end."""
-    console = Console(stderr=True, quiet=quiet, highlight=False)
-    losses: list[float] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=quiet) as bar:
-        task = bar.add_task("waiting", total=None, numbers="")
-        for event in client.fine_tuning.jobs.stream_events(job_id):
-            data: dict[str, Any] = event.get("data") or {}
-            if event.get("type") == "metrics" and "step" in data:
-                losses.append(float(data["train_loss"]))
-                pace = f"loss {data['train_loss']:.3f}, {data.get('tokens_per_s', 0):.0f} tokens/s"
-                bar.update(
-                    task, description="training", completed=data["step"], total=data["total_steps"], numbers=pace
-                )
-            elif "stage" in data:
-                stage = terminal.clean(str(data["stage"]))
-                bar.update(task, description="judging", completed=data["done"], total=data["total"], numbers=stage)
-            else:
-                _print_event(console, event)
-    for line in draw_curve(losses):
-        console.print(line, markup=False)
-    return client.fine_tuning.jobs.retrieve(job_id)
-
-
-def _print_event(console: Console, event: FineTuningJobEvent) -> None:
-    text = terminal.clean(str(event.get("message", "")))
-    verdict = (event.get("data") or {}).get("verdict")
-    style = VERDICTS.get(str(verdict)) or COLOURS.get(str(event.get("level")))
-    console.print(text, style=style, markup=False)
-
-
-def _finish(job: FineTuningJob, as_json: bool, *, followed: bool) -> None:
-    """Print the job; where it was followed and did not succeed, leave with exit code 1."""
-    if as_json:
-        terminal.print_json(job)
-    else:
-        _print(job)
-    if followed and job.get("status") != "succeeded":
-        raise typer.Exit(terminal.FAILED)
-
-
-def _print(job: FineTuningJob) -> None:
-    details = job["hatrack"]
-    lines = [f"{job['id']}  {job['status']}"]
-    if job.get("fine_tuned_model"):
-        lines.append(f"result     {job['fine_tuned_model']}")
-    if details.get("adapter"):
-        lines.append(f"adapter    {details['adapter']}")
-    if job.get("trained_tokens"):
-        lines.append(f"trained    {job['trained_tokens']:,} tokens")
-    if verdict := details.get("verdict"):
-        lines.append(f"verdict    {verdict['sentence']}")
-        lines.append(f"live       {'yes' if verdict['live'] else 'no'}")
-    if seconds := details.get("seconds"):
-        lines.append(f"took       {seconds:.0f} s on {details.get('device') or 'its device'}{_cost(job)}")
-    error = job.get("error")
-    if error and error.get("code"):
-        lines.append(f"error      {error.get('message')} [{error['code']}]")
-    if job["status"] not in FINAL_STATUSES:
-        lines.append(f"follow it with `hatrack job {job['id']} --follow`")
-    typer.echo(terminal.clean("\n".join(lines)))
-
-
-def _cost(job: FineTuningJob) -> str:
-    cost = _money(job)
-    return "" if cost == "-" else f", cost {cost}"
-
-
-def _money(job: FineTuningJob) -> str:
-    cost = (job.get("hatrack") or {}).get("cost")
-    return f"{cost:.2f}" if isinstance(cost, int | float) and cost else "-"
-
-
-def draw_curve(values: Sequence[float], *, width: int = 60, height: int = 6) -> list[str]:
-    """A curve as lines of text, the highest values at the top, labelled with the largest and the smallest mean.
-
-    Each column shows the mean of the values that fall into it.
-
-    Args:
-        values: In order; none gives no lines.
-        width: Columns of the curve; fewer values take as many columns.
-    """
-    if not values:
-        return []
-    columns = _columns(values, width)
-    low, high = min(columns), max(columns)
-    span = (high - low) or 1.0
-    levels = [round((value - low) / span * (height * 8 - 1)) + 1 for value in columns]
-    lines = []
-    for row in reversed(range(height)):
-        line = "".join(EIGHTHS[max(0, min(8, level - 8 * row))] for level in levels)
-        label = f"{high:8.3f}" if row == height - 1 else f"{low:8.3f}" if row == 0 else " " * 8
-        lines.append(f"{label} │{line}")
-    return lines
-
-
-def _columns(values: Sequence[float], width: int) -> list[float]:
-    many = min(width, len(values))
-    edges = [round(column * len(values) / many) for column in range(many + 1)]
-    return [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]

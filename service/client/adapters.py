@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
 
@@ -15,6 +15,9 @@ from service.client.types.adapters import Adapter, AdapterAlias, AdapterPin, Ada
 from service.client.types.evaluations import Evaluation
 from service.client.upload import CONFIG_FILE, README_FILE, WEIGHTS_FILE, AdapterDirectory, CountedFile, not_readable
 from service.client.wire import ClientError
+
+if TYPE_CHECKING:
+    from adapters.merge import Merge
 
 PROVING: Final = httpx.Timeout(60, connect=CONNECT_S, read=360)
 """An upload that waits for its proof; above the gateway's own limit, so that its answer arrives and not our timeout."""
@@ -214,3 +217,38 @@ class AdapterVersions(Resource):
             return size
         finally:
             part.unlink(missing_ok=True)
+
+    def export_merged(
+        self,
+        name: str,
+        version: int,
+        target: Path | str,
+        *,
+        base: Path | str,
+        cache_dir: Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Merge:
+        """Write a version, merged into its base, as a checkpoint with a model card.
+
+        ``target`` is created only once the export is complete. Memory is bounded, whatever the model's size.
+
+        Args:
+            base: The directory of the base's unquantized checkpoint, on this machine.
+            cache_dir: Where hashes of the base's files are kept between exports. None: nowhere.
+            progress: Called with the bytes written so far, and all that will be.
+
+        Raises:
+            ClientError: `version_not_ready`; `target_exists`; `other_base`: the directory has another base;
+                `base_invalid`: it is no checkpoint that can be merged into; `not_finite`: its dtype cannot hold a
+                merged value; `disk_full`, `not_writable`, `damaged`.
+        """
+        from service.client.export import export_merged  # numpy, which nothing else of the client needs
+
+        return export_merged(
+            self.retrieve(name, version),
+            lambda file, path: self.download(name, version, file, path),
+            Path(target),
+            base=Path(base),
+            cache_dir=cache_dir,
+            progress=progress,
+        )

@@ -10,7 +10,11 @@ from typing import Any, Final, Literal, cast
 
 import httpx
 
+from adapters.names import parse_dataset, parse_reference
 from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
+from service.client.types.adapters import AdapterVersion
+from service.client.types.datasets import DatasetVersion
+from service.client.types.files import FileObject
 from service.client.types.training import DataCheck, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
 from service.client.upload import CountedFile, not_readable
 from service.client.wire import FINAL_STATUSES, ClientError, event_of, events
@@ -25,6 +29,9 @@ PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Between two tries; the last is repeated."""
 TRANSIENT: Final = frozenset({0, 502, 503, 504})
 """Statuses that say nothing about the job: a restarting gateway, or a proxy in front of it."""
+NOT_FOUND: Final = 404
+VERDICT: Final = "hatrack_verdict"
+"""The key in a job's metadata that the trainer adds."""
 
 
 class FineTuning(Resource):
@@ -104,6 +111,65 @@ class FineTuningJobs(Resource):
             "method": {"type": method, method: {"hyperparameters": dict(hyperparameters or {})}},
         }
         return self._connection.request(FineTuningJob, "POST", path_of("fine_tuning", "jobs"), json=given(body))
+
+    def repeat(self, version: str) -> FineTuningJob:
+        """Train a version's recipe again: the same data, resolved hyperparameters, seed and base, as a new job.
+
+        It becomes the adapter's next version; where all weights and settings come out equal to the bit, the job's
+        result is the version itself.
+
+        Args:
+            version: `brand-voice@3`.
+
+        Raises:
+            ClientError: `version_missing` for a name without a version; `not_trained_here` if no job has trained it;
+                `job_gone` or `data_gone` if its job, or a file of its data, no longer exists.
+            adapters.errors.AdapterError: The reference is malformed.
+        """
+        target = parse_reference(version)
+        if target.version is None:
+            raise ClientError(0, "version_missing", f"Name a version, such as {target.name}@3.", "version")
+        path = path_of("adapters", target.name, "versions", target.version)
+        found = self._connection.request(AdapterVersion, "GET", path)
+        lineage: dict[str, Any] = found["metadata"].get("lineage") or {}
+        job_id = lineage.get("job")
+        if not isinstance(job_id, str):
+            message = f"{version} was not trained by a job of this gateway, but pushed; there is no recipe to repeat."
+            raise ClientError(0, "not_trained_here", message, "version")
+        try:
+            job = self.retrieve(job_id)
+        except ClientError as error:
+            if error.status != NOT_FOUND:
+                raise
+            message = f"{version} was trained by {job_id}, which no longer exists or is hidden from the key."
+            raise ClientError(0, "job_gone", message, "version") from error
+        body = _request_of(job, {**(lineage.get("datasets") or {})}, target.name)
+        for param in ("training_file", "validation_file"):
+            if body.get(param) is not None:
+                body[param] = self._source(version, str(job.get(param)), str(body[param]))
+        return self._connection.request(FineTuningJob, "POST", path_of("fine_tuning", "jobs"), json=given(body))
+
+    def _source(self, version: str, file_id: str, named: str) -> str:
+        """How a version's data is named now: by its dataset if that still has the file, else the file's id."""
+        if named != file_id:
+            reference = parse_dataset(named)
+            try:
+                path = path_of("datasets", reference.name, "versions", reference.version)
+                if self._connection.request(DatasetVersion, "GET", path)["file"] == file_id:
+                    return named
+            except ClientError as error:
+                if error.status != NOT_FOUND:
+                    raise
+        try:
+            return self._connection.request(FileObject, "GET", path_of("files", file_id))["id"]
+        except ClientError as error:
+            if error.status != NOT_FOUND:
+                raise
+            what = named if named == file_id else f"{named} ({file_id})"
+            message = (
+                f"The data of {version}, {what}, was deleted or is hidden from the key; train on a file that exists."
+            )
+            raise ClientError(0, "data_gone", message, "version") from error
 
     def list(self) -> Iterator[FineTuningJob]:
         """All jobs, newest first."""
@@ -196,3 +262,32 @@ class _Outage:
 
 def _path(job_id: str, *parts: str) -> str:
     return path_of("fine_tuning", "jobs", job_id, *parts)
+
+
+def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str) -> dict[str, Any]:
+    """The body that asks for a job again, with the values that were resolved then.
+
+    Args:
+        datasets: The datasets that its files were versions of, by the request's field.
+    """
+    details = job["hatrack"]
+    resolved: dict[str, Any] = {**job["hyperparameters"]}
+    options: dict[str, Any] = {**(details.get("requested") or {})}
+    if details.get("plan") is not None:
+        resolved.pop("learning_rate_multiplier", None)  # the rate that it led to is there
+        options = {
+            name: value for name, value in options.items() if name not in (*resolved, "learning_rate_multiplier")
+        }
+    else:
+        resolved = {}
+    notes = {name: value for name, value in (job.get("metadata") or {}).items() if name not in (VERDICT, *resolved)}
+    if "adapter" not in options:
+        notes["adapter"] = adapter
+    return {
+        "model": job["model"],
+        "training_file": datasets.get("training_file", job["training_file"]),
+        "validation_file": datasets.get("validation_file", job.get("validation_file")),
+        "seed": job["seed"],
+        "metadata": notes,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": options | resolved}},
+    }

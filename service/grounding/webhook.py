@@ -19,10 +19,8 @@ settings do not allow, nothing is sent; a redirect is not followed.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import hmac
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +34,7 @@ from aiohttp.resolver import ThreadedResolver
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from yarl import URL
 
+from adapters.protocol.webhooks import signed_headers, signing_key
 from service.errors import HatrackError, SettingsError
 from service.grounding.config import MAX_RESULTS
 from service.grounding.provider import Passage, Query
@@ -43,7 +42,6 @@ from service.http.connection_errors import ConnectionErrors
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_CONNECTIONS: Final = 64
-WHSEC: Final = "whsec_"
 METADATA: Final = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
 """Clouds' metadata services that are not link-local."""
 Network = IPv4Network | IPv6Network
@@ -67,29 +65,12 @@ def sign(secret: bytes, timestamp: str, body: bytes) -> str:
     return "v1=" + hmac.new(secret, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-def signed_headers(secret: bytes, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers of Standard Webhooks 1.0 (its scheme `v1`, symmetric), under a new id."""
-    message = f"msg_{secrets.token_hex(16)}"
-    digest = hmac.digest(secret, f"{message}.{timestamp}.".encode() + body, "sha256")
-    return {
-        "webhook-id": message,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": "v1," + base64.b64encode(digest).decode(),
-    }
-
-
-def signing_key(secret: str) -> bytes:
-    """The HMAC key for a secret; of one in Standard Webhooks' form, `whsec_` and base64, the decoded bytes.
-
-    Raises:
-        SettingsError: It begins with `whsec_`, and no base64 follows.
-    """
-    if not secret.startswith(WHSEC):
-        return secret.encode()
+def _signing_key(secret: str) -> bytes:
+    """The HMAC key for a secret. Raises SettingsError."""
     try:
-        return base64.b64decode(secret.removeprefix(WHSEC), validate=True)
+        return signing_key(secret)
     except ValueError as error:
-        raise SettingsError(f"HATRACK_GROUNDING_SECRET: the value after `{WHSEC}` is not valid base64") from error
+        raise SettingsError(f"HATRACK_GROUNDING_SECRET: {error}") from error
 
 
 class _WebhookPassage(BaseModel):
@@ -170,7 +151,7 @@ class Webhook:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._url = URL(url)
-        self._secret, self._key = secret.encode(), signing_key(secret)
+        self._secret, self._key = secret.encode(), _signing_key(secret)
         self._networks = tuple(networks)
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None

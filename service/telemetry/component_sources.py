@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, Protocol
 
 from prometheus_client.metrics_core import Metric as Family
@@ -25,6 +25,10 @@ class Trainer(Protocol):
     @property
     def paused_s(self) -> float | None:
         """How long its jobs were paused for live traffic, s; None: unknown."""
+
+    @property
+    def webhook(self) -> Mapping[str, int]:
+        """Events of the operator's webhook by `delivered`, `failed` and `waiting`; empty if there is none."""
 
 
 class LimitsSource:
@@ -85,7 +89,7 @@ class VerdictsSource:
 
 
 class TrainerSource:
-    """Metrics of the trainer: whether it answers, and how long it was paused for live traffic."""
+    """Metrics of the trainer: whether it answers, how long it was paused for live traffic, and of its webhook."""
 
     name = "trainer"
 
@@ -93,11 +97,15 @@ class TrainerSource:
         self._trainer = trainer
 
     async def families(self) -> Iterator[Family]:
-        """Two metrics; one while the pause time is unknown, none if the trainer is off."""
+        """None if the trainer is off; without the pauses while they are unknown, and the webhook if there is none."""
         state, paused_s = self._trainer.state, self._trainer.paused_s
         families = [] if state == "off" else [metrics.TRAINER_UP.value(state == "up")]
         if paused_s is not None:
             families.append(metrics.TRAINER_PAUSED.value(paused_s))
+        if webhook := self._trainer.webhook:
+            ended = (((outcome,), webhook[outcome]) for outcome in ("delivered", "failed"))
+            families.append(metrics.TRAINER_WEBHOOK.values(ended))
+            families.append(metrics.TRAINER_WEBHOOK_WAITING.value(webhook["waiting"]))
         return iter(families)
 
 

@@ -235,6 +235,16 @@ TRAINER_PAUSED: Final = Metric(
     "Total time that training jobs were paused for live traffic, as reported by the trainer.",
 )
 
+TRAINER_WEBHOOK: Final = Metric(
+    "hatrack_trainer_webhook_events_total",
+    "counter",
+    "Events of the operator's webhook that were delivered or given up, by outcome: delivered, failed.",
+    ("outcome",),
+)
+TRAINER_WEBHOOK_WAITING: Final = Metric(
+    "hatrack_trainer_webhook_waiting", "gauge", "Events that the operator's webhook has yet to be told."
+)
+
 # structured outputs
 STRUCTURED: Final = Metric(
     "hatrack_structured_outputs_total",

@@ -16,6 +16,7 @@ from adapters.protocol.reports import (
     ReportJudge,
     ReportMeasure,
     ReportSample,
+    Waiting,
 )
 from adapters.protocol.requests import VerdictWord
 from service.http.schema import ApiModel, Error
@@ -52,6 +53,7 @@ class Evaluation(ApiModel):
     live: bool | None = Field(description="Whether the candidate was promoted to live.")
     note: str | None = Field(description="Outcome of the promotion.")
     progress: EvaluationProgress | None = Field(description="Null once the evaluation has ended.")
+    waiting: Waiting | None = Field(description="What an unfinished evaluation waits for; null if for nothing.")
     result_files: list[str]
     seconds: float | None
     error: JobError | None

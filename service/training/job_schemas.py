@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from adapters.protocol.reports import HeldOutSummary, QualityReport, ReportedFinding
+from adapters.protocol.reports import HeldOutSummary, QualityReport, ReportedFinding, Waiting
 from adapters.protocol.requests import VerdictWord
 from service.http.schema import ApiModel
 
@@ -166,6 +166,10 @@ class JobDetails(ApiModel):
     adapter: str
     device: str
     wanted: Literal["pause", "cancel"] | None = Field(description="A requested action that has not taken effect yet.")
+    waiting: Waiting | None = Field(description="What an unfinished job waits for; null if it waits for nothing.")
+    requested: dict[str, Any] = Field(
+        description="Hyperparameters and options as they were requested there; `hyperparameters` has the resolved ones."
+    )
     plan: JobPlan | None
     metric: str | None
     verdict: JobVerdict | None

@@ -1,9 +1,10 @@
-"""Polls the trainer's health and the time its jobs were paused for live traffic, for `/readyz` and `/metrics`."""
+"""Polls the trainer's health and its counts (pauses for live traffic, webhook), for `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -34,6 +35,8 @@ class TrainerWatch:
         """``off``: not configured; ``starting``: it has not answered yet; ``down``: it has stopped answering."""
         self.paused_s: float | None = None
         """Total time that its jobs were paused for live traffic, s; None until it has reported one."""
+        self.webhook: dict[str, int] = {}
+        """Of the operator's webhook: events by `delivered`, `failed` and `waiting`; empty if it has none."""
 
     async def start(self) -> None:
         """Start polling."""
@@ -60,17 +63,31 @@ class TrainerWatch:
             async with self._client.open("GET", PATH, {}, timeout_s=ANSWER_S) as response:
                 content = await response.read()
                 if response.status == 200:
-                    self.paused_s = _paused_s(content, self.paused_s)
+                    status = _object(content)
+                    self.paused_s = _paused_s(status, self.paused_s)
+                    self.webhook = _webhook(status)
                 return response.status == 200
         except HatrackError:
             return False
 
 
-def _paused_s(content: bytes, previous: float | None) -> float | None:
-    """The response's `paused_seconds`; ``previous`` if it has none, as from an older trainer."""
+def _object(content: bytes) -> dict[str, Any]:
     try:
         status = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return previous
-    seconds = status.get("paused_seconds") if isinstance(status, dict) else None
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _paused_s(status: Mapping[str, Any], previous: float | None) -> float | None:
+    """The response's `paused_seconds`; ``previous`` if it has none, as from an older trainer."""
+    seconds = status.get("paused_seconds")
     return float(seconds) if isinstance(seconds, int | float) else previous
+
+
+def _webhook(status: Mapping[str, Any]) -> dict[str, int]:
+    counts = status.get("webhook")
+    names = ("delivered", "failed", "waiting")
+    if not isinstance(counts, dict) or not all(isinstance(counts.get(name), int) for name in names):
+        return {}
+    return {name: counts[name] for name in names}

@@ -222,6 +222,16 @@ class FinetuneKind(Kind[JobResult]):
             files[f"{run.id}-{spec.REPORT}"] = report.encode()
         return await self._housekeeper.upload_results(self.directories, run.id, files)
 
+    def ending(self, run: Run, result: JobResult) -> tuple[str, dict[str, Any]]:
+        """See Kind. The type is that of OpenAI's webhooks."""
+        judged = result.judged
+        return "fine_tuning.job", {
+            "adapter": JobDetails.model_validate(run.details).adapter,
+            "version": result.fine_tuned_model,
+            "verdict": judged.verdict if judged is not None else None,
+            "live": judged.live if judged is not None else None,
+        }
+
     def report(self, run_id: str) -> Report | None:
         """The quality report; None if there is none yet."""
         return self.directories.read(run_id, spec.REPORT, Report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from adapters.protocol.reports import Waiting
 from trainer.errors import InvalidField
 from trainer.finetune.spec import JobDetails, JobResult, TrainingPlan
 from trainer.runs.protocol import Control
@@ -14,7 +15,7 @@ EVENT_ID, CHECKPOINT_ID = "ftevent", "ftckpt"
 """Prefixes of the ids of events and checkpoints; the job's id suffix and a number follow."""
 
 
-def job_object(run: Run) -> dict[str, Any]:
+def job_object(run: Run, waiting: Waiting | None) -> dict[str, Any]:
     """OpenAI's `fine_tuning.job`. `hyperparameters` are the requested ones until there is a plan, then the plan's."""
     requested = _requested_hyperparameters(run)
     details = JobDetails.model_validate(run.details)
@@ -45,7 +46,7 @@ def job_object(run: Run) -> dict[str, Any]:
         "method": {"type": method, method: {"hyperparameters": hyperparameters}},
         "integrations": [],
         "metadata": _metadata(run, result),
-        "hatrack": _hatrack_fields(run, details, result),
+        "hatrack": _hatrack_fields(run, details, result, waiting),
     }
 
 
@@ -56,12 +57,14 @@ def _metadata(run: Run, result: JobResult | None) -> dict[str, str] | None:
     return given if judged is None else {**(given or {}), VERDICT: judged.verdict}
 
 
-def _hatrack_fields(run: Run, details: JobDetails, result: JobResult | None) -> dict[str, Any]:
+def _hatrack_fields(run: Run, details: JobDetails, result: JobResult | None, waiting: Waiting | None) -> dict[str, Any]:
     plan = details.plan
     return {
         "adapter": details.adapter,
         "device": result.device if result is not None and result.device else details.device,
         "wanted": run.wanted if not run.over and run.wanted is not Control.RUN else None,
+        "waiting": waiting.model_dump(mode="json") if waiting is not None else None,
+        "requested": _given_hyperparameters(run),
         "plan": plan.model_dump(mode="json", exclude={"primary": {"answers"}}) if plan is not None else None,
         "metric": plan.primary.name if plan is not None and plan.primary is not None else None,
         "verdict": result.judged.model_dump() if result is not None and result.judged is not None else None,
@@ -80,11 +83,14 @@ def _method(run: Run) -> str:
 
 def _requested_hyperparameters(run: Run) -> dict[str, Any]:
     """The body's hyperparameters, with OpenAI's own as `auto` if unset."""
-    method = _method(run)
-    inner = ((run.body.get("method") or {}).get(method) or {}).get("hyperparameters") or {}
-    names = ("n_epochs", "batch_size", "learning_rate_multiplier", *(("beta",) if method == "dpo" else ()))
-    defaults = dict.fromkeys(names, "auto")
-    return defaults | (run.body.get("hyperparameters") or {}) | inner
+    names = ("n_epochs", "batch_size", "learning_rate_multiplier", *(("beta",) if _method(run) == "dpo" else ()))
+    return dict.fromkeys(names, "auto") | _given_hyperparameters(run)
+
+
+def _given_hyperparameters(run: Run) -> dict[str, Any]:
+    """The body's hyperparameters as they were sent."""
+    inner = ((run.body.get("method") or {}).get(_method(run)) or {}).get("hyperparameters") or {}
+    return {**(run.body.get("hyperparameters") or {}), **inner}
 
 
 def recipe_hyperparameters(plan: TrainingPlan, multiplier: Any) -> dict[str, Any]:

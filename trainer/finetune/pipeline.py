@@ -69,6 +69,7 @@ class TrainingPipeline(Pipeline[JobResult]):
         self._last_metrics_at = 0.0
         self._last_pause_report_at = 0.0
         self._reported_pause_s = 0.0
+        self._pause_told = False
 
     def run(self, stage: str) -> JobResult | None:
         """See Pipeline."""
@@ -327,13 +328,17 @@ class TrainingPipeline(Pipeline[JobResult]):
             price_per_hour=job.price_per_hour,
         )
         with TrafficMonitor(
-            self._gateway.load, above=job.yield_above, max_s=job.yield_most_s, check=self._check
+            self._gateway.load,
+            above=job.yield_above,
+            max_s=job.yield_most_s,
+            check=self._check,
+            on_pause=self._tell_of_pause,
         ) as traffic:
 
             def before_batch() -> None:
                 self._check()
                 traffic.yield_to_traffic()
-                if time.monotonic() - self._last_pause_report_at > PAUSE_REPORT_INTERVAL_S:
+                if self._pause_told or time.monotonic() - self._last_pause_report_at > PAUSE_REPORT_INTERVAL_S:
                     self._report_pauses(traffic)
 
             def on_progress(now: TrainingProgress) -> None:
@@ -387,9 +392,15 @@ class TrainingPipeline(Pipeline[JobResult]):
         data = metrics(now, self._job.method)
         self._directory.emit_event(f"Step {now.step}/{now.steps}: training loss={now.loss:.4f}", type="metrics", **data)
 
+    def _tell_of_pause(self) -> None:
+        """Emit an event while training stands still; the one on its end follows."""
+        self._pause_told = True
+        self._directory.emit_event("paused for live traffic", waits_for="live_traffic")
+
     def _report_pauses(self, traffic: TrafficMonitor) -> None:
         """Emit an event on the pauses since the last such event."""
         unreported_s = traffic.paused_s - self._reported_pause_s
+        self._pause_told = False
         if unreported_s:
             self._directory.emit_event(f"paused {unreported_s:.1f} s for live traffic", paused_s=round(unreported_s, 2))
             self._last_pause_report_at, self._reported_pause_s = time.monotonic(), traffic.paused_s

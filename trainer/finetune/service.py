@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import JobContext
 from trainer.config import Installation, Settings
 from trainer.data.report import Report
@@ -27,6 +28,7 @@ from trainer.runs.notifier import Notifier
 from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.state import Event, Run
+from trainer.runs.waiting import WaitingLines
 from trainer.tune import auto
 
 
@@ -45,17 +47,18 @@ class Jobs(RunService):
         base: capacity.BaseModelInfo,
         database: Database,
         notifier: Notifier,
+        lines: WaitingLines,
         working: Callable[[], list[int]],
     ) -> None:
-        super().__init__(finetune, settings, database, notifier)
+        super().__init__(finetune, settings, database, notifier, lines)
         self._finetune = finetune
         self._installation = installation
         self._base = base
         self._working = working
 
-    async def show(self, run: Run) -> dict[str, Any]:
+    async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         """See RunService."""
-        return job_object(run)
+        return job_object(run, waiting)
 
     async def create(
         self, caller: CurrentCaller, content: object, context: JobContext, key: RunKey, idempotency_key: str | None
@@ -74,7 +77,7 @@ class Jobs(RunService):
         retry = retry_of(idempotency_key, content)
         previous = await self.find_previous_run(caller, retry)
         if previous is not None:
-            return job_object(previous), True
+            return (await self.show_to(caller, previous))[0], True
         await self._check(request, context)
         spec = self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
         details = JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device)
@@ -91,7 +94,7 @@ class Jobs(RunService):
             status=kind.VALIDATE.waits_as,
         )
         run, made = await self.create_run(caller, new_run, spec, key, retry, f"Created fine-tuning job: {spec.id}")
-        return job_object(run), not made
+        return (await self.show_to(caller, run))[0], not made
 
     async def replay(self, caller: CurrentCaller, content: object, idempotency_key: str | None) -> dict[str, Any]:
         """The job that was created with this Idempotency-Key; only the key and the body are checked.
@@ -103,7 +106,7 @@ class Jobs(RunService):
         previous = await self.find_previous_run(caller, retry_of(idempotency_key, content))
         if previous is None or not caller.may_see(previous.adapters):
             raise NotFound("no job was created with this Idempotency-Key")
-        return job_object(previous)
+        return (await self.show_to(caller, previous))[0]
 
     async def _check(self, request: JobRequest, context: JobContext) -> None:
         """Check that the result can be served and the training fits. Raises InvalidField, MemoryTooSmall."""

@@ -14,6 +14,7 @@ from trainer.errors import GatewayRefused, GatewayUnreachable
 
 LOAD_POLL_S: Final = 0.25
 PAUSE_POLL_S: Final = 0.1
+TOLD_AFTER_S: Final = 2.0
 REST_SHARE: Final = 1.0
 """After a pause of the maximum length the worker trains for REST_SHARE times as long before the next."""
 
@@ -26,15 +27,23 @@ class TrafficMonitor:
         above: The worker pauses while more requests than this, both together, are there …
         max_s: … for at most this many seconds at a time.
         check: Called during a pause; may raise to end it (a cancelled job).
+        on_pause: Called once in a pause that has lasted for TOLD_AFTER_S.
     """
 
     def __init__(
-        self, load: Callable[[], tuple[int, int]], *, above: int, max_s: float, check: Callable[[], None]
+        self,
+        load: Callable[[], tuple[int, int]],
+        *,
+        above: int,
+        max_s: float,
+        check: Callable[[], None],
+        on_pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._load = load
         self._above = above
         self._most_s = max_s
         self._check = check
+        self._on_pause = on_pause
         self._busy = 0
         self._no_pause_until = 0.0
         self._end = threading.Event()
@@ -58,9 +67,13 @@ class TrafficMonitor:
             return 0.0
         before = self.paused_s
         self.pauses += 1
+        told = False
         try:
             while self._busy > self._above and time.monotonic() - began < self._most_s:
                 self._check()
+                if not told and time.monotonic() - began >= TOLD_AFTER_S:
+                    told = True
+                    self._on_pause()
                 time.sleep(PAUSE_POLL_S)
         finally:
             self.paused_s += time.monotonic() - began

@@ -25,6 +25,9 @@ LOAD_TIMEOUT: Final = httpx.Timeout(2)
 PATIENCE_S: Final = 900.0
 """How long the gateway may be unavailable (an upgrade, an engine restart) before a run gives up."""
 RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
+TOLD_AFTER: Final = 2
+"""Failed tries before an outage is told: 1.5 s."""
+AWAY: Final = frozenset({500, 502, 503, 504})
 RETRYABLE: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Statuses that are worth a retry. Pushing the same adapter again gives the same version."""
 RETRYABLE_EXCEPT_CONFLICT: Final = RETRYABLE - {409}
@@ -39,11 +42,21 @@ class Gateway:
 
     Args:
         wait: Called instead of `time.sleep`; may raise to stop waiting.
+        on_outage: Called with the reason when the gateway, or its engine, has failed to answer for some seconds, and
+            with None when it answers again.
     """
 
-    def __init__(self, url: str, key: str, *, wait: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        wait: Callable[[float], None] = time.sleep,
+        on_outage: Callable[[str | None], None] | None = None,
+    ) -> None:
         self._http = httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT)
         self._wait = wait
+        self._on_outage = on_outage or (lambda _reason: None)
 
     def close(self) -> None:
         """Close the connections."""
@@ -214,15 +227,21 @@ class Gateway:
     def _with_retries(self, attempt: Callable[[], T], retryable: frozenset[int] = RETRYABLE) -> T:
         """Call `attempt` until it succeeds, is refused for good, or PATIENCE_S have passed."""
         deadline = time.monotonic() + PATIENCE_S
+        outage = False
         for tries in range(10_000):
             try:
-                return attempt()
-            except GatewayUnreachable:
-                if time.monotonic() > deadline:
+                answer = attempt()
+            except (GatewayUnreachable, GatewayRefused) as error:
+                status = error.status if isinstance(error, GatewayRefused) else None
+                if (status is not None and status not in retryable) or time.monotonic() > deadline:
                     raise
-            except GatewayRefused as error:
-                if error.status not in retryable or time.monotonic() > deadline:
-                    raise
+                if not outage and tries >= TOLD_AFTER and status in (None, *AWAY):
+                    outage = True
+                    self._on_outage(error.message)
+            else:
+                if outage:
+                    self._on_outage(None)
+                return answer
             self._wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
         raise GatewayUnreachable("the gateway did not answer")
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 from pydantic import BaseModel
 
 from trainer.errors import TooManyRequests
+from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories
 from trainer.runs.process import Command, WorkerExit
 from trainer.runs.protocol import RunResult
@@ -217,6 +218,15 @@ class Kind(ABC, Generic[R]):
             The result to record, and updates to the run's details.
         """
         return result, {}
+
+    def activity(self, run: Run, told: Activity) -> Activity:
+        """What the run's worker does now; ``told`` is what its events say. Reads the directory."""
+        return told
+
+    def ending(self, run: Run, result: R) -> tuple[str, dict[str, Any]]:
+        """What the operator's webhook tells of a run that has ended: what it was, as the beginning of the event's
+        type, and names and outcomes. Nothing of its data."""
+        return self.noun, {}
 
     def directory(self, run: Run) -> Path:
         """The run's directory."""

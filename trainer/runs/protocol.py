@@ -66,7 +66,8 @@ class WorkerEvent(Frozen):
     part is measured (without one: at the end of an epoch, on the held-out examples) valid_loss, full_valid_loss,
     valid_mean_token_accuracy and full_valid_mean_token_accuracy; of DPO, `reward_accuracy` stands for
     `mean_token_accuracy` in all of these names. ``data`` during the judging:
-    stage, done, total. ``data`` of the verdict's event: verdict, metric, examples.
+    stage, done, total. ``data`` of the verdict's event: verdict, metric, examples. ``data`` of the event of a worker
+    that stands still: waits_for (`live_traffic` or `gateway`); it goes on when another event follows.
     """
 
     at: float

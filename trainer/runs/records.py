@@ -205,6 +205,12 @@ def take_next(
     return change(db, run_id, **started)
 
 
+def last_turns(db: sa.Connection, kind: str, turn: TurnColumn) -> dict[str, float]:
+    """When each project's runs of a kind last left a queue, Unix seconds; `take_next` goes by it."""
+    query = sa.select(runs.c.project, sa.func.max(runs.c[turn])).where(runs.c.kind == kind).group_by(runs.c.project)
+    return {project: float(at) for project, at in db.execute(query)}
+
+
 def stale(db: sa.Connection, kind: str, finished_before: float) -> list[str]:
     """A batch of ids of runs that ended before then (Unix seconds) and whose large files still exist.
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from pydantic import BaseModel
 
+from adapters.protocol.reports import Waiting
 from trainer.config import Settings
 from trainer.database import Database
 from trainer.errors import DiskFull, InternalError, InvalidState, NotFound
@@ -26,6 +27,7 @@ from trainer.runs.notifier import Notifier
 from trainer.runs.protocol import Control
 from trainer.runs.records import NO_FILTER, NewRun
 from trainer.runs.state import Run, Status
+from trainer.runs.waiting import WaitingLines
 
 SETTLE_S: Final = 10.0
 """How long a response to cancel, pause or resume waits for the worker, which checks between steps."""
@@ -44,8 +46,11 @@ class RunKey:
 class RunService(ABC):
     """The runs of one kind, for its routes."""
 
-    def __init__(self, kind: Kind[Any], settings: Settings, database: Database, notifier: Notifier) -> None:
+    def __init__(
+        self, kind: Kind[Any], settings: Settings, database: Database, notifier: Notifier, lines: WaitingLines
+    ) -> None:
         self.kind = kind
+        self._lines = lines
         self._settings = settings
         self._database = database
         self._notifier = notifier
@@ -58,8 +63,13 @@ class RunService(ABC):
         return self.kind.directories
 
     @abstractmethod
-    async def show(self, run: Run) -> dict[str, Any]:
-        """The API object of a run."""
+    async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
+        """The API object of a run; ``waiting`` is what it waits for, None if it waits for nothing."""
+
+    async def show_to(self, caller: CurrentCaller, *runs: Run) -> list[dict[str, Any]]:
+        """The API objects of runs, for this caller."""
+        waiting = await self._lines.of(self.kind, caller, runs)
+        return [await self.show(run, waiting.get(run.id)) for run in runs]
 
     # creating
 
@@ -148,13 +158,13 @@ class RunService(ABC):
             return run
 
         run = await self._database.run(claim)
-        return None if run is None else await self.show(run)
+        return None if run is None else (await self.show_to(caller, run))[0]
 
     # reading
 
     async def get(self, caller: CurrentCaller, run_id: str) -> dict[str, Any]:
         """One run. Raises NotFound."""
-        return await self.show(await self.row(caller, run_id))
+        return (await self.show_to(caller, await self.row(caller, run_id)))[0]
 
     async def row(self, caller: CurrentCaller, run_id: str) -> Run:
         """One run as recorded. Raises NotFound if there is none, or if the key may not use its adapters."""
@@ -185,7 +195,7 @@ class RunService(ABC):
             )
 
         runs = await self._database.run(read)
-        return list_object([await self.show(run) for run in runs[:limit]], len(runs) > limit)
+        return list_object(await self.show_to(caller, *runs[:limit]), len(runs) > limit)
 
     # changing
 
@@ -213,7 +223,7 @@ class RunService(ABC):
         while not _settled(run) and run.wanted is control and time.monotonic() < deadline:
             await self._notifier.wait(POLL_S)
             run = await self.row(caller, run_id)
-        return await self.show(run)
+        return (await self.show_to(caller, run))[0]
 
     def _check_allowed(self, run: Run, control: Control) -> None:
         """Raise InvalidState if the run cannot be controlled this way now. Repeating the same request is allowed."""

@@ -30,6 +30,7 @@ from trainer.runs.process import Adopted, Worker, WorkerExit, memory_kills, spaw
 from trainer.runs.protocol import BUSY, DONE, FAILED, FULL, PAUSED, STOPPED, Control
 from trainer.runs.state import UNDER_WAY, Run, Status
 from trainer.runs.transitions import Transitions
+from trainer.runs.waiting import WaitingLines
 
 TICK_S: Final = 0.25
 TURN_S: Final = 1.0
@@ -69,6 +70,8 @@ class Supervisor:
         transitions: Transitions,
         kinds: Sequence[AnyKind],
     ) -> None:
+        self.lines = WaitingLines(database, self.stages)
+        """What runs wait for."""
         self._settings = settings
         self._database = database
         self._notifier = notifier
@@ -84,6 +87,10 @@ class Supervisor:
     def working(self) -> list[int]:
         """Process ids of the workers that use the device now."""
         return [watch.worker.pid for watch in self._watches.values() if watch.stage.on_device]
+
+    def stages(self) -> dict[str, Stage]:
+        """The stage of every worker, by its run's id."""
+        return {watch.run_id: watch.stage for watch in self._watches.values()}
 
     async def start(self) -> None:
         """Adopt the workers that an earlier trainer left running, and start; the first turn handles the other runs."""
@@ -157,6 +164,7 @@ class Supervisor:
                         await self._start_next(kind, stage)
                     except Exception:  # a run that cannot start must not block other stages and kinds
                         _LOG.exception("could not start a run of kind %s at stage %s", kind.name, stage.name)
+            await self.lines.announce(kind)
 
     async def _start_next(self, kind: AnyKind, stage: Stage) -> None:
         take = partial(

@@ -21,6 +21,8 @@ from trainer.runs.notifier import Notifier
 from trainer.runs.process import WorkerExit
 from trainer.runs.protocol import FAILED, Control, RunResult
 from trainer.runs.state import Run, Status
+from trainer.webhook import outbox
+from trainer.webhook.sender import WebhookSender
 
 MAX_KILLS: Final = 3
 """Consecutive restarts without progress before a run is given up."""
@@ -31,7 +33,15 @@ _LOG = logging.getLogger("hatrack.trainer.runs")
 class Transitions:
     """Moves runs to their next state after a worker's exit."""
 
-    def __init__(self, database: Database, notifier: Notifier, housekeeper: Housekeeper, children: Children) -> None:
+    def __init__(
+        self,
+        database: Database,
+        notifier: Notifier,
+        housekeeper: Housekeeper,
+        children: Children,
+        webhook: WebhookSender,
+    ) -> None:
+        self._webhook = webhook
         self._database = database
         self._notifier = notifier
         self._housekeeper = housekeeper
@@ -71,7 +81,7 @@ class Transitions:
             if outcome.message is not None:
                 level = "error" if result.error is not None else outcome.level
                 current = journal.record_event(db, current, outcome.message, level=level)
-            records.change(
+            ended = records.change(
                 db,
                 run.id,
                 status=Status(result.status),
@@ -80,8 +90,11 @@ class Transitions:
                 estimated_finish=None,
                 details=current.details | details,
             )
+            if self._webhook.wanted and ended.parent is None:
+                outbox.add(db, *_ending(kind, ended, result))
 
         await self._database.run(end)
+        self._webhook.wake()
         await self.revoke_key(kind, run.id)
         self._notifier.notify()
 
@@ -191,6 +204,19 @@ def describe_exit(end: WorkerExit) -> str:
     if end.code < 0:
         return f"was killed ({signal.Signals(-end.code).name})"
     return f"ended with exit code {end.code}"
+
+
+def _ending(kind: AnyKind, run: Run, result: RunResult) -> tuple[str, dict[str, Any]]:
+    """The type and the data of the webhook's event on a run that has ended."""
+    what, fields = kind.ending(run, result)
+    data = {
+        "id": run.id,
+        "project": run.project,
+        "status": run.status.value,
+        "finished_at": run.finished_at,
+        "error": result.error.code if result.error is not None else None,
+    }
+    return f"{what}.{run.status.value}", data | fields
 
 
 def _advance(db: sa.Connection, run_id: str, stage: Stage, outcome: Advance) -> None:

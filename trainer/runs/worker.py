@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -102,7 +103,12 @@ def work(kind: WorkerKind, directory: RunDirectory, stage: str) -> int:
     """Do the run of `directory` up to the end of `stage`; returns the exit code."""
     spec: Any = kind.spec.model_validate_json(directory.path(protocol.SPEC).read_bytes())
     control = WorkerControl(directory)
-    gateway = Gateway(spec.gateway, directory.path(protocol.KEY).read_text().strip(), wait=control.wait)
+    gateway = Gateway(
+        spec.gateway,
+        directory.path(protocol.KEY).read_text().strip(),
+        wait=control.wait,
+        on_outage=partial(_tell_of_outage, directory),
+    )
     pipeline = kind.pipeline(spec, directory, gateway, control.check)
     if directory.read(protocol.RESULT, pipeline.result) is not None:
         gateway.close()
@@ -134,3 +140,12 @@ def work(kind: WorkerKind, directory: RunDirectory, stage: str) -> int:
         _LOG.exception("could not write the result")
         return FULL if is_full(error) else FAILED
     return DONE
+
+
+def _tell_of_outage(directory: RunDirectory, reason: str | None) -> None:
+    """Emit an event when the gateway stops answering, and when it answers again."""
+    with suppress(OSError):  # a full disk must not end the wait
+        if reason is None:
+            directory.emit_event("the gateway answers again")
+        else:
+            directory.emit_event(f"waiting for the gateway: {reason}", waits_for="gateway")

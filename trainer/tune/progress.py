@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,24 @@ class TrainingProgress:
     evaluation: Evaluation | None = None
     """On the validation part at its measured points; without one, on the held-out examples after each epoch."""
     ends_epoch: bool = False
+
+    def metrics(self) -> dict[str, Any]:
+        """The data of the step's event, under the API's names (`trainer.runs.protocol.WorkerEvent`)."""
+        metrics: dict[str, Any] = {
+            "step": self.step,
+            "total_steps": self.steps,
+            "epoch": round(self.epoch, 4),
+            "train_loss": self.loss,
+            "train_mean_token_accuracy": self.accuracy,
+            "learning_rate": self.learning_rate,
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "seconds_left": round(self.seconds_left, 1),
+            "memory_bytes": self.memory_bytes,
+        }
+        if self.evaluation is not None:
+            metrics["full_valid_loss"] = self.evaluation.loss
+            metrics["full_valid_mean_token_accuracy"] = self.evaluation.accuracy
+        return metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from service.client.types.adapters import VerdictWord
 from service.client.types.gateway import Error
-from service.client.types.training import JobError, QualityReport
+from service.client.types.training import JobError, QualityReport, Waiting
 
 
 class EvaluationArm(TypedDict):
@@ -50,6 +50,8 @@ class Evaluation(TypedDict):
     """Outcome of the promotion, as a sentence."""
     progress: EvaluationProgress | None
     """None once it has ended."""
+    waiting: Waiting | None
+    """None if it waits for nothing."""
     result_files: list[str]
     seconds: float | None
     error: JobError | None

@@ -173,6 +173,32 @@ class JobPauses(TypedDict):
     seconds: float
 
 
+class RunAhead(TypedDict):
+    """The run that has the worker which another run waits for; nothing that the key may not see is named."""
+
+    id: str | None
+    adapters: list[str]
+    stage: str | None
+    """What it does now."""
+    done: int | None
+    """How many of `total` training steps, or items of the stage, are done."""
+    total: int | None
+    seconds_left: float | None
+    """Until its stage ends, at the measured pace; None if there is no measurement."""
+
+
+class Waiting(TypedDict):
+    """What an unfinished job or evaluation waits for."""
+
+    reason: Literal["turn", "restart", "live_traffic", "gateway"]
+    position: int | None
+    """Of `turn`: the place in the line, counting the run that is under way: 2 starts next."""
+    behind: RunAhead | None
+    """Of `turn`: the run that goes first."""
+    message: str
+    """The same as a sentence."""
+
+
 class JobDetails(TypedDict):
     """What OpenAI's job has no field for. Durations are in seconds."""
 
@@ -180,6 +206,10 @@ class JobDetails(TypedDict):
     device: str
     wanted: Literal["pause", "cancel"] | None
     """A requested change that has not happened yet."""
+    waiting: Waiting | None
+    """None if it waits for nothing."""
+    requested: dict[str, Any]
+    """The hyperparameters and options as they were requested there; `hyperparameters` has the resolved ones."""
     plan: JobPlan | None
     metric: str | None
     verdict: JobVerdict | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,8 +12,9 @@ from trainer.config import Installation
 from trainer.errors import TooManyEvaluations
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.look_store import LookStore
-from trainer.evaluate.evaluations.spec import ANSWER_FILES, EvaluationResult
+from trainer.evaluate.evaluations.spec import ANSWER_FILES, REVALIDATION, EvaluationDetails, EvaluationResult
 from trainer.reviews.service import Reviews
+from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
 from trainer.runs.kind import Abort, AbortCause, Kind, RunOutcome, Stage
@@ -91,6 +93,26 @@ class EvaluationKind(Kind[EvaluationResult]):
         if result.status == "succeeded":
             await self._reviews.take(run.project, run.id, self.directory(run), run.adapters)
         return result, {}
+
+    def activity(self, run: Run, told: Activity) -> Activity:
+        """See Kind: its progress is in a file, which says nothing of the pace."""
+        progress = self.worker_progress(run.id)
+        if progress is None:
+            return told
+        return replace(told, stage=progress.stage, done=progress.done, total=progress.total)
+
+    def ending(self, run: Run, result: EvaluationResult) -> tuple[str, dict[str, Any]]:
+        """See Kind. A revalidation also tells whether the earlier verdict holds; None if that is not shown."""
+        arms = EvaluationDetails.model_validate(run.details).arms
+        fields = {
+            "adapters": list(run.adapters),
+            "version": next((arm["model"] for arm in arms if arm["role"] == "candidate"), None),
+            "verdict": result.verdict,
+            "live": result.live,
+        }
+        if run.body.get("kind") == REVALIDATION:
+            return REVALIDATION, fields | {"holds": result.holds}
+        return self.noun, fields
 
     def worker_progress(self, run_id: str) -> EvaluationProgress | None:
         """The worker's last progress report; None before the first one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from adapters.protocol.reports import EvaluationProgress
+from adapters.protocol.reports import EvaluationProgress, Waiting
 from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationResult
 from trainer.runs.state import Run, Status
 
@@ -12,8 +12,13 @@ WAITING: Final = EvaluationProgress(stage="queued", done=0, total=0)
 STARTING: Final = EvaluationProgress(stage="starting", done=0, total=0)
 
 
-def evaluation_object(run: Run, progress: EvaluationProgress | None) -> dict[str, Any]:
-    """An `evaluation` object; ``progress`` is the worker's last report, None if there is none."""
+def evaluation_object(run: Run, progress: EvaluationProgress | None, waiting: Waiting | None) -> dict[str, Any]:
+    """An `evaluation` object.
+
+    Args:
+        progress: The worker's last report; None if there is none.
+        waiting: What it waits for; None if it waits for nothing.
+    """
     result = None if run.result is None else EvaluationResult.model_validate(run.result)
     body, arms = run.body, EvaluationDetails.model_validate(run.details).arms
     visible_progress = progress or (STARTING if run.status is Status.RUNNING else WAITING)
@@ -36,6 +41,7 @@ def evaluation_object(run: Run, progress: EvaluationProgress | None) -> dict[str
         "live": result.live if result is not None else None,
         "note": result.note if result is not None else None,
         "progress": None if run.over else visible_progress.model_dump(),
+        "waiting": waiting.model_dump(mode="json") if waiting is not None else None,
         "result_files": list(result.files) if result is not None else [],
         "seconds": result.seconds if result is not None else None,
         "error": result.error.model_dump() if result is not None and result.error is not None else None,

@@ -30,7 +30,7 @@ from trainer.evaluate.evaluations.evaluator import (
 from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_on
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
-from trainer.evaluate.evaluations.spec import PROGRESS, EvaluationJob, EvaluationResult, UploadedFiles
+from trainer.evaluate.evaluations.spec import PROGRESS, REVALIDATION, EvaluationJob, EvaluationResult, UploadedFiles
 from trainer.evaluate.report import EvaluationReport, build
 from trainer.evaluate.revalidation import (
     Incomparable,
@@ -48,7 +48,6 @@ from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune.lineage import Lineage
 
-REVALIDATION: Final = "revalidation"
 PROGRESS_INTERVAL_S: Final = 0.5
 """Minimum seconds between two progress reports of one stage."""
 VERDICT_NOT_RECORDED: Final = (
@@ -123,6 +122,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             live, note = self._conclude(plan, outcome.verdict, revalidation, uploaded)
             decided = revalidation or outcome.verdict
             result = result.model_copy(update={"verdict": decided.word, "sentence": decided.sentence})
+            holds = revalidation.holds if revalidation is not None else None
+            result = result.model_copy(update={"holds": holds})
         notes = [*plan.notes, *(note for note in (uncompared, note) if note is not None)]
         return result.model_copy(update={"live": live, "note": ". ".join(notes) or None})
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import EvaluationContext
 from trainer.base_model import chat_template
 from trainer.config import Installation, Settings
@@ -23,6 +24,7 @@ from trainer.runs.notifier import Notifier
 from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.state import Run, Status
+from trainer.runs.waiting import WaitingLines
 
 
 class Evaluations(RunService):
@@ -40,18 +42,19 @@ class Evaluations(RunService):
         positions: int,
         database: Database,
         notifier: Notifier,
+        lines: WaitingLines,
     ) -> None:
-        super().__init__(evaluation, settings, database, notifier)
+        super().__init__(evaluation, settings, database, notifier, lines)
         self._evaluation = evaluation
         self._installation = installation
         self._context_tokens = installation.context or positions
         self._template = chat_template(installation.base)
 
-    async def show(self, run: Run) -> dict[str, Any]:
+    async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         """See RunService."""
         running = run.status is Status.RUNNING
         progress = await asyncio.to_thread(self._evaluation.worker_progress, run.id) if running else None
-        return evaluation_object(run, progress)
+        return evaluation_object(run, progress, waiting)
 
     async def create(
         self,
@@ -73,7 +76,7 @@ class Evaluations(RunService):
         retry = retry_of(idempotency_key, request)
         existing = await self.find_previous_run(caller, retry)
         if existing is not None:
-            return await self.show(existing), True
+            return (await self.show_to(caller, existing))[0], True
         await asyncio.to_thread(_check, body, context, self._settings)
         job = self._job(caller, body.model_copy(update={"held_out": context.held_out.id}), context)
         details = EvaluationDetails(arms=tuple(_arms(body, context, self._installation.base_name)))
@@ -90,7 +93,7 @@ class Evaluations(RunService):
             status=kind.EVALUATE.waits_as,
         )
         run, made = await self.create_run(caller, new_run, job, key, retry, None)
-        return await self.show(run), not made
+        return (await self.show_to(caller, run))[0], not made
 
     def _job(self, caller: CurrentCaller, body: EvaluationBody, context: EvaluationContext) -> EvaluationJob:
         return EvaluationJob(

@@ -31,6 +31,8 @@ WORKER: Final = "trainer.evaluate.evaluations.worker"
 """The module that starts a worker."""
 EVALUATE: Final = "evaluate"
 """The one stage."""
+REVALIDATION: Final = "revalidation"
+"""The `kind` of an evaluation that repeats an earlier one."""
 HELD_OUT: Final = "held_out.jsonl"
 TRAINING: Final = "training.jsonl"
 PLAN: Final = "plan.json"
@@ -134,7 +136,8 @@ class EvaluationDetails(Frozen):
 class EvaluationResult(RunResult):
     """How an evaluation ended. ``verdict``: None for a comparison without a candidate, or if none was reached.
 
-    ``live``: whether the candidate is live now. ``note``: about promotion and the comparison, in sentences.
+    ``live``: whether the candidate is live now. ``holds``: of a revalidation, whether the earlier verdict holds; None
+    if that is not shown. ``note``: about promotion and the comparison, in sentences.
     """
 
     verdict: Literal["pass", "fail", "not_enough_evidence"] | None = None
@@ -143,5 +146,6 @@ class EvaluationResult(RunResult):
     examples: int | None = None
     files: tuple[str, ...] = ()
     live: bool | None = None
+    holds: bool | None = None
     note: str | None = None
     seconds: float = 0.0

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adapters.dataset.held_out import DEFAULT_MIN_EXAMPLES
+from service.cli.jobs import draw_curve
 from service.cli.main import app
-from service.cli.train import draw_curve
 from tests.support.http import QuietHandler
 from trainer.config import Settings as TrainerSettings
 from trainer.evaluate.verdict import Rules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
@@ -173,6 +173,7 @@ async def test_versions_are_shown_by_what_their_verdicts_are_worth() -> None:
 class Trainer:
     state: Literal["off", "starting", "up", "down"]
     paused_s: float | None = None
+    webhook: dict[str, int] = field(default_factory=dict)
 
 
 async def test_a_trainer_that_is_wanted_is_shown_as_up_or_not() -> None:
@@ -187,6 +188,14 @@ async def test_the_pauses_of_trainings_are_shown_once_the_trainer_has_said_them(
     assert value(samples, "hatrack_trainer_paused_seconds_total") == 12.5
     names = {name for name, _ in read(await TrainerSource(Trainer("up")).families())}
     assert names == {"hatrack_trainer_up"}
+
+
+async def test_the_webhooks_events_are_shown_if_there_is_one() -> None:
+    webhook = {"delivered": 5, "failed": 1, "waiting": 2}
+    samples = read(await TrainerSource(Trainer("up", webhook=webhook)).families())
+    assert value(samples, "hatrack_trainer_webhook_events_total", outcome="delivered") == 5
+    assert value(samples, "hatrack_trainer_webhook_events_total", outcome="failed") == 1
+    assert value(samples, "hatrack_trainer_webhook_waiting") == 2
 
 
 async def test_structured_outputs_by_outcome_and_whether_they_are_tried() -> None:

@@ -45,6 +45,17 @@ async def test_the_trainer_tells_how_long_its_jobs_have_stood_still(
     assert watch.paused_s == 7.5
 
 
+async def test_the_trainer_tells_what_became_of_its_webhooks_events(
+    gateway: TrainingGateway, watch: TrainerWatch
+) -> None:
+    counts = {"delivered": 2, "failed": 1, "waiting": 0}
+    gateway.trainer.body = {"status": "ok", "paused_seconds": 0, "webhook": counts}
+    await watch.start()
+    await eventually(lambda: watch.webhook == counts)
+    gateway.trainer.body = {"status": "ok", "paused_seconds": 0}  # the operator has removed it
+    await eventually(lambda: watch.webhook == {})
+
+
 async def test_one_that_is_not_there_yet_is_starting(gateway: TrainingGateway, watch: TrainerWatch) -> None:
     gateway.trainer.status = 503
     await watch.start()

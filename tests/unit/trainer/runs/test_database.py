@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-import trainer.reviews.tables  # noqa: F401 (its tables belong to the schema)
+import trainer.reviews.tables
+import trainer.webhook.outbox  # noqa: F401 (the same)
 from trainer.database import Database, metadata
 from trainer.errors import SettingsError
 from trainer.runs import journal, records

@@ -1,0 +1,1 @@
+"""Tells an operator's address of what has ended: see WEBHOOK.md."""
