@@ -167,7 +167,8 @@ def _weights_facts(version: AdapterVersion) -> list[str]:
     """What a version is made of, in short: `rank 16`, `1.2 MiB`; or that it has no weights, and what it has instead."""
     if version.get("digest") is not None:
         return [f"rank {version.get('rank')}", terminal.size(version.get("bytes"))]
-    tokens = (version.get("proof") or {}).get("prompt_tokens")
+    proof: Any = version.get("proof")
+    tokens = proof.get("prompt_tokens") if isinstance(proof, dict) else None
     return ["no weights"] if tokens is None else ["no weights", f"a prompt of {tokens} tokens"]
 
 

@@ -114,15 +114,24 @@ class PromptChecker:
                 f"The base's chat template cannot render the system prompt and examples: {error.reason}",
                 param="settings",
             ) from error
-        needed = _needed_room(settings, rendered.context)
-        if rendered.context - rendered.tokens < needed:
+        room, needed = rendered.context - rendered.tokens, _needed_room(settings, rendered.context)
+        if room < needed:
+            field, remedy = _what_to_shorten(settings, room, rendered.context)
             raise PromptTooLong(
                 f"The system prompt and examples have {rendered.tokens} tokens of the base's context of "
-                f"{rendered.context}; at least {needed} must be left for the question and the answer. "
-                "Send fewer or shorter examples.",
-                param="settings.examples" if settings.examples else "settings.system_prompt",
+                f"{rendered.context}; at least {needed} must be left for the question and the answer. {remedy}",
+                param=f"settings.{field}",
             )
         return rendered
+
+
+def _what_to_shorten(settings: VersionSettings, room: int, context: int) -> tuple[str, str]:
+    """The setting that is at fault where the prompt leaves too little room, and what to do about it."""
+    if room >= min(MIN_ROOM_TOKENS, context // 4):
+        return "sampling.max_tokens", f"Set `settings.sampling.max_tokens` to {room} or less."
+    if settings.examples:
+        return "examples", "Send fewer or shorter examples."
+    return "system_prompt", "Send a shorter system prompt."
 
 
 def _needed_room(settings: VersionSettings, context: int) -> int:
