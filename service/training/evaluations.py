@@ -84,6 +84,11 @@ class AuthorizedEvaluation:
         return tuple(sorted({model.entry.name for model in models if model.entry is not None}))
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the version that is judged has weights; True if none is."""
+        return self.candidate is None or self.candidate.version is None or self.candidate.version.digest is not None
+
+    @property
     def live(self) -> str | None:
         """The candidate's live version as ``name@number``; None if it is the candidate itself or cannot serve."""
         if self.candidate is None or self.candidate.entry is None:
@@ -150,7 +155,7 @@ class EvaluationService:
             system_prompt=settings["system_prompt"],
             grounding=settings.get("grounding"),
             examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
-            has_weights=row is None or row.digest is not None,
+            has_weights=authorized.has_weights,
             live=authorized.live,
             records=caller.may(Scope.ADAPTERS),
             training_files=() if training_file is None else (reference(training_file),),

@@ -9,6 +9,8 @@ import pytest
 from tests.unit.trainer.evaluate.worlds import QUICK, comparison, form, questions
 from trainer.database import Database
 from trainer.evaluate import design_rates
+from trainer.evaluate.arms import Arm
+from trainer.evaluate.compare import ArmResult
 from trainer.evaluate.evaluations.look_store import EARLIER_LOOKS, LIST, LOOKS, LookStore, read_looks
 from trainer.evaluate.looks import Look, example_key, look_confidence, position
 from trainer.evaluate.verdict import Rules, decide
@@ -31,6 +33,14 @@ def test_the_first_version_is_first_and_each_other_one_pays() -> None:
 def test_the_same_version_again_costs_nothing() -> None:
     assert position(looks("a", "a", "b", "a"), "a", HELD_OUT) == 1
     assert position(looks("a", "b", "c", "b"), "b", HELD_OUT) == 2
+
+
+def test_a_version_without_weights_is_known_by_its_name() -> None:
+    without = ArmResult(arm=Arm(label="new", model="support@1"), answers=(), runs=((),), version="support@1")
+    with_weights = without.model_copy(update={"digest": "d" * 64})
+    base = without.model_copy(update={"version": None})
+    assert (without.looked_at, with_weights.looked_at, base.looked_at) == ("support@1", "d" * 64, None)
+    assert position(looks("support@1", "support@2"), without.looked_at, HELD_OUT) == 2
 
 
 def test_leaving_out_or_rewording_examples_resets_nothing() -> None:
