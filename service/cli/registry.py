@@ -33,7 +33,7 @@ def push(
     directory: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DIR]",
+            metavar="DIR",
             help="The directory written by PEFT's save_pretrained. Without it the version has no weights: the base "
             "answers, with the settings below.",
             show_default=False,
@@ -338,7 +338,9 @@ def _print_moved(moved: AdapterAlias, name: str, alias: str, as_json: bool) -> N
     if as_json:
         terminal.print_json(moved)
     else:
-        typer.echo(terminal.clean(f"{name}:{alias} now points to {name}@{moved.get('version', '?')}"))
+        split = moved.get("split")  # a rollback may go back to one
+        where = f"{name}@{moved.get('version', '?')}" if not split else f"a split, {terminal.pointers({alias: split})}"
+        typer.echo(terminal.clean(f"{name}:{alias} now points to {where}"))
 
 
 def rm(

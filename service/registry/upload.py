@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.base import Fingerprint
@@ -193,6 +194,9 @@ async def _receive_json(
     if not isinstance(value, dict):
         raise BadRequest("the body must be a JSON object", code="invalid_json")
     given = as_model(value, _SettingsBody)
+    for part in ("metadata", "settings"):
+        if len(orjson.dumps(value.get(part))) > BOUNDS[part]:
+            raise TooLarge(f"`{part}` must have at most {BOUNDS[part]} bytes", param=part)
     check_name(given.name)
     settings = parse_settings(given.settings)
     _require_settings(settings, "settings")

@@ -36,11 +36,12 @@ def test_the_same_version_again_costs_nothing() -> None:
 
 
 def test_a_version_without_weights_is_known_by_its_name() -> None:
-    without = ArmResult(arm=Arm(label="new", model="support@1"), answers=(), runs=((),), version="support@1")
+    without = ArmResult(arm=Arm(label="new", model="support@2"), answers=(), runs=((),), version="support@2")
     with_weights = without.model_copy(update={"digest": "d" * 64})
     base = without.model_copy(update={"version": None})
-    assert (without.looked_at, with_weights.looked_at, base.looked_at) == ("support@1", "d" * 64, None)
-    assert position(looks("support@1", "support@2"), without.looked_at, HELD_OUT) == 2
+    assert (without.looked_at, with_weights.looked_at, base.looked_at) == ("support@2", "d" * 64, None)
+    assert position(looks("support@1"), without.looked_at, HELD_OUT) == 2
+    assert position(looks("support@1", "support@2", "support@3"), without.looked_at, HELD_OUT) == 2
 
 
 def test_leaving_out_or_rewording_examples_resets_nothing() -> None:
