@@ -24,7 +24,7 @@ WHOLE = [
 LIVE = "/v1/adapters/support/aliases/live"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def http(gateway: Gateway) -> Iterator[httpx.Client]:
     """A client of the gateway, which has `support@1` without weights."""
     with gateway.http() as client:
@@ -62,7 +62,8 @@ def while_streaming(gateway: Gateway, http: httpx.Client) -> tuple[float, float]
     body = {"model": "support", "messages": QUESTION, "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json=body) as stream, gateway.http() as beside:
         assert stream.headers["x-hatrack-adapter"] == "support@1"
-        first = next(line for line in stream.iter_lines() if line)
+        lines = stream.iter_lines()  # held, as an iterator that is dropped closes the stream
+        first = next(line for line in lines if line)
         assert json.loads(first.removeprefix("data: "))["model"] == "support"
         running = metric(beside, 'hatrack_adapter_requests_running{adapter="support"')
         return running, metric(beside, "hatrack_engine_slots_in_use")
