@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from adapters.names import DEFAULT_ALIAS
 from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, EvaluationFields, Label
-from adapters.protocol.runs import CreateEvaluation, EarlierVerdict, EvaluationContext
+from adapters.protocol.runs import CreateEvaluation, EarlierVerdict, EvaluationContext, PromptExample
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
@@ -82,6 +82,11 @@ class AuthorizedEvaluation:
         """The names of all adapters that are evaluated."""
         models = [*self.models.values(), *([self.candidate] if self.candidate is not None else [])]
         return tuple(sorted({model.entry.name for model in models if model.entry is not None}))
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the version that is judged has weights; True if none is."""
+        return self.candidate is None or self.candidate.version is None or self.candidate.version.digest is not None
 
     @property
     def live(self) -> str | None:
@@ -149,6 +154,8 @@ class EvaluationService:
             candidate=None if authorized.candidate is None else authorized.candidate.name,
             system_prompt=settings["system_prompt"],
             grounding=settings.get("grounding"),
+            examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
+            has_weights=authorized.has_weights,
             live=authorized.live,
             records=caller.may(Scope.ADAPTERS),
             training_files=() if training_file is None else (reference(training_file),),

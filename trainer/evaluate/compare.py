@@ -251,7 +251,8 @@ def _check(arms: Sequence[Arm], held_out: Sequence[Question], repeats: int) -> N
 
 def _served(arm: Arm, answers: Sequence[Answer]) -> tuple[str | None, str | None]:
     """The version and the digest that answered. Raises ArmVersionChanged if there are several."""
-    if len({answer.digest for answer in answers}) > 1:
+    # without weights there is no digest, and the version tells settings apart
+    if len({answer.digest or answer.version for answer in answers}) > 1:
         versions = ", ".join(sorted({answer.version or "none" for answer in answers}))
         raise ArmVersionChanged(
             f"{arm.model} was served by more than one version ({versions}); "

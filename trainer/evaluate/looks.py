@@ -71,7 +71,9 @@ def looks_of(comparison: Comparison, candidate: str | None, live: str | None) ->
     """
     examples = tuple(example_key(question) for question in comparison.questions)
     arms: tuple[ArmResult | StoppedArm, ...] = (*comparison.results, *comparison.stopped)
-    shown = [version_looked_at(arm) for arm in arms if arm.digest is not None and arm.arm.label != live]
+    # a version without weights has no digest; the base and outside endpoints have no version either
+    versioned = [arm for arm in arms if (arm.digest or arm.version) is not None]
+    shown = [version_looked_at(arm) for arm in versioned if arm.arm.label != live]
     first = [] if candidate is None else [version_looked_at(comparison.result(candidate))]
     versions = dict.fromkeys([*first, *shown])
     return [Look(version=version, examples=examples) for version in versions]

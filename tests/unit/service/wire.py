@@ -131,6 +131,8 @@ class _Handler(QuietHandler):
         return 200, {"object": "list", "data": data, "has_more": len(names) > self.server.page}
 
     def _push(self, query: dict[str, str], body: bytes) -> tuple[int, Any]:
+        if self.headers["content-type"] == "application/json":
+            return self._push_settings(query, json.loads(body))
         head = f"content-type: {self.headers['content-type']}\r\n\r\n".encode()
         message = email.message_from_bytes(head + body, policy=email.policy.HTTP)
         parts: dict[str, bytes] = {
@@ -146,6 +148,13 @@ class _Handler(QuietHandler):
         size = len(parts["weights"])
         added = self.server.add(name, None if alias is None else alias.decode(), state=state, settings=settings)
         return 201, added | {"bytes": size, "warnings": ["The config names another base."]}
+
+    def _push_settings(self, query: dict[str, str], body: dict[str, Any]) -> tuple[int, Any]:
+        state = "proving" if query.get("wait") == "false" else "ready"
+        without = {"digest": None, "rank": None, "alpha": None, "bytes": 0, "target_modules": []}
+        proof = {"format": 1, "kind": "settings", "prompt_tokens": 78, "context_tokens": 2048, "warnings": []}
+        more = {"state": state, "settings": body["settings"], "metadata": body.get("metadata", {}), "proof": proof}
+        return 201, self.server.add(body["name"], body.get("alias"), **without, **more)
 
     def _registry(self, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
         gateway = self.server

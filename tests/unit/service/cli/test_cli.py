@@ -85,6 +85,73 @@ def test_push_settings_file_takes_the_place_of_the_directorys(
     assert json.loads(gateway.parts["settings"]) == {"sampling": {"top_p": 0.5}}
 
 
+FEW = '{"prompt": "Do you ship abroad?", "completion": "Aye."}\n{"prompt": "By card?", "completion": "Any card."}\n'
+
+
+def test_push_without_a_directory_is_a_version_without_weights(
+    hatrack: Hatrack, gateway: Gateway, tmp_path: Path
+) -> None:
+    (tmp_path / "prompt.txt").write_text("You are the shop.\n")
+    (tmp_path / "few.jsonl").write_text(FEW)
+    result = hatrack(
+        "push", "support", "--system-prompt", str(tmp_path / "prompt.txt"),
+        "--examples", str(tmp_path / "few.jsonl"), "--temperature", "0.2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "support@1 is ready (no weights, a prompt of 78 tokens, alias live)\n"
+    assert gateway.version("support", 1)["settings"] == {
+        "system_prompt": "You are the shop.",
+        "examples": [
+            {"user": "Do you ship abroad?", "assistant": "Aye."},
+            {"user": "By card?", "assistant": "Any card."},
+        ],
+        "sampling": {"temperature": 0.2},
+    }
+    row = hatrack("show", "support").stdout.splitlines()[-1]
+    assert row.split()[-2:] == ["no", "weights"]
+    shown = hatrack("show", "support@1").stdout
+    assert "rank" not in shown
+    assert "no weights" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "reason"),
+    [
+        ((), 1, "nothing_to_push"),
+        (("--system-prompt", "promt.txt"), 2, "there is no file promt.txt"),
+        (("--system-prompt", "prompts/support"), 2, "there is no file prompts/support"),
+        (
+            ("--examples", "two.jsonl"),
+            1,
+            "line 1: must be one question and its answer; got user, assistant",
+        ),
+        (("--examples", "system.jsonl"), 1, "line 1: a system message belongs in the version's system prompt"),
+        (("--examples", "broken.jsonl"), 1, "line 2: "),
+        (("--examples", "empty.jsonl"), 1, "it has no examples"),
+    ],
+)
+def test_push_says_what_is_wrong_with_settings_before_anything_is_sent(
+    hatrack: Hatrack,
+    gateway: Gateway,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    exit_code: int,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant")]
+    system = {"role": "system", "content": "Be kind."}
+    (tmp_path / "two.jsonl").write_text(json.dumps({"messages": turns * 2}))
+    (tmp_path / "system.jsonl").write_text(json.dumps({"messages": [system, *turns]}))
+    (tmp_path / "broken.jsonl").write_text(json.dumps({"messages": turns}) + "\n{\n")
+    (tmp_path / "empty.jsonl").write_text("")
+    result = hatrack("push", "support", *arguments)
+    assert result.exit_code == exit_code, result.output
+    assert reason in " ".join(result.stderr.split())
+    assert gateway.versions == {}
+
+
 def test_a_refusal_leaves_with_1_and_its_reason(hatrack: Hatrack, directory: Path) -> None:
     (directory / "adapter_model.safetensors").write_bytes(b"nan")
     result = hatrack("push", "a", str(directory))

@@ -80,6 +80,18 @@ def test_push_arguments_win_over_the_directory(client: HatrackClient, gateway: G
     assert gateway.requests[-1][1] == "/v1/adapters?wait=false"
 
 
+def test_push_without_a_directory_sends_the_settings_alone(client: HatrackClient, gateway: Gateway) -> None:
+    version = client.adapters.push("support", settings={"system_prompt": "Hi"}, metadata={"run": 7}, alias="canary")
+    assert (version["digest"], version["rank"], version["aliases"]) == (None, None, ["canary"])
+    assert json.loads(gateway.requests[-1][3]) == {
+        "name": "support",
+        "settings": {"system_prompt": "Hi"},
+        "metadata": {"run": 7},
+        "alias": "canary",
+    }
+    assert client.adapters.push("support", settings={"system_prompt": "Ho"}, wait=False)["state"] == "proving"
+
+
 def test_push_hands_on_the_reason_of_a_refusal(client: HatrackClient, directory: Path) -> None:
     (directory / "adapter_model.safetensors").write_bytes(b"nan")
     with pytest.raises(ClientError) as refused:

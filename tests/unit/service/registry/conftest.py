@@ -25,6 +25,8 @@ from service.error_handlers import add_error_handlers
 from service.files import records as file_records
 from service.files.purposes import Purpose
 from service.files.records import NewFile as NewStoreFile
+from service.grounding.config import GroundingSettings
+from service.grounding.provider import store_not_found
 from service.openapi import build
 from service.registry.catalog import Catalog
 from service.registry.routes import router
@@ -63,6 +65,14 @@ class RegistryApp:
         self.keys: Keys
         self.http: httpx.AsyncClient
         self.app: FastAPI
+        self.stores: dict[str, str] = {}
+        """The project of each vector store, by its id."""
+
+    async def check_stores(self, settings: GroundingSettings, caller: Caller) -> None:
+        """What the grounding hook checks: the caller's project has the stores, and its key may read them."""
+        for store_id in settings.vector_store_ids:
+            if self.stores.get(store_id) != caller.project or not caller.may_read(store_id):
+                raise store_not_found(store_id, "settings.grounding.vector_store_ids")
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[RegistryApp]:
@@ -71,7 +81,9 @@ class RegistryApp:
         self.keys = Keys(self.settings.home, database, KEY)
         await self.keys.open()
         self.registry = Registry(
-            self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart, self.engine
+            *(self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart),
+            self.engine,
+            check_stores=self.check_stores,
         )
         await self.registry.open()
         self.app = app = FastAPI()
@@ -104,6 +116,10 @@ class RegistryApp:
         data = {"name": name} | {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
         parts = {"config": ("adapter_config.json", files.config), "weights": (weights_name, files.weights)}
         return await self.http.post(f"/v1/adapters{query}", data=data, files=parts, headers=headers)
+
+    async def push_settings(self, name: str, *, query: str = "", **settings: Any) -> httpx.Response:
+        """Push a version without weights, as the admin."""
+        return await self.http.post(f"/v1/adapters{query}", json={"name": name, "settings": settings})
 
     async def key(self, project: str = DEFAULT_PROJECT, adapters: tuple[str, ...] | None = None) -> dict[str, str]:
         """The header of a new key that may look after adapters."""

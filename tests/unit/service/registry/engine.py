@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.perplexity import PLAIN_TEXT
-from service.errors import AdapterNotFinite, EngineUnavailable
+from service.engine.client import RenderedChat
+from service.errors import AdapterNotFinite, EngineRefused, EngineUnavailable
 
 BASE = "tiny"
 TOKENS = 12
@@ -38,6 +39,10 @@ class MemoryEngine:
     together: list[list[str]] = field(default_factory=list)
     capacity: int = 256
     loaded: list[str] = field(default_factory=list)
+    context: int = 2048
+    template_refuses: str | None = None
+    template_hides: str | None = None
+    rendered: list[list[dict[str, str]]] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def report(self, *, loaded: bool = False) -> dict[str, Any]:
@@ -56,6 +61,17 @@ class MemoryEngine:
             while not set(digests) <= set(self.loaded):
                 self._changed.clear()
                 await self._changed.wait()
+
+    async def render_chat(self, messages: Sequence[Mapping[str, str]]) -> RenderedChat:
+        """A template that puts each message's role before it; every word is a token."""
+        if self.down:
+            raise EngineUnavailable("there is no engine")
+        if self.template_refuses is not None:
+            raise EngineRefused("the engine returned status 400", reason=self.template_refuses)
+        self.rendered.append([dict(message) for message in messages])
+        hidden = self.template_hides
+        text = "\n".join(f"{message['role']}: {message['content'].strip()}" for message in messages)
+        return RenderedChat(len(text.split()), self.context, text if hidden is None else text.replace(hidden, ""))
 
     async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
         if tuple(texts) == (PLAIN_TEXT,):

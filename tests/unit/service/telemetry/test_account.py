@@ -12,7 +12,7 @@ from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Tar
 from service.telemetry.account import BASE, MAX_CODES, NONE, OTHER, SWEEP_AFTER, MetricsAccount
 from service.telemetry.record import Outcome
 from tests.unit.service.inference.fakes import catalog, version
-from tests.unit.service.telemetry.support import BASE_TARGET, CHAT, caller, read, record, refused, value
+from tests.unit.service.telemetry.support import BASE_TARGET, CHAT, VOICE, caller, read, record, refused, value
 
 OF_VOICE = {"project": "shop", "adapter": "voice", "version": "3"}
 
@@ -152,3 +152,15 @@ def test_requests_may_come_while_the_metrics_are_written() -> None:
     for number, _ in enumerate(counting.families()):
         counting(record(target=target(f"b{number}"), outcome="cut", code=f"c{number}"))
     assert value(read(counting.families()), "hatrack_requests_total", outcome="ok", adapter="a0") == 1
+
+
+def test_a_version_without_weights_is_counted_under_its_own_flow() -> None:
+    counting = account()
+    for asked in (Target("support", "smol", "support", 1, flow="shop/support@1"), BASE_TARGET, VOICE):
+        counting(record(target=asked))
+    assert dict(counting.flows()) == {
+        ("shop", "support", "1"): "shop/support@1",
+        ("shop", BASE, ""): None,
+        ("shop", "voice", "3"): VOICE.digest,
+    }
+    assert [digest for _, digest in counting.targets()] == [None, None, VOICE.digest]

@@ -280,3 +280,22 @@ async def test_the_trainer_learns_what_the_version_is_grounded_in(gateway: Train
     assert (await create(gateway, model="shop", held_out=await gateway.made())).status_code == 200
     grounding = sent(gateway)[1]["grounding"]
     assert (grounding["vector_store_ids"], grounding["timeout_s"]) == (["vs_1"], 2)
+
+
+async def test_the_trainer_learns_that_a_version_is_made_of_settings_alone(gateway: TrainingGateway) -> None:
+    shown = [{"user": "Do you ship abroad?", "assistant": "Aye."}]
+    settings = VersionSettings.model_validate({"system_prompt": "Be salty.", "examples": shown})
+    versions = {
+        1: VersionEntry(1, None, settings, Servable.OK, 1, flow="default/shop@1"),
+        2: VersionEntry(2, "d" * 64, VersionSettings(), Servable.OK, 2),
+    }
+    shop = AdapterEntry("shop", 1, MappingProxyType(versions), MappingProxyType({"live": 1}))
+    known = dict(gateway.catalog.snapshot.adapters) | {("default", "shop"): shop}
+    gateway.catalog.replace(CatalogSnapshot(MappingProxyType(known)))
+    held_out = await gateway.made()
+    for model, has_weights, live in (("shop", False, None), ("shop@2", True, "shop@1")):
+        gateway.trainer.asked.clear()
+        assert (await create(gateway, model=model, held_out=held_out)).status_code == 200
+        context = sent(gateway)[1]
+        assert (context["has_weights"], context["live"]) == (has_weights, live)
+        assert context["examples"] == ([] if has_weights else shown)

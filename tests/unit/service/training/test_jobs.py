@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 from adapters.store import WEIGHTS_FILE
 from service.access.caller import Caller
+from service.registry.catalog import AdapterEntry, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from tests.unit.service.files.files_app import LINE, bearer, error_of
 from tests.unit.service.files.test_holds import push, version
 from tests.unit.service.inference.fakes import until
@@ -155,6 +157,20 @@ async def test_a_missing_scope_is_named_before_the_body_is_looked_at(gateway: Tr
     assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope")
     assert f"`{missing}`" in error_of(answer)["message"]
     assert gateway.trainer.asked == []
+
+
+async def test_there_is_nothing_to_continue_from_without_weights(gateway: TrainingGateway) -> None:
+    entry = VersionEntry(1, None, VersionSettings(system_prompt="Hi"), Servable.OK, 1, flow="default/support@1")
+    support = AdapterEntry("support", 1, MappingProxyType({1: entry}), MappingProxyType({"live": 1}))
+    known = dict(gateway.catalog.snapshot.adapters) | {("default", "support"): support}
+    gateway.catalog.replace(CatalogSnapshot(MappingProxyType(known)))
+    answer = await gateway.create(model="support@1", training_file=await gateway.made())
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "model")
+    assert error_of(answer)["code"] == "parent_unsupported"
+    assert f"train from the base, `{BASE}`" in error_of(answer)["message"]
+    assert gateway.trainer.asked == []
+    later = await gateway.create(model=BASE, training_file=await gateway.made(), metadata={"adapter": "support"})
+    assert later.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ def test_each_version_whose_scores_are_shown_has_been_looked_at() -> None:
     assert next(look.version for look in looks_of(arms, "gpt", None)) == "none openai/gpt"
 
 
+def test_a_version_without_weights_is_known_by_its_name() -> None:
+    without = [version_looked_at(result("new", version=f"support@{number}")) for number in (1, 2)]
+    assert without == ["none support@1", "none support@2"]
+    assert position(looks(without[0]), without[1], HELD_OUT) == 2
+    arms = compared(result("base"), result("candidate", version="support@2"))
+    assert [look.version for look in looks_of(arms, None, None)] == ["none support@2"]
+
+
 def test_leaving_out_or_rewording_examples_resets_nothing() -> None:
     before = looks("a", "b", "c")
     assert position(before, "d", HELD_OUT[1:]) == 4

@@ -48,6 +48,8 @@ class EvaluationGateway(Gateway):
     unservable: set[int] = field(default_factory=set)
     grounded: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What versions say of their grounding."""
+    shown: dict[int, list[dict[str, str]]] = field(default_factory=dict)
+    """The examples in each version's prompt."""
     lineages: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What versions say of where they come from."""
     stored: dict[str, bytes] = field(default_factory=dict)
@@ -103,7 +105,8 @@ class EvaluationGateway(Gateway):
             return 200, {}
         if found := re.fullmatch(rf"/v1/adapters/{NAME}/versions/(\d)(/verdicts)?", path):
             if not found[2]:
-                settings = {"grounding": self.grounded.get(int(found[1]))}
+                number = int(found[1])
+                settings = {"grounding": self.grounded.get(number), "examples": self.shown.get(number, [])}
                 servable = "damaged" if int(found[1]) in self.unservable else "ok"
                 lineage = self.lineages.get(int(found[1]))
                 return 200, {"servable": servable, "settings": settings, "metadata": {"lineage": lineage}}

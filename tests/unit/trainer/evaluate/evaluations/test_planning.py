@@ -10,6 +10,7 @@ from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS
 from trainer.evaluate.arms import (
     ANSWER_FORM_TOKENS,
+    BARE_BASE_NOTE,
     GROUNDED_NOTE,
     MIN_ANSWER_TOKENS,
     NO_ROOM_FOR_ANSWERS,
@@ -148,3 +149,27 @@ def test_a_grounded_version_is_judged_against_a_grounded_base(make_folder: MakeF
     named = planned(make_folder, 2048, compared(BEST, TOLD, bases=("mine",)), {"grounding": grounding}).evaluation
     assert [arm.label for arm in named.arms[3:]] == ["base with passages", "base with passages told the answers"]
     assert planned(make_folder, 2048).notes == (NO_TRAINING_DATA,)
+
+
+def test_a_version_without_weights_is_compared_with_the_bare_base_and_with_what_is_live(
+    make_folder: MakeFolder,
+) -> None:
+    shown = [{"user": "word " * 40, "assistant": "word " * 40}]
+    context = {"has_weights": False, "examples": shown, "grounding": {"vector_store_ids": ["vs_1"]}}
+    live = LiveState(LivePointer(version=1), "voice@1")
+    plan = planned(make_folder, 4096, context=context, live_state=live)
+    candidate, base, other = plan.evaluation.arms
+    assert (candidate.model, candidate.prompt.is_plain, candidate.grounding) == ("voice@3", True, None)
+    assert (base.label, base.prompt.system, base.prompt.is_plain, base.grounding) == ("base", None, True, None)
+    assert (other.model, plan.evaluation.live) == ("voice@1", "live")
+    assert plan.evaluation.bases == ("base",)
+    assert BARE_BASE_NOTE in plan.notes
+    assert GROUNDED_NOTE not in plan.notes
+
+
+def test_weights_that_follow_a_prompt_are_judged_against_it_as_what_is_live(make_folder: MakeFolder) -> None:
+    plan = planned(make_folder, 4096, live_state=LiveState(LivePointer(version=1), "voice@1"))
+    live = next(arm for arm in plan.evaluation.arms if arm.label == "live")
+    assert (live.model, live.prompt.is_plain, live.prompt.system) == ("voice@1", True, None)
+    assert len(plan.evaluation.bases) > 1
+    assert BARE_BASE_NOTE not in plan.notes

@@ -88,6 +88,35 @@ def test_what_an_earlier_version_was_trained_on_is_left_out_in_disguise(
     assert str(result.note).startswith("3 of 36 held-out examples are left out: an earlier version")
 
 
+def as_shown(count: int) -> list[dict[str, str]]:
+    """The first rows as examples of a prompt, reworded a little."""
+    return [{"user": f"Hi, {row['prompt']}!", "assistant": "Something else."} for row in rows()[:count]]
+
+
+def test_what_the_candidate_s_prompt_shows_is_left_out(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    result = run(make_folder(context={"examples": as_shown(3), "has_weights": False}))
+    assert (result.status, result.examples) == ("succeeded", 33)
+    said = "3 of 36 held-out examples are left out: the prompt of voice@3 has them, or near-duplicates of them"
+    assert said in str(result.note)
+    assert not {row["prompt"] for row in rows()[:3]} & {asked for _, asked in gateway.asked()}
+
+
+def test_what_the_live_version_s_prompt_shows_is_left_out(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    gateway.live, gateway.shown = 1, {1: as_shown(2)}
+    result = run(make_folder())
+    assert result.examples == 34
+    assert "2 of 36 held-out examples are left out: an earlier version" in str(result.note)
+
+
+def test_nothing_is_judged_on_examples_that_its_prompt_shows_alone(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    found = run(make_folder(context={"examples": as_shown(36), "has_weights": False}))
+    assert found.error is not None
+    assert (found.status, found.error.code) == ("failed", "held_out_in_training")
+    assert gateway.asked() == []
+
+
 def test_what_a_job_held_out_next_to_a_near_duplicate_is_left_out_not_refused(
     gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
