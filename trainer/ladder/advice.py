@@ -238,7 +238,7 @@ def _would_change(key: RungKey, rows: Sequence[Row]) -> list[str]:
         if gap.estimate > 0 and gap.needed is not None and gap.needed > gap.examples:
             changes.append(
                 f"{gap.needed} held-out examples (now {gap.examples}) would show whether "
-                f"{title(other[0], inside=True)} is better, if the difference is really {100 * gap.estimate:.1f} points."
+                f"{title(other[0], inside=True)} is better, if the true difference is {100 * gap.estimate:.1f} points."
             )
     return changes[:1]
 

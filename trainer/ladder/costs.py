@@ -2,7 +2,8 @@
 
 Everything is measured time multiplied by the operator's prices; nothing is assumed but the operator's own numbers. The
 engine time of a request is taken from the evaluation that asked it: all arms were asked at the same time, so the time
-that an arm's requests spent in the engine, as a share of all requests' time, is its share of the evaluation's time. At another load a request costs more or less; the order of the rungs stays.
+that an arm's requests spent in the engine, as a share of all requests' time, is its share of the evaluation's time. At
+another load a request costs more or less; the order of the rungs stays.
 """
 
 from __future__ import annotations

@@ -92,8 +92,7 @@ def prepare_data(
         DataInvalid, DataTooSmall: As `trainer.data.prepare.inspect`, or there are too few examples to compare on.
         TemplateUnsupported: The base's chat template cannot be trained on.
     """
-    from trainer.data.render import Renderer
-    from trainer.data.render import stop_tokens
+    from trainer.data.render import Renderer, stop_tokens
     from trainer.tune.model import load_generation_config, load_tokenizer
 
     tokenizer = load_tokenizer(base_dir)
