@@ -334,6 +334,18 @@ class MixedBatchDiffers(ProofError):
     code = "mixed_batch_differs"
 
 
+class PromptRefused(ProofError):
+    """The base's chat template cannot render the version's system prompt and examples."""
+
+    code = "prompt_refused"
+
+
+class PromptTooLong(ProofError):
+    """With the version's system prompt and examples, the context has too little room for a question and an answer."""
+
+    code = "prompt_too_long"
+
+
 # The store
 
 

@@ -171,8 +171,6 @@ def build(settings: Settings) -> Parts:
     supervisor = engine_for(settings, base)
     admission = Admission(settings, supervisor.client, supervisor.on_change)
     background = admission.background_engine
-    registry = Registry(settings, database, store, catalog, base, background, supervisor.restart, supervisor.client)
-    supervisor.before_spawn = registry.collect
     usage = UsageAccount(database, flush_s=settings.usage_flush_s)
     refusals = Refusals(database)
     telemetry = Telemetry(settings, catalog, engine_version())
@@ -180,6 +178,11 @@ def build(settings: Settings) -> Parts:
     knowledge = _knowledge(settings, database, files)
     own = {EMBEDDED: knowledge} if knowledge is not None else {}
     grounding = assemble_grounding(settings, keys.derived_secret("grounding"), own)
+    registry = Registry(
+        *(settings, database, store, catalog, base, background, supervisor.restart, supervisor.client),
+        check_stores=grounding.hook.check_settings,
+    )
+    supervisor.before_spawn = registry.collect
     check_store = None if knowledge is None else knowledge.show
     sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store, check_store)
     structured = StructuredOutputs.from_settings(settings)

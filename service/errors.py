@@ -212,6 +212,14 @@ class BadGateway(HatrackError):
     retry: ClassVar[bool | None] = False
 
 
+class EngineRefused(BadGateway):
+    """The engine refused a request of the gateway's own; ``reason`` is its message."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class EngineCut(BadGateway):
     """The connection to the engine was lost before its answer was complete."""
 

@@ -68,9 +68,9 @@ def _complete(operation: dict[str, Any], route: APIRoute, method: str, schemas: 
                 content["schema"] = {"$ref": content["schema"]["$ref"]}
     answers.pop("422", None) if "422" not in {str(status) for status in route.responses} else None
     if body := getattr(route.endpoint, BODY, None):
-        model, required, media_type = body
-        schema = {"$ref": _add_model(schemas, model)}
-        operation["requestBody"] = {"required": required, "content": {media_type: {"schema": schema}}}
+        models, required = body
+        content = {kind: {"schema": {"$ref": _add_model(schemas, model)}} for kind, model in models.items()}
+        operation["requestBody"] = {"required": required, "content": content}
         answers.setdefault("413", _error("The body is too large."))
     if route.path_format not in PUBLIC:
         # the headers that say who calls, and for which project, may be at fault whatever the route

@@ -84,12 +84,20 @@ class EarlierVerdict(ProtocolModel):
     scores: FileRef
 
 
+class PromptExample(ProtocolModel):
+    """A question and its answer in a version's prompt."""
+
+    user: str
+    assistant: str
+
+
 class EvaluationContext(ProtocolModel):
     """What the gateway resolved and authorised for an evaluation.
 
     ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
-    version that is judged, None where it is none; ``system_prompt`` and ``grounding`` are its settings. ``live``: the
-    version that serves under its name now, if that is another. ``records``: the evaluation's key may write the verdict
+    version that is judged, None where it is none; ``system_prompt``, ``grounding`` and ``examples`` are its settings,
+    and ``has_weights`` is False if it is made of these alone. ``live``: the version that serves under its name now, if
+    that is another. ``records``: the evaluation's key may write the verdict
     down. ``training_files``: what the candidate was trained on, as far as the project still has it. ``earlier``: what a
     revalidation is compared with, None if no earlier verdict has its scores stored.
     """
@@ -99,6 +107,8 @@ class EvaluationContext(ProtocolModel):
     candidate: str | None = None
     system_prompt: str | None = None
     grounding: dict[str, Any] | None = None
+    examples: tuple[PromptExample, ...] = ()
+    has_weights: bool = True
     live: str | None = None
     records: bool = False
     training_files: tuple[FileRef, ...] = ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from service.admission.queue import AdmissionQueue
 from service.admission.request import AdmissionRequest
-from service.engine.client import EngineClient
+from service.engine.client import EngineClient, RenderedChat
 from service.errors import RateLimited, Timeout, Unavailable
 
 PROJECT: Final = ""
@@ -38,6 +38,15 @@ class BackgroundEngine:
         self._engine = engine
         self._queue = queue
         self._base_name = base_name
+
+    async def render_chat(self, messages: Sequence[Mapping[str, str]]) -> RenderedChat:
+        """The prompt that the base's chat template makes of these messages. No model runs, so nothing is admitted.
+
+        Raises:
+            EngineRefused: The template refuses them.
+            EngineUnavailable, BadGateway, Timeout: The engine cannot be asked.
+        """
+        return await self._engine.render_chat(self._base_name, messages)
 
     async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
         """For each text the log-probabilities (nats) of its tokens but the first, under a digest or the base's name.

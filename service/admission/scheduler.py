@@ -94,7 +94,7 @@ class Scheduler:
             Unavailable: The queue is full.
         """
         tree = self._tree(request)
-        leaf = tree.leaf(request.project, request.key_id, request.adapter)
+        leaf = tree.leaf(request.project, request.key_id, request.flow or request.adapter)
         entry = QueuedRequest(request, leaf, now)
         if self.callers.queued == 0 and tree.queued == 0 and self._may_enter(entry, now):
             self._enter(entry, now, waited=False)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QueueSnapshot:
-    """Gauges are current, counts are since the start. The adapter None is the base."""
+    """Gauges are current, counts are since the start. The adapter None is the base; a version without weights stands
+    under the name of its flow."""
 
     queued: int
     queued_by_project: dict[str, int]

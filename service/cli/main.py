@@ -68,6 +68,7 @@ app.command(
         "hatrack push brand-voice out/brand-voice --alias canary",
         'hatrack push brand-voice out/brand-voice --system-prompt "You are the voice of the shop."',
         "hatrack push brand-voice out/brand-voice --no-wait --json | jq .version",
+        "hatrack push support --system-prompt prompt.txt --examples few.jsonl --kb policies   (no weights)",
     )
 )(registry.push)
 app.command(epilog=examples("hatrack ls", "hatrack ls --json | jq -r '.[].name'"))(registry.ls)

@@ -7,24 +7,38 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from adapters.names import DEFAULT_ALIAS, Reference
 from service.cli import terminal
 from service.cli.terminal import AsJson
-from service.client import AdapterDirectory, ClientError, HatrackClient, read_json_object
+from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
 
 if TYPE_CHECKING:
     from service.client.types.adapters import Adapter, AdapterAlias, AdapterVersion
 
 _FILE = {"exists": True, "dir_okay": False, "readable": True}
+MAX_PATH_CHARS: Final = 1024
+NO_WEIGHTS: Final = "no weights"
+NOTHING_TO_PUSH: Final = (
+    "Name a directory with weights, or give a version without weights at least one of --system-prompt, --examples, "
+    "--kb, --temperature and --settings."
+)
 
 
 def push(
     name: Annotated[str, typer.Argument(help="The adapter's name.", callback=terminal.name_argument)],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory written by PEFT's save_pretrained.")],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]",
+            help="The directory written by PEFT's save_pretrained. Without it the version has no weights: the base "
+            "answers, with the settings below.",
+            show_default=False,
+        ),
+    ] = None,
     alias: Annotated[
         str | None,
         typer.Option(
@@ -37,8 +51,23 @@ def push(
     ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while the version is still being proven.")] = False,
     system_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="The system prompt that the adapter was trained with.")
+        str | None,
+        typer.Option(
+            metavar="TEXT|FILE",
+            help="The system prompt of requests that bring none; for weights, the one that they were trained with.",
+        ),
     ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="JSONL of questions and answers that stand before every conversation.", **_FILE
+        ),
+    ] = None,
+    kb: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STORE", help="Ground answers in this store, by name or id. May be repeated."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Default temperature of requests that set none.")] = None,
     settings: Annotated[
         Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)
     ] = None,
@@ -47,19 +76,32 @@ def push(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload an adapter as a new version, and wait until it is proven."""
+    """Add a version of an adapter, of weights or of settings alone, and wait until it is proven."""
     if alias is not None and no_alias:
         raise typer.BadParameter("--alias and --no-alias cannot be combined.")
+    prompt = None if system_prompt is None else _text_or_file(system_prompt)
     with terminal.reporting(as_json):
-        source = AdapterDirectory.read(directory)
-        version_settings = read_json_object(settings) if settings else source.settings
-        if system_prompt is not None:
-            version_settings = {**(version_settings or {}), "system_prompt": system_prompt}
-        with HatrackClient() as client, _progress(source.weights.stat().st_size, no_wait) as progress:
+        source = None if directory is None else AdapterDirectory.read(directory)
+        stored = source.settings if source is not None else None
+        version_settings = read_json_object(settings) if settings else {**(stored or {})}
+        if prompt is not None:
+            version_settings["system_prompt"] = prompt
+        if examples is not None:
+            version_settings["examples"] = read_examples(examples)
+        if temperature is not None:
+            version_settings["sampling"] = {**(version_settings.get("sampling") or {}), "temperature": temperature}
+        if source is None and not kb and not any(version_settings.values()):
+            raise ClientError(0, "nothing_to_push", NOTHING_TO_PUSH)
+        total = 0 if source is None else source.weights.stat().st_size
+        with HatrackClient() as client, _progress(total, no_wait) as progress:
+            if kb:
+                stores = [client.vector_stores.find(store)["id"] for store in kb]
+                grounding = version_settings.get("grounding") or {}
+                version_settings["grounding"] = {**grounding, "vector_store_ids": stores}
             version = client.adapters.push(
                 name,
                 source,
-                settings=version_settings,
+                settings=version_settings or None,
                 metadata=read_json_object(metadata) if metadata else None,
                 alias="" if no_alias else alias,
                 wait=not no_wait,
@@ -69,6 +111,20 @@ def push(
         terminal.print_json(version)
     else:
         _print_pushed(version)
+
+
+def _text_or_file(value: str) -> str:
+    """The text of the file that ``value`` names, if there is one, else ``value`` itself; a mistake is a usage error."""
+    is_name = len(value) <= MAX_PATH_CHARS and "\n" not in value
+    path = Path(value)
+    if is_name and path.is_file():
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"--system-prompt: {value} cannot be read as UTF-8: {error}") from error
+    if is_name and value and not any(char.isspace() for char in value) and ("/" in value or path.suffix):
+        raise typer.BadParameter(f"--system-prompt: there is no file {value}; a prompt's text has more than one word.")
+    return value
 
 
 @contextmanager
@@ -94,7 +150,7 @@ def _progress(total: int, no_wait: bool) -> Iterator[Callable[[int], None]]:
 
 def _print_pushed(version: AdapterVersion) -> None:
     label = f"{version.get('adapter')}@{version.get('version')}"
-    facts = [f"rank {version.get('rank')}", terminal.size(version.get("bytes"))]
+    facts = _weights_facts(version)
     if version.get("aliases"):
         facts.append("alias " + terminal.pointers(version["aliases"]))
     typer.echo(terminal.clean(f"{label} is {version.get('state')} ({', '.join(facts)})"))
@@ -105,6 +161,15 @@ def _print_pushed(version: AdapterVersion) -> None:
         typer.echo(terminal.clean(f"warning: {held}run `hatrack promote {label} --force` to make it live."), err=True)
     if version.get("state") == "proving":
         typer.echo(terminal.clean(f"To follow the proof, run `hatrack show {label}`."))
+
+
+def _weights_facts(version: AdapterVersion) -> list[str]:
+    """What a version is made of, in short: `rank 16`, `1.2 MiB`; or that it has no weights, and what it has instead."""
+    if version.get("digest") is not None:
+        return [f"rank {version.get('rank')}", terminal.size(version.get("bytes"))]
+    proof: Any = version.get("proof")
+    tokens = proof.get("prompt_tokens") if isinstance(proof, dict) else None
+    return ["no weights"] if tokens is None else ["no weights", f"a prompt of {tokens} tokens"]
 
 
 def _text(warning: Any) -> str:
@@ -201,10 +266,10 @@ def _print_adapter(adapter: Adapter) -> None:
                 terminal.verdict(item),
                 terminal.judged(item),
                 terminal.pointers(item.get("aliases") or pointing),
-                str(item.get("rank", "-")),
-                terminal.size(item.get("bytes")),
+                _or_dash(item.get("rank")),
+                terminal.size(item.get("bytes")) if item.get("digest") else "-",
                 terminal.when(item.get("created_at")),
-                str(item.get("digest", "-"))[:12],
+                str(item.get("digest") or NO_WEIGHTS)[:12],
             )
         )
     columns = ("VERSION", "STATE", "SERVABLE", "VERDICT", "JUDGED", "ALIASES", "RANK", "SIZE", "CREATED", "DIGEST")
@@ -214,17 +279,23 @@ def _print_adapter(adapter: Adapter) -> None:
 def _print_version(version: AdapterVersion) -> None:
     rows = [("version", f"{version.get('adapter')}@{version['version']}")]
     rows += [("state", str(version.get("state", "-"))), ("servable", terminal.servable(version))]
-    rows += [("aliases", terminal.pointers(version.get("aliases"))), ("digest", str(version.get("digest", "-")))]
-    rows += [("rank", str(version.get("rank", "-"))), ("alpha", str(version.get("alpha", "-")))]
-    modules = version.get("target_modules")
-    rows.append(("modules", " ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "-")))
-    rows += [("size", terminal.size(version.get("bytes"))), ("created", terminal.when(version.get("created_at")))]
+    rows += [("aliases", terminal.pointers(version.get("aliases"))), ("digest", version.get("digest") or NO_WEIGHTS)]
+    if version.get("digest"):
+        rows += [("rank", _or_dash(version.get("rank"))), ("alpha", _or_dash(version.get("alpha")))]
+        modules = version.get("target_modules")
+        rows.append(("modules", " ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "-")))
+        rows += [("size", terminal.size(version.get("bytes")))]
+    rows += [("created", terminal.when(version.get("created_at")))]
     rows += [("judged", terminal.judged(version))]
     for group in ("held_back", "verdict", "base", "settings", "metadata", "proof"):
         rows += _scalars(group, version.get(group))
     for warning in version.get("warnings") or []:
         rows.append(("warning", _text(warning)))
     terminal.print_table(("FIELD", "VALUE"), rows)
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)
 
 
 def _scalars(prefix: str, value: Any) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.client.client import HatrackClient
-from service.client.upload import AdapterDirectory, read_json_object
+from service.client.upload import AdapterDirectory, read_examples, read_json_object
 from service.client.wire import FINAL_STATUSES, CannotConnect, ClientError, JsonObject
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "ClientError",
     "HatrackClient",
     "JsonObject",
+    "read_examples",
     "read_json_object",
 ]

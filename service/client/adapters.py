@@ -46,7 +46,7 @@ class Adapters(Resource):
     def push(
         self,
         name: str,
-        directory: Path | str | AdapterDirectory,
+        directory: Path | str | AdapterDirectory | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -54,13 +54,13 @@ class Adapters(Resource):
         wait: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> AdapterVersion:
-        """Upload the output directory of a PEFT run as a new version.
+        """Upload the output directory of a PEFT run as a new version, or settings alone as one without weights.
 
         Args:
             name: The adapter's name; the first version creates it.
             directory: Contains adapter_config.json and adapter_model.safetensors, and optionally README.md,
-                metadata.json and settings.json.
-            settings: Replaces settings.json: `system_prompt`, `sampling`, `grounding`.
+                metadata.json and settings.json. None: the version has no weights, the base answers with ``settings``.
+            settings: Replaces settings.json: `system_prompt`, `examples`, `sampling`, `grounding`.
             metadata: Replaces metadata.json.
             alias: Moves to the version once it is proven. None: `live` for the first version of a name, else none; an
                 empty string: none.
@@ -69,8 +69,11 @@ class Adapters(Resource):
 
         Raises:
             ClientError: `not_an_adapter`, `json_invalid` or `not_readable` before anything is sent; 422 with the reason
-                where inspection or proof reject the adapter.
+                where inspection or proof reject the adapter; `missing_required_parameter` (400) without weights and
+                settings.
         """
+        if directory is None:
+            return self._push_settings(name, settings, metadata, alias, wait)
         source = directory if isinstance(directory, AdapterDirectory) else AdapterDirectory.read(directory)
         fields = {"name": name}
         if alias is not None:
@@ -97,6 +100,24 @@ class Adapters(Resource):
             return self._connection.request(
                 AdapterVersion, "POST", path_of("adapters"), params=params, data=fields, files=files, timeout=PROVING
             )
+
+    def _push_settings(
+        self,
+        name: str,
+        settings: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        alias: str | None,
+        wait: bool,
+    ) -> AdapterVersion:
+        body: dict[str, Any] = {"name": name, "settings": dict(settings or {})}
+        if metadata is not None:
+            body["metadata"] = dict(metadata)
+        if alias is not None:
+            body["alias"] = alias
+        params = {} if wait else {"wait": "false"}
+        return self._connection.request(
+            AdapterVersion, "POST", path_of("adapters"), params=params, json=body, timeout=PROVING
+        )
 
     def delete(self, reference: str, *, force: bool = False) -> None:
         """Delete a version (`brand-voice@2`) or an adapter with all its versions (`brand-voice`).

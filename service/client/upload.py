@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from adapters.dataset.formats import read_lines
+from adapters.dataset.lines import Problem, describe_problems
 from service.client.wire import ClientError, JsonObject
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -74,6 +76,31 @@ def read_json_object(path: Path) -> JsonObject:
     if not isinstance(value, dict):
         raise ClientError(0, "json_invalid", f"{path} does not contain a JSON object.")
     return value
+
+
+def read_examples(path: Path | str) -> list[JsonObject]:
+    """The examples for a version's prompt in a file of training data, in any of its formats: one question and answer a
+    line, without a system message.
+
+    Raises:
+        ClientError: `examples_invalid`: the file cannot be read, or a line is not such an example.
+    """
+    try:
+        reader, examples = read_lines(Path(path).read_bytes())
+    except OSError as error:
+        raise not_readable(error) from error
+    problems = list(reader.problems)
+    for example in examples:
+        roles = [message.role for message in example.messages]
+        if "system" in roles:
+            problems.append(Problem(example.line, "a system message belongs in the version's system prompt"))
+        elif roles != ["user", "assistant"]:
+            problems.append(Problem(example.line, f"must be one question and its answer; got {', '.join(roles)}"))
+    if problems or not examples:
+        problems.sort(key=lambda problem: problem.line)
+        reason = describe_problems(problems) if problems else "it has no examples"
+        raise ClientError(0, "examples_invalid", f"{path} cannot be used as examples: {reason}.", "settings.examples")
+    return [{"user": example.messages[0].content, "assistant": example.messages[1].content} for example in examples]
 
 
 class CountedFile(io.FileIO):

@@ -7,13 +7,22 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 import orjson
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
-from service.errors import AdapterNotFinite, BadGateway, EngineCut, EngineUnavailable, EngineUnreachable, Timeout
+from service.errors import (
+    AdapterNotFinite,
+    BadGateway,
+    EngineCut,
+    EngineRefused,
+    EngineUnavailable,
+    EngineUnreachable,
+    Timeout,
+)
 from service.http.connection_errors import ConnectionErrors
 from service.http.pool import ConnectionPool, PeerResponse
 
@@ -65,6 +74,15 @@ class EngineResponse(PeerResponse):
             self._response.release()
         else:
             self._response.close()
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """A prompt as the engine would read it: its tokens, the tokens that its context holds, and the text."""
+
+    tokens: int
+    context: int
+    text: str
 
 
 class EngineClient:
@@ -176,6 +194,24 @@ class EngineClient:
             raise BadGateway(f"the engine's answer to {PLUGIN_ROUTE} is not a JSON object")
         return answer
 
+    async def render_chat(
+        self, model: str, messages: Sequence[Mapping[str, str]], *, timeout_s: float = 30.0
+    ) -> RenderedChat:
+        """The prompt that the chat template makes of these messages, up to where the answer begins. No model runs.
+
+        Raises:
+            EngineRefused: The template refuses them.
+            EngineUnavailable, BadGateway, Timeout.
+        """
+        body = {"model": model, "messages": list(messages), "add_generation_prompt": True}
+        answer = await self.post_json("/tokenize", body, timeout_s=timeout_s)
+        try:
+            ids, context = answer["tokens"], int(answer["max_model_len"])
+            text = await self.post_json("/detokenize", {"model": model, "tokens": ids}, timeout_s=timeout_s)
+            return RenderedChat(len(ids), context, str(text["prompt"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadGateway("the engine's response has no tokens") from error
+
     async def logprobs(self, model: str, texts: Sequence[str], *, timeout_s: float = 120.0) -> list[list[float]]:
         """For each text the log-probabilities (nats) of its tokens but the first, under a digest or the base's name.
 
@@ -227,4 +263,6 @@ def _refusal(status: int, data: bytes) -> AdapterNotFinite | BadGateway | Engine
         return BadGateway("the engine rejects the API key (HATRACK_ENGINE_KEY)", code=ENGINE_KEY_REFUSED)
     if status == 503:
         return EngineUnavailable("the engine is not accepting requests")
+    if status in (400, 422):
+        return EngineRefused(f"the engine returned status {status}: {message[:300]}", reason=message[:300])
     return BadGateway(f"the engine returned status {status}: {message[:300]}")

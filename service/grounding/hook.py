@@ -19,20 +19,24 @@ import orjson
 from service.access.caller import Caller
 from service.admission.estimate import answer_tokens
 from service.errors import BadRequest, Unavailable
-from service.grounding.config import OnFailure
+from service.grounding.config import GroundingSettings, OnFailure
 from service.grounding.counts import GroundingCounts
 from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, RetrievalOptions
 from service.grounding.injectors import PromptInjector
 from service.grounding.outcome import GroundingResult, Outcome
 from service.grounding.provider import MAX_PASSAGE_CHARS, Passage, Provider, Query, StoreAwareProvider, store_not_found
-from service.grounding.template import CHARS_A_TOKEN, FormattedPassages, PassageFormatter, token_upper_bound
+from service.grounding.template import (
+    CHARS_A_TOKEN,
+    FRAME_TOKENS,
+    FormattedPassages,
+    PassageFormatter,
+    token_upper_bound,
+)
 
 RETRY_S: Final = 5
 MAX_ID_CHARS: Final = 200
 MAX_EXCERPT_CHARS: Final = 1000
 MAX_HEADER_CHARS: Final = 1024
-FRAME_TOKENS: Final = 8
-"""Upper bound on the tokens that a chat template adds around one text."""
 SPARE: Final = 0.03
 """Share of the context that is kept free, because token counts are estimates here."""
 MAX_QUESTION_CHARS: Final = 4096
@@ -79,11 +83,14 @@ class Hook:
         adapter: str | None,
         body: dict[str, Any],
         injector: PromptInjector,
+        *,
+        reserved_tokens: int = 0,
     ) -> GroundingResult:
         """Retrieve passages and insert them into ``body``, the checked request with its version's settings.
 
         Args:
             adapter: The name of the requested adapter; None: the base.
+            reserved_tokens: Of the context, for what is added to the prompt later.
 
         Raises:
             BadRequest: The request names an unknown provider, or asks for grounding without a question.
@@ -96,7 +103,7 @@ class Hook:
                 f"no grounding provider {options.provider!r}; available: {', '.join(self.providers)}",
                 param=PROVIDER_PARAM,
             )
-        await self._check_stores(provider, options, caller)
+        await _demand_readable(provider, options.provider, options.store_ids, caller, STORES_PARAM)
         question = injector.question(body)
         if not question.strip() and not options.requested:
             return GroundingResult("empty", injector, 0.0, headers=_headers("empty", ()))
@@ -118,7 +125,7 @@ class Hook:
         if isinstance(passages, str):
             outcome: Outcome = passages
         else:
-            room = self._budget(options, body, injector)
+            room = self._budget(options, body, injector, reserved_tokens)
             formatted = self._formatter.format(caller.project, options.template, passages, room) if passages else None
             if formatted is not None:
                 self.counts.record(options.provider, "ok", seconds, len(formatted.used))
@@ -129,15 +136,22 @@ class Hook:
         self._raise_if_closed(options, outcome)
         return GroundingResult(outcome, injector, seconds, headers=_headers(outcome, ()))
 
-    async def _check_stores(self, provider: Provider | None, options: RetrievalOptions, caller: Caller) -> None:
-        """Raise NotFound for the first store that does not exist or that the caller may not read."""
-        if isinstance(provider, StoreAwareProvider):
-            await provider.demand_readable(caller, options.store_ids, STORES_PARAM)
-            return
-        # stores of other providers have no names here: match the key's globs against the provider's name and the ids
-        for name in (options.provider, *options.store_ids):
-            if not caller.may_read(name):
-                raise store_not_found(name, STORES_PARAM)
+    async def check_settings(self, settings: GroundingSettings, caller: Caller) -> None:
+        """Check that a version's grounding can be asked for.
+
+        Raises:
+            BadRequest: There is no such provider.
+            NotFound: A store does not exist, or the caller may not read it.
+        """
+        provider = self._providers.get(settings.provider)
+        if provider is None:
+            raise BadRequest(
+                f"no grounding provider {settings.provider!r}; available: {', '.join(self.providers) or 'none'}",
+                param="settings.grounding.provider",
+            )
+        await _demand_readable(
+            provider, settings.provider, settings.vector_store_ids, caller, "settings.grounding.vector_store_ids"
+        )
 
     async def _retrieve(
         self, provider: Provider | None, query: Query, options: RetrievalOptions
@@ -198,17 +212,32 @@ class Hook:
                 code="grounding_unavailable",
             )
 
-    def _budget(self, options: RetrievalOptions, body: Mapping[str, Any], injector: PromptInjector) -> int:
+    def _budget(
+        self, options: RetrievalOptions, body: Mapping[str, Any], injector: PromptInjector, reserved_tokens: int
+    ) -> int:
         """Tokens available for passages: their limit, or what prompt and answer leave of the context if less."""
         if self._context is None:
             return options.max_passage_tokens
-        remaining = int(self._context * (1 - SPARE)) - answer_tokens(body)
+        remaining = int(self._context * (1 - SPARE)) - answer_tokens(body) - reserved_tokens
         for text in injector.prompt(body):
             if remaining <= 0:
                 return 0
             # count no further than the remaining budget: prompts may be long, and this runs on the event loop
             remaining -= token_upper_bound(text[: remaining * CHARS_A_TOKEN]) + FRAME_TOKENS
         return min(options.max_passage_tokens, remaining)
+
+
+async def _demand_readable(
+    provider: Provider | None, name: str, store_ids: Sequence[str], caller: Caller, param: str
+) -> None:
+    """Raise NotFound for the first store that does not exist or that the caller may not read."""
+    if isinstance(provider, StoreAwareProvider):
+        await provider.demand_readable(caller, store_ids, param)
+        return
+    # stores of other providers have no names here: match the key's globs against the provider's name and the ids
+    for each in (name, *store_ids):
+        if not caller.may_read(each):
+            raise store_not_found(each, param)
 
 
 def _check(passage: Passage) -> None:

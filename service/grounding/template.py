@@ -53,6 +53,8 @@ COMMON: Final = (
 """English words that are one token with the space before them; keeps the estimate for English from doubling."""
 CHARS_A_TOKEN: Final = 1 + max(map(len, COMMON.split("|")))
 """No token that `token_upper_bound` counts has more characters."""
+FRAME_TOKENS: Final = 8
+"""Upper bound on the tokens that a chat template adds around one text."""
 _LETTERS: Final = re.compile(rf"(?: |(?<![a-z]))(?:{COMMON})(?![a-z])| ?[a-z]{{1,2}}| ?[A-Z]")
 """A common word, two small letters, or a capital."""
 

@@ -82,12 +82,17 @@ def answers(
 
 
 def takes(
-    model: type[BaseModel], *, required: bool = True, media_type: str = "application/json"
+    model: type[BaseModel],
+    *,
+    required: bool = True,
+    media_type: str = "application/json",
+    or_json: type[BaseModel] | None = None,
 ) -> Callable[[Endpoint], Endpoint]:
-    """Decorator that declares the model of an endpoint's body."""
+    """Decorator that declares the model of an endpoint's body; ``or_json``: of one that may be sent as JSON instead."""
+    models = {media_type: model} | ({} if or_json is None else {"application/json": or_json})
 
     def note(endpoint: Endpoint) -> Endpoint:
-        setattr(endpoint, BODY, (model, required, media_type))
+        setattr(endpoint, BODY, (models, required))
         return endpoint
 
     return note

@@ -5,7 +5,7 @@ The base class covers OpenAI's completions, embeddings and tokenizer routes; sub
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -24,6 +24,8 @@ class Dialect:
     """An additional response header for the request's id."""
     sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Sampling defaults that have another name in this dialect's requests."""
+    turns: ClassVar[str] = "messages"
+    """The field with the conversation, before which a version's examples stand. Text completions have none."""
 
     def error_body(self, error: HatrackError, _request_id: str) -> bytes:
         """The body of an error's answer, JSON."""
@@ -57,6 +59,17 @@ class Dialect:
         if messages is not None and not any(message["role"] in ("system", "developer") for message in messages):
             body["messages"] = [{"role": "system", "content": prompt}, *messages]
 
+    def add_examples(self, body: dict[str, Any], examples: Sequence[dict[str, str]]) -> None:
+        """Put a version's examples before the conversation, after its system messages; changes ``body`` in place.
+
+        Args:
+            body: The checked request, which has a conversation.
+            examples: Messages of a user and an assistant in turn; they are not changed.
+        """
+        messages = body[self.turns]
+        after = count_system_messages(messages)
+        body[self.turns] = [*messages[:after], *examples, *messages[after:]]
+
     def force_tools(self, body: dict[str, Any]) -> None:
         """Make forced tool calls follow the function's schema; changes the request's tools in place.
 
@@ -89,6 +102,12 @@ class Dialect:
     def answer(self, answer: bytes, renamer: Renamer) -> bytes:
         """Convert a whole answer for the client."""
         return renamer.rename(answer)
+
+
+def count_system_messages(messages: Sequence[Mapping[str, Any]]) -> int:
+    """How many messages with instructions a conversation begins with."""
+    roles = (message.get("role") for message in messages)
+    return next((at for at, role in enumerate(roles) if role not in ("system", "developer")), len(messages))
 
 
 OPENAI = Dialect()

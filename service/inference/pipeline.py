@@ -149,8 +149,9 @@ class Pipeline:
             )
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
-            record.estimate = estimate(body, len(raw), self._context, answers=route.generates)
-            record.prompt = min(len(raw) // BYTES_PER_TOKEN, record.estimate)
+            shown = target.settings.example_tokens if route.dialect.turns in body else 0
+            record.estimate = estimate(body, len(raw), self._context, answers=route.generates) + shown
+            record.prompt = min(len(raw) // BYTES_PER_TOKEN, record.estimate) + shown
             _name_adapter(exchange, target)
             if reservation is not None:
                 reservation.charge(record.estimate)
@@ -160,7 +161,9 @@ class Pipeline:
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
                 async with exchange.cancel_on_disconnect(self._timeout_s):
                     if options is not None:
-                        await self._ground(options, exchange, route, record, body, reservation)
+                        await self._ground(options, exchange, route, record, body, reservation, shown)
+                    if shown:  # after the passages: no example's question is taken for the request's own
+                        route.dialect.add_examples(body, target.settings.example_messages)
                     async with self._admit_structured_output(route, body, caller):
                         payload = self._payload(body, caller, target, route)
                         call = Call(route.engine_path, payload, began)
@@ -191,12 +194,18 @@ class Pipeline:
         record: Record,
         body: dict[str, Any],
         reservation: Reservation | None,
+        shown: int,
     ) -> None:
-        """Add passages to the body, and charge their tokens to the key like the rest of the prompt."""
+        """Add passages to the body, and charge their tokens to the key like the rest of the prompt.
+
+        ``shown``: tokens of the version's examples, which come into the prompt later.
+        """
         caller, target, injector = record.caller, record.target, route.injector
         if self._hook is None or caller is None or target is None or injector is None:
             raise Unavailable("grounding is not configured on this gateway", param=FIELD, code="grounding_unavailable")
-        grounded = record.grounded = await self._hook.ground(options, caller, target.adapter, body, injector)
+        grounded = record.grounded = await self._hook.ground(
+            options, caller, target.adapter, body, injector, reserved_tokens=shown
+        )
         exchange.add_headers(list(grounded.headers))
         record.estimate += grounded.tokens
         record.prompt += grounded.tokens
@@ -224,6 +233,7 @@ class Pipeline:
             record.estimate,
             caller.background,
             record.prompt,
+            target.flow if route.salted else None,
         )
         arrived = asyncio.get_running_loop().time()
         try:
@@ -379,6 +389,7 @@ def _with_prompt(usage: TokenUsage | None, prompt: int) -> TokenUsage | None:
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:
-    if target.digest is not None:
+    if target.adapter is not None:
         exchange.add_header(b"x-hatrack-adapter", target.name)
+    if target.digest is not None:
         exchange.add_header(b"x-hatrack-digest", target.digest)

@@ -9,7 +9,7 @@ of the first token.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -111,6 +111,7 @@ class Responses(Dialect):
     """OpenAI's Responses API, without stored responses."""
 
     sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({"max_tokens": "max_output_tokens"})
+    turns: ClassVar[str] = "input"
 
     def _add_system_prompt(self, body: dict[str, Any], prompt: str) -> None:
         """As an item and not as `instructions`, which the answer would repeat to the caller."""
@@ -122,6 +123,11 @@ class Responses(Dialect):
         elif any(item.get("role") in ("system", "developer") for item in items):
             return
         body["input"] = [{"type": "message", "role": "system", "content": prompt}, *items]
+
+    def add_examples(self, body: dict[str, Any], examples: Sequence[dict[str, str]]) -> None:
+        if isinstance(body["input"], str):
+            body["input"] = [{"type": "message", "role": "user", "content": body["input"]}]
+        super().add_examples(body, [{"type": "message", **message} for message in examples])
 
     def force_tools(self, body: dict[str, Any]) -> None:
         choice = body.get("tool_choice")

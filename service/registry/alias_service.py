@@ -92,12 +92,16 @@ class AliasService:
 
     def unmeasured(self, adapter: AdapterWithVersions, alias: str, rows: Sequence[VersionRow]) -> list[VersionRow]:
         """The versions that must be measured before the alias may move to them: they were proven before plain text was
-        part of the proof. Versions that the alias already points to are left out."""
+        part of the proof. Versions that the alias already points to are left out, and those without weights."""
         if alias != DEFAULT_ALIAS:
             return []
         current = adapter.aliases.get(alias)
         current_versions = () if current is None else versions_of(current)
-        return [row for row in rows if row.number not in current_versions and measured(row.proof) is None]
+        return [
+            row
+            for row in rows
+            if row.digest is not None and row.number not in current_versions and measured(row.proof) is None
+        ]
 
     async def measure(self, rows: Sequence[VersionRow]) -> None:
         """Ask plain text of versions and write down what it says of them. Waits for proofs that go on: the caller
@@ -108,6 +112,8 @@ class AliasService:
             HatrackError: The engine cannot be asked, or not in time.
         """
         for row in rows:
+            if row.digest is None:
+                continue
             perplexity = (await self._prober.perplexity(row.digest)).model_dump(mode="json")
             await self._state.database.run(partial(records.set_perplexity, version_id=row.id, perplexity=perplexity))
 
@@ -139,7 +145,7 @@ class AliasService:
         forced: bool = False,
         actor: Actor,
     ) -> None:
-        """Warm the versions and move the alias to them; the caller holds the adapter's lock."""
+        """Warm the versions that have weights and move the alias to them; the caller holds the adapter's lock."""
         if adapter.aliases.get(alias) == target:
             return
         row = adapter.row
@@ -263,7 +269,8 @@ class AliasService:
 
     async def _warm(self, adapter: AdapterWithVersions, target: AliasTarget) -> None:
         for row in _rows(adapter, target):
-            await self._prober.warm(row.digest)
+            if row.digest is not None:
+                await self._prober.warm(row.digest)
 
     async def _find(self, project: str, name: str, alias: str) -> tuple[AdapterWithVersions, str]:
         adapter = await self._state.adapter(project, name)

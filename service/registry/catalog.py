@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from adapters.errors import AdapterError
 from adapters.names import DEFAULT_ALIAS, parse_reference
 from service.access.caller import Caller
 from service.errors import BadRequest, Conflict, ModelNotFound, NoLiveVersion
 from service.grounding.config import GroundingSettings
+from service.grounding.template import FRAME_TOKENS, token_upper_bound
 from service.registry.split import AliasTarget, position_of, share_of
 
 
@@ -43,20 +45,60 @@ _REASONS: Final[Mapping[Servable, str]] = {
 }
 
 
+MAX_PROMPT_CHARS: Final = 32_768
+"""Characters of a system prompt, or of one text of an example."""
+MAX_EXAMPLES: Final = 64
+"""Examples in a version's prompt; how many tokens they may have, the base's context decides (`readiness`)."""
+ExampleText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS, pattern=r"\S")]
+
+
+class PromptExample(BaseModel):
+    """A question and its answer, shown to the model in every prompt of a version as an earlier turn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user: ExampleText
+    assistant: ExampleText
+
+
 class VersionSettings(BaseModel):
     """Settings of a version beside its weights; changed settings make a new version."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    system_prompt: str | None = Field(None, min_length=1, max_length=32_768)
+    system_prompt: str | None = Field(None, min_length=1, max_length=MAX_PROMPT_CHARS)
+    examples: tuple[PromptExample, ...] = Field((), max_length=MAX_EXAMPLES)
+    """Turns that stand before the request's own, after its system message (few-shot examples)."""
     sampling: Mapping[str, Any] = Field(default_factory=dict)
     """Defaults of request fields (temperature, top_p …); the request's own values win."""
     grounding: GroundingSettings | None = None
     """The default retrieval for requests without their own grounding field."""
 
     def stored(self) -> dict[str, Any]:
-        """As JSON; without grounding the field is left out, as in versions older than it."""
-        return self.model_dump(mode="json", exclude=None if self.grounding is not None else {"grounding"})
+        """As JSON; without examples or grounding the field is left out, as in versions older than it."""
+        unset = {name for name in ("examples", "grounding") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=unset)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is set: the version would answer as the base does."""
+        return not (self.system_prompt or self.examples or self.sampling or self.grounding)
+
+    # made once for each version, not for each request
+
+    @cached_property
+    def example_messages(self) -> tuple[dict[str, str], ...]:
+        """The examples as chat messages, oldest first; shared by all requests, which must not change them."""
+        return tuple(
+            {"role": role, "content": text}
+            for example in self.examples
+            for role, text in (("user", example.user), ("assistant", example.assistant))
+        )
+
+    @cached_property
+    def example_tokens(self) -> int:
+        """An upper bound on the tokens of the examples that holds for nearly all texts; 0 where there are none."""
+        return sum(token_upper_bound(message["content"]) + FRAME_TOKENS for message in self.example_messages)
 
 
 NO_SETTINGS = VersionSettings()
@@ -64,13 +106,18 @@ NO_SETTINGS = VersionSettings()
 
 @dataclass(frozen=True, slots=True)
 class VersionEntry:
-    """A ready version, as the data path sees it."""
+    """A ready version, as the data path sees it.
+
+    ``digest`` is None for a version without weights. Such a one has a ``flow``: the name under which admission counts
+    its requests, unique among all projects; others are counted by their digest.
+    """
 
     number: int
-    digest: str
+    digest: str | None
     settings: VersionSettings
     servable: Servable
     created_at: int
+    flow: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +138,8 @@ class AdapterEntry:
 class Target:
     """What a request's model name resolves to.
 
-    ``engine_model`` is the model name sent to the engine: the digest, or the base's served name.
+    ``engine_model`` is the model name sent to the engine: the digest, or the base's served name for the base and for
+    versions without weights, whose ``digest`` is None. ``flow``: see `VersionEntry`.
     """
 
     label: str
@@ -100,6 +148,12 @@ class Target:
     version: int | None = None
     digest: str | None = None
     settings: VersionSettings = NO_SETTINGS
+    flow: str | None = None
+
+    @property
+    def counted_as(self) -> str | None:
+        """What admission counts its requests under; None: the base."""
+        return self.digest or self.flow
 
     @property
     def name(self) -> str:
@@ -208,11 +262,12 @@ class Catalog:
             )
         return Target(
             label=label,
-            engine_model=version.digest,
+            engine_model=version.digest or self.base_name,
             adapter=entry.name,
             version=version.number,
             digest=version.digest,
             settings=version.settings,
+            flow=version.flow,
         )
 
     def served(self, caller: Caller) -> list[AdapterEntry]:

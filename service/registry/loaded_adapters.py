@@ -31,6 +31,6 @@ class LoadedAdapters:
             version.digest
             for entry in entries
             for version in entry.versions.values()
-            if version.servable is Servable.OK
+            if version.servable is Servable.OK and version.digest is not None
         }
         return [digest for digest in loaded if digest in servable]

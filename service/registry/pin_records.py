@@ -7,8 +7,9 @@ import sqlalchemy as sa
 from adapters.names import DEFAULT_ALIAS
 from service.errors import Conflict
 from service.registry import alias_records
+from service.registry.records import NO_DIGEST
 from service.registry.split import AliasTarget, versions_of
-from service.registry.tables import adapters, aliases
+from service.registry.tables import adapters, aliases, versions
 
 
 def set_pin(db: sa.Connection, adapter_id: int) -> None:
@@ -32,15 +33,15 @@ def is_pinned(db: sa.Connection, adapter_id: int) -> bool:
 def needs(db: sa.Connection) -> dict[int, int]:
     """How many slots each pinned adapter of any project needs, by its id.
 
-    One for each version that its `live` may answer with; an adapter without `live` keeps one reserved, so that a
-    promotion is never what goes over the limit.
+    One for each version with weights that its `live` may answer with; an adapter without any there keeps one reserved,
+    so that a promotion is never what goes over the limit.
     """
     rows = db.execute(
         sa.select(adapters.c.id, aliases.c.version, aliases.c.split)
         .outerjoin(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
         .where(adapters.c.pinned_at.is_not(None))
     )
-    return {row.id: _slots(alias_records.target_of(row)) for row in rows}
+    return {row.id: _slots(db, row.id, alias_records.target_of(row)) for row in rows.all()}
 
 
 def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, slots: int) -> None:
@@ -50,7 +51,7 @@ def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, slots:
         Conflict: It would; the message has the numbers.
     """
     taken = needs(db)
-    before, needed = taken.pop(adapter_id, 0), _slots(target)
+    before, needed = taken.pop(adapter_id, 0), _slots(db, adapter_id, target)
     others = sum(taken.values())
     if needed > before and others + needed > slots - 1:
         raise Conflict(
@@ -60,5 +61,12 @@ def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, slots:
         )
 
 
-def _slots(target: AliasTarget | None) -> int:
-    return 1 if target is None else len(versions_of(target))
+def _slots(db: sa.Connection, adapter_id: int, target: AliasTarget | None) -> int:
+    if target is None:
+        return 1
+    loadable = sa.select(sa.func.count()).where(
+        versions.c.adapter_id == adapter_id,
+        versions.c.number.in_(versions_of(target)),
+        versions.c.digest != NO_DIGEST,
+    )
+    return max(1, int(db.scalar(loadable) or 0))

@@ -70,7 +70,7 @@ class PinLoader:
             live = entry.aliases.get(DEFAULT_ALIAS)
             for number in versions_of(live) if live is not None else ():
                 version = entry.versions[number]
-                if version.servable is Servable.OK:
+                if version.servable is Servable.OK and version.digest is not None:
                     digests[version.digest] = None
         return list(digests)[: self._slots - 1]
 
@@ -119,6 +119,8 @@ class Pins:
     async def pin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:
         """Pin the adapter: its live version is loaded in the background and kept loaded.
 
+        Of a version without weights nothing is loaded; the pin counts once `live` moves to one that has some.
+
         Raises:
             NotFound: There is no such adapter.
             Conflict: It has no live version, or too much is pinned already.
@@ -163,11 +165,12 @@ class Pins:
 
 
 def _shown(adapter: AdapterWithVersions, *, pinned: bool) -> dict[str, Any]:
-    """A pin in the API's form, with the versions that are kept warm."""
+    """A pin in the API's form, with the versions that are kept loaded: those with weights."""
     live = adapter.aliases.get(DEFAULT_ALIAS)
+    loadable = {row.number for row in adapter.versions if row.digest is not None}
     return {
         "object": "adapter.pin",
         "adapter": adapter.row.name,
         "pinned": pinned,
-        "versions": list(versions_of(live)) if pinned and live is not None else [],
+        "versions": [number for number in versions_of(live) if number in loadable] if pinned and live else [],
     }

@@ -16,7 +16,9 @@ from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.errors import HatrackError, RateLimited
 from service.registry import records
+from service.registry.catalog import VersionSettings
 from service.registry.proof import Prober
+from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
 from service.registry.state import RegistryState
 
@@ -38,9 +40,10 @@ log = logging.getLogger(__name__)
 class Proving:
     """Runs proofs and records their results."""
 
-    def __init__(self, state: RegistryState, prober: Prober) -> None:
+    def __init__(self, state: RegistryState, prober: Prober, prompts: PromptChecker) -> None:
         self._state = state
         self._prober = prober
+        self._prompts = prompts
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._held: Counter[str] = Counter()
 
@@ -59,9 +62,11 @@ class Proving:
             del self._held[digest]
 
     async def ask(
-        self, digest: str, zero_effect: bool, metadata: dict[str, Any], *, is_served: bool = False
-    ) -> Evidence:
-        """Prove an adapter; the caller records the result.
+        self, project: str, version: VersionDraft | VersionRow, *, is_served: bool = False
+    ) -> Evidence | SettingsProof:
+        """Prove a version: that its prompt fits, and of one with weights that the engine applies them.
+
+        The caller records the result.
 
         Args:
             is_served: It is ready since an earlier proof: whatever its perplexity, it serves on, held back from `live`.
@@ -69,8 +74,18 @@ class Proving:
         Raises:
             PerplexityTooHigh: It is REFUSE_RATIO times the base's or more, and the adapter is not served yet.
             ProofInvalid: ``metadata.proof`` is.
-            AdapterError, HatrackError: As ``Prober.prove``.
+            AdapterError, HatrackError: As ``PromptChecker.check`` and ``Prober.prove``.
         """
+        settings = VersionSettings.model_validate(version.settings)
+        if version.digest is None:
+            return await self._prompts.prove(project, settings)
+        warnings = await self._prompts.check_examples(settings) if settings.examples else ()
+        evidence = await self._ask_engine(version.digest, version.zero_effect, version.metadata, is_served=is_served)
+        return evidence.model_copy(update={"warnings": (*evidence.warnings, *warnings)})
+
+    async def _ask_engine(
+        self, digest: str, zero_effect: bool, metadata: dict[str, Any], *, is_served: bool
+    ) -> Evidence:
         self.keep(digest)
         try:
             evidence = await self._prober.prove(digest, effect_is_zero=zero_effect, reference=reference_of(metadata))
@@ -141,7 +156,7 @@ class Proving:
                 return
             try:
                 served = row.state == "ready"
-                evidence = await self.ask(row.digest, row.zero_effect, row.metadata, is_served=served)
+                evidence = await self.ask(project, row, is_served=served)
             except AdapterError as error:
                 reason = {"code": error.code, "message": error.message, "param": error.param}
                 break
@@ -157,7 +172,14 @@ class Proving:
     # how it ended
 
     async def settle_row(
-        self, project: str, name: str, row: VersionRow, evidence: Evidence, *, actor: Actor, again: bool = False
+        self,
+        project: str,
+        name: str,
+        row: VersionRow,
+        evidence: Evidence | SettingsProof,
+        *,
+        actor: Actor,
+        again: bool = False,
     ) -> None:
         """``settle`` for a version that already has a row; takes the adapter's lock."""
         warnings = [*row.warnings, *(text for text in evidence.warnings if text not in row.warnings)]
@@ -194,7 +216,8 @@ class Proving:
                 if again:
                     note(db, actor, "version.prove", f"{name}@{version.number}", {"digest": version.digest})
             records.make_ready(db, version_id, proof, version.warnings, version.wanted_alias, actor=actor)
-            records.clear_corrupt(db, version.digest, self._state.engine)
+            if version.digest is not None:
+                records.clear_corrupt(db, version.digest, self._state.engine)
             return records.version_by_id(db, version_id)
 
         row = await self._state.database.run(work)
@@ -208,8 +231,10 @@ class Proving:
         log.warning("the adapter %s is marked corrupt on this engine until it is proven again", digest[:12])
         await self.refresh_others(digest, None)
 
-    async def refresh_others(self, digest: str, but: tuple[str, str] | None) -> None:
+    async def refresh_others(self, digest: str | None, but: tuple[str, str] | None) -> None:
         """Refresh the catalog's entries of all adapters except ``but`` that have a version of this digest."""
+        if digest is None:  # without weights there is nothing that two versions share
+            return
         for project, name in await self._state.database.run(lambda db: records.owners(db, digest)):
             if (project, name) != but:
                 async with self._state.lock(project, name):

@@ -19,14 +19,21 @@ from service.registry.tables import adapters, alias_history, aliases, corrupt, v
 
 _BLOBS = ("config", "readme")
 Blob = bytes  # the class below has a field `bytes`
+NO_DIGEST = ""
+"""In the column ``digest`` of a version without weights, where all other code has None. SQLite cannot drop NOT NULL
+from a column of a table that others refer to, and a gateway of an earlier release takes such a version for damaged
+instead of serving the base under its name."""
 _SUMMARY = [column for column in versions.c if column.name not in _BLOBS]
 
 
 @dataclass(frozen=True, slots=True)
 class VersionDraft:
-    """A version without a number: the upload, and the result of its inspection."""
+    """A version without a number: the upload, and the result of its inspection.
 
-    digest: str
+    One without weights has the digest None, and 0 or nothing for all that describes them.
+    """
+
+    digest: str | None
     settings: dict[str, Any]
     metadata: dict[str, Any]
     rank: int
@@ -52,12 +59,15 @@ class AdapterRow:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """A version as it is stored, without its config and readme (see ``version_file``)."""
+    """A version as it is stored, without its config and readme (see ``version_file``).
+
+    One without weights has the digest None, and 0 or nothing for all that describes them.
+    """
 
     id: int
     adapter_id: int
     number: int
-    digest: str
+    digest: str | None
     state: str
     reason: dict[str, Any] | None
     settings: dict[str, Any]
@@ -178,7 +188,8 @@ def states(db: sa.Connection) -> dict[str, int]:
 
 def digests_in_use(db: sa.Connection) -> set[str]:
     """Digests of all versions that are not deleted."""
-    return set(db.scalars(sa.select(versions.c.digest).where(versions.c.state != "deleted").distinct()))
+    used = sa.select(versions.c.digest).where(versions.c.state != "deleted", versions.c.digest != NO_DIGEST)
+    return set(db.scalars(used.distinct()))
 
 
 def owners(db: sa.Connection, digest: str) -> set[tuple[str, str]]:
@@ -193,7 +204,7 @@ def owners(db: sa.Connection, digest: str) -> set[tuple[str, str]]:
 
 
 def _version(row: sa.Row[Any]) -> VersionRow:
-    return VersionRow(**row._mapping)
+    return VersionRow(**{**row._mapping, "digest": row.digest or None})
 
 
 # versions
@@ -208,7 +219,7 @@ def add_version(
     transaction.
     """
     adapter_id, number = _take_number(db, project, name)
-    values = asdict(draft)
+    values = asdict(draft) | {"digest": draft.digest or NO_DIGEST}
     state = "ready" if is_proven else "proving"
     version_id = db.scalar(
         versions.insert()
@@ -319,7 +330,7 @@ def _leave(db: sa.Connection, version_id: int, state: str, values: dict[str, Any
     """Change a version that still is in ``state``, and note it."""
     chosen = versions.update().where(versions.c.id == version_id, versions.c.state == state).values(**values)
     for row in db.execute(chosen.returning(versions.c.adapter_id, versions.c.number, versions.c.digest)).all():
-        detail = {"digest": row.digest, "state": values["state"]}
+        detail = {"digest": row.digest or None, "state": values["state"]}
         if values["reason"] is not None:
             detail["code"] = values["reason"].get("code")
         note(db, actor, action, f"{_name(db, row.adapter_id)}@{row.number}", detail)

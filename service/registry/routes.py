@@ -44,6 +44,7 @@ from service.registry.schemas import (
     AliasRequest,
     DeletedAlias,
     RecordedVerdict,
+    SettingsUpload,
     VerdictRequest,
 )
 from service.registry.service import Registry
@@ -98,7 +99,7 @@ Name = Annotated[str, Depends(allowed)]
     )
     | answers(AdapterVersion, status=202, description="With `wait=false`: the version is being proven."),
 )
-@takes(AdapterUpload, media_type="multipart/form-data")
+@takes(AdapterUpload, media_type="multipart/form-data", or_json=SettingsUpload)
 async def push(
     request: Request,
     caller: CurrentCaller,
@@ -107,6 +108,9 @@ async def push(
     wait: Annotated[bool, Query(description="Respond only once the version is proven; otherwise at once.")] = True,
 ) -> JSONResponse:
     """Upload a version and prove that the engine serves it.
+
+    Without the files `config` and `weights`, or sent as JSON, it is a version without weights: the base answers with
+    its `settings`, and the proof is that the prompt renders and fits, and that its vector stores exist.
 
     422: the upload was received but cannot be served; `code` says what is wrong with it, or what the proof did not
     show. 429 `too_many_proving`: too many versions are waiting for their proof.
@@ -221,7 +225,7 @@ async def list_verdicts(
 
 @router.get("/{name}/versions/{number}/files/config", responses=answers(AdapterConfig, NotFound))
 async def download_config(name: Name, number: str, caller: CurrentCaller, registry: CurrentRegistry) -> Response:
-    """adapter_config.json as it was uploaded."""
+    """adapter_config.json as it was uploaded. 404 `version_has_no_files`: the version has no weights."""
     content = await registry.config_file(caller.project, name, number)
     headers = {"content-disposition": 'attachment; filename="adapter_config.json"'}
     return Response(content, media_type="application/json", headers=headers)
@@ -238,7 +242,8 @@ async def download_config(name: Name, number: str, caller: CurrentCaller, regist
     | RANGE_ANSWERS,
 )
 async def download_weights(name: Name, number: str, caller: CurrentCaller, registry: CurrentRegistry) -> Download:
-    """adapter_model.safetensors as it was uploaded, streamed; 422 `not_in_store`: the file is lost."""
+    """adapter_model.safetensors as it was uploaded, streamed. 422 `not_in_store`: the file is lost; 404
+    `version_has_no_files`: the version has no weights."""
     try:
         path = await registry.weights_file(caller.project, name, number)
     except AdapterError as error:
@@ -303,7 +308,7 @@ async def rollback_alias(
 async def pin_adapter(
     name: Name, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry
 ) -> dict[str, Any]:
-    """Keep the adapter's live version loaded in the engine.
+    """Keep the adapter's live version loaded in the engine; one without weights needs nothing loaded.
 
     409 `no_live_version`: there is none; `too_many_pins`: the engine has too few slots.
     """

@@ -18,12 +18,12 @@ from pydantic import (
 )
 
 from adapters.base import Fingerprint
-from adapters.perplexity import HOLD_BACK_RATIO, LONG_PROMPT
-from adapters.proof import Effect
 from service.errors import BadRequest
 from service.http.schema import ApiModel
 from service.registry.alias_service import ExpectedVersion
 from service.registry.catalog import Servable, VersionSettings
+from service.registry.proof_schemas import AdapterProof
+from service.registry.readiness import SettingsProof
 from service.registry.revalidation import RevalidationState
 from service.registry.split import MAX_TOTAL, MAX_VERSIONS, MIN_VERSIONS, AliasTarget, parse_split
 from service.registry.upload import SAMPLING
@@ -78,7 +78,7 @@ class AdapterSettings(VersionSettings):
 
 
 class AdapterUpload(BaseModel):
-    """The parts of an upload; each comes once."""
+    """The parts of an upload; each comes once. A version without weights has `settings`, and neither of the files."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -87,10 +87,13 @@ class AdapterUpload(BaseModel):
         description="The adapter's name. The first upload makes the adapter, each further one a version. "
         "Best sent before `weights`: a name that the key may not use then ends the upload at once.",
     )
-    config: bytes = Field(description="The file adapter_config.json as PEFT saves it, up to 1 MiB.")
+    config: bytes = Field(
+        default_factory=bytes, description="The file adapter_config.json as PEFT saves it, up to 1 MiB."
+    )
     weights: bytes = Field(
+        default_factory=bytes,
         description="The file adapter_model.safetensors, up to HATRACK_MAX_ADAPTER_MIB. Pickles and archives are "
-        "refused unread."
+        "refused unread. Without it and `config` the version has no weights: the base answers, with the `settings`.",
     )
     readme: bytes = Field(default_factory=bytes, description="The adapter's README, up to 1 MiB.")
     metadata: dict[str, Any] = Field(
@@ -105,6 +108,17 @@ class AdapterUpload(BaseModel):
         description="The alias to point to the version once it is ready. Left out: `live` for the adapter's first "
         "version; empty: none.",
     )
+
+
+class SettingsUpload(BaseModel):
+    """A version without weights: the base answers, with these settings."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=NAME, description="The adapter's name.")
+    settings: AdapterSettings = Field(description="At least one of them is set.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="As in an upload with weights.")
+    alias: str | None = Field(None, description="As in an upload with weights.")
 
 
 class AliasRequest(BaseModel):
@@ -206,55 +220,6 @@ class VerdictRequest(BaseModel):
 # answers: a version
 
 
-class ReferenceAgreement(ApiModel):
-    """The adapter's effect in the engine against what the trainer measured (`metadata.proof`); nats per token."""
-
-    disagreement: float = Field(description="How far the two effects lie apart.")
-    tolerance: float = Field(description="How far they may.")
-    base_gap: float = Field(description="How far the base's own answers lie apart.")
-    effect: float = Field(description="The effect that the trainer measured.")
-    conclusive: bool = Field(
-        description="Whether that effect is larger than the tolerance; else agreement shows nothing."
-    )
-
-
-class PlainTextPerplexity(ApiModel):
-    """The perplexity of one long plain text under the base and under the adapter, both asked of the engine."""
-
-    text_id: str = Field(description="Perplexities are comparable only over the same text.")
-    tokens: int = Field(
-        description=f"How many of the text's tokens the engine's context took; up to {LONG_PROMPT}, no long prompt was "
-        "asked."
-    )
-    base: float
-    adapter: float
-    ratio: float = Field(description=f"`adapter` over `base`. From {HOLD_BACK_RATIO:g} on, the version is held back.")
-
-
-class MixedBatchProof(ApiModel):
-    """How far each model's answers moved when all were asked in one batch instead of alone; nats per token."""
-
-    base: float
-    adapter: float
-    neighbour: float | None = Field(None, description="Another adapter that was loaded; null where there was none.")
-
-
-class AdapterProof(ApiModel):
-    """The proof that the engine answers with this adapter: log-probabilities over probe texts, in nats per token."""
-
-    format: Literal[1]
-    probes_id: str = Field(description="Numbers are comparable only over the same probe texts.")
-    tokens: int
-    noise: float = Field(description="How far the base lies from itself when asked twice.")
-    distance: float = Field(description="How far the adapter lies from the base: the mean over tokens.")
-    largest: float = Field(description="How far it lies at the token where that is most.")
-    effect: Effect
-    reference: ReferenceAgreement | None = Field(None, description="Null where `metadata.proof` was not sent.")
-    perplexity: PlainTextPerplexity | None = Field(None, description="Missing where an older gateway proved it.")
-    mixed_batch: MixedBatchProof | None = Field(None, description="Missing where an older gateway proved it.")
-    warnings: list[str]
-
-
 class HeldBack(ApiModel):
     """Why `live` does not move to the version unless it is forced to."""
 
@@ -315,8 +280,9 @@ class AdapterVersion(ApiModel):
     object: Literal["adapter.version"]
     adapter: str
     version: int
-    digest: str = Field(
-        pattern="^[0-9a-f]{64}$", description="SHA-256 of what the engine computes with; the engine's name of it."
+    digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = Field(
+        description="SHA-256 of what the engine computes with; the engine's name of it. Null: the version has no "
+        "weights, the base answers with its settings."
     )
     state: Literal["proving", "ready", "rejected"]
     servable: Servable = Field(
@@ -324,15 +290,17 @@ class AdapterVersion(ApiModel):
         "`damaged`: its files are; `corrupt`: the engine failed under it."
     )
     aliases: list[str] = Field(description="The aliases that point to it, alone or in a split.")
-    rank: int
-    alpha: float
+    rank: int | None = Field(description="Null without weights.")
+    alpha: float | None = Field(description="Null without weights.")
     target_modules: list[str]
-    bytes: int = Field(description="Of its weights file.")
+    bytes: int = Field(description="Of its weights file; 0 without weights.")
     base: Fingerprint = Field(description="The base that it was uploaded for.")
     created_at: int
     settings: AdapterSettings
     metadata: dict[str, Any]
-    proof: AdapterProof | None = Field(description="Null until it is proven.")
+    proof: AdapterProof | SettingsProof | None = Field(
+        description="Null until it is proven. Without weights: how the prompt renders, with `kind` `settings`."
+    )
     held_back: HeldBack | None = Field(description="Null where `live` may move to it.")
     warnings: list[str]
     verdict: AdapterVerdict | None = Field(description="The latest; null where it was never judged.")
@@ -392,7 +360,10 @@ class AdapterPin(ApiModel):
     object: Literal["adapter.pin"]
     adapter: str
     pinned: bool
-    versions: list[int] = Field(description="What is kept loaded: where `live` points; none where it is not pinned.")
+    versions: list[int] = Field(
+        description="What is kept loaded: where `live` points, but for versions without weights; none where it is not "
+        "pinned."
+    )
 
 
 class AdapterConfig(RootModel[dict[str, Any]]):

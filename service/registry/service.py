@@ -31,7 +31,7 @@ from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.database import Database
 from service.engine.client import EngineClient
-from service.errors import BadRequest, Conflict, NotFound, Unprocessable
+from service.errors import BadRequest, Conflict, NotFound
 from service.registry import records
 from service.registry.alias_service import AliasService
 from service.registry.audit_notes import system_actor
@@ -42,10 +42,11 @@ from service.registry.loaded_adapters import LoadedAdapters
 from service.registry.pins import PinLoader, Pins
 from service.registry.proof import Prober
 from service.registry.proving import ENGINE_EVIDENCE, Proving, reference_of
+from service.registry.readiness import CheckStores, PromptChecker, SettingsProof, no_stores
 from service.registry.records import AdapterWithVersions, VersionDraft, VersionRow
 from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.rollback import LiveRollback
-from service.registry.state import RegistryState, find_equal_version
+from service.registry.state import RegistryState, find_equal_version, require_unused, require_weights
 from service.registry.upload import AdapterUpload, require_name_allowed
 from service.registry.verdicts import Verdicts
 
@@ -73,6 +74,7 @@ class Registry:
         engine: Who is asked for log-probabilities.
         restart_engine: Called with a reason when the engine's answers are poisoned.
         residency: Who is asked what the engine has loaded.
+        check_stores: Whether the grounding of a version without weights can be asked for.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Registry:
         engine: BackgroundEngine,
         restart_engine: Callable[[str], Awaitable[None]],
         residency: EngineClient,
+        check_stores: CheckStores = no_stores,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -99,7 +102,8 @@ class Registry:
             timeout_s=settings.proof_timeout_s,
             neighbours=LoadedAdapters(catalog, residency),
         )
-        self._proving = Proving(self._state, self._prober)
+        self._prompts = PromptChecker(engine, check_stores)
+        self._proving = Proving(self._state, self._prober, self._prompts)
         self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
         self.aliases = AliasService(self._state, self._prober, settings.engine_slots)
         self._pin_loader = PinLoader(catalog, residency, self._prober, settings.engine_slots)
@@ -158,6 +162,10 @@ class Registry:
             name = parse_name(upload.name, base_name=self._base.served_name)
             if upload.alias:
                 parse_alias(upload.alias)
+            if not upload.has_weights:
+                await self._prompts.check_grounding(upload.settings, caller)
+                draft = upload.draft_without_weights(self._base.fingerprint)
+                return await self._register(caller.project, name, draft, wait=wait, actor=actor)
             reference_of(upload.metadata)
             inspection = await in_thread(self._inspect, staging, upload)
             async with self._store_lock:  # no collection between the commit and the keeping
@@ -205,7 +213,7 @@ class Registry:
             if running is not None:
                 await asyncio.wait({running})
             return await self._register(project, name, draft, wait=wait, actor=actor)
-        evidence = await self._proving.ask(draft.digest, draft.zero_effect, draft.metadata)
+        evidence = await self._proving.ask(project, draft)
         return await self._register_proven(project, name, draft, evidence, actor)
 
     async def _register_later(
@@ -232,7 +240,7 @@ class Registry:
         return PushResult(await self.version(project, name, row.number), 202)
 
     async def _register_proven(
-        self, project: str, name: str, draft: VersionDraft, evidence: Evidence, actor: Actor
+        self, project: str, name: str, draft: VersionDraft, evidence: Evidence | SettingsProof, actor: Actor
     ) -> PushResult:
         draft = replace(draft, warnings=[*draft.warnings, *evidence.warnings])
         proof = evidence.model_dump(mode="json")
@@ -271,9 +279,9 @@ class Registry:
             )
         try:
             served = row.state == "ready"
-            evidence = await self._proving.ask(row.digest, row.zero_effect, row.metadata, is_served=served)
+            evidence = await self._proving.ask(project, row, is_served=served)
         except ENGINE_EVIDENCE:
-            if row.state == "ready":
+            if row.state == "ready" and row.digest is not None:
                 await self._proving.mark_corrupt(row.digest)
             raise
         if row.state == "ready" and row.wanted_alias:
@@ -336,12 +344,13 @@ class Registry:
     async def config_file(self, project: str, name: str, number: str) -> bytes:
         """The uploaded adapter_config.json, byte for byte. Raises NotFound."""
         _, row = await self._state.version(project, name, number)
+        require_weights(name, row)
         return await self._database.run(lambda db: records.version_file(db, row.id, "config")) or b""
 
     async def weights_file(self, project: str, name: str, number: str) -> Path:
         """Path of the weights file, identical to the upload. Raises NotFound, NotInStore."""
         _, row = await self._state.version(project, name, number)
-        return self._store.path(row.digest) / WEIGHTS_FILE
+        return self._store.path(require_weights(name, row)) / WEIGHTS_FILE
 
     # deleting
 
@@ -356,7 +365,7 @@ class Registry:
         async with self._state.lock(project, name):
             adapter, row = await self._state.version(project, name, number)
             aliases_of = adapter.aliases_of(row.number)
-            _refuse_in_use(aliases_of, force)
+            require_unused(aliases_of, force)
 
             def work(db: sa.Connection) -> None:
                 records.delete_version(db, row.adapter_id, row.number)
@@ -374,7 +383,7 @@ class Registry:
         """
         async with self._state.lock(project, name):
             adapter = await self._state.adapter(project, name)
-            _refuse_in_use(list(adapter.aliases), force)
+            require_unused(list(adapter.aliases), force)
 
             def work(db: sa.Connection) -> None:
                 records.delete_adapter(db, adapter.row.id)
@@ -391,12 +400,3 @@ class Registry:
         async with self._store_lock:
             used = await self._database.run(records.digests_in_use)
             return await in_thread(self._store.collect, used | self._proving.held_digests)
-
-
-def _refuse_in_use(aliases: list[str], force: bool) -> None:
-    if aliases and not force:
-        raise Unprocessable(
-            f"still in use by the alias {', '.join(f'`{alias}`' for alias in sorted(aliases))}; "
-            "move or delete it first, or use ?force=true",
-            code="version_in_use",
-        )

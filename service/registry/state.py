@@ -15,7 +15,7 @@ from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.concurrency import Locks, in_thread
 from service.database import Database
-from service.errors import Conflict, NotFound
+from service.errors import Conflict, NotFound, Unprocessable
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.registry.counts import NO_COUNTS, RegistryCounts
@@ -92,6 +92,8 @@ class RegistryState:
     def _servability_of(self, row: VersionRow, corrupt: set[str]) -> Servable:
         if not self.is_same_base(row):
             return Servable.OTHER_BASE
+        if row.digest is None:
+            return Servable.OK  # the base answers, and the engine is watched
         if not self._is_sound(row.digest):
             return Servable.DAMAGED
         return Servable.CORRUPT if row.digest in corrupt else Servable.OK
@@ -254,6 +256,7 @@ def _entry(adapter: AdapterWithVersions, servable: dict[int, Servable]) -> Adapt
             settings=VersionSettings.model_validate(row.settings),
             servable=servable[row.id],
             created_at=row.created_at,
+            flow=f"{adapter.row.project}/{adapter.row.name}@{row.number}" if row.digest is None else None,
         )
         for row in adapter.versions
         if row.state == "ready"
@@ -279,8 +282,8 @@ def _version_object(adapter: AdapterWithVersions, row: VersionRow, servable: Ser
         "state": row.state,
         "servable": servable.value,
         "aliases": adapter.aliases_of(row.number),
-        "rank": row.rank,
-        "alpha": row.alpha,
+        "rank": None if row.digest is None else row.rank,
+        "alpha": None if row.digest is None else row.alpha,
         "target_modules": row.target_modules,
         "bytes": row.bytes,
         "base": row.base,
@@ -337,13 +340,33 @@ def verdict_object(adapter: AdapterWithVersions, row: VersionRow, verdict: Verdi
     }
 
 
+def require_weights(name: str, row: VersionRow) -> str:
+    """The version's digest. Raises NotFound if it has no weights."""
+    if row.digest is None:
+        raise NotFound(f"the version `{name}@{row.number}` has no weights, only settings", code="version_has_no_files")
+    return row.digest
+
+
+def require_unused(aliases: list[str], force: bool) -> None:
+    """Raise Unprocessable if there are aliases, of what is to be deleted, and no ``force``."""
+    if aliases and not force:
+        raise Unprocessable(
+            f"still in use by the alias {', '.join(f'`{alias}`' for alias in sorted(aliases))}; "
+            "move or delete it first, or use ?force=true",
+            code="version_in_use",
+        )
+
+
 def find_equal_version(
     adapter: AdapterWithVersions | None,
-    digest: str,
+    digest: str | None,
     settings: dict[str, Any],
     is_same_base: Callable[[VersionRow], bool],
 ) -> VersionRow | None:
-    """The version that an upload of this digest, settings and base would repeat, preferably a ready one; or None."""
+    """The version that an upload of this digest, settings and base would repeat, preferably a ready one; or None.
+
+    Versions without weights have the digest None: those of equal settings are the same.
+    """
     if adapter is None:
         return None
     same = [row for row in adapter.versions if row.digest == digest and row.settings == settings and is_same_base(row)]

@@ -30,6 +30,7 @@ versions = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("adapter_id", sa.Integer, sa.ForeignKey("adapters.id"), nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
+    # empty for a version without weights; rank, alpha and bytes are 0 then (see `records.NO_DIGEST`)
     sa.Column("digest", sa.Text, nullable=False, index=True),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.JSON(none_as_null=True)),

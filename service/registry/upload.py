@@ -1,5 +1,7 @@
 """The body of an upload: multipart/form-data, read as it comes, its weights handed on while they arrive.
 
+A version without weights is sent without the two files, or as JSON.
+
 Nothing of the size of an adapter is ever in memory, and nothing is believed: not the length that the client declares,
 not a file's name. Files that can run code when they are opened are refused by name and by their first bytes, unread.
 """
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.base import Fingerprint
 from adapters.errors import PickleRefused
@@ -20,7 +22,7 @@ from adapters.validation import shown
 from service.access.caller import Caller
 from service.errors import BadRequest, Forbidden, TooLarge, UnknownField
 from service.grounding.filters import check_filters
-from service.http.body import parse, validation_error
+from service.http.body import as_model, parse, validation_error
 from service.http.multipart import FRAMING_BYTES, MultipartForm, feed_body, parse_boundary
 from service.registry.catalog import VersionSettings
 from service.registry.records import VersionDraft
@@ -38,7 +40,13 @@ BOUNDS: Final[Mapping[str, int]] = {
 """Most bytes of each part but ``weights``, whose bound is a setting."""
 
 PARTS: Final = (*BOUNDS, "weights")
-WANTED: Final = "upload an adapter as multipart/form-data (with a boundary), with the files `config` and `weights`"
+WANTED: Final = (
+    "upload an adapter as multipart/form-data (with a boundary), with the files `config` and `weights`; "
+    "a version without weights may also be JSON"
+)
+FILES: Final = ("config", "weights")
+"""A version has both or none."""
+JSON_TYPE: Final = "application/json"
 
 SNIFFED_BYTES: Final = 16
 UNSAFE_SUFFIXES: Final = frozenset(
@@ -72,7 +80,10 @@ SAMPLING: Final[Mapping[str, tuple[type, float, float]]] = {
 
 @dataclass(frozen=True, slots=True)
 class AdapterUpload:
-    """The parts of an upload except the weights. ``alias`` is None if the part is missing, empty for "no alias"."""
+    """The parts of an upload except the weights. ``alias`` is None if the part is missing, empty for "no alias".
+
+    ``config`` is empty for a version without weights.
+    """
 
     name: str
     config: bytes
@@ -80,6 +91,25 @@ class AdapterUpload:
     metadata: dict[str, Any]
     settings: VersionSettings
     alias: str | None
+    has_weights: bool = True
+
+    def draft_without_weights(self, base: Fingerprint) -> VersionDraft:
+        """The version to create of settings alone, which is not proven yet."""
+        return VersionDraft(
+            digest=None,
+            settings=self.settings.stored(),
+            metadata=self.metadata,
+            rank=0,
+            alpha=0.0,
+            target_modules=[],
+            bytes=0,
+            zero_effect=False,
+            base=base.model_dump(),
+            config=b"",
+            readme=self.readme,
+            warnings=[],
+            wanted_alias=self.alias,
+        )
 
     def draft(self, inspection: Inspection, digest: str, base: Fingerprint) -> VersionDraft:
         """The version to create, which is not proven yet."""
@@ -130,15 +160,63 @@ async def receive(
             what it raises ends the upload.
 
     Raises:
-        WrongMediaType: Not multipart/form-data.
+        WrongMediaType: Neither multipart/form-data nor JSON.
         TooLarge: A part, or the whole, is over its bound.
         BadRequest: Not well formed, or a part (`param`) is missing, repeated, unknown or not what it should be.
         PickleRefused: The weights are a pickle or an archive.
     """
+    if headers.get("content-type", "").partition(";")[0].strip().lower() == JSON_TYPE:
+        return await _receive_json(headers, body, check_name)
     form = _AdapterForm(parse_boundary(headers.get("content-type", ""), WANTED), write, max_weights, check_name)
     max_bytes = max_weights + sum(BOUNDS.values()) + FRAMING_BYTES
     await feed_body(headers, body, form.feed, max_bytes=max_bytes)
     return form.upload()
+
+
+class _SettingsBody(BaseModel):
+    """A version without weights, as JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    settings: dict[str, Any]
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    alias: str | None = None
+
+
+async def _receive_json(
+    headers: Mapping[str, str], body: AsyncIterator[bytes], check_name: Callable[[str], object]
+) -> AdapterUpload:
+    content = bytearray()
+    await feed_body(headers, body, content.extend, max_bytes=sum(BOUNDS[part] for part in _SettingsBody.model_fields))
+    value = parse(content)
+    if not isinstance(value, dict):
+        raise BadRequest("the body must be a JSON object", code="invalid_json")
+    given = as_model(value, _SettingsBody)
+    check_name(given.name)
+    settings = parse_settings(given.settings)
+    _require_settings(settings, "settings")
+    return AdapterUpload(
+        name=given.name,
+        config=b"",
+        readme=None,
+        metadata=given.metadata,
+        settings=settings,
+        alias=given.alias,
+        has_weights=False,
+    )
+
+
+def _require_settings(settings: VersionSettings, param: str) -> None:
+    """Raise BadRequest where a version without weights has no settings either."""
+    if settings.is_empty:
+        raise BadRequest(
+            "neither weights nor settings were sent: send the files `config` and `weights`, or for a version without "
+            "weights at least one of `settings.system_prompt`, `settings.examples`, `settings.sampling` and "
+            "`settings.grounding`",
+            param=param,
+            code="missing_required_parameter",
+        )
 
 
 class _AdapterForm(MultipartForm):
@@ -163,17 +241,22 @@ class _AdapterForm(MultipartForm):
     def upload(self) -> AdapterUpload:
         """The parts, checked, once the whole body is fed."""
         self.require_complete()
-        for part in ("name", "config", "weights"):
+        has_weights = any(part in self._parts for part in FILES)
+        for part in ("name", *(FILES if has_weights else ())):
             if part not in self._parts:
                 raise BadRequest(f"the part `{part}` is missing", param=part, code="missing_required_parameter")
+        settings = parse_settings(self._object("settings"))
+        if not has_weights:
+            _require_settings(settings, "weights")
         readme = self._parts.get("readme")
         return AdapterUpload(
             name=self._text("name") or "",
-            config=bytes(self._parts["config"]),
+            config=bytes(self._parts.get("config", b"")),
             readme=None if readme is None else bytes(readme),
             metadata=self._object("metadata"),
-            settings=parse_settings(self._object("settings")),
+            settings=settings,
             alias=self._text("alias"),
+            has_weights=has_weights,
         )
 
     def _text(self, part: str) -> str | None:

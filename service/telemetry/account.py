@@ -42,6 +42,7 @@ class Series:
         "digest",
         "faults",
         "first_token",
+        "flow",
         "inter_token",
         "labels",
         "prompt",
@@ -49,9 +50,10 @@ class Series:
         "requests",
     )
 
-    def __init__(self, labels: Labels, digest: str | None = None) -> None:
+    def __init__(self, labels: Labels, digest: str | None = None, flow: str | None = None) -> None:
         self.labels = labels
         self.digest = digest
+        self.flow = flow
         self.requests: dict[tuple[str, str], int] = {}
         self.faults: dict[str, int] = {}
         self.prompt = self.cached = self.completion = 0
@@ -134,7 +136,7 @@ class MetricsAccount:
             return series
         if len(self._targets) >= self._max_series and not self._evict_deleted():
             return self._overflow
-        return self._targets.setdefault(labels, Series(labels, target.digest))
+        return self._targets.setdefault(labels, Series(labels, target.digest, target.counted_as))
 
     def _evict_deleted(self) -> bool:
         self._until_sweep -= 1
@@ -150,8 +152,12 @@ class MetricsAccount:
         return len(self._targets) < self._max_series
 
     def targets(self) -> list[tuple[Labels, str | None]]:
-        """The versions that have series, with their digests; the base has none."""
+        """The versions that have series, with their digests; the base and versions without weights have none."""
         return [(series.labels, series.digest) for series in self._targets.values()]
+
+    def flows(self) -> list[tuple[Labels, str | None]]:
+        """The versions that have series, with what the admission queue counts them under; None: the base."""
+        return [(series.labels, series.flow) for series in self._targets.values()]
 
     def families(self) -> Iterator[Family]:
         """Everything counted, one metric after another, each in parts of PART series.

@@ -20,7 +20,7 @@ class AdmissionSource:
 
     Args:
         queue_limit: Requests that may wait at once.
-        account: Knows under which labels an adapter's digest is shown.
+        account: Knows under which labels what the queue counts is shown.
     """
 
     name = "admission"
@@ -45,13 +45,9 @@ class AdmissionSource:
         yield metrics.QUEUE_REFUSED.values(
             [(("queue_full",), now.overloaded), (("share_full",), now.share_full), (("timeout",), now.timeouts)]
         )
-        targets = self._account.targets()
-        yield metrics.ADAPTER_RUNNING.values(
-            (labels, now.in_flight_by_adapter.get(digest, 0)) for labels, digest in targets
-        )
-        yield metrics.ADAPTER_QUEUED.values(
-            (labels, now.queued_by_adapter.get(digest, 0)) for labels, digest in targets
-        )
+        flows = self._account.flows()
+        yield metrics.ADAPTER_RUNNING.values((labels, now.in_flight_by_adapter.get(flow, 0)) for labels, flow in flows)
+        yield metrics.ADAPTER_QUEUED.values((labels, now.queued_by_adapter.get(flow, 0)) for labels, flow in flows)
 
 
 class ResidencySource:

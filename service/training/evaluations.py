@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from adapters.names import DEFAULT_ALIAS
 from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, EvaluationFields, Label
-from adapters.protocol.runs import CreateEvaluation, EarlierVerdict, EvaluationContext
+from adapters.protocol.runs import CreateEvaluation, EarlierVerdict, EvaluationContext, PromptExample
 from service.access.audit import SYSTEM_ID, Actor
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
@@ -149,6 +149,8 @@ class EvaluationService:
             candidate=None if authorized.candidate is None else authorized.candidate.name,
             system_prompt=settings["system_prompt"],
             grounding=settings.get("grounding"),
+            examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
+            has_weights=row is None or row.digest is not None,
             live=authorized.live,
             records=caller.may(Scope.ADAPTERS),
             training_files=() if training_file is None else (reference(training_file),),

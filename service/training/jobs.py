@@ -117,7 +117,15 @@ def _parent(model: str, caller: Caller, catalog: Catalog) -> str | None:
             f"`{match.entry.name}@{max(match.entry.versions)}`, or the base, `{catalog.base_name}`",
             param="model",
         )
-    return catalog.resolve(caller, model).name
+    parent = catalog.resolve(caller, model)
+    if parent.digest is None:
+        raise BadRequest(
+            f"`model` is `{parent.name}`, which has no weights to continue training from; train from the base, "
+            f"`{catalog.base_name}`, and name the adapter (`suffix` or `metadata.adapter`)",
+            param="model",
+            code="parent_unsupported",
+        )
+    return parent.name
 
 
 def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:

@@ -186,7 +186,9 @@ class Training:
             if adapter is None or reference.version is None:
                 return None
             row = adapter.version(reference.version)
-            return None if row is None else (row.digest, records.version_file(db, row.id, "config"))
+            if row is None or row.digest is None:
+                return None
+            return row.digest, records.version_file(db, row.id, "config")
 
         row = await self._database.run(read)
         digest, config = row if row is not None else ("", None)

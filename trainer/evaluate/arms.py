@@ -15,6 +15,9 @@ MAX_LABEL_CHARS: Final = 100
 TEMPLATE_TOKENS: Final = 16
 """Tokens that a chat template may add around one message."""
 GROUNDED_NOTE: Final = "the base gets the candidate's grounding, too; perplexity is measured without passages"
+BARE_BASE_NOTE: Final = (
+    "the candidate has no weights: it is the base with a prompt of its own, and compared with the base without any"
+)
 NO_ROOM_FOR_ANSWERS: Final = (
     "the list of possible answers does not fit into the context with the longest question, so the base is not given it"
 )

@@ -56,6 +56,11 @@ class ArmResult(Frozen):
     seconds: float = 0.0
 
     @property
+    def looked_at(self) -> str | None:
+        """What a look at held-out examples counts for: the weights, else the version; None for the base and others."""
+        return self.digest or self.version
+
+    @property
     def scores(self) -> Array:
         """The first run's scores: float64, one per example."""
         return as_array(self.runs[0])
@@ -218,8 +223,9 @@ def _result(
     secondary: Sequence[Metric],
     repeats: int,
 ) -> ArmResult:
-    digests = {answer.digest for answer in answers}
-    if len(digests) > 1:
+    # without weights there is no digest, and the version tells settings apart
+    served = {answer.digest or answer.version for answer in answers}
+    if len(served) > 1:
         versions = ", ".join(sorted({answer.version or "none" for answer in answers}))
         raise ArmVersionChanged(
             f"{arm.model} was served by more than one version ({versions}); "

@@ -26,7 +26,8 @@ KEY_BYTES: Final = 8
 class Look(Frozen):
     """One version's evaluation.
 
-    ``digest``: of the version's weights. ``examples``: the keys of the held-out examples (`example_key`).
+    ``digest``: of the version's weights; of a version without any its name, `support@1`. ``examples``: the keys of the
+    held-out examples (`example_key`).
     """
 
     digest: str

@@ -140,7 +140,7 @@ async def run(
     before, after = suite_arms(spec, suites=bool(requested))
     results = [await suite.run(before, after, on_stage) for suite in requested]
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
-    look = position(looks, comparison.result(spec.candidate).digest, comparison.questions)
+    look = position(looks, comparison.result(spec.candidate).looked_at, comparison.questions)
     verdict = _decide(spec, comparison, form, results, judged, look)
     return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
 

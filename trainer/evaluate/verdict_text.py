@@ -276,18 +276,23 @@ def verdict(
     """
     score, base_score = comparison.mean(difference.of), comparison.mean(difference.against)
     summary = f"{VERDICT_WORDS[word]}: on {_asked(comparison)} it had not seen, "
+    base = _base_of(comparison, difference)
     if comparison.metric == "judge":
-        summary += (
-            f"the judge gave {difference.of} {points(1 - base_score)} of 100 against the base at its best, "
-            "where 50 is even"
-        )
+        summary += f"the judge gave {difference.of} {points(1 - base_score)} of 100 against {base}, where 50 is even"
     else:
-        summary += f"{difference.of} scored {points(score)} of 100, the base at its best {points(base_score)}"
+        summary += f"{difference.of} scored {points(score)} of 100, {base} {points(base_score)}"
     if word == "pass":
         return f"{summary}: {difference_in_words(difference)}, and it forgot no more than is allowed."
     if word == "fail":
         return f"{summary}. {_why_failed([name for name, state in checks if state == 'broken'])}"
     return f"{summary}. {_why_undecided(difference, [name for name, state in checks if state == 'open'], more)}"
+
+
+def _base_of(comparison: Comparison, difference: ArmDifference) -> str:
+    """What the base is called: a candidate without weights is compared with it bare (`BARE_BASE_NOTE`)."""
+    candidate = comparison.result(difference.of)
+    has_weights = candidate.digest is not None or candidate.version is None
+    return "the base at its best" if has_weights else "the base without a prompt"
 
 
 def _asked(comparison: Comparison) -> str:

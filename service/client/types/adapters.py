@@ -59,10 +59,19 @@ class GroundingSettings(TypedDict):
     timeout_s: NotRequired[float | None]
 
 
+class PromptExample(TypedDict):
+    """A question and its answer, shown in every prompt of a version as an earlier turn."""
+
+    user: str
+    assistant: str
+
+
 class AdapterSettings(TypedDict):
     """What a version has beside its weights; changed settings make a new version."""
 
     system_prompt: NotRequired[str | None]
+    examples: NotRequired[list[PromptExample]]
+    """Stand before the conversation, after its system message."""
     sampling: NotRequired[Sampling]
     """Defaults for request fields; a value in the request wins."""
     grounding: NotRequired[GroundingSettings | None]
@@ -125,6 +134,18 @@ class AdapterProof(TypedDict):
     """Missing if an older gateway proved it."""
     mixed_batch: NotRequired[MixedBatchProof | None]
     """Missing if an older gateway proved it."""
+    warnings: list[str]
+
+
+class SettingsProof(TypedDict):
+    """Evidence for a version without weights: its prompt renders under the base's chat template, and fits."""
+
+    format: Literal[1]
+    kind: Literal["settings"]
+    prompt_tokens: int
+    """Tokens of system prompt and examples, rendered with a question of one mark."""
+    context_tokens: int
+    """Tokens that the engine's context holds."""
     warnings: list[str]
 
 
@@ -197,24 +218,27 @@ class AdapterVersion(TypedDict):
     object: Literal["adapter.version"]
     adapter: str
     version: int
-    digest: str
-    """SHA-256 of configuration and weights; the name that the engine knows it by."""
+    digest: str | None
+    """SHA-256 of configuration and weights; the name that the engine knows it by. None: the version has no weights, the
+    base answers with its settings."""
     state: Literal["proving", "ready", "rejected"]
     servable: Servable
     aliases: list[str]
     """Aliases that point to it, alone or in a split."""
-    rank: int
-    alpha: float
+    rank: int | None
+    """None without weights."""
+    alpha: float | None
+    """None without weights."""
     target_modules: list[str]
     bytes: int
-    """Size of the weights file."""
+    """Size of the weights file; 0 without weights."""
     base: Fingerprint
     """The base model that it was uploaded for."""
     created_at: int
     settings: AdapterSettings
     metadata: dict[str, Any]
-    proof: AdapterProof | None
-    """None until it is proven."""
+    proof: AdapterProof | SettingsProof | None
+    """None until it is proven; without weights a SettingsProof, which has the key `kind`."""
     held_back: HeldBack | None
     """None if `live` may move to it."""
     warnings: list[str]
@@ -279,4 +303,4 @@ class AdapterPin(TypedDict):
     adapter: str
     pinned: bool
     versions: list[int]
-    """Versions kept loaded: those that `live` points at; empty if not pinned."""
+    """Versions kept loaded: those that `live` points at and that have weights; empty if not pinned."""

@@ -1,7 +1,7 @@
-"""Contamination: held-out examples that a version, or one of its ancestors, was trained on.
+"""Contamination: held-out examples that a version, or one of its ancestors, was trained on or is shown in its prompt.
 
-Everything comes from the gateway, with the job's key: each version's lineage, the training file that it names, and the
-examples that the version's job held out of that file, which the job's verdict names.
+Everything comes from the gateway, with the job's key: each version's lineage, the training file that it names, the
+examples that the version's job held out of that file, which the job's verdict names, and the examples in its settings.
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ class TrainingHistory:
     ) -> tuple[str, ...]:
         """The ids of the questions that these versions or their ancestors were trained on, or near-duplicates of them.
 
+        What stands as an example in a version's prompt counts as trained on.
+
         Args:
             versions: `name@3`; None is skipped.
             questions: The held-out questions.
-            excluded: The version whose own training file is checked elsewhere.
+            excluded: The version whose own training file is checked elsewhere, though not the examples in its prompt.
 
         Raises:
             GatewayUnreachable: The gateway was unreachable for too long.
@@ -99,6 +101,8 @@ class TrainingHistory:
                 for training in training_chain(self._gateway, version):
                     examples = self._trained_examples(training) if training.version != excluded else None
                     seen |= {leak.index for leak in examples.leaks(held_out)} if examples is not None else set()
+                    shown = self._gateway.settings(training.version).get("examples") or ()
+                    seen |= shown_in_prompt([(each["user"], each["assistant"]) for each in shown], held_out)
             except GatewayRefused as error:
                 self._warn(f"cannot tell what {version} was trained on: {error.message}")
         return tuple(question.id for index, question in enumerate(questions) if index in seen)
@@ -130,6 +134,14 @@ class TrainingHistory:
         return content
 
 
+def shown_in_prompt(examples: Sequence[tuple[str, str]], held_out: Sequence[NormalizedExample]) -> set[int]:
+    """The indices of the held-out questions that a prompt has as examples (question, answer), or near-duplicates."""
+    if not examples:
+        return set()
+    shown = TrainedExamples(NormalizedExample.of([("user", question)], answer) for question, answer in examples)
+    return {leak.index for leak in shown.leaks(held_out)}
+
+
 def normalized_question(question: Question) -> NormalizedExample:
     """The question and its reference, normalised for comparison with training examples."""
     return NormalizedExample.of([(turn.role, turn.content) for turn in question.turns], question.reference)
@@ -150,7 +162,15 @@ def left_out_note(trained_on: Sequence[str], total: int) -> str:
     """The report's sentence on the questions that are left out, of ``total``."""
     return (
         f"{len(trained_on)} of {total} held-out examples are left out: an earlier version that this one continues, or "
-        "the live one, was trained on them or on near-duplicates of them"
+        "the live one, was trained on them or on near-duplicates of them, or has them in its prompt"
+    )
+
+
+def shown_note(shown: Sequence[str], total: int, version: str) -> str:
+    """The report's sentence on the questions that are left out because the version's prompt has them as examples."""
+    return (
+        f"{len(shown)} of {total} held-out examples are left out: the prompt of {version} has them, or near-duplicates "
+        "of them, among its examples"
     )
 
 

@@ -135,7 +135,7 @@ class Evaluator:
         """Leave for the trainer which versions were looked at, on which examples."""
         examples = tuple(example_key(question) for question in outcome.comparison.questions)
         labels = [arm.label for arm in evaluation.arms] if evaluation.candidate is None else [evaluation.candidate]
-        digests = dict.fromkeys(outcome.comparison.result(label).digest for label in labels)
+        digests = dict.fromkeys(outcome.comparison.result(label).looked_at for label in labels)
         taken = [Look(digest=digest, examples=examples) for digest in digests if digest is not None]
         self._directory.path(look_store.LOOKS).write_bytes(look_store.LIST.dump_json(taken))
 

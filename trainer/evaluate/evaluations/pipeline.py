@@ -20,7 +20,14 @@ from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, Setting
 from trainer.evaluate.arm_scores import arm_scores
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note, near_duplicates_note
+from trainer.evaluate.evaluations.contamination import (
+    TrainingHistory,
+    left_out_note,
+    near_duplicates_note,
+    normalized_question,
+    shown_in_prompt,
+    shown_note,
+)
 from trainer.evaluate.evaluations.evaluator import (
     Evaluator,
     repeat_arms,
@@ -195,16 +202,20 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         Raises HeldOutInTraining as `refuse_trained_on`, and if no question is left.
         """
         context, notes = self._job.context, list(live_state.notes)
+        prompt = [(example.user, example.assistant) for example in context.examples]
+        indices = shown_in_prompt(prompt, [normalized_question(question) for question in held_out])
+        shown = [held_out[index].id for index in sorted(indices)]
         if context.candidate is None or not context.records:
             own = refuse_trained_on(self._job, held_out, trained_on, None)
-            return self._leave_out(live_state, notes, held_out, own=own)
+            return self._leave_out(live_state, notes, held_out, own=own, shown=shown)
         history = TrainingHistory(self._gateway, self._directory, notes.append)
         own = refuse_trained_on(self._job, held_out, trained_on, history.held_out(context.candidate))
         compared = (
             [live_state.live] if live_state.live is not None and compares_with_live(self._job, live_state.live) else []
         )
         earlier = history.trained_on([context.candidate, *compared], held_out, excluded=context.candidate)
-        return self._leave_out(live_state, notes, held_out, own=own, earlier=earlier)
+        earlier = tuple(question_id for question_id in earlier if question_id not in shown)
+        return self._leave_out(live_state, notes, held_out, own=own, shown=shown, earlier=earlier)
 
     def _leave_out(
         self,
@@ -213,12 +224,15 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         held_out: Sequence[Question],
         *,
         own: Sequence[str],
+        shown: Sequence[str],
         earlier: Sequence[str] = (),
     ) -> LiveState:
-        """`live_state`, leaving out what the candidate (``own``) and earlier versions were trained on."""
+        """`live_state`, leaving out what the candidate (``own``) and earlier versions were trained on, and what the
+        candidate's prompt has as examples (``shown``)."""
         reasons = [near_duplicates_note(own, len(held_out), str(self._job.context.candidate))] if own else []
+        reasons += [shown_note(shown, len(held_out), str(self._job.context.candidate))] if shown else []
         reasons += [left_out_note(earlier, len(held_out))] if earlier else []
-        seen = {*own, *earlier}
+        seen = {*own, *shown, *earlier}
         left_out = tuple(question.id for question in held_out if question.id in seen)
         if len(left_out) == len(held_out):
             raise HeldOutInTraining("; ".join(reasons))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from trainer.data.findings import closed_answers
 from trainer.evaluate.arms import (
+    BARE_BASE_NOTE,
     GROUNDED_NOTE,
     NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
@@ -108,7 +109,7 @@ def make_plan(
         metric=metric,
         answers=closed_set,
         wanted=_wanted_examples(job, closed_set),
-        for_bases=adds_bases(body, job.context),
+        for_bases=_helps_bases(job),
         room=room,
         count=count,
     )
@@ -136,7 +137,8 @@ def make_plan(
         began_at=time.time(),
         notes=(
             *live_state.notes,
-            *([GROUNDED_NOTE] if job.context.grounding and adds_bases(body, job.context) else []),
+            *([GROUNDED_NOTE] if job.context.grounding and _helps_bases(job) else []),
+            *([BARE_BASE_NOTE] if adds_bases(body, job.context) and not job.context.has_weights else []),
             *prompts.notes,
         ),
         left_out=live_state.left_out,
@@ -147,7 +149,12 @@ def make_plan(
 def _wanted_examples(job: EvaluationJob, closed_set: Sequence[str]) -> int:
     """How many training examples the arms are shown before a question, if there is room for them."""
     requested = max((arm.prompt.examples for arm in job.body.arms or ()), default=0)
-    return max(requested, wanted_examples(closed_set) if adds_bases(job.body, job.context) else 0)
+    return max(requested, wanted_examples(closed_set) if _helps_bases(job) else 0)
+
+
+def _helps_bases(job: EvaluationJob) -> bool:
+    """Whether the base is compared with at its best; with a candidate without weights, a prompt itself, it is bare."""
+    return job.context.has_weights and adds_bases(job.body, job.context)
 
 
 def _closed_answers(
@@ -157,9 +164,7 @@ def _closed_answers(
 
     ``other_tokens``: of the longest prompt and the longest answer.
     """
-    closed_set = (
-        tuple(sorted(closed_answers(as_examples(all_questions)) or ())) if adds_bases(job.body, job.context) else ()
-    )
+    closed_set = tuple(sorted(closed_answers(as_examples(all_questions)) or ())) if _helps_bases(job) else ()
     if not closed_set:
         return (), False
     fits = answer_list_fits(closed_set, other_tokens, count=count, context=job.context_tokens)
@@ -193,13 +198,17 @@ def _arms(
 ) -> tuple[list[Arm], list[str], str | None]:
     """The arms, the bases' labels, the candidate's label. ``closed_set``: the answers listed in the base's prompt."""
     body, context = job.body, job.context
-    base_arms = base_at_its_best(
-        job.base_name,
-        system=context.system_prompt,
-        answers=closed_set,
-        instructions=prompts.instructions,
-        examples=min(wanted_examples(closed_set), prompts.examples),
-        grounding=context.grounding,
+    base_arms = (
+        base_at_its_best(
+            job.base_name,
+            system=context.system_prompt,
+            answers=closed_set,
+            instructions=prompts.instructions,
+            examples=min(wanted_examples(closed_set), prompts.examples),
+            grounding=context.grounding,
+        )
+        if context.has_weights
+        else base_at_its_best(job.base_name, system=None)
     )
     if body.arms is None:
         candidate = str(context.candidate)
@@ -269,8 +278,10 @@ def compares_with_live(job: EvaluationJob, live: str) -> bool:
 
 
 def _longest_prompt(job: EvaluationJob, questions: Sequence[Question], count: Callable[[str], int]) -> int:
-    """An upper estimate of the longest prompt in tokens: question, system prompt and template."""
+    """An upper estimate of the longest prompt in tokens: question, system prompt, examples and template."""
     tokens = longest(("\n".join(turn.content for turn in question.turns) for question in questions), count)
     turns = max(len(question.turns) for question in questions)
     system = job.context.system_prompt
-    return tokens + turns * TEMPLATE_TOKENS + (count(system) if system else 0)
+    shown = [text for example in job.context.examples for text in (example.user, example.assistant)]
+    examples = count("\n".join(shown)) + len(shown) * TEMPLATE_TOKENS if shown else 0
+    return tokens + turns * TEMPLATE_TOKENS + (count(system) if system else 0) + examples
