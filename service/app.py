@@ -132,6 +132,7 @@ def create_app(settings: Settings) -> ASGIApp:
         parts.sidecar.evaluations,
         parts.sidecar.revalidations,
     )
+    api.state.ladders = parts.sidecar.ladders
     api.include_router(training_router)
     api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
@@ -182,7 +183,8 @@ def build(settings: Settings) -> Parts:
         check_stores=grounding.hook.check_settings,
     )
     supervisor.before_spawn = registry.collect
-    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store)
+    check_store = None if knowledge is None else knowledge.show
+    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store, check_store)
     structured = StructuredOutputs.from_settings(settings)
     pipeline = Pipeline(
         settings,

@@ -41,6 +41,9 @@ from trainer.finetune import kind as finetune_kind
 from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
+from trainer.ladder import kind as ladder_kind
+from trainer.ladder.routes import router as ladders_router
+from trainer.ladder.service import Ladders
 from trainer.reviews.routes import router as reviews_router
 from trainer.reviews.service import Reviews
 from trainer.runs import records
@@ -68,6 +71,7 @@ class Trainer:
     supervisor: Supervisor
     jobs: Jobs
     evaluations: Evaluations
+    ladders: Ladders
     checks: DataChecks
     streams: Streams
     reviews: Reviews
@@ -93,6 +97,7 @@ class Trainer:
         directories = {
             finetune_kind.NAME: finetune_kind.job_directories(installation),
             evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),
+            ladder_kind.NAME: ladder_kind.ladder_directories(installation),
         }
         housekeeper = Housekeeper(installation.gateway, settings, database, directories)
         reviews, looks = Reviews(database, read_endpoints(settings.endpoints)), LookStore(database)
@@ -101,9 +106,10 @@ class Trainer:
             settings, installation, base, database, jobs, housekeeper, reviews, looks, command
         )
         evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, looks, evaluating)
-        kinds: tuple[AnyKind, ...] = (finetune, evaluation)
         address = settings.webhook()
         webhook = WebhookSender(database, None if address is None else Address(*address))
+        ladder = ladder_kind.LadderKind(directories[ladder_kind.NAME], evaluations, jobs)
+        kinds: tuple[AnyKind, ...] = (finetune, evaluation, ladder)
         children = Children(database, {kind.name: kind for kind in kinds})
         transitions = Transitions(database, notifier, housekeeper, children, webhook)
         supervisor = Supervisor(settings, database, notifier, transitions, kinds)
@@ -116,6 +122,7 @@ class Trainer:
             evaluations=Evaluations(
                 evaluation, settings, installation, base.positions, database, notifier, supervisor.lines
             ),
+            ladders=Ladders(ladder, settings, installation, base.positions, database, notifier, supervisor.lines),
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,
@@ -155,6 +162,7 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     app.include_router(router)
     app.include_router(internal)
     app.include_router(evaluations_router)
+    app.include_router(ladders_router)
     app.include_router(reviews_router)
     app.add_api_route("/health", _health, methods=["GET"])
     _add_error_handlers(app)

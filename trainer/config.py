@@ -46,6 +46,17 @@ class Settings(BaseSettings):
     price_per_hour: float = Field(
         0, ge=0, description="Price of the device per hour, in your currency; used to compute a job's `cost`."
     )
+    price_hosted_input: float | None = Field(
+        None, ge=0, description="Price of a million prompt tokens of a hosted model, for comparison in a ladder …"
+    )
+    price_hosted_output: float | None = Field(None, ge=0, description="… and of a million tokens of its answers.")
+    price_person_hour: float = Field(
+        0, ge=0, description="Price of an hour of a person's work on data and checks; used for the cost of a year."
+    )
+    requests_per_month: int = Field(
+        10_000, ge=0, description="Expected requests of one adapter in a month, for a ladder that does not say."
+    )
+    retrainings_per_year: int = Field(4, ge=0, le=365, description="How often an adapter's data are renewed in a year.")
     checkpoint_s: float = Field(
         60, ge=0, description="Seconds between a job's checkpoints; a crash loses at most this much, plus one step."
     )

@@ -170,6 +170,14 @@ class TooManyEvaluations(TooManyRequests):
     code = "too_many_evaluations"
 
 
+class TooManyLadders(TooManyRequests):
+    code = "too_many_ladders"
+
+
+class LadderNotFinished(RequestError):
+    status, code = 409, "not_finished"
+
+
 class InternalError(RequestError):
     status, type, code = 500, "server_error", "internal_error"
 

@@ -16,6 +16,7 @@ from adapters.dataset.held_out import MAX_SHARE, MIN_SHARE, SHARE
 MAX_ARMS: Final = 9
 """Four less than a comparison takes: the base at its best, and what serves now, may be put beside them."""
 MAX_SUITES: Final = 8
+MAX_INSTRUCTIONS: Final = 4
 MAX_ANSWERS: Final = 1_000
 MAX_EXAMPLES: Final = 32
 MAX_METADATA: Final = 16
@@ -150,6 +151,34 @@ class EvaluationFields(RequestBody):
     )
     repeats: Annotated[int, Field(strict=True, ge=1, le=5)] | None = Field(
         None, description="How many times each question is asked."
+    )
+    metadata: Metadata | None = None
+
+
+class LadderFields(RequestBody):
+    """Body of ``POST /v1/ladders``."""
+
+    training_file: DataFile = Field(
+        description="The id of a file, or a dataset: `support@3`, or `support` for its newest version."
+    )
+    adapter: str = Field(description="Name of the adapter that the rungs become versions of.")
+    vector_store_ids: Annotated[list[str], Field(max_length=8)] | None = Field(
+        None, description="Stores with documents that answers may depend on: adds the rungs with passages."
+    )
+    instructions: tuple[Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)], ...] = Field(
+        (), max_length=MAX_INSTRUCTIONS, description="System prompts to try beside those that are made from the data."
+    )
+    target: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="The score that is good enough; the first rung that reaches it ends the ladder."
+    )
+    quick: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Fewer questions and at most 600 training examples: half an hour or less."
+    )
+    lora: Annotated[bool, Field(strict=True)] = Field(
+        True, description="Whether to train a LoRA. Without it the ladder ends with the prompts."
+    )
+    requests_per_month: Annotated[int, Field(strict=True, ge=0, le=10**12)] | None = Field(
+        None, description="Expected traffic, for the cost of a year. Default: the operator's setting."
     )
     metadata: Metadata | None = None
 

@@ -5,6 +5,7 @@ resolved and authorised is sent with the client's own body, in one envelope for 
 
     POST /v1/fine_tuning/jobs   CreateJob
     POST /v1/evaluations        CreateEvaluation
+    POST /v1/ladders            CreateLadder
 """
 
 from __future__ import annotations
@@ -113,6 +114,26 @@ class EvaluationContext(ProtocolModel):
     training_files: tuple[FileRef, ...] = ()
     lineage: dict[str, Any] | None = None
     earlier: EarlierVerdict | None = None
+
+
+class LadderContext(ProtocolModel):
+    """What the gateway resolved for a ladder.
+
+    ``adapter``: the name of the versions. ``vector_stores``: the ids of the stores with documents. ``datasets``: as in
+    `JobContext`.
+    """
+
+    adapter: str
+    training_file: FileRef
+    vector_stores: tuple[str, ...] = ()
+    datasets: dict[str, str] = Field(default_factory=dict)
+
+
+class CreateLadder(ProtocolModel):
+    """The client's body as sent, and what the gateway resolved."""
+
+    request: dict[str, Any]
+    context: LadderContext
 
 
 class CreateJob(ProtocolModel):

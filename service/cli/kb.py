@@ -182,6 +182,16 @@ def rm(
         typer.echo(f"{terminal.clean(file or store)} deleted")
 
 
+def add_documents(client: HatrackClient, store_id: str, paths: Sequence[Path], *, quiet: bool) -> int:
+    """Upload documents into a store and index them; returns how many were indexed. Raises ClientError."""
+    documents = dict(_documents(paths))
+    if not documents:
+        raise typer.BadParameter(f"no documents found; supported are {', '.join(sorted(SUFFIXES))}.")
+    uploaded = _upload(client, documents, quiet=quiet)
+    results = _index(client, store_id, {file_id: {PATH: path} for path, file_id in uploaded.items()}, quiet=quiet)
+    return sum(file["status"] == "completed" for file in results)
+
+
 def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Files by what they are known by; of a directory, what is below it."""
     for path in paths:

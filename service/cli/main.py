@@ -6,6 +6,7 @@ import typer
 
 from service.cli import (
     access,
+    advise,
     chat,
     data,
     engine,
@@ -110,6 +111,14 @@ app.command(
         "hatrack usage --by version --json | jq '.[] | {adapter, version, requests}'",
     )
 )(usage.usage)
+app.command(
+    epilog=examples(
+        "hatrack advise examples.jsonl --name support --quick",
+        "hatrack advise support@3 --name support --docs policies/ --target 0.9",
+        "hatrack advise examples.jsonl --name support --instructions prompt.txt --html advice.html",
+    )
+)(advise.advise)
+app.command(epilog=examples("hatrack advice", "hatrack advice ladder-1a2b --html advice.html"))(advise.advice)
 app.command(
     epilog=examples(
         "hatrack train examples.jsonl --name brand-voice",

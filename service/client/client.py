@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from service.client.datasets import Datasets
     from service.client.evaluations import Evaluations, Revalidations, Reviews
     from service.client.files import Files, VectorStores
+    from service.client.ladders import Ladders
     from service.client.training import FineTuning
     from service.client.types.gateway import Health, Readiness
 
@@ -139,6 +140,13 @@ class HatrackClient:
         from service.client.training import FineTuning
 
         return FineTuning(self._connection)
+
+    @cached_property
+    def ladders(self) -> Ladders:
+        """Ladders: should one fine-tune at all?"""
+        from service.client.ladders import Ladders
+
+        return Ladders(self._connection)
 
     @cached_property
     def keys(self) -> Keys:

@@ -49,6 +49,10 @@ def export_merged(
     name = f"{version['adapter']}@{version['version']}"
     if version["state"] != "ready":
         raise ClientError(0, "version_not_ready", f"{name} is {version['state']}; only a proven version is exported.")
+    if version["digest"] is None:
+        raise ClientError(
+            0, "version_has_no_files", f"{name} has no weights, only settings: the base is its checkpoint."
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ClientError(0, "target_exists", f"{target} exists and is not an empty directory.")
     try:

@@ -120,7 +120,7 @@ def _system_prompt(version: AdapterVersion) -> list[str]:
 def _evidence(version: AdapterVersion) -> list[str]:
     proof, verdict = version["proof"], version["verdict"]
     lines = []
-    if proof is not None:
+    if proof is not None and "distance" in proof:  # a version without weights has another proof, and is not exported
         lines.append(
             f"- Proof: over {proof['tokens']} tokens of probe texts, the adapter moved the base's log-probabilities by "
             f"{proof['distance']:.3g} nats a token in the engine (its own noise: {proof['noise']:.3g})."

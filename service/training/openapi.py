@@ -26,7 +26,8 @@ from service.errors import (
 from service.http.schema import ErrorResponse, Page, answers, takes
 from service.training.evaluation_schemas import Evaluation, EvaluationReport, NextReview, Review, ReviewQueue
 from service.training.job_schemas import DataCheck, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
-from service.training.request_schemas import DataCheckForm, EvaluationBody, JobBody
+from service.training.ladder_schemas import Ladder, LadderEvent, LadderReport
+from service.training.request_schemas import DataCheckForm, EvaluationBody, JobBody, LadderBody
 
 EVENTS: Final = "text/event-stream"
 METADATA: Final = {
@@ -67,6 +68,7 @@ IdempotencyKey = Annotated[
 
 jobs = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 evaluations = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
+ladders = APIRouter(prefix="/v1/ladders", tags=["ladders"])
 reviews = APIRouter(prefix="/v1/reviews", tags=["reviews"])
 
 
@@ -175,6 +177,56 @@ def get_report_page(evaluation_id: str) -> None:
     """An evaluation's report as a self-contained HTML page."""
 
 
+@ladders.post("", responses=trainers(Ladder, NotFound, TooLarge, RateLimited, DiskFull))
+@takes(LadderBody)
+def create_ladder(idempotency_key: IdempotencyKey = None) -> None:
+    """Create a ladder: is fine-tuning worth it? Needs the scopes `train`, `infer` and `adapters`."""
+
+
+@ladders.get("", responses=trainers(Page[Ladder], NotFound))
+def list_ladders(after: After = None, limit: Limit = 20) -> None:
+    """The project's ladders, newest first."""
+
+
+@ladders.get("/{ladder_id}", responses=trainers(Ladder, NotFound))
+def get_ladder(ladder_id: str) -> None:
+    """One ladder."""
+
+
+@ladders.post("/{ladder_id}/cancel", responses=trainers(Ladder, NotFound, TooLarge))
+def cancel_ladder(ladder_id: str) -> None:
+    """Cancel a ladder and its child runs; the versions that it made stay."""
+
+
+@ladders.post("/{ladder_id}/pause", responses=trainers(Ladder, NotFound, TooLarge))
+def pause_ladder(ladder_id: str) -> None:
+    """Pause a ladder and its child runs."""
+
+
+@ladders.post("/{ladder_id}/resume", responses=trainers(Ladder, NotFound, TooLarge))
+def resume_ladder(ladder_id: str) -> None:
+    """Resume a paused ladder."""
+
+
+@ladders.get("/{ladder_id}/events", responses=trainers(Page[LadderEvent], NotFound))
+def list_ladder_events(ladder_id: str, limit: Limit = 20) -> None:
+    """A ladder's last events, newest first."""
+
+
+@ladders.get("/{ladder_id}/report", responses=trainers(LadderReport, NotFound, Conflict))
+def get_ladder_report(ladder_id: str) -> None:
+    """A ladder's report."""
+
+
+@ladders.get(
+    "/{ladder_id}/report.html",
+    response_class=Response,
+    responses=trainers(None, NotFound, Conflict, description="The page.", media_type="text/html"),
+)
+def get_ladder_page(ladder_id: str) -> None:
+    """A ladder's report as a self-contained HTML page."""
+
+
 @reviews.get("", responses=trainers(Page[ReviewQueue], NotFound))
 def list_reviews(after: After = None, limit: Limit = 20) -> None:
     """The project's evaluations with pairs for human review, newest first."""
@@ -196,4 +248,4 @@ def choose(review_id: str) -> None:
     """Choose the better answer."""
 
 
-FORWARDED: Final = (*jobs.routes, *evaluations.routes, *reviews.routes)
+FORWARDED: Final = (*jobs.routes, *evaluations.routes, *ladders.routes, *reviews.routes)

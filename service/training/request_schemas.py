@@ -20,6 +20,7 @@ from adapters.protocol.requests import (
     JobFields,
     JobOptionFields,
     Label,
+    LadderFields,
     OptionName,
     RequestBody,
 )
@@ -96,3 +97,7 @@ class EvaluationBody(EvaluationFields):
     )
     metric: OptionName | MetricBody | None = Field(None, description="Omitted or `auto`: chosen from the data.")
     suites: list[OptionName] | None = Field(None, max_length=MAX_SUITES, description="Default: the general suite.")
+
+
+class LadderBody(LadderFields):
+    """A new ladder."""

@@ -25,6 +25,7 @@ from service.training.evaluations import EvaluationService
 from service.training.forward import Forward, Streamed, headers_of, target_of
 from service.training.job_schemas import Load
 from service.training.jobs import JobRequest
+from service.training.ladders import LadderService
 from service.training.service import Training
 
 MAX_JSON_BYTES: Final = 2 * 1024 * 1024
@@ -46,6 +47,12 @@ def evaluations(request: Request) -> EvaluationService:
     return service
 
 
+def ladders(request: Request) -> LadderService:
+    """The service that the composition root put on the app."""
+    service: LadderService = request.app.state.ladders
+    return service
+
+
 router = APIRouter(prefix="/v1", tags=["training"])
 TrainCaller = Annotated[Caller, Depends(needs(Scope.TRAIN))]
 JobCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAPTERS))]
@@ -53,6 +60,7 @@ EvaluationCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER))]
 CurrentActor = Annotated[Actor, Depends(actor)]
 TrainerGateway = Annotated[Training, Depends(training)]
 CurrentEvaluations = Annotated[EvaluationService, Depends(evaluations)]
+CurrentLadders = Annotated[LadderService, Depends(ladders)]
 
 
 @router.get("/load", responses=answers(Load))
@@ -91,6 +99,24 @@ async def cancel_evaluation(
     return await _json(
         request, caller, trainer, done=partial(trainer.record_audit, actor, "evaluation.cancel", evaluation_id)
     )
+
+
+@router.post("/ladders", include_in_schema=False)
+async def create_ladder(request: Request, caller: JobCaller, actor: CurrentActor, service: CurrentLadders) -> Response:
+    """Create a ladder."""
+    headers = headers_of(request, caller)
+    body = await read_object(request, max_bytes=MAX_JSON_BYTES)
+    answer = await service.create(caller, body, headers, actor=actor)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+@router.post("/ladders/{ladder_id}/{verb}", include_in_schema=False)
+async def change_ladder(
+    ladder_id: str, verb: str, request: Request, caller: TrainCaller, actor: CurrentActor, trainer: TrainerGateway
+) -> Response:
+    """Cancel, pause or resume a ladder, and with it its child runs."""
+    done = partial(trainer.record_audit, actor, f"ladder.{verb}", ladder_id) if verb in ACTIONS else None
+    return await _json(request, caller, trainer, done=done)
 
 
 @router.post("/fine_tuning/data_check", include_in_schema=False)

@@ -16,6 +16,7 @@ from service.registry.verdicts import Verdicts
 from service.training.client import TrainerClient
 from service.training.config import TrainerConfig
 from service.training.evaluations import EvaluationService
+from service.training.ladders import CheckStore, LadderService
 from service.training.process import TrainerProcess
 from service.training.revalidation import Revalidations, RevalidationTimer
 from service.training.service import Training
@@ -30,6 +31,7 @@ class Sidecar:
     process: TrainerProcess | None
     watch: TrainerWatch
     evaluations: EvaluationService
+    ladders: LadderService
     revalidations: Revalidations
     timer: RevalidationTimer | None
 
@@ -57,8 +59,9 @@ def assemble(
     files: Files,
     verdicts: Verdicts,
     store: Store,
+    check_store: CheckStore | None = None,
 ) -> Sidecar:
-    """Create the components without starting them."""
+    """Create the components without starting them. ``check_store``: see `LadderService`."""
     config = TrainerConfig.from_settings(settings)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
     training = Training(client, database, keys, files, catalog, store)
@@ -71,6 +74,7 @@ def assemble(
         process=TrainerProcess(config) if config.starts else None,
         watch=TrainerWatch(client, configured=configured),
         evaluations=evaluations,
+        ladders=LadderService(training, files, catalog, database, check_store),
         revalidations=revalidations,
         timer=RevalidationTimer(revalidations, every_s=every_s) if every_s else None,
     )

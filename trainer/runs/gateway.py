@@ -84,6 +84,33 @@ class Gateway:
         """Upload the adapter in `directory`, wait for its proof, and return the version object."""
         return self._with_retries(lambda: self._push(name, directory, alias, settings, metadata))
 
+    def push_settings(self, name: str, settings: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+        """Make a version without weights that no alias points to, and return the version object.
+
+        Equal settings return the version that has them already.
+        """
+        body = {"name": name, "settings": settings, "metadata": metadata, "alias": ""}
+        send = partial(self._http.post, "/v1/adapters", json=body, timeout=PUSH_TIMEOUT)
+        return self._with_retries(lambda: self._json(send))
+
+    def create_store(self, name: str, file_id: str) -> str:
+        """Make a vector store of one file, and return its id before the file is indexed."""
+        body = {"name": name, "file_ids": [file_id]}
+        store = self._with_retries(lambda: self._json(lambda: self._http.post("/v1/vector_stores", json=body)))
+        return str(store["id"])
+
+    def store(self, store_id: str) -> dict[str, Any]:
+        """The vector store object."""
+        return self._with_retries(lambda: self._json(lambda: self._http.get(f"/v1/vector_stores/{store_id}")))
+
+    def delete_store(self, store_id: str) -> None:
+        """Delete a vector store; one that is gone already is no error."""
+        try:
+            self._with_retries(lambda: self._json(lambda: self._http.delete(f"/v1/vector_stores/{store_id}")))
+        except GatewayRefused as refused:
+            if refused.status != 404:
+                raise
+
     def adapter(self, name: str) -> dict[str, Any]:
         """The adapter object, with its versions and aliases."""
         return self._with_retries(lambda: self._json(lambda: self._http.get(f"/v1/adapters/{name}")))

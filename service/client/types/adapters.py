@@ -1,6 +1,6 @@
 """Adapters, their versions, aliases and verdicts."""
 
-from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict, final
 
 VerdictWord: TypeAlias = Literal["pass", "fail", "not_enough_evidence"]
 
@@ -114,6 +114,7 @@ class MixedBatchProof(TypedDict):
     """Another loaded adapter; None if there was none."""
 
 
+@final
 class AdapterProof(TypedDict):
     """Evidence that the engine applies the adapter: log-probabilities over probe texts, in nats per token."""
 
@@ -137,6 +138,7 @@ class AdapterProof(TypedDict):
     warnings: list[str]
 
 
+@final
 class SettingsProof(TypedDict):
     """Evidence for a version without weights: its prompt renders under the base's chat template, and fits."""
 

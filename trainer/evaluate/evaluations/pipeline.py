@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from adapters.protocol.reports import EvaluationProgress, ReportCost
 from trainer.config import Settings
 from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, SettingsError
+from trainer.evaluate.arm_scores import arm_scores
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.contamination import (
@@ -110,7 +111,11 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         """
         plan, questions = self._prepare()
         earlier = self._earlier_scores()
+        asking = time.time()
         outcome = self._evaluator.ask(plan.evaluation, questions)
+        if outcome.verdict is None:
+            metric, wall = plan.evaluation.metric.primary(), time.time() - asking
+            self._directory.write(spec.ARM_SCORES, arm_scores(outcome.comparison, metric, wall_seconds=wall))
         self._report_progress("report", 0, 1)
         seconds = time.time() - plan.began_at
         scores = scores_of(outcome, plan.evaluation.metric)

@@ -9,6 +9,7 @@
     EVALUATIONS/ID/earlier_scores.json   of a revalidation: the scores of the verdict that it is compared with
     EVALUATIONS/ID/evaluation.json, evaluation.html   the report
     EVALUATIONS/ID/evaluation_scores.json   the scores question by question, for later revalidations
+    EVALUATIONS/ID/arm_scores.json  ArmScores: every arm's, for a ladder
     EVALUATIONS/ID/kept.json      UploadedFiles: ids of the report's files at the gateway
     EVALUATIONS/ID/result.json    EvaluationResult
 
@@ -44,6 +45,7 @@ QUESTIONS: Final = "held_out_questions.jsonl"
 REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 EXAMPLE_SCORES: Final = "evaluation_scores.json"
+ARM_SCORES: Final = "arm_scores.json"
 EARLIER_SCORES: Final = "earlier_scores.json"
 SUITE_ANSWERS: Final = "suite_answers.jsonl"
 JUDGEMENTS: Final = "judgements.jsonl"

@@ -1,0 +1,206 @@
+"""`advise`: should we fine-tune at all? A measurement, rung by rung, instead of an opinion."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from service.cli import kb, terminal
+from service.cli.datasets import data_argument, find_source
+from service.cli.evaluate import EXIT_NOT_ENOUGH_EVIDENCE, POLL_S
+from service.cli.terminal import AsJson
+from service.client import FINAL_STATUSES, ClientError, HatrackClient
+
+if TYPE_CHECKING:
+    from service.client.types.ladders import Ladder, LadderReport, ReportedRung
+
+PURPOSES: Final = {
+    "choose": "choosing instructions",
+    "prompts": "comparing prompts",
+    "job": "training a LoRA",
+    "lora": "asking the LoRA",
+}
+NEWEST_EVENTS: Final = 20
+STYLES: Final = {"cannot_tell": "yellow", "fine_tune": "bold"}
+
+
+def advise(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|DATASET", help="Examples: a JSONL file, or a dataset (NAME@VERSION).", callback=data_argument
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option(help="Adapter whose versions the rungs become.", callback=terminal.name_argument)
+    ],
+    docs: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|STORE", help="Documents that answers may depend on: a directory, or a store."),
+    ] = None,
+    instructions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="A system prompt to try; repeatable, at most 4 times."
+        ),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The score that is good enough, such as 0.9.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and at most 600 examples.")] = False,
+    lora: Annotated[bool, typer.Option("--lora/--no-lora", help="Whether to train a LoRA.")] = True,
+    requests_per_month: Annotated[
+        int | None, typer.Option(min=0, help="Expected traffic, for the cost of a year. [default: the operator's]")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has finished.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether fine-tuning is worth it: prompts, examples, retrieval, and only then a LoRA.
+
+    Every rung becomes a version that can be promoted; nothing goes live by itself. Exit codes: 0 there is an advice, 1
+    it failed, 4 the data cannot tell.
+    """
+    prompts = [path.read_text("utf-8").strip() for path in instructions or ()]
+    with terminal.reporting(as_json), HatrackClient() as client:
+        ladder = client.ladders.create(
+            find_source(client, data).sent(client),
+            name,
+            vector_store_ids=None if docs is None else [_store(client, docs, name, quiet=as_json)],
+            instructions=prompts or None,
+            target=target,
+            quick=quick or None,
+            lora=None if lora else False,
+            requests_per_month=requests_per_month,
+        )
+        if not as_json:
+            typer.echo(f"started {ladder['id']}; it goes on if you leave: `hatrack advice {ladder['id']}`")
+        if wait:
+            ladder = _follow(client, ladder["id"], quiet=as_json)
+        _finish(client, ladder, html, as_json=as_json, waited=wait)
+
+
+def advice(
+    ladder_id: Annotated[str | None, typer.Argument(metavar="[LADDER]", help="ladder-…; default: the newest.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until it has finished.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a ladder has measured, and its advice."""
+    with terminal.reporting(as_json), HatrackClient() as client:
+        if ladder_id is None:
+            newest = next(iter(client.ladders.list()), None)
+            if newest is None:
+                raise ClientError(404, "not_found", "No ladders. Run `hatrack advise FILE --name NAME` to start one.")
+            ladder_id = newest["id"]
+        ladder = _follow(client, ladder_id, quiet=as_json) if follow else client.ladders.retrieve(ladder_id)
+        _finish(client, ladder, html, as_json=as_json, waited=follow)
+
+
+def _store(client: HatrackClient, docs: str, name: str, *, quiet: bool) -> str:
+    """The id of the store with the documents; a directory's documents are put into one of their own."""
+    path = Path(docs)
+    if not path.exists():
+        return str(client.vector_stores.find(docs)["id"])
+    store = client.vector_stores.create(f"{name}-docs")
+    indexed = kb.add_documents(client, store["id"], [path], quiet=quiet)
+    if not quiet:
+        typer.echo(f"{indexed} documents are in the store {store['id']} ({name}-docs)")
+    return str(store["id"])
+
+
+def _follow(client: HatrackClient, ladder_id: str, *, quiet: bool) -> Ladder:
+    """Show each rung as it comes, and how far the child run is, until the ladder has ended."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    shown: set[tuple[str, bool]] = set()
+    with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
+        task = bar.add_task("checking the data", total=None)
+        while True:
+            ladder = client.ladders.retrieve(ladder_id)
+            for rung in ladder["rungs"]:
+                mark = (rung["key"], rung["mean"] is not None)
+                if rung["mean"] is not None and mark not in shown:
+                    shown.add(mark)
+                    console.print(f"{100 * rung['mean']:5.1f}  {terminal.clean(rung['title'])}  ({rung['model']})")
+            if ladder["status"] in FINAL_STATUSES:
+                return ladder
+            description, done, total = _progress(client, ladder)
+            bar.update(task, description=description, completed=done, total=total)
+            time.sleep(POLL_S)
+
+
+def _progress(client: HatrackClient, ladder: Ladder) -> tuple[str, int, int | None]:
+    """What the ladder does now, and how far that is."""
+    if not ladder["children"]:
+        return "checking the data", 0, None
+    child = ladder["children"][-1]
+    what = PURPOSES[child["purpose"]]
+    if child["purpose"] == "job":
+        newest = itertools.islice(client.fine_tuning.jobs.list_events(child["id"]), NEWEST_EVENTS)
+        metrics = next((event for event in newest if event["type"] == "metrics"), None)
+        data: dict[str, Any] = dict(metrics["data"] or {}) if metrics is not None else {}
+        return what, int(data.get("step", 0)), data.get("total_steps")
+    progress = client.evaluations.retrieve(child["id"]).get("progress")
+    return what, progress["done"] if progress else 0, progress["total"] if progress else None
+
+
+def _finish(client: HatrackClient, ladder: Ladder, html: Path | None, *, as_json: bool, waited: bool) -> None:
+    """Print what came of a ladder, and leave with the exit code that says so."""
+    report = client.ladders.report(ladder["id"]) if ladder["status"] == "succeeded" else None
+    if html is not None and report is not None:
+        html.write_bytes(client.ladders.report_html(ladder["id"]))
+    if as_json:
+        terminal.print_json(ladder if report is None else report)
+    elif report is not None:
+        _print_report(report)
+        if html is not None:
+            typer.echo(f"wrote {html}; it is self-contained")
+    else:
+        error = ladder["error"]
+        typer.echo(terminal.clean(f"{ladder['id']}  {ladder['status']}  {error['message'] if error else ''}".rstrip()))
+    if waited and report is None:
+        raise typer.Exit(terminal.FAILED)
+    if report is not None and report["advice"]["word"] == "cannot_tell":
+        raise typer.Exit(EXIT_NOT_ENOUGH_EVIDENCE)
+
+
+def _print_report(report: LadderReport) -> None:
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    advice = report["advice"]
+    console.print(Text(terminal.clean(advice["sentence"]), style=STYLES.get(advice["word"], "green")))
+    for reason in (*advice["reasons"], *advice["would_change"]):
+        console.print(Text(f"  {terminal.clean(reason)}"))
+    priced = report["prices"]["device_hour"] > 0 or report["prices"]["person_hour"] > 0
+    terminal.print_table(
+        ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "A YEAR"],
+        [_row(rung, advice["rung"], priced=priced) for rung in report["rungs"]],
+    )
+    for skipped in report["skipped"]:
+        console.print(Text(terminal.clean(f"not measured: {skipped['title']} ({skipped['reason']})")))
+    if advice["rung"] is not None:
+        model = next(rung["model"] for rung in report["rungs"] if rung["key"] == advice["rung"])
+        if "@" in model:
+            console.print(Text(f"To ship it: hatrack promote {model}"))
+
+
+def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
+    mean, request, year = rung["mean"], rung["request"], rung["year"]
+    costs = ("requests", "retraining", "judging", "data", "checks")
+    return [
+        ">" if rung["key"] == chosen else "",
+        terminal.clean(rung["title"]),
+        rung["model"],
+        f"{100 * mean['mean']:.1f}",
+        f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}",
+        f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}",
+        f"{sum(year[cost] for cost in costs):,.2f}" if priced else f"{year['device_hours']:.1f} h",
+    ]

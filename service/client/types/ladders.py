@@ -1,0 +1,119 @@
+"""Ladders and their reports."""
+
+from typing import Any, Literal, TypedDict
+
+from service.client.types.evaluations import ArmDifference, ArmMean
+from service.client.types.training import JobError, Waiting
+
+RungKey = Literal[
+    "base", "instructions", "examples", "retrieved_examples", "documents", "lora", "lora_documents", "distilled"
+]
+AdviceWord = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
+
+
+class LadderChild(TypedDict):
+    """A job or an evaluation of the ladder."""
+
+    id: str
+    purpose: Literal["choose", "prompts", "job", "lora"]
+
+
+class LadderRung(TypedDict):
+    """A rung that is there by now."""
+
+    key: RungKey
+    title: str
+    model: str
+    """The base, or a version."""
+    mean: float | None
+    """None until it is measured."""
+
+
+class Ladder(TypedDict):
+    """A ladder."""
+
+    object: Literal["ladder"]
+    id: str
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    created_at: int
+    finished_at: int | None
+    adapter: str
+    training_file: str
+    quick: bool
+    target: float | None
+    children: list[LadderChild]
+    waiting: Waiting | None
+    rungs: list[LadderRung]
+    """The cheapest first."""
+    advice: AdviceWord | None
+    rung: RungKey | None
+    """The rung to ship."""
+    model: str | None
+    """What to promote."""
+    sentence: str | None
+    result_files: list[str]
+    seconds: float | None
+    error: JobError | None
+    metadata: dict[str, str] | None
+
+
+class LadderEvent(TypedDict):
+    """An event of a ladder."""
+
+    object: Literal["ladder.event"]
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+
+
+class LadderAdvice(TypedDict):
+    """What to do, and why."""
+
+    word: AdviceWord
+    rung: RungKey | None
+    sentence: str
+    reasons: list[str]
+    would_change: list[str]
+
+
+class ReportedRung(TypedDict):
+    """Everything about one rung."""
+
+    key: RungKey
+    title: str
+    model: str
+    mean: ArmMean
+    control: float
+    against_below: ArmDifference | None
+    request: dict[str, Any]
+    seconds: float
+    once: dict[str, Any]
+    year: dict[str, Any]
+    update: str
+    shown: list[dict[str, Any]]
+    system_prompt: str | None
+
+
+class LadderReport(TypedDict):
+    """The whole ladder, the cheapest rung first."""
+
+    format: int
+    id: str
+    adapter: str
+    base: str
+    file: str
+    created_at: str
+    seconds: float
+    advice: LadderAdvice
+    rungs: list[ReportedRung]
+    skipped: list[dict[str, str]]
+    metric: str
+    why_metric: str
+    counts: dict[str, int]
+    facts: dict[str, Any]
+    common_answer: float
+    target: float | None
+    quick: bool
+    prices: dict[str, Any]
+    requests_per_month: int
+    notes: list[str]

@@ -1,0 +1,119 @@
+"""Response schemas of ladders, for the OpenAPI document; the trainer builds the objects."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from adapters.protocol.reports import ArmDifference, ArmMean, Waiting
+from service.http.schema import ApiModel
+from service.training.job_schemas import JobError
+
+RungKey = Literal[
+    "base", "instructions", "examples", "retrieved_examples", "documents", "lora", "lora_documents", "distilled"
+]
+AdviceWord = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
+
+
+class LadderChild(ApiModel):
+    """A job or an evaluation of the ladder."""
+
+    id: str
+    purpose: Literal["choose", "prompts", "job", "lora"]
+
+
+class LadderRung(ApiModel):
+    """A rung that is there by now."""
+
+    key: RungKey
+    title: str
+    model: str = Field(description="The base, or the version: it can be asked and promoted like any other.")
+    mean: float | None = Field(description="Its score; null until it is measured.")
+
+
+class Ladder(ApiModel):
+    """A ladder: the cheapest way to answer like the examples, measured rung by rung."""
+
+    object: Literal["ladder"]
+    id: str
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    created_at: int
+    finished_at: int | None
+    adapter: str
+    training_file: str
+    quick: bool
+    target: float | None
+    children: list[LadderChild]
+    waiting: Waiting | None = Field(description="What it waits for; null if it waits for nothing.")
+    rungs: list[LadderRung] = Field(description="The cheapest first.")
+    advice: AdviceWord | None
+    rung: RungKey | None = Field(description="The rung to ship.")
+    model: str | None = Field(description="What to promote.")
+    sentence: str | None
+    result_files: list[str]
+    seconds: float | None
+    error: JobError | None
+    metadata: dict[str, str] | None
+
+
+class LadderEvent(ApiModel):
+    """An event of a ladder."""
+
+    object: Literal["ladder.event"]
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+
+
+class LadderAdvice(ApiModel):
+    """What to do, and why."""
+
+    word: AdviceWord
+    rung: RungKey | None
+    sentence: str
+    reasons: list[str]
+    would_change: list[str]
+
+
+class ReportedRung(ApiModel):
+    """Everything about one rung."""
+
+    key: RungKey
+    title: str
+    model: str
+    mean: ArmMean
+    control: float = Field(description="The score of its own answers at other questions: what the form alone earns.")
+    against_below: ArmDifference | None = Field(description="What it gained on the rung below, paired by question.")
+    request: dict[str, Any] = Field(description="Tokens, engine seconds and cost of one request.")
+    seconds: float = Field(description="Mean time from a request to its complete answer, in the evaluation's load.")
+    once: dict[str, Any] = Field(description="What making it took.")
+    year: dict[str, Any] = Field(description="The cost of a year, by what it is for.")
+    update: str = Field(description="How fast it can be changed.")
+    shown: list[dict[str, Any]]
+    system_prompt: str | None = None
+
+
+class LadderReport(ApiModel):
+    """The whole ladder, the cheapest rung first."""
+
+    format: int = 1
+    id: str
+    adapter: str
+    base: str
+    file: str
+    created_at: str = Field(description="ISO 8601.")
+    seconds: float
+    advice: LadderAdvice
+    rungs: list[ReportedRung]
+    skipped: list[dict[str, str]]
+    metric: str
+    why_metric: str
+    counts: dict[str, int]
+    facts: dict[str, Any] = Field(description="What the data report says that decides the advice.")
+    common_answer: float
+    target: float | None
+    quick: bool
+    prices: dict[str, Any]
+    requests_per_month: int
+    notes: list[str]

@@ -1,0 +1,90 @@
+"""The advice: the cheapest rung that is good enough, and the cases in which no score decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.trainer.ladder.rungs_measured import NO_FACTS, QUESTIONS, right_at, rows, scored
+from trainer.ladder.advice import advise, measured
+from trainer.ladder.spec import DataFacts
+
+SMALLEST = 0.02
+
+
+def test_a_base_that_answers_everything_right_needs_nothing() -> None:
+    scores = scored({"base": right_at(0.97, 1), "instructions": right_at(0.98, 2), "lora": right_at(0.98, 3)})
+    advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
+    assert (advice.word, advice.rung) == ("do_not_fine_tune", "base")
+    assert advice.sentence.startswith("Do not fine-tune")
+
+
+def test_the_cheapest_rung_that_no_dearer_one_beats_is_advised() -> None:
+    scores = scored({"base": right_at(0.2, 1), "instructions": right_at(0.8, 2), "lora": right_at(0.82, 3)})
+    advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
+    assert (advice.word, advice.rung) == ("prompt", "instructions")
+    assert "no more than the noise" in " ".join(advice.reasons)
+
+
+def test_a_lora_that_is_better_beyond_the_noise_is_advised() -> None:
+    scores = scored({"base": right_at(0.1, 1), "instructions": right_at(0.3, 2), "lora": right_at(0.8, 3)})
+    advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
+    assert (advice.word, advice.rung) == ("fine_tune", "lora")
+
+
+def test_a_target_ends_the_ladder_at_the_first_rung_whose_whole_interval_reaches_it() -> None:
+    scores = scored({"base": right_at(0.2, 1), "instructions": right_at(0.85, 2), "lora": right_at(0.99, 3)})
+    assert advise(rows(scores), NO_FACTS, target=0.7, smallest=SMALLEST).rung == "instructions"
+    assert advise(rows(scores), NO_FACTS, target=0.84, smallest=SMALLEST).rung == "lora"
+
+
+def test_a_target_that_no_rung_reaches_is_named() -> None:
+    scores = scored({"base": right_at(0.2, 1), "lora": right_at(0.6, 2)})
+    advice = advise(rows(scores), NO_FACTS, target=0.9, smallest=SMALLEST)
+    assert advice.rung == "lora"
+    assert "No rung reaches the target of 90%" in advice.sentence
+
+
+def test_facts_that_change_belong_in_a_store_whatever_the_score() -> None:
+    facts = DataFacts(examples=100, changing_facts=60)
+    scores = scored({"base": right_at(0.1, 1), "documents": right_at(0.5, 2), "lora": right_at(0.95, 3)})
+    advice = advise(rows(scores), facts, target=None, smallest=SMALLEST)
+    assert (advice.word, advice.rung) == ("retrieval", "documents")
+    without = scored({"base": right_at(0.1, 1), "lora": right_at(0.95, 3)})
+    advice = advise(rows(without), facts, target=None, smallest=SMALLEST)
+    assert (advice.word, advice.rung) == ("retrieval", None)
+    assert "--docs" in advice.sentence
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_answers_that_do_not_follow_from_the_questions_cannot_tell(noisy: bool) -> None:
+    facts = DataFacts(examples=600, noisy_labels=noisy)
+    scores = scored({"base": right_at(0.1, 1), "lora": right_at(0.12, 2)}, control=0.11)
+    advice = advise(rows(scores), facts, target=None, smallest=SMALLEST)
+    assert (advice.word, advice.rung) == ("cannot_tell", None)
+    assert ("data report" in " ".join(advice.reasons)) == noisy
+
+
+def test_too_few_examples_cannot_tell() -> None:
+    scores = scored({"base": right_at(0.1, 1, 20), "lora": right_at(0.9, 2, 20)})
+    advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
+    assert advice.word == "cannot_tell"
+    assert "20 independent held-out examples" in advice.sentence
+
+
+def test_each_rung_is_compared_with_the_one_below_question_by_question() -> None:
+    base = right_at(0.5, 1)
+    better = tuple(1.0 if index % 4 == 0 else score for index, score in enumerate(base))
+    rungs = measured(rows(scored({"base": base, "instructions": better})))
+    assert rungs[0].against_below is None
+    gain = rungs[1].against_below
+    assert gain is not None
+    assert gain.losses == 0
+    assert gain.wins == round(gain.estimate * QUESTIONS)
+
+
+def test_the_advice_says_how_many_examples_would_settle_a_close_comparison() -> None:
+    scores = scored({"base": right_at(0.5, 1), "instructions": right_at(0.58, 2)})
+    advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
+    assert advice.rung == "base"
+    (change,) = advice.would_change
+    assert f"(now {QUESTIONS})" in change

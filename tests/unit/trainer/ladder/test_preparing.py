@@ -1,0 +1,67 @@
+"""Dividing the data of a ladder: three parts that share no near-duplicate, each with its own lines of the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.data.format import parse_chat
+from trainer.data.similar import groups
+from trainer.data.split import question
+from trainer.errors import DataTooSmall
+from trainer.ladder.preparing import QUICK_HELD_OUT, QUICK_TRAINING, PreparedData, example_settings, prepare_data
+
+WORDS = ("lamp", "kettle", "blanket", "spade", "candle", "chair", "notebook", "basket", "mug", "rug")
+VERBS = ("wobbles", "leaks", "faded", "never came", "smells of smoke", "squeaks", "is too small", "cracked")
+PLACES = ("kitchen", "garden", "hall", "attic", "office", "school", "boat", "van", "shed", "studio")
+
+
+def content(count: int) -> bytes:
+    rows = []
+    for number in range(count):
+        word, verb = WORDS[number % 10], VERBS[number // 10 % 8]
+        place = PLACES[number // 80 % 10]
+        asked = f"The {word} in our {place} {verb}; we bought {number * 37 % 911} of them for {number} people"
+        rows.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": verb}]})
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def prepared(base: Path, count: int, *, quick: bool = False) -> PreparedData:
+    return prepare_data(
+        "examples.jsonl", content(count), base_dir=base, context=8192, given=(), quick=quick, check=lambda: None
+    )
+
+
+def test_the_parts_share_no_line_and_no_near_duplicate(base_dir: Path) -> None:
+    data = prepared(base_dir, 320)
+    parts = {name: parse_chat(part) for name, part in data.parts.items()}
+    assert {name: len(part) for name, part in parts.items()} == data.counts
+    assert sum(data.counts.values()) == 320
+    owner = [name for name, part in parts.items() for _ in part]
+    questions = [question(example) for part in parts.values() for example in part]
+    assert len(set(questions)) == 320
+    assert all(len({owner[index] for index in group}) == 1 for group in groups(questions))
+
+
+def test_a_closed_set_is_found_and_every_fixed_example_has_another_answer(base_dir: Path) -> None:
+    data = prepared(base_dir, 320)
+    assert data.answers == tuple(sorted(VERBS))
+    assert data.metric == {"name": "exact_match"}
+    shown = example_settings(data.shown)
+    assert sorted(pair["assistant"] for pair in shown) == sorted(VERBS)
+    held_out = {question(example) for example in parse_chat(data.parts["held_out"])}
+    assert not held_out & {pair["user"] for pair in shown}
+
+
+def test_quick_asks_fewer_questions_and_learns_from_fewer_examples(base_dir: Path) -> None:
+    data = prepared(base_dir, 800, quick=True)
+    assert data.counts["held_out"] <= QUICK_HELD_OUT
+    assert data.counts["training"] == QUICK_TRAINING
+    assert any("quick" in note for note in data.notes)
+
+
+def test_too_few_examples_are_refused_with_the_number_that_is_needed(base_dir: Path) -> None:
+    with pytest.raises(DataTooSmall, match="bring at least 40"):
+        prepared(base_dir, 12)

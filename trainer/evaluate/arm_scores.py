@@ -1,0 +1,140 @@
+"""Every arm's scores, question by question, so that a ladder can compare arms of several evaluations."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from trainer.evaluate.arms import Frozen
+from trainer.evaluate.compare import ArmResult, Comparison
+from trainer.evaluate.control_arms import derangements
+from trainer.evaluate.metrics.base import Batched, Metric
+from trainer.evaluate.paired_difference import noise_of
+from trainer.evaluate.revalidation import question_key
+from trainer.evaluate.statistics.paired import Units
+
+CONTROL_DRAWS: Final = 3
+"""Assignments of answers to other questions that the control is the mean of."""
+
+
+class ScoredArm(Frozen):
+    """One arm of a comparison.
+
+    Attributes:
+        label, model: Of the arm.
+        scores: Of the first run, one per question.
+        control: The mean score of the same answers, each at another question: what the form alone earns.
+        answers: As they were scored.
+        noise, degrees: The variance between runs, and its degrees of freedom (`RunNoise`).
+        prompt_tokens, completion_tokens: Means per request.
+        seconds: Mean seconds from a request to its complete answer, in the evaluation's own load.
+        slot_share: This arm's part of all the time that requests of the comparison spent in the engine, 0 to 1.
+        cut: Number of answers that reached the length limit.
+    """
+
+    label: str
+    model: str
+    scores: tuple[float, ...]
+    control: float
+    answers: tuple[str, ...]
+    noise: float = 0.0
+    degrees: float = 0.0
+    prompt_tokens: float
+    completion_tokens: float
+    seconds: float
+    slot_share: float
+    requests: int
+    cut: int = 0
+
+
+class ArmScores(Frozen):
+    """The arms of one comparison.
+
+    Attributes:
+        questions: A key per question (`revalidation.question_key`); ``asked`` and ``references`` are their texts.
+        units: See `Comparison.units`.
+        wall_seconds: From the first question to the last answer, as far as known.
+    """
+
+    metric: str
+    binary: bool
+    questions: tuple[str, ...]
+    asked: tuple[str, ...]
+    references: tuple[str, ...]
+    units: tuple[int, ...] | None = None
+    arms: tuple[ScoredArm, ...]
+    wall_seconds: float = 0.0
+
+    def arm(self, label: str) -> ScoredArm:
+        """The arm with this label. Raises KeyError."""
+        for arm in self.arms:
+            if arm.label == label:
+                return arm
+        raise KeyError(label)
+
+
+def arm_scores(comparison: Comparison, metric: Metric, *, wall_seconds: float, seed: int = 0) -> ArmScores:
+    """The scores of every arm of a comparison.
+
+    Args:
+        comparison: The comparison.
+        metric: Its metric, for the control.
+        wall_seconds: How long the asking took.
+        seed: Decides which question each answer of the control is assigned to.
+    """
+    references = [question.reference for question in comparison.questions]
+    total = sum(result.seconds for result in comparison.results)
+    return ArmScores(
+        metric=comparison.metric,
+        binary=comparison.binary,
+        questions=tuple(question_key(question) for question in comparison.questions),
+        asked=tuple(question.last_message for question in comparison.questions),
+        references=tuple(references),
+        units=comparison.units,
+        arms=tuple(
+            _scored(result, comparison, metric, references, total=total, seed=seed) for result in comparison.results
+        ),
+        wall_seconds=wall_seconds,
+    )
+
+
+def _scored(
+    result: ArmResult, comparison: Comparison, metric: Metric, references: list[str], *, total: float, seed: int
+) -> ScoredArm:
+    noise, requests = noise_of(result, comparison.units), sum(len(run) for run in result.runs)
+    return ScoredArm(
+        label=result.arm.label,
+        model=result.version or result.arm.model,
+        scores=result.runs[0],
+        control=control_score(result.answers, references, metric, seed=seed, units=comparison.units),
+        answers=result.answers,
+        noise=noise.variance,
+        degrees=noise.degrees,
+        prompt_tokens=result.prompt_tokens / requests,
+        completion_tokens=result.completion_tokens / requests,
+        seconds=result.seconds / requests,
+        slot_share=result.seconds / total if total else 0.0,
+        requests=requests,
+        cut=result.cut,
+    )
+
+
+def control_score(
+    answers: tuple[str, ...], references: list[str], metric: Metric, *, seed: int, units: Units | None
+) -> float:
+    """The mean score of the answers at the references of other units' questions; 0 for a single question."""
+    if len(answers) < 2:
+        return 0.0
+    if isinstance(metric, Batched):
+        metric.prepare([*answers, *references])
+    draws = derangements(len(answers), CONTROL_DRAWS, seed, units)
+    return float(
+        np.mean(
+            [
+                metric.score(answers[source], reference)
+                for sources in draws
+                for source, reference in zip(sources, references, strict=True)
+            ]
+        )
+    )

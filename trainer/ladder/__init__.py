@@ -1,0 +1,1 @@
+"""Ladders: should one fine-tune at all? Each rung is measured on the same held-out examples, the cheapest first."""

@@ -1,0 +1,293 @@
+"""The advice: the cheapest rung that is good enough, and when a measurement is not what decides.
+
+In this order:
+
+1. Answers that state things which change (prices, dates, orders) belong in a store, whatever the score: `retrieval`.
+2. If no rung beats its own answers at other questions, the data cannot tell: the questions do not decide the answers.
+3. With a target: the cheapest rung whose interval lies at or above it.
+4. The cheapest rung that no dearer rung beats by more than the noise, that is, by a difference whose whole interval
+   lies above the smallest difference that matters. Differences are paired, question by question, over the same held-out
+   examples; there are few rungs, and the confidence is shared out among the comparisons (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+
+from adapters.protocol.reports import ArmDifference, ArmMean
+from trainer.evaluate.arm_scores import ArmScores, ScoredArm
+from trainer.evaluate.paired_difference import IntervalMethod, paired_difference, scale_of
+from trainer.evaluate.statistics.noise import RunNoise
+from trainer.evaluate.statistics.paired import as_array, interval, unit_means
+from trainer.ladder.spec import DataFacts, RungKey
+from trainer.runs.protocol import Frozen
+
+Word = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
+CONFIDENCE: Final = 0.95
+MIN_EXAMPLES: Final = 30
+"""Held-out examples below which no advice is given."""
+CHANGING_SHARE: Final = 0.3
+"""Share of the answers that state changing facts from which the advice is retrieval, whatever the score."""
+WORDS: Final[dict[RungKey, Word]] = {
+    "base": "do_not_fine_tune",
+    "instructions": "prompt",
+    "examples": "examples",
+    "retrieved_examples": "examples",
+    "documents": "retrieval",
+    "lora": "fine_tune",
+    "lora_documents": "fine_tune",
+    "distilled": "fine_tune",
+}
+
+
+class MeasuredRung(Frozen):
+    """A rung's score, and what it gained on the cheapest and on the rung below. The order is by cost."""
+
+    key: RungKey
+    mean: ArmMean
+    control: float
+    against_below: ArmDifference | None = None
+
+
+class Advice(Frozen):
+    """What to do.
+
+    Attributes:
+        word: The advice.
+        rung: The rung to ship; None if the data cannot tell.
+        sentence: For a reader in a hurry.
+        reasons: Why, a sentence each.
+        would_change: What would change the advice, a sentence each.
+    """
+
+    word: Word
+    rung: RungKey | None
+    sentence: str
+    reasons: tuple[str, ...] = ()
+    would_change: tuple[str, ...] = ()
+
+
+Row = tuple[RungKey, ArmScores, ScoredArm]
+"""A rung with its scores, and the evaluation that they are from."""
+
+
+def measured(rows: Sequence[Row]) -> tuple[MeasuredRung, ...]:
+    """The rungs' scores and each one's difference to the rung below, in the order given."""
+    rungs = []
+    for index, (key, scores, arm) in enumerate(rows):
+        below = difference(rows[index], rows[index - 1], _method()) if index else None
+        rungs.append(MeasuredRung(key=key, mean=_mean(scores, arm), control=arm.control, against_below=below))
+    return tuple(rungs)
+
+
+def difference(of: Row, against: Row, method: IntervalMethod, *, bound: float = 0.0) -> ArmDifference:
+    """How much higher one rung scores than another over the questions that both were asked."""
+    (of_key, of_scores, of_arm), (against_key, against_scores, against_arm) = of, against
+    at = {question: index for index, question in enumerate(against_scores.questions)}
+    pairs = [(index, at[question]) for index, question in enumerate(of_scores.questions) if question in at]
+    mine, theirs = [index for index, _ in pairs], [index for _, index in pairs]
+    units = None if of_scores.units is None else tuple(of_scores.units[index] for index in mine)
+    return paired_difference(
+        (of_key, as_array(of_arm.scores)[mine], _noise(of_arm)),
+        (against_key, as_array(against_arm.scores)[theirs], _noise(against_arm)),
+        binary=of_scores.binary,
+        method=method,
+        bound=bound,
+        units=units,
+        scale=scale_of(of_scores.metric),
+    )
+
+
+def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, smallest: float) -> Advice:
+    """The advice.
+
+    Args:
+        rows: The rungs that were measured, the cheapest first; at least one.
+        facts: What the data report says.
+        target: The score that is good enough, 0 to 1; None without one.
+        smallest: The smallest difference that matters.
+    """
+    if retrieval := _changing_facts(rows, facts):
+        return retrieval
+    if unable := _cannot_tell(rows, facts):
+        return unable
+    method = _method(len(rows) - 1)
+    if target is not None:
+        for key, scores, arm in rows:
+            mean = _mean(scores, arm)
+            if mean.low >= target:
+                reason = (
+                    f"{title(key)} scores {_points(mean)}: all of the interval is at or above the target {target:.0%}."
+                )
+                return _for(key, rows, [reason], target)
+    for index, row in enumerate(rows):
+        dearer = [difference(other, row, method, bound=smallest) for other in rows[index + 1 :]]
+        if not any(each.low > smallest for each in dearer):
+            return _for(row[0], rows, _why(row, rows, dearer), target)
+    raise AssertionError("the last rung has no dearer one")
+
+
+def _changing_facts(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
+    if facts.changing_facts < CHANGING_SHARE * facts.examples:
+        return None
+    documents = next((key for key, _, _ in rows if key in ("documents", "lora_documents")), None)
+    reason = (
+        f"{facts.changing_facts} of {facts.examples} answers state things that their question does not give and that "
+        "change: a model that is trained on them goes on stating them after they have changed, and invents others."
+    )
+    way = (
+        f"Ship `{documents}`."
+        if documents is not None
+        else "Put the documents into a store (`hatrack kb add`) and run this again with `--docs`."
+    )
+    return Advice(
+        word="retrieval",
+        rung=documents,
+        sentence=f"Retrieval: these answers hold facts that change. {way}",
+        reasons=(reason,),
+        would_change=(
+            "Answers that take their facts from passages in the prompt; then a LoRA can be worth it for the form.",
+        ),
+    )
+
+
+def _cannot_tell(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
+    examples = min(len(set(scores.units or scores.questions)) for _, scores, _ in rows)
+    if examples < MIN_EXAMPLES:
+        return Advice(
+            word="cannot_tell",
+            rung=None,
+            sentence=f"This data cannot tell: {examples} independent held-out examples are too few.",
+            reasons=(f"At least {MIN_EXAMPLES} are needed for an interval that says anything.",),
+            would_change=(f"Bring about {10 * MIN_EXAMPLES} examples in all.",),
+        )
+    if any(_beats_control(scores, arm) for _, scores, arm in rows):
+        return None
+    reasons = [
+        "No rung does better than its own answers at other questions: as far as can be measured, the questions do not "
+        "decide the answers."
+    ]
+    if facts.noisy_labels:
+        reasons.append("The data report says the same: the labels look unrelated to the questions.")
+    return Advice(
+        word="cannot_tell",
+        rung=None,
+        sentence="This data cannot tell: its answers do not follow from its questions.",
+        reasons=tuple(reasons),
+        would_change=(
+            "Check that questions and answers belong together line by line (a column that has slipped is the usual "
+            "cause), then run this again.",
+        ),
+    )
+
+
+def _beats_control(scores: ArmScores, arm: ScoredArm) -> bool:
+    """Whether an arm's answers fit their own questions better than others': a lower bound over the questions."""
+    gains = unit_means(as_array(arm.scores), scores.units) - arm.control
+    bounds = interval(gains, confidence=CONFIDENCE, binary=False, seed=0)
+    return bounds.low > 0
+
+
+def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], target: float | None) -> Advice:
+    word = WORDS[key]
+    sentences: dict[Word, str] = {
+        "do_not_fine_tune": "Do not fine-tune: the base already does this, as it is.",
+        "prompt": "Do not fine-tune: instructions are enough.",
+        "examples": "Do not fine-tune: examples in the prompt are enough.",
+        "retrieval": "Do not fine-tune: retrieved documents are enough.",
+        "fine_tune": "Fine-tune: no prompt comes as far as the LoRA.",
+        "cannot_tell": "This data cannot tell.",
+    }
+    sentence = sentences[word]
+    if target is not None and not any(_mean(scores, arm).low >= target for _, scores, arm in rows):
+        sentence += f" No rung reaches the target of {target:.0%} for certain."
+    return Advice(
+        word=word,
+        rung=key,
+        sentence=sentence,
+        reasons=tuple(reasons),
+        would_change=tuple(_would_change(key, rows)),
+    )
+
+
+def _why(row: Row, rows: Sequence[Row], dearer: Sequence[ArmDifference]) -> list[str]:
+    reasons = [f"{title(row[0])} scores {_points(_mean(row[1], row[2]))}."]
+    index = [key for key, _, _ in rows].index(row[0])
+    if index:
+        gain = difference(row, rows[index - 1], _method())
+        reasons.append(f"That is {_span(gain)} points more than {title(rows[index - 1][0], inside=True)}.")
+    if dearer:
+        best = max(dearer, key=lambda each: each.estimate)
+        reasons.append(
+            f"The best dearer rung ({title(_key(best.of), inside=True)}) differs by {_span(best)} points: no more "
+            "than the noise."
+        )
+    return reasons
+
+
+def _would_change(key: RungKey, rows: Sequence[Row]) -> list[str]:
+    """How many more held-out examples would settle the closest comparison with a dearer rung."""
+    own = next(row for row in rows if row[0] == key)
+    later = rows[[each for each, _, _ in rows].index(key) + 1 :]
+    changes = []
+    for other in later:
+        gap = difference(other, own, _method())
+        if gap.estimate > 0 and gap.needed is not None and gap.needed > gap.examples:
+            changes.append(
+                f"{gap.needed} held-out examples (now {gap.examples}) would show whether "
+                f"{title(other[0], inside=True)} is better, if the true difference is {100 * gap.estimate:.1f} points."
+            )
+    return changes[:1]
+
+
+def title(key: RungKey, *, inside: bool = False) -> str:
+    """A rung's name in a sentence; ``inside``: not at its beginning."""
+    names: dict[RungKey, str] = {
+        "base": "The base as it is",
+        "instructions": "The base with instructions",
+        "examples": "The base with fixed examples",
+        "retrieved_examples": "The base with retrieved examples",
+        "documents": "The base with retrieved documents",
+        "lora": "The LoRA",
+        "lora_documents": "The LoRA with retrieved documents",
+        "distilled": "The LoRA taught by a larger model",
+    }
+    name = names[key]
+    return name[0].lower() + name[1:] if inside else name
+
+
+def _key(label: str) -> RungKey:
+    return next(key for key in WORDS if key == label)
+
+
+def _method(comparisons: int = 1) -> IntervalMethod:
+    """Two-sided intervals whose joint confidence over so many comparisons is CONFIDENCE."""
+    return IntervalMethod(confidence=1 - (1 - CONFIDENCE) / max(1, comparisons))
+
+
+def _mean(scores: ArmScores, arm: ScoredArm) -> ArmMean:
+    values = unit_means(as_array(arm.scores), scores.units)
+    binary = scores.binary and bool(np.isin(values, (0.0, 1.0)).all())
+    if binary:
+        from statsmodels.stats.proportion import proportion_confint
+
+        low, high = proportion_confint(int(values.sum()), len(values), alpha=1 - CONFIDENCE, method="wilson")
+    else:
+        bounds = interval(values, confidence=CONFIDENCE, binary=False, seed=0)
+        low, high = max(0.0, bounds.low), min(1.0, bounds.high)
+    return ArmMean(label=arm.label, mean=float(values.mean()), low=float(low), high=float(high), examples=len(values))
+
+
+def _noise(arm: ScoredArm) -> RunNoise:
+    return RunNoise(arm.noise, arm.degrees, 0.0)
+
+
+def _points(mean: ArmMean) -> str:
+    return f"{100 * mean.mean:.1f} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+
+
+def _span(each: ArmDifference) -> str:
+    return f"{100 * each.estimate:+.1f} ({100 * each.low:+.1f} to {100 * each.high:+.1f})"

@@ -1,0 +1,266 @@
+"""Ladders as a kind of run: short stages of their own, and child runs in between.
+
+    climb (data) → evaluation "choose" → climb (versions) → evaluation "prompts" → job → evaluation "lora" → conclude
+
+A ladder that waits for a child run holds no worker. What a child leaves is copied into the ladder's directory, so that
+the report does not depend on the child's directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from adapters.protocol.requests import RequestBody
+from trainer.config import Installation
+from trainer.errors import TooManyLadders
+from trainer.evaluate.arm_scores import ArmScores
+from trainer.evaluate.evaluations import kind as evaluation_kind
+from trainer.evaluate.evaluations.spec import ARM_SCORES, EvaluationDetails, EvaluationJob
+from trainer.finetune import kind as finetune_kind
+from trainer.finetune.spec import JobDetails
+from trainer.ladder import rungs as planning
+from trainer.ladder import spec
+from trainer.ladder.spec import (
+    CLIMB,
+    CONCLUDE,
+    JobOutcome,
+    LadderDetails,
+    LadderPlan,
+    LadderResult,
+    LadderSpec,
+    Purpose,
+    Rung,
+    Rungs,
+    SkippedRung,
+)
+from trainer.runs import protocol
+from trainer.runs.directories import RunDirectories
+from trainer.runs.failures import DISK_FULL
+from trainer.runs.kind import Abort, AbortCause, Advance, Kind, NewChild, RunOutcome, Stage, Wait
+from trainer.runs.process import Command, WorkerExit
+from trainer.runs.protocol import Failure
+from trainer.runs.state import Run, Status
+
+NAME: Final = "ladder"
+CLIMBING: Final = Stage(CLIMB, Status.VALIDATING, "looked_at")
+CONCLUDING: Final = Stage(CONCLUDE, Status.QUEUED)
+LARGE_FILES: Final = (spec.DATA, "training.jsonl", "training.csv")
+
+
+def worker_command(directory: Path, stage: str) -> list[str]:
+    """The command line of a ladder's worker."""
+    return [sys.executable, "-m", spec.WORKER, str(directory), "--stage", stage]
+
+
+def ladder_directories(installation: Installation) -> RunDirectories:
+    """The directories of all ladders."""
+    home = installation.directory
+    return RunDirectories(home / "ladders", home / "spent-ladders", LARGE_FILES)
+
+
+class LadderKind(Kind[LadderResult]):
+    """Ladders.
+
+    Args:
+        directories: The run directories.
+        evaluations, jobs: Those of the child runs.
+        command: Gives a worker's command line.
+    """
+
+    name = NAME
+    id_prefix = "ladder"
+    noun = display_name = "ladder"
+    param = "ladder_id"
+    too_many = TooManyLadders
+    stages = (CLIMBING, CONCLUDING)
+    cancel_patience_s = 60.0
+    result = LadderResult
+
+    def __init__(
+        self,
+        directories: RunDirectories,
+        evaluations: RunDirectories,
+        jobs: RunDirectories,
+        command: Command = worker_command,
+    ) -> None:
+        super().__init__(directories, command)
+        self._evaluations = evaluations
+        self._jobs = jobs
+
+    def next_stage(self, run: Run) -> Stage:
+        """See Kind."""
+        return CONCLUDING if LadderDetails.model_validate(run.details).stage == CONCLUDE else CLIMBING
+
+    def progress(self, run_id: str) -> str:
+        """See Kind."""
+        directory = self.directories.path_of(run_id)
+        files = (spec.PLAN, spec.scores_file("choose"), spec.RUNGS, spec.scores_file("prompts"), spec.JOB, spec.REPORT)
+        return " ".join(name for name in files if (directory / name).exists())
+
+    async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Wait | None:
+        """See Kind: CLIMB has prepared the data, or made the versions."""
+        ladder, plan = await self._read(run)
+        if plan is None:
+            return None
+        rungs = await self._rungs(run)
+        if rungs is None:
+            child_id = self._new_id(evaluation_kind.EvaluationKind.id_prefix)
+            evaluation = planning.choosing_evaluation(ladder, plan, child_id)
+            many = len(plan.instructions)
+            return self._wait(run, "choose", self._evaluation(evaluation), CLIMB, f"choosing among {many} instructions")
+        evaluation = planning.rungs_evaluation(
+            ladder, plan, self._new_id(evaluation_kind.EvaluationKind.id_prefix), rungs.rungs, "prompts"
+        )
+        return self._wait(run, "prompts", self._evaluation(evaluation), CONCLUDE, "comparing the rungs without weights")
+
+    async def children_ended(self, run: Run, children: Sequence[Run]) -> Advance | Wait | RunOutcome[LadderResult]:
+        """See Kind."""
+        purposes = LadderDetails.model_validate(run.details).purposes
+        last = children[-1]
+        purpose = purposes[last.id]
+        if purpose == "job":
+            return await self._job_ended(run, last)
+        if last.status is not Status.SUCCEEDED:
+            return _child_failed(last)
+        await asyncio.to_thread(self._copy_scores, run.id, last.id, purpose)
+        if purpose == "prompts":
+            return await self._prompts_compared(run)
+        return Advance()
+
+    async def _prompts_compared(self, run: Run) -> Advance | Wait:
+        ladder, plan = await self._read(run)
+        rungs = await self._rungs(run)
+        scores = await asyncio.to_thread(self.directories.read, run.id, spec.scores_file("prompts"), ArmScores)
+        assert plan is not None  # noqa: S101 - all three were just written
+        assert rungs is not None  # noqa: S101
+        assert scores is not None  # noqa: S101
+        needless = await asyncio.to_thread(planning.lora_is_needless, ladder, plan, planning.rows_of(rungs, [scores]))
+        if needless is not None:
+            await self._write_rungs(run, rungs.model_copy(update={"skipped": (*rungs.skipped, needless)}))
+            return Advance((f"no LoRA is trained: {needless.reason}",))
+        job = planning.lora_job(ladder, plan, self._new_id(finetune_kind.FinetuneKind.id_prefix))
+        body: dict[str, Any] = {
+            "model": job.base_name,
+            "training_file": plan.training.id,
+            "validation_file": plan.held_out.id,
+            "hyperparameters": {"adapter": job.adapter, "promote": "never"},
+        }
+        child = NewChild(
+            kind=finetune_kind.NAME,
+            id=job.id,
+            spec=job,
+            body=body,
+            adapters=(job.adapter,),
+            details=JobDetails(adapter=job.adapter, seed=job.seed, device=job.device).model_dump(mode="json"),
+        )
+        return self._wait(run, "job", child, CONCLUDE, "training a LoRA")
+
+    async def _job_ended(self, run: Run, job: Run) -> Advance | Wait:
+        ladder, plan = await self._read(run)
+        rungs = await self._rungs(run)
+        assert plan is not None  # noqa: S101 - the job was planned from both
+        assert rungs is not None  # noqa: S101
+        result: dict[str, Any] = job.result or {}
+        model = result.get("fine_tuned_model")
+        error = (result.get("error") or {}).get("message")
+        outcome = JobOutcome(
+            id=job.id,
+            status=str(job.status),
+            model=model,
+            error=error,
+            examples=plan.counts["training"],
+            seconds=float(result.get("seconds") or job.device_s),
+            trained_tokens=int(result.get("trained_tokens") or 0),
+        )
+        await asyncio.to_thread(self.directories.write, run.id, spec.JOB, outcome)
+        if model is None:
+            reason = f"the job {job.id} {job.status}: {error or 'see its events'}"
+            skipped = SkippedRung(key="lora", title="LoRA", reason=reason)
+            await self._write_rungs(run, rungs.model_copy(update={"skipped": (*rungs.skipped, skipped)}))
+            return Advance((reason,))
+        rung = Rung(key="lora", title="a LoRA", model=str(model))
+        await self._write_rungs(run, _with(rungs, rung))
+        evaluation = planning.rungs_evaluation(
+            ladder, plan, self._new_id(evaluation_kind.EvaluationKind.id_prefix), (rung,), "lora"
+        )
+        return self._wait(run, "lora", self._evaluation(evaluation), CONCLUDE, f"asking {model}")
+
+    def abort_run(self, run: Run, abort: Abort) -> RunOutcome[LadderResult]:
+        """See Kind."""
+        if abort.cause is AbortCause.CANCELLED:
+            return RunOutcome(LadderResult(status="cancelled"), "cancelled; the versions that were made stay")
+        failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else _worker_killed(abort.end, abort.times)
+        return RunOutcome(LadderResult(status="failed", error=failure), failure.message)
+
+    def ending(self, run: Run, result: LadderResult) -> tuple[str, dict[str, Any]]:
+        """See Kind."""
+        fields = {"adapters": list(run.adapters), "advice": result.advice, "rung": result.rung, "version": result.model}
+        return self.noun, fields
+
+    # helpers
+
+    async def _read(self, run: Run) -> tuple[LadderSpec, LadderPlan | None]:
+        ladder = await asyncio.to_thread(self.directories.read, run.id, protocol.SPEC, LadderSpec)
+        plan = await asyncio.to_thread(self.directories.read, run.id, spec.PLAN, LadderPlan)
+        assert ladder is not None  # noqa: S101 - written when the run was created
+        return ladder, plan
+
+    async def _rungs(self, run: Run) -> Rungs | None:
+        return await asyncio.to_thread(self.directories.read, run.id, spec.RUNGS, Rungs)
+
+    async def _write_rungs(self, run: Run, rungs: Rungs) -> None:
+        await asyncio.to_thread(self.directories.write, run.id, spec.RUNGS, rungs)
+
+    def _copy_scores(self, run_id: str, child_id: str, purpose: Purpose) -> None:
+        scores = self._evaluations.read(child_id, ARM_SCORES, ArmScores)
+        if scores is None:
+            raise OSError(f"{child_id} left no scores")
+        self.directories.write(run_id, spec.scores_file(purpose), scores)
+
+    def _new_id(self, prefix: str) -> str:
+        return f"{prefix}-{self.new_id().partition('-')[2]}"
+
+    def _evaluation(self, job: EvaluationJob) -> NewChild:
+        body: RequestBody = job.body
+        arms = [{"label": arm.label, "model": arm.model, "role": None, "endpoint": None} for arm in job.body.arms or ()]
+        names = sorted({arm["model"].partition("@")[0] for arm in arms if arm["model"] and "@" in arm["model"]})
+        return NewChild(
+            kind=evaluation_kind.NAME,
+            id=job.id,
+            spec=job,
+            body=body.model_dump(mode="json", exclude_unset=True),
+            adapters=tuple(names),
+            details=EvaluationDetails(arms=tuple(arms)).model_dump(mode="json"),
+        )
+
+    def _wait(self, run: Run, purpose: Purpose, child: NewChild, stage: str, note: str) -> Wait:
+        purposes = LadderDetails.model_validate(run.details).purposes | {child.id: purpose}
+        return Wait((child,), (note,), {"stage": stage, "purposes": purposes})
+
+
+def _with(rungs: Rungs, rung: Rung) -> Rungs:
+    """The rungs with another one; once, however often what follows a child run is tried."""
+    others = tuple(each for each in rungs.rungs if each.key != rung.key)
+    return rungs.model_copy(update={"rungs": (*others, rung)})
+
+
+def _child_failed(child: Run) -> RunOutcome[LadderResult]:
+    error = (child.result or {}).get("error") or {}
+    message = f"The evaluation {child.id} {child.status}: {error.get('message') or 'see its events'}"
+    if child.status is Status.CANCELLED:
+        return RunOutcome(LadderResult(status="cancelled"), message)
+    failure = Failure(code=str(error.get("code") or "evaluation_failed"), message=message)
+    return RunOutcome(LadderResult(status="failed", error=failure), message)
+
+
+def _worker_killed(end: WorkerExit, times: int) -> Failure:
+    how = "disappeared" if end.code is None else f"ended with exit code {end.code}"
+    message = (
+        f"The worker {how}, {times} times in a row without progress. Check its log in the ladder's directory, then "
+        "create the ladder again."
+    )
+    return Failure(code="worker_killed", message=message)

@@ -1,0 +1,262 @@
+"""Prepares a ladder: the data report, three parts of the data that share no near-duplicate, and what to try."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from adapters.dataset.formats import Format, split_lines
+from adapters.dataset.held_out import MIN_HELD_OUT
+from trainer.base_model import chat_template
+from trainer.data.findings import closed_answers
+from trainer.data.format import Example
+from trainer.data.formats import read_dataset
+from trainer.data.prepare import DataRules, Source, inspect
+from trainer.data.report import Report
+from trainer.data.split import answer, group_questions, split
+from trainer.errors import DataTooSmall
+from trainer.evaluate.arms import answer_list_fits, max_answer_tokens, thinks
+from trainer.evaluate.metrics.choose import choose_primary
+from trainer.ladder.instructions import candidates
+from trainer.ladder.spec import DataFacts
+
+HELD_OUT_SHARE: Final = 0.2
+"""More than a job holds out: here the comparison is the product."""
+MAX_HELD_OUT: Final = 300
+MIN_HELD_OUT_WANTED: Final = 60
+QUICK_HELD_OUT: Final = 80
+QUICK_TRAINING: Final = 600
+CHOOSING: Final = 40
+"""Examples on which the instructions are chosen."""
+CHOOSING_SEED: Final = 1
+CHANGING_FACTS: Final = "changing_facts"
+NOISY: Final = frozenset({"unrelated_labels"})
+PROMPT_SHARE: Final = 0.25
+"""Largest share of the context that fixed examples may take."""
+FIXED_EXAMPLES: Final = 8
+FIXED_PROSE_EXAMPLES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """The parts of the data as JSONL files of chat examples, and what was found in them.
+
+    Attributes:
+        parts: The content of each part's file: `training`, `choosing` (may be empty) and `held_out`.
+        counts: The number of examples of each.
+        shown: The examples of the rung with fixed examples.
+    """
+
+    report: Report
+    parts: dict[str, bytes]
+    counts: dict[str, int]
+    facts: DataFacts
+    instructions: tuple[str, ...]
+    answers: tuple[str, ...]
+    metric: dict[str, Any]
+    why_metric: str
+    common_answer: float
+    max_tokens: int
+    shown: tuple[Example, ...]
+    training: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+
+def prepare_data(
+    name: str,
+    content: bytes,
+    *,
+    base_dir: Path,
+    context: int,
+    given: Sequence[str],
+    quick: bool,
+    check: Callable[[], None],
+) -> PreparedData:
+    """Check and divide a training file.
+
+    Args:
+        name: The file's name, for messages.
+        content: Its bytes.
+        base_dir: The base, for its tokenizer and template.
+        context: The engine's context in tokens.
+        given: The client's own instructions.
+        quick: Fewer examples.
+        check: Called between the steps; may raise to stop.
+
+    Raises:
+        DataInvalid, DataTooSmall: As `trainer.data.prepare.inspect`, or there are too few examples to compare on.
+        TemplateUnsupported: The base's chat template cannot be trained on.
+    """
+    from trainer.data.render import Renderer, stop_tokens
+    from trainer.tune.model import load_generation_config, load_tokenizer
+
+    tokenizer = load_tokenizer(base_dir)
+    stops = stop_tokens(tokenizer, load_generation_config(base_dir))
+    renderer = Renderer(tokenizer, stop_tokens=stops, max_length=context)
+    # the ladder divides the data itself: nothing is held out here
+    inspected = inspect(
+        Source(name, content),
+        None,
+        renderer,
+        DataRules(overflow="drop", held_out_share=0.0, validation_share=0.0, pairs=False),
+        check=check,
+    )
+    examples = inspected.training.examples
+    held_out, choosing, training, notes = _parts(examples, quick=quick)
+    check()
+    form, _ = read_dataset(name, content)
+    counts = closed_answers(examples)
+    answers = tuple(sorted(counts or ()))
+    choice = choose_primary(training)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    longest = max(sum(sequence.trained) for sequence in inspected.sequences)
+    max_tokens = max_answer_tokens(longest, context, thinking=thinks(chat_template(base_dir)))
+    beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
+    if answers and not answer_list_fits(answers, beside, count=count, context=context):
+        answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]
+    prompts = candidates(training, given, answers, inspected.report.system_prompt)
+    room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts)))
+    lines = _raw_lines(content) if form is Format.CHAT else None
+    parts = {"training": training, "choosing": choosing, "held_out": held_out}
+    return PreparedData(
+        report=inspected.report,
+        parts={part: _file(chosen, lines) for part, chosen in parts.items()},
+        counts={part: len(chosen) for part, chosen in parts.items()},
+        facts=_facts(inspected.report),
+        instructions=prompts,
+        answers=answers,
+        metric={"name": choice.primary.name},
+        why_metric=choice.why,
+        common_answer=_common_share(held_out) if answers else 0.0,
+        max_tokens=max_tokens,
+        shown=fixed_examples(training, closed=bool(counts), room=int(room), count=count),
+        training=training,
+        notes=tuple(notes),
+    )
+
+
+def _parts(
+    examples: Sequence[Example], *, quick: bool
+) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...], list[str]]:
+    """The held-out, choosing and training parts, and notes. No part has a near-duplicate of another's question."""
+    limit = QUICK_HELD_OUT if quick else MAX_HELD_OUT
+    target = min(limit, max(MIN_HELD_OUT_WANTED, round(HELD_OUT_SHARE * len(examples))))
+    divided = split(examples, share=min(0.5, target / len(examples)), question_groups=group_questions(examples))
+    held_out = [examples[index] for index in divided.held_out]
+    if len(held_out) < MIN_HELD_OUT:
+        raise DataTooSmall(
+            f"{len(examples)} examples are too few to compare anything on: bring at least {4 * MIN_HELD_OUT}."
+        )
+    rest = [examples[index] for index in divided.training]
+    again = split(rest, seed=CHOOSING_SEED, share=min(0.25, CHOOSING / len(rest)))
+    choosing = [rest[index] for index in again.held_out]
+    training = [rest[index] for index in again.training]
+    notes: list[str] = []
+    if quick and len(training) > QUICK_TRAINING:
+        notes.append(f"quick: {QUICK_TRAINING} of {len(training)} training examples are used")
+        training = _spread(training, QUICK_TRAINING)
+    return tuple(held_out), tuple(choosing), tuple(training), notes
+
+
+def _spread(examples: Sequence[Example], wanted: int) -> list[Example]:
+    """A sample in the order of the file, drawn by a hash of each example: the same in every file."""
+    drawn = sorted(examples, key=lambda example: hashlib.sha256(_text(example).encode()).digest())[:wanted]
+    lines = {example.line for example in drawn}
+    return [example for example in examples if example.line in lines]
+
+
+def _text(example: Example) -> str:
+    return "\n".join(message.content for message in example.messages)
+
+
+def _raw_lines(content: bytes) -> list[str]:
+    return [line.decode("utf-8-sig") if isinstance(line, bytes) else line for line in split_lines(content)]
+
+
+def _file(examples: Sequence[Example], lines: Sequence[str] | None) -> bytes:
+    """The examples as a JSONL file: their own lines, or as chat if the file has another format."""
+    if lines is not None:
+        return "".join(lines[example.line - 1].strip() + "\n" for example in examples).encode()
+    rows: list[dict[str, Any]] = []
+    for example in examples:
+        row: dict[str, Any] = {
+            "messages": [{"role": message.role, "content": message.content} for message in example.messages]
+        }
+        rows.append(row | ({"group": example.group} if example.group is not None else {}))
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _facts(report: Report) -> DataFacts:
+    by_code = Counter({finding.code: finding.count for finding in report.findings})
+    return DataFacts(
+        examples=report.examples,
+        changing_facts=by_code[CHANGING_FACTS],
+        noisy_labels=any(finding.code in NOISY for finding in report.findings),
+        warnings=tuple(finding.message for finding in report.findings if finding.severity != "note"),
+    )
+
+
+def _common_share(held_out: Sequence[Example]) -> float:
+    (_, times), *_ = Counter(answer(example).strip() for example in held_out).most_common(1)
+    return times / len(held_out)
+
+
+def fixed_examples(
+    training: Sequence[Example], *, closed: bool, room: int, count: Callable[[str], int]
+) -> tuple[Example, ...]:
+    """The examples to show in every prompt: short ones with different answers, within `room` tokens.
+
+    Only single-turn examples without tools are shown, since a version's settings hold pairs.
+    """
+    wanted = FIXED_EXAMPLES if closed else FIXED_PROSE_EXAMPLES
+    pairs = [example for example in training if _is_pair(example)]
+    counts = Counter(answer(example).strip() for example in pairs)
+    # frequent answers first where they are a closed set, otherwise answers of middling length
+    lengths = sorted(len(answer(example)) for example in pairs)
+    middle = lengths[len(lengths) // 2] if lengths else 0
+
+    def rank(example: Example) -> tuple[float, int, int]:
+        text = answer(example).strip()
+        return (-counts[text] if closed else abs(len(text) - middle), len(_text(example)), example.line)
+
+    chosen: list[Example] = []
+    answers: set[str] = set()
+    for example in sorted(pairs, key=rank):
+        text = answer(example).strip()
+        if text in answers:
+            continue
+        tokens = count(_text(example)) + 16
+        if tokens > room:
+            continue
+        chosen.append(example)
+        answers.add(text)
+        room -= tokens
+        if len(chosen) == wanted:
+            break
+    return tuple(chosen)
+
+
+def _is_pair(example: Example) -> bool:
+    return [message.role for message in example.messages if message.role != "system"] == ["user", "assistant"]
+
+
+def example_settings(examples: Sequence[Example]) -> list[dict[str, str]]:
+    """Fixed examples as a version's `settings.examples`."""
+    pairs = []
+    for example in examples:
+        user, reply = (message for message in example.messages if message.role != "system")
+        pairs.append({"user": user.content, "assistant": reply.content})
+    return pairs
+
+
+def without_system(example: Example) -> Example:
+    """The example without its system message."""
+    return replace(example, messages=tuple(message for message in example.messages if message.role != "system"))

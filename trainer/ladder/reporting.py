@@ -1,0 +1,251 @@
+"""The report of a ladder: as JSON, and as one page that loads nothing else."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import BaseModel
+
+from adapters.protocol.reports import ArmDifference, ArmMean
+from trainer.evaluate.arm_scores import ArmScores, ScoredArm
+from trainer.evaluate.page.render import cut, duration, metric_name
+from trainer.ladder import spec
+from trainer.ladder.advice import Advice, advise, measured
+from trainer.ladder.costs import OneTimeCost, RequestCost, YearCost, one_time, request_cost, year_cost
+from trainer.ladder.rungs import rows_of
+from trainer.ladder.spec import (
+    DataFacts,
+    JobOutcome,
+    LadderPlan,
+    LadderSpec,
+    Prices,
+    RungKey,
+    Rungs,
+    SkippedRung,
+    scores_file,
+)
+from trainer.runs.protocol import Frozen
+
+Model = TypeVar("Model", bound=BaseModel)
+SHOWN: Final = 3
+"""Examples shown of each rung."""
+UPDATES: Final[dict[RungKey, str]] = {
+    "base": "nothing to update",
+    "instructions": "a prompt: at once",
+    "examples": "a prompt: at once",
+    "retrieved_examples": "an example: seconds, once it is indexed",
+    "documents": "a document: seconds, once it is indexed",
+    "lora": "a job",
+    "lora_documents": "a document: seconds; the voice: a job",
+    "distilled": "a job",
+}
+
+
+class Directory(Protocol):
+    """Where the parts are: a worker's run directory, or the trainer's view of it."""
+
+    def path(self, name: str) -> Path:
+        """The path of a file."""
+
+    def read(self, name: str, model: type[Model]) -> Model | None:
+        """A file as a ``model``; None if it is missing."""
+
+
+class ShownAnswer(Frozen):
+    """One held-out example, with a rung's answer and its score."""
+
+    asked: str
+    reference: str
+    answer: str
+    score: float
+
+
+class ReportedRung(Frozen):
+    """Everything about one rung."""
+
+    key: RungKey
+    title: str
+    model: str
+    mean: ArmMean
+    control: float
+    """The score of its own answers at other questions."""
+    against_below: ArmDifference | None
+    request: RequestCost
+    seconds: float
+    """Mean time from a request to its complete answer, in the evaluation's own load."""
+    once: OneTimeCost
+    year: YearCost
+    update: str
+    shown: tuple[ShownAnswer, ...]
+    system_prompt: str | None = None
+
+
+class LadderReport(Frozen):
+    """The whole ladder, the cheapest rung first."""
+
+    format: int = 1
+    id: str
+    adapter: str
+    base: str
+    file: str
+    created_at: datetime
+    seconds: float
+    advice: Advice
+    rungs: tuple[ReportedRung, ...]
+    skipped: tuple[SkippedRung, ...]
+    metric: str
+    why_metric: str
+    counts: dict[str, int]
+    facts: DataFacts
+    common_answer: float
+    target: float | None
+    quick: bool
+    prices: Prices
+    requests_per_month: int
+    notes: tuple[str, ...] = ()
+
+
+def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderReport:
+    """The report, from what the stages and child runs have left."""
+    rungs = directory.read(spec.RUNGS, Rungs) or Rungs()
+    stored = (directory.read(scores_file(purpose), ArmScores) for purpose in ("prompts", "lora"))
+    scores = [each for each in stored if each is not None]
+    outcome = directory.read(spec.JOB, JobOutcome)
+    rows = rows_of(rungs, scores)
+    advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
+    gains = {rung.key: rung for rung in measured(rows)}
+    judging = sum(each.wall_seconds for each in scores)
+    reported = []
+    for row in rows:
+        key, of, arm = row
+        rung = next(each for each in rungs.rungs if each.key == key)
+        trained = outcome.seconds if outcome is not None and key in ("lora", "lora_documents", "distilled") else 0.0
+        request = request_cost(of, arm, job.prices)
+        reported.append(
+            ReportedRung(
+                key=key,
+                title=rung.title,
+                model=rung.model,
+                mean=gains[key].mean,
+                control=arm.control,
+                against_below=gains[key].against_below,
+                request=request,
+                seconds=arm.seconds,
+                once=one_time(trained or rung.push_seconds, job.prices),
+                year=year_cost(
+                    request,
+                    job.prices,
+                    training_seconds=trained,
+                    judging_seconds=judging / max(1, len(rows)),
+                    examples=plan.counts["training"],
+                    requests_per_month=job.body.requests_per_month,
+                ),
+                update=UPDATES[key],
+                shown=_shown(of, arm),
+                system_prompt=rung.settings.get("system_prompt"),
+            )
+        )
+    monthly = job.body.requests_per_month
+    return LadderReport(
+        id=job.id,
+        adapter=job.body.adapter,
+        base=job.base_name,
+        file=job.context_of_request.training_file.filename,
+        created_at=datetime.now(UTC),
+        seconds=round(datetime.now(UTC).timestamp() - job.created_at, 1),
+        advice=advice,
+        rungs=tuple(reported),
+        skipped=rungs.skipped,
+        metric=metric_name(plan.metric["name"]),
+        why_metric=plan.why_metric,
+        counts=plan.counts,
+        facts=plan.facts,
+        common_answer=plan.common_answer,
+        target=job.body.target,
+        quick=job.body.quick,
+        prices=job.prices,
+        requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
+        notes=plan.notes,
+    )
+
+
+def _shown(scores: ArmScores, arm: ScoredArm) -> tuple[ShownAnswer, ...]:
+    """The first examples: the same for every rung."""
+    return tuple(
+        ShownAnswer(
+            asked=scores.asked[index],
+            reference=scores.references[index],
+            answer=arm.answers[index],
+            score=arm.scores[index],
+        )
+        for index in range(min(SHOWN, len(scores.asked)))
+    )
+
+
+class Point(Frozen):
+    """A rung in the drawing: its place in percent of the width and the height, and its interval."""
+
+    key: str
+    title: str
+    x: float
+    y: float
+    low: float
+    high: float
+    chosen: bool
+
+
+def points(report: LadderReport) -> tuple[Point, ...]:
+    """Quality against the cost of a year. Without prices the cost is device hours."""
+    costs = [_yearly(report, rung) for rung in report.rungs]
+    most = max([*costs, 1e-12])
+    return tuple(
+        Point(
+            key=rung.key,
+            title=rung.title,
+            x=8 + 84 * cost / most,
+            y=100 * (1 - rung.mean.mean),
+            low=100 * (1 - rung.mean.low),
+            high=100 * (1 - rung.mean.high),
+            chosen=rung.key == report.advice.rung,
+        )
+        for rung, cost in zip(report.rungs, costs, strict=True)
+    )
+
+
+def _yearly(report: LadderReport, rung: ReportedRung) -> float:
+    return rung.year.total if has_prices(report) else rung.year.device_hours
+
+
+def has_prices(report: LadderReport) -> bool:
+    """Whether the operator has set a price at all."""
+    return report.prices.device_hour > 0 or report.prices.person_hour > 0
+
+
+def render(report: LadderReport) -> str:
+    """The self-contained page. Everything from data or models is escaped."""
+    environment = Environment(
+        loader=PackageLoader("trainer.ladder", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(cut=cut, duration=duration, money=_money)
+    style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
+    own = (files("trainer.ladder") / "page.css").read_text("utf-8")
+    return environment.get_template("page.html.jinja").render(
+        report=report,
+        style=Markup(style + own),  # noqa: S704 - files of this package
+        points=points(report),
+        priced=has_prices(report),
+    )
+
+
+def _money(amount: float) -> str:
+    """An amount with as many digits as it needs."""
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else f"{amount:.2g}"

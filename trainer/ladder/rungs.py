@@ -1,0 +1,139 @@
+"""Which instructions are used, which evaluations and jobs a ladder needs, and which rung can no longer matter."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from adapters.protocol.runs import EvaluationContext
+from trainer.evaluate.arm_scores import ArmScores
+from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
+from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
+from trainer.finetune.spec import EvaluationOptions, JobSpec
+from trainer.ladder.advice import Row, advise, measured
+from trainer.ladder.spec import LadderPlan, LadderSpec, Purpose, Rung, Rungs, SkippedRung
+from trainer.tune.hyperparameters import HyperparameterRequest
+
+CANDIDATE: Final = "candidate "
+
+
+def chosen_instructions(plan: LadderPlan, scores: ArmScores | None) -> str:
+    """The candidate with the highest mean; the first of several equal ones, or of all if none was measured."""
+    if scores is None:
+        return plan.instructions[0]
+    means = [sum(arm.scores) / len(arm.scores) for arm in scores.arms]
+    best = max(range(len(means)), key=lambda index: means[index])
+    return plan.instructions[int(scores.arms[best].label.removeprefix(CANDIDATE)) - 1]
+
+
+def choosing_evaluation(spec: LadderSpec, plan: LadderPlan, run_id: str) -> EvaluationJob:
+    """The evaluation of the base with each candidate's instructions, on the part that nothing else is measured on."""
+    arms = tuple(
+        ArmBody.model_validate(
+            {"label": f"{CANDIDATE}{number}", "model": spec.base_name, "prompt": {"system": instructions}}
+        )
+        for number, instructions in enumerate(plan.instructions, start=1)
+    )
+    return _evaluation(spec, plan, run_id, arms, "choose")
+
+
+def rungs_evaluation(
+    spec: LadderSpec, plan: LadderPlan, run_id: str, rungs: tuple[Rung, ...], purpose: Purpose
+) -> EvaluationJob:
+    """The evaluation of rungs, each by its own name."""
+    arms = tuple(ArmBody.model_validate({"label": rung.key, "model": rung.model}) for rung in rungs)
+    return _evaluation(spec, plan, run_id, arms, purpose)
+
+
+def _evaluation(
+    spec: LadderSpec, plan: LadderPlan, run_id: str, arms: tuple[ArmBody, ...], purpose: Purpose
+) -> EvaluationJob:
+    file = plan.choosing if purpose == "choose" and plan.choosing is not None else plan.held_out
+    body = EvaluationBody(
+        arms=arms, held_out=file.id, metric=plan.metric, suites=(), max_tokens=plan.max_tokens, repeats=1
+    )
+    context = EvaluationContext(held_out=file, models={arm.label: arm.model for arm in arms})
+    rules = {name: getattr(spec, name) for name in OperatorRules.model_fields}
+    return EvaluationJob(
+        id=run_id,
+        project=spec.project,
+        created_at=spec.created_at,
+        gateway=spec.gateway,
+        base_name=spec.base_name,
+        context_tokens=spec.context_tokens,
+        template_switches=spec.template_switches,
+        thinks=spec.thinks,
+        body=body,
+        context=context,
+        **rules,
+    )
+
+
+def lora_job(spec: LadderSpec, plan: LadderPlan, run_id: str) -> JobSpec:
+    """The job that trains the LoRA on the training part, and judges it on the held-out part."""
+    rules = {name: getattr(spec, name) for name in OperatorRules.model_fields}
+    metric = plan.metric
+    judging = EvaluationOptions(
+        promote="never", metric=metric["name"], suites=() if spec.body.quick else ("general",), **rules
+    )
+    return JobSpec(
+        id=run_id,
+        project=spec.project,
+        created_at=spec.created_at,
+        gateway=spec.gateway,
+        adapter=spec.body.adapter,
+        base_dir=spec.base_dir,
+        base_name=spec.base_name,
+        max_rank=spec.max_rank,
+        context=spec.context,
+        dtype=spec.dtype,
+        training_file=plan.training,
+        validation_file=plan.held_out,
+        wish=HyperparameterRequest(),
+        seed=spec.seed,
+        overflow="drop",
+        metadata={"ladder": spec.id},
+        device=spec.device,
+        checkpoint_s=spec.checkpoint_s,
+        price_per_hour=spec.prices.device_hour,
+        yield_above=spec.yield_above,
+        yield_most_s=spec.yield_most_s,
+        judging=judging,
+    )
+
+
+def lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
+    """Why a LoRA can no longer matter, or None: training is the dearest rung."""
+
+    def skipped(reason: str) -> SkippedRung:
+        return SkippedRung(key="lora", title="LoRA", reason=reason)
+
+    if not spec.body.lora:
+        return skipped("the request says `lora: false`")
+    advice = advise(rows, plan.facts, target=spec.body.target, smallest=spec.smallest_difference)
+    if advice.word == "retrieval" and plan.facts.changing_facts:
+        return skipped("the answers hold facts that change: a LoRA would learn them by heart")
+    if advice.word == "cannot_tell" and plan.facts.noisy_labels:
+        return skipped("the labels look unrelated to the questions: there is nothing to learn")
+    if spec.body.target is not None:
+        reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
+        if reached is not None:
+            return skipped(f"{reached[0]} reaches the target already")
+    if all(score == 1.0 for _, _, arm in rows[-1:] for score in arm.scores):
+        return skipped("a prompt answers every held-out example right: nothing can score more")
+    return None
+
+
+def _reaches(row: Row, target: float) -> bool:
+    return measured([row])[0].mean.low >= target
+
+
+def rows_of(rungs: Rungs, scores: list[ArmScores]) -> list[Row]:
+    """The rungs that have been measured, the cheapest first."""
+    rows: list[Row] = []
+    for rung in rungs.rungs:
+        for each in scores:
+            arm = next((arm for arm in each.arms if arm.label == rung.key), None)
+            if arm is not None:
+                rows.append((rung.key, each, arm))
+                break
+    return rows

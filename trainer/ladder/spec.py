@@ -1,0 +1,211 @@
+"""The spec, plan and result of a ladder, and the files of its run directory beside `trainer.runs.protocol`'s.
+
+    LADDERS/ID/spec.json       LadderSpec
+    LADDERS/ID/data.jsonl      the training file, fetched from the gateway
+    LADDERS/ID/report.json     the data report
+    LADDERS/ID/plan.json       LadderPlan: the three parts of the data, and the instructions to try
+    LADDERS/ID/rungs.json      Rungs: the rungs that are versions of the adapter by now
+    LADDERS/ID/scores-EVALUATION.json   ArmScores, copied from a child evaluation when it has ended
+    LADDERS/ID/job.json        JobOutcome, from the child job
+    LADDERS/ID/ladder.json, ladder.html   the report
+    LADDERS/ID/result.json     LadderResult
+
+A ladder alternates between short workers of its own and child runs: CLIMB prepares the data, an evaluation chooses the
+instructions, CLIMB makes versions of the prompts, an evaluation compares them, a job trains a LoRA, an evaluation asks
+it, and CONCLUDE writes the report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from adapters.protocol.runs import FileRef, LadderContext
+from trainer.evaluate.evaluations.spec import OperatorRules
+from trainer.ladder.schemas import LadderBody
+from trainer.runs.protocol import Frozen, RunResult
+
+WORKER: Final = "trainer.ladder.worker"
+CLIMB: Final = "climb"
+CONCLUDE: Final = "conclude"
+DATA: Final = "data.jsonl"
+DATA_REPORT: Final = "report.json"
+PLAN: Final = "plan.json"
+RUNGS: Final = "rungs.json"
+JOB: Final = "job.json"
+REPORT: Final = "ladder.json"
+PAGE: Final = "ladder.html"
+SCORES_PREFIX: Final = "scores-"
+
+RungKey = Literal[
+    "base", "instructions", "examples", "retrieved_examples", "documents", "lora", "lora_documents", "distilled"
+]
+Purpose = Literal["choose", "prompts", "job", "lora"]
+"""What a child run is for: to choose the instructions, to compare the prompts, to train a LoRA, to ask it."""
+
+
+def scores_file(purpose: Purpose) -> str:
+    """The name of the file with the scores of the evaluation for `purpose`."""
+    return f"{SCORES_PREFIX}{purpose}.json"
+
+
+class Prices(Frozen):
+    """The operator's prices, in one currency.
+
+    Attributes:
+        device_hour: Of the device that serves and trains.
+        hosted_input, hosted_output: Per million tokens of a hosted model, for comparison; None if not set.
+        person_hour: Of a person's work on data and checks.
+        requests_per_month: Expected traffic of one adapter.
+        retrainings_per_year: How often data and adapter are renewed.
+    """
+
+    device_hour: float = 0.0
+    hosted_input: float | None = None
+    hosted_output: float | None = None
+    person_hour: float = 0.0
+    requests_per_month: int = 10_000
+    retrainings_per_year: int = 4
+
+
+class LadderSpec(OperatorRules):
+    """One ladder. The gateway has authorised everything that the request names."""
+
+    id: str
+    project: str
+    created_at: int
+    gateway: str
+    """The gateway's URL."""
+    base_dir: Path
+    base_name: str
+    max_rank: int
+    context: int | None
+    """The engine's context in tokens; None for the base's own."""
+    context_tokens: int
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    checkpoint_s: float = 60.0
+    yield_above: int = 0
+    yield_most_s: float = 30.0
+    seed: int = 0
+    template_switches: dict[str, bool] = Field(default_factory=dict)
+    thinks: bool = False
+    prices: Prices = Prices()
+    body: LadderBody
+    context_of_request: LadderContext
+
+
+class DataFacts(Frozen):
+    """What the data report says that decides the advice, whatever the scores.
+
+    Attributes:
+        examples: In the file.
+        changing_facts: Number of answers that state things which change, such as prices, orders and dates.
+        noisy_labels: The labels look assigned at random, or disagree with their neighbours'.
+        warnings: The findings' messages, for the report.
+    """
+
+    examples: int
+    changing_facts: int = 0
+    noisy_labels: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+class LadderPlan(Frozen):
+    """What is measured on what, fixed before anything is asked.
+
+    Attributes:
+        training: The examples that rungs may show and learn from, as a file of the gateway.
+        choosing: Those on which the instructions are chosen; None if there are too few, or only one candidate.
+        held_out: Those on which the rungs are compared; no rung has seen them.
+        counts: The number of examples of each part.
+        instructions: The system prompts to choose from, the first is the default.
+        answers: The closed set of answers, or empty.
+        metric: The request's `metric` of every evaluation.
+        facts: See `DataFacts`.
+        common_answer: The share of the held-out answers that are the most frequent one; 0 for open answers.
+        max_tokens: Longest answer, in tokens.
+        example_lines: The lines of the training part that the rung with examples shows.
+    """
+
+    training: FileRef
+    choosing: FileRef | None
+    held_out: FileRef
+    counts: dict[str, int]
+    instructions: tuple[str, ...]
+    answers: tuple[str, ...] = ()
+    metric: dict[str, Any]
+    why_metric: str
+    facts: DataFacts
+    common_answer: float = 0.0
+    max_tokens: int
+    example_lines: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Rung(Frozen):
+    """One rung: what answers, and how it came to be.
+
+    ``model``: the base, or the version `name@3`. ``settings``: the version's. ``store``: the id of a vector store that
+    was made for it.
+    """
+
+    key: RungKey
+    title: str
+    model: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    store: str | None = None
+    push_seconds: float = 0.0
+    """How long it took to make the version."""
+
+
+class SkippedRung(Frozen):
+    """A rung that was not measured, and why."""
+
+    key: RungKey
+    title: str
+    reason: str
+
+
+class Rungs(Frozen):
+    """The rungs so far, the cheapest first, the chosen instructions, and what was skipped."""
+
+    instructions: str | None = None
+    rungs: tuple[Rung, ...] = ()
+    skipped: tuple[SkippedRung, ...] = ()
+
+
+class JobOutcome(Frozen):
+    """What the child job left: its version and what it cost."""
+
+    id: str
+    status: str
+    model: str | None = None
+    error: str | None = None
+    examples: int = 0
+    seconds: float = 0.0
+    trained_tokens: int = 0
+
+
+class LadderDetails(Frozen):
+    """A ladder's part of the run's record.
+
+    ``stage``: the one at which it goes on. ``purposes``: what each child run is for, by its id.
+    """
+
+    adapter: str
+    stage: str = CLIMB
+    purposes: dict[str, Purpose] = Field(default_factory=dict)
+
+
+class LadderResult(RunResult):
+    """How a ladder ended. ``advice``: its word; ``sentence``: for a reader in a hurry."""
+
+    advice: str | None = None
+    rung: RungKey | None = None
+    model: str | None = None
+    sentence: str | None = None
+    files: tuple[str, ...] = ()
+    seconds: float = 0.0
