@@ -38,6 +38,7 @@ def test_everything_that_is_left_open_is_chosen_and_explained() -> None:
     shape = {"lora_rank", "lora_alpha"}
     assert set(why) == shape | {
         *("batch_size", "n_epochs", "learning_rate", "quantization", "max_length", "micro_batch_tokens"),
+        "early_stopping_patience",
     }
     assert why["batch_size"].startswith("4: 80 examples make 20 steps")
 
@@ -66,7 +67,11 @@ def test_what_was_asked_for_stays() -> None:
     )
     recipe, why = chosen(wish)
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.rank, recipe.alpha) == (7, 2, 1e-4, 8, 8)
-    assert (recipe.quantization, recipe.rslora, set(why)) == ("nf4", True, {"micro_batch_tokens"})
+    assert (recipe.quantization, recipe.rslora, set(why)) == (
+        "nf4",
+        True,
+        {"micro_batch_tokens", "early_stopping_patience"},
+    )
 
 
 def test_on_a_gpu_the_base_is_quantized() -> None:
@@ -193,3 +198,14 @@ def test_the_shape_is_read_from_the_checkpoint(base_dir: Path) -> None:
     shape = read_shape(base_dir)
     config = json.loads((base_dir / "config.json").read_text())
     assert (shape.layers, shape.hidden, shape.vocabulary, shape.streams) == (2, 32, config["vocab_size"], True)
+
+
+def test_a_validation_part_stops_early_and_dpo_has_its_own_rate_and_beta() -> None:
+    stats = DatasetStats(examples=180, tokens=9_000, longest=60, validation=20)
+    options = {"hidden_size": 4096, "max_rank": 32, "length": 1024, "seed": 3, "on_gpu": False, "parent": None}
+    recipe, why = choose(HyperparameterRequest(), stats, objective="dpo", **options)  # type: ignore[arg-type]
+    assert (recipe.objective, recipe.patience, recipe.beta, recipe.learning_rate) == ("dpo", 2, 0.1, 5e-6)
+    assert "20 validation examples" in why["early_stopping_patience"]
+    wish = HyperparameterRequest(early_stopping_patience=0, beta=0.3)
+    recipe, _ = choose(wish, stats, objective="dpo", **options)  # type: ignore[arg-type]
+    assert (recipe.patience, recipe.beta) == (0, 0.3)

@@ -126,7 +126,7 @@ def test_what_is_left_open_is_auto_and_other_metadata_is_the_clients_own() -> No
         (hyper(lora_rank=True), "hyperparameters.lora_rank", "invalid_value"),
         (hyper(learning_rate=2), "hyperparameters.learning_rate", "invalid_value"),
         (hyper(quantization="int8"), "hyperparameters.quantization", "invalid_value"),
-        (hyper(beta=0.1), "hyperparameters.beta", "unknown_parameter"),
+        (hyper(betta=0.1), "hyperparameters.betta", "unknown_parameter"),
         (hyper(use_dora=True), "hyperparameters.use_dora", "unsupported_value"),
         (hyper(modules_to_save=["lm_head"]), "hyperparameters.modules_to_save", "unsupported_value"),
         (hyper(init_lora_weights="pissa"), "hyperparameters.init_lora_weights", "unsupported_value"),
