@@ -51,13 +51,13 @@ class SettingsProof(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
-    kind: Literal["settings"] = "settings"
+    format: Literal[1]
+    kind: Literal["settings"]
     prompt_tokens: int = Field(
         description="Of the system prompt and the examples, rendered with a question of one mark."
     )
     context_tokens: int = Field(description="What the engine's context holds.")
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
 
 
 class PromptChecker:
@@ -89,6 +89,8 @@ class PromptChecker:
         await self.check_grounding(settings, Caller(ENGINE_KEY_ID, project, frozenset({Scope.INFER})))
         rendered = await self._rendered(settings)
         return SettingsProof(
+            format=1,
+            kind="settings",
             prompt_tokens=rendered.tokens,
             context_tokens=rendered.context,
             warnings=_warnings(settings, rendered),
