@@ -196,7 +196,7 @@ def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(
     result = run(folder)
     said = (
         "5 of 36 held-out examples are left out: an earlier version that this one continues, or the live one, "
-        "was trained on them or on near-duplicates of them"
+        "was trained on them or on near-duplicates of them, or has them in its prompt"
     )
     assert result.examples == 31
     assert str(result.note).startswith(said)
