@@ -28,6 +28,7 @@ _OBSTACLES: Final = (
         "a router of experts",
     ),
     (re.compile(r"(^|\.)experts(\.|$)"), "an expert of a mixture of experts"),
+    (re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|_gate(\.|$))"), "a shared expert of a mixture of experts"),
     (
         re.compile(
             r"(^|\.)(vision_tower|vision_model|visual|vision_embed_tokens|audio_tower|audio_model|embed_vision|embed_audio"
@@ -38,7 +39,8 @@ _OBSTACLES: Final = (
     (re.compile(r"^mtp(\.|$)|(^|\.)mtp\."), "a layer for speculative decoding"),
 )
 """Names of layers to which the engine applies no LoRA, and what they are. On a CPU, vLLM has no LoRA for experts, and
-PEFT has none for their fused weights and routers; to towers and speculative layers vLLM applies nothing, silently."""
+PEFT has none for their fused weights and routers. To towers, speculative layers and the gate of a shared expert vLLM
+applies nothing, silently."""
 
 
 _EXPERT: Final = re.compile(r"(^|\.)experts(\.|$)")

@@ -63,9 +63,12 @@ ARCHITECTURES: Final[Mapping[str, Mapping[str, Any]]] = {
 """What each `model_type` adds to the common sizes."""
 
 
-def make_base(model_type: str, directory: Path, *, template: str = CHATML, seed: int = 0) -> Path:
-    """Write a checkpoint with tokenizer and chat template into `directory`, as transformers saves it; returns it."""
-    config = transformers.AutoConfig.for_model(model_type, **{**_SIZES, **ARCHITECTURES[model_type]})
+def make_base(model_type: str, directory: Path, *, template: str = CHATML, seed: int = 0, **configuration: Any) -> Path:
+    """Write a checkpoint with tokenizer and chat template into `directory`, as transformers saves it; returns it.
+
+    `configuration`: what to change in the model's configuration.
+    """
+    config = transformers.AutoConfig.for_model(model_type, **{**_SIZES, **ARCHITECTURES[model_type], **configuration})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.generation_config = transformers.GenerationConfig(eos_token_id=2, pad_token_id=0, bos_token_id=0)

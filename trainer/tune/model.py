@@ -94,7 +94,11 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
     if targets == ALL_LINEAR and has_experts(name for name, _ in model.named_parameters()):
         # PEFT's own all-linear adds the experts, which the engine could not serve
         output = model.get_output_embeddings()
-        own = {name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not output}
+        own = {
+            name.rpartition(".")[2]
+            for name in linear
+            if name not in excluded and model.get_submodule(name) is not output
+        }
         targets = tuple(sorted(own - EXPERT_NAMES))
     config = LoraConfig(
         r=recipe.rank,

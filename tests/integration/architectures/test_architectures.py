@@ -44,7 +44,7 @@ TARGETS = {
     "phi3": {"qkv_proj", "gate_up_proj", "o_proj", "down_proj"},
     "mixtral": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "qwen3_moe": {"q_proj", "k_proj", "v_proj", "o_proj"},
-    "qwen2_moe": {"q_proj", "k_proj", "v_proj", "o_proj", "shared_expert_gate"},
+    "qwen2_moe": {"q_proj", "k_proj", "v_proj", "o_proj"},
 }
 DENSE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 EXPERTS = {"mixtral": "w1", "qwen3_moe": "up_proj"}

@@ -26,7 +26,7 @@ MODULES = dict.fromkeys(ARCHITECTURES, SPLIT) | {
     "phi3": ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"],
     "mixtral": ATTENTION,
     "qwen3_moe": ATTENTION,
-    "qwen2_moe": [*ATTENTION[:3], "shared_expert_gate", "v_proj"],
+    "qwen2_moe": ATTENTION,
 }
 CPU = torch.device("cpu")
 SERVED = sorted(ARCHITECTURES.keys() - {"gpt2"})  # vLLM has no LoRA for it
@@ -69,19 +69,20 @@ def test_each_allowed_target_alone_adapts_the_layers_that_it_is_said_to(model_ty
 
 
 @pytest.mark.parametrize(
-    ("model_type", "target", "kind"),
+    ("architecture", "target", "kind"),
     [
         ("mixtral", "w1", "an expert of a mixture of experts"),
         ("mixtral", "gate", "a router of experts"),
         ("qwen3_moe", "gate_proj", "an expert of a mixture of experts"),
         ("qwen3_moe", "gate", "a router of experts"),
         ("qwen2_moe", "mlp.experts.0.up_proj", "an expert of a mixture of experts"),
+        ("qwen2_moe", "shared_expert_gate", "a shared expert of a mixture of experts"),
     ],
-    scope="module",
 )
 def test_experts_and_routers_are_refused_by_name_before_anything_is_trained_or_stored(
-    base_dir: Path, tmp_path: Path, target: str, kind: str
+    tmp_path: Path, architecture: str, target: str, kind: str
 ) -> None:
+    base_dir = make_base(architecture, tmp_path / "base")
     info = BaseModelInfo.read(base_dir)
     assert info.unknown_targets([target, "o_proj"]) == [target]
     reason = info.describe_unknown([target])
@@ -89,7 +90,7 @@ def test_experts_and_routers_are_refused_by_name_before_anything_is_trained_or_s
     assert f" is {kind}; the base has" in reason
     assert reason.endswith(f"the base has {', '.join(info.module_suffixes())}")
     described = describe(base_dir, served_name="b", dtype="float32", quantization=None, engine_version="0")
-    files = make_adapter(tmp_path, described, modules=(target.rpartition(".")[2], "o_proj"))
+    files = make_adapter(tmp_path / "adapter", described, modules=(target.rpartition(".")[2], "o_proj"))
     manifest = Manifest.parse(files.config, max_rank=16)
     with pytest.raises(ModuleUnsupported, match=f"is {kind}, .*allowed are {', '.join(described.adaptable)}"):
         inspect_weights(files.weights_path, manifest, described)
@@ -127,14 +128,16 @@ def test_a_step_has_the_loss_and_the_gradients_that_transformers_computes_one_ex
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_shared_expert_cannot_be_trained_and_can_be_served(tmp_path: Path) -> None:
-    base_dir = make_base("qwen2_moe", tmp_path / "base")
+def test_dense_layers_beside_experts_are_not_taken_for_them(tmp_path: Path) -> None:
+    base_dir = make_base("qwen2_moe", tmp_path, mlp_only_layers=[0])
     info = BaseModelInfo.read(base_dir)
-    shared = "mlp.shared_expert.up_proj"
-    assert info.unknown_targets([shared]) == [shared]
-    assert "is named like the experts, for which PEFT takes it" in info.describe_unknown([shared])
-    described = describe(base_dir, served_name="b", dtype="float32", quantization=None, engine_version="0")
-    assert "up_proj" in described.adaptable
+    dense = "model.layers.0.mlp.up_proj"
+    assert info.unknown_targets([dense]) == [dense]
+    assert f"{dense} is named like the experts, for which PEFT takes it" in info.describe_unknown([dense])
+    model = attach_lora(load_base(base_dir, dtype=torch.float32, device=CPU, longest=64), Recipe(rank=4))
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {
+        *ATTENTION
+    }
 
 
 def test_towers_are_left_alone_though_their_layers_have_the_same_names(tmp_path: Path) -> None:

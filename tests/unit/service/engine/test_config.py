@@ -70,7 +70,8 @@ def test_a_base_with_experts_names_the_layers_that_the_engine_prepares(tmp_path:
     experts = base("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate", "model.layers.0.mlp.experts.3.up_proj")
     argv = EngineConfig.from_settings(settings, experts).argv()
     start = argv.index("--lora-target-modules")
-    assert argv[start + 1 : start + 3] == ["q_proj", "--disable-uvicorn-access-log"]
+    assert argv[start + 1] == "q_proj"
+    assert argv[start + 2].startswith("--")
 
 
 def test_the_engine_reads_the_template_that_the_trainer_renders_with(tmp_path: Path) -> None:
