@@ -1,4 +1,4 @@
-"""`hatrack advise` through gateway, engine and trainer: every rung is measured and can be asked, and the page says what to do."""
+"""`hatrack advise` through gateway, engine and trainer: every rung is measured, and can be asked like any version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import hatrack
+from tests.support.commands import run_hatrack
 from tests.support.gateway import Gateway
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,8 @@ def labelled(path: Path) -> Path:
 def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) -> None:
     page = tmp_path / "advice.html"
     data = labelled(tmp_path / "examples.jsonl")
-    advised = hatrack(gateway, "advise", data, "--name", "desk", "--quick", "--html", page, "--json")
+    options = ("--name", "desk", "--quick", "--html", str(page), "--json")
+    advised = run_hatrack(gateway, "advise", str(data), *options)
     assert advised.returncode in (0, 4), advised.stderr
     report = json.loads(advised.stdout)
     assert report["metric"].startswith("exactly right")
@@ -48,9 +49,7 @@ def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) 
     assert report["advice"]["sentence"] in page.read_text()
     assert "- delivery" in measured["instructions"]["system_prompt"]
     for rung in report["rungs"][1:]:
-        assert (
-            gateway.chat(rung["model"], "Where is my parcel?", max_tokens=4).headers["x-hatrack-adapter"]
-            == rung["model"]
-        )
-    listed = json.loads(hatrack(gateway, "advice", "--json").stdout)
-    assert listed["id"] == report["id"]
+        answer = gateway.chat(rung["model"], "Where is my parcel?", max_tokens=4)
+        assert answer.headers["x-hatrack-adapter"] == rung["model"]
+    newest = run_hatrack(gateway, "advice", "--json")
+    assert json.loads(newest.stdout)["id"] == report["id"]

@@ -1,4 +1,4 @@
-"""`overflow: truncate`: the oldest turns go first, then the end of the last answer, and never the token that ends it."""
+"""`overflow: truncate`: the oldest turns go first, then the end of the last answer, whose ending is not trained."""
 
 from __future__ import annotations
 
