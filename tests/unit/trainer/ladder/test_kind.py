@@ -68,7 +68,7 @@ def run_of(run_id: str, kind: str, status: Status, **changes: Any) -> Run:
 
 
 class LadderRun:
-    """One ladder, driven by hand: what a worker or a child run leaves is written, and the kind is asked what follows."""
+    """One ladder, driven by hand: what a worker or a child run leaves is written, and the kind is asked what to do."""
 
     def __init__(self, home: Path, **body: Any) -> None:
         self.ladders, self.evaluations, self.jobs = (
