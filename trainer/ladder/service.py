@@ -158,6 +158,7 @@ class Ladders(RunService):
         shown = [
             {
                 "object": "ladder.event",
+                "id": f"{event.run}-{event.number}",
                 "created_at": int(event.at),
                 "level": event.level,
                 "message": event.message,

@@ -61,6 +61,7 @@ class LadderEvent(TypedDict):
     """An event of a ladder."""
 
     object: Literal["ladder.event"]
+    id: str
     created_at: int
     level: Literal["info", "warn", "error"]
     message: str

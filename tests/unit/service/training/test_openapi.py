@@ -23,15 +23,20 @@ import trainer.evaluate.spec as evaluate
 import trainer.evaluate.verdict as verdict
 import trainer.finetune.schemas as jobs
 import trainer.finetune.spec as spec
+import trainer.ladder.advice as advice
+import trainer.ladder.reporting as ladder_report
+import trainer.ladder.schemas as ladders
 import trainer.reviews.routes as reviews
 import trainer.runs.protocol as protocol
-from service.training import evaluation_schemas, job_schemas, request_schemas
+from service.training import evaluation_schemas, job_schemas, ladder_schemas, request_schemas
 from service.training.evaluations import Arm, EvaluationRequest
 from service.training.jobs import JobRequest
+from service.training.ladders import LadderRequest
 from service.training.openapi import FORWARDED
 from service.training.routes import router
 from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.finetune.routes import router as jobs_router
+from trainer.ladder.routes import router as ladders_router
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import Recipe
 
@@ -41,7 +46,7 @@ DESCRIBED = {
 
 
 def trainers_routes() -> Iterator[tuple[str, str, APIRoute]]:
-    for room in (jobs_router, evaluations_router, reviews.router):
+    for room in (jobs_router, evaluations_router, ladders_router, reviews.router):
         for route in room.routes:
             assert isinstance(route, APIRoute)
             yield from ((method, route.path, route) for method in route.methods)
@@ -105,6 +110,11 @@ def test_nothing_that_is_described_is_run() -> None:
         (evaluation_schemas.ReportVerdict, verdict.Verdict, set()),
         (evaluation_schemas.VerdictCheck, verdict.Check, set()),
         (evaluation_schemas.ReportSuite, evaluate.SuiteResult, set()),
+        (request_schemas.LadderBody, ladders.LadderBody, set()),
+        (request_schemas.LadderBody, LadderRequest, set()),
+        (ladder_schemas.LadderReport, ladder_report.LadderReport, set()),
+        (ladder_schemas.ReportedRung, ladder_report.ReportedRung, set()),
+        (ladder_schemas.LadderAdvice, advice.Advice, set()),
     ],
 )
 def test_a_described_object_has_the_fields_of_the_trainer_s(

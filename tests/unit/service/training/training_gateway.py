@@ -16,13 +16,16 @@ from aiohttp import web
 from fastapi import FastAPI
 
 from adapters.store import Store
+from service.access.caller import Caller
 from service.admission.policy import Policy
 from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.error_handlers import RequestIds
+from service.errors import NotFound
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
+from service.training.ladders import LadderService
 from service.training.routes import router
 from service.training.service import Training
 from tests.support.asgi import web_server
@@ -95,6 +98,12 @@ class StandIn:
             socket.unlink(missing_ok=True)
 
 
+async def read_store(caller: Caller, store_id: str) -> None:
+    """The one store that exists is `vs_policies`."""
+    if store_id != "vs_policies":
+        raise NotFound("no such vector store", param="vector_store_id", code="vector_store_not_found")
+
+
 class TrainingGateway(FilesApp):
     """Files, keys and the trainer's routes; ``catalog`` holds `voice@1` (live) and, not servable, `voice@2`."""
 
@@ -120,6 +129,7 @@ class TrainingGateway(FilesApp):
         app = super().app()
         app.state.training, app.state.admission_queue = self.training, self.gate
         app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
+        app.state.ladders = LadderService(self.training, self.files, self.catalog, self.database, read_store)
         app.include_router(router)
         return app
 

@@ -1,0 +1,55 @@
+"""`hatrack advise` through gateway, engine and trainer: every rung is measured, and can be asked like any version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import run_hatrack
+from tests.support.gateway import Gateway
+
+pytestmark = pytest.mark.slow
+TOPICS = {
+    "delivery": ("parcel", "courier", "shipment", "delivery van"),
+    "payment": ("card", "invoice", "refund", "bank transfer"),
+    "account": ("password", "login", "profile", "e-mail address"),
+}
+PATTERNS = (
+    *("Where can I look up my {}?", "My {} is wrong, what now?", "How do I change my {}?", "I never got my {}."),
+    *("Who can help me with a {}?", "Is there a problem with my {} today?", "Tell me about your {} please."),
+    *("The {} makes me furious!", "Can a friend use my {}?", "What does a {} cost?", "Does the {} work abroad?"),
+)
+
+
+def labelled(path: Path) -> Path:
+    """132 questions of three labels."""
+    rows = [
+        {"messages": [{"role": "user", "content": pattern.format(word)}, {"role": "assistant", "content": label}]}
+        for pattern in PATTERNS
+        for label, words in TOPICS.items()
+        for word in words
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) -> None:
+    page = tmp_path / "advice.html"
+    data = labelled(tmp_path / "examples.jsonl")
+    options = ("--name", "desk", "--quick", "--html", str(page), "--json")
+    advised = run_hatrack(gateway, "advise", str(data), *options)
+    assert advised.returncode in (0, 4), advised.stderr
+    report = json.loads(advised.stdout)
+    assert report["metric"].startswith("exactly right")
+    measured = {rung["key"]: rung for rung in report["rungs"]}
+    assert list(measured)[:4] == ["base", "instructions", "examples", "retrieved_examples"]
+    assert "lora" in measured or report["skipped"]
+    assert report["advice"]["sentence"] in page.read_text()
+    assert "- delivery" in measured["instructions"]["system_prompt"]
+    for rung in report["rungs"][1:]:
+        answer = gateway.chat(rung["model"], "Where is my parcel?", max_tokens=4)
+        assert answer.headers["x-hatrack-adapter"] == rung["model"]
+    newest = run_hatrack(gateway, "advice", "--json")
+    assert json.loads(newest.stdout)["id"] == report["id"]
