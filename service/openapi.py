@@ -26,7 +26,7 @@ DESCRIPTION: Final = (
 )
 REF: Final = "#/components/schemas/{model}"
 TAGS: Final = (
-    *("inference", "adapters", "files", "datasets", "fine-tuning", "training", "evaluations", "reviews"),
+    *("inference", "adapters", "files", "datasets", "fine-tuning", "training", "evaluations", "ladders", "reviews"),
     *("revalidation", "vector stores", "access", "usage", "telemetry", "health"),
 )
 """In the order in which the page shows them."""

@@ -6,72 +6,16 @@ from typing import Final
 
 import numpy as np
 
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.control_arms import derangements
 from trainer.evaluate.metrics.base import Batched, Metric
 from trainer.evaluate.paired_difference import noise_of
 from trainer.evaluate.revalidation import question_key
+from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.evaluate.statistics.paired import Units
 
 CONTROL_DRAWS: Final = 3
 """Assignments of answers to other questions that the control is the mean of."""
-
-
-class ScoredArm(Frozen):
-    """One arm of a comparison.
-
-    Attributes:
-        label, model: Of the arm.
-        scores: Of the first run, one per question.
-        control: The mean score of the same answers, each at another question: what the form alone earns.
-        answers: As they were scored.
-        noise, degrees: The variance between runs, and its degrees of freedom (`RunNoise`).
-        prompt_tokens, completion_tokens: Means per request.
-        seconds: Mean seconds from a request to its complete answer, in the evaluation's own load.
-        slot_share: This arm's part of all the time that requests of the comparison spent in the engine, 0 to 1.
-        cut: Number of answers that reached the length limit.
-    """
-
-    label: str
-    model: str
-    scores: tuple[float, ...]
-    control: float
-    answers: tuple[str, ...]
-    noise: float = 0.0
-    degrees: float = 0.0
-    prompt_tokens: float
-    completion_tokens: float
-    seconds: float
-    slot_share: float
-    requests: int
-    cut: int = 0
-
-
-class ArmScores(Frozen):
-    """The arms of one comparison.
-
-    Attributes:
-        questions: A key per question (`revalidation.question_key`); ``asked`` and ``references`` are their texts.
-        units: See `Comparison.units`.
-        wall_seconds: From the first question to the last answer, as far as known.
-    """
-
-    metric: str
-    binary: bool
-    questions: tuple[str, ...]
-    asked: tuple[str, ...]
-    references: tuple[str, ...]
-    units: tuple[int, ...] | None = None
-    arms: tuple[ScoredArm, ...]
-    wall_seconds: float = 0.0
-
-    def arm(self, label: str) -> ScoredArm:
-        """The arm with this label. Raises KeyError."""
-        for arm in self.arms:
-            if arm.label == label:
-                return arm
-        raise KeyError(label)
 
 
 def arm_scores(comparison: Comparison, metric: Metric, *, wall_seconds: float, seed: int = 0) -> ArmScores:

@@ -19,11 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trainer.data.folding import fold, key
 from trainer.evaluate.arms import Frozen, Question
-from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm
+
+if TYPE_CHECKING:  # loads the statistics, which the trainer's own process does without
+    from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm
 
 KEY_BYTES: Final = 8
 PROMPT_CHARS: Final = 16

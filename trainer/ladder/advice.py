@@ -18,11 +18,11 @@ from typing import Final, Literal
 import numpy as np
 
 from adapters.protocol.reports import ArmDifference, ArmMean
-from trainer.evaluate.arm_scores import ArmScores, ScoredArm
 from trainer.evaluate.paired_difference import IntervalMethod, paired_difference, scale_of
+from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.evaluate.statistics.noise import RunNoise
 from trainer.evaluate.statistics.paired import as_array, interval, unit_means
-from trainer.ladder.spec import DataFacts, RungKey
+from trainer.ladder.spec import DataFacts, Row, RungKey
 from trainer.runs.protocol import Frozen
 
 Word = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
@@ -68,10 +68,6 @@ class Advice(Frozen):
     sentence: str
     reasons: tuple[str, ...] = ()
     would_change: tuple[str, ...] = ()
-
-
-Row = tuple[RungKey, ArmScores, ScoredArm]
-"""A rung with its scores, and the evaluation that they are from."""
 
 
 def measured(rows: Sequence[Row]) -> tuple[MeasuredRung, ...]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import Field
 
-from trainer.evaluate.arm_scores import ArmScores, ScoredArm
+from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder.spec import Prices
 from trainer.runs.protocol import Frozen
 

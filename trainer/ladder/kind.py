@@ -17,9 +17,9 @@ from typing import Any, Final
 from adapters.protocol.requests import RequestBody
 from trainer.config import Installation
 from trainer.errors import TooManyLadders
-from trainer.evaluate.arm_scores import ArmScores
 from trainer.evaluate.evaluations import kind as evaluation_kind
 from trainer.evaluate.evaluations.spec import ARM_SCORES, EvaluationDetails, EvaluationJob
+from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune import kind as finetune_kind
 from trainer.finetune.spec import JobDetails
 from trainer.ladder import rungs as planning
@@ -33,6 +33,7 @@ from trainer.ladder.spec import (
     LadderResult,
     LadderSpec,
     Purpose,
+    Row,
     Rung,
     Rungs,
     SkippedRung,
@@ -138,7 +139,7 @@ class LadderKind(Kind[LadderResult]):
         assert plan is not None  # noqa: S101 - all three were just written
         assert rungs is not None  # noqa: S101
         assert scores is not None  # noqa: S101
-        needless = await asyncio.to_thread(planning.lora_is_needless, ladder, plan, planning.rows_of(rungs, [scores]))
+        needless = await asyncio.to_thread(_lora_is_needless, ladder, plan, planning.rows_of(rungs, [scores]))
         if needless is not None:
             await self._write_rungs(run, rungs.model_copy(update={"skipped": (*rungs.skipped, needless)}))
             return Advance((f"no LoRA is trained: {needless.reason}",))
@@ -240,6 +241,14 @@ class LadderKind(Kind[LadderResult]):
     def _wait(self, run: Run, purpose: Purpose, child: NewChild, stage: str, note: str) -> Wait:
         purposes = LadderDetails.model_validate(run.details).purposes | {child.id: purpose}
         return Wait((child,), (note,), {"stage": stage, "purposes": purposes})
+
+
+def _lora_is_needless(ladder: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
+    from trainer.ladder.skipping import (
+        lora_is_needless,
+    )  # loads the statistics: imported only when a ladder goes on
+
+    return lora_is_needless(ladder, plan, rows)
 
 
 def _with(rungs: Rungs, rung: Rung) -> Rungs:

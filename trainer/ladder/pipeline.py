@@ -17,7 +17,7 @@ from trainer.data.format import Example
 from trainer.data.formats import read_dataset
 from trainer.data.split import answer, question
 from trainer.errors import GatewayRefused
-from trainer.evaluate.arm_scores import ArmScores
+from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
 from trainer.ladder.preparing import example_settings, prepare_data
 from trainer.ladder.reporting import build, render

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from adapters.protocol.reports import ArmDifference, ArmMean
-from trainer.evaluate.arm_scores import ArmScores, ScoredArm
 from trainer.evaluate.page.render import cut, duration, metric_name
+from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
 from trainer.ladder.advice import Advice, advise, measured
 from trainer.ladder.costs import OneTimeCost, RequestCost, YearCost, one_time, request_cost, year_cost

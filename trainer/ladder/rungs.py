@@ -1,16 +1,15 @@
-"""Which instructions are used, which evaluations and jobs a ladder needs, and which rung can no longer matter."""
+"""Which instructions are used, and the evaluations and the job that a ladder starts."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from adapters.protocol.runs import EvaluationContext
-from trainer.evaluate.arm_scores import ArmScores
 from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
+from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune.spec import EvaluationOptions, JobSpec
-from trainer.ladder.advice import Row, advise, measured
-from trainer.ladder.spec import LadderPlan, LadderSpec, Purpose, Rung, Rungs, SkippedRung
+from trainer.ladder.spec import LadderPlan, LadderSpec, Purpose, Row, Rung, Rungs
 from trainer.tune.hyperparameters import HyperparameterRequest
 
 CANDIDATE: Final = "candidate "
@@ -99,32 +98,6 @@ def lora_job(spec: LadderSpec, plan: LadderPlan, run_id: str) -> JobSpec:
         yield_most_s=spec.yield_most_s,
         judging=judging,
     )
-
-
-def lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
-    """Why a LoRA can no longer matter, or None: training is the dearest rung."""
-
-    def skipped(reason: str) -> SkippedRung:
-        return SkippedRung(key="lora", title="LoRA", reason=reason)
-
-    if not spec.body.lora:
-        return skipped("the request says `lora: false`")
-    advice = advise(rows, plan.facts, target=spec.body.target, smallest=spec.smallest_difference)
-    if advice.word == "retrieval" and plan.facts.changing_facts:
-        return skipped("the answers hold facts that change: a LoRA would learn them by heart")
-    if advice.word == "cannot_tell" and plan.facts.noisy_labels:
-        return skipped("the labels look unrelated to the questions: there is nothing to learn")
-    if spec.body.target is not None:
-        reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
-        if reached is not None:
-            return skipped(f"{reached[0]} reaches the target already")
-    if all(score == 1.0 for _, _, arm in rows[-1:] for score in arm.scores):
-        return skipped("a prompt answers every held-out example right: nothing can score more")
-    return None
-
-
-def _reaches(row: Row, target: float) -> bool:
-    return measured([row])[0].mean.low >= target
 
 
 def rows_of(rungs: Rungs, scores: list[ArmScores]) -> list[Row]:

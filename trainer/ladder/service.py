@@ -15,9 +15,9 @@ from trainer.base_model import chat_template
 from trainer.config import Installation, Settings
 from trainer.database import Database
 from trainer.errors import LadderNotFinished, NotFound
-from trainer.evaluate.arm_scores import ArmScores
 from trainer.evaluate.arms import template_switches, thinks
 from trainer.evaluate.evaluations.spec import operator_rules
+from trainer.evaluate.scored_arms import ArmScores
 from trainer.http import CurrentCaller, list_object
 from trainer.ladder import kind, spec
 from trainer.ladder.kind import LadderKind

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from adapters.protocol.runs import FileRef, LadderContext
 from trainer.evaluate.evaluations.spec import OperatorRules
+from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder.schemas import LadderBody
 from trainer.runs.protocol import Frozen, RunResult
 
@@ -175,6 +176,10 @@ class Rungs(Frozen):
     instructions: str | None = None
     rungs: tuple[Rung, ...] = ()
     skipped: tuple[SkippedRung, ...] = ()
+
+
+Row = tuple[RungKey, ArmScores, ScoredArm]
+"""A rung with its scores, and the evaluation that they are from."""
 
 
 class JobOutcome(Frozen):

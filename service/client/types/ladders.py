@@ -1,6 +1,6 @@
 """Ladders and their reports."""
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from service.client.types.evaluations import ArmDifference, ArmMean
 from service.client.types.training import JobError, Waiting
@@ -92,13 +92,13 @@ class ReportedRung(TypedDict):
     year: dict[str, Any]
     update: str
     shown: list[dict[str, Any]]
-    system_prompt: str | None
+    system_prompt: NotRequired[str | None]
 
 
 class LadderReport(TypedDict):
     """The whole ladder, the cheapest rung first."""
 
-    format: int
+    format: NotRequired[int]
     id: str
     adapter: str
     base: str

@@ -61,7 +61,7 @@ def test_what_is_too_long_is_left_out_where_that_was_asked_for(
     path = tmp_path / "data"
     path.write_bytes(jsonl([*rows(), LONG]))
     place = ["--base", str(base_dir), "--context", "256"]
-    assert check.main([str(path), *place, "--drop-long"]) == 0
+    assert check.main([str(path), *place, "--overflow", "drop"]) == 0
     report = Report.model_validate_json(capsys.readouterr().out)
     assert (report.refused, report.dropped, report.max_length) == (False, 1, 256)
     assert check.main([str(path), *place, "--max-length", "4096"]) == REFUSED

@@ -37,6 +37,9 @@ class Shelf:
             raise GatewayRefused(404, "version_not_found", f"there is no {version}")
         return {"lineage": self.lineages[version]}
 
+    def settings(self, version: str) -> dict[str, Any]:
+        return {}
+
     def held_out_file(self, version: str) -> str | None:
         return self.held_out.get(version)
 

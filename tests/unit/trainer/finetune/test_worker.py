@@ -53,7 +53,9 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     assert Report.model_validate_json((folder / spec.REPORT).read_bytes()).trained_on == 14
     plan = TrainingPlan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert (plan.recipe.rank, plan.recipe.alpha, plan.recipe.max_length) == (4, 8.0, 256)
-    assert set(plan.chosen) == {"lora_alpha", "quantization", "max_length", "micro_batch_tokens"}
+    assert set(plan.chosen) == {
+        *("lora_alpha", "quantization", "max_length", "micro_batch_tokens", "early_stopping_patience")
+    }
     assert plan.primary is not None
     assert plan.primary.name == "similarity"
     assert not (folder / protocol.RESULT).exists()

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.evaluate.arm_scores import ArmScores, ScoredArm
-from trainer.ladder.advice import Row
-from trainer.ladder.spec import DataFacts, RungKey
+from trainer.evaluate.scored_arms import ArmScores, ScoredArm
+from trainer.ladder.spec import DataFacts, Row, RungKey
 
 QUESTIONS = 120
 NO_FACTS = DataFacts(examples=600)

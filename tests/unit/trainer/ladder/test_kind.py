@@ -12,8 +12,8 @@ import pytest
 
 from adapters.protocol.runs import FileRef, LadderContext
 from tests.unit.trainer.ladder.rungs_measured import right_at, scored
-from trainer.evaluate.arm_scores import ArmScores
 from trainer.evaluate.evaluations.spec import ARM_SCORES
+from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
 from trainer.ladder.kind import CLIMBING, CONCLUDING, LadderKind
 from trainer.ladder.reporting import LadderReport, build, render

@@ -39,6 +39,7 @@ from trainer.runs.service import RunKey, RunService
 from trainer.runs.state import Run, Status
 from trainer.runs.supervisor import Supervisor
 from trainer.runs.transitions import Transitions
+from trainer.webhook.sender import WebhookSender
 
 __all__ = ["end_workers", "gateway"]
 WORKER = Path(__file__).with_name("child_tasks.py")
@@ -117,7 +118,9 @@ async def running(home: Path, gateway: FakeGateway, *, max_queued: int = 10) -> 
     database, notifier = Database(home / "jobs.db"), Notifier()
     kind = TaskKind(RunDirectories(home / "tasks", home / "spent", ()), command)
     housekeeper = Housekeeper(gateway.url, settings, database, {kind.name: kind.directories})
-    moves = Transitions(database, notifier, housekeeper, Children(database, {kind.name: kind}))
+    moves = Transitions(
+        database, notifier, housekeeper, Children(database, {kind.name: kind}), WebhookSender(database, None)
+    )
     runner = Supervisor(settings, database, notifier, moves, [kind])
     tasks = Tasks(kind, settings, database, notifier)
     kind.directories.open()
