@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from adapters.protocol.reports import Waiting
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
 from tests.unit.trainer.runs.child_tasks import PARTS, SPLIT, Task, TaskKind
 from tests.unit.trainer.worker_processes import end_workers
@@ -54,7 +55,7 @@ def command(directory: Path, stage: str) -> list[str]:
 class Tasks(RunService):
     """What a kind's routes would use."""
 
-    async def show(self, run: Run) -> dict[str, Any]:
+    async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         return {"id": run.id, "status": run.shown_status}
 
 
@@ -122,7 +123,7 @@ async def running(home: Path, gateway: FakeGateway, *, max_queued: int = 10) -> 
         database, notifier, housekeeper, Children(database, {kind.name: kind}), WebhookSender(database, None)
     )
     runner = Supervisor(settings, database, notifier, moves, [kind])
-    tasks = Tasks(kind, settings, database, notifier)
+    tasks = Tasks(kind, settings, database, notifier, runner.lines)
     kind.directories.open()
     await database.open()
     await housekeeper.start()
