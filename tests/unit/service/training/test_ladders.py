@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from service.access.caller import Scope
-from tests.unit.service.files.files_app import LINE, bearer, error_of
+from tests.unit.service.files.files_app import bearer, error_of
 from tests.unit.service.training.training_gateway import BASE, TrainingGateway
 
 LADDER = {"object": "ladder", "id": "ladder-1", "status": "validating_files"}
@@ -24,13 +24,8 @@ async def create(gateway: TrainingGateway, key: str | None = None, **body: Any) 
     return await gateway.http.post("/v1/ladders", json=body, headers=bearer(key))
 
 
-async def data_file(gateway: TrainingGateway) -> str:
-    made = await gateway.upload(LINE, purpose="fine-tune")
-    return str(made.json()["id"])
-
-
 async def test_a_ladder_has_a_key_for_its_adapter_alone(gateway: TrainingGateway) -> None:
-    file_id = await data_file(gateway)
+    file_id = await gateway.made()
     made = await create(gateway, training_file=file_id, adapter="support", quick=True, instructions=["Be brief."])
     assert (made.status_code, made.json()) == (200, LADDER), made.text
     (asked,) = gateway.trainer.asked
@@ -57,13 +52,13 @@ async def test_a_ladder_has_a_key_for_its_adapter_alone(gateway: TrainingGateway
     ],
 )
 async def test_what_is_wrong_is_named(gateway: TrainingGateway, body: dict[str, Any], status: int, param: str) -> None:
-    refused = await create(gateway, training_file=await data_file(gateway), **body)
+    refused = await create(gateway, training_file=await gateway.made(), **body)
     assert (refused.status_code, error_of(refused)["param"]) == (status, param), refused.text
     assert gateway.trainer.asked == []
 
 
 async def test_a_store_that_the_caller_may_read_is_passed_on(gateway: TrainingGateway) -> None:
-    made = await create(gateway, training_file=await data_file(gateway), adapter="support", vector_store_ids=[STORE])
+    made = await create(gateway, training_file=await gateway.made(), adapter="support", vector_store_ids=[STORE])
     assert made.status_code == 200, made.text
     assert gateway.trainer.asked[0].context["vector_stores"] == [STORE]
 
@@ -71,13 +66,12 @@ async def test_a_store_that_the_caller_may_read_is_passed_on(gateway: TrainingGa
 async def test_a_file_of_others_and_an_adapter_out_of_reach_are_refused(gateway: TrainingGateway) -> None:
     missing = await create(gateway, training_file="file-" + "0" * 24, adapter="support")
     assert (missing.status_code, error_of(missing)["param"]) == (404, "training_file")
-    scopes = ["infer", "adapters", "train"]
-    key = await gateway.key(scopes=scopes, adapters=["brand-*"])
-    refused = await create(gateway, key, training_file=await data_file(gateway), adapter="support")
+    key = await gateway.key("infer", "adapters", "train", adapters=["brand-*"])
+    refused = await create(gateway, key, training_file=await gateway.made(), adapter="support")
     assert (refused.status_code, error_of(refused)["code"]) == (403, "adapter_not_allowed"), refused.text
 
 
 async def test_without_the_scope_adapters_there_is_no_ladder(gateway: TrainingGateway) -> None:
-    key = await gateway.key(scopes=["infer", "train"])
-    refused = await create(gateway, key, training_file=await data_file(gateway), adapter="support")
+    key = await gateway.key("infer", "train")
+    refused = await create(gateway, key, training_file=await gateway.made(), adapter="support")
     assert refused.status_code == 403
