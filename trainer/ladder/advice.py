@@ -214,12 +214,12 @@ def _why(row: Row, rows: Sequence[Row], dearer: Sequence[ArmDifference]) -> list
     index = [key for key, _, _ in rows].index(row[0])
     if index:
         gain = difference(row, rows[index - 1], _method())
-        reasons.append(f"That is {_span(gain)} points more than {title(rows[index - 1][0], inside=True)}.")
+        reasons.append(f"Against {title(rows[index - 1][0], inside=True)} that is {_span(gain)} points.")
     if dearer:
         best = max(dearer, key=lambda each: each.estimate)
+        name = title(_key(best.of), inside=True)
         reasons.append(
-            f"The best dearer rung ({title(_key(best.of), inside=True)}) differs by {_span(best)} points: no more "
-            "than the noise."
+            f"No dearer rung is shown to be better: the best of them, {name}, differs by {_span(best)} points."
         )
     return reasons
 
