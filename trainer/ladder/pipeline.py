@@ -138,13 +138,13 @@ class LadderPipeline(Pipeline[LadderResult]):
         else:
             reason = "no example fits into the context beside the instructions, the question and the answer"
             skipped.append(SkippedRung(key="examples", title="fixed examples", reason=reason))
-        rungs += self._retrieved_examples(plan, told, skipped)
+        # each rung has what the one below has: a prompt that is weaker than it need be would sell LoRAs
+        below = rungs[-1].settings
+        rungs += self._retrieved_examples(plan, below, skipped)
         stores = self._job.context_of_request.vector_stores
         if stores:
             grounding = {"vector_store_ids": list(stores), "max_num_results": RETRIEVED}
-            rungs.append(
-                self._rung("documents", "instructions and retrieved documents", told | {"grounding": grounding})
-            )
+            rungs.append(self._rung("documents", "the same with retrieved documents", below | {"grounding": grounding}))
         self._directory.write(spec.RUNGS, Rungs(instructions=instructions, rungs=tuple(rungs), skipped=tuple(skipped)))
 
     def _rung(self, key: RungKey, title: str, settings: dict[str, Any], store: str | None = None) -> Rung:
@@ -169,7 +169,7 @@ class LadderPipeline(Pipeline[LadderResult]):
         by_line = {example.line: example for example in data.examples}
         return [by_line[line] for line in plan.example_lines]
 
-    def _retrieved_examples(self, plan: LadderPlan, told: dict[str, Any], skipped: list[SkippedRung]) -> list[Rung]:
+    def _retrieved_examples(self, plan: LadderPlan, below: dict[str, Any], skipped: list[SkippedRung]) -> list[Rung]:
         """The rung with retrieved examples: a store of the training part, one passage an example."""
         content = self._directory.path("training.csv")
         try:
@@ -185,7 +185,7 @@ class LadderPipeline(Pipeline[LadderResult]):
         grounding = {"vector_store_ids": [store], "max_num_results": RETRIEVED, "template": EXAMPLES_TEMPLATE}
         return [
             self._rung(
-                "retrieved_examples", "instructions and retrieved examples", told | {"grounding": grounding}, store
+                "retrieved_examples", "the same with retrieved examples", below | {"grounding": grounding}, store
             )
         ]
 

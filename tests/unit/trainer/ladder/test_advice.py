@@ -22,7 +22,7 @@ def test_the_cheapest_rung_that_no_dearer_one_beats_is_advised() -> None:
     scores = scored({"base": right_at(0.2, 1), "instructions": right_at(0.8, 2), "lora": right_at(0.82, 3)})
     advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
     assert (advice.word, advice.rung) == ("prompt", "instructions")
-    assert "no more than the noise" in " ".join(advice.reasons)
+    assert "No dearer rung is shown to be better: the best of them, the LoRA," in " ".join(advice.reasons)
 
 
 def test_a_lora_that_is_better_beyond_the_noise_is_advised() -> None:
