@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from adapters.protocol.requests import MAX_INSTRUCTIONS
 from service.cli import kb, terminal
 from service.cli.datasets import data_argument, find_source
 from service.cli.evaluate import EXIT_NOT_ENOUGH_EVIDENCE, POLL_S
@@ -66,21 +69,31 @@ def advise(
 ) -> None:
     """Measure whether fine-tuning is worth it: prompts, examples, retrieval, and only then a LoRA.
 
-    Every rung becomes a version that can be promoted; nothing goes live by itself. Exit codes: 0 there is an advice, 1
-    it failed, 4 the data cannot tell.
+    Every rung becomes a version that can be promoted; nothing goes live by itself.
+
+    Exit codes: 0 advice given, 1 failed, 4 the data cannot tell.
     """
-    prompts = [path.read_text("utf-8").strip() for path in instructions or ()]
-    with terminal.reporting(as_json), HatrackClient() as client:
-        ladder = client.ladders.create(
-            find_source(client, data).sent(client),
-            name,
-            vector_store_ids=None if docs is None else [_store(client, docs, name, quiet=as_json)],
-            instructions=prompts or None,
-            target=target,
-            quick=quick or None,
-            lora=None if lora else False,
-            requests_per_month=requests_per_month,
+    prompts = [_prompt(path) for path in instructions or ()]
+    if len(prompts) > MAX_INSTRUCTIONS:
+        raise typer.BadParameter(f"--instructions may be given {MAX_INSTRUCTIONS} times at most; got {len(prompts)}.")
+    if html is not None and not wait:
+        raise typer.BadParameter(
+            "--html needs the finished report: leave out --no-wait, or run `hatrack advice --html`."
         )
+    _check_writable(html)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        file_id = find_source(client, data).sent(client)
+        with _documents(client, docs, name, quiet=as_json) as stores:
+            ladder = client.ladders.create(
+                file_id,
+                name,
+                vector_store_ids=stores,
+                instructions=prompts or None,
+                target=target,
+                quick=quick or None,
+                lora=None if lora else False,
+                requests_per_month=requests_per_month,
+            )
         if not as_json:
             typer.echo(f"started {ladder['id']}; it goes on if you leave: `hatrack advice {ladder['id']}`")
         if wait:
@@ -95,6 +108,7 @@ def advice(
     as_json: AsJson = False,
 ) -> None:
     """Show what a ladder has measured, and its advice."""
+    _check_writable(html)
     with terminal.reporting(as_json), HatrackClient() as client:
         if ladder_id is None:
             newest = next(iter(client.ladders.list()), None)
@@ -105,16 +119,39 @@ def advice(
         _finish(client, ladder, html, as_json=as_json, waited=follow)
 
 
-def _store(client: HatrackClient, docs: str, name: str, *, quiet: bool) -> str:
-    """The id of the store with the documents; a directory's documents are put into one of their own."""
+def _prompt(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--instructions {path}: it must be a text file in UTF-8 ({error}).") from error
+
+
+def _check_writable(html: Path | None) -> None:
+    """Fail before the long wait, not after it."""
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise typer.BadParameter(f"--html {html}: not a file in an existing directory.")
+
+
+@contextmanager
+def _documents(client: HatrackClient, docs: str | None, name: str, *, quiet: bool) -> Iterator[list[str] | None]:
+    """The ids of the stores with documents. A directory's are put into a store of their own, which is deleted again if
+    the ladder is refused."""
+    if docs is None:
+        yield None
+        return
     path = Path(docs)
     if not path.exists():
-        return str(client.vector_stores.find(docs)["id"])
-    store = client.vector_stores.create(f"{name}-docs")
-    indexed = kb.add_documents(client, store["id"], [path], quiet=quiet)
-    if not quiet:
-        typer.echo(f"{indexed} documents are in the store {store['id']} ({name}-docs)")
-    return str(store["id"])
+        yield [str(client.vector_stores.find(docs)["id"])]
+        return
+    store = client.vector_stores.create(f"{name}-docs")["id"]
+    try:
+        indexed = kb.add_documents(client, store, [path], quiet=quiet)
+        if not quiet:
+            typer.echo(f"{indexed} documents are in the store {store} ({name}-docs)")
+        yield [store]
+    except Exception:
+        client.vector_stores.delete(store)
+        raise
 
 
 def _follow(client: HatrackClient, ladder_id: str, *, quiet: bool) -> Ladder:
@@ -156,17 +193,18 @@ def _progress(client: HatrackClient, ladder: Ladder) -> tuple[str, int, int | No
 def _finish(client: HatrackClient, ladder: Ladder, html: Path | None, *, as_json: bool, waited: bool) -> None:
     """Print what came of a ladder, and leave with the exit code that says so."""
     report = client.ladders.report(ladder["id"]) if ladder["status"] == "succeeded" else None
-    if html is not None and report is not None:
-        html.write_bytes(client.ladders.report_html(ladder["id"]))
     if as_json:
         terminal.print_json(ladder if report is None else report)
     elif report is not None:
         _print_report(report)
-        if html is not None:
-            typer.echo(f"wrote {html}; it is self-contained")
     else:
         error = ladder["error"]
         typer.echo(terminal.clean(f"{ladder['id']}  {ladder['status']}  {error['message'] if error else ''}".rstrip()))
+    if html is not None and report is None:
+        typer.echo(f"{html} was not written: the ladder has no report yet.", err=True)
+    elif html is not None:
+        html.write_bytes(client.ladders.report_html(ladder["id"]))
+        typer.echo(f"wrote {html}; it is self-contained", err=as_json)
     if waited and report is None:
         raise typer.Exit(terminal.FAILED)
     if report is not None and report["advice"]["word"] == "cannot_tell":

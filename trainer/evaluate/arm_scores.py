@@ -14,17 +14,17 @@ from trainer.evaluate.revalidation import question_key
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.evaluate.statistics.paired import Units
 
-CONTROL_DRAWS: Final = 3
+CONTROL_DRAWS: Final = 10
 """Assignments of answers to other questions that the control is the mean of."""
 
 
-def arm_scores(comparison: Comparison, metric: Metric, *, wall_seconds: float, seed: int = 0) -> ArmScores:
+def arm_scores(comparison: Comparison, metric: Metric, *, concurrency: int, seed: int = 0) -> ArmScores:
     """The scores of every arm of a comparison.
 
     Args:
         comparison: The comparison.
         metric: Its metric, for the control.
-        wall_seconds: How long the asking took.
+        concurrency: How many requests were under way at any time.
         seed: Decides which question each answer of the control is assigned to.
     """
     references = [question.reference for question in comparison.questions]
@@ -39,7 +39,8 @@ def arm_scores(comparison: Comparison, metric: Metric, *, wall_seconds: float, s
         arms=tuple(
             _scored(result, comparison, metric, references, total=total, seed=seed) for result in comparison.results
         ),
-        wall_seconds=wall_seconds,
+        # not by the clock: a worker that was killed has answers that another one asked for
+        wall_seconds=total / concurrency,
     )
 
 

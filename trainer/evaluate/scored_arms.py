@@ -16,7 +16,7 @@ class ScoredArm(Frozen):
         noise, degrees: The variance between runs, and its degrees of freedom (`RunNoise`).
         prompt_tokens, completion_tokens: Means per request.
         seconds: Mean seconds from a request to its complete answer, in the evaluation's own load.
-        slot_share: This arm's part of all the time that requests of the comparison spent in the engine, 0 to 1.
+        slot_share: This arm's part of the time that all requests of the comparison took, 0 to 1.
         cut: Number of answers that reached the length limit.
     """
 
@@ -41,7 +41,7 @@ class ArmScores(Frozen):
     Attributes:
         questions: A key per question (`revalidation.question_key`); ``asked`` and ``references`` are their texts.
         units: See `Comparison.units`.
-        wall_seconds: From the first question to the last answer, as far as known.
+        wall_seconds: How long the asking took: the time of all requests, divided by how many were under way at a time.
     """
 
     metric: str

@@ -1,11 +1,11 @@
-"""The advice: the cheapest rung that is good enough, and when a measurement is not what decides.
+"""The advice: the simplest rung that is good enough, and when a measurement is not what decides.
 
 In this order:
 
 1. Answers that state things which change (prices, dates, orders) belong in a store, whatever the score: `retrieval`.
 2. If no rung beats its own answers at other questions, the data cannot tell: the questions do not decide the answers.
-3. With a target: the cheapest rung whose interval lies at or above it.
-4. The cheapest rung that no dearer rung beats by more than the noise, that is, by a difference whose whole interval
+3. With a target: the simplest rung whose interval lies at or above it.
+4. The simplest rung that no rung above it beats by more than the noise, that is, by a difference whose whole interval
    lies above the smallest difference that matters. Differences are paired, question by question, over the same held-out
    examples; there are few rungs, and the confidence is shared out among the comparisons (Bonferroni).
 """
@@ -13,6 +13,7 @@ In this order:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -22,15 +23,11 @@ from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.evaluate.statistics.noise import RunNoise
 from trainer.evaluate.statistics.paired import as_array, interval, unit_means
-from trainer.ladder.spec import DataFacts, Row, RungKey
+from trainer.ladder.spec import CHANGING_SHARE, MAX_HELD_OUT, MIN_EXAMPLES, DataFacts, Row, RungKey
 from trainer.runs.protocol import Frozen
 
 Word = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
 CONFIDENCE: Final = 0.95
-MIN_EXAMPLES: Final = 30
-"""Held-out examples below which no advice is given."""
-CHANGING_SHARE: Final = 0.3
-"""Share of the answers that state changing facts from which the advice is retrieval, whatever the score."""
 WORDS: Final[dict[RungKey, Word]] = {
     "base": "do_not_fine_tune",
     "instructions": "prompt",
@@ -43,8 +40,17 @@ WORDS: Final[dict[RungKey, Word]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a rung is good enough. ``target``: None without one. ``method``: of each comparison's interval."""
+
+    target: float | None
+    smallest: float
+    method: IntervalMethod
+
+
 class MeasuredRung(Frozen):
-    """A rung's score, and what it gained on the cheapest and on the rung below. The order is by cost."""
+    """A rung's score, what the form of its answers earns, and what it gained on the rung below."""
 
     key: RungKey
     mean: ArmMean
@@ -101,7 +107,7 @@ def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, small
     """The advice.
 
     Args:
-        rows: The rungs that were measured, the cheapest first; at least one.
+        rows: The rungs that were measured, the simplest first; at least one.
         facts: What the data report says.
         target: The score that is good enough, 0 to 1; None without one.
         smallest: The smallest difference that matters.
@@ -110,20 +116,20 @@ def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, small
         return retrieval
     if unable := _cannot_tell(rows, facts):
         return unable
-    method = _method(len(rows) - 1)
+    rule = Rule(target, smallest, _method(len(rows) - 1))
     if target is not None:
         for key, scores, arm in rows:
             mean = _mean(scores, arm)
             if mean.low >= target:
                 reason = (
-                    f"{title(key)} scores {_points(mean)}: all of the interval is at or above the target {target:.0%}."
+                    f"{title(key)} scores {_points(mean)}: the whole interval is at or above the target {target:.0%}."
                 )
-                return _for(key, rows, [reason], target)
+                return _for(key, rows, [reason], rule, reached=True)
     for index, row in enumerate(rows):
-        dearer = [difference(other, row, method, bound=smallest) for other in rows[index + 1 :]]
-        if not any(each.low > smallest for each in dearer):
-            return _for(row[0], rows, _why(row, rows, dearer), target)
-    raise AssertionError("the last rung has no dearer one")
+        above = [difference(other, row, rule.method, bound=smallest) for other in rows[index + 1 :]]
+        if not any(each.low > smallest for each in above):
+            return _for(row[0], rows, _why(row, rows, above), rule)
+    raise AssertionError("there is no rung above the last one")
 
 
 def _changing_facts(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
@@ -151,7 +157,7 @@ def _changing_facts(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
 
 
 def _cannot_tell(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
-    examples = min(len(set(scores.units or scores.questions)) for _, scores, _ in rows)
+    examples = independent(rows)
     if examples < MIN_EXAMPLES:
         return Advice(
             word="cannot_tell",
@@ -160,7 +166,7 @@ def _cannot_tell(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
             reasons=(f"At least {MIN_EXAMPLES} are needed for an interval that says anything.",),
             would_change=(f"Bring about {10 * MIN_EXAMPLES} examples in all.",),
         )
-    if any(_beats_control(scores, arm) for _, scores, arm in rows):
+    if any(_beats_control(scores, arm, rungs=len(rows)) for _, scores, arm in rows):
         return None
     reasons = [
         "No rung does better than its own answers at other questions: as far as can be measured, the questions do not "
@@ -180,63 +186,77 @@ def _cannot_tell(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
     )
 
 
-def _beats_control(scores: ArmScores, arm: ScoredArm) -> bool:
-    """Whether an arm's answers fit their own questions better than others': a lower bound over the questions."""
+def independent(rows: Sequence[Row]) -> int:
+    """The number of independent examples that every rung was asked."""
+    return min(len(set(scores.units or scores.questions)) for _, scores, _ in rows)
+
+
+def _beats_control(scores: ArmScores, arm: ScoredArm, *, rungs: int) -> bool:
+    """Whether an arm's answers fit their own questions better than others': a lower bound over the questions, whose
+    confidence is shared out among the rungs."""
     gains = unit_means(as_array(arm.scores), scores.units) - arm.control
-    bounds = interval(gains, confidence=CONFIDENCE, binary=False, seed=0)
+    bounds = interval(gains, confidence=1 - (1 - CONFIDENCE) / rungs, binary=False, seed=0)
     return bounds.low > 0
 
 
-def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], target: float | None) -> Advice:
-    word = WORDS[key]
-    sentences: dict[Word, str] = {
-        "do_not_fine_tune": "Do not fine-tune: the base already does this, as it is.",
-        "prompt": "Do not fine-tune: instructions are enough.",
-        "examples": "Do not fine-tune: examples in the prompt are enough.",
-        "retrieval": "Do not fine-tune: retrieved documents are enough.",
-        "fine_tune": "Fine-tune: no prompt comes as far as the LoRA.",
-        "cannot_tell": "This data cannot tell.",
-    }
-    sentence = sentences[word]
-    if target is not None and not any(_mean(scores, arm).low >= target for _, scores, arm in rows):
-        sentence += f" No rung reaches the target of {target:.0%} for certain."
+def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], rule: Rule, *, reached: bool = False) -> Advice:
+    word, name = WORDS[key], title(key, inside=True)
+    mean = next(_mean(scores, arm) for each, scores, arm in rows if each == key)
+    if word == "fine_tune":
+        sentence = "Fine-tune: no prompt does as well as the LoRA."
+    elif reached:
+        sentence = f"Do not fine-tune: {name} is good enough."
+    else:
+        sentence = (
+            f"Do not fine-tune: nothing measured is shown to be better than {name}, which scores "
+            f"{100 * mean.mean:.1f} of 100."
+        )
+    if rule.target is not None and not reached:
+        sentence += f" No rung reaches the target of {rule.target:.0%} with confidence."
     return Advice(
         word=word,
         rung=key,
         sentence=sentence,
         reasons=tuple(reasons),
-        would_change=tuple(_would_change(key, rows)),
+        would_change=tuple(_would_change(key, rows, rule)),
     )
 
 
-def _why(row: Row, rows: Sequence[Row], dearer: Sequence[ArmDifference]) -> list[str]:
+def _why(row: Row, rows: Sequence[Row], above: Sequence[ArmDifference]) -> list[str]:
     reasons = [f"{title(row[0])} scores {_points(_mean(row[1], row[2]))}."]
     index = [key for key, _, _ in rows].index(row[0])
     if index:
         gain = difference(row, rows[index - 1], _method())
         reasons.append(f"Against {title(rows[index - 1][0], inside=True)} that is {_span(gain)} points.")
-    if dearer:
-        best = max(dearer, key=lambda each: each.estimate)
+    if above:
+        best = max(above, key=lambda each: each.estimate)
         name = title(_key(best.of), inside=True)
         reasons.append(
-            f"No dearer rung is shown to be better: the best of them, {name}, differs by {_span(best)} points."
+            f"No rung above it is shown to be better by more than {100 * best.bound:.0f} points: the best of them, "
+            f"{name}, differs by {_span(best)}."
         )
     return reasons
 
 
-def _would_change(key: RungKey, rows: Sequence[Row]) -> list[str]:
-    """How many more held-out examples would settle the closest comparison with a dearer rung."""
+def _would_change(key: RungKey, rows: Sequence[Row], rule: Rule) -> list[str]:
+    """How many more held-out examples would settle the first comparison with a rung above that is still open."""
     own = next(row for row in rows if row[0] == key)
     later = rows[[each for each, _, _ in rows].index(key) + 1 :]
-    changes = []
     for other in later:
-        gap = difference(other, own, _method())
-        if gap.estimate > 0 and gap.needed is not None and gap.needed > gap.examples:
-            changes.append(
-                f"{gap.needed} held-out examples (now {gap.examples}) would show whether "
-                f"{title(other[0], inside=True)} is better, if the true difference is {100 * gap.estimate:.1f} points."
-            )
-    return changes[:1]
+        gap = difference(other, own, rule.method, bound=rule.smallest)
+        if gap.estimate <= rule.smallest or gap.needed is None or gap.needed <= gap.examples:
+            continue
+        name = title(other[0], inside=True)
+        if gap.needed > MAX_HELD_OUT:
+            return [
+                f"Whether {name} is better would take {gap.needed} held-out examples, if the true difference is "
+                f"{100 * gap.estimate:.1f} points; a ladder holds out {MAX_HELD_OUT} at most."
+            ]
+        return [
+            f"{gap.needed} held-out examples (now {gap.examples}) would show whether {name} is better, if the true "
+            f"difference is {100 * gap.estimate:.1f} points."
+        ]
+    return []
 
 
 def title(key: RungKey, *, inside: bool = False) -> str:

@@ -23,7 +23,7 @@ MONTHS: Final = 12
 REVALIDATIONS_A_YEAR: Final = 4
 """One every 90 days, the gateway's default."""
 CHECKED_SHARE: Final = 0.05
-"""Share of the renewed examples' number of answers that people look at: the low end of the field's 5 to 10%."""
+"""People check as many answers as this share of the training examples: the low end of the field's 5 to 10%."""
 CHECKS_AN_HOUR: Final = 60
 """Answers that a person checks in an hour, one a minute."""
 EXAMPLES_AN_HOUR: Final = 30

@@ -1,8 +1,9 @@
 """Candidates for the system prompt of the rung with instructions, made from the training examples alone.
 
-A poor prompt sells LoRAs: so the base gets what an engineer would write after reading the data. The closed set of
-answers or the schema is told where there is one; for free text, what the answers have in common is described. Which of
-the candidates is used is decided by their scores on a part of the data that nothing else is measured on.
+A poor prompt makes a LoRA look better than it is. So the base gets what an engineer would write after reading the data:
+the closed set of answers or the schema is told where there is one; for free text, what the answers have in common is
+described. Which of the candidates is used is decided by their scores on a part of the data that nothing else is
+measured on.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from trainer.evaluate.evaluations import kind as evaluation_kind
 from trainer.evaluate.evaluations.spec import ARM_SCORES, EvaluationDetails, EvaluationJob
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune import kind as finetune_kind
-from trainer.finetune.spec import JobDetails
+from trainer.finetune.spec import PUSHED, JobDetails, JobResult
 from trainer.ladder import rungs as planning
 from trainer.ladder import spec
 from trainer.ladder.spec import (
@@ -109,6 +109,9 @@ class LadderKind(Kind[LadderResult]):
             return None
         rungs = await self._rungs(run)
         if rungs is None:
+            chosen = (self.directories.path_of(run.id) / spec.scores_file("choose")).exists()
+            if plan.choosing is None or chosen:
+                return None  # the worker was killed before all versions were made
             child_id = self._new_id(evaluation_kind.EvaluationKind.id_prefix)
             evaluation = planning.choosing_evaluation(ladder, plan, child_id)
             many = len(plan.instructions)
@@ -125,6 +128,8 @@ class LadderKind(Kind[LadderResult]):
         purpose = purposes[last.id]
         if purpose == "job":
             return await self._job_ended(run, last)
+        if last.status is not Status.SUCCEEDED and purpose == "lora":
+            return await self._lora_not_asked(run, last)
         if last.status is not Status.SUCCEEDED:
             return _child_failed(last)
         await asyncio.to_thread(self._copy_scores, run.id, last.id, purpose)
@@ -141,7 +146,7 @@ class LadderKind(Kind[LadderResult]):
         assert scores is not None  # noqa: S101
         needless = await asyncio.to_thread(_lora_is_needless, ladder, plan, planning.rows_of(rungs, [scores]))
         if needless is not None:
-            await self._write_rungs(run, rungs.model_copy(update={"skipped": (*rungs.skipped, needless)}))
+            await self._write_rungs(run, _without(rungs, needless))
             return Advance((f"no LoRA is trained: {needless.reason}",))
         job = planning.lora_job(ladder, plan, self._new_id(finetune_kind.FinetuneKind.id_prefix))
         body: dict[str, Any] = {
@@ -175,13 +180,13 @@ class LadderKind(Kind[LadderResult]):
             error=error,
             examples=plan.counts["training"],
             seconds=float(result.get("seconds") or job.device_s),
+            training_seconds=await asyncio.to_thread(self._training_seconds, job),
             trained_tokens=int(result.get("trained_tokens") or 0),
         )
         await asyncio.to_thread(self.directories.write, run.id, spec.JOB, outcome)
         if model is None:
-            reason = f"the job {job.id} {job.status}: {error or 'see its events'}"
-            skipped = SkippedRung(key="lora", title="LoRA", reason=reason)
-            await self._write_rungs(run, rungs.model_copy(update={"skipped": (*rungs.skipped, skipped)}))
+            reason = f"the job {job.id} {_ended(job)}: {error or 'see its events'}"
+            await self._write_rungs(run, _without(rungs, SkippedRung(key="lora", title="LoRA", reason=reason)))
             return Advance((reason,))
         rung = Rung(key="lora", title="a LoRA", model=str(model))
         await self._write_rungs(run, _with(rungs, rung))
@@ -189,6 +194,20 @@ class LadderKind(Kind[LadderResult]):
             ladder, plan, self._new_id(evaluation_kind.EvaluationKind.id_prefix), (rung,), "lora"
         )
         return self._wait(run, "lora", self._evaluation(evaluation), CONCLUDE, f"asking {model}")
+
+    async def _lora_not_asked(self, run: Run, evaluation: Run) -> Advance:
+        """The LoRA's evaluation failed: the prompts are advised on without it."""
+        rungs = await self._rungs(run)
+        assert rungs is not None  # noqa: S101 - the job's end has written them
+        error = ((evaluation.result or {}).get("error") or {}).get("message") or "see its events"
+        reason = f"the evaluation {evaluation.id} {_ended(evaluation)}: {error}"
+        await self._write_rungs(run, _without(rungs, SkippedRung(key="lora", title="LoRA", reason=reason)))
+        return Advance((reason,))
+
+    def _training_seconds(self, job: Run) -> float:
+        """The time of the training alone; that of the whole job if the version's record is gone."""
+        pushed = self._jobs.read(job.id, PUSHED, JobResult)
+        return job.device_s if pushed is None else pushed.seconds
 
     def abort_run(self, run: Run, abort: Abort) -> RunOutcome[LadderResult]:
         """See Kind."""
@@ -257,9 +276,24 @@ def _with(rungs: Rungs, rung: Rung) -> Rungs:
     return rungs.model_copy(update={"rungs": (*others, rung)})
 
 
+def _without(rungs: Rungs, skipped: SkippedRung) -> Rungs:
+    """The rungs without one, and why; once, however often what follows a child run is tried."""
+    return rungs.model_copy(
+        update={
+            "rungs": tuple(each for each in rungs.rungs if each.key != skipped.key),
+            "skipped": (*(each for each in rungs.skipped if each.key != skipped.key), skipped),
+        }
+    )
+
+
+def _ended(child: Run) -> str:
+    """How a child run ended, as a phrase."""
+    return "was cancelled" if child.status is Status.CANCELLED else str(child.status)
+
+
 def _child_failed(child: Run) -> RunOutcome[LadderResult]:
     error = (child.result or {}).get("error") or {}
-    message = f"The evaluation {child.id} {child.status}: {error.get('message') or 'see its events'}"
+    message = f"The evaluation {child.id} {_ended(child)}: {error.get('message') or 'see its events'}"
     if child.status is Status.CANCELLED:
         return RunOutcome(LadderResult(status="cancelled"), message)
     failure = Failure(code=str(error.get("code") or "evaluation_failed"), message=message)
@@ -269,7 +303,7 @@ def _child_failed(child: Run) -> RunOutcome[LadderResult]:
 def _worker_killed(end: WorkerExit, times: int) -> Failure:
     how = "disappeared" if end.code is None else f"ended with exit code {end.code}"
     message = (
-        f"The worker {how}, {times} times in a row without progress. Check its log in the ladder's directory, then "
-        "create the ladder again."
+        f"A step of the ladder failed {times} times in a row (its worker {how}). The operator finds the reason in the "
+        "trainer's log and in the ladder's worker.log; then create the ladder again."
     )
     return Failure(code="worker_killed", message=message)

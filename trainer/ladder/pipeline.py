@@ -16,13 +16,14 @@ from adapters.protocol.runs import FileRef
 from trainer.data.format import Example
 from trainer.data.formats import read_dataset
 from trainer.data.split import answer, question
+from trainer.durable import replace_file
 from trainer.errors import GatewayRefused
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
 from trainer.ladder.preparing import example_settings, prepare_data
 from trainer.ladder.reporting import build, render
 from trainer.ladder.rungs import chosen_instructions
-from trainer.ladder.spec import LadderPlan, LadderResult, LadderSpec, Rung, RungKey, Rungs, SkippedRung
+from trainer.ladder.spec import LadderPlan, LadderResult, LadderSpec, Rung, RungKey, Rungs, SkippedRung, Uploads
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.runs.protocol import Failure
@@ -115,8 +116,17 @@ class LadderPipeline(Pipeline[LadderResult]):
     def _upload(self, part: str, content: bytes) -> FileRef:
         self._check()
         name = f"{self._job.id}-{part}.jsonl"
-        file_id = self._gateway.upload_file(name, content, FINE_TUNE)
+        file_id = self._upload_once(name, content, FINE_TUNE)
         return FileRef(id=file_id, filename=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    def _upload_once(self, name: str, content: bytes, purpose: str) -> str:
+        """The id of an uploaded file; one that an earlier worker has uploaded is not uploaded again."""
+        uploaded = self._directory.read(spec.UPLOADS, Uploads) or Uploads()
+        if name not in uploaded.files:
+            file_id = self._gateway.upload_file(name, content, purpose)
+            uploaded = Uploads(files=uploaded.files | {name: file_id})
+            self._directory.write(spec.UPLOADS, uploaded)
+        return uploaded.files[name]
 
     # the rungs without weights
 
@@ -126,19 +136,25 @@ class LadderPipeline(Pipeline[LadderResult]):
             return
         scores = self._directory.read(spec.scores_file("choose"), ArmScores)
         instructions = chosen_instructions(plan, scores)
-        self._directory.emit_event(f"instructions chosen: {instructions[:200]!r}")
         rungs = [Rung(key="base", title="the base as it is", model=self._job.base_name)]
         skipped: list[SkippedRung] = []
-        told = {"system_prompt": instructions}
-        rungs.append(self._rung("instructions", "instructions", told))
+        told: dict[str, Any] = {}
+        if instructions is None:
+            reason = "the examples have system messages of their own, which differ"
+            skipped.append(SkippedRung(key="instructions", title="instructions", reason=reason))
+        else:
+            told = {"system_prompt": instructions}
+            self._directory.emit_event(f"instructions chosen: {' '.join(instructions.split())[:200]}")
+            rungs.append(self._rung("instructions", "instructions", told))
         shown = self._shown(plan)
         if shown:
             settings = told | {"examples": example_settings(shown)}
-            rungs.append(self._rung("examples", f"instructions and {len(shown)} fixed examples", settings))
+            title = f"{'instructions and ' if told else ''}{len(shown)} fixed examples"
+            rungs.append(self._rung("examples", title, settings))
         else:
             reason = "no example fits into the context beside the instructions, the question and the answer"
             skipped.append(SkippedRung(key="examples", title="fixed examples", reason=reason))
-        # each rung has what the one below has: a prompt that is weaker than it need be would sell LoRAs
+        # each rung has what the one below has: a weaker prompt would make a LoRA look better than it is
         below = rungs[-1].settings
         rungs += self._retrieved_examples(plan, below, skipped)
         stores = self._job.context_of_request.vector_stores
@@ -176,7 +192,7 @@ class LadderPipeline(Pipeline[LadderResult]):
             if not content.exists():
                 self._gateway.fetch(plan.training, self._directory.path("training.jsonl"))
                 _, data = read_dataset("training.jsonl", self._directory.path("training.jsonl").read_bytes())
-                content.write_bytes(example_table(data.examples))
+                replace_file(content, example_table(data.examples))
             store = self._example_store(content.read_bytes())
         except GatewayRefused as refused:
             reason = f"the examples could not be put into a store: {refused.message}"
@@ -195,9 +211,10 @@ class LadderPipeline(Pipeline[LadderResult]):
         if marker.exists():
             store = marker.read_text().strip()
         else:
-            file_id = self._gateway.upload_file(f"{self._job.id}-examples.csv", table, "assistants")
-            store = self._gateway.create_store(f"{self._job.body.adapter}-examples-{self._job.id[-6:]}", file_id)
-            marker.write_text(store)
+            name = f"{self._job.body.adapter}-examples-{self._job.id[-6:]}"
+            file_id = self._upload_once(f"{self._job.id}-examples.csv", table, "assistants")
+            store = self._gateway.store_named(name) or self._gateway.create_store(name, file_id)
+            replace_file(marker, store)
         deadline = time.monotonic() + INDEXED_S
         while (state := self._gateway.store(store))["status"] != "completed":
             if time.monotonic() > deadline:
@@ -217,7 +234,7 @@ class LadderPipeline(Pipeline[LadderResult]):
         self._directory.path(spec.REPORT).write_text(report.model_dump_json(), "utf-8")
         self._directory.path(spec.PAGE).write_text(page, "utf-8")
         uploaded = [
-            self._gateway.upload_file(f"{self._job.id}-{name}", self._directory.path(name).read_bytes(), RESULTS)
+            self._upload_once(f"{self._job.id}-{name}", self._directory.path(name).read_bytes(), RESULTS)
             for name in (spec.REPORT, spec.PAGE)
         ]
         advice = report.advice
@@ -234,10 +251,10 @@ class LadderPipeline(Pipeline[LadderResult]):
         )
 
 
-def example_table(examples: Sequence[Example]) -> bytes:
+def example_table(examples: Sequence[Example]) -> str:
     """The examples as CSV, whose rows become passages: `message` and `answer`."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("message", "answer"))
     writer.writerows((question(example), answer(example)) for example in examples)
-    return text.getvalue().encode()
+    return text.getvalue()

@@ -6,12 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from adapters.dataset.formats import Format, split_lines
-from adapters.dataset.held_out import MIN_HELD_OUT
 from trainer.base_model import chat_template
 from trainer.data.findings import closed_answers
 from trainer.data.format import Example
@@ -23,11 +22,10 @@ from trainer.errors import DataTooSmall
 from trainer.evaluate.arms import answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.ladder.instructions import candidates
-from trainer.ladder.spec import DataFacts
+from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts
 
 HELD_OUT_SHARE: Final = 0.2
 """More than a job holds out: here the comparison is the product."""
-MAX_HELD_OUT: Final = 300
 MIN_HELD_OUT_WANTED: Final = 60
 QUICK_HELD_OUT: Final = 80
 QUICK_TRAINING: Final = 600
@@ -38,6 +36,7 @@ CHANGING_FACTS: Final = "changing_facts"
 NOISY: Final = frozenset({"unrelated_labels"})
 PROMPT_SHARE: Final = 0.25
 """Largest share of the context that fixed examples may take."""
+_DIFFERENT: Final = "different system messages"
 FIXED_EXAMPLES: Final = 8
 FIXED_PROSE_EXAMPLES: Final = 4
 
@@ -107,6 +106,7 @@ def prepare_data(
         check=check,
     )
     examples = inspected.training.examples
+    system = _system_messages(examples)
     held_out, choosing, training, notes = _parts(examples, quick=quick)
     check()
     form, _ = read_dataset(name, content)
@@ -122,9 +122,12 @@ def prepare_data(
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
     if answers and not answer_list_fits(answers, beside, count=count, context=context):
         answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]
-    prompts = candidates(training, given, answers, inspected.report.system_prompt)
-    room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts)))
-    lines = _raw_lines(content) if form is Format.CHAT else None
+    # an example's own system message takes precedence over a version's: where they differ there is none to try
+    prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
+    room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
+    lines = None
+    if form is Format.CHAT:
+        lines = _raw_lines(content) if system is _DIFFERENT else [_without_system(line) for line in _raw_lines(content)]
     parts = {"training": training, "choosing": choosing, "held_out": held_out}
     return PreparedData(
         report=inspected.report,
@@ -151,9 +154,10 @@ def _parts(
     target = min(limit, max(MIN_HELD_OUT_WANTED, round(HELD_OUT_SHARE * len(examples))))
     divided = split(examples, share=min(0.5, target / len(examples)), question_groups=group_questions(examples))
     held_out = [examples[index] for index in divided.held_out]
-    if len(held_out) < MIN_HELD_OUT:
+    if len(held_out) < MIN_EXAMPLES:
         raise DataTooSmall(
-            f"{len(examples)} examples are too few to compare anything on: bring at least {4 * MIN_HELD_OUT}."
+            f"{len(examples)} examples are too few to advise on: {len(held_out)} of them can be held out, and at least "
+            f"{MIN_EXAMPLES} are needed for an interval that says anything. Bring {2 * MIN_EXAMPLES} or more."
         )
     rest = [examples[index] for index in divided.training]
     again = split(rest, seed=CHOOSING_SEED, share=min(0.25, CHOOSING / len(rest)))
@@ -175,6 +179,23 @@ def _spread(examples: Sequence[Example], wanted: int) -> list[Example]:
 
 def _text(example: Example) -> str:
     return "\n".join(message.content for message in example.messages)
+
+
+def _system_messages(examples: Sequence[Example]) -> str | None:
+    """The system message that every example has; None if none has any; `_DIFFERENT` if they are not all alike."""
+    texts = {
+        next((message.content for message in each.messages if message.role == "system"), None) for each in examples
+    }
+    return texts.pop() if len(texts) == 1 else _DIFFERENT
+
+
+def _without_system(line: str) -> str:
+    """A line of chat data without its system message, which the versions have instead."""
+    if not line.strip():
+        return line
+    row = json.loads(line)
+    row["messages"] = [message for message in row["messages"] if message.get("role") not in ("system", "developer")]
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _raw_lines(content: bytes) -> list[str]:
@@ -255,8 +276,3 @@ def example_settings(examples: Sequence[Example]) -> list[dict[str, str]]:
         user, reply = (message for message in example.messages if message.role != "system")
         pairs.append({"user": user.content, "assistant": reply.content})
     return pairs
-
-
-def without_system(example: Example) -> Example:
-    """The example without its system message."""
-    return replace(example, messages=tuple(message for message in example.messages if message.role != "system"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -140,7 +141,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
                 year=year_cost(
                     request,
                     job.prices,
-                    training_seconds=trained,
+                    training_seconds=outcome.training_seconds if outcome is not None and trained else 0.0,
                     judging_seconds=judging / max(1, len(rows)),
                     examples=plan.counts["training"],
                     requests_per_month=job.body.requests_per_month,
@@ -170,8 +171,23 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         quick=job.body.quick,
         prices=job.prices,
         requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
-        notes=plan.notes,
+        notes=(*plan.notes, *_cheaper_above(reported, advice)),
     )
+
+
+def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, ...]:
+    """A note if a rung above the advised one costs less in a year: rungs are ordered by effort, not by cost."""
+    keys = [rung.key for rung in rungs]
+    if advice.rung is None:
+        return ()
+    at = keys.index(advice.rung)
+    own = rungs[at].year
+    for rung in rungs[at + 1 :]:
+        if (rung.year.total, rung.year.device_hours) < (own.total, own.device_hours):
+            return (
+                f"{rung.title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",
+            )
+    return ()
 
 
 def _shown(scores: ArmScores, arm: ScoredArm) -> tuple[ShownAnswer, ...]:
@@ -235,7 +251,7 @@ def render(report: LadderReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cut=cut, duration=duration, money=_money)
+    environment.filters.update(cut=cut, duration=duration, money=_money, sentence=_sentence)
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
     own = (files("trainer.ladder") / "page.css").read_text("utf-8")
     return environment.get_template("page.html.jinja").render(
@@ -244,6 +260,11 @@ def render(report: LadderReport) -> str:
         points=points(report),
         priced=has_prices(report),
     )
+
+
+def _sentence(text: str) -> str:
+    """The text with a full stop, unless it ends like a sentence already."""
+    return text if text.rstrip().endswith((".", "?", "!", "…")) else f"{text}."
 
 
 def _money(amount: float) -> str:

@@ -15,10 +15,11 @@ from trainer.tune.hyperparameters import HyperparameterRequest
 CANDIDATE: Final = "candidate "
 
 
-def chosen_instructions(plan: LadderPlan, scores: ArmScores | None) -> str:
-    """The candidate with the highest mean; the first of several equal ones, or of all if none was measured."""
+def chosen_instructions(plan: LadderPlan, scores: ArmScores | None) -> str | None:
+    """The candidate with the highest mean; the first of several equal ones, or of all if none was measured; None if
+    there is none."""
     if scores is None:
-        return plan.instructions[0]
+        return next(iter(plan.instructions), None)
     means = [sum(arm.scores) / len(arm.scores) for arm in scores.arms]
     best = max(range(len(means)), key=lambda index: means[index])
     return plan.instructions[int(scores.arms[best].label.removeprefix(CANDIDATE)) - 1]
@@ -46,7 +47,10 @@ def rungs_evaluation(
 def _evaluation(
     spec: LadderSpec, plan: LadderPlan, run_id: str, arms: tuple[ArmBody, ...], purpose: Purpose
 ) -> EvaluationJob:
-    file = plan.choosing if purpose == "choose" and plan.choosing is not None else plan.held_out
+    file = plan.held_out
+    if purpose == "choose":
+        assert plan.choosing is not None  # noqa: S101 - without this part nothing is chosen
+        file = plan.choosing
     body = EvaluationBody(
         arms=arms, held_out=file.id, metric=plan.metric, suites=(), max_tokens=plan.max_tokens, repeats=1
     )

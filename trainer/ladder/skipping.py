@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.ladder.advice import advise, measured
-from trainer.ladder.spec import LadderPlan, LadderSpec, Row, SkippedRung
+from trainer.ladder.advice import advise, independent, measured, title
+from trainer.ladder.spec import CHANGING_SHARE, MIN_EXAMPLES, LadderPlan, LadderSpec, Row, SkippedRung
 
 
 def lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
@@ -15,16 +15,18 @@ def lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: list[Row]) -> Ski
     if not spec.body.lora:
         return skipped("the request says `lora: false`")
     advice = advise(rows, plan.facts, target=spec.body.target, smallest=spec.smallest_difference)
-    if advice.word == "retrieval" and plan.facts.changing_facts:
+    if plan.facts.changing_facts >= CHANGING_SHARE * plan.facts.examples:
         return skipped("the answers hold facts that change: a LoRA would learn them by heart")
+    if advice.word == "cannot_tell" and independent(rows) < MIN_EXAMPLES:
+        return skipped("there are too few independent held-out examples to tell whether it helps")
     if advice.word == "cannot_tell" and plan.facts.noisy_labels:
         return skipped("the labels look unrelated to the questions: there is nothing to learn")
     if spec.body.target is not None:
         reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
         if reached is not None:
-            return skipped(f"{reached[0]} reaches the target already")
-    if all(score == 1.0 for _, _, arm in rows[-1:] for score in arm.scores):
-        return skipped("a prompt answers every held-out example right: nothing can score more")
+            return skipped(f"{title(reached[0], inside=True)} reaches the target already")
+    if any(min(arm.scores) == 1.0 for _, _, arm in rows):
+        return skipped("a prompt answers every held-out example correctly: nothing can score more")
     return None
 
 

@@ -7,6 +7,7 @@
     LADDERS/ID/rungs.json      Rungs: the rungs that are versions of the adapter by now
     LADDERS/ID/scores-EVALUATION.json   ArmScores, copied from a child evaluation when it has ended
     LADDERS/ID/job.json        JobOutcome, from the child job
+    LADDERS/ID/uploads.json    Uploads; training.csv, store.txt: the examples of the store, and its id
     LADDERS/ID/ladder.json, ladder.html   the report
     LADDERS/ID/result.json     LadderResult
 
@@ -36,9 +37,16 @@ DATA_REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
 RUNGS: Final = "rungs.json"
 JOB: Final = "job.json"
+UPLOADS: Final = "uploads.json"
 REPORT: Final = "ladder.json"
 PAGE: Final = "ladder.html"
 SCORES_PREFIX: Final = "scores-"
+
+MIN_EXAMPLES: Final = 30
+"""Independent held-out examples below which no advice is given."""
+CHANGING_SHARE: Final = 0.3
+"""Share of the answers that state changing facts from which the advice is retrieval, whatever the score."""
+MAX_HELD_OUT: Final = 300
 
 RungKey = Literal[
     "base", "instructions", "examples", "retrieved_examples", "documents", "lora", "lora_documents", "distilled"
@@ -104,7 +112,7 @@ class DataFacts(Frozen):
     Attributes:
         examples: In the file.
         changing_facts: Number of answers that state things which change, such as prices, orders and dates.
-        noisy_labels: The labels look assigned at random, or disagree with their neighbours'.
+        noisy_labels: The labels look unrelated to the questions, as if assigned at random.
         warnings: The findings' messages, for the report.
     """
 
@@ -122,13 +130,14 @@ class LadderPlan(Frozen):
         choosing: Those on which the instructions are chosen; None if there are too few, or only one candidate.
         held_out: Those on which the rungs are compared; no rung has seen them.
         counts: The number of examples of each part.
-        instructions: The system prompts to choose from, the first is the default.
+        instructions: The system prompts to choose from, the first is the default; empty if the examples have system
+            messages of their own that differ.
         answers: The closed set of answers, or empty.
         metric: The request's `metric` of every evaluation.
         facts: See `DataFacts`.
         common_answer: The share of the held-out answers that are the most frequent one; 0 for open answers.
         max_tokens: Longest answer, in tokens.
-        example_lines: The lines of the training part that the rung with examples shows.
+        example_lines: The lines of the client's file that the rung with examples shows.
     """
 
     training: FileRef
@@ -179,7 +188,13 @@ class Rungs(Frozen):
 
 
 Row = tuple[RungKey, ArmScores, ScoredArm]
-"""A rung with its scores, and the evaluation that they are from."""
+"""A rung, the evaluation that asked it, and its arm in that."""
+
+
+class Uploads(Frozen):
+    """The ids of the files that the ladder has uploaded, by name."""
+
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 class JobOutcome(Frozen):
@@ -191,6 +206,9 @@ class JobOutcome(Frozen):
     error: str | None = None
     examples: int = 0
     seconds: float = 0.0
+    """Device time of the whole job, with its judging."""
+    training_seconds: float = 0.0
+    """Of the training alone."""
     trained_tokens: int = 0
 
 

@@ -99,17 +99,16 @@ class Gateway:
         store = self._with_retries(lambda: self._json(lambda: self._http.post("/v1/vector_stores", json=body)))
         return str(store["id"])
 
+    def store_named(self, name: str) -> str | None:
+        """The id of the newest vector store of this name among the last 100; None if there is none."""
+        listed = self._with_retries(
+            lambda: self._json(lambda: self._http.get("/v1/vector_stores", params={"limit": "100"}))
+        )
+        return next((str(store["id"]) for store in listed["data"] if store["name"] == name), None)
+
     def store(self, store_id: str) -> dict[str, Any]:
         """The vector store object."""
         return self._with_retries(lambda: self._json(lambda: self._http.get(f"/v1/vector_stores/{store_id}")))
-
-    def delete_store(self, store_id: str) -> None:
-        """Delete a vector store; one that is gone already is no error."""
-        try:
-            self._with_retries(lambda: self._json(lambda: self._http.delete(f"/v1/vector_stores/{store_id}")))
-        except GatewayRefused as refused:
-            if refused.status != 404:
-                raise
 
     def adapter(self, name: str) -> dict[str, Any]:
         """The adapter object, with its versions and aliases."""

@@ -111,11 +111,10 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         """
         plan, questions = self._prepare()
         earlier = self._earlier_scores()
-        asking = time.time()
         outcome = self._evaluator.ask(plan.evaluation, questions)
         if outcome.verdict is None:
-            metric, wall = plan.evaluation.metric.primary(), time.time() - asking
-            self._directory.write(spec.ARM_SCORES, arm_scores(outcome.comparison, metric, wall_seconds=wall))
+            metric, concurrency = plan.evaluation.metric.primary(), self._job.concurrency
+            self._directory.write(spec.ARM_SCORES, arm_scores(outcome.comparison, metric, concurrency=concurrency))
         self._report_progress("report", 0, 1)
         seconds = time.time() - plan.began_at
         scores = scores_of(outcome, plan.evaluation.metric)

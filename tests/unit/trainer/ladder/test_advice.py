@@ -15,14 +15,18 @@ def test_a_base_that_answers_everything_right_needs_nothing() -> None:
     scores = scored({"base": right_at(0.97, 1), "instructions": right_at(0.98, 2), "lora": right_at(0.98, 3)})
     advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
     assert (advice.word, advice.rung) == ("do_not_fine_tune", "base")
-    assert advice.sentence.startswith("Do not fine-tune")
+    assert advice.sentence == (
+        "Do not fine-tune: nothing measured is shown to be better than the base as it is, which scores 96.7 of 100."
+    )
 
 
 def test_the_cheapest_rung_that_no_dearer_one_beats_is_advised() -> None:
     scores = scored({"base": right_at(0.2, 1), "instructions": right_at(0.8, 2), "lora": right_at(0.82, 3)})
     advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
     assert (advice.word, advice.rung) == ("prompt", "instructions")
-    assert "No dearer rung is shown to be better: the best of them, the LoRA," in " ".join(advice.reasons)
+    assert "No rung above it is shown to be better by more than 2 points: the best of them, the LoRA," in " ".join(
+        advice.reasons
+    )
 
 
 def test_a_lora_that_is_better_beyond_the_noise_is_advised() -> None:
@@ -41,7 +45,7 @@ def test_a_target_that_no_rung_reaches_is_named() -> None:
     scores = scored({"base": right_at(0.2, 1), "lora": right_at(0.6, 2)})
     advice = advise(rows(scores), NO_FACTS, target=0.9, smallest=SMALLEST)
     assert advice.rung == "lora"
-    assert "No rung reaches the target of 90%" in advice.sentence
+    assert "No rung reaches the target of 90% with confidence" in advice.sentence
 
 
 def test_facts_that_change_belong_in_a_store_whatever_the_score() -> None:
@@ -82,9 +86,19 @@ def test_each_rung_is_compared_with_the_one_below_question_by_question() -> None
     assert gain.wins == round(gain.estimate * QUESTIONS)
 
 
-def test_the_advice_says_how_many_examples_would_settle_a_close_comparison() -> None:
-    scores = scored({"base": right_at(0.5, 1), "instructions": right_at(0.58, 2)})
-    advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST)
+@pytest.mark.parametrize(("gained", "settles"), [(16, True), (8, False)])
+def test_the_advice_says_how_many_examples_would_settle_a_close_comparison(gained: int, settles: bool) -> None:
+    base = [1.0] * 60 + [0.0] * 60
+    better = [0.0] * 5 + [1.0] * 55 + [1.0] * gained + [0.0] * (60 - gained)
+    advice = advise(rows(scored({"base": base, "instructions": better})), NO_FACTS, target=None, smallest=SMALLEST)
     assert advice.rung == "base"
     (change,) = advice.would_change
-    assert f"(now {QUESTIONS})" in change
+    assert (f"(now {QUESTIONS})" in change) == settles
+    assert ("a ladder holds out 300 at most" in change) == (not settles)
+
+
+def test_rungs_that_all_fail_are_not_called_good_enough() -> None:
+    scores = scored({"base": right_at(0.17, 1), "instructions": right_at(0.18, 2)})
+    advice = advise(rows(scores), NO_FACTS, target=0.9, smallest=SMALLEST)
+    assert "good enough" not in advice.sentence
+    assert "which scores 16.7 of 100" in advice.sentence

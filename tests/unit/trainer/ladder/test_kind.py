@@ -212,6 +212,28 @@ async def test_a_job_that_fails_leaves_the_prompts_to_advise_on(ladder: LadderRu
     assert "out of memory" in report.skipped[0].reason
 
 
+async def test_a_lora_that_cannot_be_asked_leaves_the_prompts_to_advise_on(ladder: LadderRun) -> None:
+    _, wait = ladder.waits(await climbed(ladder, {"base": 0.1, "instructions": 0.5}))
+    done = run_of(wait.children[0].id, "finetune", Status.SUCCEEDED, result={"fine_tuned_model": "support@4"})
+    _, asking = ladder.waits(await ladder.kind.children_ended(ladder.run, [done]))
+    failed = run_of(asking.children[0].id, "evaluation", Status.CANCELLED)
+    for _ in range(2):  # what follows may be tried again after a crash
+        assert isinstance(await ladder.kind.children_ended(ladder.run, [done, failed]), Advance)
+    report = ladder.report()
+    assert [rung.key for rung in report.rungs] == ["base", "instructions"]
+    assert [skipped.reason for skipped in report.skipped] == [
+        f"the evaluation {failed.id} was cancelled: see its events"
+    ]
+
+
+async def test_a_worker_that_was_killed_before_all_versions_were_made_climbs_again(ladder: LadderRun) -> None:
+    ladder.plan()
+    _, choosing = ladder.waits(await ladder.kind.stage_ended(ladder.run, CLIMBING, ()))
+    candidates = scored({"candidate 1": right_at(0.2, 1), "candidate 2": right_at(0.4, 2)})  # type: ignore[dict-item]
+    await ladder.kind.children_ended(ladder.run, [ladder.evaluated(choosing, candidates)])
+    assert await ladder.kind.stage_ended(ladder.run, CLIMBING, ()) is None
+
+
 async def test_an_evaluation_that_fails_ends_the_ladder_with_its_message(ladder: LadderRun) -> None:
     ladder.plan()
     _, wait = ladder.waits(await ladder.kind.stage_ended(ladder.run, CLIMBING, ()))

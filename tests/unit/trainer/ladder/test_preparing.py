@@ -63,5 +63,37 @@ def test_quick_asks_fewer_questions_and_learns_from_fewer_examples(base_dir: Pat
 
 
 def test_too_few_examples_are_refused_with_the_number_that_is_needed(base_dir: Path) -> None:
-    with pytest.raises(DataTooSmall, match="bring at least 40"):
-        prepared(base_dir, 12)
+    with pytest.raises(DataTooSmall, match="Bring 60 or more"):
+        prepared(base_dir, 40)
+
+
+def with_system(texts: tuple[str, ...]) -> bytes:
+    rows = [json.loads(line) for line in content(160).splitlines()]
+    for number, row in enumerate(rows):
+        row["messages"].insert(0, {"role": "system", "content": texts[number % len(texts)]})
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_a_system_message_that_every_example_has_becomes_a_candidate_and_leaves_the_questions(base_dir: Path) -> None:
+    data = prepare_data(
+        "f.jsonl",
+        with_system(("Be brief.",)),
+        base_dir=base_dir,
+        context=8192,
+        given=(),
+        quick=True,
+        check=lambda: None,
+    )
+    assert data.instructions[0] == "Be brief."
+    parts = [example for part in data.parts.values() for example in parse_chat(part)]
+    assert all(message.role != "system" for example in parts for message in example.messages)
+
+
+def test_system_messages_that_differ_leave_no_instructions_to_try(base_dir: Path) -> None:
+    texts = ("Be brief.", "Be kind.")
+    data = prepare_data(
+        "f.jsonl", with_system(texts), base_dir=base_dir, context=8192, given=("Mine.",), quick=True, check=lambda: None
+    )
+    assert data.instructions == ()
+    parts = [example for part in data.parts.values() for example in parse_chat(part)]
+    assert {example.messages[0].content for example in parts} == set(texts)
