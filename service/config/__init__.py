@@ -26,6 +26,8 @@ from service.errors import SettingsError
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
 DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
 CPU_CONTEXT = 2048
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Keys under which a checkpoint's config states its context, as vLLM looks for them."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -377,8 +379,8 @@ def model_context(base_dir: Path) -> int | None:
     except orjson.JSONDecodeError:
         return None  # reading the base names what is wrong with the file
     section = config.get("text_config") or config if isinstance(config, dict) else {}
-    context = section.get("max_position_embeddings")
-    return context if isinstance(context, int) else None
+    stated = (section.get(key) for key in CONTEXT_KEYS)
+    return next((context for context in stated if isinstance(context, int)), None)
 
 
 def slug(source: str) -> str:

@@ -90,5 +90,7 @@ def test_the_context_is_at_most_what_the_model_has(tmp_path: Path, positions: in
     settings = Settings(home=tmp_path, base_model=str(tmp_path), engine_device="cpu")
     assert settings.context == context
     assert settings.model_copy(update={"engine_context": 512}).context == 512
+    (tmp_path / "config.json").write_text('{"n_positions": 1024}')  # GPT-2's name for it
+    assert settings.context == 1024
     (tmp_path / "config.json").write_text("not JSON")
     assert settings.context == 2048
