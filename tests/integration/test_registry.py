@@ -260,7 +260,9 @@ def test_uploads_that_are_not_an_adapter_are_refused(gateway: Gateway, sound_ada
     unknown = post({"config": config, "weights": weights, "extra": ("e", b"")}, name="x")
     assert unknown.status_code == 400
     with gateway.http() as http:
-        assert http.post("/v1/adapters", json={"name": "x"}).status_code == 415
+        nothing = http.post("/v1/adapters", json={"name": "x", "settings": {}})
+        assert (nothing.status_code, error_code(nothing)) == (400, "missing_required_parameter")
+        assert http.post("/v1/adapters", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
 
 
 def test_a_weak_adapter_gets_a_warning_or_is_refused(gateway: Gateway, sound_adapter: Path, tmp_path: Path) -> None:
