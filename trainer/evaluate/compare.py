@@ -10,7 +10,7 @@ from pydantic import Field
 
 from trainer.errors import ArmVersionChanged, EvaluationInvalid
 from trainer.evaluate.answers import Answer
-from trainer.evaluate.arms import Arm, Frozen, Question
+from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import Answerer
 from trainer.evaluate.independence import independent_units
 from trainer.evaluate.likelihood import Scorer
@@ -19,6 +19,7 @@ from trainer.evaluate.reading import form_of, read_answer
 from trainer.evaluate.reference_likelihood import nats_elsewhere, nats_of_references, prefers
 from trainer.evaluate.statistics.paired import Array, Units, as_array, unit_means
 from trainer.evaluate.turns import Asked, ask_in_turn
+from trainer.runs.protocol import Frozen
 
 OnStage = Callable[[str, int, int], None]
 """Called with the stage, how many items are done, and how many there are; may raise to stop the evaluation."""

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from trainer.data.folding import fold, key
-from trainer.evaluate.arms import Frozen, Question
+from trainer.evaluate.arms import Question
+from trainer.runs.protocol import Frozen
 
 if TYPE_CHECKING:  # loads the statistics, which the trainer's own process does without
     from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm

@@ -11,7 +11,6 @@ from pydantic import Field
 from statsmodels.stats.proportion import proportion_confint
 
 from adapters.protocol.reports import ArmDifference, ArmMean
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.metrics.choose import JUDGE
 from trainer.evaluate.statistics import power
@@ -28,6 +27,7 @@ from trainer.evaluate.statistics.paired import (
     unit_means,
     wins_and_losses,
 )
+from trainer.runs.protocol import Frozen
 
 Scale = Literal["score", "preference", "log_probability"]
 """Scores are from 0 to 1; of a preference the candidate's own is always one half; log-probabilities have no limits."""

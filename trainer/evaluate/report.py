@@ -19,7 +19,6 @@ from adapters.protocol.reports import (
     ReportSample,
 )
 from trainer.data.report import Report as DataReport
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.paired_difference import arm_difference, mean_of
@@ -27,6 +26,7 @@ from trainer.evaluate.revalidation import RevalidationResult
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import Rules, Verdict
+from trainer.runs.protocol import Frozen
 from trainer.tune.lineage import Lineage
 
 SHOWN_EACH: Final = 3

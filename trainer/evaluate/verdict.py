@@ -15,7 +15,6 @@ from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate import verdict_text
 from trainer.evaluate.answer_length import LEAST, AnswerLength, answer_length
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import Budget, Forgetting
@@ -37,6 +36,7 @@ from trainer.evaluate.second_measure import Likelihood, likelihood
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 from trainer.evaluate.suites.general import MIN_ITEMS
+from trainer.runs.protocol import Frozen
 
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
