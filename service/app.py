@@ -132,7 +132,7 @@ def create_app(settings: Settings) -> ASGIApp:
         parts.sidecar.evaluations,
         parts.sidecar.revalidations,
     )
-    api.state.ladders = parts.sidecar.ladders
+    api.state.jobs, api.state.ladders = parts.sidecar.jobs, parts.sidecar.ladders
     api.include_router(training_router)
     api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
