@@ -141,23 +141,7 @@ class EvaluationService:
         named = await named_file(
             self._database, self._files, caller, request.held_out, HELD_OUT, "held_out", version=version
         )
-        row = await self._row(caller, authorized.candidate)
-        training_file = await self._training_file(caller, authorized.candidate, row)
-        settings = _settings(authorized.candidate).stored()
-        context = EvaluationContext(
-            held_out=reference(named.file),
-            models={label: model.name for label, model in authorized.models.items()},
-            candidate=None if authorized.candidate is None else authorized.candidate.name,
-            system_prompt=settings["system_prompt"],
-            grounding=settings.get("grounding"),
-            examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
-            has_weights=authorized.has_weights,
-            live=authorized.live,
-            records=caller.may(Scope.ADAPTERS),
-            training_files=() if training_file is None else (reference(training_file),),
-            lineage=_lineage(row),
-            earlier=await self._earlier(caller, request, row, version),
-        )
+        context = await self._context(caller, request, authorized, named.file, version)
         kind = {} if version is None else {"kind": REVALIDATION}
         envelope = CreateEvaluation(request=request.model_dump(exclude_unset=True) | kind, context=context)
         provision = ProvisionRequest(
@@ -176,6 +160,34 @@ class EvaluationService:
             version=version or context.candidate,
         )
         return await self._training.provision(provision, actor)
+
+    async def _context(
+        self,
+        caller: Caller,
+        request: EvaluationRequest,
+        authorized: AuthorizedEvaluation,
+        held_out: FileRow,
+        version: str | None,
+    ) -> EvaluationContext:
+        """What the trainer is told beside the client's body; ``version`` as in `create`."""
+        candidate = authorized.candidate
+        row = await self._row(caller, candidate)
+        training_file = await self._training_file(caller, candidate, row)
+        settings = _settings(candidate).stored()
+        return EvaluationContext(
+            held_out=reference(held_out),
+            models={label: model.name for label, model in authorized.models.items()},
+            candidate=None if candidate is None else candidate.name,
+            system_prompt=settings["system_prompt"],
+            grounding=settings.get("grounding"),
+            examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
+            has_weights=authorized.has_weights,
+            live=authorized.live,
+            records=caller.may(Scope.ADAPTERS),
+            training_files=() if training_file is None else (reference(training_file),),
+            lineage=_lineage(row),
+            earlier=await self._earlier(caller, request, row, version),
+        )
 
     async def _row(self, caller: Caller, candidate: ResolvedModel | None) -> records.VersionRow | None:
         if candidate is None or candidate.entry is None or candidate.version is None:

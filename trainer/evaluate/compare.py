@@ -140,23 +140,19 @@ async def compare(
     """Ask every arm every question and score the answers.
 
     Args:
-        arms: With unique labels.
-        held_out: With unique ids.
-        metric: The primary metric.
-        answerer: Asks the arms.
+        arms, held_out: With unique labels, and unique ids.
+        metric, secondary: The primary metric, and others to report.
         rivals: Labels of arms of which only the strongest matters, such as those of the base. If scores are 0 or 1, the
             last one is asked first, and another one is stopped as soon as it could not be the strongest even if all its
             other answers were right (`turns`).
-        secondary: Other metrics to report.
         scorer: Also measures the references' likelihood, and of preference data whether they are preferred, for the
             gateway's arms with a plain prompt.
         scored: Number of references to score, from the first; None for all.
-        elsewhere: Label of an arm whose references are also scored after other examples' questions; None for no arm.
-        seed: Decides which question each of those references follows.
+        elsewhere: Label of an arm whose references are also scored after other examples' questions, which ``seed``
+            decides; None for no arm.
         repeats: How often each question is asked; with 2 or more the noise between runs is measured, of the strongest
             rival and of all arms that are no rivals.
         repeated: Number of examples, from the first, in the later runs; None for all.
-        on_stage: Called with the progress.
 
     Raises:
         EvaluationInvalid: There are no arms or no examples, or a label or an id is not unique.
@@ -165,7 +161,7 @@ async def compare(
     """
     _check(arms, held_out, repeats)
     units, scoring = _shared_units(held_out), _Scoring(metric, tuple(secondary), held_out)
-    asked = await ask_in_turn(
+    turns = await ask_in_turn(
         *(arms, held_out, answerer, rivals),
         may_stop=metric.binary,
         most_mean=lambda answers: scoring.most_mean(answers, units),
@@ -173,19 +169,17 @@ async def compare(
         repeated=repeated,
         on_progress=_progress_of(on_stage, "asking"),
     )
-    results = [scoring.result(arm, asked.answers[arm.label], repeats) for arm in arms if arm.label not in asked.most]
+    results = [scoring.result(arm, turns.answers[arm.label], repeats) for arm in arms if arm.label not in turns.most]
     if scorer is not None and scored != 0:
-        limited, of_limited = held_out[:scored], None if units is None else units[:scored]
-        likelihoods = _Likelihoods(scorer, held_out, limited, of_limited, seed, on_stage)
+        likelihoods = _Likelihoods(scorer, held_out, units, scored, seed, on_stage)
         results = [await likelihoods.added_to(result, elsewhere) for result in results]
-    stopped = [_stopped(arm, asked) for arm in arms if arm.label in asked.most]
     return Comparison(
         metric=metric.name,
         binary=metric.binary,
         questions=tuple(held_out),
         results=tuple(results),
         units=units,
-        stopped=tuple(stopped),
+        stopped=tuple(_stopped(arm, turns) for arm in arms if arm.label in turns.most),
     )
 
 
@@ -209,8 +203,8 @@ class _Likelihoods:
 
     scorer: Scorer
     questions: Sequence[Question]
-    held_out: Sequence[Question]
     units: Units | None
+    scored: int | None
     seed: int
     on_stage: OnStage | None
 
@@ -224,13 +218,12 @@ class _Likelihoods:
             on_preferences = _progress_of(self.on_stage, f"preferences of {arm.label}")
             chosen = await prefers(self.scorer, arm, self.questions, on_preferences)
             result = result.model_copy(update={"secondary": result.secondary | {PREFERS: chosen}})
-        nats = await nats_of_references(self.scorer, arm, self.held_out, _progress_of(self.on_stage, stage))
+        scored, units = self.questions[: self.scored], None if self.units is None else self.units[: self.scored]
+        nats = await nats_of_references(self.scorer, arm, scored, _progress_of(self.on_stage, stage))
         if arm.label != elsewhere or len(nats) < 2:
             return result.model_copy(update={"nats": nats})
         on_progress = _progress_of(self.on_stage, f"{stage}, after other questions")
-        others = await nats_elsewhere(
-            self.scorer, arm, self.held_out, seed=self.seed, units=self.units, on_progress=on_progress
-        )
+        others = await nats_elsewhere(self.scorer, arm, scored, seed=self.seed, units=units, on_progress=on_progress)
         return result.model_copy(update={"nats": nats, "nats_elsewhere": others})
 
 
