@@ -252,9 +252,9 @@ def _keys(settings: Settings, database: Database, limiter: KeyLimiter) -> Keys:
 def _knowledge(settings: Settings, database: Database, files: Files) -> Knowledge | None:
     if not settings.knowledge:
         return None
-    from service.knowledge.assemble import assemble  # a gateway without vector stores imports no numpy
+    from service.knowledge.service import Knowledge  # a gateway without vector stores imports no numpy
 
-    return assemble(settings, database, files)
+    return Knowledge.from_settings(settings, database, files)
 
 
 def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:

@@ -19,7 +19,7 @@ from adapters.protocol.reports import (
     ReportSample,
 )
 from trainer.data.report import Report as DataReport
-from trainer.evaluate.compare import ArmResult, Comparison
+from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.paired_difference import IntervalMethod, arm_difference, mean_of
 from trainer.evaluate.revalidation import RevalidationResult
@@ -153,7 +153,8 @@ def _differences(comparison: Comparison, labels: Sequence[str], method: Interval
 
 def _tokens(comparison: Comparison, results: Sequence[ArmResult]) -> int:
     """The tokens of all questions and answers, with those of arms that were stopped."""
-    return sum(arm.prompt_tokens + arm.completion_tokens for arm in (*results, *comparison.stopped))
+    arms: tuple[ArmResult | StoppedArm, ...] = (*results, *comparison.stopped)
+    return sum(arm.prompt_tokens + arm.completion_tokens for arm in arms)
 
 
 def _stopped_notes(comparison: Comparison, verdict: Verdict | None) -> list[str]:

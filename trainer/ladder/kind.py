@@ -268,7 +268,7 @@ class LadderKind(Kind[LadderResult]):
 
 
 def _lora_is_needless(ladder: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
-    from trainer.ladder.skipping import (
+    from trainer.ladder.advice import (
         lora_is_needless,
     )  # loads the statistics: imported only when a ladder goes on
 

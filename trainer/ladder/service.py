@@ -16,15 +16,14 @@ from trainer.evaluate.scored_arms import ArmScores
 from trainer.http import CurrentCaller
 from trainer.ladder import spec
 from trainer.ladder.kind import LadderKind
-from trainer.ladder.objects import ladder_object
-from trainer.ladder.schemas import LadderBody, read_request
-from trainer.ladder.spec import LadderDetails, LadderSpec, Prices, Rungs, scores_file
+from trainer.ladder.spec import LadderBody, LadderDetails, LadderSpec, Prices, Rungs, scores_file
 from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.spec import training_run_spec
 from trainer.runs.state import Event, Run
 from trainer.runs.waiting import WaitingLines
+from trainer.validation import validated
 
 
 class Ladders(RunService):
@@ -80,7 +79,7 @@ class Ladders(RunService):
             TooManyRequests: The project has too many unfinished ladders.
             DiskFull: The disk is full.
         """
-        body = read_request(request)
+        body = validated(LadderBody, request)
         draft = partial(self._draft, caller, request, body, context)
         return await self.create_once(caller, request, key, idempotency_key, draft)
 
@@ -119,6 +118,34 @@ class Ladders(RunService):
         """The ladder's last events, newest first. Raises NotFound."""
 
         return await self.events_page(caller, ladder_id, limit=limit, show=_event_object)
+
+
+def ladder_object(run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The object of one ladder. ``rungs``: what is there by now, the cheapest first."""
+    result = run.result or {}
+    details = LadderDetails.model_validate(run.details)
+    return {
+        "object": "ladder",
+        "id": run.id,
+        "status": run.shown_status,
+        "created_at": run.created_at,
+        "finished_at": run.finished_at,
+        "adapter": details.adapter,
+        "training_file": run.body["training_file"],
+        "quick": bool(run.body.get("quick", False)),
+        "target": run.body.get("target"),
+        "children": [{"id": child, "purpose": purpose} for child, purpose in details.purposes.items()],
+        "waiting": waiting.model_dump(mode="json") if waiting is not None else None,
+        "rungs": rungs,
+        "advice": result.get("advice"),
+        "rung": result.get("rung"),
+        "model": result.get("model"),
+        "sentence": result.get("sentence"),
+        "result_files": list(result.get("files") or ()),
+        "seconds": result.get("seconds"),
+        "error": result.get("error"),
+        "metadata": run.body.get("metadata"),
+    }
 
 
 def _event_object(event: Event) -> dict[str, Any]:

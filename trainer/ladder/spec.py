@@ -18,14 +18,14 @@ it, and CONCLUDE writes the report.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from adapters.protocol.requests import LadderFields
 from adapters.protocol.runs import FileRef, LadderContext
 from trainer.evaluate.evaluations.spec import OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
-from trainer.ladder.schemas import LadderBody
 from trainer.runs.protocol import Frozen, RunResult
 from trainer.runs.spec import TrainingRunSpec
 
@@ -79,6 +79,12 @@ class Prices(Frozen):
     person_hour: float = 0.0
     requests_per_month: int = 10_000
     retrainings_per_year: int = 4
+
+
+class LadderBody(LadderFields):
+    """Body of ``POST /v1/ladders``."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
 
 class LadderSpec(TrainingRunSpec, ServedModel, OperatorRules):
