@@ -95,7 +95,7 @@ class Question(Frozen):
     reference_calls: tuple[dict[str, Any], ...] = ()
 
     @property
-    def asked(self) -> str:
+    def text(self) -> str:
         """The messages before the answer, without the system message, as one text."""
         return "\n".join(turn.text for turn in self.turns if turn.role != "system")
 

@@ -18,7 +18,7 @@ from trainer.evaluate.metrics.base import Batched, Metric
 from trainer.evaluate.reading import form_of, read_answer
 from trainer.evaluate.reference_likelihood import nats_elsewhere, nats_of_references, prefers
 from trainer.evaluate.statistics.paired import Array, Units, as_array, unit_means
-from trainer.evaluate.turns import Asked, ask_in_turn
+from trainer.evaluate.turns import ArmAnswers, ask_in_turn
 from trainer.runs.protocol import Frozen
 
 OnStage = Callable[[str, int, int], None]
@@ -72,13 +72,13 @@ class ArmResult(Frozen):
 class StoppedArm(Frozen):
     """A base's arm that was not asked all questions, because it could no longer be the strongest one.
 
-    ``asked``: how many it was asked. ``most``: the mean score that it would have had if all its other answers were
-    right. ``version``, ``digest``: What the gateway served.
+    ``answered``: how many it was asked. ``max_mean``: the mean score that it would have had if all its other answers
+    were right. ``version``, ``digest``: What the gateway served.
     """
 
     arm: Arm
-    asked: int
-    most: float
+    answered: int
+    max_mean: float
     version: str | None = None
     digest: str | None = None
     prompt_tokens: int = 0
@@ -104,7 +104,7 @@ class Comparison(Frozen):
         """The number of independent examples."""
         return len(self.questions) if self.units is None else len(set(self.units))
 
-    def asked(self, labels: Sequence[str]) -> tuple[str, ...]:
+    def finished(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The labels without those of arms that were stopped."""
         stopped = {stopped.arm.label for stopped in self.stopped}
         return tuple(label for label in labels if label not in stopped)
@@ -164,12 +164,12 @@ async def compare(
     turns = await ask_in_turn(
         *(arms, held_out, answerer, rivals),
         may_stop=metric.binary,
-        most_mean=lambda answers: scoring.most_mean(answers, units),
+        max_mean=lambda answers: scoring.max_mean(answers, units),
         repeats=repeats,
         repeated=repeated,
         on_progress=_progress_of(on_stage, "asking"),
     )
-    results = [scoring.result(arm, turns.answers[arm.label], repeats) for arm in arms if arm.label not in turns.most]
+    results = [scoring.result(arm, turns.answers[arm.label], repeats) for arm in arms if arm.label not in turns.stopped]
     if scorer is not None and scored != 0:
         likelihoods = _Likelihoods(scorer, held_out, units, scored, seed, on_stage)
         results = [await likelihoods.added_to(result, elsewhere) for result in results]
@@ -179,17 +179,17 @@ async def compare(
         questions=tuple(held_out),
         results=tuple(results),
         units=units,
-        stopped=tuple(_stopped(arm, turns) for arm in arms if arm.label in turns.most),
+        stopped=tuple(_stopped(arm, turns) for arm in arms if arm.label in turns.stopped),
     )
 
 
-def _stopped(arm: Arm, asked: Asked) -> StoppedArm:
-    answers, most = asked.answers[arm.label], asked.most[arm.label]
+def _stopped(arm: Arm, turns: ArmAnswers) -> StoppedArm:
+    answers = turns.answers[arm.label]
     version, digest = _served(arm, answers)
     return StoppedArm(
         arm=arm,
-        asked=len(answers),
-        most=most,
+        answered=len(answers),
+        max_mean=turns.stopped[arm.label],
         version=version,
         digest=digest,
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),
@@ -236,7 +236,7 @@ def independent_units(questions: Sequence[Question]) -> tuple[int, ...]:
     Two questions are in one unit if they are near-duplicates (`trainer.data.similar`, as for the split), if they name
     the same `group`, or if a chain of such pairs connects them.
     """
-    similar = groups([question.asked for question in questions])
+    similar = groups([question.text for question in questions])
     units = [0] * len(questions)
     for number, unit in enumerate(merged(similar, [question.group for question in questions])):
         for index in unit:
@@ -279,7 +279,7 @@ class _Scoring:
         self._metric, self._secondary, self._form = metric, secondary, form_of(metric)
         self._references = {question.id: question.reference for question in held_out}
 
-    def most_mean(self, answers: Sequence[Answer], units: Units | None) -> float:
+    def max_mean(self, answers: Sequence[Answer], units: Units | None) -> float:
         """The mean score of these answers to the first questions, as if all others were right."""
         scores = [*self._scores(self._metric, answers), *[1.0] * (len(self._references) - len(answers))]
         return float(unit_means(as_array(scores), units).mean())

@@ -162,8 +162,8 @@ def _stopped_notes(comparison: Comparison, verdict: Verdict | None) -> list[str]
     if verdict is None:
         return []
     return [
-        f"{stopped.arm.label} was asked {stopped.asked} of {len(comparison.questions)} questions: with all others "
-        f"right it would score {100 * stopped.most:.1f}, below {verdict.base}"
+        f"{stopped.arm.label} was asked {stopped.answered} of {len(comparison.questions)} questions: with all others "
+        f"right it would score {100 * stopped.max_mean:.1f}, below {verdict.base}"
         for stopped in comparison.stopped
     ]
 

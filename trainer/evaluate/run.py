@@ -137,7 +137,7 @@ async def _scored(
         form = form if beyond_question is None else (*form, beyond_question)
     if judge is None or spec.candidate is None:
         return comparison, form, None
-    best = strongest(comparison, comparison.asked(spec.bases))
+    best = strongest(comparison, comparison.finished(spec.bases))
     return comparison, form, await judge.judge(comparison, spec.candidate, best, on_stage)
 
 
@@ -188,7 +188,7 @@ def _decide(
     return decide(
         comparison,
         candidate=spec.candidate or "",
-        bases=comparison.asked(spec.bases),
+        bases=comparison.finished(spec.bases),
         live=spec.live,
         form=form,
         forgetting=next((result.forgetting for result in results if result.forgetting is not None), None),

@@ -327,13 +327,13 @@ def _word(checks: Sequence[Check]) -> VerdictWord:
     return "fail" if "broken" in states else "not_enough_evidence" if "open" in states else "pass"
 
 
-def _examples(count: int, asked: int, rules: Rules, look: int) -> Check:
+def _examples(count: int, total: int, rules: Rules, look: int) -> Check:
     return Check(
         name="examples",
         state="kept" if count >= rules.min_examples else "open",
         sentence=" ".join(
             (
-                verdict_text.examples(count, rules.min_examples, asked),
+                verdict_text.examples(count, rules.min_examples, total),
                 *verdict_text.earlier_looks(look, rules.method.confidence),
             )
         ),

@@ -132,7 +132,7 @@ class LadderKind(Kind[LadderResult]):
         if purpose == "job":
             return await self._job_ended(run, last)
         if last.status is not Status.SUCCEEDED and purpose == "lora":
-            return await self._lora_not_asked(run, last)
+            return await self._lora_not_compared(run, last)
         if last.status is not Status.SUCCEEDED:
             return _child_failed(last)
         await asyncio.to_thread(self._copy_scores, run.id, last.id, purpose)
@@ -198,7 +198,7 @@ class LadderKind(Kind[LadderResult]):
         )
         return self._wait(run, "lora", self._evaluation(evaluation), CONCLUDE, f"asking {model}")
 
-    async def _lora_not_asked(self, run: Run, evaluation: Run) -> Advance:
+    async def _lora_not_compared(self, run: Run, evaluation: Run) -> Advance:
         """The LoRA's evaluation failed: the prompts are advised on without it."""
         rungs = await self._rungs(run)
         assert rungs is not None  # noqa: S101 - the job's end has written them
