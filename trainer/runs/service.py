@@ -119,17 +119,8 @@ class RunService(ABC):
             DiskFull: The disk is full.
             InternalError: The directory could not be created, or the gateway has given up on the request.
         """
-        new_run = NewRun(
-            id=draft.id,
-            kind=draft.kind,
-            project=caller.project,
-            key_id=caller.key_id,
-            run_key_id=key.id,
-            created_at=int(time.time()),
-            body=draft.body,
-            adapters=draft.adapters,
-            details=draft.details,
-            status=self.kind.stages[0].waits_as,
+        new_run = draft.new_run(
+            self.kind.stages[0].waits_as, project=caller.project, key_id=caller.key_id, run_key_id=key.id
         )
         try:
             await asyncio.to_thread(self.directories.create, draft.id, draft.spec, key.secret)
