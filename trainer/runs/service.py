@@ -95,8 +95,8 @@ class RunService(ABC):
             The run's API object, and whether it already existed.
 
         Raises:
-            IdempotencyKeyReused: The Idempotency-Key was used with a different body.
-            What `draft` and `create_run` raise.
+            IdempotencyKeyReused: The Idempotency-Key was used with a different body. Also what `draft` and `create_run`
+                raise.
         """
         retry = retry_of(idempotency_key, content)
         previous = await self.find_previous_run(caller, retry)
@@ -226,7 +226,8 @@ class RunService(ABC):
             show: Gives the API object of an event.
             before: Gives the number of the event before which the page begins; None for the newest.
 
-        Raises NotFound, and what `before` raises.
+        Raises:
+            NotFound: There is no such run. Also what `before` raises.
         """
 
         def read(db: sa.Connection) -> list[Event]:
