@@ -72,6 +72,10 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
     ] = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
+    kb: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STORE", help="Train and serve with passages of a knowledge base; repeatable."),
+    ] = None,
     method: Annotated[
         Literal["supervised", "dpo"], typer.Option(help="dpo: on pairs of a better and a worse answer.")
     ] = "supervised",
@@ -126,6 +130,8 @@ def train(
     if held_out_share is not None:
         hyperparameters["held_out_share"] = held_out_share
     with terminal.reporting(as_json), HatrackClient() as client:
+        if kb:
+            hyperparameters["grounding"] = {"vector_store_ids": [client.vector_stores.find(each)["id"] for each in kb]}
         if recipe is not None:
             wanted = read_recipe(recipe)
             for source in filter(None, (wanted.data, wanted.held_out)):

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from pydantic import ConfigDict, Field
+import orjson
+from pydantic import ConfigDict, Field, ValidationError
 
 from adapters.errors import AdapterError
 from adapters.manifest import Manifest
@@ -23,6 +24,9 @@ from service.access.records import KeyDraft
 from service.datasets.service import NamedFile
 from service.errors import BadRequest, Forbidden
 from service.files.records import FileRow
+from service.grounding.config import GroundingSettings
+from service.grounding.filters import check_filters
+from service.http.body import validation_error
 from service.registry.catalog import Catalog
 
 JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
@@ -82,6 +86,40 @@ class AuthorizedJob:
         )
 
 
+def requested_grounding(request: JobRequest) -> tuple[str, GroundingSettings] | None:
+    """The field that holds the new version's grounding, and the grounding; None if none is requested.
+
+    Raises:
+        BadRequest: It is not allowed as a version's `settings.grounding`, or two different ones were given.
+    """
+    requested = [(param, _parsed(value)) for param, value in _options(request, "grounding") if value is not None]
+    if not requested:
+        return None
+    param, value = requested[0]
+    for other, another in requested[1:]:
+        if another != value:
+            raise BadRequest(f"`{param}` and `{other}` conflict; send one", param=other)
+    if not isinstance(value, dict):
+        raise BadRequest(f"`{param}` must be an object", param=param)
+    try:
+        settings = GroundingSettings.model_validate(value)
+    except ValidationError as error:
+        raise validation_error(error, value, param) from None
+    if settings.filters is not None:
+        check_filters(settings.filters, f"{param}.filters")
+    return param, settings
+
+
+def _parsed(value: Any) -> Any:
+    """A value of the metadata, which is JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+
+
 def check(request: JobRequest, caller: Caller, catalog: Catalog) -> AuthorizedJob:
     """Authorise a job: which adapter it trains and what it continues from.
 
@@ -130,7 +168,7 @@ def _parent(model: str, caller: Caller, catalog: Catalog) -> str | None:
 
 def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:
     """The field that names the adapter, and the name."""
-    names = {param: value for param, value in _given_names(request) if value is not None}
+    names = {param: value for param, value in _options(request, "adapter") if value is not None}
     for param, value in names.items():
         if not isinstance(value, str):
             raise BadRequest(f"`{param}` must be a string", param=param)
@@ -148,16 +186,17 @@ def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:
     return "suffix", f"ft-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
-def _given_names(request: JobRequest) -> list[tuple[str, Any]]:
-    names: list[tuple[str, Any]] = [
-        ("metadata.adapter", (request.metadata or {}).get("adapter")),
-        ("hyperparameters.adapter", (request.hyperparameters or {}).get("adapter")),
+def _options(request: JobRequest, name: str) -> list[tuple[str, Any]]:
+    """The places where a request may give an option, and what stands there."""
+    places: list[tuple[str, Any]] = [
+        (f"metadata.{name}", (request.metadata or {}).get(name)),
+        (f"hyperparameters.{name}", (request.hyperparameters or {}).get(name)),
     ]
     for kind, options in (request.method or {}).items():
         inner = options.get("hyperparameters") if isinstance(options, dict) else None
         if isinstance(inner, dict):
-            names.append((f"method.{kind[:32]}.hyperparameters.adapter", inner.get("adapter")))
-    return names
+            places.append((f"method.{kind[:32]}.hyperparameters.{name}", inner.get(name)))
+    return places
 
 
 def shape_of(parent: str, config: bytes, modules: Collection[str]) -> ParentShape:

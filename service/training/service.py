@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -26,11 +26,12 @@ from service.datasets.service import named_file
 from service.errors import BadGateway, Forbidden, HatrackError, NotFound, TrainerUnavailable
 from service.files.purposes import Purpose
 from service.files.service import Files
+from service.grounding.config import GroundingSettings
 from service.registry import records
 from service.registry.catalog import Catalog
 from service.training.client import TrainerClient
 from service.training.forward import kept_headers, read_bounded
-from service.training.jobs import JobRequest, check, datasets_detail, shape_of
+from service.training.jobs import JobRequest, check, datasets_detail, requested_grounding, shape_of
 
 T = TypeVar("T")
 JOBS_PATH: Final = "/v1/fine_tuning/jobs"
@@ -79,6 +80,10 @@ class ProvisionRequest:
     claim: str | None = None
 
 
+CheckGrounding = Callable[[GroundingSettings, Caller, str], Awaitable[None]]
+"""Raises HatrackError for a provider or a store that the caller may not ask; the text is the request's field."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """A request whose response was lost: the key that was created for it, and the actor."""
@@ -98,6 +103,7 @@ class Training:
         files: Holds a job's files.
         catalog: The versions that a job may continue training.
         store: The versions' weights, which tell the modules that a config's patterns match.
+        check_grounding: Whether a version's grounding can be asked for; None: not checked before the job's end.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class Training:
         files: Files,
         catalog: Catalog,
         store: Store | None = None,
+        check_grounding: CheckGrounding | None = None,
     ) -> None:
         self.client = client
         self._database = database
@@ -115,6 +122,7 @@ class Training:
         self._files = files
         self._catalog = catalog
         self._store = store
+        self._check_grounding = check_grounding
         self._settling: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -143,6 +151,10 @@ class Training:
             for param, text in request.files().items()
         }
         authorized = check(request, caller, self._catalog)
+        grounding = requested_grounding(request)
+        if grounding is not None and self._check_grounding is not None:
+            param, settings = grounding
+            await self._check_grounding(settings, caller, param)
         shape = await self._parent_shape(caller, authorized.parent)
         envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape))
         provision = ProvisionRequest(

@@ -19,7 +19,7 @@ from service.training.evaluations import EvaluationService
 from service.training.ladders import CheckStore, LadderService
 from service.training.process import TrainerProcess
 from service.training.revalidation import Revalidations, RevalidationTimer
-from service.training.service import Training
+from service.training.service import CheckGrounding, Training
 from service.training.watch import TrainerWatch
 
 
@@ -60,11 +60,13 @@ def assemble(
     verdicts: Verdicts,
     store: Store,
     check_store: CheckStore | None = None,
+    check_grounding: CheckGrounding | None = None,
 ) -> Sidecar:
-    """Create the components without starting them. ``check_store``: see `LadderService`."""
+    """Create the components without starting them. ``check_store``: see `LadderService`; ``check_grounding``: see
+    `Training`."""
     config = TrainerConfig.from_settings(settings)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
-    training = Training(client, database, keys, files, catalog, store)
+    training = Training(client, database, keys, files, catalog, store, check_grounding)
     evaluations = EvaluationService(training, files, catalog, database)
     revalidations = Revalidations(verdicts, evaluations, client)
     configured = config.starts or bool(settings.trainer_url)
