@@ -132,7 +132,7 @@ def create_app(settings: Settings) -> ASGIApp:
         parts.sidecar.evaluations,
         parts.sidecar.revalidations,
     )
-    api.state.ladders = parts.sidecar.ladders
+    api.state.jobs, api.state.ladders = parts.sidecar.jobs, parts.sidecar.ladders
     api.include_router(training_router)
     api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
@@ -256,9 +256,9 @@ def _keys(settings: Settings, database: Database, limiter: KeyLimiter) -> Keys:
 def _knowledge(settings: Settings, database: Database, files: Files) -> Knowledge | None:
     if not settings.knowledge:
         return None
-    from service.knowledge.assemble import assemble  # a gateway without vector stores imports no numpy
+    from service.knowledge.service import Knowledge  # a gateway without vector stores imports no numpy
 
-    return assemble(settings, database, files)
+    return Knowledge.from_settings(settings, database, files)
 
 
 def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -35,13 +35,22 @@ NEWEST_EVENTS: Final = 20
 STYLES: Final = {"cannot_tell": "yellow", "fine_tune": "bold"}
 
 
+Examples = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|DATASET", help="Examples: a JSONL file, or a dataset (NAME@VERSION).", callback=data_argument
+    ),
+]
+Instructions = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE", exists=True, dir_okay=False, help="A system prompt to try; repeatable, at most 4 times."
+    ),
+]
+
+
 def advise(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|DATASET", help="Examples: a JSONL file, or a dataset (NAME@VERSION).", callback=data_argument
-        ),
-    ],
+    data: Examples,
     name: Annotated[
         str, typer.Option(help="Adapter whose versions the rungs become.", callback=terminal.name_argument)
     ],
@@ -49,12 +58,7 @@ def advise(
         str | None,
         typer.Option(metavar="DIR|STORE", help="Documents that answers may depend on: a directory, or a store."),
     ] = None,
-    instructions: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", exists=True, dir_okay=False, help="A system prompt to try; repeatable, at most 4 times."
-        ),
-    ] = None,
+    instructions: Instructions = None,
     target: Annotated[
         float | None, typer.Option(min=0, max=1, help="The score that is good enough, such as 0.9.")
     ] = None,
@@ -73,9 +77,7 @@ def advise(
 
     Exit codes: 0 advice given, 1 failed, 4 the data cannot tell.
     """
-    prompts = [_prompt(path) for path in instructions or ()]
-    if len(prompts) > MAX_INSTRUCTIONS:
-        raise typer.BadParameter(f"--instructions may be given {MAX_INSTRUCTIONS} times at most; got {len(prompts)}.")
+    prompts = _prompts(instructions or ())
     if html is not None and not wait:
         raise typer.BadParameter(
             "--html needs the finished report: leave out --no-wait, or run `hatrack advice --html`."
@@ -117,6 +119,14 @@ def advice(
             ladder_id = newest["id"]
         ladder = _follow(client, ladder_id, quiet=as_json) if follow else client.ladders.retrieve(ladder_id)
         _finish(client, ladder, html, as_json=as_json, waited=follow)
+
+
+def _prompts(paths: Sequence[Path]) -> list[str]:
+    """The texts of the instructions to try; a mistake is a usage error."""
+    prompts = [_prompt(path) for path in paths]
+    if len(prompts) > MAX_INSTRUCTIONS:
+        raise typer.BadParameter(f"--instructions may be given {MAX_INSTRUCTIONS} times at most; got {len(prompts)}.")
+    return prompts
 
 
 def _prompt(path: Path) -> str:

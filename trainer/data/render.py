@@ -120,12 +120,12 @@ class Renderer:
     def supports_tools(self) -> bool:
         """Whether the chat template renders declared tools, tool calls and the messages that answer them."""
         function = {"name": _PROBE_TOOL, "description": "A probe.", "parameters": {"type": "object", "properties": {}}}
-        asked = Message("user", "probe", trained=False)
-        called = Message("assistant", "", trained=True, tool_calls=(ToolCall(_PROBE_TOOL, "{}", _PROBE_ID),))
-        told = Message("tool", _PROBE_RESULT, trained=False, tool_call_id=_PROBE_ID, name=_PROBE_TOOL)
+        user = Message("user", "probe", trained=False)
+        call = Message("assistant", "", trained=True, tool_calls=(ToolCall(_PROBE_TOOL, "{}", _PROBE_ID),))
+        result = Message("tool", _PROBE_RESULT, trained=False, tool_call_id=_PROBE_ID, name=_PROBE_TOOL)
         try:
-            declared = self._text((asked,), ({"type": "function", "function": function},))
-            calls, results = self._text((asked, called)), self._text((asked, called, told))
+            declared = self._text((user,), ({"type": "function", "function": function},))
+            calls, results = self._text((user, call)), self._text((user, call, result))
         except _TemplateRefuses:
             return False
         return _PROBE_TOOL in declared and _PROBE_TOOL in calls and _PROBE_RESULT in results

@@ -19,7 +19,6 @@ JOBS/ID/result.json     JobResult
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -29,6 +28,7 @@ from adapters.protocol.requests import Overflow
 from adapters.protocol.runs import FileRef
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
+from trainer.runs.spec import TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import RecordedRecipe
 
@@ -62,24 +62,11 @@ class EvaluationOptions(OperatorRules):
     judge: str | None = None
 
 
-class JobSpec(Frozen):
-    """One job. The gateway has authorised every object that it names."""
+class JobSpec(TrainingRunSpec):
+    """One job."""
 
-    id: str
-    project: str
-    created_at: int
-    gateway: str
-    """The gateway's URL."""
     adapter: str
     """The name of the adapter that the result becomes a version of."""
-    base_dir: Path
-    base_name: str
-    max_rank: int
-    """The engine's `--max-lora-rank`."""
-    context: int | None
-    """The engine's context in tokens; None for the base's own."""
-    dtype: str = "bfloat16"
-    """The engine's dtype."""
     parent: str | None = None
     """`name@version` to train further; its files are fetched over HTTP."""
     training_file: FileRef
@@ -101,14 +88,8 @@ class JobSpec(Frozen):
     held_out_share: float = SHARE
     """The share of the training file that is held out if there is no validation file."""
     metadata: dict[str, str] = Field(default_factory=dict)
-    device: str = "auto"
-    checkpoint_s: float = 60.0
     price_per_hour: float = 0.0
     """Price of the device in the operator's currency."""
-    yield_above: int = 0
-    """The worker pauses between steps while more callers' requests than this wait or are in flight, …"""
-    yield_most_s: float = 30.0
-    """… for at most this long at a time."""
     judging: EvaluationOptions = EvaluationOptions()
 
     @property

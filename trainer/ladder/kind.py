@@ -40,9 +40,8 @@ from trainer.ladder.spec import (
 )
 from trainer.runs import protocol
 from trainer.runs.directories import RunDirectories
-from trainer.runs.failures import DISK_FULL
-from trainer.runs.kind import Abort, AbortCause, Advance, Kind, NewChild, RunOutcome, Stage, Wait
-from trainer.runs.process import Command, WorkerExit
+from trainer.runs.kind import Abort, Advance, Kind, RunDraft, RunOutcome, Stage, Wait, abort_without_output
+from trainer.runs.process import Command, describe_exit
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
 
@@ -102,6 +101,10 @@ class LadderKind(Kind[LadderResult]):
         files = (spec.PLAN, spec.scores_file("choose"), spec.RUNGS, spec.scores_file("prompts"), spec.JOB, spec.REPORT)
         return " ".join(name for name in files if (directory / name).exists())
 
+    def created(self, run_id: str) -> str:
+        """See Kind."""
+        return f"created ladder {run_id}"
+
     async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Wait | None:
         """See Kind: CLIMB has prepared the data, or made the versions."""
         ladder, plan = await self._read(run)
@@ -129,7 +132,7 @@ class LadderKind(Kind[LadderResult]):
         if purpose == "job":
             return await self._job_ended(run, last)
         if last.status is not Status.SUCCEEDED and purpose == "lora":
-            return await self._lora_not_asked(run, last)
+            return await self._lora_not_compared(run, last)
         if last.status is not Status.SUCCEEDED:
             return _child_failed(last)
         await asyncio.to_thread(self._copy_scores, run.id, last.id, purpose)
@@ -155,7 +158,7 @@ class LadderKind(Kind[LadderResult]):
             "validation_file": plan.held_out.id,
             "hyperparameters": {"adapter": job.adapter, "promote": "never"},
         }
-        child = NewChild(
+        child = RunDraft(
             kind=finetune_kind.NAME,
             id=job.id,
             spec=job,
@@ -195,7 +198,7 @@ class LadderKind(Kind[LadderResult]):
         )
         return self._wait(run, "lora", self._evaluation(evaluation), CONCLUDE, f"asking {model}")
 
-    async def _lora_not_asked(self, run: Run, evaluation: Run) -> Advance:
+    async def _lora_not_compared(self, run: Run, evaluation: Run) -> Advance:
         """The LoRA's evaluation failed: the prompts are advised on without it."""
         rungs = await self._rungs(run)
         assert rungs is not None  # noqa: S101 - the job's end has written them
@@ -211,10 +214,12 @@ class LadderKind(Kind[LadderResult]):
 
     def abort_run(self, run: Run, abort: Abort) -> RunOutcome[LadderResult]:
         """See Kind."""
-        if abort.cause is AbortCause.CANCELLED:
-            return RunOutcome(LadderResult(status="cancelled"), "cancelled; the versions that were made stay")
-        failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else _worker_killed(abort.end, abort.times)
-        return RunOutcome(LadderResult(status="failed", error=failure), failure.message)
+        given_up = (
+            f"A step of the ladder failed {abort.times} times in a row (its worker {describe_exit(abort.end)}). "
+            "The operator finds the reason in the trainer's log and in the ladder's worker.log; then create the "
+            "ladder again."
+        )
+        return abort_without_output(LadderResult, abort, cancelled=spec.CANCELLED, given_up=given_up)
 
     def ending(self, run: Run, result: LadderResult) -> tuple[str, dict[str, Any]]:
         """See Kind."""
@@ -244,11 +249,11 @@ class LadderKind(Kind[LadderResult]):
     def _new_id(self, prefix: str) -> str:
         return f"{prefix}-{self.new_id().partition('-')[2]}"
 
-    def _evaluation(self, job: EvaluationJob) -> NewChild:
+    def _evaluation(self, job: EvaluationJob) -> RunDraft:
         body: RequestBody = job.body
         arms = [{"label": arm.label, "model": arm.model, "role": None, "endpoint": None} for arm in job.body.arms or ()]
         names = sorted({arm["model"].partition("@")[0] for arm in arms if arm["model"] and "@" in arm["model"]})
-        return NewChild(
+        return RunDraft(
             kind=evaluation_kind.NAME,
             id=job.id,
             spec=job,
@@ -257,13 +262,13 @@ class LadderKind(Kind[LadderResult]):
             details=EvaluationDetails(arms=tuple(arms)).model_dump(mode="json"),
         )
 
-    def _wait(self, run: Run, purpose: Purpose, child: NewChild, stage: str, note: str) -> Wait:
+    def _wait(self, run: Run, purpose: Purpose, child: RunDraft, stage: str, note: str) -> Wait:
         purposes = LadderDetails.model_validate(run.details).purposes | {child.id: purpose}
         return Wait((child,), (note,), {"stage": stage, "purposes": purposes})
 
 
 def _lora_is_needless(ladder: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
-    from trainer.ladder.skipping import (
+    from trainer.ladder.advice import (
         lora_is_needless,
     )  # loads the statistics: imported only when a ladder goes on
 
@@ -298,12 +303,3 @@ def _child_failed(child: Run) -> RunOutcome[LadderResult]:
         return RunOutcome(LadderResult(status="cancelled"), message)
     failure = Failure(code=str(error.get("code") or "evaluation_failed"), message=message)
     return RunOutcome(LadderResult(status="failed", error=failure), message)
-
-
-def _worker_killed(end: WorkerExit, times: int) -> Failure:
-    how = "disappeared" if end.code is None else f"ended with exit code {end.code}"
-    message = (
-        f"A step of the ladder failed {times} times in a row (its worker {how}). The operator finds the reason in the "
-        "trainer's log and in the ladder's worker.log; then create the ladder again."
-    )
-    return Failure(code="worker_killed", message=message)

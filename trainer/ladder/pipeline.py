@@ -26,7 +26,6 @@ from trainer.ladder.rungs import chosen_instructions
 from trainer.ladder.spec import LadderPlan, LadderResult, LadderSpec, Rung, RungKey, Rungs, SkippedRung, Uploads
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
-from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 
 FINE_TUNE: Final = "fine-tune"
@@ -61,11 +60,7 @@ class LadderPipeline(Pipeline[LadderResult]):
 
     def cancelled(self) -> tuple[LadderResult, str]:
         """See Pipeline."""
-        return LadderResult(status="cancelled"), "cancelled; the versions that were made stay"
-
-    def failed(self, failure: Failure) -> tuple[LadderResult, str]:
-        """See Pipeline."""
-        return LadderResult(status="failed", error=failure), failure.message
+        return LadderResult(status="cancelled"), spec.CANCELLED
 
     # preparing
 

@@ -15,7 +15,7 @@ from trainer.base_model import chat_template
 from trainer.data.findings import closed_answers
 from trainer.data.format import Example
 from trainer.data.formats import read_dataset
-from trainer.data.prepare import DataRules, Source, inspect
+from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
 from trainer.data.split import answer, group_questions, split
 from trainer.errors import DataTooSmall
@@ -91,32 +91,14 @@ def prepare_data(
         DataInvalid, DataTooSmall: As `trainer.data.prepare.inspect`, or there are too few examples to compare on.
         TemplateUnsupported: The base's chat template cannot be trained on.
     """
-    from trainer.data.render import Renderer, stop_tokens
-    from trainer.tune.model import load_generation_config, load_tokenizer
-
-    tokenizer = load_tokenizer(base_dir)
-    stops = stop_tokens(tokenizer, load_generation_config(base_dir))
-    renderer = Renderer(tokenizer, stop_tokens=stops, max_length=context)
-    # the ladder divides the data itself: nothing is held out here
-    inspected = inspect(
-        Source(name, content),
-        None,
-        renderer,
-        DataRules(overflow="drop", held_out_share=0.0, validation_share=0.0, pairs=False),
-        check=check,
-    )
+    inspected, count = _inspect(name, content, base_dir, context, check)
     examples = inspected.training.examples
     system = _system_messages(examples)
     held_out, choosing, training, notes = _parts(examples, quick=quick)
     check()
-    form, _ = read_dataset(name, content)
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     longest = max(sum(sequence.trained) for sequence in inspected.sequences)
     max_tokens = max_answer_tokens(longest, context, thinking=thinks(chat_template(base_dir)))
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
@@ -125,10 +107,7 @@ def prepare_data(
     # an example's own system message takes precedence over a version's: where they differ there is none to try
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
-    lines = None
-    if form is Format.CHAT:
-        lines = _raw_lines(content) if system is _DIFFERENT else [_without_system(line) for line in _raw_lines(content)]
-    parts = {"training": training, "choosing": choosing, "held_out": held_out}
+    parts, lines = {"training": training, "choosing": choosing, "held_out": held_out}, _lines(name, content, system)
     return PreparedData(
         report=inspected.report,
         parts={part: _file(chosen, lines) for part, chosen in parts.items()},
@@ -144,6 +123,33 @@ def prepare_data(
         training=training,
         notes=tuple(notes),
     )
+
+
+def _inspect(
+    name: str, content: bytes, base_dir: Path, context: int, check: Callable[[], None]
+) -> tuple[Prepared, Callable[[str], int]]:
+    """The file, checked and rendered with the base's template, and what counts a text's tokens."""
+    from trainer.data.render import Renderer, stop_tokens
+    from trainer.tune.model import load_generation_config, load_tokenizer
+
+    tokenizer = load_tokenizer(base_dir)
+    stops = stop_tokens(tokenizer, load_generation_config(base_dir))
+    renderer = Renderer(tokenizer, stop_tokens=stops, max_length=context)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # the ladder divides the data itself: nothing is held out here
+    rules = DataRules(overflow="drop", held_out_share=0.0, validation_share=0.0, pairs=False)
+    return inspect(Source(name, content), None, renderer, rules, check=check), count
+
+
+def _lines(name: str, content: bytes, system: str | None) -> list[str] | None:
+    """The client's own lines of a chat file, without a system message that all share; None for other formats."""
+    form, _ = read_dataset(name, content)
+    if form is not Format.CHAT:
+        return None
+    return _raw_lines(content) if system is _DIFFERENT else [_without_system(line) for line in _raw_lines(content)]
 
 
 def _parts(

@@ -16,7 +16,7 @@ from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
-from trainer.ladder.advice import Advice, advise, measured
+from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
 from trainer.ladder.costs import OneTimeCost, RequestCost, YearCost, one_time, request_cost, year_cost
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
@@ -25,6 +25,7 @@ from trainer.ladder.spec import (
     LadderPlan,
     LadderSpec,
     Prices,
+    Row,
     RungKey,
     Rungs,
     SkippedRung,
@@ -45,6 +46,9 @@ UPDATES: Final[dict[RungKey, str]] = {
     "lora_documents": "a document: seconds; the voice: a job",
     "distilled": "a job",
 }
+
+
+TRAINED: Final = frozenset[RungKey]({"lora", "lora_documents", "distilled"})
 
 
 class Directory(Protocol):
@@ -121,36 +125,9 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
     gains = {rung.key: rung for rung in measured(rows)}
     judging = sum(each.wall_seconds for each in scores)
-    reported = []
-    for row in rows:
-        key, of, arm = row
-        rung = next(each for each in rungs.rungs if each.key == key)
-        trained = outcome.seconds if outcome is not None and key in ("lora", "lora_documents", "distilled") else 0.0
-        request = request_cost(of, arm, job.prices)
-        reported.append(
-            ReportedRung(
-                key=key,
-                title=rung.title,
-                model=rung.model,
-                mean=gains[key].mean,
-                control=arm.control,
-                against_below=gains[key].against_below,
-                request=request,
-                seconds=arm.seconds,
-                once=one_time(trained or rung.push_seconds, job.prices),
-                year=year_cost(
-                    request,
-                    job.prices,
-                    training_seconds=outcome.training_seconds if outcome is not None and trained else 0.0,
-                    judging_seconds=judging / max(1, len(rows)),
-                    examples=plan.counts["training"],
-                    requests_per_month=job.body.requests_per_month,
-                ),
-                update=UPDATES[key],
-                shown=_shown(of, arm),
-                system_prompt=rung.settings.get("system_prompt"),
-            )
-        )
+    reported = [
+        _reported(job, plan, row, rungs, gains[row[0]], outcome, judging_seconds=judging / len(rows)) for row in rows
+    ]
     monthly = job.body.requests_per_month
     return LadderReport(
         id=job.id,
@@ -172,6 +149,45 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         prices=job.prices,
         requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
         notes=(*plan.notes, *_cheaper_above(reported, advice)),
+    )
+
+
+def _reported(
+    job: LadderSpec,
+    plan: LadderPlan,
+    row: Row,
+    rungs: Rungs,
+    gain: MeasuredRung,
+    outcome: JobOutcome | None,
+    *,
+    judging_seconds: float,
+) -> ReportedRung:
+    """One rung of the report: its score, and what it costs. ``judging_seconds``: its part of the evaluations' time."""
+    key, evaluation, arm = row
+    rung = next(each for each in rungs.rungs if each.key == key)
+    trained = outcome if key in TRAINED else None
+    request = request_cost(evaluation, arm, job.prices)
+    return ReportedRung(
+        key=key,
+        title=rung.title,
+        model=rung.model,
+        mean=gain.mean,
+        control=arm.control,
+        against_below=gain.against_below,
+        request=request,
+        seconds=arm.seconds,
+        once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices),
+        year=year_cost(
+            request,
+            job.prices,
+            training_seconds=trained.training_seconds if trained is not None and trained.seconds else 0.0,
+            judging_seconds=judging_seconds,
+            examples=plan.counts["training"],
+            requests_per_month=job.body.requests_per_month,
+        ),
+        update=UPDATES[key],
+        shown=_shown(evaluation, arm),
+        system_prompt=rung.settings.get("system_prompt"),
     )
 
 

@@ -18,16 +18,16 @@ it, and CONCLUDE writes the report.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from adapters.protocol.requests import LadderFields
 from adapters.protocol.runs import FileRef, LadderContext
-from trainer.evaluate.evaluations.spec import OperatorRules
+from trainer.evaluate.evaluations.spec import OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
-from trainer.ladder.schemas import LadderBody
 from trainer.runs.protocol import Frozen, RunResult
+from trainer.runs.spec import TrainingRunSpec
 
 WORKER: Final = "trainer.ladder.worker"
 CLIMB: Final = "climb"
@@ -41,6 +41,8 @@ UPLOADS: Final = "uploads.json"
 REPORT: Final = "ladder.json"
 PAGE: Final = "ladder.html"
 SCORES_PREFIX: Final = "scores-"
+CANCELLED: Final = "cancelled; the versions that were made stay"
+"""The last event of a cancelled ladder."""
 
 MIN_EXAMPLES: Final = 30
 """Independent held-out examples below which no advice is given."""
@@ -79,28 +81,16 @@ class Prices(Frozen):
     retrainings_per_year: int = 4
 
 
-class LadderSpec(OperatorRules):
-    """One ladder. The gateway has authorised everything that the request names."""
+class LadderBody(LadderFields):
+    """Body of ``POST /v1/ladders``."""
 
-    id: str
-    project: str
-    created_at: int
-    gateway: str
-    """The gateway's URL."""
-    base_dir: Path
-    base_name: str
-    max_rank: int
-    context: int | None
-    """The engine's context in tokens; None for the base's own."""
-    context_tokens: int
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    checkpoint_s: float = 60.0
-    yield_above: int = 0
-    yield_most_s: float = 30.0
+    model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
+
+class LadderSpec(TrainingRunSpec, ServedModel, OperatorRules):
+    """One ladder."""
+
     seed: int = 0
-    template_switches: dict[str, bool] = Field(default_factory=dict)
-    thinks: bool = False
     prices: Prices = Prices()
     body: LadderBody
     context_of_request: LadderContext

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from trainer.database import Database
 from trainer.errors import InternalError
 from trainer.runs import journal, records
-from trainer.runs.kind import AnyKind, NewChild, Wait
+from trainer.runs.kind import AnyKind, RunDraft, Wait
 from trainer.runs.records import NewRun
 from trainer.runs.state import Run, Status
 
@@ -76,7 +76,7 @@ class Children:
         # what was requested of the parent while its worker ended holds for its children, too
         records.request_control(db, parent_id, parent.wanted)
 
-    def _new_run(self, parent: Run, child: NewChild) -> NewRun:
+    def _new_run(self, parent: Run, child: RunDraft) -> NewRun:
         return NewRun(
             id=child.id,
             kind=child.kind,

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from trainer.errors import TooManyRequests
 from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories
+from trainer.runs.failures import DISK_FULL
 from trainer.runs.process import Command, WorkerExit
-from trainer.runs.protocol import RunResult
+from trainer.runs.protocol import Failure, RunResult
 from trainer.runs.records import TurnColumn
 from trainer.runs.state import Run, Status
 
@@ -78,6 +79,19 @@ class RunOutcome(Generic[R]):
     level: Level = "info"
 
 
+def abort_without_output(result: type[R], abort: Abort, *, cancelled: str, given_up: str) -> RunOutcome[R]:
+    """The outcome of an aborted run that leaves nothing of use behind.
+
+    Args:
+        result: The kind's schema.
+        cancelled, given_up: The messages of its last event, by the cause.
+    """
+    if abort.cause is AbortCause.CANCELLED:
+        return RunOutcome(result(status="cancelled"), cancelled)
+    failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else Failure(code="worker_killed", message=given_up)
+    return RunOutcome(result(status="failed", error=failure), failure.message)
+
+
 @dataclass(frozen=True, slots=True)
 class Advance:
     """A stage other than the last has succeeded, and the run joins the queue of the next one.
@@ -92,14 +106,14 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
-class NewChild:
-    """A run that another run starts and waits for. It has its parent's project, creator and key.
+class RunDraft:
+    """A run that is to be created, for a caller or as a child run of another one.
 
     Attributes:
         kind: The name of its kind.
         id: New, from its kind's `new_id`.
         spec: What its worker is to do, in the kind's schema.
-        body: Recorded as what was asked for.
+        body: The request, as it is recorded.
         adapters: The names of the adapters that it is about.
         details: In the kind's schema.
     """
@@ -117,12 +131,12 @@ class Wait:
     """A run starts child runs and waits for them, without a worker.
 
     Attributes:
-        children: At least one.
+        children: At least one. Each gets its parent's project, creator and key.
         notes: Messages of the events to record, in order.
         details: Updates to the run's details.
     """
 
-    children: tuple[NewChild, ...]
+    children: tuple[RunDraft, ...]
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -170,6 +184,10 @@ class Kind(ABC, Generic[R]):
         `stage_ended` has been called.
         """
         return self.stages[0]
+
+    def created(self, run_id: str) -> str | None:
+        """The message of the event that is recorded when a run is created for a caller; None for no event."""
+        return None
 
     async def prepare(self, run: Run, stage: Stage) -> None:
         """Write what the worker needs into the run's directory. Raises OSError."""

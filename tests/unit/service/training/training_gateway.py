@@ -26,6 +26,7 @@ from service.grounding.config import GroundingSettings
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
+from service.training.jobs import JobService
 from service.training.ladders import LadderService
 from service.training.routes import router
 from service.training.service import Training
@@ -130,15 +131,15 @@ class TrainingGateway(FilesApp):
         self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         self.store = Store(home / "store")
         self.client = TrainerClient(socket=str(self.trainer_socket), secret="s" * 16)
-        self.training = Training(
-            *(self.client, self.database, self.keys, self.files, self.catalog, self.store),
-            check_grounding=check_grounding,
-        )
+        self.training = Training(self.client, self.database, self.keys, self.files)
         self.gate = AdmissionQueue(Policy.from_settings(Settings(home=home)))
 
     def app(self) -> FastAPI:
         app = super().app()
         app.state.training, app.state.admission_queue = self.training, self.gate
+        app.state.jobs = JobService(
+            *(self.training, self.files, self.catalog, self.database, self.store), check_grounding=check_grounding
+        )
         app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
         app.state.ladders = LadderService(self.training, self.files, self.catalog, self.database, read_store)
         app.include_router(router)

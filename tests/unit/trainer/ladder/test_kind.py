@@ -17,8 +17,17 @@ from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
 from trainer.ladder.kind import CLIMBING, CONCLUDING, LadderKind
 from trainer.ladder.reporting import LadderReport, build, render
-from trainer.ladder.schemas import LadderBody
-from trainer.ladder.spec import DataFacts, LadderDetails, LadderPlan, LadderSpec, Prices, Rung, RungKey, Rungs
+from trainer.ladder.spec import (
+    DataFacts,
+    LadderBody,
+    LadderDetails,
+    LadderPlan,
+    LadderSpec,
+    Prices,
+    Rung,
+    RungKey,
+    Rungs,
+)
 from trainer.runs.directories import RunDirectories
 from trainer.runs.kind import Advance, RunOutcome, Wait
 from trainer.runs.protocol import Control
