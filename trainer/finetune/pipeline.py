@@ -108,6 +108,8 @@ class TrainingPipeline(Pipeline[JobResult]):
             release_memory()
         self._check()
         result = self._directory.read(spec.PUSHED, JobResult) or self._push(plan, output, metadata)
+        if not self._job.judging.requested:
+            return result
         return self._judge(result, plan, prepared, metadata)
 
     def _push(self, plan: TrainingPlan, output: Path, metadata: Metadata) -> JobResult:

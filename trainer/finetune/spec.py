@@ -52,8 +52,10 @@ TRAIN: Final = "train"
 
 
 class EvaluationOptions(OperatorRules):
-    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data."""
+    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data. ``requested``: false if it
+    is not judged, because whoever started the job compares its version themselves."""
 
+    requested: bool = True
     promote: Literal["auto", "never"] = "auto"
     metric: str | None = None
     pattern: str | None = None
