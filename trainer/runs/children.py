@@ -8,7 +8,6 @@ parent's end; they do not count towards the project's maximum of unfinished runs
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from functools import partial
 
@@ -77,16 +76,10 @@ class Children:
         records.request_control(db, parent_id, parent.wanted)
 
     def _new_run(self, parent: Run, child: RunDraft) -> NewRun:
-        return NewRun(
-            id=child.id,
-            kind=child.kind,
+        return child.new_run(
+            self._kinds[child.kind].stages[0].waits_as,
             project=parent.project,
             key_id=parent.key_id,
             run_key_id=parent.run_key_id,
-            created_at=int(time.time()),
-            body=child.body,
-            adapters=child.adapters,
-            details=child.details,
-            status=self._kinds[child.kind].stages[0].waits_as,
             parent=parent.id,
         )

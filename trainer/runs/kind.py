@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
 from trainer.runs.process import Command, WorkerExit
 from trainer.runs.protocol import Failure, RunResult
-from trainer.runs.records import TurnColumn
+from trainer.runs.records import NewRun, TurnColumn
 from trainer.runs.state import Run, Status
 
 R = TypeVar("R", bound=RunResult)
@@ -124,6 +125,24 @@ class RunDraft:
     body: dict[str, Any]
     adapters: tuple[str, ...]
     details: dict[str, Any]
+
+    def new_run(
+        self, status: Status, *, project: str, key_id: str, run_key_id: str, parent: str | None = None
+    ) -> NewRun:
+        """What is recorded of the run when it is created now. ``status``: its first."""
+        return NewRun(
+            id=self.id,
+            kind=self.kind,
+            project=project,
+            key_id=key_id,
+            run_key_id=run_key_id,
+            created_at=int(time.time()),
+            body=self.body,
+            adapters=self.adapters,
+            details=self.details,
+            status=status,
+            parent=parent,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,8 +95,8 @@ class RunService(ABC):
             The run's API object, and whether it already existed.
 
         Raises:
-            IdempotencyKeyReused: The Idempotency-Key was used with a different body.
-            What `draft` and `create_run` raise.
+            IdempotencyKeyReused: The Idempotency-Key was used with a different body. Also what `draft` and `create_run`
+                raise.
         """
         retry = retry_of(idempotency_key, content)
         previous = await self.find_previous_run(caller, retry)
@@ -119,17 +119,8 @@ class RunService(ABC):
             DiskFull: The disk is full.
             InternalError: The directory could not be created, or the gateway has given up on the request.
         """
-        new_run = NewRun(
-            id=draft.id,
-            kind=draft.kind,
-            project=caller.project,
-            key_id=caller.key_id,
-            run_key_id=key.id,
-            created_at=int(time.time()),
-            body=draft.body,
-            adapters=draft.adapters,
-            details=draft.details,
-            status=self.kind.stages[0].waits_as,
+        new_run = draft.new_run(
+            self.kind.stages[0].waits_as, project=caller.project, key_id=caller.key_id, run_key_id=key.id
         )
         try:
             await asyncio.to_thread(self.directories.create, draft.id, draft.spec, key.secret)
@@ -235,7 +226,8 @@ class RunService(ABC):
             show: Gives the API object of an event.
             before: Gives the number of the event before which the page begins; None for the newest.
 
-        Raises NotFound, and what `before` raises.
+        Raises:
+            NotFound: There is no such run. Also what `before` raises.
         """
 
         def read(db: sa.Connection) -> list[Event]:
