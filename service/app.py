@@ -184,7 +184,11 @@ def build(settings: Settings) -> Parts:
     )
     supervisor.before_spawn = registry.collect
     check_store = None if knowledge is None else knowledge.show
-    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store, check_store)
+    sidecar = assemble_sidecar(
+        *(settings, database, keys, catalog, files, registry.verdicts, store),
+        check_store=check_store,
+        check_grounding=grounding.hook.check_settings,
+    )
     structured = StructuredOutputs.from_settings(settings)
     pipeline = Pipeline(
         settings,

@@ -30,6 +30,14 @@ PURPOSES: Final = {
     "prompts": "comparing prompts",
     "job": "training a LoRA",
     "lora": "asking the LoRA",
+    "job:lora_examples": "training a LoRA with retrieved examples",
+    "lora_examples": "asking the LoRA with retrieved examples",
+    "job:lora_documents": "training a LoRA with retrieved documents",
+    "lora_documents": "asking the LoRA with retrieved documents",
+    "job:half": "training a LoRA on half of the examples",
+    "half": "asking the LoRA on half of the examples",
+    "job:quarter": "training a LoRA on a quarter of the examples",
+    "quarter": "asking the LoRA on a quarter of the examples",
 }
 NEWEST_EVENTS: Final = 20
 STYLES: Final = {"cannot_tell": "yellow", "fine_tune": "bold"}
@@ -191,7 +199,7 @@ def _progress(client: HatrackClient, ladder: Ladder) -> tuple[str, int, int | No
         return "checking the data", 0, None
     child = ladder["children"][-1]
     what = PURPOSES[child["purpose"]]
-    if child["purpose"] == "job":
+    if child["purpose"].startswith("job"):
         newest = itertools.islice(client.fine_tuning.jobs.list_events(child["id"]), NEWEST_EVENTS)
         metrics = next((event for event in newest if event["type"] == "metrics"), None)
         data: dict[str, Any] = dict(metrics["data"] or {}) if metrics is not None else {}
@@ -232,6 +240,9 @@ def _print_report(report: LadderReport) -> None:
         ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "A YEAR"],
         [_row(rung, advice["rung"], priced=priced) for rung in report["rungs"]],
     )
+    curve = report.get("curve")
+    if curve:
+        console.print(Text(terminal.clean(curve["sentence"])))
     for skipped in report["skipped"]:
         console.print(Text(terminal.clean(f"not measured: {skipped['title']} ({skipped['reason']})")))
     if advice["rung"] is not None:

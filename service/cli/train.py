@@ -79,6 +79,10 @@ Suites = Annotated[
     str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")
 ]
 Start = Annotated[str | None, typer.Option("--from", help="Continue training from NAME@VERSION. [default: the base]")]
+Stores = Annotated[
+    list[str] | None,
+    typer.Option("--kb", metavar="STORE", help="Train and serve with passages of a knowledge base; repeatable."),
+]
 SavedRecipe = Annotated[
     Path | None,
     typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Train as a saved recipe says, and nothing else."),
@@ -101,6 +105,7 @@ def train(
     start: Start = None,
     options: Hyperparameters = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
+    kb: Stores = None,
     method: Method = "supervised",
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
@@ -128,6 +133,8 @@ def train(
     _check_writable(save_recipe)
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
     with terminal.reporting(as_json), HatrackClient() as client:
+        if kb:
+            hyperparameters["grounding"] = {"vector_store_ids": [client.vector_stores.find(each)["id"] for each in kb]}
         if recipe is not None:
             requested = _read_recipe(client, recipe)
         else:

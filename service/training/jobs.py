@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import orjson
 import sqlalchemy as sa
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from adapters.errors import AdapterError
 from adapters.inspect import modules_in
@@ -28,7 +28,9 @@ from service.datasets.service import NamedFile, named_file
 from service.errors import BadRequest
 from service.files.purposes import Purpose
 from service.files.service import Files
-from service.http.body import as_model
+from service.grounding.config import GroundingSettings
+from service.grounding.filters import check_filters
+from service.http.body import as_model, validation_error
 from service.registry import records
 from service.registry.catalog import Catalog
 from service.training.authorization import (
@@ -96,6 +98,44 @@ class AuthorizedJob:
         )
 
 
+CheckGrounding = Callable[[GroundingSettings, Caller, str], Awaitable[None]]
+"""Raises HatrackError for a provider or a store that the caller may not ask; the text is the request's field."""
+
+
+def requested_grounding(request: JobRequest) -> tuple[str, GroundingSettings] | None:
+    """The field that holds the new version's grounding, and the grounding; None if none is requested.
+
+    Raises:
+        BadRequest: It is not allowed as a version's `settings.grounding`, or two different ones were given.
+    """
+    requested = [(param, _parsed(value)) for param, value in _options(request, "grounding") if value is not None]
+    if not requested:
+        return None
+    param, value = requested[0]
+    for other, another in requested[1:]:
+        if another != value:
+            raise BadRequest(f"`{param}` and `{other}` conflict; send one", param=other)
+    if not isinstance(value, dict):
+        raise BadRequest(f"`{param}` must be an object", param=param)
+    try:
+        settings = GroundingSettings.model_validate(value)
+    except ValidationError as error:
+        raise validation_error(error, value, param) from None
+    if settings.filters is not None:
+        check_filters(settings.filters, f"{param}.filters")
+    return param, settings
+
+
+def _parsed(value: Any) -> Any:
+    """A value of the metadata, which is JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+
+
 class JobService:
     """Creates fine-tuning jobs.
 
@@ -105,14 +145,24 @@ class JobService:
         catalog: The versions that a job may continue training.
         database: The parents' configurations.
         store: The versions' weights, which tell the modules that a config's patterns match.
+        check_grounding: Whether a version's grounding can be asked for; None: not checked before the job's end.
     """
 
-    def __init__(self, training: Training, files: Files, catalog: Catalog, database: Database, store: Store) -> None:
+    def __init__(
+        self,
+        training: Training,
+        files: Files,
+        catalog: Catalog,
+        database: Database,
+        store: Store,
+        check_grounding: CheckGrounding | None = None,
+    ) -> None:
         self._training = training
         self._files = files
         self._catalog = catalog
         self._database = database
         self._store = store
+        self._check_grounding = check_grounding
 
     async def create(self, caller: Caller, body: dict[str, Any], headers: dict[str, str], *, actor: Actor) -> Answer:
         """Check the request, create the job's key, hold its files and request the job from the trainer.
@@ -133,6 +183,10 @@ class JobService:
             for param, text in request.files().items()
         }
         authorized = check(request, caller, self._catalog)
+        grounding = requested_grounding(request)
+        if grounding is not None and self._check_grounding is not None:
+            param, settings = grounding
+            await self._check_grounding(settings, caller, param)
         shape = await self._parent_shape(caller, authorized.parent)
         envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape))
         provision = ProvisionRequest(
@@ -233,7 +287,7 @@ def _parent(model: str, caller: Caller, catalog: Catalog) -> str | None:
 
 def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:
     """The field that names the adapter, and the name."""
-    names = {param: value for param, value in _given_names(request) if value is not None}
+    names = {param: value for param, value in _options(request, "adapter") if value is not None}
     for param, value in names.items():
         if not isinstance(value, str):
             raise BadRequest(f"`{param}` must be a string", param=param)
@@ -251,16 +305,17 @@ def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:
     return "suffix", f"ft-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
-def _given_names(request: JobRequest) -> list[tuple[str, Any]]:
-    names: list[tuple[str, Any]] = [
-        ("metadata.adapter", (request.metadata or {}).get("adapter")),
-        ("hyperparameters.adapter", (request.hyperparameters or {}).get("adapter")),
+def _options(request: JobRequest, name: str) -> list[tuple[str, Any]]:
+    """The places where a request may give an option, and what stands there."""
+    places: list[tuple[str, Any]] = [
+        (f"metadata.{name}", (request.metadata or {}).get(name)),
+        (f"hyperparameters.{name}", (request.hyperparameters or {}).get(name)),
     ]
     for kind, options in (request.method or {}).items():
         inner = options.get("hyperparameters") if isinstance(options, dict) else None
         if isinstance(inner, dict):
-            names.append((f"method.{kind[:32]}.hyperparameters.adapter", inner.get("adapter")))
-    return names
+            places.append((f"method.{kind[:32]}.hyperparameters.{name}", inner.get(name)))
+    return places
 
 
 def shape_of(parent: str, config: bytes, modules: Collection[str]) -> ParentShape:

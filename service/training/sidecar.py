@@ -16,7 +16,7 @@ from service.registry.verdicts import Verdicts
 from service.training.client import TrainerClient
 from service.training.config import TrainerConfig
 from service.training.evaluations import EvaluationService
-from service.training.jobs import JobService
+from service.training.jobs import CheckGrounding, JobService
 from service.training.ladders import CheckStore, LadderService
 from service.training.process import TrainerProcess
 from service.training.revalidation import Revalidations, RevalidationTimer
@@ -62,8 +62,10 @@ def assemble(
     verdicts: Verdicts,
     store: Store,
     check_store: CheckStore | None = None,
+    check_grounding: CheckGrounding | None = None,
 ) -> Sidecar:
-    """Create the components without starting them. ``check_store``: see `LadderService`."""
+    """Create the components without starting them. ``check_store``: see `LadderService`; ``check_grounding``: see
+    `JobService`."""
     config = TrainerConfig.from_settings(settings)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
     training = Training(client, database, keys, files)
@@ -75,7 +77,7 @@ def assemble(
         training=training,
         process=TrainerProcess(config) if config.starts else None,
         watch=TrainerWatch(client, configured=configured),
-        jobs=JobService(training, files, catalog, database, store),
+        jobs=JobService(training, files, catalog, database, store, check_grounding),
         evaluations=evaluations,
         ladders=LadderService(training, files, catalog, database, check_store),
         revalidations=revalidations,

@@ -182,6 +182,7 @@ class Jobs(RunService):
             wish=request.hyperparameters,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             system_prompt=request.options.system_prompt,
+            grounding=request.options.grounding,
             strict=request.options.strict,
             overflow=request.options.overflow or ("drop" if request.options.drop_long else None),
             method=request.method,

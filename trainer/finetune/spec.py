@@ -4,6 +4,7 @@ JOBS/ID/spec.json       JobSpec
 JOBS/ID/training.jsonl, held_out.jsonl   the data from the gateway
 JOBS/ID/report.json     the quality report
 JOBS/ID/plan.json       TrainingPlan: the complete recipe, and the reasons for automatic choices
+JOBS/ID/passages.jsonl  questions with the passages that were retrieved for them, see trainer.finetune.passages
 JOBS/ID/parent/         the version that the training starts from
 JOBS/ID/checkpoints/    see trainer.tune.checkpoint
 JOBS/ID/output/         the exported adapter
@@ -35,6 +36,7 @@ TRAINING: Final = "training.jsonl"
 HELD_OUT: Final = "held_out.jsonl"
 REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
+PASSAGES: Final = "passages.jsonl"
 PARENT: Final = "parent"
 CHECKPOINTS: Final = "checkpoints"
 OUTPUT: Final = "output"
@@ -50,8 +52,10 @@ TRAIN: Final = "train"
 
 
 class EvaluationOptions(OperatorRules):
-    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data."""
+    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data. ``requested``: false if it
+    is not judged, because whoever started the job compares its version themselves."""
 
+    requested: bool = True
     promote: Literal["auto", "never"] = "auto"
     metric: str | None = None
     pattern: str | None = None
@@ -75,6 +79,8 @@ class JobSpec(TrainingRunSpec):
     """The requested hyperparameters (the name is persisted in spec.json)."""
     seed: int
     system_prompt: str | None = None
+    grounding: dict[str, Any] | None = None
+    """The version's grounding; None for the parent's, if it has one."""
     strict: bool = False
     drop_long: bool = False
     """Of jobs of earlier releases."""
@@ -112,13 +118,16 @@ class PrimaryMetric(Frozen):
 class TrainingPlan(Frozen):
     """The complete recipe, the reasons for automatic choices by hyperparameter, and the metric that will judge.
 
-    ``grounding``: the parent version's setting, which the new version inherits.
+    ``grounding``: the new version's: the job's, or the parent version's. ``trained_with_passages``: whether the
+    training prompts have the passages that it retrieves; jobs of earlier releases inherited a grounding and trained
+    without.
     """
 
     recipe: RecordedRecipe
     chosen: dict[str, str]
     system_prompt: str | None
     grounding: dict[str, Any] | None = None
+    trained_with_passages: bool = False
     tokens_an_epoch: int
     seconds_expected: float | None = None
     primary: PrimaryMetric | None = None

@@ -28,11 +28,9 @@ from trainer.ladder.spec import (
     MAX_HELD_OUT,
     MIN_EXAMPLES,
     DataFacts,
-    LadderPlan,
-    LadderSpec,
     Row,
     RungKey,
-    SkippedRung,
+    SubsetKey,
 )
 from trainer.runs.protocol import Frozen
 
@@ -45,6 +43,7 @@ WORDS: Final[dict[RungKey, Word]] = {
     "retrieved_examples": "examples",
     "documents": "retrieval",
     "lora": "fine_tune",
+    "lora_examples": "fine_tune",
     "lora_documents": "fine_tune",
     "distilled": "fine_tune",
 }
@@ -90,7 +89,7 @@ def measured(rows: Sequence[Row]) -> tuple[MeasuredRung, ...]:
     """The rungs' scores and each one's difference to the rung below, in the order given."""
     rungs = []
     for index, (key, scores, arm) in enumerate(rows):
-        below = difference(rows[index], rows[index - 1], _method()) if index else None
+        below = difference(rows[index], rows[index - 1], whole_interval()) if index else None
         rungs.append(MeasuredRung(key=key, mean=_mean(scores, arm), control=arm.control, against_below=below))
     return tuple(rungs)
 
@@ -126,7 +125,7 @@ def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, small
         return retrieval
     if unable := _cannot_tell(rows, facts):
         return unable
-    rule = Rule(target, smallest, _method(len(rows) - 1))
+    rule = Rule(target, smallest, whole_interval(len(rows) - 1))
     if target is not None:
         for key, scores, arm in rows:
             mean = _mean(scores, arm)
@@ -213,7 +212,7 @@ def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], rule: Rule, 
     word, name = WORDS[key], title(key, inside=True)
     mean = next(_mean(scores, arm) for each, scores, arm in rows if each == key)
     if word == "fine_tune":
-        sentence = "Fine-tune: no prompt does as well as the LoRA."
+        sentence = f"Fine-tune: {'no prompt' if key == 'lora' else 'nothing simpler'} does as well as {name}."
     elif reached:
         sentence = f"Do not fine-tune: {name} is good enough."
     else:
@@ -236,7 +235,7 @@ def _why(row: Row, rows: Sequence[Row], above: Sequence[ArmDifference]) -> list[
     reasons = [f"{title(row[0])} scores {_points(_mean(row[1], row[2]))}."]
     index = [key for key, _, _ in rows].index(row[0])
     if index:
-        gain = difference(row, rows[index - 1], _method())
+        gain = difference(row, rows[index - 1], whole_interval())
         reasons.append(f"Against {title(rows[index - 1][0], inside=True)} that is {_span(gain)} points.")
     if above:
         best = max(above, key=lambda each: each.estimate)
@@ -269,17 +268,20 @@ def _would_change(key: RungKey, rows: Sequence[Row], rule: Rule) -> list[str]:
     return []
 
 
-def title(key: RungKey, *, inside: bool = False) -> str:
+def title(key: RungKey | SubsetKey, *, inside: bool = False) -> str:
     """A rung's name in a sentence; ``inside``: not at its beginning."""
-    names: dict[RungKey, str] = {
+    names: dict[RungKey | SubsetKey, str] = {
         "base": "The base as it is",
         "instructions": "The base with instructions",
         "examples": "The base with fixed examples",
         "retrieved_examples": "The base with retrieved examples",
         "documents": "The base with retrieved documents",
         "lora": "The LoRA",
+        "lora_examples": "The LoRA with retrieved examples",
         "lora_documents": "The LoRA with retrieved documents",
         "distilled": "The LoRA taught by a larger model",
+        "half": "The LoRA on a half of the examples",
+        "quarter": "The LoRA on a quarter of the examples",
     }
     name = names[key]
     return name[0].lower() + name[1:] if inside else name
@@ -289,7 +291,7 @@ def _key(label: str) -> RungKey:
     return next(key for key in WORDS if key == label)
 
 
-def _method(comparisons: int = 1) -> IntervalMethod:
+def whole_interval(comparisons: int = 1) -> IntervalMethod:
     """Two-sided intervals whose joint confidence over so many comparisons is CONFIDENCE."""
     return IntervalMethod(confidence=1 - (1 - CONFIDENCE) / max(1, comparisons))
 
@@ -317,31 +319,3 @@ def _points(mean: ArmMean) -> str:
 
 def _span(each: ArmDifference) -> str:
     return f"{100 * each.estimate:+.1f} ({100 * each.low:+.1f} to {100 * each.high:+.1f})"
-
-
-def lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
-    """Why a LoRA can no longer matter, or None: training is the dearest rung."""
-
-    def skipped(reason: str) -> SkippedRung:
-        return SkippedRung(key="lora", title="LoRA", reason=reason)
-
-    if not spec.body.lora:
-        return skipped("the request says `lora: false`")
-    advice = advise(rows, plan.facts, target=spec.body.target, smallest=spec.smallest_difference)
-    if plan.facts.changing_facts >= CHANGING_SHARE * plan.facts.examples:
-        return skipped("the answers hold facts that change: a LoRA would learn them by heart")
-    if advice.word == "cannot_tell" and independent(rows) < MIN_EXAMPLES:
-        return skipped("there are too few independent held-out examples to tell whether it helps")
-    if advice.word == "cannot_tell" and plan.facts.noisy_labels:
-        return skipped("the labels look unrelated to the questions: there is nothing to learn")
-    if spec.body.target is not None:
-        reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
-        if reached is not None:
-            return skipped(f"{title(reached[0], inside=True)} reaches the target already")
-    if any(min(arm.scores) == 1.0 for _, _, arm in rows):
-        return skipped("a prompt answers every held-out example correctly: nothing can score more")
-    return None
-
-
-def _reaches(row: Row, target: float) -> bool:
-    return measured([row])[0].mean.low >= target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +18,11 @@ from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
 from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
 from trainer.ladder.costs import OneTimeCost, RequestCost, YearCost, one_time, request_cost, year_cost
+from trainer.ladder.curve import LearningCurve, learning_curve
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
+    COMPARISONS,
+    TRAININGS,
     DataFacts,
     JobOutcome,
     LadderPlan,
@@ -29,6 +32,7 @@ from trainer.ladder.spec import (
     RungKey,
     Rungs,
     SkippedRung,
+    TrainingKey,
     scores_file,
 )
 from trainer.runs.protocol import Frozen
@@ -43,12 +47,10 @@ UPDATES: Final[dict[RungKey, str]] = {
     "retrieved_examples": "an example: seconds, once it is indexed",
     "documents": "a document: seconds, once it is indexed",
     "lora": "a job",
-    "lora_documents": "a document: seconds; the voice: a job",
+    "lora_examples": "an example: seconds; the weights: a job",
+    "lora_documents": "a document: seconds; the weights: a job",
     "distilled": "a job",
 }
-
-
-TRAINED: Final = frozenset[RungKey]({"lora", "lora_documents", "distilled"})
 
 
 class Directory(Protocol):
@@ -103,6 +105,8 @@ class LadderReport(Frozen):
     advice: Advice
     rungs: tuple[ReportedRung, ...]
     skipped: tuple[SkippedRung, ...]
+    curve: LearningCurve | None = None
+    """Whether more examples would help; None if no LoRA was trained on a part of them."""
     metric: str
     why_metric: str
     counts: dict[str, int]
@@ -118,15 +122,16 @@ class LadderReport(Frozen):
 def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderReport:
     """The report, from what the stages and child runs have left."""
     rungs = directory.read(spec.RUNGS, Rungs) or Rungs()
-    stored = (directory.read(scores_file(purpose), ArmScores) for purpose in ("prompts", "lora"))
+    stored = (directory.read(scores_file(purpose), ArmScores) for purpose in COMPARISONS)
     scores = [each for each in stored if each is not None]
-    outcome = directory.read(spec.JOB, JobOutcome)
+    read = {key: directory.read(spec.outcome_file(key), JobOutcome) for key in TRAININGS}
+    outcomes = {key: outcome for key, outcome in read.items() if outcome is not None}
     rows = rows_of(rungs, scores)
     advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
     gains = {rung.key: rung for rung in measured(rows)}
     judging = sum(each.wall_seconds for each in scores)
     reported = [
-        _reported(job, plan, row, rungs, gains[row[0]], outcome, judging_seconds=judging / len(rows)) for row in rows
+        _reported(job, plan, row, rungs, gains[row[0]], outcomes, judging_seconds=judging / len(rows)) for row in rows
     ]
     monthly = job.body.requests_per_month
     return LadderReport(
@@ -139,6 +144,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         advice=advice,
         rungs=tuple(reported),
         skipped=rungs.skipped,
+        curve=learning_curve(outcomes, scores, job.smallest_difference),
         metric=metric_name(plan.metric["name"]),
         why_metric=plan.why_metric,
         counts=plan.counts,
@@ -158,14 +164,14 @@ def _reported(
     row: Row,
     rungs: Rungs,
     gain: MeasuredRung,
-    outcome: JobOutcome | None,
+    outcomes: Mapping[TrainingKey, JobOutcome],
     *,
     judging_seconds: float,
 ) -> ReportedRung:
     """One rung of the report: its score, and what it costs. ``judging_seconds``: its part of the evaluations' time."""
     key, evaluation, arm = row
     rung = next(each for each in rungs.rungs if each.key == key)
-    trained = outcome if key in TRAINED else None
+    trained = next((outcome for training, outcome in outcomes.items() if training == key), None)
     request = request_cost(evaluation, arm, job.prices)
     return ReportedRung(
         key=key,

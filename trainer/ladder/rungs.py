@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -11,7 +12,7 @@ from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune.spec import EvaluationOptions, JobSpec
-from trainer.ladder.spec import LadderPlan, LadderSpec, Purpose, Row, Rung, Rungs
+from trainer.ladder.spec import EvaluationPurpose, LadderPlan, LadderSpec, Row, Rung, Rungs, TrainingKey
 from trainer.runs.spec import RunSpec, TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 
@@ -40,15 +41,22 @@ def choosing_evaluation(spec: LadderSpec, plan: LadderPlan, run_id: str) -> Eval
 
 
 def rungs_evaluation(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, rungs: tuple[Rung, ...], purpose: Purpose
+    spec: LadderSpec, plan: LadderPlan, run_id: str, rungs: tuple[Rung, ...], purpose: EvaluationPurpose
 ) -> EvaluationJob:
     """The evaluation of rungs, each by its own name."""
-    arms = tuple(ArmBody.model_validate({"label": rung.key, "model": rung.model}) for rung in rungs)
+    return models_evaluation(spec, plan, run_id, {rung.key: rung.model for rung in rungs}, purpose)
+
+
+def models_evaluation(
+    spec: LadderSpec, plan: LadderPlan, run_id: str, models: Mapping[str, str], purpose: EvaluationPurpose
+) -> EvaluationJob:
+    """The evaluation of models, by their labels."""
+    arms = tuple(ArmBody.model_validate({"label": label, "model": model}) for label, model in models.items())
     return _evaluation(spec, plan, run_id, arms, purpose)
 
 
 def _evaluation(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, arms: tuple[ArmBody, ...], purpose: Purpose
+    spec: LadderSpec, plan: LadderPlan, run_id: str, arms: tuple[ArmBody, ...], purpose: EvaluationPurpose
 ) -> EvaluationJob:
     file = plan.held_out
     if purpose == "choose":
@@ -62,10 +70,14 @@ def _evaluation(
     return EvaluationJob(**inherited, body=body, context=context)
 
 
-def lora_job(spec: LadderSpec, plan: LadderPlan, run_id: str) -> JobSpec:
-    """The job that trains the LoRA on the training part, and judges it on the held-out part."""
+def lora_job(
+    spec: LadderSpec, plan: LadderPlan, run_id: str, key: TrainingKey, grounding: dict[str, Any] | None
+) -> JobSpec:
+    """The job that trains a LoRA on the training part, or a subset of it. The one without retrieval, on all examples,
+    is judged on the held-out part, too; the others are only compared."""
     judging = EvaluationOptions(
         promote="never",
+        requested=key == "lora",
         metric=plan.metric["name"],
         suites=() if spec.body.quick else ("general",),
         **_fields(spec, OperatorRules),
@@ -74,12 +86,13 @@ def lora_job(spec: LadderSpec, plan: LadderPlan, run_id: str) -> JobSpec:
     return JobSpec(
         **inherited,
         adapter=spec.body.adapter,
-        training_file=plan.training,
+        training_file=plan.subsets[key] if key == "half" or key == "quarter" else plan.training,
         validation_file=plan.held_out,
         wish=HyperparameterRequest(),
         seed=spec.seed,
         overflow="drop",
-        metadata={"ladder": spec.id},
+        grounding=grounding,
+        metadata={"ladder": spec.id, "training": key},
         price_per_hour=spec.prices.device_hour,
         judging=judging,
     )

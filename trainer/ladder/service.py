@@ -16,7 +16,7 @@ from trainer.evaluate.scored_arms import ArmScores
 from trainer.http import CurrentCaller
 from trainer.ladder import spec
 from trainer.ladder.kind import LadderKind
-from trainer.ladder.spec import LadderBody, LadderDetails, LadderSpec, Prices, Rungs, scores_file
+from trainer.ladder.spec import COMPARISONS, LadderBody, LadderDetails, LadderSpec, Prices, Rungs, scores_file
 from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
 from trainer.runs.service import RunKey, RunService
@@ -51,7 +51,7 @@ class Ladders(RunService):
         rungs = self.directories.read(run_id, spec.RUNGS, Rungs)
         if rungs is None:
             return []
-        stored = (self.directories.read(run_id, scores_file(purpose), ArmScores) for purpose in ("prompts", "lora"))
+        stored = (self.directories.read(run_id, scores_file(purpose), ArmScores) for purpose in COMPARISONS)
         means = {
             arm.label: sum(arm.scores) / len(arm.scores)
             for scores in stored

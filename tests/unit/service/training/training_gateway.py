@@ -22,6 +22,7 @@ from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.error_handlers import RequestIds
 from service.errors import NotFound
+from service.grounding.config import GroundingSettings
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
@@ -105,6 +106,13 @@ async def read_store(caller: Caller, store_id: str) -> None:
         raise NotFound("no such vector store", param="vector_store_id", code="vector_store_not_found")
 
 
+async def check_grounding(grounding: GroundingSettings, caller: Caller, param: str) -> None:
+    """The same for a job's grounding."""
+    for store_id in grounding.vector_store_ids:
+        if store_id != "vs_policies":
+            raise NotFound("no such vector store", param=f"{param}.vector_store_ids", code="vector_store_not_found")
+
+
 class TrainingGateway(FilesApp):
     """Files, keys and the trainer's routes; ``catalog`` holds `voice@1` (live) and, not servable, `voice@2`."""
 
@@ -129,7 +137,9 @@ class TrainingGateway(FilesApp):
     def app(self) -> FastAPI:
         app = super().app()
         app.state.training, app.state.admission_queue = self.training, self.gate
-        app.state.jobs = JobService(self.training, self.files, self.catalog, self.database, self.store)
+        app.state.jobs = JobService(
+            *(self.training, self.files, self.catalog, self.database, self.store), check_grounding=check_grounding
+        )
         app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
         app.state.ladders = LadderService(self.training, self.files, self.catalog, self.database, read_store)
         app.include_router(router)

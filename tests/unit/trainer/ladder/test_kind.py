@@ -34,7 +34,14 @@ from trainer.runs.protocol import Control
 from trainer.runs.state import Run, Status
 
 LADDER = "ladder-1"
-TITLES: dict[RungKey, str] = {"base": "the base as it is", "instructions": "instructions", "examples": "examples"}
+TITLES: dict[RungKey, str] = {
+    "base": "the base as it is",
+    "instructions": "instructions",
+    "examples": "examples",
+    "retrieved_examples": "retrieved examples",
+}
+GROUNDING = {"vector_store_ids": ["vs_examples"], "max_num_results": 4}
+"""Of the rung with retrieved examples."""
 
 
 def file_ref(name: str) -> FileRef:
@@ -123,7 +130,13 @@ class LadderRun:
         made = Rungs(
             instructions="Be kind.",
             rungs=tuple(
-                Rung(key=key, title=TITLES[key], model=model, settings={"system_prompt": "Be <kind>."})
+                Rung(
+                    key=key,
+                    title=TITLES[key],
+                    model=model,
+                    settings={"system_prompt": "Be <kind>."}
+                    | ({"grounding": GROUNDING} if key == "retrieved_examples" else {}),
+                )
                 for key, model in zip(keys, models, strict=True)
             ),
         )
