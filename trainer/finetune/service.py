@@ -202,7 +202,7 @@ class Jobs(RunService):
             metadata=body.metadata or {},
             device=settings.device,
             checkpoint_s=settings.checkpoint_s,
-            price_per_hour=settings.price_per_hour,
+            price_per_hour=settings.prices.device_hour or 0.0,
             yield_above=settings.yield_above,
             yield_most_s=settings.yield_most_s,
             judging=judging,

@@ -12,19 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 
+from adapters.costs import Prices, YearCost
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
 from trainer.ladder.advice import Advice, advise, measured
-from trainer.ladder.costs import OneTimeCost, RequestCost, YearCost, one_time, request_cost, year_cost
+from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, request_cost, rung_year
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
     DataFacts,
     JobOutcome,
     LadderPlan,
     LadderSpec,
-    Prices,
     RungKey,
     Rungs,
     SkippedRung,
@@ -138,7 +138,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
                 request=request,
                 seconds=arm.seconds,
                 once=one_time(trained or rung.push_seconds, job.prices),
-                year=year_cost(
+                year=rung_year(
                     request,
                     job.prices,
                     training_seconds=outcome.training_seconds if outcome is not None and trained else 0.0,
@@ -183,7 +183,7 @@ def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, 
     at = keys.index(advice.rung)
     own = rungs[at].year
     for rung in rungs[at + 1 :]:
-        if (rung.year.total, rung.year.device_hours) < (own.total, own.device_hours):
+        if (rung.year.total or 0.0, rung.year.device_hours) < (own.total or 0.0, own.device_hours):
             return (
                 f"{rung.title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",
             )
@@ -234,12 +234,12 @@ def points(report: LadderReport) -> tuple[Point, ...]:
 
 
 def _yearly(report: LadderReport, rung: ReportedRung) -> float:
-    return rung.year.total if has_prices(report) else rung.year.device_hours
+    return rung.year.device_hours if rung.year.total is None or not has_prices(report) else rung.year.total
 
 
 def has_prices(report: LadderReport) -> bool:
-    """Whether the operator has set a price at all."""
-    return report.prices.device_hour > 0 or report.prices.person_hour > 0
+    """Whether the operator has set the prices that every rung's year needs; else there are only hours."""
+    return all(rung.year.total is not None for rung in report.rungs)
 
 
 def render(report: LadderReport) -> str:

@@ -97,7 +97,7 @@ def lora_job(spec: LadderSpec, plan: LadderPlan, run_id: str) -> JobSpec:
         metadata={"ladder": spec.id},
         device=spec.device,
         checkpoint_s=spec.checkpoint_s,
-        price_per_hour=spec.prices.device_hour,
+        price_per_hour=spec.prices.device_hour or 0.0,
         yield_above=spec.yield_above,
         yield_most_s=spec.yield_most_s,
         judging=judging,

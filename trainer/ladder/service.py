@@ -23,7 +23,7 @@ from trainer.ladder import kind, spec
 from trainer.ladder.kind import LadderKind
 from trainer.ladder.objects import ladder_object
 from trainer.ladder.schemas import LadderBody, read_request
-from trainer.ladder.spec import LadderDetails, LadderSpec, Prices, Rungs, scores_file
+from trainer.ladder.spec import LadderDetails, LadderSpec, Rungs, scores_file
 from trainer.runs import journal
 from trainer.runs.idempotency import retry_of
 from trainer.runs.notifier import Notifier
@@ -132,14 +132,7 @@ class Ladders(RunService):
             seed=secrets.randbelow(2**31),
             template_switches=template_switches(self._template),
             thinks=thinks(self._template),
-            prices=Prices(
-                device_hour=settings.price_per_hour,
-                hosted_input=settings.price_hosted_input,
-                hosted_output=settings.price_hosted_output,
-                person_hour=settings.price_person_hour,
-                requests_per_month=settings.requests_per_month,
-                retrainings_per_year=settings.retrainings_per_year,
-            ),
+            prices=settings.prices,
             body=body,
             context_of_request=context,
             **operator_rules(settings).model_dump(),

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from adapters.costs import Prices
 from adapters.protocol.runs import FileRef, LadderContext
 from trainer.evaluate.evaluations.spec import OperatorRules
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
@@ -58,25 +59,6 @@ Purpose = Literal["choose", "prompts", "job", "lora"]
 def scores_file(purpose: Purpose) -> str:
     """The name of the file with the scores of the evaluation for `purpose`."""
     return f"{SCORES_PREFIX}{purpose}.json"
-
-
-class Prices(Frozen):
-    """The operator's prices, in one currency.
-
-    Attributes:
-        device_hour: Of the device that serves and trains.
-        hosted_input, hosted_output: Per million tokens of a hosted model, for comparison; None if not set.
-        person_hour: Of a person's work on data and checks.
-        requests_per_month: Expected traffic of one adapter.
-        retrainings_per_year: How often data and adapter are renewed.
-    """
-
-    device_hour: float = 0.0
-    hosted_input: float | None = None
-    hosted_output: float | None = None
-    person_hour: float = 0.0
-    requests_per_month: int = 10_000
-    retrainings_per_year: int = 4
 
 
 class LadderSpec(OperatorRules):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from adapters.costs import Prices
 from adapters.protocol.runs import FileRef, LadderContext
 from tests.unit.trainer.ladder.rungs_measured import right_at, scored
 from trainer.evaluate.evaluations.spec import ARM_SCORES
@@ -18,7 +19,7 @@ from trainer.ladder import spec
 from trainer.ladder.kind import CLIMBING, CONCLUDING, LadderKind
 from trainer.ladder.reporting import LadderReport, build, render
 from trainer.ladder.schemas import LadderBody
-from trainer.ladder.spec import DataFacts, LadderDetails, LadderPlan, LadderSpec, Prices, Rung, RungKey, Rungs
+from trainer.ladder.spec import DataFacts, LadderDetails, LadderPlan, LadderSpec, Rung, RungKey, Rungs
 from trainer.runs.directories import RunDirectories
 from trainer.runs.kind import Advance, RunOutcome, Wait
 from trainer.runs.protocol import Control
