@@ -38,6 +38,8 @@ from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.evaluate.evaluations.service import Evaluations
 from trainer.finetune import capacity
 from trainer.finetune import kind as finetune_kind
+from trainer.finetune.cost_routes import router as costs_router
+from trainer.finetune.costs import JobCosts
 from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
@@ -70,6 +72,7 @@ class Trainer:
     housekeeper: Housekeeper
     supervisor: Supervisor
     jobs: Jobs
+    costs: JobCosts
     evaluations: Evaluations
     ladders: Ladders
     checks: DataChecks
@@ -119,6 +122,7 @@ class Trainer:
             housekeeper=housekeeper,
             supervisor=supervisor,
             jobs=Jobs(finetune, settings, installation, base, database, notifier, supervisor.lines, supervisor.working),
+            costs=JobCosts(finetune, database),
             evaluations=Evaluations(
                 evaluation, settings, installation, base.positions, database, notifier, supervisor.lines
             ),
@@ -161,6 +165,7 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     app.state.trainer = trainer
     app.include_router(router)
     app.include_router(internal)
+    app.include_router(costs_router)
     app.include_router(evaluations_router)
     app.include_router(ladders_router)
     app.include_router(reviews_router)

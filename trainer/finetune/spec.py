@@ -144,7 +144,7 @@ class TrainingPlan(Frozen):
 
 
 class JobResult(RunResult):
-    """The result of a job. Losses are in nats per trained token, `cost` in the currency of the price.
+    """The result of a job. Losses are in nats per trained token.
 
     The worker writes `seconds` and `cost` of the training alone; the trainer records those of the device time instead
     (`trainer.finetune.kind`).
@@ -156,12 +156,23 @@ class JobResult(RunResult):
     trained_tokens: int = 0
     seconds: float = 0.0
     device: str = ""
-    cost: float = 0.0
+    training_seconds: float | None = None
+    """Of `seconds`, until the version was registered; None in results of earlier releases."""
+    judging_seconds: float | None = None
+    """Of `seconds`, the rest."""
+    cost: float | None = None
+    """None without a price of the device."""
+    currency: str | None = None
     final_loss: float | None = None
     judged: VerdictRecord | None = None
     """None if it could not be judged; an event has the reason."""
     files: tuple[str, ...] = ()
     """Ids of the report's files at the gateway."""
+
+    @property
+    def known_cost(self) -> float | None:
+        """`cost`; None where an earlier release wrote 0 because there was no price."""
+        return self.cost if self.cost or self.training_seconds is not None else None
 
 
 class JobDetails(Frozen):
