@@ -26,14 +26,14 @@ RULE_OF_THUMB: Final = (3.0, 5.0)
 
 
 class CostSettings(BaseModel):
-    """The operator's prices and rhythm, a part of the settings of gateway and trainer: both read the same `HATRACK_*`."""
+    """The operator's prices and rhythm, a part of the settings of gateway and trainer: both read `HATRACK_*`."""
 
     price_device_hour: float | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="Price of an hour of the device that serves and trains, in your currency. Unset: costs are given in "
-        "hours and tokens, and amounts of money are null.",
+        description="Price of an hour of the device that serves and trains, in your currency. Unset: costs are given "
+        "in hours and tokens, and amounts of money are null.",
     )
     price_hosted_input: float | None = Field(
         None,

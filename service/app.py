@@ -29,6 +29,7 @@ from service.config import GIB, MIB, Settings
 from service.database import Database
 from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
+from service.engine.busy import EngineClock
 from service.engine.config import EngineConfig
 from service.engine.external import ExternalEngine
 from service.engine.supervisor import Supervisor
@@ -69,6 +70,7 @@ from service.training.routes import router as training_router
 from service.training.sidecar import Sidecar
 from service.training.sidecar import assemble as assemble_sidecar
 from service.usage.account import UsageAccount, UsageSource
+from service.usage.engine_time import EngineMeter
 from service.usage.report import UsageReport
 from service.usage.routes import router as usage_router
 
@@ -169,9 +171,11 @@ def build(settings: Settings) -> Parts:
     catalog = Catalog(settings.base_served_name, int((settings.base_dir / "config.json").stat().st_mtime))
     store = Store(settings.store_dir)
     supervisor = engine_for(settings, base)
-    admission = Admission(settings, supervisor.client, supervisor.on_change)
+    engine_clock = EngineClock()
+    admission = Admission(settings, supervisor.client, supervisor.on_change, engine_clock)
     background = admission.background_engine
-    usage = UsageAccount(database, flush_s=settings.usage_flush_s)
+    meter = EngineMeter(engine_clock, lambda: supervisor.state.name != "down")
+    usage = UsageAccount(database, flush_s=settings.usage_flush_s, meter=meter)
     refusals = Refusals(database)
     telemetry = Telemetry(settings, catalog, engine_version())
     files = _files(settings, database)
@@ -201,6 +205,7 @@ def build(settings: Settings) -> Parts:
         counting=admission.counting,
         prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
         grammars=structured,
+        engine_clock=engine_clock,
     )
     telemetry.in_flight = lambda: pipeline.in_flight
     parts = Parts(

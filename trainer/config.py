@@ -59,7 +59,9 @@ class Settings(CostSettings, BaseSettings):
         description="Device for training, one job at a time: `cpu`, `cuda`, `cuda:1` …; `auto`: a GPU if there is one.",
     )
     price_per_hour: float | None = Field(
-        None, ge=0, description="Earlier name of `HATRACK_PRICE_DEVICE_HOUR`, which takes precedence; only the trainer reads it."
+        None,
+        ge=0,
+        description="Earlier name of `HATRACK_PRICE_DEVICE_HOUR`, which takes precedence; only the trainer reads it.",
     )
     checkpoint_s: float = Field(
         60, ge=0, description="Seconds between a job's checkpoints; a crash loses at most this much, plus one step."

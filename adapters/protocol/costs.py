@@ -1,8 +1,8 @@
 """What the gateway asks the trainer about costs, for itself: no client's path leads here.
 
-    GET  /internal/costs/device_time?start=…&end=…   DeviceTimes
-    GET  /internal/costs/last_training?project=…&adapter=…   LastTraining, or null
-    POST /internal/costs/estimate   multipart: `job` (CreateJob), `training_file`, `validation_file` → JobEstimate
+GET  /internal/costs/device_time?start=…&end=…   DeviceTimes
+GET  /internal/costs/last_training?project=…&adapter=…   LastTraining, or null
+POST /internal/costs/estimate   multipart: `job` (CreateJob), `training_file`, `validation_file` → JobEstimate
 """
 
 from __future__ import annotations

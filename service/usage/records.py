@@ -32,6 +32,8 @@ usage = sa.Table(
     sa.Column("cached_tokens", sa.Integer, nullable=False),
     # what counted against the key's limits: the engine's count, else the estimate
     sa.Column("charged_tokens", sa.Integer, nullable=False),
+    # the requests' share of the engine's time (service.engine.busy); 0 before it was measured
+    sa.Column("engine_s", sa.Float, nullable=False, server_default="0"),
     sa.Index("ix_usage_key_id_hour", "key_id", "hour"),
 )
 """One row per hour, project, key and adapter version."""
@@ -45,7 +47,7 @@ DIMENSIONS: Final[tuple[Dimension, ...]] = ("hour", "project", "key", "adapter",
 
 @dataclass(slots=True)
 class UsageCounts:
-    """Usage sums; ``charged_tokens`` counted against the key's limits."""
+    """Usage sums; ``charged_tokens`` counted against the key's limits, ``engine_s`` is a share of the engine's time."""
 
     requests: int = 0
     errors: int = 0
@@ -53,6 +55,7 @@ class UsageCounts:
     completion_tokens: int = 0
     cached_tokens: int = 0
     charged_tokens: int = 0
+    engine_s: float = 0.0
 
     def add(self, counts: UsageCounts) -> None:
         """Add ``counts`` to these, in place."""
@@ -62,6 +65,7 @@ class UsageCounts:
         self.completion_tokens += counts.completion_tokens
         self.cached_tokens += counts.cached_tokens
         self.charged_tokens += counts.charged_tokens
+        self.engine_s += counts.engine_s
 
 
 SHOWN: Final = ("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens")

@@ -8,7 +8,9 @@ from adapters.costs import Prices
 from tests.unit.trainer.ladder.rungs_measured import QUESTIONS, right_at, scored
 from trainer.ladder.costs import one_time, request_cost, rung_year
 
-PRICES = Prices(device_hour=3.6, person_hour=60.0, requests_per_month=1_000, retrainings_per_year=2, revalidations_per_year=4)
+PRICES = Prices(
+    device_hour=3.6, person_hour=60.0, requests_per_month=1_000, retrainings_per_year=2, revalidations_per_year=4
+)
 
 
 def test_the_evaluations_time_is_shared_out_by_the_time_that_requests_spent_in_the_engine() -> None:
