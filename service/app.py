@@ -26,6 +26,9 @@ from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
+from service.costs.assemble import Costs
+from service.costs.assemble import assemble as assemble_costs
+from service.costs.routes import router as costs_router
 from service.database import Database
 from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
@@ -98,6 +101,7 @@ class Parts:
     knowledge: Knowledge | None
     grounding: Grounding
     sidecar: Sidecar
+    costs: Costs
     structured: StructuredOutputs
 
 
@@ -122,6 +126,8 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.usage_report = UsageReport(parts.database, parts.usage)
     api.include_router(access_router)
     api.include_router(usage_router)
+    api.state.cost_report, api.state.budgets = parts.costs.report, parts.costs.budgets
+    api.include_router(costs_router)
     api.include_router(registry_router)
     api.state.files, api.state.training = parts.files, parts.sidecar.training
     api.state.admission_queue = parts.admission.queue
@@ -189,13 +195,14 @@ def build(settings: Settings) -> Parts:
     supervisor.before_spawn = registry.collect
     check_store = None if knowledge is None else knowledge.show
     sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store, check_store)
+    costs = assemble_costs(settings, database, usage, sidecar)
     structured = StructuredOutputs.from_settings(settings)
     pipeline = Pipeline(
         settings,
         keys.authenticator,
         catalog,
         supervisor.client,
-        account=Accounts(LogAccount(), usage, RefusalAccount(refusals), *telemetry.accounts),
+        account=Accounts(LogAccount(), usage, costs.budgets, RefusalAccount(refusals), *telemetry.accounts),
         suspect=registry.report_failure,
         saw_tokens=supervisor.saw_tokens,
         limiter=limiter,
@@ -206,6 +213,7 @@ def build(settings: Settings) -> Parts:
         prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
         grammars=structured,
         engine_clock=engine_clock,
+        check_budget=costs.budgets.check,
     )
     telemetry.in_flight = lambda: pipeline.in_flight
     parts = Parts(
@@ -225,6 +233,7 @@ def build(settings: Settings) -> Parts:
         knowledge,
         grounding,
         sidecar,
+        costs,
         structured,
     )
     telemetry.watch(*_sources(parts))
@@ -354,6 +363,7 @@ def _lifespan(parts: Parts) -> Any:
             await stack.enter_async_context(parts.structured.running())
             await parts.supervisor.start()
             await stack.enter_async_context(parts.sidecar.running())
+            await stack.enter_async_context(parts.costs.budgets.running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
             gc.collect()
             gc.freeze()

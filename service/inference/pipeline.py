@@ -85,6 +85,7 @@ class Pipeline:
         prompt_limit: The longest prompt; None: derived from the settings' context only.
         grammars: Checks structured outputs; None: they go to the engine unchecked.
         engine_clock: Measures each request's share of the engine's time; None: one of its own.
+        check_budget: Refuses requests of projects whose budget is spent.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Pipeline:
         prompt_limit: PromptLimit | None = None,
         grammars: StructuredOutputs | None = None,
         engine_clock: EngineClock | None = None,
+        check_budget: Callable[[Caller], None] = lambda caller: None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -123,6 +125,7 @@ class Pipeline:
         self._tracer = tracer
         self._hook = hook
         self._grammars = grammars
+        self._check_budget = check_budget
         self._engine_clock = engine_clock or EngineClock()
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
@@ -140,6 +143,7 @@ class Pipeline:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
             caller = record.caller = self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
+            self._check_budget(caller)
             if self._limiter is not None:
                 reservation = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)

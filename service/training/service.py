@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -98,6 +98,7 @@ class Training:
         files: Holds a job's files.
         catalog: The versions that a job may continue training.
         store: The versions' weights, which tell the modules that a config's patterns match.
+        check_budget: Refuses a new run of a project whose budget is spent.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Training:
         files: Files,
         catalog: Catalog,
         store: Store | None = None,
+        check_budget: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self.client = client
         self._database = database
@@ -115,6 +117,7 @@ class Training:
         self._files = files
         self._catalog = catalog
         self._store = store
+        self.check_budget = check_budget
         self._settling: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -213,8 +216,11 @@ class Training:
         Raises:
             NotFound: A file no longer exists.
             Forbidden, Unauthenticated: The key would exceed its creator's rights, or the creator's key is gone.
+            QuotaSpent: The project's budget is spent.
             TrainerUnavailable, BadGateway, Timeout: No response; the key is kept only if the job exists.
         """
+        if self.check_budget is not None:
+            await self.check_budget(request.key.project)
         return await _run_to_completion(self._provision(request, actor))
 
     async def _provision(self, request: ProvisionRequest, actor: Actor) -> Answer:

@@ -121,4 +121,5 @@ def total(db: sa.Connection, start: int, end: int) -> EngineSeconds:
 
 def measured_since(db: sa.Connection) -> int | None:
     """Unix seconds of the first hour that was measured; None if none was: earlier requests have no engine time."""
-    return db.scalar(sa.select(sa.func.min(engine_time.c.hour)))
+    first: int | None = db.scalar(sa.select(sa.func.min(engine_time.c.hour)))
+    return first

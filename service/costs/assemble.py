@@ -1,0 +1,38 @@
+"""Assembles costs and budgets for the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from service.config import Settings
+from service.costs.budgets import BudgetService
+from service.costs.report import CostReport
+from service.costs.runs import TrainerCosts
+from service.database import Database
+from service.training.sidecar import Sidecar
+from service.usage.account import UsageAccount
+
+TRAINER_DATABASE: Final = "trainer/jobs.db"
+"""Under home, where the gateway has started a trainer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The gateway's components for costs."""
+
+    report: CostReport
+    budgets: BudgetService
+
+
+def assemble(settings: Settings, database: Database, account: UsageAccount, sidecar: Sidecar) -> Costs:
+    """Create the components without starting them; new runs are refused where a budget is spent."""
+    database_of_runs = settings.home / TRAINER_DATABASE
+
+    def has_trainer() -> bool:
+        return sidecar.watch.state != "off" or database_of_runs.exists()
+
+    trainer = TrainerCosts(sidecar.training.client, has_trainer)
+    budgets = BudgetService(database, account, trainer, settings.prices)
+    sidecar.training.check_budget = budgets.check_run
+    return Costs(CostReport(database, account, trainer, budgets, settings.prices), budgets)

@@ -1,0 +1,87 @@
+"""The SQL of costs: the engine's time of requests, told apart by who asked, and the projects' budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from service.access.records import require_project
+from service.access.tables import keys, projects
+from service.usage import records as usage_records
+from service.usage.records import Selection, added, usage
+
+_WITH_KEYS: Final = usage.outerjoin(keys, keys.c.id == usage.c.key_id)
+_BY_RUN: Final = sa.func.coalesce(keys.c.background, sa.false())
+"""A run's own key made the request: it was asked to judge."""
+_CREATOR: Final = sa.func.coalesce(keys.c.parent_key_id, usage.c.key_id)
+"""What a run asks is on the bill of the key that created it."""
+_SERVING: Final = sa.case((_BY_RUN, 0.0), else_=usage.c.engine_s)
+_EVALUATING: Final = sa.case((_BY_RUN, usage.c.engine_s), else_=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests of callers to one version of an adapter, added up; 0 where it has no number."""
+
+    version: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    engine_s: float
+    measured_requests: int
+    """Those in hours in which the engine's time was measured."""
+
+
+def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
+    """Rows of requests, tokens and engine time (s), by the dimensions of the selection; the key is the creator's."""
+    sums = [added(usage.c[name], name) for name in ("requests", "prompt_tokens", "completion_tokens")]
+    sums += [added(_SERVING, "serving"), added(_EVALUATING, "evaluating")]
+    return usage_records.select(db, selection, sums, _WITH_KEYS, _CREATOR)
+
+
+def add_key_names(db: sa.Connection, rows: list[dict[str, Any]]) -> None:
+    """Write each row's ``key_name``."""
+    names = usage_records.key_names(db, {row["key"] for row in rows})
+    for row in rows:
+        row["key_name"] = names.get(row["key"], row["key"] if row["key"] == "admin" else None)
+
+
+def engine_seconds(db: sa.Connection, start: int) -> dict[str, float]:
+    """The engine time of each project's requests in the hours since ``start``, s."""
+    query = sa.select(usage.c.project, sa.func.sum(usage.c.engine_s)).where(usage.c.hour >= start)
+    return {project: float(seconds) for project, seconds in db.execute(query.group_by(usage.c.project))}
+
+
+def engine_seconds_of_key(db: sa.Connection, key_id: str) -> float:
+    """The engine time of all requests of one key, such as a run's, s."""
+    return float(db.scalar(sa.select(added(usage.c.engine_s, "seconds")).where(usage.c.key_id == key_id)) or 0.0)
+
+
+def traffic(db: sa.Connection, project: str, adapter: str, start: int, end: int, measured_since: int) -> list[Traffic]:
+    """Callers' requests to each version of an adapter in the hours from ``start`` to ``end``, by version."""
+    measured = sa.case((usage.c.hour >= measured_since, usage.c.requests), else_=0)
+    names = ("requests", "prompt_tokens", "completion_tokens", "engine_s")
+    query = (
+        sa.select(usage.c.version, *(added(usage.c[name], name) for name in names), added(measured, "measured"))
+        .select_from(_WITH_KEYS)
+        .where(usage.c.project == project, usage.c.adapter == adapter, sa.not_(_BY_RUN))
+        .where(usage.c.hour >= start, usage.c.hour < end)
+        .group_by(usage.c.version)
+        .order_by(usage.c.version)
+    )
+    return [Traffic(*row._tuple()) for row in db.execute(query)]
+
+
+def budgets(db: sa.Connection) -> Mapping[str, float]:
+    """The monthly budget of each project that has one, in the operator's currency."""
+    chosen = sa.select(projects.c.id, projects.c.monthly_budget).where(projects.c.monthly_budget.is_not(None))
+    return {row.id: float(row.monthly_budget) for row in db.execute(chosen.order_by(projects.c.id))}
+
+
+def set_budget(db: sa.Connection, project: str, monthly: float | None) -> None:
+    """Set or remove a project's budget. Raises NotFound if there is no such project."""
+    require_project(db, project)
+    db.execute(projects.update().where(projects.c.id == project).values(monthly_budget=monthly))
