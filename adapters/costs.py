@@ -176,7 +176,7 @@ class YearCost(CostModel):
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """What a year is computed from, for one version.
+    """What a year is computed from, for one version; None if it is not known.
 
     Attributes:
         engine_seconds: Of one request.
@@ -186,37 +186,47 @@ class Upkeep:
         requests_per_year: The traffic.
     """
 
-    engine_seconds: float
-    training_seconds: float
-    judging_seconds: float
-    examples: int
+    engine_seconds: float | None
+    training_seconds: float | None
+    judging_seconds: float | None
+    examples: int | None
     requests_per_year: int
 
 
 def year_cost(upkeep: Upkeep, prices: Prices) -> YearCost:
-    """The cost of a year: ``COSTS.md`` has the formulas."""
-    trainings = prices.retrainings_per_year if upkeep.training_seconds else 0
-    requests_s = upkeep.requests_per_year * upkeep.engine_seconds
-    retraining_s = trainings * upkeep.training_seconds
-    judging_s = (prices.revalidations_per_year + trainings) * upkeep.judging_seconds
-    data_hours = trainings * RENEWED_SHARE * upkeep.examples / EXAMPLES_AN_HOUR
-    check_hours = prices.revalidations_per_year * prices.checked_share * upkeep.examples / CHECKS_AN_HOUR
-    parts = {
-        "requests": prices.device(requests_s),
-        "retraining": prices.device(retraining_s),
-        "judging": prices.device(judging_s),
-        "data": prices.people(data_hours),
-        "checks": prices.people(check_hours),
+    """The cost of a year; the formulas are explained in `service/costs/COSTS.md`.
+
+    What is not known is None in money, and left out of the hours.
+    """
+    trainings = 0 if upkeep.training_seconds == 0 else prices.retrainings_per_year
+    revalidations = prices.revalidations_per_year
+    device_s = {
+        "requests": _times(upkeep.requests_per_year, upkeep.engine_seconds),
+        "retraining": _times(trainings, upkeep.training_seconds),
+        "judging": _times(revalidations + trainings, upkeep.judging_seconds),
     }
-    once = prices.device(upkeep.training_seconds) if trainings else None
+    people_h = {
+        "data": _times(trainings * RENEWED_SHARE / EXAMPLES_AN_HOUR, upkeep.examples),
+        "checks": _times(revalidations * prices.checked_share / CHECKS_AN_HOUR, upkeep.examples),
+    }
+    parts = {name: None if value is None else prices.device(value) for name, value in device_s.items()}
+    parts |= {name: None if value is None else prices.people(value) for name, value in people_h.items()}
+    once = prices.device(upkeep.training_seconds) if trainings and upkeep.training_seconds else None
     return YearCost(
         **parts,
         total=total(*parts.values()),
-        device_hours=(requests_s + retraining_s + judging_s) / SECONDS_AN_HOUR,
-        people_hours=data_hours + check_hours,
+        device_hours=sum(value or 0.0 for value in device_s.values()) / SECONDS_AN_HOUR,
+        people_hours=sum(value or 0.0 for value in people_h.values()),
         requests_per_year=upkeep.requests_per_year,
         rule_of_thumb=None if once is None else (RULE_OF_THUMB[0] * once, RULE_OF_THUMB[1] * once),
     )
+
+
+def _times(count: float, each: float | None) -> float | None:
+    """``count`` times something; nothing of something unknown is nothing."""
+    if not count:
+        return 0.0
+    return None if each is None else count * each
 
 
 def total(*parts: float | None) -> float | None:

@@ -127,7 +127,8 @@ def create_app(settings: Settings) -> ASGIApp:
     api.include_router(access_router)
     api.include_router(usage_router)
     api.state.cost_report, api.state.budgets = parts.costs.report, parts.costs.budgets
-    api.include_router(costs_router)
+    api.state.estimates, api.state.year_report = parts.costs.estimates, parts.costs.year
+    api.include_router(costs_router)  # before the routes that forward everything below /v1/fine_tuning
     api.include_router(registry_router)
     api.state.files, api.state.training = parts.files, parts.sidecar.training
     api.state.admission_queue = parts.admission.queue
@@ -195,7 +196,7 @@ def build(settings: Settings) -> Parts:
     supervisor.before_spawn = registry.collect
     check_store = None if knowledge is None else knowledge.show
     sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store, check_store)
-    costs = assemble_costs(settings, database, usage, sidecar)
+    costs = assemble_costs(settings, database, usage, sidecar, files, catalog)
     structured = StructuredOutputs.from_settings(settings)
     pipeline = Pipeline(
         settings,

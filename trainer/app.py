@@ -40,6 +40,7 @@ from trainer.finetune import capacity
 from trainer.finetune import kind as finetune_kind
 from trainer.finetune.cost_routes import router as costs_router
 from trainer.finetune.costs import JobCosts
+from trainer.finetune.estimates import JobEstimates
 from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
@@ -73,6 +74,7 @@ class Trainer:
     supervisor: Supervisor
     jobs: Jobs
     costs: JobCosts
+    estimates: JobEstimates
     evaluations: Evaluations
     ladders: Ladders
     checks: DataChecks
@@ -116,13 +118,17 @@ class Trainer:
         children = Children(database, {kind.name: kind for kind in kinds})
         transitions = Transitions(database, notifier, housekeeper, children, webhook)
         supervisor = Supervisor(settings, database, notifier, transitions, kinds)
+        jobs_service = Jobs(
+            finetune, settings, installation, base, database, notifier, supervisor.lines, supervisor.working
+        )
         return cls(
             database=database,
             kinds=kinds,
             housekeeper=housekeeper,
             supervisor=supervisor,
-            jobs=Jobs(finetune, settings, installation, base, database, notifier, supervisor.lines, supervisor.working),
+            jobs=jobs_service,
             costs=JobCosts(finetune, database),
+            estimates=JobEstimates(jobs_service, finetune, database, settings, installation),
             evaluations=Evaluations(
                 evaluation, settings, installation, base.positions, database, notifier, supervisor.lines
             ),

@@ -16,7 +16,7 @@ from service.usage.records import Selection, added, usage
 _WITH_KEYS: Final = usage.outerjoin(keys, keys.c.id == usage.c.key_id)
 _BY_RUN: Final = sa.func.coalesce(keys.c.background, sa.false())
 """A run's own key made the request: it was asked to judge."""
-_CREATOR: Final = sa.func.coalesce(keys.c.parent_key_id, usage.c.key_id)
+_CREATOR: Final[sa.ColumnElement[str]] = sa.func.coalesce(keys.c.parent_key_id, usage.c.key_id)
 """What a run asks is on the bill of the key that created it."""
 _SERVING: Final = sa.case((_BY_RUN, 0.0), else_=usage.c.engine_s)
 _EVALUATING: Final = sa.case((_BY_RUN, usage.c.engine_s), else_=0.0)
@@ -24,7 +24,10 @@ _EVALUATING: Final = sa.case((_BY_RUN, usage.c.engine_s), else_=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests of callers to one version of an adapter, added up; 0 where it has no number."""
+    """Callers' requests to one version of an adapter, added up.
+
+    ``first_hour`` is Unix seconds; ``measured_requests`` are those in hours in which the engine's time was measured.
+    """
 
     version: int
     requests: int
@@ -32,7 +35,7 @@ class Traffic:
     completion_tokens: int
     engine_s: float
     measured_requests: int
-    """Those in hours in which the engine's time was measured."""
+    first_hour: int
 
 
 def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
@@ -60,19 +63,26 @@ def engine_seconds_of_key(db: sa.Connection, key_id: str) -> float:
     return float(db.scalar(sa.select(added(usage.c.engine_s, "seconds")).where(usage.c.key_id == key_id)) or 0.0)
 
 
-def traffic(db: sa.Connection, project: str, adapter: str, start: int, end: int, measured_since: int) -> list[Traffic]:
-    """Callers' requests to each version of an adapter in the hours from ``start`` to ``end``, by version."""
+def traffic(db: sa.Connection, selection: Selection, measured_since: int) -> list[Traffic]:
+    """Callers' requests to each version of the selection's adapter, by version."""
     measured = sa.case((usage.c.hour >= measured_since, usage.c.requests), else_=0)
     names = ("requests", "prompt_tokens", "completion_tokens", "engine_s")
     query = (
-        sa.select(usage.c.version, *(added(usage.c[name], name) for name in names), added(measured, "measured"))
+        sa.select(
+            usage.c.version,
+            *(added(usage.c[name], name) for name in names),
+            added(measured, "measured_requests"),
+            sa.func.min(usage.c.hour).label("first_hour"),
+        )
         .select_from(_WITH_KEYS)
-        .where(usage.c.project == project, usage.c.adapter == adapter, sa.not_(_BY_RUN))
-        .where(usage.c.hour >= start, usage.c.hour < end)
+        .where(usage.c.project == selection.project, usage.c.adapter == selection.adapter, sa.not_(_BY_RUN))
+        .where(usage.c.hour >= selection.start, usage.c.hour < selection.end)
         .group_by(usage.c.version)
         .order_by(usage.c.version)
     )
-    return [Traffic(*row._tuple()) for row in db.execute(query)]
+    if selection.key is not None:
+        query = query.where(selection.key == _CREATOR)
+    return [Traffic(**row) for row in db.execute(query).mappings()]
 
 
 def budgets(db: sa.Connection) -> Mapping[str, float]:

@@ -6,20 +6,30 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, caller, needs
 from service.costs.budgets import BudgetService
+from service.costs.estimate import EstimateService
 from service.costs.report import CostReport
-from service.costs.schemas import Budget, CostPage
-from service.errors import Conflict, NotFound
-from service.http.body import read_json
+from service.costs.schemas import Budget, CostPage, EstimateAnswer, YearAnswer
+from service.costs.year import YearQuery, YearReport
+from service.errors import BadGateway, Conflict, NotFound, RateLimited, Timeout, TooLarge, TrainerUnavailable
+from service.http.body import as_model, read_json, read_object
 from service.http.schema import ApiModel, answers, takes
+from service.training.forward import headers_of
+from service.training.jobs import JobRequest
+from service.training.request_schemas import JobBody
+from service.training.routes import MAX_JSON_BYTES, JobCaller
+from service.training.service import Answer
 from service.usage.report import Bucket, UsageQuery
 from service.usage.routes import MAX_ID_CHARS, MAX_NAME_CHARS, Name, Time
 
 MAX_BUDGET = 1e12
+MAX_PER_DAY = 1e9
+MAX_PROMPT = 10_000_000
 
 router = APIRouter(prefix="/v1", tags=["costs"])
 CurrentCaller = Annotated[Caller, Depends(caller)]
@@ -65,6 +75,18 @@ async def budgets(request: Request) -> BudgetService:
     return service
 
 
+async def estimates(request: Request) -> EstimateService:
+    """The service that the composition root put on the app."""
+    service: EstimateService = request.app.state.estimates
+    return service
+
+
+async def year_report(request: Request) -> YearReport:
+    """The service that the composition root put on the app."""
+    service: YearReport = request.app.state.year_report
+    return service
+
+
 Costs = Annotated[CostReport, Depends(cost_report)]
 Budgets = Annotated[BudgetService, Depends(budgets)]
 
@@ -91,6 +113,44 @@ async def get_costs(
     by = ["adapter"] if group_by is None else [name for given in group_by for name in given.split(",") if name]
     query = UsageQuery(start, end, bucket, by, project, key, adapter, after, limit)
     return await report.read(who, query)
+
+
+@router.get("/costs/year", responses=answers(YearAnswer, NotFound))
+async def get_year(
+    who: CurrentCaller,
+    service: Annotated[YearReport, Depends(year_report)],
+    adapter: Annotated[str, Query(max_length=MAX_NAME_CHARS)],
+    requests_per_day: Annotated[float | None, Query(ge=0, le=MAX_PER_DAY, allow_inf_nan=False)] = None,
+    prompt_tokens: Annotated[int | None, Query(ge=0, le=MAX_PROMPT)] = None,
+) -> dict[str, Any]:
+    """What each version of an adapter of the caller's project costs in a year: requests, retraining, judging, people.
+
+    The traffic is that of the last 30 days, scaled, unless ``requests_per_day`` is given. ``prompt_tokens`` are those
+    that a long prompt would add to each request, for comparison.
+    """
+    return await service.read(who, YearQuery(adapter, requests_per_day, prompt_tokens))
+
+
+@router.post(
+    "/fine_tuning/jobs/estimate",
+    responses=answers(
+        EstimateAnswer, NotFound, Conflict, TooLarge, RateLimited, BadGateway, TrainerUnavailable, Timeout
+    ),
+    response_model=None,
+)
+@takes(JobBody)
+async def estimate_job(
+    request: Request, caller: JobCaller, service: Annotated[EstimateService, Depends(estimates)]
+) -> dict[str, Any] | Response:
+    """What the job with this body will take and cost; needs the same scopes as creating it, and creates nothing.
+
+    The data are checked and the recipe is chosen as for the job; the speed is measured, from past jobs or by a few
+    steps made now, which may take a minute.
+    """
+    headers = headers_of(request, caller)
+    body = as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), JobRequest)
+    estimate = await service.estimate(caller, body, headers)
+    return Response(estimate.body, estimate.status, estimate.headers) if isinstance(estimate, Answer) else estimate
 
 
 @router.get("/budgets", responses=answers(BudgetList))

@@ -22,7 +22,7 @@ from service.access.caller import Caller
 from service.access.records import KeyDraft
 from service.access.service import Keys
 from service.database import Database
-from service.datasets.service import named_file
+from service.datasets.service import NamedFile, named_file
 from service.errors import BadGateway, Forbidden, HatrackError, NotFound, TrainerUnavailable
 from service.files.purposes import Purpose
 from service.files.service import Files
@@ -30,7 +30,7 @@ from service.registry import records
 from service.registry.catalog import Catalog
 from service.training.client import TrainerClient
 from service.training.forward import kept_headers, read_bounded
-from service.training.jobs import JobRequest, check, datasets_detail, shape_of
+from service.training.jobs import AuthorizedJob, JobRequest, check, datasets_detail, shape_of
 
 T = TypeVar("T")
 JOBS_PATH: Final = "/v1/fine_tuning/jobs"
@@ -88,6 +88,15 @@ class Settlement:
     actor: Actor
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """An authorised job: its files by the request's field, and what is sent to the trainer."""
+
+    authorized: AuthorizedJob
+    files: dict[str, NamedFile]
+    envelope: CreateJob
+
+
 class Training:
     """The gateway's side of the trainer's routes.
 
@@ -141,6 +150,27 @@ class Training:
         replayed = await self._replay(request, headers)
         if replayed is not None:
             return replayed
+        prepared = await self.prepare_job(caller, request)
+        provision = ProvisionRequest(
+            path=JOBS_PATH,
+            key=prepared.authorized.key(caller),
+            files={param: named.file.id for param, named in prepared.files.items()},
+            headers=headers | JSON,
+            body=orjson.dumps(prepared.envelope.model_dump()),
+            action="job.create",
+            claim=CLAIM_PATH,
+            detail={"adapter": prepared.authorized.adapter, "model": request.model, **datasets_detail(prepared.files)},
+        )
+        return await self.provision(provision, actor)
+
+    async def prepare_job(self, caller: Caller, request: JobRequest) -> PreparedJob:
+        """Authorise everything that a job's body names, and make what is sent to the trainer.
+
+        Raises:
+            Forbidden: The caller may not create that adapter.
+            NotFound: A file, a dataset or the model does not exist for this caller.
+            BadRequest: A field's value is not allowed.
+        """
         files = {
             param: await named_file(self._database, self._files, caller, text, (Purpose.FINE_TUNE,), param)
             for param, text in request.files().items()
@@ -148,17 +178,7 @@ class Training:
         authorized = check(request, caller, self._catalog)
         shape = await self._parent_shape(caller, authorized.parent)
         envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape))
-        provision = ProvisionRequest(
-            path=JOBS_PATH,
-            key=authorized.key(caller),
-            files={param: named.file.id for param, named in files.items()},
-            headers=headers | JSON,
-            body=orjson.dumps(envelope.model_dump()),
-            action="job.create",
-            claim=CLAIM_PATH,
-            detail={"adapter": authorized.adapter, "model": request.model, **datasets_detail(files)},
-        )
-        return await self.provision(provision, actor)
+        return PreparedJob(authorized, files, envelope)
 
     async def _replay(self, request: JobRequest, headers: dict[str, str]) -> Answer | None:
         """The response to an earlier request with the same Idempotency-Key, even if its files or parent are gone.

@@ -78,8 +78,7 @@ class Jobs(RunService):
         previous = await self.find_previous_run(caller, retry)
         if previous is not None:
             return (await self.show_to(caller, previous))[0], True
-        await self._check(request, context)
-        spec = self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
+        spec = await self._planned(caller, request, context)
         details = JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device)
         new_run = NewRun(
             id=spec.id,
@@ -95,6 +94,14 @@ class Jobs(RunService):
         )
         run, made = await self.create_run(caller, new_run, spec, key, retry, f"Created fine-tuning job: {spec.id}")
         return (await self.show_to(caller, run))[0], not made
+
+    async def planned(self, caller: CurrentCaller, content: object, context: JobContext) -> JobSpec:
+        """What the worker of such a job would be told; nothing is created. Raises as `create` about the request."""
+        return await self._planned(caller, read_body(content), context)
+
+    async def _planned(self, caller: CurrentCaller, request: JobRequest, context: JobContext) -> JobSpec:
+        await self._check(request, context)
+        return self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
 
     async def replay(self, caller: CurrentCaller, content: object, idempotency_key: str | None) -> dict[str, Any]:
         """The job that was created with this Idempotency-Key; only the key and the body are checked.

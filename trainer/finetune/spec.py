@@ -25,7 +25,7 @@ from pydantic import Field
 
 from adapters.dataset.held_out import SHARE
 from adapters.protocol.requests import Overflow
-from adapters.protocol.runs import FileRef
+from adapters.protocol.runs import FileRef, ParentShape
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
 from trainer.tune.hyperparameters import HyperparameterRequest
@@ -41,6 +41,10 @@ OUTPUT: Final = "output"
 PUSHED: Final = "pushed.json"
 JUDGING: Final = "judging.json"
 JUDGED: Final = "judged.json"
+ESTIMATE: Final = "estimate.json"
+"""Of an estimate's directory: EstimateOrders."""
+ESTIMATE_REFUSED: Final = 3
+"""The exit code of `trainer.finetune.estimating` where the job would be refused."""
 
 WORKER: Final = "trainer.finetune.worker"
 """The module that starts a worker."""
@@ -173,6 +177,33 @@ class JobResult(RunResult):
     def known_cost(self) -> float | None:
         """`cost`; None where an earlier release wrote 0 because there was no price."""
         return self.cost if self.cost or self.training_seconds is not None else None
+
+
+class PastSpeed(Frozen):
+    """How fast a past job on this base and device trained, tokens/s, and with what recipe."""
+
+    tokens_per_s: float
+    quantization: str
+
+
+class EstimateOrders(Frozen):
+    """What the API knows: past speeds of jobs of the same method, and the shape of the parent's LoRA."""
+
+    record: tuple[PastSpeed, ...] = ()
+    parent_shape: ParentShape | None = None
+
+
+class MeasuredPlan(Frozen):
+    """What a job would train, and its measured speed; ``jobs``: past ones that tell it, 0: a short run did."""
+
+    examples: int
+    held_out: int
+    epochs: int
+    tokens: int
+    tokens_per_s: float
+    jobs: int
+    device: str
+    preparing_s: float
 
 
 class JobDetails(Frozen):
