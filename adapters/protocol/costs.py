@@ -2,7 +2,7 @@
 
 GET  /internal/costs/device_time?start=…&end=…   DeviceTimes
 GET  /internal/costs/last_training?project=…&adapter=…   LastTraining, or null
-POST /internal/costs/estimate   multipart: `job` (CreateJob), `training_file`, `validation_file` → JobEstimate
+POST /internal/costs/estimate   multipart: `job` (CreateJob), `training_file`, `validation_file` → EstimatedJob
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LastTraining(ProtocolModel):
     trained_tokens: int
 
 
-class JobEstimate(ProtocolModel):
+class EstimatedJob(ProtocolModel):
     """What a job will take, by a measured speed. Times in seconds; None where nothing was measured.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adapters.costs import Prices, total
-from adapters.protocol.costs import JobEstimate
+from adapters.protocol.costs import EstimatedJob
 from service.access.caller import Caller
 from service.costs.runs import TrainerCosts
 from service.files.service import Files
@@ -23,7 +23,7 @@ class EstimateService:
         self._prices = prices
 
     async def estimate(self, caller: Caller, request: JobRequest, headers: dict[str, str]) -> dict[str, Any] | Answer:
-        """The estimate, as ``service.costs.schemas.EstimateAnswer``; or the trainer's refusal.
+        """The estimate, as ``service.costs.schemas.JobEstimate``; or the trainer's refusal.
 
         Raises:
             Forbidden, NotFound, BadRequest: As for a job.
@@ -39,7 +39,7 @@ class EstimateService:
         return shown(estimate, prepared.authorized.adapter, self._prices)
 
 
-def shown(estimate: JobEstimate, adapter: str, prices: Prices) -> dict[str, Any]:
+def shown(estimate: EstimatedJob, adapter: str, prices: Prices) -> dict[str, Any]:
     """An estimate as the API shows it."""
     seconds = {"starting": estimate.starting_s, "training": estimate.training_s, "judging": estimate.judging_s}
     money = None

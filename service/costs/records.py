@@ -13,13 +13,13 @@ from service.access.tables import keys, projects
 from service.usage import records as usage_records
 from service.usage.records import Selection, added, usage
 
-_WITH_KEYS: Final = usage.outerjoin(keys, keys.c.id == usage.c.key_id)
-_BY_RUN: Final = sa.func.coalesce(keys.c.background, sa.false())
+_with_keys: Final = usage.outerjoin(keys, keys.c.id == usage.c.key_id)
+_by_run: Final = sa.func.coalesce(keys.c.background, sa.false())
 """A run's own key made the request: it was asked to judge."""
-_CREATOR: Final[sa.ColumnElement[str]] = sa.func.coalesce(keys.c.parent_key_id, usage.c.key_id)
+_creator: Final[sa.ColumnElement[str]] = sa.func.coalesce(keys.c.parent_key_id, usage.c.key_id)
 """What a run asks is on the bill of the key that created it."""
-_SERVING: Final = sa.case((_BY_RUN, 0.0), else_=usage.c.engine_s)
-_EVALUATING: Final = sa.case((_BY_RUN, usage.c.engine_s), else_=0.0)
+_serving: Final = sa.case((_by_run, 0.0), else_=usage.c.engine_s)
+_evaluating: Final = sa.case((_by_run, usage.c.engine_s), else_=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Traffic:
 def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
     """Rows of requests, tokens and engine time (s), by the dimensions of the selection; the key is the creator's."""
     sums = [added(usage.c[name], name) for name in ("requests", "prompt_tokens", "completion_tokens")]
-    sums += [added(_SERVING, "serving"), added(_EVALUATING, "evaluating")]
-    return usage_records.select(db, selection, sums, _WITH_KEYS, _CREATOR)
+    sums += [added(_serving, "serving"), added(_evaluating, "evaluating")]
+    return usage_records.select(db, selection, sums, _with_keys, _creator)
 
 
 def add_key_names(db: sa.Connection, rows: list[dict[str, Any]]) -> None:
@@ -74,14 +74,14 @@ def traffic(db: sa.Connection, selection: Selection, measured_since: int) -> lis
             added(measured, "measured_requests"),
             sa.func.min(usage.c.hour).label("first_hour"),
         )
-        .select_from(_WITH_KEYS)
-        .where(usage.c.project == selection.project, usage.c.adapter == selection.adapter, sa.not_(_BY_RUN))
+        .select_from(_with_keys)
+        .where(usage.c.project == selection.project, usage.c.adapter == selection.adapter, sa.not_(_by_run))
         .where(usage.c.hour >= selection.start, usage.c.hour < selection.end)
         .group_by(usage.c.version)
         .order_by(usage.c.version)
     )
     if selection.key is not None:
-        query = query.where(selection.key == _CREATOR)
+        query = query.where(_creator == selection.key)
     return [Traffic(**row) for row in db.execute(query).mappings()]
 
 

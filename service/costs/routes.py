@@ -14,7 +14,7 @@ from service.access.http import actor, caller, needs
 from service.costs.budgets import BudgetService
 from service.costs.estimate import EstimateService
 from service.costs.report import CostReport
-from service.costs.schemas import Budget, CostPage, EstimateAnswer, YearAnswer
+from service.costs.schemas import Budget, CostPage, JobEstimate, YearAnswer
 from service.costs.year import YearQuery, YearReport
 from service.errors import BadGateway, Conflict, NotFound, RateLimited, Timeout, TooLarge, TrainerUnavailable
 from service.http.body import as_model, read_json, read_object
@@ -133,9 +133,7 @@ async def get_year(
 
 @router.post(
     "/fine_tuning/jobs/estimate",
-    responses=answers(
-        EstimateAnswer, NotFound, Conflict, TooLarge, RateLimited, BadGateway, TrainerUnavailable, Timeout
-    ),
+    responses=answers(JobEstimate, NotFound, Conflict, TooLarge, RateLimited, BadGateway, TrainerUnavailable, Timeout),
     response_model=None,
 )
 @takes(JobBody)

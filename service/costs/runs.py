@@ -15,7 +15,7 @@ from adapters.protocol.costs import (
     ESTIMATE_PATH,
     LAST_TRAINING_PATH,
     DeviceTimes,
-    JobEstimate,
+    EstimatedJob,
     LastTraining,
 )
 from adapters.protocol.runs import CreateJob
@@ -66,7 +66,7 @@ class TrainerCosts:
 
     async def estimate(
         self, envelope: CreateJob, headers: Mapping[str, str], files: Mapping[str, Path]
-    ) -> JobEstimate | Answer:
+    ) -> EstimatedJob | Answer:
         """What a job will take; or the trainer's refusal, for the client.
 
         Args:
@@ -81,7 +81,7 @@ class TrainerCosts:
         form = _form(boundary, envelope.model_dump_json().encode(), files)
         async with self._client.open("POST", ESTIMATE_PATH, sent, form, timeout_s=CHECK_TIMEOUT_S) as response:
             answer = Answer(response.status, kept_headers(response), await read_bounded(response))
-        return JobEstimate.model_validate_json(answer.body) if answer.status == 200 else answer
+        return EstimatedJob.model_validate_json(answer.body) if answer.status == 200 else answer
 
     async def _get(self, target: str, model: TypeAdapter[T]) -> T:
         async with self._client.open("GET", target, {}, timeout_s=ANSWER_TIMEOUT_S) as response:

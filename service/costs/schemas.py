@@ -136,7 +136,7 @@ class EstimatedMoney(ApiModel):
     total: float | None
 
 
-class EstimateAnswer(ApiModel):
+class JobEstimate(ApiModel):
     """What a job will take and cost."""
 
     object: Literal["fine_tuning.job.estimate"]

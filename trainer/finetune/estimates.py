@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 
-from adapters.protocol.costs import JobEstimate
+from adapters.protocol.costs import EstimatedJob
 from adapters.protocol.runs import CreateJob
 from trainer.config import Installation, Settings, worker_environment
 from trainer.database import Database
@@ -82,7 +82,7 @@ class JobEstimates:
         self._slot = asyncio.Semaphore(1)
         self._pending = 0
 
-    async def estimate(self, caller: CurrentCaller, sent: CreateJob, files: Mapping[str, Upload]) -> JobEstimate:
+    async def estimate(self, caller: CurrentCaller, sent: CreateJob, files: Mapping[str, Upload]) -> EstimatedJob:
         """What the job would take. Nothing is kept.
 
         Args:
@@ -174,10 +174,10 @@ class JobEstimates:
         return MeasuredPlan.model_validate_json(output)
 
 
-def _estimate(plan: MeasuredPlan, past: Sequence[PastJob], settings: Settings) -> JobEstimate:
+def _estimate(plan: MeasuredPlan, past: Sequence[PastJob], settings: Settings) -> EstimatedJob:
     judged = [each.judging_s / each.held_out for each in past if each.judging_s and each.held_out]
     asked = min(plan.held_out, settings.evaluate_max)
-    return JobEstimate(
+    return EstimatedJob(
         examples=plan.examples,
         held_out=plan.held_out,
         epochs=plan.epochs,

@@ -1,7 +1,5 @@
 """Costs, budgets, estimates and years. Amounts are in the operator's currency, None where a price is not set."""
 
-from __future__ import annotations
-
 from typing import Literal, NotRequired, TypedDict
 
 

@@ -22,12 +22,21 @@ from service.costs.budgets import BudgetService
 from service.costs.report import CostReport
 from service.costs.routes import router
 from service.costs.runs import TrainerCosts
+from service.costs.year import YearReport
 from service.database import Database
 from service.engine.busy import EngineClock
 from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import TrainerUnavailable
 from service.http.stream import TokenUsage
-from service.registry.catalog import Target
+from service.registry.catalog import (
+    NO_SETTINGS,
+    AdapterEntry,
+    Catalog,
+    CatalogSnapshot,
+    Servable,
+    Target,
+    VersionEntry,
+)
 from service.telemetry.record import Record
 from service.usage.account import UsageAccount
 from service.usage.engine_time import EngineMeter
@@ -86,6 +95,10 @@ class CostsApp:
         api = FastAPI()
         api.state.authenticator = authenticator
         api.state.budgets = self.budgets
+        self.catalog = Catalog("smol", 0)
+        api.state.year_report = YearReport(
+            self.database, self.account, trainer, self.catalog, prices, wall=self.clock.wall
+        )
         api.state.cost_report = CostReport(
             self.database, self.account, trainer, self.budgets, prices, wall=self.clock.wall
         )
@@ -109,12 +122,21 @@ class CostsApp:
             yield self
         await self.database.close()
 
-    def ask(self, key_id: str, seconds: float, adapter: str = "voice", version: int = 1) -> None:
+    def publish(self, project: str, *weights: bool) -> None:
+        """An adapter `voice` with versions that have weights or not; the last one is live."""
+        versions = {
+            number: VersionEntry(number, "0" * 64 if has_weights else None, NO_SETTINGS, Servable.OK, 0)
+            for number, has_weights in enumerate(weights, start=1)
+        }
+        entry = AdapterEntry("voice", 0, versions, {"live": len(versions)})
+        self.catalog.replace(CatalogSnapshot({(project, "voice"): entry}))
+
+    def ask(self, key_id: str, seconds: float, adapter: str = "voice", version: int = 1, tokens: int = 10) -> None:
         """A request of 10 tokens in and 5 out that has the engine to itself for that long."""
         entered = self.engine.enter()
         self.clock.pass_s(seconds)
         target = Target(adapter, "0" * 64, adapter, version)
-        record = Record("r", "/v1/x", self.callers[key_id], target, usage=TokenUsage(10, 5, 0))
+        record = Record("r", "/v1/x", self.callers[key_id], target, usage=TokenUsage(tokens, 5, 0))
         record.engine_s = self.engine.leave(entered)
         self.account(record)
         self.budgets(record)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.protocol.costs import ESTIMATE_PATH, LAST_TRAINING_PATH, JobEstimate, LastTraining
+from adapters.protocol.costs import ESTIMATE_PATH, LAST_TRAINING_PATH, EstimatedJob, LastTraining
 from adapters.protocol.runs import CreateJob, FileRef, JobContext
 from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.trainers import Running, gateway_headers, running
@@ -87,7 +87,7 @@ async def test_a_past_job_tells_what_the_next_one_will_take(trainer: Running) ->
     assert ended.status == "succeeded"
     answer = await estimate(trainer, CONTENT, hyperparameters={"n_epochs": 2})
     assert answer.status_code == 200, answer.text
-    told = JobEstimate.model_validate(answer.json())
+    told = EstimatedJob.model_validate(answer.json())
     assert (told.speed_source, told.jobs, told.epochs, told.tokens_per_s) == ("record", 1, 2, 250)
     assert told.training_s == pytest.approx(told.trained_tokens / told.tokens_per_s)
     directory = trainer.trainer.jobs.directories.path_of(ended.id)
