@@ -158,6 +158,7 @@ def _print_year(year: YearAnswer) -> None:
     say(f"{year['adapter']}: a year of {traffic['requests_per_year']:,} requests ({sources[traffic['source']]})")
     columns = ("VERSION", "TOKENS", "REQUESTS", "RETRAIN", "JUDGING", "DATA", "CHECKS", currency or "TOTAL", "HOURS")
     terminal.print_table(columns, [_year_row(version) for version in year["versions"]])
+    say("Tokens are those of a request, in + out; hours those of the device + of people's work.")
     rhythm, training = year["rhythm"], year["training"]
     say(
         f"Rhythm: {rhythm['retrainings_per_year']} retrainings, {rhythm['revalidations_per_year']:.1f} revalidations, "
