@@ -141,7 +141,7 @@ def create_app(settings: Settings) -> ASGIApp:
         parts.sidecar.evaluations,
         parts.sidecar.revalidations,
     )
-    api.state.ladders = parts.sidecar.ladders
+    api.state.jobs, api.state.ladders = parts.sidecar.jobs, parts.sidecar.ladders
     api.include_router(training_router)
     api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
@@ -195,7 +195,11 @@ def build(settings: Settings) -> Parts:
     )
     supervisor.before_spawn = registry.collect
     check_store = None if knowledge is None else knowledge.show
-    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store, check_store)
+    sidecar = assemble_sidecar(
+        *(settings, database, keys, catalog, files, registry.verdicts, store),
+        check_store=check_store,
+        check_grounding=grounding.hook.check_settings,
+    )
     costs = assemble_costs(settings, database, usage, sidecar, files, catalog)
     structured = StructuredOutputs.from_settings(settings)
     pipeline = Pipeline(
@@ -267,9 +271,9 @@ def _keys(settings: Settings, database: Database, limiter: KeyLimiter) -> Keys:
 def _knowledge(settings: Settings, database: Database, files: Files) -> Knowledge | None:
     if not settings.knowledge:
         return None
-    from service.knowledge.assemble import assemble  # a gateway without vector stores imports no numpy
+    from service.knowledge.service import Knowledge  # a gateway without vector stores imports no numpy
 
-    return assemble(settings, database, files)
+    return Knowledge.from_settings(settings, database, files)
 
 
 def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:

@@ -36,6 +36,7 @@ from trainer.evaluate.evaluations import kind as evaluation_kind
 from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.evaluate.evaluations.service import Evaluations
+from trainer.evaluate.evaluations.spec import served_model
 from trainer.finetune import capacity
 from trainer.finetune import kind as finetune_kind
 from trainer.finetune.cost_routes import router as costs_router
@@ -113,6 +114,7 @@ class Trainer:
         evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, looks, evaluating)
         address = settings.webhook()
         webhook = WebhookSender(database, None if address is None else Address(*address))
+        model = served_model(installation, base.positions)
         ladder = ladder_kind.LadderKind(directories[ladder_kind.NAME], evaluations, jobs)
         kinds: tuple[AnyKind, ...] = (finetune, evaluation, ladder)
         children = Children(database, {kind.name: kind for kind in kinds})
@@ -129,10 +131,8 @@ class Trainer:
             jobs=jobs_service,
             costs=JobCosts(finetune, database),
             estimates=JobEstimates(jobs_service, finetune, database, settings, installation),
-            evaluations=Evaluations(
-                evaluation, settings, installation, base.positions, database, notifier, supervisor.lines
-            ),
-            ladders=Ladders(ladder, settings, installation, base.positions, database, notifier, supervisor.lines),
+            evaluations=Evaluations(evaluation, settings, installation, model, database, notifier, supervisor.lines),
+            ladders=Ladders(ladder, settings, installation, model, database, notifier, supervisor.lines),
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,

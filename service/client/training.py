@@ -145,8 +145,8 @@ class FineTuningJobs(Resource):
         if target.version is None:
             raise ClientError(0, "version_missing", f"Name a version, such as {target.name}@3.", "version")
         path = path_of("adapters", target.name, "versions", target.version)
-        found = self._connection.request(AdapterVersion, "GET", path)
-        lineage: dict[str, Any] = found["metadata"].get("lineage") or {}
+        trained = self._connection.request(AdapterVersion, "GET", path)
+        lineage: dict[str, Any] = trained["metadata"].get("lineage") or {}
         job_id = lineage.get("job")
         if not isinstance(job_id, str):
             message = f"{version} was not trained by a job of this gateway, but pushed; there is no recipe to repeat."

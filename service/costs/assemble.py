@@ -46,6 +46,6 @@ def assemble(
     return Costs(
         CostReport(database, account, trainer, budgets, settings.prices),
         budgets,
-        EstimateService(sidecar.training, files, trainer, settings.prices),
+        EstimateService(sidecar.jobs, files, trainer, settings.prices),
         YearReport(database, account, trainer, catalog, settings.prices),
     )

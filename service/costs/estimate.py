@@ -9,15 +9,15 @@ from adapters.protocol.costs import EstimatedJob
 from service.access.caller import Caller
 from service.costs.runs import TrainerCosts
 from service.files.service import Files
-from service.training.jobs import JobRequest
-from service.training.service import Answer, Training
+from service.training.jobs import JobRequest, JobService
+from service.training.service import Answer
 
 
 class EstimateService:
     """Estimates jobs: authorises them as if they were created, and has the trainer measure."""
 
-    def __init__(self, training: Training, files: Files, trainer: TrainerCosts, prices: Prices) -> None:
-        self._training = training
+    def __init__(self, jobs: JobService, files: Files, trainer: TrainerCosts, prices: Prices) -> None:
+        self._jobs = jobs
         self._files = files
         self._trainer = trainer
         self._prices = prices
@@ -29,7 +29,7 @@ class EstimateService:
             Forbidden, NotFound, BadRequest: As for a job.
             TrainerUnavailable, Timeout, BadGateway: The trainer does not answer.
         """
-        prepared = await self._training.prepare_job(caller, request)
+        prepared = await self._jobs.prepare(caller, request)
         paths = {}
         for param, named in prepared.files.items():
             _, paths[param] = await self._files.content(caller, named.file.id)

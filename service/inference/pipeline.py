@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -26,14 +24,14 @@ from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
-from service.grounding.injectors import PromptInjector
 from service.http.checks import parse_body
 from service.http.stream import Relay, TokenUsage
 from service.inference.calls import Call, EngineCalls, with_prompt
-from service.inference.dialect import OPENAI, Dialect
+from service.inference.dialect import Route
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
-from service.inference.fields import Table, check_body
+from service.inference.fields import check_body
 from service.inference.length import PromptLimit
+from service.inference.prompt import rendered_prompt
 from service.inference.relay import Renamer, engine_error
 from service.inference.sticky import sticky
 from service.inference.upstream import Upstream, UpstreamResponse
@@ -50,24 +48,6 @@ ADAPTER_FAULT_CODES = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
 """Error codes that are evidence of a fault in an adapter's weights or files."""
 MAX_SALTS = 4096
 """Number of cached salts, one per project."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One inference route: its path at the engine, its fields and its dialect."""
-
-    engine_path: str
-    table: Table
-    required: tuple[str, ...]
-    generates: bool = False
-    """Sampling defaults apply, and it can stream."""
-    salted: bool = False
-    """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
-    count: re.Pattern[bytes] | None = None
-    """For routes that run no model: finds the token count in the answer; None: the estimate is used."""
-    dialect: Dialect = OPENAI
-    injector: PromptInjector | None = None
-    """Inserts passages and citations; None: the route does not support grounding."""
 
 
 class Pipeline:
@@ -172,6 +152,9 @@ class Pipeline:
                         await self._ground(options, exchange, route, record, body, reservation, shown)
                     if shown:  # after the passages: no example's question is taken for the request's own
                         route.dialect.add_examples(body, target.settings.example_messages)
+                    if route.renders:
+                        await self._render(exchange, target, record, body)
+                        return
                     async with self._admit_structured_output(route, body, caller):
                         payload = self._payload(body, caller, target, route)
                         call = Call(route.engine_path, payload, began)
@@ -220,6 +203,11 @@ class Pipeline:
         if reservation is not None:
             reservation.charge(grounded.tokens)
             exchange.add_headers(reservation.headers())
+
+    async def _render(self, exchange: Exchange, target: Target, record: Record, body: dict[str, Any]) -> None:
+        """Answer with the finished request; the key is charged for its prompt, by the estimate."""
+        record.usage, record.counted = TokenUsage(), record.prompt
+        await exchange.answer(200, rendered_prompt(body, target, record.grounded))
 
     def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller

@@ -45,6 +45,7 @@ class Hyperparameters(ApiModel):
     warmup_ratio: float | str | None = None
     adapter: str | None = None
     system_prompt: str | None = None
+    grounding: dict[str, Any] | None = None
     strict: bool | str | int | None = None
     drop_long: bool | str | int | None = None
     overflow: str | None = None
@@ -122,7 +123,8 @@ class JobPlan(ApiModel):
     recipe: Recipe
     chosen: dict[str, str] = Field(description="Reason for each value chosen by `auto`, by hyperparameter.")
     system_prompt: str | None
-    grounding: dict[str, Any] | None = Field(description="Inherited from the parent version.")
+    grounding: dict[str, Any] | None = Field(description="The job's own, or that of the version to continue from.")
+    trained_with_passages: bool = Field(description="Whether the training prompts have the passages that it retrieves.")
     tokens_an_epoch: int
     seconds_expected: float | None
     primary: PrimaryMetric | None

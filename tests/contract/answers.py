@@ -195,6 +195,7 @@ async def _inference(ask: Recorder) -> None:
     broken = [{"role": "user", "content": "break"}]
     await ask.send("stream that breaks", "POST", chat, json={"model": "voice", "messages": broken, "stream": True})
     await ask.send("completion", "POST", "/v1/completions", json={"model": "voice", "prompt": "a"})
+    await ask.send("prompt rendered", "POST", f"{chat}/render", json={"model": "voice", "messages": CHAT})
     await ask.send("tokenized", "POST", "/tokenize", json={"model": "voice", "prompt": "a"})
     await ask.send("detokenized", "POST", "/detokenize", json={"model": "voice", "tokens": [1]})
     for name, body in {

@@ -29,10 +29,9 @@ from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.kind import Abort, AbortCause, Advance, Kind, RunOutcome, Stage
-from trainer.runs.process import Command
+from trainer.runs.process import Command, describe_exit
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
-from trainer.runs.transitions import describe_exit
 from trainer.tune.recipe import Recipe
 
 NAME: Final = "finetune"
@@ -112,6 +111,10 @@ class FinetuneKind(Kind[JobResult]):
     def next_stage(self, run: Run) -> Stage:
         """See Kind."""
         return VALIDATE if JobDetails.model_validate(run.details).plan is None else TRAIN
+
+    def created(self, run_id: str) -> str:
+        """See Kind."""
+        return f"Created fine-tuning job: {run_id}"
 
     async def prepare(self, run: Run, stage: Stage) -> None:
         """See Kind: writes how far the job's judge agrees with people."""

@@ -4,6 +4,7 @@ JOBS/ID/spec.json       JobSpec
 JOBS/ID/training.jsonl, held_out.jsonl   the data from the gateway
 JOBS/ID/report.json     the quality report
 JOBS/ID/plan.json       TrainingPlan: the complete recipe, and the reasons for automatic choices
+JOBS/ID/passages.jsonl  questions with the passages that were retrieved for them, see trainer.finetune.passages
 JOBS/ID/parent/         the version that the training starts from
 JOBS/ID/checkpoints/    see trainer.tune.checkpoint
 JOBS/ID/output/         the exported adapter
@@ -18,7 +19,6 @@ JOBS/ID/result.json     JobResult
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
@@ -28,6 +28,7 @@ from adapters.protocol.requests import Overflow
 from adapters.protocol.runs import FileRef, ParentShape
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
+from trainer.runs.spec import TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import RecordedRecipe
 
@@ -35,6 +36,7 @@ TRAINING: Final = "training.jsonl"
 HELD_OUT: Final = "held_out.jsonl"
 REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
+PASSAGES: Final = "passages.jsonl"
 PARENT: Final = "parent"
 CHECKPOINTS: Final = "checkpoints"
 OUTPUT: Final = "output"
@@ -54,8 +56,10 @@ TRAIN: Final = "train"
 
 
 class EvaluationOptions(OperatorRules):
-    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data."""
+    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data. ``requested``: false if it
+    is not judged, because whoever started the job compares its version themselves."""
 
+    requested: bool = True
     promote: Literal["auto", "never"] = "auto"
     metric: str | None = None
     pattern: str | None = None
@@ -64,24 +68,11 @@ class EvaluationOptions(OperatorRules):
     judge: str | None = None
 
 
-class JobSpec(Frozen):
-    """One job. The gateway has authorised every object that it names."""
+class JobSpec(TrainingRunSpec):
+    """One job."""
 
-    id: str
-    project: str
-    created_at: int
-    gateway: str
-    """The gateway's URL."""
     adapter: str
     """The name of the adapter that the result becomes a version of."""
-    base_dir: Path
-    base_name: str
-    max_rank: int
-    """The engine's `--max-lora-rank`."""
-    context: int | None
-    """The engine's context in tokens; None for the base's own."""
-    dtype: str = "bfloat16"
-    """The engine's dtype."""
     parent: str | None = None
     """`name@version` to train further; its files are fetched over HTTP."""
     training_file: FileRef
@@ -92,6 +83,8 @@ class JobSpec(Frozen):
     """The requested hyperparameters (the name is persisted in spec.json)."""
     seed: int
     system_prompt: str | None = None
+    grounding: dict[str, Any] | None = None
+    """The version's grounding; None for the parent's, if it has one."""
     strict: bool = False
     drop_long: bool = False
     """Of jobs of earlier releases."""
@@ -101,14 +94,8 @@ class JobSpec(Frozen):
     held_out_share: float = SHARE
     """The share of the training file that is held out if there is no validation file."""
     metadata: dict[str, str] = Field(default_factory=dict)
-    device: str = "auto"
-    checkpoint_s: float = 60.0
     price_per_hour: float = 0.0
     """Price of the device in the operator's currency."""
-    yield_above: int = 0
-    """The worker pauses between steps while more callers' requests than this wait or are in flight, …"""
-    yield_most_s: float = 30.0
-    """… for at most this long at a time."""
     judging: EvaluationOptions = EvaluationOptions()
 
     @property
@@ -135,13 +122,16 @@ class PrimaryMetric(Frozen):
 class TrainingPlan(Frozen):
     """The complete recipe, the reasons for automatic choices by hyperparameter, and the metric that will judge.
 
-    ``grounding``: the parent version's setting, which the new version inherits.
+    ``grounding``: the new version's: the job's, or the parent version's. ``trained_with_passages``: whether the
+    training prompts have the passages that it retrieves; jobs of earlier releases inherited a grounding and trained
+    without.
     """
 
     recipe: RecordedRecipe
     chosen: dict[str, str]
     system_prompt: str | None
     grounding: dict[str, Any] | None = None
+    trained_with_passages: bool = False
     tokens_an_epoch: int
     seconds_expected: float | None = None
     primary: PrimaryMetric | None = None

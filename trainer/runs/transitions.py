@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Collection
 from typing import Any, Final
@@ -18,7 +17,7 @@ from trainer.runs.failures import is_full
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.kind import Abort, AbortCause, Advance, AnyKind, RunOutcome, Stage, Wait
 from trainer.runs.notifier import Notifier
-from trainer.runs.process import WorkerExit
+from trainer.runs.process import WorkerExit, describe_exit
 from trainer.runs.protocol import FAILED, Control, RunResult
 from trainer.runs.state import Run, Status
 from trainer.webhook import outbox
@@ -197,15 +196,6 @@ class Transitions:
 
         await self._database.run(requeue)
         self._notifier.notify()
-
-
-def describe_exit(end: WorkerExit) -> str:
-    """How a worker exited, as a phrase that follows "the worker"."""
-    if end.code is None:
-        return "disappeared"
-    if end.code < 0:
-        return f"was killed ({signal.Signals(-end.code).name})"
-    return f"ended with exit code {end.code}"
 
 
 def _ending(kind: AnyKind, run: Run, result: RunResult) -> tuple[str, dict[str, Any]]:
