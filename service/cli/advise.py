@@ -235,7 +235,7 @@ def _print_report(report: LadderReport) -> None:
     console.print(Text(terminal.clean(advice["sentence"]), style=STYLES.get(advice["word"], "green")))
     for reason in (*advice["reasons"], *advice["would_change"]):
         console.print(Text(f"  {terminal.clean(reason)}"))
-    priced = report["prices"]["device_hour"] > 0 or report["prices"]["person_hour"] > 0
+    priced = all(rung["year"].get("total") is not None for rung in report["rungs"])
     terminal.print_table(
         ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "A YEAR"],
         [_row(rung, advice["rung"], priced=priced) for rung in report["rungs"]],
@@ -253,7 +253,6 @@ def _print_report(report: LadderReport) -> None:
 
 def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
     mean, request, year = rung["mean"], rung["request"], rung["year"]
-    costs = ("requests", "retraining", "judging", "data", "checks")
     return [
         ">" if rung["key"] == chosen else "",
         terminal.clean(rung["title"]),
@@ -261,5 +260,5 @@ def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
         f"{100 * mean['mean']:.1f}",
         f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}",
         f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}",
-        f"{sum(year[cost] for cost in costs):,.2f}" if priced else f"{year['device_hours']:.1f} h",
+        f"{year['total']:,.2f}" if priced else f"{year['device_hours']:.1f} h",
     ]

@@ -21,6 +21,7 @@ from adapters.dataset.held_out import (
     share_needed,
 )
 from service.cli import terminal
+from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
 from service.cli.jobs import Follow, finish, follow_job
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
@@ -38,7 +39,7 @@ class Promote(StrEnum):
     NEVER = "never"
 
 
-BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "follow", "as_json"})
+BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "estimate", "follow", "as_json"})
 """Options of `train` that may be given with `--recipe`."""
 BESIDE_AGAIN: Final = frozenset({"again", "follow", "as_json"})
 
@@ -118,6 +119,9 @@ def train(
     recipe: SavedRecipe = None,
     again: Again = None,
     save_recipe: RecipeToSave = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
+    ] = False,
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
@@ -154,6 +158,9 @@ def train(
                 drop_long=drop_long,
                 system_prompt=system_prompt,
             )
+        if estimate:
+            print_estimate(client.fine_tuning.jobs.estimate(**_arguments(client, requested)), as_json)
+            return
         job = _start(client, requested, save_recipe, follow=follow, quiet=as_json)
     finish(job, as_json, followed=follow)
 
@@ -226,6 +233,15 @@ def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineT
     """Create a recipe's job, and save the recipe in ``target`` with the seed that the job has got."""
     if target is not None:
         recipe_text(recipe, target.parent, "")  # refused before there is a job
+    job = client.fine_tuning.jobs.create(**_arguments(client, recipe))
+    if target is not None:
+        chosen = job.get("seed") if recipe.seed is None else recipe.seed
+        write_recipe(target, replace(recipe, seed=chosen), job["id"])
+    return job
+
+
+def _arguments(client: HatrackClient, recipe: Recipe) -> dict[str, Any]:
+    """The arguments of a recipe's job; its files are uploaded."""
     # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
     metric = None if recipe.metric is None else _metric(recipe.metric)
     long_values = {"system_prompt": recipe.system_prompt, "metric": metric}
@@ -233,20 +249,16 @@ def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineT
     metadata = {"strict": "true" if recipe.strict else None, "drop_long": "true" if recipe.drop_long else None}
     promote = None if recipe.promote == Promote.AUTO else recipe.promote
     metadata |= {"suites": recipe.suites, "judge": recipe.judge, "promote": promote}
-    job = client.fine_tuning.jobs.create(
-        recipe.data.sent(client),
-        model=recipe.model,
-        adapter=recipe.adapter,
-        validation_file=recipe.held_out.sent(client) if recipe.held_out is not None else None,
-        method=recipe.method,
-        hyperparameters={**recipe.hyperparameters, **hyperparameters},
-        metadata={key: value for key, value in metadata.items() if value is not None},
-        seed=recipe.seed,
-    )
-    if target is not None:
-        chosen = job.get("seed") if recipe.seed is None else recipe.seed
-        write_recipe(target, replace(recipe, seed=chosen), job["id"])
-    return job
+    return {
+        "training_file": recipe.data.sent(client),
+        "model": recipe.model,
+        "adapter": recipe.adapter,
+        "validation_file": recipe.held_out.sent(client) if recipe.held_out is not None else None,
+        "method": recipe.method,
+        "hyperparameters": {**recipe.hyperparameters, **hyperparameters},
+        "metadata": {key: value for key, value in metadata.items() if value is not None},
+        "seed": recipe.seed,
+    }
 
 
 def _repeat(version: str, *, follow: bool, as_json: bool) -> None:

@@ -17,6 +17,7 @@ import orjson
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from adapters.costs import CostSettings
 from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
 from service.config.engine import EngineSettings
@@ -49,7 +50,7 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(EngineSettings, ServerSettings, GroundingSettings):
+class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
@@ -185,12 +186,6 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings):
     proof_timeout_s: float = Field(300, gt=0, description="Time limit for the proof of one version, s.")
 
     # what an evaluation said of it
-    revalidate_days: float = Field(
-        90,
-        gt=0,
-        le=36_500,
-        description="Age in days at which a version's verdict expires and the version is due for revalidation.",
-    )
     revalidate_every_hours: float = Field(
         24,
         ge=0,

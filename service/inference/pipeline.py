@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -20,13 +19,14 @@ from service.admission.estimate import BYTES_PER_TOKEN, estimate
 from service.admission.queue import AdmissionQueue, Permit
 from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
+from service.engine.busy import EngineClock
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.http.checks import parse_body
 from service.http.stream import Relay, TokenUsage
-from service.inference.calls import Call, EngineCalls
+from service.inference.calls import Call, EngineCalls, with_prompt
 from service.inference.dialect import Route
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import check_body
@@ -64,6 +64,8 @@ class Pipeline:
         counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no limit.
         prompt_limit: The longest prompt; None: derived from the settings' context only.
         grammars: Checks structured outputs; None: they go to the engine unchecked.
+        engine_clock: Measures each request's share of the engine's time; None: one of its own.
+        check_budget: Refuses requests of projects whose budget is spent.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Pipeline:
         counting: AdmissionQueue | None = None,
         prompt_limit: PromptLimit | None = None,
         grammars: StructuredOutputs | None = None,
+        engine_clock: EngineClock | None = None,
+        check_budget: Callable[[Caller], None] = lambda caller: None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -101,6 +105,8 @@ class Pipeline:
         self._tracer = tracer
         self._hook = hook
         self._grammars = grammars
+        self._check_budget = check_budget
+        self._engine_clock = engine_clock or EngineClock()
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
         self._salt = secrets.token_bytes(32)
@@ -117,6 +123,7 @@ class Pipeline:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
             caller = record.caller = self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
+            self._check_budget(caller)
             if self._limiter is not None:
                 reservation = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)
@@ -283,6 +290,7 @@ class Pipeline:
     ) -> None:
         """Run the model and relay its answer; releases the admission permit."""
         renamer = Renamer(target)
+        in_engine = self._engine_clock.enter()
         try:
             with closing(await self._calls.send(call, record)) as response:
                 if response.status != 200:
@@ -296,7 +304,7 @@ class Pipeline:
                     try:
                         await self._stream(exchange, response, relay, record, call.began, entered)
                     finally:
-                        record.usage = _with_prompt(relay.counted(), record.prompt)
+                        record.usage = with_prompt(relay.counted(), record.prompt)
                     if relay.error is not None:
                         raise self._report_suspect(engine_error(200, relay.error, target, route.engine_path), target)
                     if not relay.done:
@@ -310,6 +318,7 @@ class Pipeline:
             answer = route.dialect.answer(answer, renamer)
             await exchange.answer(200, answer if record.grounded is None else record.grounded.cite(answer))
         finally:
+            record.engine_s = self._engine_clock.leave(in_engine)
             if entered is not None:
                 entered.leave(record.tokens, answered=record.reached)
 
@@ -368,13 +377,6 @@ class Pipeline:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
         await exchange.fail(error)
-
-
-def _with_prompt(usage: TokenUsage | None, prompt: int) -> TokenUsage | None:
-    """Add the prompt's estimate to a count that a disconnecting client cut short: the prompt is charged anyway."""
-    if usage is None or usage.exact or usage.prompt_tokens:
-        return usage
-    return replace(usage, prompt_tokens=prompt)
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:

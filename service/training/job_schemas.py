@@ -178,8 +178,11 @@ class JobDetails(ApiModel):
     report: JobReport | None
     pauses: JobPauses
     digest: str | None = Field(description="Digest of the pushed version.")
-    seconds: float | None
-    cost: float | None = Field(description="In the operator's currency, by the price per hour.")
+    seconds: float | None = Field(description="Time for which the job's workers had the device.")
+    training_seconds: float | None = Field(description="Of `seconds`, until the version was registered.")
+    judging_seconds: float | None = Field(description="Of `seconds`, the rest: the worker asks the engine, and waits.")
+    cost: float | None = Field(description="`seconds` at the price of the device; null if no price is set.")
+    currency: str | None
     final_loss: float | None = Field(description="In nats per trained token.")
 
 

@@ -136,6 +136,15 @@ def _parsed(value: Any) -> Any:
         return value
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """An authorised job: its files by the request's field, and what is sent to the trainer."""
+
+    authorized: AuthorizedJob
+    files: dict[str, NamedFile]
+    envelope: CreateJob
+
+
 class JobService:
     """Creates fine-tuning jobs.
 
@@ -178,6 +187,28 @@ class JobService:
         replayed = await self._replay(request, headers)
         if replayed is not None:
             return replayed
+        prepared = await self.prepare(caller, request)
+        authorized, files = prepared.authorized, prepared.files
+        provision = ProvisionRequest(
+            path=JOBS_PATH,
+            key=authorized.key(caller),
+            files={param: named.file.id for param, named in files.items()},
+            headers=headers,
+            envelope=prepared.envelope,
+            action="job.create",
+            claim=CLAIM_PATH,
+            detail={"adapter": authorized.adapter, "model": request.model, **datasets_detail(files)},
+        )
+        return await self._training.provision(provision, actor)
+
+    async def prepare(self, caller: Caller, request: JobRequest) -> PreparedJob:
+        """Authorise everything that a job's body names, and make what is sent to the trainer.
+
+        Raises:
+            Forbidden: The caller may not create that adapter.
+            NotFound: A file, a dataset or the model does not exist for this caller.
+            BadRequest: A field's value is not allowed.
+        """
         files = {
             param: await named_file(self._database, self._files, caller, text, (Purpose.FINE_TUNE,), param)
             for param, text in request.files().items()
@@ -189,17 +220,7 @@ class JobService:
             await self._check_grounding(settings, caller, param)
         shape = await self._parent_shape(caller, authorized.parent)
         envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape))
-        provision = ProvisionRequest(
-            path=JOBS_PATH,
-            key=authorized.key(caller),
-            files={param: named.file.id for param, named in files.items()},
-            headers=headers,
-            envelope=envelope,
-            action="job.create",
-            claim=CLAIM_PATH,
-            detail={"adapter": authorized.adapter, "model": request.model, **datasets_detail(files)},
-        )
-        return await self._training.provision(provision, actor)
+        return PreparedJob(authorized, files, envelope)
 
     async def _replay(self, request: JobRequest, headers: dict[str, str]) -> Answer | None:
         """The response to an earlier request with the same Idempotency-Key, even if its files or parent are gone.

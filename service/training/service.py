@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -83,6 +83,8 @@ class Training:
         database: Stores the audit.
         keys: Creates and revokes a job's key.
         files: Holds a job's files.
+
+    ``check_budget`` refuses a new run of a project whose budget is spent; None: there are no budgets.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Training:
         self._database = database
         self._keys = keys
         self._files = files
+        self.check_budget: Callable[[str], Awaitable[None]] | None = None
         self._settling: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -114,8 +117,11 @@ class Training:
         Raises:
             NotFound: A file no longer exists.
             Forbidden, Unauthenticated: The key would exceed its creator's rights, or the creator's key is gone.
+            QuotaSpent: The project's budget is spent.
             TrainerUnavailable, BadGateway, Timeout: No response; the key is kept only if the job exists.
         """
+        if self.check_budget is not None:
+            await self.check_budget(request.key.project)
         return await _run_to_completion(self._provision(request, actor))
 
     async def _provision(self, request: ProvisionRequest, actor: Actor) -> Answer:

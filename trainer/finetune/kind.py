@@ -24,7 +24,7 @@ from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
 from trainer.finetune.spec import JobDetails, JobResult, JobSpec, TrainingPlan
 from trainer.reviews.service import Reviews
-from trainer.runs import journal, protocol
+from trainer.runs import device_time, journal, protocol
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
 from trainer.runs.housekeeping import Housekeeper
@@ -204,8 +204,7 @@ class FinetuneKind(Kind[JobResult]):
 
     async def conclude(self, run: Run, result: JobResult) -> tuple[JobResult, dict[str, Any]]:
         """See Kind: computes the cost from the device time, and uploads the result files."""
-        cost = self._settings.price_per_hour * run.device_s / 3600
-        result = result.model_copy(update={"seconds": round(run.device_s, 3), "cost": round(cost, 6)})
+        result = await self._with_cost(run, result)
         details = JobDetails.model_validate(run.details)
         await self._looks.import_file(run.project, run.id, self.directory(run))
         await self._reviews.take(run.project, run.id, self.directory(run), [details.adapter])
@@ -217,6 +216,21 @@ class FinetuneKind(Kind[JobResult]):
             file_ids = await self._upload_results(run, None if report is None else report.model_dump_json())
             updates["result_files"] = [*file_ids, *result.files]
         return result, updates
+
+    async def _with_cost(self, run: Run, result: JobResult) -> JobResult:
+        """The result with the job's device time, at today's prices."""
+        prices = self._settings.prices
+        cost = prices.device(run.device_s)
+        trained, judged = await self._database.run(lambda db: device_time.of_run(db, run.id))
+        return result.model_copy(
+            update={
+                "seconds": round(run.device_s, 3),
+                "training_seconds": round(trained, 3),
+                "judging_seconds": round(judged, 3),
+                "cost": None if cost is None else round(cost, 6),
+                "currency": prices.currency,
+            }
+        )
 
     async def _upload_results(self, run: Run, report: str | None) -> list[str]:
         rows = await self._database.run(lambda db: journal.metrics(db, run.id))
@@ -234,6 +248,13 @@ class FinetuneKind(Kind[JobResult]):
             "verdict": judged.verdict if judged is not None else None,
             "live": judged.live if judged is not None else None,
         }
+
+    def judging_since(self, run_id: str) -> float | None:
+        """See Kind: since the version was registered."""
+        try:
+            return (self.directories.path_of(run_id) / spec.PUSHED).stat().st_mtime
+        except OSError:
+            return None
 
     def report(self, run_id: str) -> Report | None:
         """The quality report; None if there is none yet."""

@@ -80,8 +80,7 @@ class Jobs(RunService):
         )
 
     async def _draft(self, caller: CurrentCaller, request: JobRequest, context: JobContext) -> RunDraft:
-        await self._check(request, context)
-        spec = self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
+        spec = await self._planned(caller, request, context)
         return RunDraft(
             kind=self.kind.name,
             id=spec.id,
@@ -90,6 +89,14 @@ class Jobs(RunService):
             adapters=(spec.adapter,),
             details=JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device).model_dump(mode="json"),
         )
+
+    async def planned(self, caller: CurrentCaller, content: object, context: JobContext) -> JobSpec:
+        """What the worker of such a job would be told; nothing is created. Raises as `create` about the request."""
+        return await self._planned(caller, read_body(content), context)
+
+    async def _planned(self, caller: CurrentCaller, request: JobRequest, context: JobContext) -> JobSpec:
+        await self._check(request, context)
+        return self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
 
     async def replay(self, caller: CurrentCaller, content: object, idempotency_key: str | None) -> dict[str, Any]:
         """The job that was created with this Idempotency-Key; only the key and the body are checked.
@@ -188,7 +195,7 @@ class Jobs(RunService):
             method=request.method,
             held_out_share=request.options.held_out_share,
             metadata=body.metadata or {},
-            price_per_hour=self._settings.price_per_hour,
+            price_per_hour=self._settings.prices.device_hour or 0.0,
             judging=judging,
         )
 

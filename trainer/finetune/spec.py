@@ -25,7 +25,7 @@ from pydantic import Field
 
 from adapters.dataset.held_out import SHARE
 from adapters.protocol.requests import Overflow
-from adapters.protocol.runs import FileRef
+from adapters.protocol.runs import FileRef, ParentShape
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
 from trainer.runs.spec import TrainingRunSpec
@@ -43,6 +43,10 @@ OUTPUT: Final = "output"
 PUSHED: Final = "pushed.json"
 JUDGING: Final = "judging.json"
 JUDGED: Final = "judged.json"
+ESTIMATE: Final = "estimate.json"
+"""Of an estimate's directory: EstimateOrders."""
+ESTIMATE_REFUSED: Final = 3
+"""The exit code of `trainer.finetune.estimating` where the job would be refused."""
 
 WORKER: Final = "trainer.finetune.worker"
 """The module that starts a worker."""
@@ -134,7 +138,7 @@ class TrainingPlan(Frozen):
 
 
 class JobResult(RunResult):
-    """The result of a job. Losses are in nats per trained token, `cost` in the currency of the price.
+    """The result of a job. Losses are in nats per trained token.
 
     The worker writes `seconds` and `cost` of the training alone; the trainer records those of the device time instead
     (`trainer.finetune.kind`).
@@ -146,12 +150,50 @@ class JobResult(RunResult):
     trained_tokens: int = 0
     seconds: float = 0.0
     device: str = ""
-    cost: float = 0.0
+    training_seconds: float | None = None
+    """Of `seconds`, until the version was registered; None in results of earlier releases."""
+    judging_seconds: float | None = None
+    """Of `seconds`, the rest."""
+    cost: float | None = None
+    """None without a price of the device."""
+    currency: str | None = None
     final_loss: float | None = None
     judged: VerdictRecord | None = None
     """None if it could not be judged; an event has the reason."""
     files: tuple[str, ...] = ()
     """Ids of the report's files at the gateway."""
+
+    @property
+    def known_cost(self) -> float | None:
+        """`cost`; None where an earlier release wrote 0 because there was no price."""
+        return self.cost if self.cost or self.training_seconds is not None else None
+
+
+class PastSpeed(Frozen):
+    """How fast a past job on this base and device trained, tokens/s, and with what recipe."""
+
+    tokens_per_s: float
+    quantization: str
+
+
+class EstimateOrders(Frozen):
+    """What the API knows: past speeds of jobs of the same method, and the shape of the parent's LoRA."""
+
+    record: tuple[PastSpeed, ...] = ()
+    parent_shape: ParentShape | None = None
+
+
+class MeasuredPlan(Frozen):
+    """What a job would train, and its measured speed; ``jobs``: past ones that tell it, 0: a short run did."""
+
+    examples: int
+    held_out: int
+    epochs: int
+    tokens: int
+    tokens_per_s: float
+    jobs: int
+    device: str
+    preparing_s: float
 
 
 class JobDetails(Frozen):

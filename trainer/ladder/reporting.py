@@ -12,12 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 
+from adapters.costs import Prices, YearCost
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
 from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
-from trainer.ladder.costs import OneTimeCost, RequestCost, YearCost, one_time, request_cost, year_cost
+from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, request_cost, rung_year
 from trainer.ladder.curve import LearningCurve, learning_curve
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
@@ -27,7 +28,6 @@ from trainer.ladder.spec import (
     JobOutcome,
     LadderPlan,
     LadderSpec,
-    Prices,
     Row,
     RungKey,
     Rungs,
@@ -183,7 +183,7 @@ def _reported(
         request=request,
         seconds=arm.seconds,
         once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices),
-        year=year_cost(
+        year=rung_year(
             request,
             job.prices,
             training_seconds=trained.training_seconds if trained is not None and trained.seconds else 0.0,
@@ -205,7 +205,7 @@ def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, 
     at = keys.index(advice.rung)
     own = rungs[at].year
     for rung in rungs[at + 1 :]:
-        if (rung.year.total, rung.year.device_hours) < (own.total, own.device_hours):
+        if (rung.year.total or 0.0, rung.year.device_hours) < (own.total or 0.0, own.device_hours):
             return (
                 f"{rung.title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",
             )
@@ -256,12 +256,12 @@ def points(report: LadderReport) -> tuple[Point, ...]:
 
 
 def _yearly(report: LadderReport, rung: ReportedRung) -> float:
-    return rung.year.total if has_prices(report) else rung.year.device_hours
+    return rung.year.device_hours if rung.year.total is None or not has_prices(report) else rung.year.total
 
 
 def has_prices(report: LadderReport) -> bool:
-    """Whether the operator has set a price at all."""
-    return report.prices.device_hour > 0 or report.prices.person_hour > 0
+    """Whether the operator has set the prices that every rung's year needs; else there are only hours."""
+    return all(rung.year.total is not None for rung in report.rungs)
 
 
 def render(report: LadderReport) -> str:

@@ -93,7 +93,7 @@ def lora_job(
         overflow="drop",
         grounding=grounding,
         metadata={"ladder": spec.id, "training": key},
-        price_per_hour=spec.prices.device_hour,
+        price_per_hour=spec.prices.device_hour or 0.0,
         judging=judging,
     )
 

@@ -16,7 +16,7 @@ from trainer.evaluate.scored_arms import ArmScores
 from trainer.http import CurrentCaller
 from trainer.ladder import spec
 from trainer.ladder.kind import LadderKind
-from trainer.ladder.spec import COMPARISONS, LadderBody, LadderDetails, LadderSpec, Prices, Rungs, scores_file
+from trainer.ladder.spec import COMPARISONS, LadderBody, LadderDetails, LadderSpec, Rungs, scores_file
 from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
 from trainer.runs.service import RunKey, RunService
@@ -92,14 +92,7 @@ class Ladders(RunService):
             **dict(self._model),
             **dict(operator_rules(settings)),
             seed=secrets.randbelow(2**31),
-            prices=Prices(
-                device_hour=settings.price_per_hour,
-                hosted_input=settings.price_hosted_input,
-                hosted_output=settings.price_hosted_output,
-                person_hour=settings.price_person_hour,
-                requests_per_month=settings.requests_per_month,
-                retrainings_per_year=settings.retrainings_per_year,
-            ),
+            prices=settings.prices,
             body=body.model_copy(update={"adapter": context.adapter}),
             context_of_request=context,
         )

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
+from adapters.costs import Prices
 from adapters.protocol.requests import LadderFields
 from adapters.protocol.runs import FileRef, LadderContext
 from trainer.evaluate.evaluations.spec import OperatorRules, ServedModel
@@ -94,25 +95,6 @@ def training_purpose(key: TrainingKey) -> Purpose:
         "quarter": "job:quarter",
     }
     return purposes[key]
-
-
-class Prices(Frozen):
-    """The operator's prices, in one currency.
-
-    Attributes:
-        device_hour: Of the device that serves and trains.
-        hosted_input, hosted_output: Per million tokens of a hosted model, for comparison; None if not set.
-        person_hour: Of a person's work on data and checks.
-        requests_per_month: Expected traffic of one adapter.
-        retrainings_per_year: How often data and adapter are renewed.
-    """
-
-    device_hour: float = 0.0
-    hosted_input: float | None = None
-    hosted_output: float | None = None
-    person_hour: float = 0.0
-    requests_per_month: int = 10_000
-    retrainings_per_year: int = 4
 
 
 class LadderBody(LadderFields):

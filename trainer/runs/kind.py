@@ -216,6 +216,11 @@ class Kind(ABC, Generic[R]):
         """The message of the event that is recorded when a worker starts; None for no event."""
         return None
 
+    def judging_since(self, run_id: str) -> float | None:
+        """Unix time since which a run's worker on the device has only judged; None: it has not, or its kind never does.
+        May block."""
+        return None
+
     @abstractmethod
     def progress(self, run_id: str) -> str:
         """Progress token: changes after each durable step. Reads the directory."""

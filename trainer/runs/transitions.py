@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from trainer.database import Database
-from trainer.runs import journal, protocol, records
+from trainer.runs import device_time, journal, protocol, records
 from trainer.runs.children import Children
 from trainer.runs.failures import is_full
 from trainer.runs.housekeeping import Housekeeper
@@ -54,11 +54,13 @@ class Transitions:
         """Add the device time of an exited worker, up to its last heartbeat, as its exit may have gone unnoticed."""
         heartbeat = await asyncio.to_thread(kind.directories.last_heartbeat, run_id, kind.heartbeat_files)
         until = min(time.time(), heartbeat)
+        judging_since = await asyncio.to_thread(kind.judging_since, run_id)
 
         def count(db: sa.Connection) -> None:
             run = records.get(db, run_id)
             if run.status is Status.RUNNING and until > run.served_at:
                 # after a crash before the next state is recorded this runs again and must add nothing
+                device_time.add(db, run_id, run.served_at, until, judging_since)
                 records.change(db, run_id, device_s=run.device_s + until - run.served_at, served_at=until)
 
         await self._database.run(count)

@@ -221,8 +221,14 @@ class JobDetails(TypedDict):
     digest: str | None
     """Digest of the new version."""
     seconds: float | None
+    """How long the job's workers had the device."""
+    training_seconds: float | None
+    """Of `seconds`, until the version was registered."""
+    judging_seconds: float | None
+    """Of `seconds`, the rest."""
     cost: float | None
-    """In the operator's currency."""
+    """`seconds` at the price of the device; None if no price is set."""
+    currency: str | None
     final_loss: float | None
     """In nats per trained token."""
 

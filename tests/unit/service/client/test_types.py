@@ -63,6 +63,11 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "adapters.versions.revalidate": ("voice", 1),
     "adapters.versions.download": ("voice", 1, "weights", "FILE"),
     "audit.list": (),
+    "budgets.list": (),
+    "budgets.set": ("acme", 5.0),
+    "budgets.delete": ("acme",),
+    "costs.retrieve": (),
+    "costs.year": ("voice",),
     "chat.render": ("voice", []),
     "chat.stream": ("voice", []),
     "datasets.create": ("support", "file-1"),
@@ -132,7 +137,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
 """Every method that needs no keywords, with arguments; `FILE` and `ADAPTER` stand for paths."""
 LAST = {"datasets.push", "datasets.versions.download"}
 """Methods that return what their last request answers, not their first."""
-KEYWORDS = {"fine_tuning.jobs.create": {"training_file": "file-1", "model": "base", "adapter": "voice"}}
+NEW_JOB = {"training_file": "file-1", "model": "base", "adapter": "voice"}
+KEYWORDS = {"fine_tuning.jobs.create": NEW_JOB, "fine_tuning.jobs.estimate": NEW_JOB}
 
 COMPOSED = {"fine_tuning.jobs.repeat", "adapters.versions.export_merged"}
 """Methods of several requests, each with a file of tests of its own."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from adapters.costs import Prices
 from adapters.protocol.runs import FileRef, LadderContext
 from tests.unit.trainer.ladder.rungs_measured import right_at, scored
 from trainer.evaluate.evaluations.spec import ARM_SCORES
@@ -23,7 +24,6 @@ from trainer.ladder.spec import (
     LadderDetails,
     LadderPlan,
     LadderSpec,
-    Prices,
     Rung,
     RungKey,
     Rungs,
