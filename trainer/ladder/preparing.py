@@ -110,13 +110,7 @@ def prepare_data(
     # an example's own system message takes precedence over a version's: where they differ there is none to try
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
-    parts, lines = {"training": training, "choosing": choosing, "held_out": held_out}, _lines(name, content, system)
-    subsets = {} if quick else learning_subsets(training)
-    files = {part: _file(chosen, lines) for part, chosen in parts.items()}
-    counts_of = {part: len(chosen) for part, chosen in parts.items()}
-    grouped = groups_of(training)
-    for part, chosen in (("training", training), *subsets.items()):
-        files[part], counts_of[part] = _file(chosen, lines, grouped), len(chosen)
+    files, counts_of = _files(training, choosing, held_out, _lines(name, content, system), quick=quick)
     return PreparedData(
         report=inspected.report,
         parts=files,
@@ -132,6 +126,24 @@ def prepare_data(
         training=training,
         notes=tuple(notes),
     )
+
+
+def _files(
+    training: Sequence[Example],
+    choosing: Sequence[Example],
+    held_out: Sequence[Example],
+    lines: Sequence[str] | None,
+    *,
+    quick: bool,
+) -> tuple[dict[str, bytes], dict[str, int]]:
+    """Each part's file, and the number of its examples. What is learnt from carries its groups."""
+    parts = {"choosing": choosing, "held_out": held_out}
+    learnt_from: dict[str, Sequence[Example]] = {"training": training}
+    learnt_from |= {} if quick else learning_subsets(training)
+    grouped = groups_of(training)
+    files = {part: _file(chosen, lines) for part, chosen in parts.items()}
+    files |= {part: _file(chosen, lines, grouped) for part, chosen in learnt_from.items()}
+    return files, {part: len(chosen) for part, chosen in (*parts.items(), *learnt_from.items())}
 
 
 def _inspect(
