@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -28,6 +29,12 @@ def chat(
     kb: Annotated[
         list[str] | None, typer.Option(metavar="STORE", help="Ground answers in a knowledge base; repeatable.")
     ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", metavar="NAME=VALUE", help="Only passages of documents with this attribute; repeatable."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Chat with a model. With PROMPT or text on stdin: print one answer. Otherwise: start a conversation."""
@@ -40,8 +47,9 @@ def chat(
     if question is None and as_json:
         raise typer.BadParameter("--json requires a PROMPT.", param_hint="--json")
     with terminal.reporting(as_json), HatrackClient() as client:
-        if kb:
-            params["grounding"] = {"vector_store_ids": [str(client.vector_stores.find(name)["id"]) for name in kb]}
+        grounding = _grounding(client, kb or [], terminal.attributes_option("--filter", filters))
+        if grounding:
+            params["grounding"] = grounding
         talk = Conversation(client, model, system, params)
         if question is None:
             _converse(talk)
@@ -50,6 +58,17 @@ def chat(
     if as_json:
         result: JsonObject = {"model": model, "content": answer}
         terminal.print_json(result | {"citations": talk.cited} if talk.cited else result)
+
+
+def _grounding(client: HatrackClient, kb: Sequence[str], filters: Mapping[str, str | float | bool]) -> JsonObject:
+    """The field `grounding` of the requests; empty if neither stores nor filters are named."""
+    grounding: JsonObject = {}
+    if kb:
+        grounding["vector_store_ids"] = [str(client.vector_stores.find(name)["id"]) for name in kb]
+    if filters:
+        conditions = [{"type": "eq", "key": name, "value": value} for name, value in filters.items()]
+        grounding["filters"] = {"type": "and", "filters": conditions}
+    return grounding
 
 
 class Conversation:

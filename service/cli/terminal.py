@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
@@ -151,6 +151,36 @@ def name_argument(text: str) -> str:
         return parse_name(text)
     except AdapterError as error:
         raise typer.BadParameter(error.message) from error
+
+
+def attributes_option(option: str, pairs: Sequence[str] | None) -> dict[str, str | float | bool]:
+    """Parse `NAME=VALUE` pairs: a JSON number, boolean or quoted string is what it says, everything else is text."""
+    attributes: dict[str, str | float | bool] = {}
+    for text in pairs or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option} must be NAME=VALUE; got {text}.")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        attributes[name] = parsed if isinstance(parsed, bool | int | float | str) else value
+    return attributes
+
+
+def attributes_text(attributes: Mapping[str, Any]) -> str:
+    """Attributes as `NAME=VALUE` pairs; text that would be read as a number or a boolean is quoted. `-` if none."""
+    return " ".join(f"{name}={_shown(value)}" for name, value in attributes.items()) or "-"
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        json.loads(value)
+    except ValueError:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def alias_option(text: str | None) -> str | None:

@@ -27,6 +27,7 @@ async def test_a_key_is_shown_once(keys_app: KeysApp) -> None:
         "scopes": ["infer"],
         "adapters": None,
         "stores": None,
+        "filters": {},
         "limits": {},
         "background": False,
         "parent_key_id": None,
