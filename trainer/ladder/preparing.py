@@ -211,7 +211,8 @@ def _file(examples: Sequence[Example], lines: Sequence[str] | None) -> bytes:
         row: dict[str, Any] = {
             "messages": [{"role": message.role, "content": message.content} for message in example.messages]
         }
-        rows.append(row | ({"group": example.group} if example.group is not None else {}))
+        row |= {"group": example.group} if example.group is not None else {}
+        rows.append(row | ({"filters": dict(example.filters)} if example.filters else {}))
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
