@@ -29,6 +29,9 @@ TUNED = Arm(label="tuned", model="voice@3")
 BASE = Arm(label="base", model="smol", prompt=Prompt(system="Be kind."))
 
 
+MINE_OR_NONE = ({"customer": "c-1"}, {})
+
+
 async def at_once(_seconds: float) -> None:
     await asyncio.sleep(0)
 
@@ -303,3 +306,35 @@ async def test_after_a_kill_only_what_is_missing_is_asked(gateway: Gateway, answ
     found = await answerer().answer(asks(20))
     assert [each.text for each in found] == [f"voice@3 says {asked(at)}" for at in range(20)]
     assert sorted(gateway.asked()[before:]) == sorted(("voice@3", asked(at)) for at in range(10, 20))
+
+
+async def test_a_questions_filters_go_to_the_gateway_joined_to_the_arms_own(gateway: Gateway, answerer: Any) -> None:
+    def eq(name: str, value: str) -> dict[str, str]:
+        return {"type": "eq", "key": name, "value": value}
+
+    arms = (
+        TUNED,
+        Arm(label="grounded", model="smol", grounding={"vector_store_ids": ["vs_1"], "filters": eq("region", "eu")}),
+        Arm(label="bare", model="voice@3", grounding=False),
+    )
+    mine, none = (question.model_copy(update={"filters": f}) for question, f in zip(questions(2), MINE_OR_NONE, strict=True))
+    requests = [ArmRequest(arm, question) for question in (mine, none) for arm in arms]
+    await answerer(concurrency=1, required_filters=["customer"]).answer(requests)
+    sent = [body.get("grounding", "unset") for _, body in gateway.requests]
+    assert sent[:3] == [
+        {"filters": {"type": "and", "filters": [eq("customer", "c-1")]}},
+        {
+            "vector_store_ids": ["vs_1"],
+            "filters": {"type": "and", "filters": [eq("customer", "c-1"), eq("region", "eu")]},
+        },
+        False,
+    ]
+    # a suite's question belongs to nobody: it finds what is everyone's
+    assert sent[3] == {"filters": {"type": "and", "filters": [eq("customer", "*")]}}
+
+
+async def test_what_a_version_demands_and_a_question_lacks_is_said(gateway: Gateway, answerer: Any) -> None:
+    gateway.refused_models["voice@3"] = (400, "required_filter_missing", {})
+    with pytest.raises(AnswerRefused) as refused:
+        await answerer().answer(asks(1))
+    assert refused.value.answer_code == "required_filter_missing"
