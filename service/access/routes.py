@@ -27,6 +27,7 @@ NO_STORE: Final = {"cache-control": "no-store"}
 
 MAX_FILTERS: Final = 8
 AttributeName: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+AttributeNumber: TypeAlias = Annotated[float, Field(ge=-(2**53), le=2**53)]
 AttributeText: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
@@ -40,7 +41,7 @@ class KeyRequest(BaseModel):
     scopes: list[Scope] = Field([Scope.INFER], min_length=1, max_length=len(Scope))
     adapters: list[str] | None = Field(None, max_length=MAX_GLOBS)
     stores: list[str] | None = Field(None, max_length=MAX_GLOBS)
-    filters: dict[AttributeName, AttributeText | bool | float] | None = Field(None, max_length=MAX_FILTERS)
+    filters: dict[AttributeName, AttributeText | bool | AttributeNumber] | None = Field(None, max_length=MAX_FILTERS)
     limits: Limits | None = None
     expires_at: int | None = Field(None, ge=0, le=MAX_EXPIRES_AT)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 CANNOT_CONNECT: Final = 3
 _PIPE_COLUMNS: Final = 240
+MAX_EXACT: Final = 2**53
+"""Larger numbers are not told apart as floating-point numbers: of an attribute they stay text."""
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.")]
 
@@ -164,7 +166,8 @@ def attributes_option(option: str, pairs: Sequence[str] | None) -> dict[str, str
             parsed = json.loads(value)
         except ValueError:
             parsed = value
-        attributes[name] = parsed if isinstance(parsed, bool | int | float | str) else value
+        is_exact = not isinstance(parsed, int | float) or abs(parsed) <= MAX_EXACT
+        attributes[name] = parsed if is_exact and isinstance(parsed, bool | int | float | str) else value
     return attributes
 
 
@@ -175,7 +178,7 @@ def attributes_text(attributes: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     if not isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
     try:
         json.loads(value)
     except ValueError:

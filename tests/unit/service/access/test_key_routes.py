@@ -102,6 +102,7 @@ async def test_a_key_belongs_to_the_body_s_project_else_to_the_header_s_else_to_
         ({"name": "k", "scopes": ["infer", "knowledge"], "filters": {"customer": "c-1"}}, "filters"),
         ({"name": "k", "scopes": ["train"], "filters": {"customer": "c-1"}}, "filters"),
         ({"name": "k", "filters": {"customer": ""}}, "filters.customer"),
+        ({"name": "k", "filters": {"customer": 2**53 + 2}}, "filters.customer"),
         ({"name": "k", "filters": {"": "c-1"}}, "filters."),
         ({"name": "k", "filters": {f"a{number}": 1 for number in range(9)}}, "filters"),
         ({"name": "k", "filters": ["customer"]}, "filters"),

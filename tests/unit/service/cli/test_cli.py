@@ -114,6 +114,20 @@ def test_push_without_a_directory_is_a_version_without_weights(
     assert "no weights" in shown
 
 
+def test_push_demands_filters_beside_the_grounding_of_the_settings(
+    hatrack: Hatrack, gateway: Gateway, tmp_path: Path
+) -> None:
+    (tmp_path / "s.json").write_text('{"grounding": {"vector_store_ids": ["vs_1"], "max_num_results": 2}}')
+    options = ("--required-filter", "customer", "--required-filter", "region")
+    result = hatrack("push", "support", "--settings", str(tmp_path / "s.json"), *options)
+    assert result.exit_code == 0, result.output
+    assert gateway.version("support", 1)["settings"]["grounding"] == {
+        "vector_store_ids": ["vs_1"],
+        "max_num_results": 2,
+        "required_filters": ["customer", "region"],
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "reason"),
     [
@@ -313,6 +327,19 @@ def test_chat_answers_once(hatrack: Hatrack, gateway: Gateway) -> None:
     piped = hatrack("chat", "voice", "--json", stdin="From a pipe\n")
     assert json.loads(piped.stdout) == {"model": "voice", "content": "Good \x1b[2Jday"}
     assert json.loads(gateway.requests[-1][3])["messages"] == [{"role": "user", "content": "From a pipe"}]
+
+
+def test_chat_gives_the_values_of_filters(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    gateway.say("Good day")
+    gateway.add("voice")
+    result = hatrack("chat", "voice", "hi", "--filter", "customer=c-1", "--filter", "n=7", "--filter", 'm="7"')
+    assert result.exit_code == 0, result.output
+    conditions = json.loads(gateway.requests[-1][3])["grounding"]["filters"]
+    assert [(each["key"], each["value"]) for each in conditions["filters"]] == [("customer", "c-1"), ("n", 7), ("m", "7")]
+    assert {each["type"] for each in conditions["filters"]} == {"eq"}
+    assert conditions["type"] == "and"
+    assert hatrack("chat", "voice", "hi", "--filter", "customer").exit_code == 2
 
 
 def test_chat_errors_leave_with_1(hatrack: Hatrack, gateway: Gateway) -> None:
