@@ -139,7 +139,8 @@ class Journal:
         for line in whole.splitlines():
             try:
                 row = json.loads(line)
-                self.replies[row.pop("key")] = Reply(**row)
+                key = str(row.pop("key"))
+                self.replies[key] = Reply(**row)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
         return self
@@ -182,8 +183,10 @@ class _Pace:
 
     async def ready(self) -> None:
         """Wait until the teacher may be asked."""
-        while (left := self._resume_at - time.monotonic()) > 0:
-            await self._wait(left)
+        waited_until = time.monotonic()
+        while self._resume_at > waited_until:  # it may move while this waits
+            left_s, waited_until = self._resume_at - time.monotonic(), self._resume_at
+            await self._wait(max(left_s, 0))
 
     def answered(self) -> None:
         """The teacher has answered."""

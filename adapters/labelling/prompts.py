@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from adapters.dataset.chat import FILTERS, GROUP, FilterValue, read_conversation, read_filters, read_group
-from adapters.dataset.formats import BYTE_ORDER_MARK, split_lines
+from adapters.dataset.formats import split_lines
 from adapters.dataset.lines import MAX_PROBLEMS, LineRefused, Problem, decode_line, describe_problems
 
 MESSAGES: Final = "messages"
@@ -71,7 +71,7 @@ def read_prompts(content: bytes, *, as_text: bool = False) -> Prompts:
     prompts: dict[str, Prompt] = {}
     problems: list[Problem] = []
     repeated = answers = 0
-    for number, line in enumerate(split_lines(content.removeprefix(BYTE_ORDER_MARK)), 1):
+    for number, line in enumerate(split_lines(content), 1):
         if as_text and not line.strip():
             continue
         try:
