@@ -119,17 +119,17 @@ def test_a_file_without_prompts_is_refused(content: bytes, as_text: bool) -> Non
 
 
 async def test_nothing_is_asked_twice(tmp_path: Path) -> None:
-    found, broken = prompts(20), Scripted(q13=RuntimeError("connection lost"))
+    found, broken = prompts(100), Scripted(q13=RuntimeError("connection lost"))
     with pytest.raises(RuntimeError):
         await label(tmp_path / "j", found, broken, concurrency=4)
-    assert 12 < len(broken.asked) < 20
+    assert 12 < len(broken.asked) < 100
     mended = Scripted()
     labelled = await label(tmp_path / "j", found, mended)
     # twice: what broke, and what was in flight then
     twice = [line for line, times in Counter(broken.asked + mended.asked).items() if times > 1]
     assert 13 in twice
     assert len(twice) <= 4
-    assert [each.reply.text for each in labelled.prompts] == [f"answer {line}" for line in range(1, 21)]
+    assert [each.reply.text for each in labelled.prompts] == [f"answer {line}" for line in range(1, 101)]
     again = Scripted()
     await label(tmp_path / "j", found, again)
     assert again.asked == []
@@ -189,17 +189,18 @@ async def test_a_busy_teacher_is_left_alone_for_as_long_as_it_says(tmp_path: Pat
 
 
 async def test_all_wait_while_the_teacher_is_busy(tmp_path: Path) -> None:
-    open_again, waiting = asyncio.Event(), 0
+    open_again, all_wait, waiting = asyncio.Event(), asyncio.Event(), 0
 
     async def wait(_seconds: float) -> None:
         nonlocal waiting
         waiting += 1
+        if waiting == 4:
+            all_wait.set()
         await open_again.wait()
 
     ask = Scripted(**{f"q{line}": [TeacherBusy("429", 5)] for line in range(1, 5)})
     task = asyncio.ensure_future(label(tmp_path / "j", prompts(8), ask, concurrency=4, wait=wait))
-    while waiting < 4:
-        await asyncio.sleep(0)
+    await all_wait.wait()
     assert sorted(ask.asked) == [1, 2, 3, 4]
     open_again.set()
     assert len((await task).prompts) == 8
