@@ -22,8 +22,10 @@ from typing import Any, Final, Protocol, Self
 from adapters.labelling.prompts import Prompt
 
 CONCURRENCY: Final = 8
+MAX_TOKENS: Final = 512
 PATIENCE_S: Final = 900.0
 """How long a teacher may be busy without answering anything, seconds."""
+MIN_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 60.0
 FIRST_PAUSE_S: Final = 1.0
 LENGTH: Final = "length"
@@ -60,8 +62,9 @@ class Teacher:
     outside: bool = False
     system: str | None = None
     """A system prompt for the teacher alone: it does not go into the training file."""
-    max_tokens: int = 1024
-    temperature: float = 0.0
+    max_tokens: int = MAX_TOKENS
+    temperature: float | None = None
+    """None: the model's own, or what the version's settings say."""
 
     def key(self, prompt: Prompt) -> str:
         """Names the reply to a prompt in the journal; another teacher or other settings have other replies."""
@@ -198,7 +201,8 @@ class _Pace:
         self._busy_since = now if self._busy_since is None else self._busy_since
         # a little more for each: those who wait do not come back at the same moment
         backoff = FIRST_PAUSE_S * 2 ** min(self._refusals, 10) * random.uniform(1, 1.25)  # noqa: S311 - no secret
-        pause = min(backoff if error.retry_after_s is None else error.retry_after_s, MAX_PAUSE_S)
+        pause = backoff if error.retry_after_s is None else error.retry_after_s
+        pause = min(max(pause, MIN_PAUSE_S), MAX_PAUSE_S)
         if now + pause - self._busy_since > self._patience_s:
             raise error
         if now >= self._resume_at:

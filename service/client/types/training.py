@@ -391,3 +391,23 @@ class DataCheck(QualityReport):
     """Quality report on a data file, and whether a job would refuse it."""
 
     refused: bool
+
+
+class TeacherObject(TypedDict):
+    """An outside endpoint that answers prompts to train on."""
+
+    object: Literal["teacher"]
+    id: str
+    """Its name in the operator's settings."""
+    model: str
+    price_input: float | None
+    """Of a million prompt tokens, in the operator's currency."""
+    price_output: float | None
+
+
+class TeacherList(TypedDict):
+    """All teachers; the list has no pages."""
+
+    object: Literal["list"]
+    data: list[TeacherObject]
+    has_more: Literal[False]

@@ -68,7 +68,7 @@ def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iter
 
 
 def _attribute_names(header: Sequence[str]) -> list[str | None]:
-    """For each column the attribute that its cells are: the first MAX_ATTRIBUTES with a short name that no other has."""
+    """The attribute that each column's cells are: the first MAX_ATTRIBUTES with a short name that no other has."""
     counts = Counter(header)
     names = [name if counts[name] == 1 and len(name) <= MAX_KEY else None for name in header]
     used = [at for at, name in enumerate(names) if name is not None][:MAX_ATTRIBUTES]
