@@ -22,6 +22,8 @@ from typing import Any, Final, Protocol, Self
 from adapters.labelling.prompts import Prompt
 
 CONCURRENCY: Final = 8
+MAX_REFUSED_AT_FIRST: Final = 10
+"""Refusals of one code, and nothing else, after which the labelling ends."""
 MAX_TOKENS: Final = 512
 PATIENCE_S: Final = 900.0
 """How long a teacher may be busy without answering anything, seconds."""
@@ -48,6 +50,14 @@ class PromptRefused(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+class TeacherRefusesAll(Exception):
+    """The teacher has refused every prompt so far, for the same reason: the prompts are not what is at fault."""
+
+    def __init__(self, refused: PromptRefused) -> None:
+        super().__init__(f"{refused.code}: {refused.message}")
+        self.message = str(self)
 
 
 class JournalInUse(Exception):
@@ -229,16 +239,24 @@ async def ask_all(
 
     Raises:
         TeacherBusy: The teacher was busy for too long.
+        TeacherRefusesAll: It refused the first MAX_REFUSED_AT_FIRST prompts for one reason; they are asked again.
         Exception: What ``ask`` or ``on_progress`` raises. Replies so far stay in the journal.
     """
     missing = [prompt for prompt in prompts if journal.reply(teacher, prompt) is None]
     done, pending, pace = len(prompts) - len(missing), iter(missing), _Pace(wait, patience_s)
+    refusals = _Refusals(teacher, journal)
     on_progress(done, len(prompts))
 
     async def work() -> None:
         nonlocal done
         for prompt in pending:
-            journal.add(teacher.key(prompt), await _reply(teacher, prompt, ask, pace))
+            try:
+                reply = await _reply(teacher, prompt, ask, pace)
+            except PromptRefused as refused:
+                refusals.add(prompt, refused)
+            else:
+                journal.add(teacher.key(prompt), reply)
+                refusals.keep()
             done += 1
             on_progress(done, len(prompts))
 
@@ -249,7 +267,34 @@ async def ask_all(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    refusals.keep()
     return len(missing)
+
+
+class _Refusals:
+    """Keeps refusals out of the journal until the teacher has answered something: its settings may be at fault."""
+
+    def __init__(self, teacher: Teacher, journal: Journal) -> None:
+        self._teacher = teacher
+        self._journal = journal
+        self._held: list[tuple[Prompt, PromptRefused]] = []
+        self._answers = False
+
+    def add(self, prompt: Prompt, refused: PromptRefused) -> None:
+        """A prompt was refused. Raises TeacherRefusesAll."""
+        self._held.append((prompt, refused))
+        if self._answers:
+            self.keep()
+        elif len(self._held) >= MAX_REFUSED_AT_FIRST and len({held.code for _, held in self._held}) == 1:
+            raise TeacherRefusesAll(refused)
+
+    def keep(self) -> None:
+        """The teacher has answered, or has refused all there was: the refusals are about their prompts."""
+        self._answers = True
+        for prompt, refused in self._held:
+            reply = Reply("", refusal=f"{refused.code}: {refused.message}", max_tokens=self._teacher.max_tokens)
+            self._journal.add(self._teacher.key(prompt), reply)
+        self._held = []
 
 
 async def _reply(teacher: Teacher, prompt: Prompt, ask: Ask, pace: _Pace) -> Reply:
@@ -259,8 +304,9 @@ async def _reply(teacher: Teacher, prompt: Prompt, ask: Ask, pace: _Pace) -> Rep
             reply = await ask(teacher, prompt)
         except TeacherBusy as error:
             pace.busy(error)
-            continue
-        except PromptRefused as refused:
-            reply = Reply("", refusal=f"{refused.code}: {refused.message}", max_tokens=teacher.max_tokens)
-        pace.answered()
-        return reply
+        except PromptRefused:
+            pace.answered()
+            raise
+        else:
+            pace.answered()
+            return reply

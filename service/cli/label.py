@@ -12,7 +12,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from adapters.labelling.asking import CONCURRENCY, MAX_TOKENS, Journal, JournalInUse, Teacher, TeacherBusy, ask_all
+from adapters.labelling.asking import (
+    CONCURRENCY,
+    MAX_TOKENS,
+    Journal,
+    JournalInUse,
+    Teacher,
+    TeacherBusy,
+    TeacherRefusesAll,
+    ask_all,
+)
 from adapters.labelling.prompts import Prompts, PromptsInvalid, read_prompts
 from adapters.labelling.result import LabelFiles, Labelled, Outcome, sort_replies
 from service.cli import terminal
@@ -119,6 +128,12 @@ class _Run:
         except TeacherBusy as error:
             raise ClientError(
                 0, "teacher_busy", f"{self._teacher.name} is busy ({error.message}). {self._go_on()}"
+            ) from error
+        except TeacherRefusesAll as error:
+            raise ClientError(
+                0,
+                "teacher_refuses_all",
+                f"{self._teacher.name} refuses every prompt ({error.message}). {self._go_on()}",
             ) from error
         except ClientError as error:
             raise ClientError(error.status, error.code, f"{error.message} {self._go_on()}", error.param) from error

@@ -157,9 +157,11 @@ def test_a_line_of_any_format_gives_values_of_filters(kind: Format) -> None:
 
 @pytest.mark.parametrize(
     "filters",
-    ["c-1", ["c-1"], {"": "c-1"}, {"customer": ""}, {"customer": None}, {"customer": ["c-1"]}, {"n" * 65: 1}]
-    + [{"customer": "x" * 513}, {f"a{number}": 1 for number in range(9)}],
+    [
+        *("c-1", ["c-1"], {"": "c-1"}, {"customer": ""}, {"customer": None}, {"customer": ["c-1"]}, {"n" * 65: 1}),
+        *({"customer": "x" * 513}, {f"a{number}": 1 for number in range(9)}),
+    ],
 )
 def test_filters_of_another_form_are_refused(filters: object) -> None:
-    with pytest.raises(DataInvalid, match="line 2.*filters"):
+    with pytest.raises(DataInvalid, match=r"line 2.*filters"):
         read_dataset("f", lines(CHAT, {**CHAT, "filters": filters}))

@@ -19,6 +19,7 @@ from adapters.labelling.asking import (
     Reply,
     Teacher,
     TeacherBusy,
+    TeacherRefusesAll,
     ask_all,
 )
 from adapters.labelling.prompts import Prompt, PromptsInvalid, read_prompts
@@ -213,6 +214,22 @@ async def test_a_teacher_that_stays_busy_ends_it(tmp_path: Path) -> None:
     ask = Scripted(q1=[TeacherBusy("engine down", 30.0)] * 9)
     with pytest.raises(TeacherBusy, match="engine down"):
         await label(tmp_path / "j", prompts(1), ask, wait=wait, patience_s=20)
+
+
+async def test_a_teacher_that_refuses_all_is_at_fault_itself(tmp_path: Path) -> None:
+    found = prompts(12)
+    ask = Scripted(**{f"q{line}": PromptRefused("unsupported_value", "no such field") for line in range(1, 13)})
+    with pytest.raises(TeacherRefusesAll, match="unsupported_value: no such field"):
+        await label(tmp_path / "j", found, ask, concurrency=1)
+    assert len(ask.asked) == 10
+    # nothing of it is kept: with the settings mended, all are asked again
+    mended = Scripted(q3=PromptRefused("content_filter", "no"))
+    labelled = await label(tmp_path / "j", found, mended)
+    assert sorted(mended.asked) == list(range(1, 13))
+    assert [each.prompt.line for each in labelled.of(Outcome.REFUSED)] == [3]
+    # a few that are all refused may be
+    few = Scripted(q1=PromptRefused("content_filter", "no"))
+    assert len((await label(tmp_path / "few", found[:1], few)).of(Outcome.REFUSED)) == 1
 
 
 async def test_no_more_at_once_than_is_allowed(tmp_path: Path) -> None:

@@ -336,7 +336,8 @@ def test_chat_gives_the_values_of_filters(hatrack: Hatrack, gateway: Gateway) ->
     result = hatrack("chat", "voice", "hi", "--filter", "customer=c-1", "--filter", "n=7", "--filter", 'm="7"')
     assert result.exit_code == 0, result.output
     conditions = json.loads(gateway.requests[-1][3])["grounding"]["filters"]
-    assert [(each["key"], each["value"]) for each in conditions["filters"]] == [("customer", "c-1"), ("n", 7), ("m", "7")]
+    values = [(each["key"], each["value"]) for each in conditions["filters"]]
+    assert values == [("customer", "c-1"), ("n", 7), ("m", "7")]
     assert {each["type"] for each in conditions["filters"]} == {"eq"}
     assert conditions["type"] == "and"
     assert hatrack("chat", "voice", "hi", "--filter", "customer").exit_code == 2

@@ -114,6 +114,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "reviews.next": (),
     "reviews.retrieve": ("rev-1",),
     "reviews.choose": ("rev-1", "tie"),
+    "teachers.list": (),
     "usage.list": (),
     "vector_stores.create": ("docs",),
     "vector_stores.list": (),

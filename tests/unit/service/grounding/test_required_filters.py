@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.access.caller import Caller
-from service.errors import HatrackError
+from service.errors import BadRequest, Forbidden, HatrackError
 from service.grounding.config import GroundingSettings
 from service.grounding.filters import Column, check_filters, mask
 from service.grounding.provider import Passage
@@ -116,7 +116,8 @@ def test_what_need_not_hold_gives_no_value(filters: dict[str, Any] | None) -> No
     with pytest.raises(HatrackError) as caught:
         required_values(["customer"], {}, filters, "grounding.filters")
     assert (caught.value.status, caught.value.code) == (400, "required_filter_missing")
-    assert "`customer`" in caught.value.message and "`grounding.filters`" in caught.value.message
+    assert "`customer`" in caught.value.message
+    assert "`grounding.filters`" in caught.value.message
 
 
 def test_two_values_are_refused() -> None:
@@ -169,8 +170,7 @@ def test_no_filter_widens_a_search_past_the_key(filters: dict[str, Any], demande
     names = ["customer"] if demanded else []
     try:
         values = required_values(names, {"customer": "c-1"}, filters, "filters")
-    except HatrackError as refused:
-        assert refused.status in (400, 403)
+    except (BadRequest, Forbidden):
         return
     restricted = restrict(without_values(filters, names), values)
     assert restricted is not None
@@ -194,8 +194,8 @@ async def test_a_request_gives_the_value_and_gets_its_own_documents_and_everyone
 async def test_a_request_without_the_value_is_refused_before_anything_is_searched() -> None:
     provider = shop()
     made = world(FENCED, provider=provider)
-    for grounding in ({}, {"grounding": {"filters": either(EQ, EU)}}, {"grounding": {"required_filters": ["customer"]}}):
-        answer = await made.chat(**grounding)
+    for grounding in (None, {"filters": either(EQ, EU)}, {"required_filters": ["customer"]}):
+        answer = await made.chat(**({} if grounding is None else {"grounding": grounding}))
         error = answer.json()["error"]
         assert (answer.status, error["code"], error["param"]) == (
             400,
@@ -212,7 +212,8 @@ async def test_a_key_carries_the_value() -> None:
     for grounding in ({}, {"grounding": {"filters": EQ}}, {"grounding": {"filters": either(OTHER, EU, EQ)}}):
         answer = await made.chat(**grounding)
         assert answer.status == 200
-        assert set(cited(answer)) <= {"p-1", "p-3"} and "p-1" in cited(answer)
+        assert set(cited(answer)) <= {"p-1", "p-3"}
+        assert "p-1" in cited(answer)
     answer = await made.chat(grounding={"filters": OTHER})
     assert (answer.status, answer.json()["error"]["code"]) == (403, "filter_not_allowed")
     assert answer.json()["error"]["param"] == "grounding.filters"
