@@ -29,7 +29,7 @@ from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
 
 if TYPE_CHECKING:
-    from service.client.types.training import TeacherObject
+    from service.client.types.training import Teacher as TeacherObject
 
 SAMPLE: Final = 50
 MILLION: Final = 1_000_000

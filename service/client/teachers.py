@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypedDict
 
 import httpx
 
@@ -13,10 +13,16 @@ from adapters.labelling.asking import Reply, Teacher, TeacherBusy
 from adapters.labelling.completion import raise_if_for_later_or_for_the_prompt, read_completion
 from adapters.labelling.prompts import Prompt
 from service.client.connection import CONNECT_S, Resource, path_of
-from service.client.types.training import TeacherList, TeacherObject
+from service.client.types.training import Teacher as TeacherObject
 from service.client.wire import ClientError, json_body, refusal
 
 ANSWERING: Final = httpx.Timeout(60, connect=CONNECT_S, read=600)
+
+
+class _TeacherList(TypedDict):
+    """All teachers; the list has no pages."""
+
+    data: list[TeacherObject]
 
 
 class Teachers(Resource):
@@ -27,7 +33,7 @@ class Teachers(Resource):
 
     def list(self) -> Iterator[TeacherObject]:
         """All teachers; the list has no pages."""
-        return iter(self._connection.request(TeacherList, "GET", path_of("teachers"))["data"])
+        return iter(self._connection.request(_TeacherList, "GET", path_of("teachers"))["data"])
 
 
 class TeacherClient:

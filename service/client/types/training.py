@@ -393,7 +393,7 @@ class DataCheck(QualityReport):
     refused: bool
 
 
-class TeacherObject(TypedDict):
+class Teacher(TypedDict):
     """An outside endpoint that answers prompts to train on."""
 
     object: Literal["teacher"]
@@ -403,11 +403,3 @@ class TeacherObject(TypedDict):
     price_input: float | None
     """Of a million prompt tokens, in the operator's currency."""
     price_output: float | None
-
-
-class TeacherList(TypedDict):
-    """All teachers; the list has no pages."""
-
-    object: Literal["list"]
-    data: list[TeacherObject]
-    has_more: Literal[False]
