@@ -134,8 +134,8 @@ LAST = {"datasets.push", "datasets.versions.download"}
 """Methods that return what their last request answers, not their first."""
 KEYWORDS = {"fine_tuning.jobs.create": {"training_file": "file-1", "model": "base", "adapter": "voice"}}
 
-COMPOSED = {"fine_tuning.jobs.repeat", "adapters.versions.export_merged"}
-"""Methods of several requests, each with a file of tests of its own."""
+COMPOSED = {"fine_tuning.jobs.repeat", "adapters.versions.export_merged", "teacher_client"}
+"""Methods of several requests, or of none, each with a file of tests of its own."""
 
 
 @pytest.fixture(scope="module")
