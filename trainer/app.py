@@ -37,6 +37,8 @@ from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.evaluate.evaluations.service import Evaluations
 from trainer.evaluate.evaluations.spec import served_model
+from trainer.evaluate.teachers import Teachers
+from trainer.evaluate.teachers import router as teachers_router
 from trainer.finetune import capacity
 from trainer.finetune import kind as finetune_kind
 from trainer.finetune.cost_routes import router as costs_router
@@ -81,6 +83,7 @@ class Trainer:
     checks: DataChecks
     streams: Streams
     reviews: Reviews
+    teachers: Teachers
     webhook: WebhookSender
 
     @classmethod
@@ -106,7 +109,8 @@ class Trainer:
             ladder_kind.NAME: ladder_kind.ladder_directories(installation),
         }
         housekeeper = Housekeeper(installation.gateway, settings, database, directories)
-        reviews, looks = Reviews(database, read_endpoints(settings.endpoints)), LookStore(database)
+        endpoints = read_endpoints(settings.endpoints)
+        reviews, looks = Reviews(database, endpoints), LookStore(database)
         jobs, evaluations = directories[finetune_kind.NAME], directories[evaluation_kind.NAME]
         finetune = finetune_kind.FinetuneKind(
             settings, installation, base, database, jobs, housekeeper, reviews, looks, command
@@ -136,6 +140,7 @@ class Trainer:
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,
+            teachers=Teachers(endpoints),
             webhook=webhook,
         )
 
@@ -152,6 +157,7 @@ class Trainer:
         """Have the workers checkpoint and exit, and close everything."""
         await self.supervisor.stop()
         await self.webhook.stop()
+        await self.teachers.close()
         await self.housekeeper.stop()
         await self.database.close()
 
@@ -175,6 +181,7 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     app.include_router(evaluations_router)
     app.include_router(ladders_router)
     app.include_router(reviews_router)
+    app.include_router(teachers_router)
     app.add_api_route("/health", _health, methods=["GET"])
     _add_error_handlers(app)
     # the last middleware added is the first to see a request

@@ -175,6 +175,18 @@ class TooManyLadders(TooManyRequests):
     code = "too_many_ladders"
 
 
+class TeacherBusyNow(RequestError):
+    status, type, code = 429, "rate_limit_error", "teacher_busy"
+
+
+class TeacherRefused(RequestError):
+    status, code = 422, "teacher_refused"
+
+
+class TeacherFailed(RequestError):
+    status, type, code = 502, "server_error", "teacher_failed"
+
+
 class InternalError(RequestError):
     status, type, code = 500, "server_error", "internal_error"
 
@@ -318,6 +330,8 @@ class AnswerRefused(EvaluationError):
         super().__init__(message)
         self.status = status
         self.answer_code = answer_code
+        self.retry_after_s: float | None = None
+        """When the endpoint asks to come back, s; None if it does not say."""
 
 
 class ArmUnservable(AnswerRefused):

@@ -6,8 +6,9 @@ An assistant message may have `"weight": 0`, which makes it context that is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Final, Literal, TypeGuard, get_args
 
 from adapters.dataset.lines import LineRefused, show, unknown_keys
@@ -19,6 +20,12 @@ _ROLES: Final = get_args(Role)
 GROUP: Final = "group"
 """The key, in every format, that names what a line belongs to."""
 MAX_GROUP_CHARS: Final = 200
+FILTERS: Final = "filters"
+"""The key, in every format, that gives the values of a version's required filters."""
+MAX_FILTERS: Final = 8
+MAX_FILTER_NAME_CHARS: Final = 64
+MAX_FILTER_CHARS: Final = 512
+FilterValue = str | float | bool
 _MESSAGE_KEYS: Final = ("role", "content", "weight")
 _TOOL_KEYS: Final = (*_MESSAGE_KEYS, "tool_call_id", "name")
 _CALLING_KEYS: Final = (*_MESSAGE_KEYS, "tool_calls")
@@ -66,6 +73,8 @@ class Example:
             Examples of one group stay on one side of a split, and count as one when a version is judged.
         tools: The functions that the assistant may call.
         rejected: In preference data the answer that is worse than the last message.
+        filters: Attributes of documents and their values, such as `customer`, that an evaluation sends to versions
+            with required filters.
     """
 
     line: int
@@ -73,6 +82,7 @@ class Example:
     group: str | None = None
     tools: tuple[Tool, ...] = ()
     rejected: Message | None = None
+    filters: Mapping[str, FilterValue] = field(default_factory=dict)
 
     @property
     def judged(self) -> Message:
@@ -105,6 +115,24 @@ def read_group(value: object) -> str | None:
     if not text or len(text) > MAX_GROUP_CHARS:
         raise LineRefused(f"{GROUP} must have between 1 and {MAX_GROUP_CHARS} characters")
     return text
+
+
+def read_filters(value: object) -> dict[str, FilterValue]:
+    """The value of a line's `filters`: an object of strings, numbers and booleans. Raises LineRefused."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_FILTERS:
+        raise LineRefused(f"{FILTERS} must be an object of at most {MAX_FILTERS} attributes")
+    for name, attribute in value.items():
+        if not 0 < len(name) <= MAX_FILTER_NAME_CHARS:
+            raise LineRefused(f"{FILTERS}: a name must have between 1 and {MAX_FILTER_NAME_CHARS} characters")
+        is_text = isinstance(attribute, str) and 0 < len(attribute) <= MAX_FILTER_CHARS
+        if not is_text and not (isinstance(attribute, int | float) and isfinite(attribute)):
+            raise LineRefused(
+                f"{FILTERS}.{show(name)[1:-1]} must be a string of 1 to {MAX_FILTER_CHARS} characters, a number or a "
+                "boolean"
+            )
+    return value
 
 
 def read_messages(items: object, ignored: set[str], tools: Sequence[Tool] = ()) -> tuple[Message, ...]:

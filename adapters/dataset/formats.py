@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapters.dataset import preference
-from adapters.dataset.chat import GROUP, Example, read_group, read_messages
+from adapters.dataset.chat import FILTERS, GROUP, Example, read_filters, read_group, read_messages
 from adapters.dataset.lines import (
     MAX_KEYS_COMPARED,
     MAX_PROBLEMS,
@@ -155,16 +155,17 @@ class ExampleReader:
         if not isinstance(value, dict):
             raise LineRefused("not a JSON object")
         kind = self._kind_of(value)
-        ignored.update(unknown_keys(value, (*_KEYS[kind], GROUP), _UNSUPPORTED, ""))
+        ignored.update(unknown_keys(value, (*_KEYS[kind], GROUP, FILTERS), _UNSUPPORTED, ""))
         if _KEY_OF[kind] not in value:
             before = ", but the lines before have it" if self._number > 1 else ""
             raise LineRefused(f"the key `{_KEY_OF[kind]}` is missing{before}")
-        group = read_group(value.get(GROUP))
+        group, filters = read_group(value.get(GROUP)), read_filters(value.get(FILTERS))
         if kind is Format.PREFERENCE:
             pair = preference.read_pair(value, ignored)
-            return Example(self._number, pair.messages, group, pair.tools, pair.rejected)
+            return Example(self._number, pair.messages, group, pair.tools, pair.rejected, filters)
         tools = read_tools(value.get("tools")) if kind is Format.CHAT else ()
-        return Example(self._number, read_messages(_TO_MESSAGES[kind](value, ignored), ignored, tools), group, tools)
+        messages = read_messages(_TO_MESSAGES[kind](value, ignored), ignored, tools)
+        return Example(self._number, messages, group, tools, filters=filters)
 
     def _kind_of(self, value: dict[str, Any]) -> Format:
         """The file's format, which the first line with exactly one of FORMAT_KEYS decides. Raises LineRefused."""

@@ -192,3 +192,18 @@ class ChoiceBody(RequestBody):
     """Which answer of a pair is better."""
 
     choice: Literal["first", "second", "tie"]
+
+
+class TeacherMessage(RequestBody):
+    """A message of a prompt for a teacher."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, StringConstraints(min_length=1, max_length=1_000_000)]
+
+
+class TeacherBody(RequestBody):
+    """A prompt for a teacher."""
+
+    messages: tuple[TeacherMessage, ...] = Field(min_length=1, max_length=1_000)
+    max_tokens: int = Field(512, ge=1, le=131_072)
+    temperature: float | None = Field(None, ge=0, le=2)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +38,9 @@ class Limits(BaseModel):
 
 
 NO_LIMITS = Limits()
+FilterValue = str | bool | float
+"""A value of a document's attribute."""
+NO_FILTERS: Final[Mapping[str, FilterValue]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class Caller:
     background: bool = False
     limited_as: str | None = None
     """The id of the key whose limits count, if that is not this key but its parent."""
+    filters: Mapping[str, FilterValue] = field(default_factory=lambda: NO_FILTERS, hash=False)
+    """Attributes and their values, to which every search with this key is restricted."""
 
     def may(self, scope: Scope) -> bool:
         """Whether the key has the scope, or ``admin``."""

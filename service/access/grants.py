@@ -39,7 +39,8 @@ def check(draft: KeyDraft, now: float) -> None:
     """Reject an inconsistent key. ``now`` is Unix seconds.
 
     Raises:
-        BadRequest: It expires in the past, or has the scope ``admin`` together with globs.
+        BadRequest: It expires in the past, has the scope ``admin`` together with globs, or filters together with
+            another scope than ``infer``.
     """
     if draft.expires_at is not None and draft.expires_at <= now:
         raise BadRequest(
@@ -50,6 +51,14 @@ def check(draft: KeyDraft, now: float) -> None:
         for param in ("adapters", "stores"):
             if getattr(draft, param) is not None:
                 raise BadRequest(f"`{param}` cannot restrict a key with the scope `admin`; omit it", param=param)
+    wider = sorted(draft.scopes - {Scope.INFER})
+    if draft.filters and wider:
+        # files, their attributes, answers of evaluations: none of them is filtered
+        raise BadRequest(
+            f"a key with `filters` can only have the scope `infer`, which reads documents through searches alone; got "
+            f"`{wider[0]}`, too",
+            param="filters",
+        )
 
 
 def restrict_to_parent(parent: KeyRow | None, draft: KeyDraft, now: float) -> KeyDraft:
@@ -64,7 +73,8 @@ def restrict_to_parent(parent: KeyRow | None, draft: KeyDraft, now: float) -> Ke
     expiries = [time for time in (draft.expires_at, parent.expires_at) if time is not None]
     limits = _stricter(draft.limits, parent.limits)
     yields = draft.background or parent.background
-    draft = replace(draft, expires_at=min(expiries, default=None), limits=limits, background=yields)
+    filters = {**draft.filters, **parent.filters}
+    draft = replace(draft, expires_at=min(expiries, default=None), limits=limits, background=yields, filters=filters)
     if Scope.ADMIN in parent.scopes:
         return draft
     if draft.project != parent.project:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
 from service.access.audit import ADMIN_ID
-from service.access.caller import NO_LIMITS, Caller, Limits, Scope
+from service.access.caller import NO_FILTERS, NO_LIMITS, Caller, FilterValue, Limits, Scope
 from service.access.tables import keys, projects
 from service.errors import NotFound
 
@@ -31,6 +32,8 @@ class KeyDraft:
     """Its requests yield to all others."""
     parent_key_id: str | None = None
     """The parent: revoking it revokes this key, which can have no more permissions."""
+    filters: Mapping[str, FilterValue] = field(default_factory=lambda: NO_FILTERS)
+    """Attributes and their values, to which every search with the key is restricted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class KeyRow:
     scopes: frozenset[Scope]
     adapters: tuple[str, ...] | None
     stores: tuple[str, ...] | None
+    filters: Mapping[str, FilterValue]
     limits: Limits
     background: bool
     parent_key_id: str | None
@@ -54,7 +58,15 @@ class KeyRow:
         """The caller that the key authenticates."""
         parent = None if self.parent_key_id == ADMIN_ID else self.parent_key_id
         return Caller(
-            self.id, self.project, self.scopes, self.adapters, self.stores, self.limits, self.background, parent
+            self.id,
+            self.project,
+            self.scopes,
+            self.adapters,
+            self.stores,
+            self.limits,
+            self.background,
+            parent,
+            self.filters,
         )
 
 
@@ -101,6 +113,7 @@ def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: KeyDraf
             scopes=sorted(draft.scopes),
             adapters=draft.adapters,
             stores=draft.stores,
+            filters=dict(draft.filters) or None,
             limits=draft.limits.model_dump(exclude_none=True),
             background=draft.background,
             parent_key_id=draft.parent_key_id,
@@ -138,7 +151,8 @@ def _key(row: sa.Row[tuple[object, ...]]) -> KeyRow:
     values = {column.name: row._mapping[column.name] for column in _SHOWN}
     globs = {name: None if values[name] is None else tuple(values[name]) for name in ("adapters", "stores")}
     scopes = frozenset(map(Scope, values["scopes"]))
-    return KeyRow(**values | globs | {"scopes": scopes, "limits": Limits.model_validate(values["limits"])})
+    limits = Limits.model_validate(values["limits"])
+    return KeyRow(**values | globs | {"scopes": scopes, "limits": limits, "filters": values["filters"] or NO_FILTERS})
 
 
 def require_project(db: sa.Connection, project: str) -> None:

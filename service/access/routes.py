@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from service.access.audit import ADMIN_ID, Actor
 from service.access.authentication import project_name
-from service.access.caller import DEFAULT_PROJECT, NO_LIMITS, Caller, Limits, Scope
+from service.access.caller import DEFAULT_PROJECT, NO_FILTERS, NO_LIMITS, Caller, Limits, Scope
 from service.access.grants import MAX_EXPIRES_AT, MAX_GLOBS, is_glob
 from service.access.http import actor, caller, needs
 from service.access.records import KeyDraft
@@ -25,16 +25,23 @@ NO_STORE: Final = {"cache-control": "no-store"}
 """For answers that contain a key."""
 
 
+MAX_FILTERS: Final = 8
+AttributeName: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+AttributeNumber: TypeAlias = Annotated[float, Field(ge=-(2**53), le=2**53)]
+AttributeText: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
 class KeyRequest(BaseModel):
     """Body of ``POST /v1/keys``. Left out or null: scopes are ``["infer"]``, globs all of the project, no limits."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1, max_length=100)
     project: str | None = None
     scopes: list[Scope] = Field([Scope.INFER], min_length=1, max_length=len(Scope))
     adapters: list[str] | None = Field(None, max_length=MAX_GLOBS)
     stores: list[str] | None = Field(None, max_length=MAX_GLOBS)
+    filters: dict[AttributeName, AttributeText | bool | AttributeNumber] | None = Field(None, max_length=MAX_FILTERS)
     limits: Limits | None = None
     expires_at: int | None = Field(None, ge=0, le=MAX_EXPIRES_AT)
 
@@ -72,6 +79,7 @@ class KeyRequest(BaseModel):
             scopes=frozenset(self.scopes),
             adapters=None if self.adapters is None else tuple(self.adapters),
             stores=None if self.stores is None else tuple(self.stores),
+            filters=self.filters or NO_FILTERS,
             limits=self.limits or NO_LIMITS,
             expires_at=self.expires_at,
         )

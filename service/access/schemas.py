@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from service.access.caller import Limits, Scope
+from service.access.caller import FilterValue, Limits, Scope
 from service.http.schema import ApiModel
 
 
@@ -21,6 +21,9 @@ class KeyObject(ApiModel):
     scopes: list[Scope]
     adapters: list[str] | None = Field(description="Globs over adapter names; null: all in the project.")
     stores: list[str] | None = Field(description="Globs over vector store names and ids; null: all in the project.")
+    filters: dict[str, FilterValue] = Field(
+        description="Attributes and their values, to which every search with the key is restricted."
+    )
     limits: Limits
     background: bool = Field(description="A job's key, whose requests yield to those of callers.")
     parent_key_id: str | None = Field(description="The key that created it; revoking that key revokes this one, too.")

@@ -218,6 +218,7 @@ def _granted(row: KeyRow) -> dict[str, Any]:
         "scopes": sorted(row.scopes),
         "adapters": row.adapters,
         "stores": row.stores,
+        "filters": dict(row.filters),
         "limits": row.limits.model_dump(exclude_none=True),
         "background": row.background,
         "parent_key_id": row.parent_key_id,

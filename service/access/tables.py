@@ -30,6 +30,8 @@ keys = sa.Table(
     # globs over names: null is all of the project, an empty list is none of it
     sa.Column("adapters", sa.JSON(none_as_null=True)),
     sa.Column("stores", sa.JSON(none_as_null=True)),
+    # attributes and the values to which searches are restricted; null: none
+    sa.Column("filters", sa.JSON(none_as_null=True)),
     sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("background", sa.Boolean, nullable=False),
     # no foreign key: the admin key has the id `admin` and no row

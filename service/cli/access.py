@@ -43,7 +43,7 @@ def ls(
     if as_json:
         terminal.print_json(listed)
     elif listed:
-        columns = ("ID", "NAME", "KEY", "PROJECT", "SCOPES", "ADAPTERS", "STORES", "LIMITS", "EXPIRES")
+        columns = ("ID", "NAME", "KEY", "PROJECT", "SCOPES", "ADAPTERS", "STORES", "FILTERS", "LIMITS", "EXPIRES")
         terminal.print_table(columns, [_row(key) for key in listed])
     else:
         typer.echo("No keys except the admin key. Create one: hatrack keys create NAME --project PROJECT")
@@ -61,6 +61,7 @@ def _row(key: KeyObject) -> tuple[str, ...]:
         " ".join(map(str, key.get("scopes") or [])),
         _globs(key.get("adapters")),
         _globs(key.get("stores")),
+        terminal.attributes_text(key.get("filters") or {}),
         " ".join(f"{name}={value}" for name, value in limits.items()) or "-",
         "never" if ends is None else terminal.when(ends) + (" (past)" if past else ""),
     )
@@ -105,6 +106,7 @@ def _expiry(text: str | None) -> int | None:
         "hatrack keys create shop --project acme",
         "hatrack keys create shop --project acme --adapter 'brand-*' --limit tokens_per_minute=1000 --expires 30d",
         "hatrack keys create ci --project acme --scope infer --scope adapters",
+        "hatrack keys create c-1017 --adapter support --filter customer=c-1017 --expires 12h",
         "HATRACK_KEY=$(hatrack keys create me --project acme) hatrack chat brand-voice",
     )
 )
@@ -121,6 +123,14 @@ def create(
     store: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Vector stores that the key may read; repeatable [default: all]."),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="NAME=VALUE",
+            help="Restrict every search to documents with this attribute, or `*`; repeatable [default: none].",
+        ),
     ] = None,
     limit: Annotated[
         list[str] | None,
@@ -141,6 +151,7 @@ def create(
             scopes=[each.value for each in scope] if scope else None,
             adapters=adapter or None,
             stores=store or None,
+            filters=terminal.attributes_option("--filter", filters) or None,
             limits=limits or None,
             expires_at=expires_at,
         )

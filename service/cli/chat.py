@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -28,6 +29,12 @@ def chat(
     kb: Annotated[
         list[str] | None, typer.Option(metavar="STORE", help="Ground answers in a knowledge base; repeatable.")
     ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", metavar="NAME=VALUE", help="Only passages of documents with this attribute; repeatable."
+        ),
+    ] = None,
     show_prompt: Annotated[
         bool, typer.Option("--show-prompt", help="Print what the model would be sent, and do not ask it.")
     ] = False,
@@ -45,8 +52,9 @@ def chat(
     if question is None and show_prompt:
         raise typer.BadParameter("--show-prompt requires a PROMPT.", param_hint="--show-prompt")
     with terminal.reporting(as_json), HatrackClient() as client:
-        if kb:
-            params["grounding"] = {"vector_store_ids": [str(client.vector_stores.find(name)["id"]) for name in kb]}
+        grounding = _grounding(client, kb or [], terminal.attributes_option("--filter", filters))
+        if grounding:
+            params["grounding"] = grounding
         if show_prompt and question is not None:
             _show_prompt(client, model, system, question, params, as_json=as_json)
             return
@@ -58,6 +66,17 @@ def chat(
     if as_json:
         result: JsonObject = {"model": model, "content": answer}
         terminal.print_json(result | {"citations": talk.cited} if talk.cited else result)
+
+
+def _grounding(client: HatrackClient, kb: Sequence[str], filters: Mapping[str, str | float | bool]) -> JsonObject:
+    """The field `grounding` of the requests; empty if neither stores nor filters are named."""
+    grounding: JsonObject = {}
+    if kb:
+        grounding["vector_store_ids"] = [str(client.vector_stores.find(name)["id"]) for name in kb]
+    if filters:
+        conditions = [{"type": "eq", "key": name, "value": value} for name, value in filters.items()]
+        grounding["filters"] = {"type": "and", "filters": conditions}
+    return grounding
 
 
 def _show_prompt(

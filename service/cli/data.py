@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from service.cli import datasets, terminal
+from service.cli import label as labelling
 from service.cli.datasets import EXAMPLES
 from service.cli.terminal import AsJson
 from service.client import HatrackClient, JsonObject
@@ -57,6 +58,12 @@ app.command("list", epilog=terminal.examples("hatrack data list", "hatrack data 
 )
 app.command(epilog=terminal.examples("hatrack data show support", "hatrack data show support@3"))(datasets.show)
 app.command(epilog=terminal.examples("hatrack data diff support@2 support@3"))(datasets.diff)
+app.command(
+    epilog=terminal.examples(
+        "hatrack data label prompts.jsonl --teacher support",
+        "hatrack data label questions.txt --teacher big --system-prompt voice.md --out train.jsonl",
+    )
+)(labelling.label)
 app.command(epilog=terminal.examples("hatrack data pull support@3 examples.jsonl"))(datasets.pull)
 app.command(
     epilog=terminal.examples("hatrack data delete support@2", "hatrack data delete support --yes --keep-files")

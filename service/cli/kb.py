@@ -92,7 +92,7 @@ def add(
     documents = dict(_documents(paths))
     if not documents:
         raise typer.BadParameter(f"no documents found; supported are {', '.join(sorted(SUFFIXES))}.")
-    metadata = dict(_pair(text) for text in attributes or [])
+    metadata = terminal.attributes_option("--attribute", attributes)
     if PATH in metadata:
         raise typer.BadParameter(f"the attribute `{PATH}` is reserved for the file's path; choose another name.")
     with terminal.reporting(as_json), HatrackClient() as client:
@@ -280,17 +280,6 @@ def _why_it_waits(files: Sequence[VectorStoreFile]) -> str:
 def _bars(*columns: Any, quiet: bool) -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
         yield progress
-
-
-def _pair(text: str) -> tuple[str, str | float | bool]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise typer.BadParameter(f"--attribute must be NAME=VALUE; got {text}.")
-    with contextlib.suppress(ValueError):
-        parsed = json.loads(value)
-        if isinstance(parsed, bool | int | float):
-            return name, parsed
-    return name, value
 
 
 def _replace(client: HatrackClient, store_id: str, file_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -72,6 +72,10 @@ def push(
     system_prompt: SystemPrompt = None,
     examples: FixedExamples = None,
     kb: Stores = None,
+    required_filter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Refuse requests that give no value of this attribute. May be repeated."),
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="Default temperature of requests that set none.")] = None,
     settings: Annotated[
         Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)
@@ -93,10 +97,7 @@ def push(
             raise ClientError(0, "nothing_to_push", NOTHING_TO_PUSH)
         total = 0 if source is None else source.weights.stat().st_size
         with HatrackClient() as client, _progress(total, no_wait) as progress:
-            if kb:
-                stores = [client.vector_stores.find(store)["id"] for store in kb]
-                grounding = version_settings.get("grounding") or {}
-                version_settings["grounding"] = {**grounding, "vector_store_ids": stores}
+            _set_grounding(version_settings, client, kb or (), required_filter or ())
             version = client.adapters.push(
                 name,
                 source,
@@ -110,6 +111,19 @@ def push(
         terminal.print_json(version)
     else:
         _print_pushed(version)
+
+
+def _set_grounding(
+    settings: dict[str, Any], client: HatrackClient, stores: Sequence[str], required_filters: Sequence[str]
+) -> None:
+    """Put the options into the settings' `grounding`; those that are not given stay as they are."""
+    grounding = {**(settings.get("grounding") or {})}
+    if stores:
+        grounding["vector_store_ids"] = [client.vector_stores.find(store)["id"] for store in stores]
+    if required_filters:
+        grounding["required_filters"] = list(required_filters)
+    if stores or required_filters:
+        settings["grounding"] = grounding
 
 
 def _with_options(

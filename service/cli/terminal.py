@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 CANNOT_CONNECT: Final = 3
 _PIPE_COLUMNS: Final = 240
+MAX_EXACT: Final = 2**53
+"""Larger numbers are not told apart as floating-point numbers: of an attribute they stay text."""
 
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.")]
 
@@ -151,6 +153,37 @@ def name_argument(text: str) -> str:
         return parse_name(text)
     except AdapterError as error:
         raise typer.BadParameter(error.message) from error
+
+
+def attributes_option(option: str, pairs: Sequence[str] | None) -> dict[str, str | float | bool]:
+    """Parse `NAME=VALUE` pairs: a JSON number, boolean or quoted string is what it says, everything else is text."""
+    attributes: dict[str, str | float | bool] = {}
+    for text in pairs or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option} must be NAME=VALUE; got {text}.")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        is_exact = not isinstance(parsed, int | float) or abs(parsed) <= MAX_EXACT
+        attributes[name] = parsed if is_exact and isinstance(parsed, bool | int | float | str) else value
+    return attributes
+
+
+def attributes_text(attributes: Mapping[str, Any]) -> str:
+    """Attributes as `NAME=VALUE` pairs; text that would be read as a number or a boolean is quoted. `-` if none."""
+    return " ".join(f"{name}={_shown(value)}" for name, value in attributes.items()) or "-"
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, str):
+        return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+    try:
+        json.loads(value)
+    except ValueError:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def alias_option(text: str | None) -> str | None:

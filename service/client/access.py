@@ -31,6 +31,7 @@ class Keys(Resource):
         scopes: Sequence[Scope] | None = None,
         adapters: Sequence[str] | None = None,
         stores: Sequence[str] | None = None,
+        filters: Mapping[str, str | float | bool] | None = None,
         limits: Mapping[str, int] | None = None,
         expires_at: int | None = None,
     ) -> CreatedKey:
@@ -42,11 +43,12 @@ class Keys(Resource):
             scopes: What the key may do. None: `infer`.
             adapters: Globs over adapter names. None: all of the project; empty: none.
             stores: Globs over vector store names, likewise.
+            filters: Attributes and values to which every search is restricted; such a key has the scope `infer` only.
             limits: `requests_per_minute`, `tokens_per_minute`, `concurrent`, `tokens_per_day`.
             expires_at: Unix time in seconds. None: never.
         """
         body: dict[str, Any] = {"name": name, "project": project, "limits": limits, "expires_at": expires_at}
-        body |= {"scopes": scopes, "adapters": adapters, "stores": stores}
+        body |= {"scopes": scopes, "adapters": adapters, "stores": stores, "filters": filters}
         return self._connection.request(CreatedKey, "POST", path_of("keys"), json=given(body))
 
     def delete(self, key_id: str) -> DeletedKey:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from service.client.evaluations import Evaluations, Revalidations, Reviews
     from service.client.files import Files, VectorStores
     from service.client.ladders import Ladders
+    from service.client.teachers import TeacherClient, Teachers
     from service.client.training import FineTuning
     from service.client.types.gateway import Health, Readiness
 
@@ -71,13 +72,11 @@ class HatrackClient:
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ClientError(0, "key_invalid", "The API key must be printable ASCII; check HATRACK_KEY.")
         acts_in = project or settings.project
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._headers |= {"openai-project": acts_in} if acts_in else {}
+        self._trust_env = not on_this_machine(self.url)  # a proxy cannot reach our loopback address
         http = httpx.Client(
-            base_url=self.url,
-            headers=({"authorization": f"Bearer {key}"} if key else {})
-            | ({"openai-project": acts_in} if acts_in else {}),
-            timeout=QUICK,
-            transport=transport,
-            trust_env=not on_this_machine(self.url),  # a proxy cannot reach our loopback address
+            base_url=self.url, headers=self._headers, timeout=QUICK, transport=transport, trust_env=self._trust_env
         )
         self._connection = Connection(self.url, http)
 
@@ -190,6 +189,24 @@ class HatrackClient:
         from service.client.evaluations import Reviews
 
         return Reviews(self._connection)
+
+    @cached_property
+    def teachers(self) -> Teachers:
+        """Outside endpoints that answer prompts to train on."""
+        from service.client.teachers import Teachers
+
+        return Teachers(self._connection)
+
+    def teacher_client(self, connections: int) -> TeacherClient:
+        """A client, with connections of its own, that asks teachers for `adapters.labelling`."""
+        from service.client.teachers import TeacherClient
+
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        return TeacherClient(
+            httpx.AsyncClient(
+                base_url=self.url, headers=self._headers, timeout=QUICK, limits=limits, trust_env=self._trust_env
+            )
+        )
 
     @cached_property
     def usage(self) -> Usage:

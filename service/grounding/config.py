@@ -21,10 +21,14 @@ MAX_PASSAGE_TOKENS: Final = 1_000_000
 MAX_TIMEOUT_S: Final = 60
 MAX_FILTER_BYTES: Final = 16 * 1024
 MAX_STORE_ID_CHARS: Final = 64
+MAX_REQUIRED_FILTERS: Final = 8
+MAX_ATTRIBUTE_CHARS: Final = 64
 PROVIDER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 OnFailure = Literal["fail_open", "fail_closed"]
 StoreId = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STORE_ID_CHARS, pattern=r"^[A-Za-z0-9._-]+$")]
+
+AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ATTRIBUTE_CHARS)]
 
 
 class GroundingSettings(BaseModel):
@@ -35,6 +39,8 @@ class GroundingSettings(BaseModel):
         vector_store_ids: Where to look.
         max_num_results: Most passages.
         filters: OpenAI's filter over the documents' attributes.
+        required_filters: Attributes of which every grounded request must give a value, or its key carry one; a
+            request can only add to them. See ``service.grounding.required_filters``.
         score_threshold: Least score of a passage.
         template: What stands before the question; see ``service.grounding.template``. None: the default.
         max_passage_tokens: Most tokens of all passages together.
@@ -49,6 +55,7 @@ class GroundingSettings(BaseModel):
     vector_store_ids: tuple[StoreId, ...] = Field((), max_length=MAX_STORES_NAMED)
     max_num_results: int = Field(DEFAULT_RESULTS, ge=1, le=MAX_RESULTS)
     filters: dict[str, Any] | None = None
+    required_filters: tuple[AttributeName, ...] = Field((), max_length=MAX_REQUIRED_FILTERS)
     score_threshold: float | None = Field(None, ge=0, le=1)
     template: str | None = None
     max_passage_tokens: int = Field(DEFAULT_PASSAGE_TOKENS, ge=MIN_PASSAGE_TOKENS, le=MAX_PASSAGE_TOKENS)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.access.caller import NO_FILTERS, FilterValue
 from service.errors import BadRequest
 from service.grounding.config import (
     EMBEDDED,
+    MAX_ATTRIBUTE_CHARS,
     MAX_FILTER_BYTES,
     MAX_PASSAGE_TOKENS,
+    MAX_REQUIRED_FILTERS,
     MAX_RESULTS,
     MAX_STORE_ID_CHARS,
     MAX_STORES_NAMED,
@@ -20,6 +24,7 @@ from service.grounding.config import (
 )
 from service.grounding.filters import check_filters
 from service.grounding.provider import Filters
+from service.grounding.required_filters import required_values, restrict, without_values
 from service.grounding.template import DEFAULT_TEMPLATE, check_template
 from service.http.checks import (
     fields,
@@ -37,6 +42,7 @@ from service.http.checks import (
 FIELD: Final = "grounding"
 STORES_PARAM: Final = "grounding.vector_store_ids"
 PROVIDER_PARAM: Final = "grounding.provider"
+FILTERS_PARAM: Final = "grounding.filters"
 
 
 def _provider(value: Any, path: str) -> None:
@@ -68,6 +74,7 @@ _object = fields(
         "vector_store_ids": list_of(text(MAX_STORE_ID_CHARS), min_items=1, max_items=MAX_STORES_NAMED),
         "max_num_results": integer(1, MAX_RESULTS),
         "filters": sized(MAX_FILTER_BYTES, _filters),
+        "required_filters": list_of(text(MAX_ATTRIBUTE_CHARS), min_items=1, max_items=MAX_REQUIRED_FILTERS),
         "score_threshold": number(0, 1),
         "provider": _provider,
         "template": _template,
@@ -106,7 +113,8 @@ class RetrievalOptions:
         provider: The provider's name.
         store_ids: Vector stores to search; empty for a provider without stores.
         k: Maximum number of passages.
-        filters: OpenAI's filter on file attributes; None: no filter.
+        filters: OpenAI's filter on file attributes, with the required ones; None: no filter.
+        required: The attributes that every passage must have, and their values.
         threshold: Minimum score, 0 to 1; None: no minimum.
         template: The prompt template, see ``service.grounding.template``.
         max_passage_tokens: Upper bound on the tokens of all passages together.
@@ -120,6 +128,7 @@ class RetrievalOptions:
     store_ids: tuple[str, ...]
     k: int
     filters: Filters | None
+    required: Mapping[str, FilterValue]
     threshold: float | None
     template: str
     max_passage_tokens: int
@@ -130,16 +139,22 @@ class RetrievalOptions:
 _NOTHING: Final = GroundingSettings()
 
 
-def retrieval_options(grounding: Any, settings: GroundingSettings | None) -> RetrievalOptions | None:
+def retrieval_options(
+    grounding: Any, settings: GroundingSettings | None, key_filters: Mapping[str, FilterValue] = NO_FILTERS
+) -> RetrievalOptions | None:
     """Merge the request's checked `grounding` with its version's settings; None: nothing is retrieved.
 
     Args:
         grounding: The request's field. False turns retrieval off; None (absent) leaves the version's settings. If those
             name no store, requests without the field are not grounded.
+            A request whose only member is `filters` narrows a search, and asks for none by itself.
         settings: The version's settings; None: it has none.
+        key_filters: What the API key restricts every search to.
 
     Raises:
-        BadRequest: Neither the request nor the version names a store, and the embedded provider needs one.
+        BadRequest: Neither the request nor the version names a store, and the embedded provider needs one; or a value
+            of a required filter is missing.
+        Forbidden: The request asks for another value than the key carries.
     """
     if grounding is False or (grounding is None and settings is None):
         return None
@@ -149,16 +164,20 @@ def retrieval_options(grounding: Any, settings: GroundingSettings | None) -> Ret
     same_provider = provider == defaults.provider
     stores = tuple(given.get("vector_store_ids", defaults.vector_store_ids if same_provider else ()))
     if not stores and provider == EMBEDDED:
-        if grounding is None:
+        if grounding is None or set(given) == {"filters"}:
             return None
         raise BadRequest(f"`{STORES_PARAM}` is missing", param=STORES_PARAM, code="missing_required_parameter")
+    names = {*defaults.required_filters, *given.get("required_filters", ())}
+    required = required_values(sorted(names), key_filters, given.get("filters"), FILTERS_PARAM)
+    own_filters = without_values(given.get("filters"), names)
     return RetrievalOptions(
         requested=grounding is not None,
         provider_requested="provider" in given or settings is None,
         provider=provider,
         store_ids=tuple(dict.fromkeys(stores)),
         k=given.get("max_num_results", defaults.max_num_results),
-        filters=given.get("filters", defaults.filters),
+        filters=restrict(defaults.filters if own_filters is None else own_filters, required),
+        required=required,
         threshold=given.get("score_threshold", defaults.score_threshold),
         template=given.get("template", defaults.template) or DEFAULT_TEMPLATE,
         max_passage_tokens=given.get("max_passage_tokens", defaults.max_passage_tokens),

@@ -25,6 +25,7 @@ from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, RetrievalOpti
 from service.grounding.injectors import PromptInjector
 from service.grounding.outcome import GroundingResult, Outcome
 from service.grounding.provider import MAX_PASSAGE_CHARS, Passage, Provider, Query, StoreAwareProvider, store_not_found
+from service.grounding.required_filters import allows
 from service.grounding.template import (
     CHARS_A_TOKEN,
     FRAME_TOKENS,
@@ -118,6 +119,7 @@ class Hook:
             filters=options.filters,
             k=options.k,
             threshold=options.threshold,
+            required=options.required,
         )
         started = time.perf_counter()
         passages = await self._retrieve(provider, query, options)
@@ -177,15 +179,16 @@ class Hook:
         return outcome
 
     def _usable(self, passages: Sequence[Passage], query: Query, name: str) -> list[Passage]:
-        """The provider's passages without the malformed ones, the empty ones and those below the threshold.
+        """The provider's passages without the malformed or disallowed ones, the empty ones and those below the
+        threshold.
 
         Raises:
-            TypeError, ValueError: All of them are malformed.
+            TypeError, ValueError: All of them are malformed, or outside the required filters.
         """
         usable, errors = [], []
         for passage in passages:
             try:
-                _check(passage)
+                _check(passage, query)
             except (TypeError, ValueError) as error:
                 errors.append(error)
             else:
@@ -241,12 +244,15 @@ async def _demand_readable(
             raise store_not_found(each, param)
 
 
-def _check(passage: Passage) -> None:
-    """Raise TypeError or ValueError if a provider's passage cannot be put into a prompt and cited."""
+def _check(passage: Passage, query: Query) -> None:
+    """Raise TypeError or ValueError if a provider's passage cannot, or must not, be put into a prompt and cited."""
     if not isinstance(passage, Passage) or not _is_well_typed(passage):
         raise TypeError("a provider must return Passage objects whose fields have the documented types")
     if len(passage.text) > MAX_PASSAGE_CHARS or not 1 <= len(passage.id) <= MAX_ID_CHARS:
         raise ValueError(f"a passage may have at most {MAX_PASSAGE_CHARS} characters, and its id 1 to {MAX_ID_CHARS}")
+    if not allows(query.required, passage.attributes):
+        names = ", ".join(query.required)
+        raise ValueError(f"a passage's attributes do not show the required value of {names}")
     # fails for what JSON cannot hold: a lone surrogate, or an integer of more than 64 bits
     orjson.dumps((passage.text, _citation(0, passage)))
 

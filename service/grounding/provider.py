@@ -56,9 +56,11 @@ class Query:
         adapter: The adapter's name, ``brand-voice``; None for the base.
         project: Whose stores may be read, and no others.
         store_ids: The stores to look in, each of which the caller may read.
-        filters: Only passages of documents whose metadata match; None is all.
+        filters: Only passages of documents whose metadata match, the required ones included; None is all.
         k: Maximum number of passages, at least 1.
         threshold: Only passages with at least this score; None is all.
+        required: Attributes that every passage must have with this value, or with `*`, which stands for everyone. A
+            passage without them is dropped, whatever the provider makes of ``filters``.
     """
 
     text: str
@@ -69,6 +71,7 @@ class Query:
     filters: Filters | None = None
     k: int = 4
     threshold: float | None = None
+    required: Mapping[str, Attribute] = field(default_factory=lambda: NO_ATTRIBUTES)
 
 
 @runtime_checkable

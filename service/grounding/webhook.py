@@ -7,7 +7,8 @@
     webhook-signature: v1,<base64 of HMAC-SHA256(secret, id + "." + timestamp + "." + body)>
     x-hatrack-signature: v1=<hex of HMAC-SHA256(secret, timestamp + "." + body)>    (for one more release)
 
-    {"query", "messages", "adapter", "project", "vector_store_ids", "filters", "max_num_results", "score_threshold"}
+    {"query", "messages", "adapter", "project", "vector_store_ids", "filters", "required_filters", "max_num_results",
+     "score_threshold"}
 
     200 {"passages": [{"id", "text", "score", "source", "file_id"?, "vector_store_id"?, "attributes"?}, …]}
 
@@ -213,6 +214,7 @@ def _request_body(query: Query) -> dict[str, Any]:
         "project": query.project,
         "vector_store_ids": list(query.store_ids),
         "filters": query.filters,
+        "required_filters": dict(query.required),
         "max_num_results": query.k,
         "score_threshold": query.threshold,
     }

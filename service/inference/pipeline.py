@@ -132,9 +132,9 @@ class Pipeline:
             self._prompt_limit.check_ids(body, len(raw))
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
             route.dialect.force_tools(body)
-            options = (
-                None if route.injector is None else retrieval_options(body.pop(FIELD, None), target.settings.grounding)
-            )
+            options = None
+            if route.injector is not None:
+                options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             shown = target.settings.example_tokens if route.dialect.turns in body else 0

@@ -14,6 +14,7 @@ from service.errors import BadRequest, Forbidden, Internal, Unavailable
 from service.files.blob_store import BlobStore
 from service.files.service import Files
 from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
+from service.grounding.required_filters import required_values, restrict
 from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.file_holds import FileHolds
 from service.knowledge.index.stores import Stores
@@ -274,8 +275,15 @@ class Knowledge:
     async def search(
         self, caller: Caller, store_id: str, text: str, *, filters: Filters | None, k: int, threshold: float | None
     ) -> Sequence[Passage]:
-        """Up to ``k`` passages of one store, best first. Raises NotFound; Unavailable after SEARCH_TIMEOUT_S."""
+        """Up to ``k`` passages of one store, best first, within the key's own filters.
+
+        Raises:
+            NotFound: The store does not exist, or the key may not read it.
+            Forbidden: ``filters`` asks for another value than the key carries.
+            Unavailable: It took longer than SEARCH_TIMEOUT_S.
+        """
         await self.show(caller, store_id)
+        filters = restrict(filters, required_values((), caller.filters, filters, "filters"))
         deadline = asyncio.get_running_loop().time() + SEARCH_TIMEOUT_S
         try:
             async with asyncio.timeout_at(deadline):

@@ -75,8 +75,11 @@ class VersionSettings(BaseModel):
     """The default retrieval for requests without their own grounding field."""
 
     def stored(self) -> dict[str, Any]:
-        """As JSON; without examples or grounding the field is left out, as in versions older than it."""
-        unset = {name for name in ("examples", "grounding") if not getattr(self, name)}
+        """As JSON; what is not set of examples, grounding and its required filters is left out, as in versions older
+        than it."""
+        unset: dict[str, Any] = {name: True for name in ("examples", "grounding") if not getattr(self, name)}
+        if self.grounding is not None and not self.grounding.required_filters:
+            unset["grounding"] = {"required_filters"}
         return self.model_dump(mode="json", exclude=unset)
 
     @property

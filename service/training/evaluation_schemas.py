@@ -246,3 +246,46 @@ class NextReview(ApiModel):
     evaluation: str | None
     reviewed: int
     total: int
+
+
+class Teacher(ApiModel):
+    """An outside endpoint that answers prompts to train on."""
+
+    object: Literal["teacher"]
+    id: str = Field(description="Its name in the operator's settings.")
+    model: str
+    price_input: float | None = Field(description="Of a million prompt tokens, in the operator's currency.")
+    price_output: float | None
+
+
+class TeacherMessage(ApiModel):
+    """A teacher's answer, or why there is none."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: str | None
+
+
+class TeacherChoice(ApiModel):
+    """The one answer."""
+
+    index: Literal[0]
+    message: TeacherMessage
+    finish_reason: str | None
+
+
+class TeacherUsage(ApiModel):
+    """Tokens as the endpoint counts them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TeacherAnswer(ApiModel):
+    """A teacher's answer, as a chat completion."""
+
+    object: Literal["chat.completion"]
+    model: str
+    choices: list[TeacherChoice]
+    usage: TeacherUsage

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from adapters.protocol.requests import ChoiceBody, Overflow
+from adapters.protocol.requests import ChoiceBody, Overflow, TeacherBody
 from service.errors import (
     BadGateway,
     Conflict,
@@ -22,9 +22,18 @@ from service.errors import (
     Timeout,
     TooLarge,
     TrainerUnavailable,
+    Unprocessable,
 )
 from service.http.schema import ErrorResponse, Page, answers, takes
-from service.training.evaluation_schemas import Evaluation, EvaluationReport, NextReview, Review, ReviewQueue
+from service.training.evaluation_schemas import (
+    Evaluation,
+    EvaluationReport,
+    NextReview,
+    Review,
+    ReviewQueue,
+    Teacher,
+    TeacherAnswer,
+)
 from service.training.job_schemas import DataCheck, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
 from service.training.ladder_schemas import Ladder, LadderEvent, LadderReport
 from service.training.request_schemas import DataCheckForm, EvaluationBody, JobBody, LadderBody
@@ -70,6 +79,7 @@ jobs = APIRouter(prefix="/v1/fine_tuning", tags=["fine-tuning"])
 evaluations = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
 ladders = APIRouter(prefix="/v1/ladders", tags=["ladders"])
 reviews = APIRouter(prefix="/v1/reviews", tags=["reviews"])
+teachers = APIRouter(prefix="/v1/teachers", tags=["teachers"])
 
 
 @jobs.post("/jobs", responses=trainers(FineTuningJob, NotFound, Conflict, TooLarge, RateLimited, DiskFull))
@@ -248,4 +258,15 @@ def choose(review_id: str) -> None:
     """Choose the better answer."""
 
 
-FORWARDED: Final = (*jobs.routes, *evaluations.routes, *ladders.routes, *reviews.routes)
+@teachers.get("", responses=trainers(Page[Teacher], NotFound))
+def list_teachers() -> None:
+    """The outside endpoints that the operator offers as teachers; the list has no pages."""
+
+
+@teachers.post("/{name}", responses=trainers(TeacherAnswer, NotFound, Unprocessable, TooLarge, RateLimited))
+@takes(TeacherBody)
+def ask_teacher(name: str) -> None:
+    """One answer of a teacher, as a chat completion."""
+
+
+FORWARDED: Final = (*jobs.routes, *evaluations.routes, *ladders.routes, *reviews.routes, *teachers.routes)

@@ -32,7 +32,8 @@ MAX_JSON_BYTES: Final = 2 * 1024 * 1024
 ACTIONS: Final = ("cancel", "pause", "resume")
 METHODS: Final = ["GET", "POST", "DELETE"]
 OnSuccess: TypeAlias = Callable[[], Awaitable[None]]
-FORWARDED: Final = ("fine_tuning", "evaluations", "reviews", "ladders")
+FORWARDED: Final = ("fine_tuning", "evaluations", "reviews", "ladders", "teachers")
+TEACHER_TIMEOUT_S: Final = 600.0
 
 
 def training(request: Request) -> Training:
@@ -128,6 +129,14 @@ async def change_job(
 ) -> Response:
     """Cancel, pause or resume a job."""
     return await _json(request, caller, trainer, done=_audited(trainer, actor, "job", job_id, verb))
+
+
+@router.post("/teachers/{name}", include_in_schema=False)
+async def ask_teacher(name: str, request: Request, caller: TrainCaller, trainer: TrainerGateway) -> Response:
+    """Ask a teacher, which may take as long as a long answer takes."""
+    headers = headers_of(request, caller) | {"content-type": "application/json"}
+    body = orjson.dumps(await read_object(request, max_bytes=MAX_JSON_BYTES))
+    return Forward(trainer.client, "POST", target_of(request), headers, body, timeout_s=TEACHER_TIMEOUT_S)
 
 
 async def forward(request: Request, caller: TrainCaller, trainer: TrainerGateway) -> Response:

@@ -9,6 +9,7 @@ from typing import Final
 
 from ftfy.badness import is_bad
 
+from adapters.dataset.refusals import refuses
 from trainer.data.findings import finding
 from trainer.data.format import Example
 from trainer.data.report import Finding
@@ -33,11 +34,6 @@ _PLACEHOLDER: Final = re.compile(
     r"|(?i:\[(?:insert|your|add|name|company|date|link|url)\b[^\[\]]{0,40}\](?!\())"
     r"|\{\{[^{}]{1,60}\}\}|<(?:insert|your|name|company)\b[^<>]{0,40}>"
 )
-_REFUSAL: Final = re.compile(
-    r"\bas an ai(?: language model|,)|\bI(?: am|['’]m) sorry,? but I (?:can(?:['’]|no)t|am (?:unable|not able))"
-    r"|\bI (?:can(?:['’]|no)t|am (?:unable|not able) to) (?:assist|help)(?: you)? with (?:that|this)\b",
-    re.IGNORECASE,
-)
 _HTML: Final = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|table|tr|td|th|h[1-6]|img)\b[^<>]{0,200}>|&(?:nbsp|amp|lt|gt|quot|#\d{1,5});"
 )
@@ -60,7 +56,7 @@ def answer_faults(examples: Sequence[Example]) -> list[Finding]:
     """Findings about placeholders, refusals, broken characters, leftover HTML, repeated questions and cut answers."""
     tests: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
         ("placeholders", "answers have a placeholder that nobody filled in", lambda text: _found(_PLACEHOLDER, text)),
-        ("refusals", "answers refuse: the model learns to refuse, also where it should not", _refuses),
+        ("refusals", "answers refuse: the model learns to refuse, also where it should not", refuses),
         ("broken_characters", "answers have broken characters (text decoded with the wrong encoding)", _is_broken),
     )
     findings = []
@@ -79,10 +75,6 @@ def _prose(examples: Sequence[Example]) -> list[Example]:
 
 def _found(pattern: re.Pattern[str], text: str) -> bool:
     return pattern.search(text) is not None
-
-
-def _refuses(text: str) -> bool:
-    return _found(_REFUSAL, text[:400])  # what comes later is a caveat of an answer
 
 
 def _is_broken(text: str) -> bool:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from adapters.protocol.requests import MAX_EXAMPLES
 from trainer.data.format import Example, Message
+from trainer.errors import EvaluationInvalid
 from trainer.runs.protocol import Frozen
 
 ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
@@ -33,6 +34,7 @@ MAX_REPEATED_CHARS: Final = 15_000
 """Longest list of answers or schema that two arms of the base are told."""
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
+SHOWN_LINES: Final = 5
 THINKING_SWITCH: Final = "enable_thinking"
 """The variable with which Qwen3's and many other chat templates turn thinking on and off."""
 
@@ -82,6 +84,7 @@ class Question(Frozen):
     ``tools``: the functions that the request declares.
     ``rejected``: in preference data the answer that is worse than the reference; None where either calls tools.
     ``group``: see `trainer.data.format.Example`.
+    ``filters``: the values of the version's required filters, such as `customer`, that its request sends.
     ``examples``: the training examples that are most similar to it, the nearest first, for arms that are shown some.
     """
 
@@ -93,6 +96,7 @@ class Question(Frozen):
     rejected: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     reference_calls: tuple[dict[str, Any], ...] = ()
+    filters: dict[str, str | bool | float] = Field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -123,6 +127,7 @@ def questions(examples: Sequence[Example]) -> tuple[Question, ...]:
             tools=example.tools,
             reference_calls=tuple(call.sent() for call in example.judged.tool_calls),
             rejected=_rejected_text(example),
+            filters=dict(example.filters),
         )
         for example in examples
     )
@@ -272,6 +277,41 @@ def base_label(grounding: Mapping[str, Any] | None) -> str:
 def grounding_field(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A version's `settings.grounding` as a request's field `grounding`, without unset options."""
     return {name: value for name, value in settings.items() if value not in (None, [])} if settings else None
+
+
+def required_filters(grounding: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The attributes of which a version's grounding demands a value."""
+    return tuple((grounding or {}).get("required_filters") or ())
+
+
+def check_filters(questions: Sequence[Question], grounding: Mapping[str, Any] | None, name: str) -> None:
+    """Check that each question gives the values that the version demands.
+
+    Raises:
+        EvaluationInvalid: One does not; the message names the attribute and the lines.
+    """
+    for attribute in required_filters(grounding):
+        missing = [question.id for question in questions if attribute not in question.filters]
+        if missing:
+            lines = ", ".join(missing[:SHOWN_LINES]) + (" …" if len(missing) > SHOWN_LINES else "")
+            raise EvaluationInvalid(
+                f"{name} requires a filter on `{attribute}` with every request, and {len(missing)} of {len(questions)} "
+                f'held-out examples give no value (lines {lines}): add `"filters": {{"{attribute}": …}}` to each line; '
+                '"*" finds only what is everyone\'s'
+            )
+
+
+def with_filters(
+    grounding: Mapping[str, Any] | bool | None, filters: Mapping[str, str | bool | float]
+) -> dict[str, Any] | bool | None:
+    """An arm's `grounding` with a question's filters, joined to its own; unchanged if there are none or it is off."""
+    if grounding is False or not filters:
+        return grounding if isinstance(grounding, bool | None) else {**grounding}
+    conditions: list[Any] = [{"type": "eq", "key": name, "value": value} for name, value in filters.items()]
+    field = {} if grounding is None or grounding is True else {**grounding}
+    if field.get("filters") is not None:
+        conditions.append(field["filters"])
+    return field | {"filters": {"type": "and", "filters": conditions}}
 
 
 def template_switches(template: str) -> dict[str, bool]:

@@ -14,13 +14,15 @@ from typing import Any, Final, Protocol
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
 from trainer.evaluate.answers import Answer, Key, RecordFile
-from trainer.evaluate.arms import Arm, Question, calls_json
+from trainer.evaluate.arms import Arm, Question, calls_json, with_filters
 from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
 from trainer.runs.gateway import PATIENCE_S
 
 CHAT_PATH: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256
 CONCURRENCY: Final = 8
+EVERYONE: Final = "*"
+"""The value of a required filter that finds only what is everyone's."""
 PER_QUESTION_STATUSES: Final = frozenset({400, 403, 413, 422, 451})
 """Statuses that refuse one question (content filter, length), not the caller or the model."""
 
@@ -77,6 +79,8 @@ class HttpAnswerer:
         path: The JSONL file of answers; for one answerer at a time.
         endpoints: Outside endpoints by name, from the operator's settings.
         max_tokens: Longest answer, in tokens.
+        required_filters: Attributes of which every request to the gateway gives a value: EVERYONE if the question
+            has none, as a suite's have.
         template_switches: The gateway's requests' `chat_template_kwargs`, such as the one that turns thinking off.
         concurrency: Maximum concurrent requests, over all endpoints.
         wait: Awaited instead of sleeping; may raise to stop waiting.
@@ -90,6 +94,7 @@ class HttpAnswerer:
         *,
         endpoints: Mapping[str, Endpoint] | None = None,
         max_tokens: int = MAX_TOKENS,
+        required_filters: Sequence[str] = (),
         template_switches: Mapping[str, bool] | None = None,
         concurrency: int = CONCURRENCY,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -99,6 +104,7 @@ class HttpAnswerer:
         self._gateway = gateway
         self._path = path
         self._max_tokens = max_tokens
+        self._no_filters: dict[str, str | bool | float] = dict.fromkeys(required_filters, EVERYONE)
         self._template_switches = {**(template_switches or {})}
         self._concurrency = concurrency
         self._wait = wait
@@ -161,8 +167,10 @@ class HttpAnswerer:
             body["tools"] = list(request.question.tools)
         if request.arm.endpoint is None and self._template_switches:
             body["chat_template_kwargs"] = self._template_switches
-        if request.arm.grounding is not None:
-            body["grounding"] = request.arm.grounding
+        filters = self._no_filters | request.question.filters
+        grounding = request.arm.grounding if request.arm.endpoint else with_filters(request.arm.grounding, filters)
+        if grounding is not None:
+            body["grounding"] = grounding
         return body
 
     @asynccontextmanager

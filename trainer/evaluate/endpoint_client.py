@@ -137,6 +137,8 @@ def _refused(response: httpx.Response) -> AnswerRefused:
     kind = ArmUnservable if status in ARM_UNSERVABLE else AnswerRefused
     try:
         error = response.json()["error"]
-        return kind(status, str(error.get("code")), str(error.get("message")))
+        refused = kind(status, str(error.get("code")), str(error.get("message")))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return kind(status, "unexpected_answer", f"status {status}")
+        refused = kind(status, "unexpected_answer", f"status {status}")
+    refused.retry_after_s = _retry_after(response) or None
+    return refused

@@ -28,7 +28,8 @@ RESERVED_FIELDS: Final = frozenset({"model", "messages", "n", "stream"})
 class EndpointSettings(Frozen):
     """An OpenAI-compatible API. ``url``: with or without `/v1`. ``model``: default for judges that name none.
 
-    ``max_tokens_field``, ``send_temperature`` and ``fields``: see `Endpoint`.
+    ``max_tokens_field``, ``send_temperature`` and ``fields``: see `Endpoint`. ``teacher``: whether it answers callers'
+    prompts (`/v1/teachers`). ``price_input`` and ``price_output``: of a million tokens of prompts and of answers.
     """
 
     url: str = Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")
@@ -38,6 +39,9 @@ class EndpointSettings(Frozen):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     send_temperature: bool = True
     fields: dict[str, Any] = Field(default_factory=dict)
+    teacher: bool = False
+    price_input: float | None = Field(None, ge=0)
+    price_output: float | None = Field(None, ge=0)
 
     @field_validator("fields")
     @classmethod
@@ -63,6 +67,8 @@ class EndpointSettings(Frozen):
     def _one_key(self) -> Self:
         if self.key_env is not None and self.key_file is not None:
             raise ValueError("`key_env` and `key_file` conflict; set one")
+        if self.teacher and self.model is None:
+            raise ValueError("a teacher needs a `model`")
         return self
 
 

@@ -48,6 +48,7 @@ def suites_of(spec: EvaluationSpec, context: WorkerContext) -> dict[str, Suite]:
             context.gateway,
             context.folder / SUITE_ANSWERS,
             max_tokens=MAX_ANSWER_TOKENS,
+            required_filters=spec.required_filters,
             concurrency=context.concurrency,
         ),
         sources=_data_sources(context.settings, context.folder),

@@ -118,6 +118,7 @@ class EvaluationSpec(Frozen):
         max_tokens: Longest answer, in tokens.
         template_switches: `chat_template_kwargs` of all requests to the gateway: thinking is off for every arm alike.
         judge: Name of a judge in the operator's settings.
+        required_filters: Attributes of which the candidate demands a value (its grounding's `required_filters`).
     """
 
     arms: tuple[Arm, ...] = Field(min_length=1, max_length=MAX_ARMS)
@@ -135,6 +136,7 @@ class EvaluationSpec(Frozen):
     max_tokens: int = Field(256, ge=1, le=8_192)
     template_switches: dict[str, bool] = Field(default_factory=dict)
     judge: str | None = Field(None, min_length=1, max_length=64)
+    required_filters: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

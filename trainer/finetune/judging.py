@@ -22,7 +22,9 @@ from trainer.evaluate.arms import (
     Arm,
     Question,
     base_at_its_best,
+    check_filters,
     questions,
+    required_filters,
     template_switches,
 )
 from trainer.evaluate.base_prompts import BasePrompts, base_prompts, passage_tokens, wanted_examples
@@ -183,6 +185,7 @@ class Judging:
         pointer, serving = live_to_compare(self._gateway, self._name, notes.append)
         notes += [GROUNDED_NOTE] if self._plan.grounding else []
         held_out = questions(self._prepared.held_out)
+        check_filters(held_out, self._plan.grounding, self._name)
         memory = TrainingHistory(self._gateway, self._directory, notes.append)
         taught = memory.trained_on([job.parent, serving], held_out, excluded=self._name)
         notes += [left_out_note(taught, len(held_out))] if taught else []
@@ -208,6 +211,7 @@ class Judging:
                 max_tokens=primary.max_tokens,
                 template_switches=template_switches(chat_template(job.base_dir)),
                 judge=options.judge,
+                required_filters=required_filters(self._plan.grounding),
             ),
             pointer=pointer,
             notes=tuple(notes),

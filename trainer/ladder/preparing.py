@@ -260,6 +260,7 @@ def _file(examples: Sequence[Example], lines: Sequence[str] | None, groups: Mapp
         else:
             row = {"messages": [{"role": message.role, "content": message.content} for message in example.messages]}
             row |= {} if example.group is None else {"group": example.group}
+            row |= {"filters": dict(example.filters)} if example.filters else {}
         rows.append(row if groups is None else row | {"group": groups[example.line]})
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 

@@ -33,6 +33,7 @@ RETRYABLE: Final = frozenset({408, 409, 429, 500, 502, 503, 504})
 RETRYABLE_EXCEPT_CONFLICT: Final = RETRYABLE - {409}
 """The same, for calls where a conflict is a final answer."""
 NO_STORE: Final = "vector_store_not_found"
+FILTER_MISSING: Final = "required_filter_missing"
 
 
 class Gateway:
@@ -187,6 +188,8 @@ class Gateway:
         try:
             self._with_retries(lambda: self._json(send), RETRYABLE_EXCEPT_CONFLICT)
         except GatewayRefused as refused:
+            if refused.gateway_code == FILTER_MISSING:
+                return True  # not known: an evaluation's questions give the value, and say what they may not read
             if refused.gateway_code != NO_STORE:
                 raise
             return False

@@ -52,6 +52,8 @@ class GroundingSettings(TypedDict):
     vector_store_ids: NotRequired[list[str]]
     max_num_results: NotRequired[int]
     filters: NotRequired[dict[str, Any] | None]
+    required_filters: NotRequired[list[str]]
+    """Attributes of which every request must give a value, or its key carry one."""
     score_threshold: NotRequired[float | None]
     template: NotRequired[str | None]
     max_passage_tokens: NotRequired[int]

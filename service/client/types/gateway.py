@@ -127,6 +127,8 @@ class KeyObject(TypedDict):
     """Globs over adapter names; None: all of the project."""
     stores: list[str] | None
     """Globs over vector store names and ids; None: all of the project."""
+    filters: dict[str, str | bool | float]
+    """Attributes and their values, to which every search with the key is restricted."""
     limits: Limits
     background: bool
     """The key of a job: its requests yield to callers' requests."""

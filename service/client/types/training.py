@@ -400,3 +400,15 @@ class DataCheck(QualityReport):
     """Quality report on a data file, and whether a job would refuse it."""
 
     refused: bool
+
+
+class Teacher(TypedDict):
+    """An outside endpoint that answers prompts to train on."""
+
+    object: Literal["teacher"]
+    id: str
+    """Its name in the operator's settings."""
+    model: str
+    price_input: float | None
+    """Of a million prompt tokens, in the operator's currency."""
+    price_output: float | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -38,12 +39,16 @@ def read_csv(data: bytes, budget: Budget, *, delimiter: str | None = None) -> It
 
 
 def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iterator[Block]:
-    """One block per row; the first row that is not empty names the cells. Raises DocumentError.
+    """One block per row; the first row that is not empty names the cells, which are the row's attributes, too.
+
+    Raises:
+        DocumentError: A row has too many cells.
 
     Args:
         rows: The name of each row in error messages, and its cells.
     """
     header: list[str] | None = None
+    attributes: list[str | None] = []
     for name, row in rows:
         cells = [cell.strip() for cell in row]
         while cells and not cells[-1]:  # of a sheet all rows are as wide as the widest
@@ -54,9 +59,20 @@ def read_rows(rows: Iterable[tuple[str, Sequence[str]]], budget: Budget) -> Iter
             raise invalid(f"{name} has {len(cells)} columns; at most {MAX_COLUMNS} are allowed")
         if header is None:
             header = [cell or f"column {number}" for number, cell in enumerate(cells, 1)]
+            attributes = _attribute_names(header)
             continue
         names = header + [f"column {number}" for number in range(len(header) + 1, len(cells) + 1)]
-        yield Block(budget.take("\n".join(f"{n}: {c}" for n, c in zip(names, cells, strict=False) if c)), "row")
+        text = budget.take("\n".join(f"{n}: {c}" for n, c in zip(names, cells, strict=False) if c))
+        own = {n: c for n, c in zip(attributes, cells, strict=False) if n is not None and 0 < len(c) <= MAX_STRING}
+        yield Block(text, "row", 0, own or None)
+
+
+def _attribute_names(header: Sequence[str]) -> list[str | None]:
+    """The attribute that each column's cells are: the first MAX_ATTRIBUTES with a short name that no other has."""
+    counts = Counter(header)
+    names = [name if counts[name] == 1 and len(name) <= MAX_KEY else None for name in header]
+    used = [at for at, name in enumerate(names) if name is not None][:MAX_ATTRIBUTES]
+    return [name if at in used else None for at, name in enumerate(names)]
 
 
 def read_jsonl(data: bytes, budget: Budget) -> Iterator[Block]:

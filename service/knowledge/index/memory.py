@@ -19,6 +19,8 @@ from service.knowledge.index.ranking import Hit, Question, rank
 Attributes = Mapping[str, Attribute]
 ROW_BYTES: Final = 64
 """What a document's or a row's own metadata are taken to weigh in memory, beside the arrays."""
+ATTRIBUTE_BYTES: Final = 128
+"""What each attribute of a row is taken to weigh."""
 
 MAX_COLUMNS: Final = 16
 """Attributes of parts that an index keeps ready for filters: each takes four bytes a row, a vector takes 1,500."""
@@ -52,8 +54,9 @@ class Index:
     _columns_lock: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        own = sum(len(document.own) for document in self.documents.values())
-        size = sum(part.bytes for part in self.parts) + (own + len(self.documents)) * ROW_BYTES
+        rows = [attributes for document in self.documents.values() for attributes in document.own.values()]
+        size = sum(part.bytes for part in self.parts) + (len(rows) + len(self.documents)) * ROW_BYTES
+        size += sum(map(len, rows)) * ATTRIBUTE_BYTES
         object.__setattr__(self, "bytes", size)  # once: it is asked for after every search
 
     @property

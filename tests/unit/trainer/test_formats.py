@@ -145,3 +145,23 @@ def test_any_number_of_other_keys_is_noted_in_bounds() -> None:
     noted = read_dataset("f", lines(*rows))[1].ignored_keys
     assert len(noted) == MAX_NAMED_KEYS + 1
     assert (noted[-1].name, noted[-1].count) == (None, 3)
+
+
+@pytest.mark.parametrize("kind", Format)
+def test_a_line_of_any_format_gives_values_of_filters(kind: Format) -> None:
+    filters = {"customer": "c-1", "year": 2026, "gift": True}
+    _, data = read_dataset("f", lines({**ROWS[kind], "filters": filters}, ROWS[kind]))
+    assert [example.filters for example in data.examples] == [filters, {}]
+    assert data.ignored_keys == ()
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        *("c-1", ["c-1"], {"": "c-1"}, {"customer": ""}, {"customer": None}, {"customer": ["c-1"]}, {"n" * 65: 1}),
+        *({"customer": "x" * 513}, {f"a{number}": 1 for number in range(9)}),
+    ],
+)
+def test_filters_of_another_form_are_refused(filters: object) -> None:
+    with pytest.raises(DataInvalid, match=r"line 2.*filters"):
+        read_dataset("f", lines(CHAT, {**CHAT, "filters": filters}))

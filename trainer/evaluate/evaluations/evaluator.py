@@ -170,6 +170,7 @@ class Evaluator:
                 path(spec.ANSWERS),
                 endpoints=_outside_endpoints(evaluation, settings),
                 max_tokens=evaluation.max_tokens,
+                required_filters=evaluation.required_filters,
                 template_switches=evaluation.template_switches,
                 concurrency=concurrency,
             ),

@@ -18,7 +18,9 @@ from trainer.evaluate.arms import (
     Question,
     answer_list_fits,
     base_at_its_best,
+    check_filters,
     max_answer_tokens,
+    required_filters,
 )
 from trainer.evaluate.base_prompts import BasePrompts, base_prompts, longest, passage_tokens, wanted_examples
 from trainer.evaluate.evaluations.contamination import shared_groups_note
@@ -94,8 +96,9 @@ def make_plan(
         The plan, and the questions with the training examples that arms are shown before them.
 
     Raises:
-        EvaluationInvalid: The metric is missing an option.
+        EvaluationInvalid: The metric is missing an option, or a question a value of the candidate's required filters.
     """
+    check_filters(questions, job.context.grounding, str(job.context.candidate))
     body = job.body
     all_questions = [*trained_on, *held_out]
     metric, reason = _metric(job, all_questions)
@@ -155,6 +158,7 @@ def _specification(
         max_tokens=max_tokens,
         template_switches=job.template_switches,
         judge=job.body.judge,
+        required_filters=required_filters(job.context.grounding),
     )
 
 

@@ -179,3 +179,16 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert f"Examples:\n    hatrack {command}" in result.stdout
+
+
+def test_a_keys_filters_are_text_unless_they_are_json(hatrack: Hatrack, url: str) -> None:
+    filters = ("customer=c-1017", "year=2026", 'number="2026"', "gift=true", f"id={10**17 + 1}")
+    options = [option for pair in filters for option in ("--filter", pair)]
+    key = made(hatrack, "shopper", *options)
+    expected = {"customer": "c-1017", "year": 2026, "number": "2026", "gift": True, "id": "100000000000000001"}
+    assert key["filters"] == expected
+    filters = (*filters[:-1], f'id="{10**17 + 1}"')
+    assert " ".join(filters) in " ".join(hatrack("keys", "ls").stdout.split())
+    refused = hatrack("keys", "create", "k", "--scope", "knowledge", "--filter", "customer=c-1")
+    assert (refused.exit_code, "`infer`" in refused.stderr) == (1, True)
+    assert hatrack("keys", "create", "k", "--filter", "=c-1").exit_code == 2

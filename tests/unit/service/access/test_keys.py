@@ -72,6 +72,17 @@ async def test_a_key_survives_a_restart_with_all_it_may_do(tmp_path: Path) -> No
         assert asks(keys_app, keys_app.admin_key).may(Scope.TRAIN)
 
 
+async def test_a_keys_filters_survive_a_restart_and_go_to_its_children(tmp_path: Path) -> None:
+    filters = {"customer": "c-1", "year": 2026.0, "gift": True}
+    async with KeysApp(tmp_path).run() as keys_app:
+        parent, plain = await mint(keys_app, filters=filters)
+        _, child = await mint(keys_app, parent, filters={"customer": "c-2", "region": "eu"})
+    async with KeysApp(tmp_path).run() as keys_app:
+        assert asks(keys_app, plain).filters == filters
+        assert asks(keys_app, child).filters == {**filters, "region": "eu"}
+        assert hash(asks(keys_app, plain)) is not None
+
+
 async def test_a_revoked_key_stays_dead_after_a_restart(tmp_path: Path) -> None:
     async with KeysApp(tmp_path).run() as keys_app:
         key_id, key = await mint(keys_app)

@@ -89,6 +89,20 @@ def test_push_without_a_directory_is_a_version_without_weights(
     assert "no weights" in shown
 
 
+def test_push_demands_filters_beside_the_grounding_of_the_settings(
+    hatrack: Hatrack, gateway: Gateway, tmp_path: Path
+) -> None:
+    (tmp_path / "s.json").write_text('{"grounding": {"vector_store_ids": ["vs_1"], "max_num_results": 2}}')
+    options = ("--required-filter", "customer", "--required-filter", "region")
+    result = hatrack("push", "support", "--settings", str(tmp_path / "s.json"), *options)
+    assert result.exit_code == 0, result.output
+    assert gateway.version("support", 1)["settings"]["grounding"] == {
+        "vector_store_ids": ["vs_1"],
+        "max_num_results": 2,
+        "required_filters": ["customer", "region"],
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "reason"),
     [
@@ -271,6 +285,19 @@ def test_status_without_a_key_still_shows_readiness(
     assert f"{gateway.url}  ready" in result.stdout
     assert "[invalid_api_key]" in result.stderr
     assert "HATRACK_KEY" in result.stderr
+
+
+def test_chat_gives_the_values_of_filters(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    gateway.say("Good day")
+    result = hatrack("chat", "voice", "hi", "--filter", "customer=c-1", "--filter", "n=7", "--filter", 'm="7"')
+    assert result.exit_code == 0, result.output
+    conditions = json.loads(gateway.requests[-1][3])["grounding"]["filters"]
+    values = [(each["key"], each["value"]) for each in conditions["filters"]]
+    assert values == [("customer", "c-1"), ("n", 7), ("m", "7")]
+    assert {each["type"] for each in conditions["filters"]} == {"eq"}
+    assert conditions["type"] == "and"
+    assert hatrack("chat", "voice", "hi", "--filter", "customer").exit_code == 2
 
 
 def test_rm_asks_at_a_terminal(gateway: Gateway) -> None:

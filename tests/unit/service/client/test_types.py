@@ -120,6 +120,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "reviews.next": (),
     "reviews.retrieve": ("rev-1",),
     "reviews.choose": ("rev-1", "tie"),
+    "teachers.list": (),
     "usage.list": (),
     "vector_stores.create": ("docs",),
     "vector_stores.list": (),
@@ -140,8 +141,8 @@ LAST = {"datasets.push", "datasets.versions.download"}
 NEW_JOB = {"training_file": "file-1", "model": "base", "adapter": "voice"}
 KEYWORDS = {"fine_tuning.jobs.create": NEW_JOB, "fine_tuning.jobs.estimate": NEW_JOB}
 
-COMPOSED = {"fine_tuning.jobs.repeat", "adapters.versions.export_merged"}
-"""Methods of several requests, each with a file of tests of its own."""
+COMPOSED = {"fine_tuning.jobs.repeat", "adapters.versions.export_merged", "teacher_client"}
+"""Methods of several requests, or of none, each with a file of tests of its own."""
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,7 @@ async def test_a_signed_question_and_its_passages() -> None:
         "project": "default",
         "vector_store_ids": ["kb-1"],
         "filters": {"type": "eq"},
+        "required_filters": {},
         "max_num_results": 3,
         "score_threshold": 0.5,
     }

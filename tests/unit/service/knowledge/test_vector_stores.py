@@ -231,3 +231,46 @@ def _admin() -> object:
     from service.access.caller import Caller, Scope
 
     return Caller("admin", "default", frozenset({Scope.ADMIN}))
+
+
+ORDERS = "order,customer,item\nMT-1,c-1,lantern\nMT-2,c-2,settle\nMT-3,,lost\n"
+
+
+async def test_a_key_with_filters_finds_its_own_rows_and_what_is_everyones(knowledge_app: KnowledgeApp) -> None:
+    admin = knowledge_app.client()
+    ids = [await knowledge_app.text("orders.csv", ORDERS), await knowledge_app.text("returns.md", RETURNS)]
+    store = await admin.vector_stores.create(name="shop")
+    await admin.vector_stores.file_batches.create_and_poll(
+        store.id,
+        files=[{"file_id": ids[0]}, {"file_id": ids[1], "attributes": {"customer": "*"}}],
+        poll_interval_ms=50,
+    )
+    key = (await knowledge_app.http.post("/v1/keys", json={"name": "c", "filters": {"customer": "c-1"}})).json()["key"]
+    shopper = knowledge_app.client(key)
+
+    async def found(client: openai.AsyncOpenAI, **more: object) -> set[str]:
+        query = "order settle lantern lost days"
+        results = (await client.vector_stores.search(store.id, query=query, **more)).data  # type: ignore[arg-type]
+        return {str(result.attributes["customer"]) for result in results if result.attributes}
+
+    assert len((await admin.vector_stores.search(store.id, query="order settle lantern lost days")).data) == 4
+    assert await found(shopper) == {"c-1", "*"}
+    own: dict[str, object] = {"type": "eq", "key": "customer", "value": "c-1"}
+    theirs = {**own, "value": "c-2"}
+    assert await found(shopper, filters=own) == {"c-1"}
+    assert await found(shopper, filters={"type": "or", "filters": [own, theirs]}) == {"c-1"}
+    assert await found(shopper, filters={**theirs, "type": "ne"}) == {"c-1", "*"}
+    assert await found(shopper, filters={**theirs, "type": "gte"}) == set()
+    for filters in (theirs, {"type": "and", "filters": [own, theirs]}):
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            await found(shopper, filters=filters)
+        assert detail(caught.value) == (403, "filter_not_allowed", "filters")
+    for attempt in (
+        shopper.vector_stores.files.content(ids[0], vector_store_id=store.id),
+        shopper.vector_stores.files.update(ids[0], vector_store_id=store.id, attributes={"customer": "c-1"}),
+        shopper.vector_stores.files.list(store.id),
+        shopper.files.content(ids[0]),
+        shopper.files.list(),
+    ):
+        with pytest.raises(openai.PermissionDeniedError):
+            await attempt

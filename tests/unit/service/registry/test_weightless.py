@@ -187,6 +187,18 @@ async def test_its_stores_must_exist_and_be_readable(registry_app: RegistryApp) 
     assert error_of(hidden)[:2] == (404, "vector_store_not_found")
 
 
+async def test_it_can_demand_filters_and_others_settings_stay_as_they_were(registry_app: RegistryApp) -> None:
+    registry_app.stores = {"vs_1": DEFAULT_PROJECT}
+    grounding = {"vector_store_ids": ["vs_1"]}
+    plain = await registry_app.push_settings("support", grounding=grounding)
+    assert "required_filters" not in plain.json()["settings"]["grounding"]
+    demanding = await registry_app.push_settings("support", grounding={**grounding, "required_filters": ["customer"]})
+    assert demanding.json()["settings"]["grounding"]["required_filters"] == ["customer"]
+    for wrong, param in (("customer", ""), ([""], ".0"), ([7], ".0"), (["a"] * 9, "")):
+        refused = await registry_app.push_settings("support", grounding={**grounding, "required_filters": wrong})
+        assert error_of(refused) == (400, "invalid_value", f"settings.grounding.required_filters{param}")
+
+
 async def test_passages_that_may_not_fit_are_warned_of(registry_app: RegistryApp) -> None:
     registry_app.stores = {"vs_1": DEFAULT_PROJECT}
     pushed = await registry_app.push_settings(

@@ -35,6 +35,7 @@ from service.training.ladders import LadderRequest
 from service.training.openapi import FORWARDED
 from service.training.routes import router
 from trainer.evaluate.evaluations.routes import router as evaluations_router
+from trainer.evaluate.teachers import router as teachers_router
 from trainer.finetune.routes import router as jobs_router
 from trainer.ladder.routes import router as ladders_router
 from trainer.tune.hyperparameters import HyperparameterRequest
@@ -46,7 +47,7 @@ DESCRIBED = {
 
 
 def trainers_routes() -> Iterator[tuple[str, str, APIRoute]]:
-    for room in (jobs_router, evaluations_router, ladders_router, reviews.router):
+    for room in (jobs_router, evaluations_router, ladders_router, reviews.router, teachers_router):
         for route in room.routes:
             assert isinstance(route, APIRoute)
             yield from ((method, route.path, route) for method in route.methods)

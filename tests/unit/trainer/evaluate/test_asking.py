@@ -303,3 +303,36 @@ async def test_after_a_kill_only_what_is_missing_is_asked(gateway: Gateway, answ
     found = await answerer().answer(asks(20))
     assert [each.text for each in found] == [f"voice@3 says {asked(at)}" for at in range(20)]
     assert sorted(gateway.asked()[before:]) == sorted(("voice@3", asked(at)) for at in range(10, 20))
+
+
+async def test_a_questions_filters_go_to_the_gateway_joined_to_the_arms_own(gateway: Gateway, answerer: Any) -> None:
+    def eq(name: str, value: str) -> dict[str, str]:
+        return {"type": "eq", "key": name, "value": value}
+
+    arms = (
+        TUNED,
+        Arm(label="grounded", model="smol", grounding={"vector_store_ids": ["vs_1"], "filters": eq("region", "eu")}),
+        Arm(label="bare", model="voice@3", grounding=False),
+    )
+    mine, none = questions(2)
+    mine = mine.model_copy(update={"filters": {"customer": "c-1"}})
+    requests = [ArmRequest(arm, question) for question in (mine, none) for arm in arms]
+    await answerer(concurrency=1, required_filters=["customer"]).answer(requests)
+    sent = [body.get("grounding", "unset") for _, body in gateway.requests]
+    assert sent[:3] == [
+        {"filters": {"type": "and", "filters": [eq("customer", "c-1")]}},
+        {
+            "vector_store_ids": ["vs_1"],
+            "filters": {"type": "and", "filters": [eq("customer", "c-1"), eq("region", "eu")]},
+        },
+        False,
+    ]
+    # a suite's question belongs to nobody: it finds what is everyone's
+    assert sent[3] == {"filters": {"type": "and", "filters": [eq("customer", "*")]}}
+
+
+async def test_what_a_version_demands_and_a_question_lacks_is_said(gateway: Gateway, answerer: Any) -> None:
+    gateway.refused_models["voice@3"] = (400, "required_filter_missing", {})
+    with pytest.raises(AnswerRefused) as refused:
+        await answerer().answer(asks(1))
+    assert refused.value.answer_code == "required_filter_missing"

@@ -161,6 +161,16 @@ def test_a_line_of_jsonl_with_half_a_character_is_named(tmp_path: Path, line: st
     assert "line 1 is not valid JSON" in refused(tmp_path, "a.jsonl", line).message
 
 
+def test_a_rows_cells_are_its_attributes(tmp_path: Path) -> None:
+    wide = ",".join(f"k{number}" for number in range(20))
+    data = f"id,id,{'n' * 65},customer,note,{wide}\n1,2,3,c-1,,{wide}\n7,8,9,{'x' * 513},007\n"
+    first, second = blocks_of(tmp_path, "a.csv", data)
+    # a name that two columns have, or that is too long, is nobody's; sixteen columns count, with or without a cell
+    assert first.attributes == {"customer": "c-1", **{f"k{number}": f"k{number}" for number in range(14)}}
+    assert second.attributes == {"note": "007"}
+    assert blocks_of(tmp_path, "a.csv", f"{'n' * 65}\n1\n")[0].attributes is None
+
+
 def test_csv_is_rows_with_their_columns_names(tmp_path: Path) -> None:
     data = 'order,status\nTW-1,"lost, at sea"\n,\n"TW-2",shipped,extra\n'
     found = blocks_of(tmp_path, "a.csv", data)

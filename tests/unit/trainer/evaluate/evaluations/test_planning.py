@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS
+from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import (
     ANSWER_FORM_TOKENS,
     BARE_BASE_NOTE,
@@ -50,6 +52,7 @@ def planned(
     body: dict[str, Any] | None = None,
     context: dict[str, Any] | None = None,
     live_state: LiveState | None = None,
+    questions: Sequence[Question] | None = None,
     **more: Any,
 ) -> EvaluationPlan:
     prompt = {"system_prompt": SYSTEM}
@@ -58,7 +61,7 @@ def planned(
     (folder / protocol.SPEC).unlink()
     (folder / protocol.KEY).unlink()
     folder.rmdir()
-    found = held_out()
+    found = questions or held_out()
     count = lambda text: len(text.split())  # noqa: E731
     return make_plan(job, found, found, (), live_state=live_state or LiveState(), count=count)[0]
 
@@ -173,3 +176,17 @@ def test_weights_that_follow_a_prompt_are_judged_against_it_as_what_is_live(make
     assert (live.model, live.prompt.is_plain, live.prompt.system) == ("voice@1", True, None)
     assert len(plan.evaluation.bases) > 1
     assert BARE_BASE_NOTE not in plan.notes
+
+
+def test_a_candidate_that_demands_a_filter_has_one_for_every_question(make_folder: MakeFolder) -> None:
+    demanding = {"grounding": {"vector_store_ids": ["vs_1"], "required_filters": ["customer"]}}
+    with pytest.raises(EvaluationInvalid) as refused:
+        planned(make_folder, 4096, context=demanding)
+    assert "requires a filter on `customer`" in refused.value.message
+    assert "37 of 37 held-out examples give no value (lines 0, 1, 2, 3, 4 …)" in refused.value.message
+    with_values = [question.model_copy(update={"filters": {"customer": "c-1"}}) for question in held_out()]
+    found = planned(make_folder, 4096, context=demanding, questions=with_values)
+    assert found.evaluation.required_filters == ("customer",)
+    base = next(arm for arm in found.evaluation.arms if arm.label == found.evaluation.bases[0])
+    assert isinstance(base.grounding, dict)
+    assert base.grounding["required_filters"] == ["customer"]
