@@ -60,6 +60,13 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(
         60, ge=0, description="Seconds between a job's checkpoints; a crash loses at most this much, plus one step."
     )
+    checkpoint_versions: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="Of how many of a job's last epochs the checkpoint answers as a model, the job's result included; "
+        "each is a version of the adapter, for `HATRACK_TRAINER_KEEP_DAYS`. 0: none.",
+    )
     yield_above: int = Field(
         0,
         ge=0,
@@ -76,7 +83,8 @@ class Settings(BaseSettings):
     keep_days: float = Field(
         7,
         ge=0,
-        description="Days for which a finished job's data, checkpoints, adapter, answers and log are kept.",
+        description="Days for which a finished job's data, checkpoints, adapter, answers and log are kept. With 0 no "
+        "checkpoint answers as a model.",
     )
     max_file_mib: float = Field(512, gt=0, description="Maximum file size of a data check, MiB.")
     check_timeout_s: float = Field(300, gt=0, description="Time limit for a data check, s.")

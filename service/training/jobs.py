@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from adapters.errors import AdapterError
 from adapters.manifest import Manifest
-from adapters.names import parse_name, parse_reference, suggest_name
+from adapters.names import is_checkpoint_alias, parse_name, parse_reference, suggest_name
 from adapters.protocol.requests import JobFields
 from adapters.protocol.runs import FileRef, JobContext, ParentShape
 from service.access.caller import Caller, Scope
@@ -111,10 +111,11 @@ def _parent(model: str, caller: Caller, catalog: Catalog) -> str | None:
     if model == catalog.base_name:
         return None
     match = catalog.find(caller, model)
-    if match.alias:
+    if match.alias and not is_checkpoint_alias(match.alias):
+        pointed = match.target if isinstance(match.target, int) else max(match.entry.versions)
         raise BadRequest(
             f"`model` is {model[:100]!r}, an alias, which may move while the job is queued; use a version, such as "
-            f"`{match.entry.name}@{max(match.entry.versions)}`, or the base, `{catalog.base_name}`",
+            f"`{match.entry.name}@{pointed}`, or the base, `{catalog.base_name}`",
             param="model",
         )
     parent = catalog.resolve(caller, model)

@@ -20,14 +20,14 @@ from trainer.finetune import capacity, kind
 from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.objects import CHECKPOINT_ID, EVENT_ID, checkpoint_object, event_object, job_object, number_in
 from trainer.finetune.schemas import JobRequest, read_body
-from trainer.finetune.spec import EvaluationOptions, JobDetails, JobSpec
+from trainer.finetune.spec import EvaluationOptions, JobDetails, JobResult, JobSpec
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal
 from trainer.runs.idempotency import retry_of
 from trainer.runs.notifier import Notifier
 from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
-from trainer.runs.state import Event, Run
+from trainer.runs.state import CheckpointRow, Event, Run
 from trainer.runs.waiting import WaitingLines
 from trainer.tune import auto
 
@@ -202,6 +202,8 @@ class Jobs(RunService):
             metadata=body.metadata or {},
             device=settings.device,
             checkpoint_s=settings.checkpoint_s,
+            checkpoint_versions=settings.checkpoint_versions if settings.keep_days else 0,
+            keep_checkpoints_s=settings.keep_days * 86_400,
             price_per_hour=settings.price_per_hour,
             yield_above=settings.yield_above,
             yield_most_s=settings.yield_most_s,
@@ -224,15 +226,19 @@ class Jobs(RunService):
     async def checkpoints(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
         """A page of the job's checkpoints, newest first. Raises NotFound, InvalidField."""
 
-        def read(db: sa.Connection) -> list[dict[str, Any]]:
+        def read(db: sa.Connection) -> tuple[Run, list[CheckpointRow], list[CheckpointRow]]:
             run = self.find(db, caller, job_id)
             before = number_in(run, after, CHECKPOINT_ID) if after is not None else None
             rows = journal.newest_checkpoints(db, run.id, before=before, limit=limit + 1)
-            newest = journal.newest_checkpoints(db, run.id, before=None, limit=1)
-            return [checkpoint_object(run, row, last=row == newest[0]) for row in rows]
+            return run, rows, journal.newest_checkpoints(db, run.id, before=None, limit=1)
 
-        checkpoints = await self._database.run(read)
-        return list_object(checkpoints[:limit], len(checkpoints) > limit)
+        run, rows, newest = await self._database.run(read)
+        if run.result is not None:
+            result: JobResult | None = JobResult.model_validate(run.result)
+        else:
+            result = await asyncio.to_thread(self._finetune.pushed, run.id)
+        checkpoints = [checkpoint_object(run, row, result, last=row == newest[0]) for row in rows[:limit]]
+        return list_object(checkpoints, len(rows) > limit)
 
     async def report(self, caller: CurrentCaller, job_id: str) -> Report:
         """A job's quality report. Raises NotFound."""

@@ -7,7 +7,7 @@ JOBS/ID/plan.json       TrainingPlan: the complete recipe, and the reasons for a
 JOBS/ID/parent/         the version that the training starts from
 JOBS/ID/checkpoints/    see trainer.tune.checkpoint
 JOBS/ID/output/         the exported adapter
-JOBS/ID/pushed.json     JobResult without the verdict, once the version is registered
+JOBS/ID/pushed.json     JobResult without the verdict, once the version is registered, and again with each checkpoint
 JOBS/ID/judging.json    the comparison, fixed when the judging starts
 JOBS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the judging so far
 JOBS/ID/evaluation.json, evaluation.html   the report
@@ -99,6 +99,10 @@ class JobSpec(Frozen):
     metadata: dict[str, str] = Field(default_factory=dict)
     device: str = "auto"
     checkpoint_s: float = 60.0
+    checkpoint_versions: int = 0
+    """Of how many of the last epochs the adapter is registered as a version; the result's own is one of them …"""
+    keep_checkpoints_s: float = 0.0
+    """… and after how many seconds the gateway deletes the others."""
     price_per_hour: float = 0.0
     """Price of the device in the operator's currency."""
     yield_above: int = 0
@@ -162,6 +166,8 @@ class JobResult(RunResult):
     """None if it could not be judged; an event has the reason."""
     files: tuple[str, ...] = ()
     """Ids of the report's files at the gateway."""
+    checkpoints: dict[int, str] = Field(default_factory=dict)
+    """The registered checkpoints by step, as `name@version`: earlier epochs', and the result itself."""
 
 
 class JobDetails(Frozen):

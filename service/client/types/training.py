@@ -284,8 +284,15 @@ class CheckpointMetrics(TypedDict):
     full_valid_reward_accuracy: NotRequired[float | None]
 
 
+class CheckpointDetails(TypedDict):
+    """Hatrack's own fields of a checkpoint."""
+
+    version: str | None
+    """The version (`name@version`) that the checkpoint became; None if its name does not answer."""
+
+
 class FineTuningJobCheckpoint(TypedDict):
-    """A checkpoint of a job; only the last one of a succeeded job can be used as a model."""
+    """A checkpoint of a job: what the model was after an epoch."""
 
     object: Literal["fine_tuning.job.checkpoint"]
     id: str
@@ -294,6 +301,7 @@ class FineTuningJobCheckpoint(TypedDict):
     fine_tuning_job_id: str
     step_number: int
     metrics: CheckpointMetrics
+    hatrack: CheckpointDetails
 
 
 class HeldOutExamples(TypedDict):
