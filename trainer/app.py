@@ -41,6 +41,7 @@ from trainer.finetune import kind as finetune_kind
 from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
+from trainer.finetune.tracked import tracked_job
 from trainer.ladder import kind as ladder_kind
 from trainer.ladder.routes import router as ladders_router
 from trainer.ladder.service import Ladders
@@ -54,7 +55,9 @@ from trainer.runs.notifier import Notifier
 from trainer.runs.process import Command
 from trainer.runs.streaming import Streams
 from trainer.runs.supervisor import Supervisor
+from trainer.runs.tracking import TrackingFollower
 from trainer.runs.transitions import Transitions
+from trainer.tracking.available import trackers
 from trainer.webhook import outbox
 from trainer.webhook.sender import Address, WebhookSender
 
@@ -76,6 +79,7 @@ class Trainer:
     streams: Streams
     reviews: Reviews
     webhook: WebhookSender
+    tracking: TrackingFollower
 
     @classmethod
     def build(
@@ -127,6 +131,7 @@ class Trainer:
             streams=Streams(database, notifier, event_object),
             reviews=reviews,
             webhook=webhook,
+            tracking=TrackingFollower(database, notifier, trackers(settings, installation.directory), tracked_job),
         )
 
     async def start(self) -> None:
@@ -136,11 +141,13 @@ class Trainer:
         await self.database.open()
         await self.housekeeper.start()
         await self.webhook.start()
+        await self.tracking.start()
         await self.supervisor.start()
 
     async def stop(self) -> None:
         """Have the workers checkpoint and exit, and close everything."""
         await self.supervisor.stop()
+        await self.tracking.stop()
         await self.webhook.stop()
         await self.housekeeper.stop()
         await self.database.close()

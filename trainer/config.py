@@ -20,7 +20,12 @@ from adapters.validation import settings_message
 from trainer.errors import SettingsError
 
 PREFIX: Final = "HATRACK_TRAINER_"
-SECRETS: Final = frozenset({"HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"})
+SECRETS: Final = frozenset(
+    {
+        *("HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"),
+        *("HATRACK_TRAINER_MLFLOW_TOKEN", "HATRACK_TRAINER_WANDB_KEY"),
+    }
+)
 """Variables whose value is never shown in a message and never inherited by a worker. Many services' webhook URLs are
 secrets themselves."""
 NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
@@ -189,6 +194,25 @@ class Settings(BaseSettings):
         min_length=16,
         description="Secret that signs what is sent there, at least 16 characters, or `whsec_` and base64; required "
         "with `HATRACK_TRAINER_WEBHOOK_URL`.",
+    )
+    mlflow_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        description="MLflow tracking server that jobs may name in `integrations` (`trainer/tracking/TRACKING.md`).",
+    )
+    mlflow_token: SecretStr | None = Field(
+        None, description="Bearer token for it; with a colon, `user:password` of MLflow's basic authentication."
+    )
+    wandb_key: SecretStr | None = Field(
+        None, description="API key of Weights & Biases, which jobs may then name in `integrations`."
+    )
+    wandb_url: str | None = Field(
+        None, pattern=r"^https?://[^\s@]+$", description="Its server, if it is not the public one."
+    )
+    wandb_mode: Literal["online", "offline"] = Field(
+        "online",
+        description="`offline`: runs are written to `var/trainer/wandb`, for `wandb sync`; nothing is sent, and no key "
+        "is needed.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level that is logged.")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from adapters.protocol.reports import HeldOutSummary, QualityReport, ReportedFinding, Waiting
-from adapters.protocol.requests import VerdictWord
+from adapters.protocol.requests import Integration, VerdictWord
 from service.http.schema import ApiModel
 
 
@@ -201,7 +201,7 @@ class FineTuningJob(ApiModel):
     seed: int
     hyperparameters: Hyperparameters
     method: JobMethod
-    integrations: Annotated[list[Any], Field(max_length=0)]
+    integrations: list[Integration]
     metadata: dict[str, str] | None = Field(
         description="The client's metadata, and `hatrack_verdict` once there is a verdict."
     )

@@ -45,7 +45,7 @@ def job_object(run: Run, waiting: Waiting | None) -> dict[str, Any]:
         "seed": details.seed,
         "hyperparameters": hyperparameters,
         "method": {"type": method, method: {"hyperparameters": hyperparameters}},
-        "integrations": [],
+        "integrations": run.body.get("integrations") or [],
         "metadata": _metadata(run, result),
         "hatrack": _hatrack_fields(run, details, result, waiting),
     }

@@ -21,6 +21,7 @@ from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.objects import CHECKPOINT_ID, EVENT_ID, checkpoint_object, event_object, job_object, number_in
 from trainer.finetune.schemas import JobRequest, read_body
 from trainer.finetune.spec import EvaluationOptions, JobDetails, JobResult, JobSpec
+from trainer.finetune.tracked import requested_trackers
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal
 from trainer.runs.idempotency import retry_of
@@ -92,6 +93,7 @@ class Jobs(RunService):
             adapters=(spec.adapter,),
             details=details.model_dump(mode="json"),
             status=kind.VALIDATE.waits_as,
+            trackers=requested_trackers(request.body.integrations, self._settings),
         )
         run, made = await self.create_run(caller, new_run, spec, key, retry, f"Created fine-tuning job: {spec.id}")
         return (await self.show_to(caller, run))[0], not made

@@ -224,6 +224,31 @@ class JobDetails(TypedDict):
     """In nats per trained token."""
 
 
+class WandbOptions(TypedDict):
+    """Where a job's run appears in Weights & Biases."""
+
+    project: str
+    name: NotRequired[str | None]
+    entity: NotRequired[str | None]
+    tags: NotRequired[list[str] | None]
+
+
+class MlflowOptions(TypedDict):
+    """Where a job's run appears in MLflow."""
+
+    experiment: str
+    name: NotRequired[str | None]
+    tags: NotRequired[dict[str, str] | None]
+
+
+class Integration(TypedDict):
+    """An experiment tracker that is sent a job's parameters, metrics and verdict. It has the field of its type."""
+
+    type: Literal["wandb", "mlflow"]
+    wandb: NotRequired[WandbOptions | None]
+    mlflow: NotRequired[MlflowOptions | None]
+
+
 class FineTuningJob(TypedDict):
     """A fine-tuning job: OpenAI's object, with Hatrack's own fields under `hatrack`."""
 
@@ -246,7 +271,7 @@ class FineTuningJob(TypedDict):
     seed: int
     hyperparameters: Hyperparameters
     method: JobMethod
-    integrations: list[Any]
+    integrations: list[Integration]
     metadata: dict[str, str] | None
     """The client's metadata, and `hatrack_verdict` once there is a verdict."""
     hatrack: JobDetails

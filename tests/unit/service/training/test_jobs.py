@@ -184,7 +184,7 @@ async def test_there_is_nothing_to_continue_from_without_weights(gateway: Traini
         ({"metadata": {str(n): "" for n in range(17)}}, 400, "metadata"),
         ({"metadata": {"a": "x" * 513}}, 400, "metadata.a"),
         ({"metadata": {"a": 1}}, 400, "metadata.a"),
-        ({"integrations": [{"type": "wandb"}]}, 400, "integrations"),
+        ({"integrations": [{"type": "wandb"}]}, 400, "integrations.0"),
         ({"hyperparameters": []}, 400, "hyperparameters"),
         ({"hyperparameters": {"metric": {"name": "json_schema", "schema": DEEP}}}, 400, "hyperparameters.metric"),
         (
