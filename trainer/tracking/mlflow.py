@@ -17,7 +17,7 @@ from trainer.errors import TrackerFailed
 from trainer.tracking.tracker import Point, TrackedJob
 
 API: Final = "/api/2.0/mlflow"
-TIMEOUT: Final = httpx.Timeout(10, connect=5)
+TIMEOUT: Final = httpx.Timeout(30, connect=5)
 METRICS_A_CALL: Final = 1000
 """The server's limits for one `log-batch`, like the two below."""
 PARAMS_A_CALL: Final = 100
