@@ -28,7 +28,7 @@ from service.cli.terminal import AsJson
 from service.client import HatrackClient
 
 if TYPE_CHECKING:
-    from service.client.types.training import FineTuningJob
+    from service.client.types.training import FineTuningJob, Integration
 
 
 class Promote(StrEnum):
@@ -38,7 +38,7 @@ class Promote(StrEnum):
     NEVER = "never"
 
 
-BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "follow", "as_json"})
+BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "track", "follow", "as_json"})
 """Options of `train` that may be given with `--recipe`."""
 BESIDE_AGAIN: Final = frozenset({"again", "follow", "as_json"})
 
@@ -106,6 +106,10 @@ def train(
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TRACKER:NAME", help="Follow the job in mlflow:EXPERIMENT or wandb:PROJECT, too."),
+    ] = None,
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
@@ -122,6 +126,7 @@ def train(
         raise typer.BadParameter(f"--save-recipe: {save_recipe.absolute().parent} is not a directory.")
     if held_out is not None and held_out_share is not None:
         raise typer.BadParameter("--held-out and --held-out-share cannot be combined.")
+    integrations = [_integration(text) for text in track or []]
     hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
     if held_out_share is not None:
         hyperparameters["held_out_share"] = held_out_share
@@ -148,7 +153,7 @@ def train(
                 system_prompt=system_prompt,
             )
         _warn_of_too_few(wanted)
-        job = _create(client, wanted, save_recipe)
+        job = _create(client, wanted, save_recipe, integrations)
         if not as_json:
             typer.echo(
                 f"{job['id']} trains {wanted.adapter} on {wanted.data.shown}; "
@@ -188,7 +193,9 @@ def _count_lines(path: Path) -> int:
         return sum(1 for line in lines if line.strip())
 
 
-def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineTuningJob:
+def _create(
+    client: HatrackClient, recipe: Recipe, target: Path | None, integrations: list[Integration]
+) -> FineTuningJob:
     """Create a recipe's job, and save the recipe in ``target`` with the seed that the job has got."""
     if target is not None:
         recipe_text(recipe, target.parent, "")  # refused before there is a job
@@ -208,6 +215,7 @@ def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineT
         hyperparameters={**recipe.hyperparameters, **hyperparameters},
         metadata={key: value for key, value in metadata.items() if value is not None},
         seed=recipe.seed,
+        integrations=integrations or None,
     )
     if target is not None:
         chosen = job.get("seed") if recipe.seed is None else recipe.seed
@@ -238,6 +246,16 @@ def _refuse_options(context: typer.Context, option: str, allowed: Collection[str
         if parameter.name not in allowed and source is not None and source.name == "COMMANDLINE":
             shown = parameter.opts[0] if parameter.opts[0].startswith("-") else "FILE"
             raise typer.BadParameter(f"{shown} cannot be combined with --{option}; {instead}.")
+
+
+def _integration(text: str) -> Integration:
+    """A tracker as `--track` names it."""
+    tracker, _, name = text.partition(":")
+    if tracker == "mlflow" and name:
+        return {"type": "mlflow", "mlflow": {"experiment": name}}
+    if tracker == "wandb" and name:
+        return {"type": "wandb", "wandb": {"project": name}}
+    raise typer.BadParameter(f"--track: {text!r}: expected mlflow:EXPERIMENT or wandb:PROJECT.")
 
 
 def _pair(text: str) -> tuple[str, str]:

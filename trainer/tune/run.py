@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters.base import BaseDescription
+from adapters.proof import Proof
 from trainer.data.format import Dataset
 from trainer.data.render import TokenSequence
 from trainer.durable import replaced_directory
@@ -166,23 +167,26 @@ def train_adapter(
                 on_stage(f"measuring and writing the checkpoint of step {step}")
                 set_adapter_weights(model, load_file(path), device)
                 of_step = export.checkpoint_record(record, training, step)
-                _export_checkpoint(inputs, model, of_step, export.checkpoint_directory(directory, step), on_stage)
+                target_of_step = export.checkpoint_directory(directory, step)
+                _export_checkpoint(inputs, model, of_step, target_of_step, metadata.proof, on_stage)
     return metadata
 
 
 def _export_checkpoint(
-    inputs: TrainingInputs, model: Any, record: TrainingRecord, directory: Path, on_stage: OnStage
+    inputs: TrainingInputs, model: Any, record: TrainingRecord, directory: Path, result: Proof, on_stage: OnStage
 ) -> None:
     """`_prove_and_export` into a new directory; a checkpoint that could not be served is left out."""
     directory.mkdir(parents=True)
     try:
-        _prove_and_export(inputs, model, record, directory)
+        _prove_and_export(inputs, model, record, directory, same_base=result)
     except ExportRefused as refused:
         shutil.rmtree(directory)
         on_stage(f"the checkpoint of step {record.checkpoint_step} is left out: {refused.message}")
 
 
-def _prove_and_export(inputs: TrainingInputs, model: Any, record: TrainingRecord, directory: Path) -> Metadata:
+def _prove_and_export(
+    inputs: TrainingInputs, model: Any, record: TrainingRecord, directory: Path, *, same_base: Proof | None = None
+) -> Metadata:
     """Measure the effect of `model`'s adapter in the serving dtype, and write it into `directory`."""
     import torch
 
@@ -190,7 +194,7 @@ def _prove_and_export(inputs: TrainingInputs, model: Any, record: TrainingRecord
     from trainer.tune.model import load_tokenizer
 
     export.cast_parameters(model, getattr(torch, inputs.description.fingerprint.dtype))
-    measured = proof.measure(model, load_tokenizer(inputs.base))
+    measured = proof.measure(model, load_tokenizer(inputs.base), same_base=same_base)
     metadata = Metadata(lineage=inputs.lineage, training=record, proof=measured)
     export.export(model, directory, base=inputs.description, metadata=metadata)
     return metadata
