@@ -43,7 +43,7 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
         "seed": 7,
         "metadata": {"team": "brand"},
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "lora_rank": 16}}},
-        "integrations": [],
+        "integrations": [{"type": "mlflow", "mlflow": {"experiment": "sea", "tags": {"team": "brand"}}}],
     }
     answer = await gateway.create(**body, **{"idempotency-key": "once"})
     assert (answer.status_code, answer.json()) == (200, JOB)
