@@ -1,7 +1,7 @@
 """BANKING77 from file to accuracy, through a running Hatrack: upload, job, adapter, held-out questions.
 
     .venv/bin/hatrack serve --trainer                                       # in another terminal, or `make up`
-    .venv/bin/python -m loadtests.training.accuracy --data banking77/train.csv --examples 4000
+    .venv/bin/python -m loadtests.training.accuracy --data banking77/train.csv --questions 500 --balanced
     .venv/bin/python -m loadtests.training.accuracy --data banking77/train.csv --examples 80 --intents 3 --epochs 3
 
 Everything that is not given is `auto`. A question counts as right where the answer is the intent's name and nothing
@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import openai
 
-from loadtests.training.banking import jsonl, read
+from loadtests.training.banking import balanced, jsonl, read
 from service.client.addresses import without_v1
 from service.client.settings import ClientSettings
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--intents", type=int)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--balanced", action="store_true", help="as many questions of each intent")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     settings = ClientSettings()
@@ -44,11 +45,12 @@ def main() -> None:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=settings.gateway_key(url))
     base = str(httpx.get(f"{url}/readyz").json()["base"])
     rows = read(options.data, seed=options.seed, intents=options.intents)
-    unseen = rows[-min(options.questions, len(rows) - options.examples) :]
-    job = train(client, base, rows[: options.examples], options)
+    count = min(options.questions, len(rows) - options.examples)
+    unseen, rest = balanced(rows, count) if options.balanced else (rows[-count:], rows[:-count])
+    job = train(client, base, rest[: options.examples], options)
     asker = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=settings.gateway_key(url))
     adapter, alone = asyncio.run(both(asker, str(job["fine_tuned_model"]), base, unseen))
-    found = {
+    measured = {
         "examples": options.examples,
         "questions": len(unseen),
         "adapter_right": adapter,
@@ -58,7 +60,7 @@ def main() -> None:
         "recipe": job["hatrack"]["plan"]["recipe"] if job["hatrack"].get("plan") else job["hyperparameters"],
         "hatrack": {key: job["hatrack"].get(key) for key in ("seconds", "cost", "device")},
     }
-    print(json.dumps(found))
+    print(json.dumps(measured))
 
 
 def train(client: openai.OpenAI, base: str, rows: Sequence[dict[str, str]], options: Any) -> dict[str, Any]:
@@ -81,8 +83,8 @@ def train(client: openai.OpenAI, base: str, rows: Sequence[dict[str, str]], opti
             print()
             if now.status != "succeeded":
                 raise SystemExit(f"the job {now.status}: {now.error}")
-            found: dict[str, Any] = now.model_dump()
-            return found
+            ended: dict[str, Any] = now.model_dump()
+            return ended
 
 
 async def both(
@@ -106,8 +108,8 @@ async def share_right(client: openai.AsyncOpenAI, model: str, rows: Sequence[dic
             )
         return (answer.choices[0].message.content or "").strip() == row["completion"]
 
-    found = await asyncio.gather(*(right(row) for row in rows))
-    return round(sum(found) / len(found), 4)
+    scores = await asyncio.gather(*(right(row) for row in rows))
+    return round(sum(scores) / len(scores), 4)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,26 @@ def read(path: Path, *, seed: int, intents: int | None = None) -> list[dict[str,
     return rows
 
 
+def balanced(rows: Sequence[dict[str, str]], count: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """``count`` of the rows, as equally many of each intent as that allows, and all others; both in their order.
+
+    Raises ``ValueError`` where there are fewer rows.
+    """
+    if count > len(rows):
+        raise ValueError(f"{count} of {len(rows)} rows")
+    seen: dict[str, int] = {}
+    turns = []
+    for at, row in enumerate(rows):
+        intent = row["completion"]
+        seen[intent] = seen.get(intent, 0) + 1
+        turns.append((seen[intent], at))
+    chosen = {at for _, at in sorted(turns)[:count]}
+    return (
+        [row for at, row in enumerate(rows) if at in chosen],
+        [row for at, row in enumerate(rows) if at not in chosen],
+    )
+
+
 def jsonl(rows: Sequence[dict[str, str]]) -> bytes:
     """The rows as a training file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
