@@ -69,8 +69,8 @@ class Settings(BaseSettings):
         3,
         ge=0,
         le=100,
-        description="Of how many of a job's last epochs the checkpoint answers as a model, the job's result included; "
-        "each is a version of the adapter, for `HATRACK_TRAINER_KEEP_DAYS`. 0: none.",
+        description="Of how many of a job's last epochs the checkpoint answers as a model; those that are not the "
+        "job's result are versions of their own, for `HATRACK_TRAINER_KEEP_DAYS`. 0: none.",
     )
     yield_above: int = Field(
         0,
