@@ -221,8 +221,8 @@ def write_base(directory: Path, layers: int, hidden: int) -> None:
     code = (
         "import sys, torch; from transformers import LlamaConfig, LlamaForCausalLM; "
         f"config = LlamaConfig(vocab_size={VOCABULARY}, hidden_size={hidden}, intermediate_size={3 * hidden}, "
-        f"num_hidden_layers={layers}, num_attention_heads={hidden // 64}, num_key_value_heads=4, max_position_embeddings=8192, "
-        "tie_word_embeddings=True); "
+        f"num_hidden_layers={layers}, num_attention_heads={hidden // 64}, num_key_value_heads=4, "
+        "max_position_embeddings=8192, tie_word_embeddings=True); "
         "LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(directory)], check=True, capture_output=True)

@@ -116,8 +116,7 @@ def inspect(
     check: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """The same as `prepare`, but returns a refused report, too. Raises the same, except DataRefused."""
-    kind, data = read_dataset(training.name, training.content, min_examples=MIN_EXAMPLES)
-    _check_kind(training.name, kind, rules)
+    kind, data = _read(training, rules, min_examples=MIN_EXAMPLES)
     check()
     given = None if held_out is None else _read_held_out(held_out, rules)
     similar = _similar_questions(data, given, rules)
@@ -180,15 +179,16 @@ def inspect(
     )
 
 
-def _check_kind(name: str, kind: Format, rules: DataRules) -> None:
-    """Refuse preference data for a supervised training, and all other data for DPO. Raises DataInvalid."""
+def _read(file: Source, rules: DataRules, *, min_examples: int = 1) -> tuple[Format, Dataset]:
+    """A file's format and examples. Raises DataInvalid, also if the method cannot train on its format; DataTooSmall."""
+    kind, data = read_dataset(file.name, file.content, min_examples=min_examples)
     if rules.pairs is None or rules.pairs == (kind is Format.PREFERENCE):
-        return
+        return kind, data
     if rules.pairs:
         reason = "`method.type: dpo` needs pairs: lines with `input`, `preferred_output` and `non_preferred_output`"
     else:
         reason = "the line has the preference format, which only `method.type: dpo` trains on"
-    raise DataInvalid([Problem(1, f"{name} has the format {kind.value}: {reason}")])
+    raise DataInvalid([Problem(1, f"{file.name} has the format {kind.value}: {reason}")])
 
 
 def _validation_lines(examples: Sequence[Example], rules: DataRules, *, given: bool) -> frozenset[int]:
@@ -268,9 +268,7 @@ def show(sequence: TokenSequence, renderer: Renderer) -> ShownExample:
 
 def _read_held_out(held_out: Source, rules: DataRules) -> Dataset:
     with _blame_held_out(held_out):
-        kind, data = read_dataset(held_out.name, held_out.content)
-        _check_kind(held_out.name, kind, rules)
-        return data
+        return _read(held_out, rules)[1]
 
 
 def _divide(
