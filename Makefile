@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up samples test test-unit test-slow lint format down clean
+.PHONY: help setup setup-dev up walkthrough samples test test-unit test-slow lint format down clean
 
 BIN := .venv/bin
 BASE := smollm2-135m-instruct
@@ -18,6 +18,9 @@ up: setup       ## engine, gateway and two sample adapters; Ctrl-C stops everyth
 
 down:           ## end what a crash left running
 	@$(BIN)/hatrack down
+
+walkthrough: setup ## the example: data report, advice, training, verdict, live, facts that change, cost; STEPS="policy fence" for some
+	@exec $(BIN)/python -m trainer.samples.walkthrough $(STEPS)
 
 # before the tests, which keep all cores busy: beside them it takes three times as long
 samples: setup-dev

@@ -78,16 +78,20 @@ def shown(value: object) -> str:
     return str(value)[:MAX_SHOWN] if isinstance(value, int | float) else "a value"
 
 
-def settings_message(error: ValidationError, *, prefix: str, secrets: Collection[str]) -> str:
+def settings_message(
+    error: ValidationError, *, prefix: str, secrets: Collection[str], names: Mapping[str, str] | None = None
+) -> str:
     """A line for each environment variable that is wrong: its name, what is allowed, and what was found.
 
     Args:
         prefix: Of the variables' names.
         secrets: Names of variables whose value is not shown.
+        names: The variables of fields whose names are not made with the prefix.
     """
     lines = []
     for fault in error.errors():
-        name = prefix + "_".join(str(part) for part in fault["loc"]).upper() if fault["loc"] else ""
+        field = "_".join(str(part) for part in fault["loc"])
+        name = (names or {}).get(field, prefix + field.upper()) if field else ""
         given = f" (found {fault['input']!r})" if name and name not in secrets else ""
         lines.append(f"{name}{': ' if name else ''}{fault['msg'].removeprefix('Value error, ')}{given}")
     return "\n".join(lines)

@@ -26,9 +26,13 @@ from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
+from service.costs.assemble import Costs
+from service.costs.assemble import assemble as assemble_costs
+from service.costs.routes import router as costs_router
 from service.database import Database
 from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
+from service.engine.busy import EngineClock
 from service.engine.config import EngineConfig
 from service.engine.external import ExternalEngine
 from service.engine.supervisor import Supervisor
@@ -69,6 +73,7 @@ from service.training.routes import router as training_router
 from service.training.sidecar import Sidecar
 from service.training.sidecar import assemble as assemble_sidecar
 from service.usage.account import UsageAccount, UsageSource
+from service.usage.engine_time import EngineMeter
 from service.usage.report import UsageReport
 from service.usage.routes import router as usage_router
 
@@ -96,6 +101,7 @@ class Parts:
     knowledge: Knowledge | None
     grounding: Grounding
     sidecar: Sidecar
+    costs: Costs
     structured: StructuredOutputs
 
 
@@ -120,6 +126,9 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.usage_report = UsageReport(parts.database, parts.usage)
     api.include_router(access_router)
     api.include_router(usage_router)
+    api.state.cost_report, api.state.budgets = parts.costs.report, parts.costs.budgets
+    api.state.estimates, api.state.year_report = parts.costs.estimates, parts.costs.year
+    api.include_router(costs_router)  # before the routes that forward everything below /v1/fine_tuning
     api.include_router(registry_router)
     api.state.files, api.state.training = parts.files, parts.sidecar.training
     api.state.admission_queue = parts.admission.queue
@@ -132,7 +141,7 @@ def create_app(settings: Settings) -> ASGIApp:
         parts.sidecar.evaluations,
         parts.sidecar.revalidations,
     )
-    api.state.ladders = parts.sidecar.ladders
+    api.state.jobs, api.state.ladders = parts.sidecar.jobs, parts.sidecar.ladders
     api.include_router(training_router)
     api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
@@ -169,9 +178,11 @@ def build(settings: Settings) -> Parts:
     catalog = Catalog(settings.base_served_name, int((settings.base_dir / "config.json").stat().st_mtime))
     store = Store(settings.store_dir)
     supervisor = engine_for(settings, base)
-    admission = Admission(settings, supervisor.client, supervisor.on_change)
+    engine_clock = EngineClock()
+    admission = Admission(settings, supervisor.client, supervisor.on_change, engine_clock)
     background = admission.background_engine
-    usage = UsageAccount(database, flush_s=settings.usage_flush_s)
+    meter = EngineMeter(engine_clock, lambda: supervisor.state.name != "down")
+    usage = UsageAccount(database, flush_s=settings.usage_flush_s, meter=meter)
     refusals = Refusals(database)
     telemetry = Telemetry(settings, catalog, engine_version())
     files = _files(settings, database)
@@ -184,14 +195,19 @@ def build(settings: Settings) -> Parts:
     )
     supervisor.before_spawn = registry.collect
     check_store = None if knowledge is None else knowledge.show
-    sidecar = assemble_sidecar(settings, database, keys, catalog, files, registry.verdicts, store, check_store)
+    sidecar = assemble_sidecar(
+        *(settings, database, keys, catalog, files, registry.verdicts, store),
+        check_store=check_store,
+        check_grounding=grounding.hook.check_settings,
+    )
+    costs = assemble_costs(settings, database, usage, sidecar, files, catalog)
     structured = StructuredOutputs.from_settings(settings)
     pipeline = Pipeline(
         settings,
         keys.authenticator,
         catalog,
         supervisor.client,
-        account=Accounts(LogAccount(), usage, RefusalAccount(refusals), *telemetry.accounts),
+        account=Accounts(LogAccount(), usage, costs.budgets, RefusalAccount(refusals), *telemetry.accounts),
         suspect=registry.report_failure,
         saw_tokens=supervisor.saw_tokens,
         limiter=limiter,
@@ -201,6 +217,8 @@ def build(settings: Settings) -> Parts:
         counting=admission.counting,
         prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
         grammars=structured,
+        engine_clock=engine_clock,
+        check_budget=costs.budgets.check,
     )
     telemetry.in_flight = lambda: pipeline.in_flight
     parts = Parts(
@@ -220,6 +238,7 @@ def build(settings: Settings) -> Parts:
         knowledge,
         grounding,
         sidecar,
+        costs,
         structured,
     )
     telemetry.watch(*_sources(parts))
@@ -252,9 +271,9 @@ def _keys(settings: Settings, database: Database, limiter: KeyLimiter) -> Keys:
 def _knowledge(settings: Settings, database: Database, files: Files) -> Knowledge | None:
     if not settings.knowledge:
         return None
-    from service.knowledge.assemble import assemble  # a gateway without vector stores imports no numpy
+    from service.knowledge.service import Knowledge  # a gateway without vector stores imports no numpy
 
-    return assemble(settings, database, files)
+    return Knowledge.from_settings(settings, database, files)
 
 
 def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:
@@ -349,6 +368,7 @@ def _lifespan(parts: Parts) -> Any:
             await stack.enter_async_context(parts.structured.running())
             await parts.supervisor.start()
             await stack.enter_async_context(parts.sidecar.running())
+            await stack.enter_async_context(parts.costs.budgets.running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
             gc.collect()
             gc.freeze()

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from service.error_handlers import PUBLIC
 from service.http.schema import BODY, ErrorResponse
+from service.inference.dialect import Route
 from service.inference.openapi import inference_paths
-from service.inference.pipeline import Route
 from service.training.openapi import FORWARDED
 
 DESCRIPTION: Final = (

@@ -36,8 +36,12 @@ from trainer.evaluate.evaluations import kind as evaluation_kind
 from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.routes import router as evaluations_router
 from trainer.evaluate.evaluations.service import Evaluations
+from trainer.evaluate.evaluations.spec import served_model
 from trainer.finetune import capacity
 from trainer.finetune import kind as finetune_kind
+from trainer.finetune.cost_routes import router as costs_router
+from trainer.finetune.costs import JobCosts
+from trainer.finetune.estimates import JobEstimates
 from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
@@ -73,6 +77,8 @@ class Trainer:
     housekeeper: Housekeeper
     supervisor: Supervisor
     jobs: Jobs
+    costs: JobCosts
+    estimates: JobEstimates
     evaluations: Evaluations
     ladders: Ladders
     checks: DataChecks
@@ -112,21 +118,25 @@ class Trainer:
         evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, looks, evaluating)
         address = settings.webhook()
         webhook = WebhookSender(database, None if address is None else Address(*address))
+        model = served_model(installation, base.positions)
         ladder = ladder_kind.LadderKind(directories[ladder_kind.NAME], evaluations, jobs)
         kinds: tuple[AnyKind, ...] = (finetune, evaluation, ladder)
         children = Children(database, {kind.name: kind for kind in kinds})
         transitions = Transitions(database, notifier, housekeeper, children, webhook)
         supervisor = Supervisor(settings, database, notifier, transitions, kinds)
+        jobs_service = Jobs(
+            finetune, settings, installation, base, database, notifier, supervisor.lines, supervisor.working
+        )
         return cls(
             database=database,
             kinds=kinds,
             housekeeper=housekeeper,
             supervisor=supervisor,
-            jobs=Jobs(finetune, settings, installation, base, database, notifier, supervisor.lines, supervisor.working),
-            evaluations=Evaluations(
-                evaluation, settings, installation, base.positions, database, notifier, supervisor.lines
-            ),
-            ladders=Ladders(ladder, settings, installation, base.positions, database, notifier, supervisor.lines),
+            jobs=jobs_service,
+            costs=JobCosts(finetune, database),
+            estimates=JobEstimates(jobs_service, finetune, database, settings, installation),
+            evaluations=Evaluations(evaluation, settings, installation, model, database, notifier, supervisor.lines),
+            ladders=Ladders(ladder, settings, installation, model, database, notifier, supervisor.lines),
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,
@@ -168,6 +178,7 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     app.state.trainer = trainer
     app.include_router(router)
     app.include_router(internal)
+    app.include_router(costs_router)
     app.include_router(evaluations_router)
     app.include_router(ladders_router)
     app.include_router(reviews_router)

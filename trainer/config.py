@@ -10,16 +10,19 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from adapters.costs import CostSettings, Prices
 from adapters.protocol.webhooks import signing_key
 from adapters.validation import settings_message
 from trainer.errors import SettingsError
 
 PREFIX: Final = "HATRACK_TRAINER_"
+SHARED_PREFIX: Final = "HATRACK_"
+"""Of the settings that the gateway has, too: prices and rhythm (`CostSettings`)."""
 SECRETS: Final = frozenset(
     {
         *("HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"),
@@ -31,8 +34,20 @@ secrets themselves."""
 NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
 
 
-class Settings(BaseSettings):
-    """The settings, from HATRACK_TRAINER_*. `load_settings` reads them and words their errors."""
+class SharedSettingsSource(EnvSettingsSource):
+    """The settings that the trainer shares with the gateway, from the gateway's variables."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Their values, without those of the gateway's other settings."""
+        return {name: value for name, value in super().__call__().items() if name in CostSettings.model_fields}
+
+
+class Settings(CostSettings, BaseSettings):
+    """The settings, from HATRACK_TRAINER_*; prices and rhythm from HATRACK_*, as the gateway reads them.
+
+    `load_settings` reads them and words their errors. HATRACK_TRAINER_ before a shared setting's name, as in earlier
+    releases, holds for the trainer alone.
+    """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -48,20 +63,11 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
         description="Device for training, one job at a time: `cpu`, `cuda`, `cuda:1` …; `auto`: a GPU if there is one.",
     )
-    price_per_hour: float = Field(
-        0, ge=0, description="Price of the device per hour, in your currency; used to compute a job's `cost`."
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="Earlier name of `HATRACK_PRICE_DEVICE_HOUR`, which takes precedence; only the trainer reads it.",
     )
-    price_hosted_input: float | None = Field(
-        None, ge=0, description="Price of a million prompt tokens of a hosted model, for comparison in a ladder …"
-    )
-    price_hosted_output: float | None = Field(None, ge=0, description="… and of a million tokens of its answers.")
-    price_person_hour: float = Field(
-        0, ge=0, description="Price of an hour of a person's work on data and checks; used for the cost of a year."
-    )
-    requests_per_month: int = Field(
-        10_000, ge=0, description="Expected requests of one adapter in a month, for a ladder that does not say."
-    )
-    retrainings_per_year: int = Field(4, ge=0, le=365, description="How often an adapter's data are renewed in a year.")
     checkpoint_s: float = Field(
         60, ge=0, description="Seconds between a job's checkpoints; a crash loses at most this much, plus one step."
     )
@@ -216,6 +222,27 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level that is logged.")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The arguments, then the trainer's own variables, then those that it shares with the gateway."""
+        shared = SharedSettingsSource(settings_cls, env_prefix=SHARED_PREFIX, env_ignore_empty=True)
+        return init_settings, env_settings, shared
+
+    @property
+    def prices(self) -> Prices:
+        """The prices, for the formulas."""
+        prices = super().prices
+        if prices.device_hour is None and self.price_per_hour:  # 0 was its default, and stood for no price
+            return prices.model_copy(update={"device_hour": self.price_per_hour})
+        return prices
+
     @model_validator(mode="after")
     def _webhook_is_whole(self) -> Self:
         if self.webhook_url is not None and self.webhook_secret is None:
@@ -272,7 +299,14 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise SettingsError(settings_message(error, prefix=PREFIX, secrets=SECRETS)) from error
+        names = {name: variable_of(name) for name in CostSettings.model_fields}
+        raise SettingsError(settings_message(error, prefix=PREFIX, secrets=SECRETS, names=names)) from error
+
+
+def variable_of(name: str) -> str:
+    """The variable that a setting is read from."""
+    own = PREFIX + name.upper()
+    return SHARED_PREFIX + name.upper() if name in CostSettings.model_fields and not os.environ.get(own) else own
 
 
 def worker_environment() -> dict[str, str]:

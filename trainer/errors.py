@@ -13,11 +13,12 @@ Exception
     │   ├── NotFound                 404
     │   ├── MethodNotAllowed         405
     │   ├── IdempotencyKeyReused     409 an Idempotency-Key was reused with another body
-    │   ├── EvaluationNotFinished    409 the evaluation has no report yet
+    │   ├── NotFinished              409 the run has no report yet
     │   ├── ReviewFinal              409 every pair of the evaluation has been reviewed
     │   ├── BodyTooLarge             413
     │   ├── TooManyRequests          429 too many unfinished jobs, open event streams or waiting data checks
-    │   │   └── TooManyEvaluations   429 too many unfinished evaluations
+    │   │   ├── TooManyEvaluations   429 too many unfinished evaluations
+    │   │   └── TooManyLadders       429 too many unfinished ladders
     │   ├── InternalError            500
     │   ├── DataCheckTimeout         504
     │   └── DiskFull                 507
@@ -151,7 +152,7 @@ class IdempotencyKeyReused(RequestError):
     status, code = 409, "idempotency_key_reused"
 
 
-class EvaluationNotFinished(RequestError):
+class NotFinished(RequestError):
     status, code = 409, "not_finished"
 
 
@@ -173,10 +174,6 @@ class TooManyEvaluations(TooManyRequests):
 
 class TooManyLadders(TooManyRequests):
     code = "too_many_ladders"
-
-
-class LadderNotFinished(RequestError):
-    status, code = 409, "not_finished"
 
 
 class InternalError(RequestError):

@@ -71,6 +71,11 @@ class JobOptionFields(RequestBody):
     system_prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)] | None = Field(
         None, description="The version's system prompt. Default: the one that every example has."
     )
+    grounding: dict[str, Any] | None = Field(
+        None,
+        description="The version's `settings.grounding`: what it is served with. The training prompts get the passages "
+        "that it retrieves. Default: the grounding of the version to continue from. In `metadata`, as JSON.",
+    )
     strict: bool = Field(False, description="Treat warnings of the data check as errors.")
     drop_long: bool = Field(False, description="The same as `overflow: drop`.")
     overflow: Overflow | None = Field(

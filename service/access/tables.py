@@ -11,6 +11,8 @@ projects = sa.Table(
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("created_at", sa.Integer, nullable=False),
+    # in the operator's currency, for a calendar month (UTC); null: none
+    sa.Column("monthly_budget", sa.Float),
 )
 
 keys = sa.Table(

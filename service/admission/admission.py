@@ -10,6 +10,7 @@ from service.admission.background import BackgroundEngine
 from service.admission.policy import Policy
 from service.admission.queue import AdmissionQueue
 from service.config import Settings
+from service.engine.busy import EngineClock
 from service.engine.client import EngineClient
 from service.engine.residency import Residency
 from service.engine.watched import EngineState
@@ -22,17 +23,22 @@ class Admission:
         settings: Limits and timeouts.
         engine: The engine's client.
         on_change: Registers a listener for the engine's state.
+        clock: Measures the engine's time.
     """
 
     def __init__(
-        self, settings: Settings, engine: EngineClient, on_change: Callable[[Callable[[EngineState], None]], None]
+        self,
+        settings: Settings,
+        engine: EngineClient,
+        on_change: Callable[[Callable[[EngineState], None]], None],
+        clock: EngineClock | None = None,
     ) -> None:
         self.residency = Residency(engine)
         self.queue = AdmissionQueue(Policy.from_settings(settings), self.residency)
         self.counting = AdmissionQueue(Policy.for_counting(settings))
         """For requests that only need the engine's tokenizer."""
         self.residency.activity = lambda: self.queue.scheduler.counts.admitted
-        self.background_engine = BackgroundEngine(engine, self.queue, settings.base_served_name)
+        self.background_engine = BackgroundEngine(engine, self.queue, settings.base_served_name, clock)
         """For proofs and warming, which yield to callers."""
         on_change(self._changed)
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from service.admission.queue import AdmissionQueue
 from service.admission.request import AdmissionRequest
+from service.engine.busy import EngineClock
 from service.engine.client import EngineClient, RenderedChat
 from service.errors import RateLimited, Timeout, Unavailable
 
@@ -32,10 +33,14 @@ class BackgroundEngine:
         engine: The engine's client.
         queue: The queue that requests wait in.
         base_name: The base's served name; it needs no slot.
+        clock: Measures the engine's time; None: one of its own.
     """
 
-    def __init__(self, engine: EngineClient, queue: AdmissionQueue, base_name: str) -> None:
+    def __init__(
+        self, engine: EngineClient, queue: AdmissionQueue, base_name: str, clock: EngineClock | None = None
+    ) -> None:
         self._engine = engine
+        self._clock = clock or EngineClock()
         self._queue = queue
         self._base_name = base_name
 
@@ -94,7 +99,8 @@ class BackgroundEngine:
         place = await self._queue.enter(request, asyncio.get_running_loop().time() + patience_s)
         used = _Used()
         try:
-            yield used
+            with self._clock.own():
+                yield used
         finally:
             place.leave(used.tokens)
 

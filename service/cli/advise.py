@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -30,18 +30,35 @@ PURPOSES: Final = {
     "prompts": "comparing prompts",
     "job": "training a LoRA",
     "lora": "asking the LoRA",
+    "job:lora_examples": "training a LoRA with retrieved examples",
+    "lora_examples": "asking the LoRA with retrieved examples",
+    "job:lora_documents": "training a LoRA with retrieved documents",
+    "lora_documents": "asking the LoRA with retrieved documents",
+    "job:half": "training a LoRA on half of the examples",
+    "half": "asking the LoRA on half of the examples",
+    "job:quarter": "training a LoRA on a quarter of the examples",
+    "quarter": "asking the LoRA on a quarter of the examples",
 }
 NEWEST_EVENTS: Final = 20
 STYLES: Final = {"cannot_tell": "yellow", "fine_tune": "bold"}
 
 
+Examples = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|DATASET", help="Examples: a JSONL file, or a dataset (NAME@VERSION).", callback=data_argument
+    ),
+]
+Instructions = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE", exists=True, dir_okay=False, help="A system prompt to try; repeatable, at most 4 times."
+    ),
+]
+
+
 def advise(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|DATASET", help="Examples: a JSONL file, or a dataset (NAME@VERSION).", callback=data_argument
-        ),
-    ],
+    data: Examples,
     name: Annotated[
         str, typer.Option(help="Adapter whose versions the rungs become.", callback=terminal.name_argument)
     ],
@@ -49,12 +66,7 @@ def advise(
         str | None,
         typer.Option(metavar="DIR|STORE", help="Documents that answers may depend on: a directory, or a store."),
     ] = None,
-    instructions: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", exists=True, dir_okay=False, help="A system prompt to try; repeatable, at most 4 times."
-        ),
-    ] = None,
+    instructions: Instructions = None,
     target: Annotated[
         float | None, typer.Option(min=0, max=1, help="The score that is good enough, such as 0.9.")
     ] = None,
@@ -73,9 +85,7 @@ def advise(
 
     Exit codes: 0 advice given, 1 failed, 4 the data cannot tell.
     """
-    prompts = [_prompt(path) for path in instructions or ()]
-    if len(prompts) > MAX_INSTRUCTIONS:
-        raise typer.BadParameter(f"--instructions may be given {MAX_INSTRUCTIONS} times at most; got {len(prompts)}.")
+    prompts = _prompts(instructions or ())
     if html is not None and not wait:
         raise typer.BadParameter(
             "--html needs the finished report: leave out --no-wait, or run `hatrack advice --html`."
@@ -117,6 +127,14 @@ def advice(
             ladder_id = newest["id"]
         ladder = _follow(client, ladder_id, quiet=as_json) if follow else client.ladders.retrieve(ladder_id)
         _finish(client, ladder, html, as_json=as_json, waited=follow)
+
+
+def _prompts(paths: Sequence[Path]) -> list[str]:
+    """The texts of the instructions to try; a mistake is a usage error."""
+    prompts = [_prompt(path) for path in paths]
+    if len(prompts) > MAX_INSTRUCTIONS:
+        raise typer.BadParameter(f"--instructions may be given {MAX_INSTRUCTIONS} times at most; got {len(prompts)}.")
+    return prompts
 
 
 def _prompt(path: Path) -> str:
@@ -181,7 +199,7 @@ def _progress(client: HatrackClient, ladder: Ladder) -> tuple[str, int, int | No
         return "checking the data", 0, None
     child = ladder["children"][-1]
     what = PURPOSES[child["purpose"]]
-    if child["purpose"] == "job":
+    if child["purpose"].startswith("job"):
         newest = itertools.islice(client.fine_tuning.jobs.list_events(child["id"]), NEWEST_EVENTS)
         metrics = next((event for event in newest if event["type"] == "metrics"), None)
         data: dict[str, Any] = dict(metrics["data"] or {}) if metrics is not None else {}
@@ -217,11 +235,14 @@ def _print_report(report: LadderReport) -> None:
     console.print(Text(terminal.clean(advice["sentence"]), style=STYLES.get(advice["word"], "green")))
     for reason in (*advice["reasons"], *advice["would_change"]):
         console.print(Text(f"  {terminal.clean(reason)}"))
-    priced = report["prices"]["device_hour"] > 0 or report["prices"]["person_hour"] > 0
+    priced = all(rung["year"].get("total") is not None for rung in report["rungs"])
     terminal.print_table(
         ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "A YEAR"],
         [_row(rung, advice["rung"], priced=priced) for rung in report["rungs"]],
     )
+    curve = report.get("curve")
+    if curve:
+        console.print(Text(terminal.clean(curve["sentence"])))
     for skipped in report["skipped"]:
         console.print(Text(terminal.clean(f"not measured: {skipped['title']} ({skipped['reason']})")))
     if advice["rung"] is not None:
@@ -232,7 +253,6 @@ def _print_report(report: LadderReport) -> None:
 
 def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
     mean, request, year = rung["mean"], rung["request"], rung["year"]
-    costs = ("requests", "retraining", "judging", "data", "checks")
     return [
         ">" if rung["key"] == chosen else "",
         terminal.clean(rung["title"]),
@@ -240,5 +260,5 @@ def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
         f"{100 * mean['mean']:.1f}",
         f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}",
         f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}",
-        f"{sum(year[cost] for cost in costs):,.2f}" if priced else f"{year['device_hours']:.1f} h",
+        f"{year['total']:,.2f}" if priced else f"{year['device_hours']:.1f} h",
     ]

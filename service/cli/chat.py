@@ -28,6 +28,9 @@ def chat(
     kb: Annotated[
         list[str] | None, typer.Option(metavar="STORE", help="Ground answers in a knowledge base; repeatable.")
     ] = None,
+    show_prompt: Annotated[
+        bool, typer.Option("--show-prompt", help="Print what the model would be sent, and do not ask it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Chat with a model. With PROMPT or text on stdin: print one answer. Otherwise: start a conversation."""
@@ -39,9 +42,14 @@ def chat(
         raise typer.BadParameter("No prompt: pass one as an argument or pipe it in.", param_hint="PROMPT")
     if question is None and as_json:
         raise typer.BadParameter("--json requires a PROMPT.", param_hint="--json")
+    if question is None and show_prompt:
+        raise typer.BadParameter("--show-prompt requires a PROMPT.", param_hint="--show-prompt")
     with terminal.reporting(as_json), HatrackClient() as client:
         if kb:
             params["grounding"] = {"vector_store_ids": [str(client.vector_stores.find(name)["id"]) for name in kb]}
+        if show_prompt and question is not None:
+            _show_prompt(client, model, system, question, params, as_json=as_json)
+            return
         talk = Conversation(client, model, system, params)
         if question is None:
             _converse(talk)
@@ -50,6 +58,25 @@ def chat(
     if as_json:
         result: JsonObject = {"model": model, "content": answer}
         terminal.print_json(result | {"citations": talk.cited} if talk.cited else result)
+
+
+def _show_prompt(
+    client: HatrackClient, model: str, system: str | None, question: str, params: dict[str, Any], *, as_json: bool
+) -> None:
+    """Print the messages as the engine would get them, each under its role, and the sampling parameters."""
+    messages = [{"role": "system", "content": system}] if system else []
+    rendered = client.chat.render(model, [*messages, {"role": "user", "content": question}], **params)
+    if as_json:
+        terminal.print_json(rendered)
+        return
+    for message in rendered["messages"]:
+        typer.secho(f"{message['role']}:", bold=True)
+        typer.echo(f"{terminal.clean(str(message['content']))}\n")
+    parameters = ", ".join(f"{name} {value}" for name, value in rendered["parameters"].items())
+    typer.echo(f"parameters: {parameters or 'none'}", err=True)
+    if rendered["grounding"] is not None:
+        grounding = rendered["grounding"]
+        typer.echo(f"retrieval: {grounding['outcome']}, {len(grounding['citations'])} passages", err=True)
 
 
 class Conversation:

@@ -134,18 +134,18 @@ def show(
     """Show a dataset's versions, or one version."""
     target = reference_argument(reference)
     with terminal.reporting(as_json), HatrackClient() as client:
-        found: Dataset | DatasetVersion = (
+        shown: Dataset | DatasetVersion = (
             client.datasets.retrieve(target.name)
             if target.version is None
             else client.datasets.versions.retrieve(target.name, target.version)
         )
     if as_json:
-        terminal.print_json(found)
-    elif found["object"] == "dataset":
+        terminal.print_json(shown)
+    elif shown["object"] == "dataset":
         columns = ("VERSION", "ROWS", "SIZE", "PUSHED", "SHA-256", "NOTE")
-        terminal.print_table(columns, [_version_row(version) for version in found["versions"]])
+        terminal.print_table(columns, [_version_row(version) for version in shown["versions"]])
     else:
-        facts = [(field, "-" if value is None else str(value)) for field, value in found.items() if field != "object"]
+        facts = [(field, "-" if value is None else str(value)) for field, value in shown.items() if field != "object"]
         terminal.print_table(("FIELD", "VALUE"), facts)
 
 
@@ -166,31 +166,33 @@ def diff(
     if old_name != name:
         raise typer.BadParameter(f"only versions of one dataset can be compared; got {old_name} and {name}.")
     with terminal.reporting(as_json), HatrackClient() as client:
-        found = client.datasets.versions.diff(name, version, against, limit=limit)
+        differences = client.datasets.versions.diff(name, version, against, limit=limit)
     if as_json:
-        terminal.print_json(found)
+        terminal.print_json(differences)
     else:
-        _print_diff(found, old, new)
+        _print_diff(differences, old, new)
 
 
-def _print_diff(found: DatasetDiff, old: str, new: str) -> None:
-    counts = found["counts"]
+def _print_diff(differences: DatasetDiff, old: str, new: str) -> None:
+    counts = differences["counts"]
     lines = [
         f"{old} to {new}: {counts['added']} added, {counts['removed']} removed, {counts['changed']} changed, "
         f"{counts['unchanged']} unchanged"
     ]
-    lines += [f"+ line {row['line']}: {_quoted(row['question'])}: {_quoted(row['answer'])}" for row in found["added"]]
-    lines += _more(counts["added"], len(found["added"]), "added")
+    lines += [
+        f"+ line {row['line']}: {_quoted(row['question'])}: {_quoted(row['answer'])}" for row in differences["added"]
+    ]
+    lines += _more(counts["added"], len(differences["added"]), "added")
     lines += [
         f"- line {row['line']} of {old}: {_quoted(row['question'])}: {_quoted(row['answer'])}"
-        for row in found["removed"]
+        for row in differences["removed"]
     ]
-    lines += _more(counts["removed"], len(found["removed"]), "removed")
-    for change in found["changed"]:
+    lines += _more(counts["removed"], len(differences["removed"]), "removed")
+    for change in differences["changed"]:
         lines.append(f"~ line {change['line']}: {_quoted(change['question'])}")
         lines.append(f"    was {_quoted(change['against_answer'])} (line {change['against_line']} of {old})")
         lines.append(f"    is  {_quoted(change['answer'])}")
-    lines += _more(counts["changed"], len(found["changed"]), "changed")
+    lines += _more(counts["changed"], len(differences["changed"]), "changed")
     typer.echo(terminal.clean("\n".join(lines)))
 
 

@@ -186,8 +186,11 @@ def _cost(job: FineTuningJob) -> str:
 
 
 def _money(job: FineTuningJob) -> str:
-    cost = (job.get("hatrack") or {}).get("cost")
-    return f"{cost:.2f}" if isinstance(cost, int | float) and cost else "-"
+    ours = job.get("hatrack") or {}
+    cost, currency = ours.get("cost"), ours.get("currency")
+    if not isinstance(cost, int | float):
+        return "-"
+    return f"{cost:.2f} {currency}" if currency else f"{cost:.2f}"
 
 
 def draw_curve(values: Sequence[float], *, width: int = 60, height: int = 6) -> list[str]:

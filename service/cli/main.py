@@ -8,6 +8,7 @@ from service.cli import (
     access,
     advise,
     chat,
+    cost,
     data,
     engine,
     evaluate,
@@ -113,6 +114,15 @@ app.command(
 )(usage.usage)
 app.command(
     epilog=examples(
+        "hatrack cost",
+        "hatrack cost --by project --since 7d",
+        "hatrack cost --year brand-voice --requests-per-day 2000",
+        "hatrack cost --by version --json | jq '.data[] | {adapter, version, money}'",
+    )
+)(cost.cost)
+app.command(epilog=examples("hatrack budget", "hatrack budget acme 50", "hatrack budget acme --remove"))(cost.budget)
+app.command(
+    epilog=examples(
         "hatrack advise examples.jsonl --name support --quick",
         "hatrack advise support@3 --name support --docs policies/ --target 0.9",
         "hatrack advise examples.jsonl --name support --instructions prompt.txt --html advice.html",
@@ -127,6 +137,7 @@ app.command(
         "hatrack train support@3 --name brand-voice --save-recipe recipe.toml",
         "hatrack train --recipe recipe.toml",
         "hatrack train --again brand-voice@3",
+        "hatrack train examples.jsonl --name brand-voice --estimate   (what it would cost)",
     )
 )(train.train)
 app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'"))(jobs.jobs)

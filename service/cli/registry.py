@@ -28,45 +28,50 @@ NOTHING_TO_PUSH: Final = (
 )
 
 
+Weights = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DIR",
+        help="The directory written by PEFT's save_pretrained. Without it the version has no weights: the base "
+        "answers, with the settings below.",
+        show_default=False,
+    ),
+]
+AliasToMove = Annotated[
+    str | None,
+    typer.Option(
+        help="Alias to move to the new version [default: live for a name's first version, none later].",
+        callback=terminal.alias_option,
+    ),
+]
+SystemPrompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT|FILE",
+        help="The system prompt of requests that bring none; for weights, the one that they were trained with.",
+    ),
+]
+FixedExamples = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="JSONL of questions and answers that stand before every conversation.", **_FILE),
+]
+Stores = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STORE", help="Ground answers in this store, by name or id. May be repeated."),
+]
+
+
 def push(
     name: Annotated[str, typer.Argument(help="The adapter's name.", callback=terminal.name_argument)],
-    directory: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="DIR",
-            help="The directory written by PEFT's save_pretrained. Without it the version has no weights: the base "
-            "answers, with the settings below.",
-            show_default=False,
-        ),
-    ] = None,
-    alias: Annotated[
-        str | None,
-        typer.Option(
-            help="Alias to move to the new version [default: live for a name's first version, none later].",
-            callback=terminal.alias_option,
-        ),
-    ] = None,
+    directory: Weights = None,
+    alias: AliasToMove = None,
     no_alias: Annotated[
         bool, typer.Option("--no-alias", help="Do not move any alias, even for a first version.")
     ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return while the version is still being proven.")] = False,
-    system_prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT|FILE",
-            help="The system prompt of requests that bring none; for weights, the one that they were trained with.",
-        ),
-    ] = None,
-    examples: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="JSONL of questions and answers that stand before every conversation.", **_FILE
-        ),
-    ] = None,
-    kb: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STORE", help="Ground answers in this store, by name or id. May be repeated."),
-    ] = None,
+    system_prompt: SystemPrompt = None,
+    examples: FixedExamples = None,
+    kb: Stores = None,
     temperature: Annotated[float | None, typer.Option(help="Default temperature of requests that set none.")] = None,
     settings: Annotated[
         Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)
@@ -82,14 +87,8 @@ def push(
     prompt = None if system_prompt is None else _text_or_file(system_prompt)
     with terminal.reporting(as_json):
         source = None if directory is None else AdapterDirectory.read(directory)
-        stored = source.settings if source is not None else None
-        version_settings = read_json_object(settings) if settings else {**(stored or {})}
-        if prompt is not None:
-            version_settings["system_prompt"] = prompt
-        if examples is not None:
-            version_settings["examples"] = read_examples(examples)
-        if temperature is not None:
-            version_settings["sampling"] = {**(version_settings.get("sampling") or {}), "temperature": temperature}
+        stored = read_json_object(settings) if settings else dict((source.settings if source else None) or {})
+        version_settings = _with_options(stored, prompt, examples, temperature)
         if source is None and not kb and not any(version_settings.values()):
             raise ClientError(0, "nothing_to_push", NOTHING_TO_PUSH)
         total = 0 if source is None else source.weights.stat().st_size
@@ -111,6 +110,20 @@ def push(
         terminal.print_json(version)
     else:
         _print_pushed(version)
+
+
+def _with_options(
+    settings: dict[str, Any], prompt: str | None, examples: Path | None, temperature: float | None
+) -> dict[str, Any]:
+    """Settings of a version, with those that options give."""
+    given: dict[str, Any] = {}
+    if prompt is not None:
+        given["system_prompt"] = prompt
+    if examples is not None:
+        given["examples"] = read_examples(examples)
+    if temperature is not None:
+        given["sampling"] = {**(settings.get("sampling") or {}), "temperature": temperature}
+    return settings | given
 
 
 def _text_or_file(value: str) -> str:

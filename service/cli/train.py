@@ -21,6 +21,7 @@ from adapters.dataset.held_out import (
     share_needed,
 )
 from service.cli import terminal
+from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
 from service.cli.jobs import Follow, finish, follow_job
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
@@ -38,7 +39,7 @@ class Promote(StrEnum):
     NEVER = "never"
 
 
-BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "track", "follow", "as_json"})
+BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "estimate", "track", "follow", "as_json"})
 """Options of `train` that may be given with `--recipe`."""
 BESIDE_AGAIN: Final = frozenset({"again", "follow", "as_json"})
 
@@ -47,69 +48,85 @@ def _optional_name(text: str | None) -> str | None:
     return None if text is None else terminal.name_argument(text)
 
 
+Examples = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[FILE|DATASET]",
+        help="Examples: a JSONL file, or a dataset (NAME@VERSION).",
+        callback=data_argument,
+    ),
+]
+HeldOut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|DATASET", help="Held-out examples. [default: split from the examples]", callback=data_argument
+    ),
+]
+HeldOutShare = Annotated[
+    float | None,
+    typer.Option(
+        min=MIN_SHARE, max=MAX_SHARE, help=f"Share of FILE that is held out, without --held-out. [default: {SHARE}]"
+    ),
+]
+Hyperparameters = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
+]
+Method = Annotated[Literal["supervised", "dpo"], typer.Option(help="dpo: on pairs of a better and a worse answer.")]
+Metric = Annotated[
+    str | None, typer.Option(help="Metric: exact_match, similarity, json_exact … [default: chosen from the data]")
+]
+Suites = Annotated[
+    str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")
+]
+Start = Annotated[str | None, typer.Option("--from", help="Continue training from NAME@VERSION. [default: the base]")]
+Stores = Annotated[
+    list[str] | None,
+    typer.Option("--kb", metavar="STORE", help="Train and serve with passages of a knowledge base; repeatable."),
+]
+SavedRecipe = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Train as a saved recipe says, and nothing else."),
+]
+Again = Annotated[
+    str | None,
+    typer.Option(metavar="NAME@VERSION", help="Repeat a version's training: its data, hyperparameters and seed."),
+]
+RecipeToSave = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TRACKER:NAME", help="Follow the job in mlflow:EXPERIMENT or wandb:PROJECT, too."),
+]
+
+
 def train(
     context: typer.Context,
-    file: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[FILE|DATASET]",
-            help="Examples: a JSONL file, or a dataset (NAME@VERSION).",
-            callback=data_argument,
-        ),
-    ] = None,
+    file: Examples = None,
     name: Annotated[str | None, typer.Option(help="The adapter's name.", callback=_optional_name)] = None,
-    held_out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|DATASET", help="Held-out examples. [default: split from the examples]", callback=data_argument
-        ),
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option("--from", help="Continue training from NAME@VERSION. [default: the base]")
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
-    ] = None,
+    held_out: HeldOut = None,
+    start: Start = None,
+    options: Hyperparameters = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
-    method: Annotated[
-        Literal["supervised", "dpo"], typer.Option(help="dpo: on pairs of a better and a worse answer.")
-    ] = "supervised",
+    kb: Stores = None,
+    method: Method = "supervised",
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
-    held_out_share: Annotated[
-        float | None,
-        typer.Option(
-            min=MIN_SHARE, max=MAX_SHARE, help=f"Share of FILE that is held out, without --held-out. [default: {SHARE}]"
-        ),
-    ] = None,
+    held_out_share: HeldOutShare = None,
     seed: Annotated[int | None, typer.Option(help="Seed for example order, sampling and initial weights.")] = None,
     promote: Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")] = Promote.AUTO,
-    metric: Annotated[
-        str | None, typer.Option(help="Metric: exact_match, similarity, json_exact … [default: chosen from the data]")
-    ] = None,
-    suites: Annotated[
-        str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")
-    ] = None,
+    metric: Metric = None,
+    suites: Suites = None,
     judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", exists=True, dir_okay=False, help="Train as a saved recipe says, and nothing else."
-        ),
-    ] = None,
-    again: Annotated[
-        str | None,
-        typer.Option(metavar="NAME@VERSION", help="Repeat a version's training: its data, hyperparameters and seed."),
-    ] = None,
-    save_recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
-    ] = None,
-    track: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TRACKER:NAME", help="Follow the job in mlflow:EXPERIMENT or wandb:PROJECT, too."),
-    ] = None,
+    recipe: SavedRecipe = None,
+    again: Again = None,
+    save_recipe: RecipeToSave = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
+    ] = False,
+    track: Track = None,
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
@@ -122,21 +139,16 @@ def train(
         _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
     elif file is None or name is None:
         raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
-    if save_recipe is not None and not save_recipe.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--save-recipe: {save_recipe.absolute().parent} is not a directory.")
-    if held_out is not None and held_out_share is not None:
-        raise typer.BadParameter("--held-out and --held-out-share cannot be combined.")
+    _check_writable(save_recipe)
     integrations = [_integration(text) for text in track or []]
-    hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
-    if held_out_share is not None:
-        hyperparameters["held_out_share"] = held_out_share
+    hyperparameters = _hyperparameters(options, held_out, held_out_share)
     with terminal.reporting(as_json), HatrackClient() as client:
+        if kb:
+            hyperparameters["grounding"] = {"vector_store_ids": [client.vector_stores.find(each)["id"] for each in kb]}
         if recipe is not None:
-            wanted = read_recipe(recipe)
-            for source in filter(None, (wanted.data, wanted.held_out)):
-                require_same_data(client, source)
+            requested = _read_recipe(client, recipe)
         else:
-            wanted = Recipe(
+            requested = Recipe(
                 adapter=str(name),
                 model=start or str(client.ready().get("base")),
                 data=find_source(client, str(file)),
@@ -152,16 +164,52 @@ def train(
                 drop_long=drop_long,
                 system_prompt=system_prompt,
             )
-        _warn_of_too_few(wanted)
-        job = _create(client, wanted, save_recipe, integrations)
-        if not as_json:
-            typer.echo(
-                f"{job['id']} trains {wanted.adapter} on {wanted.data.shown}; "
-                f"follow it with `hatrack job {job['id']} --follow`"
-            )
-        if follow:
-            job = follow_job(client, job["id"], quiet=as_json)
+        if estimate:
+            print_estimate(client.fine_tuning.jobs.estimate(**_arguments(client, requested)), as_json)
+            return
+        job = _start(client, requested, save_recipe, integrations, follow=follow, quiet=as_json)
     finish(job, as_json, followed=follow)
+
+
+def _check_writable(recipe: Path | None) -> None:
+    if recipe is not None and not recipe.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--save-recipe: {recipe.absolute().parent} is not a directory.")
+
+
+def _hyperparameters(options: list[str] | None, held_out: str | None, held_out_share: float | None) -> dict[str, Any]:
+    """The hyperparameters that the options give; a mistake is a usage error."""
+    if held_out is not None and held_out_share is not None:
+        raise typer.BadParameter("--held-out and --held-out-share cannot be combined.")
+    hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
+    return hyperparameters if held_out_share is None else hyperparameters | {"held_out_share": held_out_share}
+
+
+def _read_recipe(client: HatrackClient, path: Path) -> Recipe:
+    """A saved recipe, if its data are still the same."""
+    recipe = read_recipe(path)
+    for source in filter(None, (recipe.data, recipe.held_out)):
+        require_same_data(client, source)
+    return recipe
+
+
+def _start(
+    client: HatrackClient,
+    recipe: Recipe,
+    save_recipe: Path | None,
+    integrations: list[Integration],
+    *,
+    follow: bool,
+    quiet: bool,
+) -> FineTuningJob:
+    """Create the job of a recipe, say so, and follow it if that was requested; returns the job as it then is."""
+    _warn_of_too_few(recipe)
+    job = _create(client, recipe, save_recipe, integrations)
+    if not quiet:
+        typer.echo(
+            f"{job['id']} trains {recipe.adapter} on {recipe.data.shown}; "
+            f"follow it with `hatrack job {job['id']} --follow`"
+        )
+    return follow_job(client, job["id"], quiet=quiet) if follow else job
 
 
 def _warn_of_too_few(recipe: Recipe) -> None:
@@ -199,6 +247,15 @@ def _create(
     """Create a recipe's job, and save the recipe in ``target`` with the seed that the job has got."""
     if target is not None:
         recipe_text(recipe, target.parent, "")  # refused before there is a job
+    job = client.fine_tuning.jobs.create(**_arguments(client, recipe), integrations=integrations or None)
+    if target is not None:
+        chosen = job.get("seed") if recipe.seed is None else recipe.seed
+        write_recipe(target, replace(recipe, seed=chosen), job["id"])
+    return job
+
+
+def _arguments(client: HatrackClient, recipe: Recipe) -> dict[str, Any]:
+    """The arguments of a recipe's job; its files are uploaded."""
     # a text of metadata has 512 characters at most, which a prompt or a schema may exceed
     metric = None if recipe.metric is None else _metric(recipe.metric)
     long_values = {"system_prompt": recipe.system_prompt, "metric": metric}
@@ -206,21 +263,16 @@ def _create(
     metadata = {"strict": "true" if recipe.strict else None, "drop_long": "true" if recipe.drop_long else None}
     promote = None if recipe.promote == Promote.AUTO else recipe.promote
     metadata |= {"suites": recipe.suites, "judge": recipe.judge, "promote": promote}
-    job = client.fine_tuning.jobs.create(
-        recipe.data.sent(client),
-        model=recipe.model,
-        adapter=recipe.adapter,
-        validation_file=recipe.held_out.sent(client) if recipe.held_out is not None else None,
-        method=recipe.method,
-        hyperparameters={**recipe.hyperparameters, **hyperparameters},
-        metadata={key: value for key, value in metadata.items() if value is not None},
-        seed=recipe.seed,
-        integrations=integrations or None,
-    )
-    if target is not None:
-        chosen = job.get("seed") if recipe.seed is None else recipe.seed
-        write_recipe(target, replace(recipe, seed=chosen), job["id"])
-    return job
+    return {
+        "training_file": recipe.data.sent(client),
+        "model": recipe.model,
+        "adapter": recipe.adapter,
+        "validation_file": recipe.held_out.sent(client) if recipe.held_out is not None else None,
+        "method": recipe.method,
+        "hyperparameters": {**recipe.hyperparameters, **hyperparameters},
+        "metadata": {key: value for key, value in metadata.items() if value is not None},
+        "seed": recipe.seed,
+    }
 
 
 def _repeat(version: str, *, follow: bool, as_json: bool) -> None:

@@ -40,8 +40,8 @@ def usage(
     names = _names(by or ["adapter"])
     group_by = ["hour" if name == "day" else name for name in names]
     query: UsageQuery = {
-        "start": _moment(since, "--since"),
-        "end": None if until is None else _moment(until, "--until"),
+        "start": moment(since, "--since"),
+        "end": None if until is None else moment(until, "--until"),
         "bucket": "day" if "day" in names else "hour",
         "group_by": group_by,
         "project": project,
@@ -70,7 +70,7 @@ def _names(text: list[str]) -> list[str]:
     return [name for name in BY if name in names]
 
 
-def _moment(text: str, option: str) -> int:
+def moment(text: str, option: str) -> int:
     """Unix seconds of a time ago or of a date's beginning; a mistake is a usage error."""
     ago = re.fullmatch(r"(\d{1,6})([mhdw])", text)
     if ago:

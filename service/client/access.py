@@ -100,14 +100,20 @@ class UsageQuery(TypedDict, total=False):
     adapter: str | None
 
 
+def parameters(query: UsageQuery) -> dict[str, Any]:
+    """A query as the parameters of its request."""
+    filters: dict[str, Any] = dict(query)
+    if (group_by := query.get("group_by")) is not None:
+        filters["group_by"] = ",".join(group_by)
+    return filters
+
+
 class Usage(Resource):
     """`client.usage`: requests and tokens. A key with the scope `admin` sees all projects, any other key itself."""
 
     def list(self, **query: Unpack[UsageQuery]) -> Iterator[UsageRow]:
         """Rows of usage, oldest first; by default of the last 24 hours. Raises ClientError."""
-        filters = dict(query)
-        if (group_by := query.get("group_by")) is not None:
-            filters["group_by"] = ",".join(group_by)
+        filters = parameters(query)
         # the gateway's default period moves with its clock, and all pages must be of one period
         return self._connection.pages(
             UsageRow, path_of("usage"), filters, page_size=USAGE_PAGE, carry_over=("start", "end")

@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict
 import httpx
 
 from service.client.connection import CONNECT_S, Connection, Resource, path_of
-from service.client.types.gateway import Citation, Model
+from service.client.types.gateway import Citation, Model, RenderedPrompt
 from service.client.wire import ClientError, error_of, event_of, events
 
 GENERATING: Final = httpx.Timeout(60, connect=CONNECT_S, read=600)
@@ -52,6 +52,16 @@ class Chat(Resource):
             params: Further fields of the request, such as `max_tokens` or `grounding`.
         """
         return ChatStream(self._connection, {"model": model, "messages": list(messages), "stream": True, **params})
+
+    def render(self, model: str, messages: Sequence[Mapping[str, Any]], **params: Any) -> RenderedPrompt:
+        """The request as the engine would get it; no model is asked. The arguments are those of `stream`.
+
+        Raises:
+            ClientError: As for the chat completion itself.
+        """
+        body = {"model": model, "messages": list(messages), **params}
+        path = path_of("chat", "completions", "render")
+        return self._connection.request(RenderedPrompt, "POST", path, json=body)
 
 
 class ChatStream:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from service.client.access import Audit, Keys, Usage
     from service.client.adapters import Adapters
     from service.client.chat import Chat, Models
+    from service.client.costs import Budgets, Costs
     from service.client.datasets import Datasets
     from service.client.evaluations import Evaluations, Revalidations, Reviews
     from service.client.files import Files, VectorStores
@@ -112,6 +113,20 @@ class HatrackClient:
         from service.client.chat import Chat
 
         return Chat(self._connection)
+
+    @cached_property
+    def budgets(self) -> Budgets:
+        """What projects may spend in a month."""
+        from service.client.costs import Budgets
+
+        return Budgets(self._connection)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Device time and money: of requests and runs, and of a year."""
+        from service.client.costs import Costs
+
+        return Costs(self._connection)
 
     @cached_property
     def datasets(self) -> Datasets:

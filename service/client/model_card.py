@@ -25,8 +25,8 @@ def base_licence(base_dir: Path) -> str | None:
     except OSError:
         return None
     front_matter = _FRONT_MATTER.match(text)
-    found = _LICENCE.search(front_matter[1]) if front_matter is not None else None
-    return found[1].lower() if found is not None else None
+    licence = _LICENCE.search(front_matter[1]) if front_matter is not None else None
+    return licence[1].lower() if licence is not None else None
 
 
 def model_card(version: AdapterVersion, base_dir: Path, merge: Merge) -> str:

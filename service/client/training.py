@@ -13,6 +13,7 @@ import httpx
 from adapters.names import parse_dataset, parse_reference
 from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
 from service.client.types.adapters import AdapterVersion
+from service.client.types.costs import JobEstimate
 from service.client.types.datasets import DatasetVersion
 from service.client.types.files import FileObject
 from service.client.types.training import (
@@ -111,16 +112,31 @@ class FineTuningJobs(Resource):
             ClientError: `unsupported_value`, `insufficient_memory`, `integration_unavailable` (400) or `too_many_jobs`
                 (429).
         """
-        body = {
-            "model": model,
-            "training_file": training_file,
-            "validation_file": validation_file,
-            "seed": seed,
-            "metadata": {"adapter": adapter, **(metadata or {})},
-            "method": {"type": method, method: {"hyperparameters": dict(hyperparameters or {})}},
-            "integrations": None if integrations is None else list(integrations),
-        }
-        return self._connection.request(FineTuningJob, "POST", path_of("fine_tuning", "jobs"), json=given(body))
+        body = _body(training_file, model, adapter, validation_file, method, hyperparameters, metadata, seed)
+        if integrations is not None:
+            body["integrations"] = list(integrations)
+        return self._connection.request(FineTuningJob, "POST", path_of("fine_tuning", "jobs"), json=body)
+
+    def estimate(
+        self,
+        training_file: str,
+        *,
+        model: str,
+        adapter: str,
+        validation_file: str | None = None,
+        method: Literal["supervised", "dpo"] = "supervised",
+        hyperparameters: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        seed: int | None = None,
+    ) -> JobEstimate:
+        """What a job with these arguments (see `create`) will take and cost. Nothing is created.
+
+        The speed is that of past jobs, or is measured now by a few steps, which may take a minute.
+        """
+        body = _body(training_file, model, adapter, validation_file, method, hyperparameters, metadata, seed)
+        return self._connection.request(
+            JobEstimate, "POST", path_of("fine_tuning", "jobs", "estimate"), json=body, timeout=CHECKING
+        )
 
     def repeat(self, version: str) -> FineTuningJob:
         """Train a version's recipe again: the same data, resolved hyperparameters, seed and base, as a new job.
@@ -140,8 +156,8 @@ class FineTuningJobs(Resource):
         if target.version is None:
             raise ClientError(0, "version_missing", f"Name a version, such as {target.name}@3.", "version")
         path = path_of("adapters", target.name, "versions", target.version)
-        found = self._connection.request(AdapterVersion, "GET", path)
-        lineage: dict[str, Any] = found["metadata"].get("lineage") or {}
+        trained = self._connection.request(AdapterVersion, "GET", path)
+        lineage: dict[str, Any] = trained["metadata"].get("lineage") or {}
         job_id = lineage.get("job")
         if not isinstance(job_id, str):
             message = f"{version} was not trained by a job of this gateway, but pushed; there is no recipe to repeat."
@@ -301,3 +317,25 @@ def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str) -
         "metadata": notes,
         "method": {"type": "supervised", "supervised": {"hyperparameters": options | resolved}},
     }
+
+
+def _body(
+    training_file: str,
+    model: str,
+    adapter: str,
+    validation_file: str | None,
+    method: str,
+    hyperparameters: Mapping[str, Any] | None,
+    metadata: Mapping[str, str] | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """The body of a job's creation."""
+    body = {
+        "model": model,
+        "training_file": training_file,
+        "validation_file": validation_file,
+        "seed": seed,
+        "metadata": {"adapter": adapter, **(metadata or {})},
+        "method": {"type": method, method: {"hyperparameters": dict(hyperparameters or {})}},
+    }
+    return given(body)

@@ -10,15 +10,17 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import orjson
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
+from adapters.costs import CostSettings
 from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
+from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
 from service.config.server import ServerSettings
 from service.errors import SettingsError
@@ -28,7 +30,6 @@ DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
 CPU_CONTEXT = 2048
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Keys under which a checkpoint's config states its context, as vLLM looks for them."""
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 SECRETS = frozenset(
@@ -49,7 +50,7 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(ServerSettings, GroundingSettings):
+class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
@@ -74,50 +75,6 @@ class Settings(ServerSettings, GroundingSettings):
     base_name: str = Field("", description="Name under which the base is served. Unset: derived from `base_model`.")
 
     samples: bool = Field(True, description="`hatrack up` trains two sample adapters at first run and pushes them.")
-
-    # the engine
-    engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device that the engine runs on.")
-    engine_slots: int = Field(8, ge=1, le=512, description="Adapters in one batch (vLLM's `max_loras`).")
-    engine_max_rank: int = Field(32, description="Largest LoRA rank served (vLLM's `max_lora_rank`).")
-    engine_resident: int = Field(
-        256, ge=1, description="Adapters kept in the engine's host memory (vLLM's `max_cpu_loras`); at least the slots."
-    )
-    engine_context: int | None = Field(
-        None,
-        ge=128,
-        description="Context length in tokens, at most the model's own. Unset: the model's own, on a CPU at most 2048.",
-    )
-    engine_kv_gib: int = Field(1, ge=1, description="KV cache on a CPU, GiB.")
-    engine_memory: float = Field(0.85, gt=0, le=1, description="Fraction of GPU memory that the engine uses.")
-    engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="The base model's data type in the engine."
-    )
-    engine_max_seqs: int = Field(64, ge=1, description="Sequences that decode at once (vLLM's `max_num_seqs`).")
-    engine_tool_parser: str = Field("hermes", description="vLLM's tool-call parser; empty switches tool calls off.")
-    engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Extra vLLM flags, separated by spaces; flags that Hatrack sets itself are refused."
-    )
-    engine_start_timeout_s: float = Field(900, gt=0, description="Time limit for the engine to start, s.")
-    engine_stall_s: float = Field(
-        60,
-        gt=0,
-        description="Restart the engine if requests are in flight but no token was generated for this long, s.",
-    )
-    engine_canary_s: float = Field(15, gt=0, description="Seconds between canary requests while the engine is idle.")
-    keep_engine: bool = Field(
-        False,
-        description="Leave the engine running when the gateway stops (`--keep-engine`); the next start adopts it.",
-    )
-    engine_url: str = Field(
-        "",
-        description=(
-            "An external engine (`hatrack engine`) that uses the same adapter store: `http://host:port` or "
-            "`unix:/path`. Unset: the gateway starts its own."
-        ),
-    )
-    engine_key: SecretStr | None = Field(
-        None, description="API key of the engine at `engine_url`; `hatrack engine` requires the same key."
-    )
 
     # what a request may ask for
     max_body_mib: float = Field(8, gt=0, description="Largest body of an inference request, MiB.")
@@ -229,12 +186,6 @@ class Settings(ServerSettings, GroundingSettings):
     proof_timeout_s: float = Field(300, gt=0, description="Time limit for the proof of one version, s.")
 
     # what an evaluation said of it
-    revalidate_days: float = Field(
-        90,
-        gt=0,
-        le=36_500,
-        description="Age in days at which a version's verdict expires and the version is due for revalidation.",
-    )
     revalidate_every_hours: float = Field(
         24,
         ge=0,
@@ -273,18 +224,6 @@ class Settings(ServerSettings, GroundingSettings):
             "not a Unix socket."
         ),
     )
-
-    @field_validator("engine_args", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(value.split()) if isinstance(value, str) else value
-
-    @field_validator("engine_max_rank")
-    @classmethod
-    def _rank(cls, value: int) -> int:
-        if value not in VLLM_RANKS:
-            raise ValueError(f"must be one of {', '.join(map(str, VLLM_RANKS))}")
-        return value
 
     @field_validator("engine_url", "trainer_url")
     @classmethod

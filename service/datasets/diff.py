@@ -124,13 +124,13 @@ def _texts(path: Path, lines: Collection[int]) -> dict[int, tuple[str, str]]:
     for number, row in enumerate(_rows(path), start=1):
         if number in lines:
             question, answer = split_row(row)
-            texts[number] = _shortened(_asked(question)), _shortened(answer)
+            texts[number] = _shortened(_question_text(question)), _shortened(answer)
             if len(texts) == len(lines):
                 break
     return texts
 
 
-def _asked(question: dict[str, Any]) -> Any:
+def _question_text(question: dict[str, Any]) -> Any:
     """What a reader recognises a question by: its last turn or its prompt; Alpaca's instruction with the input."""
     for key in ("messages", "conversations"):
         turns = question.get(key)

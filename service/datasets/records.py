@@ -48,8 +48,8 @@ class DatasetRow:
 def find(db: sa.Connection, project: str, name: str) -> DatasetRow | None:
     """The dataset; None if it has no versions."""
     row = _named(db, project, name)
-    found = [] if row is None else _with_versions(db, [row.id])
-    return found[0] if found else None
+    rows = [] if row is None else _with_versions(db, [row.id])
+    return rows[0] if rows else None
 
 
 def listed(

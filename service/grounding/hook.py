@@ -136,8 +136,10 @@ class Hook:
         self._raise_if_closed(options, outcome)
         return GroundingResult(outcome, injector, seconds, headers=_headers(outcome, ()))
 
-    async def check_settings(self, settings: GroundingSettings, caller: Caller) -> None:
-        """Check that a version's grounding can be asked for.
+    async def check_settings(
+        self, settings: GroundingSettings, caller: Caller, param: str = "settings.grounding"
+    ) -> None:
+        """Check that a version's grounding can be asked for; ``param`` is the request's field that has it.
 
         Raises:
             BadRequest: There is no such provider.
@@ -147,11 +149,10 @@ class Hook:
         if provider is None:
             raise BadRequest(
                 f"no grounding provider {settings.provider!r}; available: {', '.join(self.providers) or 'none'}",
-                param="settings.grounding.provider",
+                param=f"{param}.provider",
             )
-        await _demand_readable(
-            provider, settings.provider, settings.vector_store_ids, caller, "settings.grounding.vector_store_ids"
-        )
+        stores = settings.vector_store_ids
+        await _demand_readable(provider, settings.provider, stores, caller, f"{param}.vector_store_ids")
 
     async def _retrieve(
         self, provider: Provider | None, query: Query, options: RetrievalOptions

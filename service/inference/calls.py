@@ -8,10 +8,11 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.admission.queue import Permit
 from service.errors import EngineUnavailable, HatrackError, Timeout
+from service.http.stream import TokenUsage
 from service.inference.relay import engine_error
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Target
@@ -117,3 +118,10 @@ class EngineCalls:
         self._tokenizing.discard(task)
         if not task.cancelled():
             task.exception()  # retrieved, also where the client has left
+
+
+def with_prompt(usage: TokenUsage | None, prompt: int) -> TokenUsage | None:
+    """Add the prompt's estimate to a count that a disconnecting client cut short: the prompt is charged anyway."""
+    if usage is None or usage.exact or usage.prompt_tokens:
+        return usage
+    return replace(usage, prompt_tokens=prompt)

@@ -1,15 +1,18 @@
-"""API dialects: how a family of routes formats streams, usage and errors, and applies a version's settings.
+"""Routes, and their API dialects: how a family of routes formats streams, usage and errors, and applies settings.
 
 The base class covers OpenAI's completions, embeddings and tokenizer routes; subclasses override what differs.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from service.errors import HatrackError
+from service.grounding.injectors import PromptInjector
 from service.http.stream import TokenUsage
 from service.inference.fields import SAMPLING_FIELDS, Table
 from service.inference.relay import ChatRelay, EventRelay, Renamer, find_usage
@@ -111,3 +114,23 @@ def count_system_messages(messages: Sequence[Mapping[str, Any]]) -> int:
 
 
 OPENAI = Dialect()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One inference route: its path at the engine, its fields and its dialect."""
+
+    engine_path: str
+    table: Table
+    required: tuple[str, ...]
+    generates: bool = False
+    """Sampling defaults apply, and it can stream."""
+    salted: bool = False
+    """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
+    renders: bool = False
+    """The answer is the finished request itself; the engine is not asked."""
+    count: re.Pattern[bytes] | None = None
+    """For routes that run no model: finds the token count in the answer; None: the estimate is used."""
+    dialect: Dialect = OPENAI
+    injector: PromptInjector | None = None
+    """Inserts passages and citations; None: the route does not support grounding."""

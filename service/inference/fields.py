@@ -108,64 +108,70 @@ GUARDED = (
 
 def _generation(settings: Settings) -> dict[str, FieldRule]:
     """The fields that chat and text completions share."""
-    context = settings.context
-    schema_bytes = int(settings.max_schema_kib * KIB)
-    stop = text(settings.max_stop_chars)
-    token_id = integer(0, MAX_TOKEN_ID)
     return (
-        passed(
-            frequency_penalty=number(-2, 2),
-            presence_penalty=number(-2, 2),
-            logit_bias=logit_bias,
-            n=integer(1, settings.max_n),
-            seed=integer(-INT64, INT64 - 1),
-            stop=either(
-                (str, stop), (list, list_of(stop, max_items=settings.max_stops)), allowed="a string or an array"
-            ),
-            stream=boolean,
-            stream_options=fields(
-                {"include_usage": boolean, "continuous_usage_stats": boolean, "include_obfuscation": boolean}
-            ),
-            temperature=number(0, 2),
-            top_p=number(0, 1),
-        )
-        # vLLM's extensions
-        | passed(
-            top_k=integer(-1, MAX_TOKEN_ID),
-            min_p=number(0, 1),
-            repetition_penalty=number(0, 10),
-            length_penalty=number(-10, 10),
-            stop_token_ids=list_of(token_id, max_items=settings.max_stops),
-            include_stop_str_in_output=boolean,
-            ignore_eos=boolean,
-            min_tokens=integer(0, context),
-            skip_special_tokens=boolean,
-            spaces_between_special_tokens=boolean,
-            add_special_tokens=boolean,
-            truncate_prompt_tokens=integer(-1, context),
-            truncation_side=one_of("left", "right"),
-            prompt_logprobs=integer(0, settings.max_logprobs),
-            logprob_token_ids=list_of(token_id, max_items=settings.max_logprobs),
-            allowed_token_ids=token_ids(min_items=1, max_items=MAX_ALLOWED_TOKENS),
-            bad_words=list_of(stop, max_items=settings.max_stops),
-            return_tokens_as_token_ids=boolean,
-            return_token_ids=boolean,
-            thinking_token_budget=integer(-1, context),
-            stream_interval=integer(1, context or MAX_TOKEN_ID),
-            response_format=sized(schema_bytes, response_format),
-            structured_outputs=sized(schema_bytes, structured_outputs(schema_bytes)),
-            repetition_detection=fields(
-                {
-                    "max_pattern_size": integer(0, MAX_PATTERN_TOKENS),
-                    "min_pattern_size": integer(0, MAX_PATTERN_TOKENS),
-                    "min_count": integer(0, MAX_TOKEN_ID),
-                }
-            ),
-        )
+        _openai_generation(settings)
+        | _vllm_generation(settings)
         | dropped(user=text(MAX_HINT_CHARS))
         | refused("beam search is not supported", "use_beam_search", neutral=(False,))
         | refused("watermarking is not supported", "watermarking", neutral=(False,))
         | GUARDED
+    )
+
+
+def _openai_generation(settings: Settings) -> dict[str, FieldRule]:
+    stop = text(settings.max_stop_chars)
+    return passed(
+        frequency_penalty=number(-2, 2),
+        presence_penalty=number(-2, 2),
+        logit_bias=logit_bias,
+        n=integer(1, settings.max_n),
+        seed=integer(-INT64, INT64 - 1),
+        stop=either((str, stop), (list, list_of(stop, max_items=settings.max_stops)), allowed="a string or an array"),
+        stream=boolean,
+        stream_options=fields(
+            {"include_usage": boolean, "continuous_usage_stats": boolean, "include_obfuscation": boolean}
+        ),
+        temperature=number(0, 2),
+        top_p=number(0, 1),
+    )
+
+
+def _vllm_generation(settings: Settings) -> dict[str, FieldRule]:
+    """vLLM's extensions."""
+    context = settings.context
+    schema_bytes = int(settings.max_schema_kib * KIB)
+    token_id = integer(0, MAX_TOKEN_ID)
+    return passed(
+        top_k=integer(-1, MAX_TOKEN_ID),
+        min_p=number(0, 1),
+        repetition_penalty=number(0, 10),
+        length_penalty=number(-10, 10),
+        stop_token_ids=list_of(token_id, max_items=settings.max_stops),
+        include_stop_str_in_output=boolean,
+        ignore_eos=boolean,
+        min_tokens=integer(0, context),
+        skip_special_tokens=boolean,
+        spaces_between_special_tokens=boolean,
+        add_special_tokens=boolean,
+        truncate_prompt_tokens=integer(-1, context),
+        truncation_side=one_of("left", "right"),
+        prompt_logprobs=integer(0, settings.max_logprobs),
+        logprob_token_ids=list_of(token_id, max_items=settings.max_logprobs),
+        allowed_token_ids=token_ids(min_items=1, max_items=MAX_ALLOWED_TOKENS),
+        bad_words=list_of(text(settings.max_stop_chars), max_items=settings.max_stops),
+        return_tokens_as_token_ids=boolean,
+        return_token_ids=boolean,
+        thinking_token_budget=integer(-1, context),
+        stream_interval=integer(1, context or MAX_TOKEN_ID),
+        response_format=sized(schema_bytes, response_format),
+        structured_outputs=sized(schema_bytes, structured_outputs(schema_bytes)),
+        repetition_detection=fields(
+            {
+                "max_pattern_size": integer(0, MAX_PATTERN_TOKENS),
+                "min_pattern_size": integer(0, MAX_PATTERN_TOKENS),
+                "min_count": integer(0, MAX_TOKEN_ID),
+            }
+        ),
     )
 
 

@@ -7,13 +7,16 @@ from typing import Any, Final
 
 from service.http.checks import schema_of
 from service.inference.anthropic import MESSAGES
+from service.inference.dialect import Route
 from service.inference.fields import FieldRule
-from service.inference.pipeline import Route
+from service.inference.prompt import RENDER_PATH, RENDERED_SCHEMAS
 
+RENDERED: Final = {"$ref": "#/components/schemas/RenderedPrompt"}
 ERROR: Final = {"$ref": "#/components/schemas/ErrorResponse"}
 ANTHROPIC_ERROR_REF: Final = {"$ref": "#/components/schemas/AnthropicErrorResponse"}
 SUMMARIES: Final = {
     "/v1/chat/completions": "Chat completion",
+    RENDER_PATH: "A chat completion's prompt, with settings, examples and passages, without its answer",
     "/v1/completions": "Text completion",
     "/v1/responses": "Response (stateless)",
     "/v1/messages": "Message (Anthropic's API)",
@@ -67,7 +70,7 @@ MODEL: Final = {
 
 def inference_paths(routes: Mapping[str, Route], schemas: dict[str, Any]) -> dict[str, Any]:
     """The paths of the data path; adds to ``schemas`` what they name."""
-    schemas |= {"Model": MODEL, "AnthropicErrorResponse": ANTHROPIC_ERROR}
+    schemas |= {"Model": MODEL, "AnthropicErrorResponse": ANTHROPIC_ERROR} | RENDERED_SCHEMAS
     paths: dict[str, Any] = {path: {"post": _operation(path, route)} for path, route in routes.items()}
     list_schema = {
         "type": "object",
@@ -91,8 +94,10 @@ def inference_paths(routes: Mapping[str, Route], schemas: dict[str, Any]) -> dic
 def _operation(path: str, route: Route) -> dict[str, Any]:
     """A POST whose body the route's table checks."""
     description, error = (ANTHROPIC, ANTHROPIC_ERROR_REF) if route.dialect is MESSAGES else (OPENAI, ERROR)
-    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
-    if route.generates:
+    if route.renders:
+        description = "The request as the engine would get it."
+    content: dict[str, Any] = {"application/json": {"schema": RENDERED if route.renders else {"type": "object"}}}
+    if route.generates and not route.renders:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {
         "tags": ["inference"],

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -21,18 +19,19 @@ from service.admission.estimate import BYTES_PER_TOKEN, estimate
 from service.admission.queue import AdmissionQueue, Permit
 from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
+from service.engine.busy import EngineClock
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
-from service.grounding.injectors import PromptInjector
 from service.http.checks import parse_body
 from service.http.stream import Relay, TokenUsage
-from service.inference.calls import Call, EngineCalls
-from service.inference.dialect import OPENAI, Dialect
+from service.inference.calls import Call, EngineCalls, with_prompt
+from service.inference.dialect import Route
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
-from service.inference.fields import Table, check_body
+from service.inference.fields import check_body
 from service.inference.length import PromptLimit
+from service.inference.prompt import rendered_prompt
 from service.inference.relay import Renamer, engine_error
 from service.inference.sticky import sticky
 from service.inference.upstream import Upstream, UpstreamResponse
@@ -51,24 +50,6 @@ MAX_SALTS = 4096
 """Number of cached salts, one per project."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One inference route: its path at the engine, its fields and its dialect."""
-
-    engine_path: str
-    table: Table
-    required: tuple[str, ...]
-    generates: bool = False
-    """Sampling defaults apply, and it can stream."""
-    salted: bool = False
-    """The engine's route takes a `cache_salt`: the model itself runs, and counts its tokens."""
-    count: re.Pattern[bytes] | None = None
-    """For routes that run no model: finds the token count in the answer; None: the estimate is used."""
-    dialect: Dialect = OPENAI
-    injector: PromptInjector | None = None
-    """Inserts passages and citations; None: the route does not support grounding."""
-
-
 class Pipeline:
     """Runs inference requests.
 
@@ -83,6 +64,8 @@ class Pipeline:
         counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no limit.
         prompt_limit: The longest prompt; None: derived from the settings' context only.
         grammars: Checks structured outputs; None: they go to the engine unchecked.
+        engine_clock: Measures each request's share of the engine's time; None: one of its own.
+        check_budget: Refuses requests of projects whose budget is spent.
     """
 
     def __init__(
@@ -102,6 +85,8 @@ class Pipeline:
         counting: AdmissionQueue | None = None,
         prompt_limit: PromptLimit | None = None,
         grammars: StructuredOutputs | None = None,
+        engine_clock: EngineClock | None = None,
+        check_budget: Callable[[Caller], None] = lambda caller: None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -120,6 +105,8 @@ class Pipeline:
         self._tracer = tracer
         self._hook = hook
         self._grammars = grammars
+        self._check_budget = check_budget
+        self._engine_clock = engine_clock or EngineClock()
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
         self._salt = secrets.token_bytes(32)
@@ -136,6 +123,7 @@ class Pipeline:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
             caller = record.caller = self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
+            self._check_budget(caller)
             if self._limiter is not None:
                 reservation = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)
@@ -164,6 +152,9 @@ class Pipeline:
                         await self._ground(options, exchange, route, record, body, reservation, shown)
                     if shown:  # after the passages: no example's question is taken for the request's own
                         route.dialect.add_examples(body, target.settings.example_messages)
+                    if route.renders:
+                        await self._render(exchange, target, record, body)
+                        return
                     async with self._admit_structured_output(route, body, caller):
                         payload = self._payload(body, caller, target, route)
                         call = Call(route.engine_path, payload, began)
@@ -212,6 +203,11 @@ class Pipeline:
         if reservation is not None:
             reservation.charge(grounded.tokens)
             exchange.add_headers(reservation.headers())
+
+    async def _render(self, exchange: Exchange, target: Target, record: Record, body: dict[str, Any]) -> None:
+        """Answer with the finished request; the key is charged for its prompt, by the estimate."""
+        record.usage, record.counted = TokenUsage(), record.prompt
+        await exchange.answer(200, rendered_prompt(body, target, record.grounded))
 
     def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller
@@ -294,6 +290,7 @@ class Pipeline:
     ) -> None:
         """Run the model and relay its answer; releases the admission permit."""
         renamer = Renamer(target)
+        in_engine = self._engine_clock.enter()
         try:
             with closing(await self._calls.send(call, record)) as response:
                 if response.status != 200:
@@ -307,7 +304,7 @@ class Pipeline:
                     try:
                         await self._stream(exchange, response, relay, record, call.began, entered)
                     finally:
-                        record.usage = _with_prompt(relay.counted(), record.prompt)
+                        record.usage = with_prompt(relay.counted(), record.prompt)
                     if relay.error is not None:
                         raise self._report_suspect(engine_error(200, relay.error, target, route.engine_path), target)
                     if not relay.done:
@@ -321,6 +318,7 @@ class Pipeline:
             answer = route.dialect.answer(answer, renamer)
             await exchange.answer(200, answer if record.grounded is None else record.grounded.cite(answer))
         finally:
+            record.engine_s = self._engine_clock.leave(in_engine)
             if entered is not None:
                 entered.leave(record.tokens, answered=record.reached)
 
@@ -379,13 +377,6 @@ class Pipeline:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
         await exchange.fail(error)
-
-
-def _with_prompt(usage: TokenUsage | None, prompt: int) -> TokenUsage | None:
-    """Add the prompt's estimate to a count that a disconnecting client cut short: the prompt is charged anyway."""
-    if usage is None or usage.exact or usage.prompt_tokens:
-        return usage
-    return replace(usage, prompt_tokens=prompt)
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:

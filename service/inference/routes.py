@@ -13,6 +13,7 @@ from service.errors import MethodNotAllowed, NotFound, to_hatrack_error
 from service.grounding.injectors import CHAT_INJECTOR, MESSAGES_INJECTOR, RESPONSES_INJECTOR
 from service.inference.anthropic import MESSAGES
 from service.inference.anthropic_fields import count_tokens_table, messages_table
+from service.inference.dialect import Route
 from service.inference.exchange import Exchange, Receive, Scope, Send
 from service.inference.fields import (
     chat_table,
@@ -22,7 +23,8 @@ from service.inference.fields import (
     tokenize_table,
 )
 from service.inference.models import list_models, show_model
-from service.inference.pipeline import Pipeline, Route
+from service.inference.pipeline import Pipeline
+from service.inference.prompt import RENDER_PATH, render_table
 from service.inference.responses import RESPONSES
 from service.inference.responses_fields import responses_table
 
@@ -42,6 +44,14 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             ("messages",),
             generates=True,
             salted=True,
+            injector=CHAT_INJECTOR,
+        ),
+        RENDER_PATH: Route(
+            RENDER_PATH,
+            render_table(settings),
+            ("messages",),
+            generates=True,
+            renders=True,
             injector=CHAT_INJECTOR,
         ),
         "/v1/completions": Route(

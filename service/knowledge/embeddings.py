@@ -262,10 +262,10 @@ class Embedder:
     async def _live(self, child: subprocess.Popen[bytes]) -> str:
         """One embedder, from its start to its end: why it ended. One that hangs is killed."""
         heard = time.monotonic()
-        asked_at, silent_s = 0.0, 0.0
+        checked_at, silent_s = 0.0, 0.0
         while child.poll() is None:
-            if not self._ready.is_set() or time.monotonic() - asked_at >= LIVENESS_INTERVAL_S:
-                asked_at = time.monotonic()
+            if not self._ready.is_set() or time.monotonic() - checked_at >= LIVENESS_INTERVAL_S:
+                checked_at = time.monotonic()
                 if await self._answers():
                     heard = time.monotonic()
                     self._trouble = ""

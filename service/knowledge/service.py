@@ -8,9 +8,13 @@ from typing import Any, Final
 
 from service.access.audit import Actor, note
 from service.access.caller import Caller
+from service.config import MIB, Settings
 from service.database import Database
 from service.errors import BadRequest, Forbidden, Internal, Unavailable
+from service.files.blob_store import BlobStore
+from service.files.service import Files
 from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
+from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.file_holds import FileHolds
 from service.knowledge.index.stores import Stores
 from service.knowledge.types import (
@@ -41,6 +45,19 @@ class Knowledge:
         self._stores = stores
         self._file_holds = file_holds
         self._database = database
+
+    @classmethod
+    def from_settings(cls, settings: Settings, database: Database, files: Files) -> Knowledge:
+        """The stores under the gateway's home, with the files and the embedding model that the settings name."""
+        stores = Stores(
+            database,
+            settings.home / "grounding",
+            Embedder(EmbedderConfig.from_settings(settings)),
+            BlobStore(settings.files_dir).path,
+            memory_bytes=settings.grounding_memory_mib * MIB,
+            vector_weight=settings.grounding_vector_weight,
+        )
+        return cls(stores, FileHolds(files, database), database)
 
     async def open(self) -> None:
         """Open the stores, and make their holds on uploaded files match their contents."""

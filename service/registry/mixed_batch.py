@@ -13,7 +13,9 @@ from typing import Final
 from adapters.errors import AdapterError, LogprobsNotFinite, MixedBatchDiffers, ProbeTokensDiffer
 from adapters.proof import MIXED_PROBES, PROBES, Logprobs, MixedBatch, Side, is_finite, weigh_mixed_batch
 from service.admission.background import BackgroundEngine
+from service.engine.client import EngineClient
 from service.errors import EngineCut, HatrackError, RateLimited, Timeout, Unavailable
+from service.registry.catalog import Catalog, Servable
 
 ENGINE_ONLY_ERRORS: Final = (Unavailable, Timeout, RateLimited, EngineCut)
 """Errors that say nothing about the adapter: the engine is down, goes down, or has no place for the request."""
@@ -31,6 +33,33 @@ Neighbours = Callable[[], Awaitable[Sequence[str]]]
 async def no_neighbours() -> Sequence[str]:
     """A ``Neighbours`` without any: an adapter is asked in one batch with the base only."""
     return ()
+
+
+class LoadedAdapters:
+    """The ``Neighbours`` of all projects; none if the engine fails.
+
+    Args:
+        catalog: Which adapters can serve.
+        residency: Which of them the engine has loaded.
+    """
+
+    def __init__(self, catalog: Catalog, residency: EngineClient) -> None:
+        self._catalog = catalog
+        self._residency = residency
+
+    async def __call__(self) -> Sequence[str]:
+        try:
+            loaded = (await self._residency.report(loaded=True)).get("loaded", ())
+        except HatrackError:
+            return ()
+        entries = self._catalog.snapshot.adapters.values()
+        servable = {
+            version.digest
+            for entry in entries
+            for version in entry.versions.values()
+            if version.servable is Servable.OK and version.digest is not None
+        }
+        return [digest for digest in loaded if digest in servable]
 
 
 class MixedBatchCheck:

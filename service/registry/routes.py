@@ -116,13 +116,13 @@ async def push(
     show. 429 `too_many_proving`: too many versions are waiting for their proof.
     """
     try:
-        pushed = await registry.push(
+        pushed = await registry.pushes.push(
             caller,
             lambda write: receive(
                 request.headers,
                 request.stream(),
                 write,
-                max_weights=registry.max_weights,
+                max_weights=registry.pushes.max_weights,
                 check_name=partial(require_name_allowed, caller),
             ),
             wait=wait,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
@@ -44,6 +45,8 @@ class RegistryState:
         self.engine = base.fingerprint.digest
         self.freshness = freshness
         self.counts: RegistryCounts = NO_COUNTS
+        self.store_lock = asyncio.Lock()
+        """Held while an upload is committed to the store and kept, and while unused files are removed."""
         self._locks = Locks()
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
@@ -79,6 +82,10 @@ class RegistryState:
         if row is None:
             raise NotFound(message, code="version_not_found")
         return adapter, row
+
+    async def shown_version(self, project: str, name: str, number: str | int) -> dict[str, Any]:
+        """One version in the API's form. Raises NotFound."""
+        return await self.version_object(*await self.version(project, name, number))
 
     async def servability(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
         """Whether each version can serve now, by row id; depends on the base, the files and corrupt digests."""

@@ -94,11 +94,10 @@ class Verdicts:
                 "only jobs and admins may record verdicts; use a job's key or a key with the scope `admin`",
                 code="job_key_needed",
             )
-        named = body.files.named()
         draft = VerdictDraft(
             id=f"verdict-{secrets.token_hex(12)}",
             **body.model_dump(exclude={"files"}),
-            files=named,
+            files=body.files.named(),
             base=self._state.base.fingerprint.model_dump(),
             key_id=caller.key_id,
         )
@@ -110,29 +109,7 @@ class Verdicts:
                     f"the version `{target}` is `{row.state}`; only `ready` versions can have verdicts",
                     code="version_not_ready",
                 )
-
-            def work(db: sa.Connection) -> VerdictRow:
-                latest = verdict_records.page(db, row.id, None, 1) if caller.background else None
-                if latest and _is_repeated(latest[0], draft):
-                    return latest[0]
-                if verdict_records.count(db, row.id) >= MAX_VERDICTS:
-                    raise Conflict(
-                        f"the version `{target}` already has {MAX_VERDICTS} verdicts, the maximum",
-                        code="too_many_verdicts",
-                    )
-                fields = {f"files.{param}": file_id for param, file_id in named.items()}
-                _require_compared(db, row.id, target, draft.compared_with)
-                missing = hold_for_verdict(db, caller, target, fields)
-                if missing is not None:
-                    raise not_found(missing[1], missing[0])
-                added = verdict_records.add(db, row.id, draft)
-                detail = {"id": added.id, "verdict": added.verdict, "kind": added.kind}
-                if added.evaluation_id is not None:
-                    detail["evaluation"] = added.evaluation_id
-                note(db, actor, "version.verdict", target, detail)
-                return added
-
-            added = await self._state.database.run(work)
+            added = await self._state.database.run(lambda db: _record(db, caller, actor, row.id, target, draft))
         self._writes += 1
         if added.kind == REVALIDATION and added.verdict != PASSED:
             self._on_failed()
@@ -258,6 +235,31 @@ def _require_compared(db: sa.Connection, version_id: int, target: str, compared_
         raise BadRequest(
             f"`compared_with` must be the id of a verdict on `{target}`; got {compared_with!r}", param="compared_with"
         )
+
+
+def _record(
+    db: sa.Connection, caller: Caller, actor: Actor, version_id: int, target: str, draft: VerdictDraft
+) -> VerdictRow:
+    """Add a verdict, or return the job's own that is recorded already. ``target``: the version's ``name@number``."""
+    latest = verdict_records.page(db, version_id, None, 1) if caller.background else None
+    if latest and _is_repeated(latest[0], draft):
+        return latest[0]
+    if verdict_records.count(db, version_id) >= MAX_VERDICTS:
+        raise Conflict(
+            f"the version `{target}` already has {MAX_VERDICTS} verdicts, the maximum", code="too_many_verdicts"
+        )
+    _require_compared(db, version_id, target, draft.compared_with)
+    missing = hold_for_verdict(
+        db, caller, target, {f"files.{param}": file_id for param, file_id in draft.files.items()}
+    )
+    if missing is not None:
+        raise not_found(missing[1], missing[0])
+    added = verdict_records.add(db, version_id, draft)
+    detail = {"id": added.id, "verdict": added.verdict, "kind": added.kind}
+    if added.evaluation_id is not None:
+        detail["evaluation"] = added.evaluation_id
+    note(db, actor, "version.verdict", target, detail)
+    return added
 
 
 def _is_repeated(latest: VerdictRow, draft: VerdictDraft) -> bool:

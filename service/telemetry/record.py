@@ -40,6 +40,8 @@ class Record:
     """Time in the admission queue; None if it was never queued."""
     sent_s: float | None = None
     """When it was sent to the engine; None if it was not."""
+    engine_s: float = 0.0
+    """Its share of the engine's time (`service.engine.busy`)."""
     estimate: int = 0
     """Estimated tokens of prompt and answer."""
     prompt: int = 0
@@ -126,6 +128,7 @@ class LogAccount:
                 "usage_exact": usage.exact if usage else None,
                 "first_byte_s": record.first_byte_s,
                 "total_s": record.total_s,
+                "engine_s": record.engine_s,
             }
         )
         self._log.handle(line)

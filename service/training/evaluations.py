@@ -1,8 +1,6 @@
-"""Authorisation of a new evaluation, before it is forwarded.
+"""Evaluations: authorised here, created by the trainer. See `service.training.authorization`.
 
-The trainer trusts what it receives: that the caller may use every file and model in the body, and that the
-evaluation's key has no more rights than the caller's. The trainer itself checks metrics, suites, outside endpoints and
-judges.
+The trainer itself checks metrics, suites, outside endpoints and judges.
 """
 
 from __future__ import annotations
@@ -11,19 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
-import orjson
 import sqlalchemy as sa
 from pydantic import ConfigDict, Field
 
 from adapters.names import DEFAULT_ALIAS
 from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, EvaluationFields, Label
 from adapters.protocol.runs import CreateEvaluation, EarlierVerdict, EvaluationContext, PromptExample
-from service.access.audit import SYSTEM_ID, Actor
+from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
 from service.database import Database
 from service.datasets.service import named_file
-from service.errors import BadRequest, Conflict, Forbidden, NotFound
+from service.errors import BadRequest, Conflict, NotFound
 from service.files.holds import lineage_files
 from service.files.purposes import Purpose
 from service.files.records import FileRow
@@ -33,8 +30,8 @@ from service.registry import records, verdict_records
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
 from service.registry.split import AliasTarget
 from service.registry.verdict_flags import PASSED, REVALIDATION
-from service.training.jobs import datasets_detail, reference
-from service.training.service import JSON, Answer, ProvisionRequest, Training
+from service.training.authorization import datasets_detail, reference, refuse_run_key, run_key
+from service.training.service import Answer, ProvisionRequest, Training
 
 EVALUATIONS_PATH: Final = "/v1/evaluations"
 HELD_OUT: Final = (Purpose.EVALS, Purpose.FINE_TUNE)
@@ -136,8 +133,7 @@ class EvaluationService:
             BadRequest: A field's value is not allowed.
             TrainerUnavailable, BadGateway, Timeout: No response; the key is revoked.
         """
-        if caller.background:
-            raise Forbidden("a job's own key cannot create evaluations", code="job_key")
+        refuse_run_key(caller, "evaluations")
         request = as_model(body, EvaluationRequest)
         if request.promote == "auto":
             caller.demand(Scope.ADAPTERS)
@@ -145,31 +141,15 @@ class EvaluationService:
         named = await named_file(
             self._database, self._files, caller, request.held_out, HELD_OUT, "held_out", version=version
         )
-        row = await self._row(caller, authorized.candidate)
-        training_file = await self._training_file(caller, authorized.candidate, row)
-        settings = _settings(authorized.candidate).stored()
-        context = EvaluationContext(
-            held_out=reference(named.file),
-            models={label: model.name for label, model in authorized.models.items()},
-            candidate=None if authorized.candidate is None else authorized.candidate.name,
-            system_prompt=settings["system_prompt"],
-            grounding=settings.get("grounding"),
-            examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
-            has_weights=authorized.has_weights,
-            live=authorized.live,
-            records=caller.may(Scope.ADAPTERS),
-            training_files=() if training_file is None else (reference(training_file),),
-            lineage=_lineage(row),
-            earlier=await self._earlier(caller, request, row, version),
-        )
+        context = await self._context(caller, request, authorized, named.file, version)
         kind = {} if version is None else {"kind": REVALIDATION}
         envelope = CreateEvaluation(request=request.model_dump(exclude_unset=True) | kind, context=context)
         provision = ProvisionRequest(
             path=EVALUATIONS_PATH,
             key=key_draft(caller, authorized),
             files=_held_files(context),
-            headers=headers | JSON,
-            body=orjson.dumps(envelope.model_dump()),
+            headers=headers,
+            envelope=envelope,
             action="evaluation.create",
             detail={
                 "model": request.model or [arm.model for arm in request.arms or ()],
@@ -180,6 +160,34 @@ class EvaluationService:
             version=version or context.candidate,
         )
         return await self._training.provision(provision, actor)
+
+    async def _context(
+        self,
+        caller: Caller,
+        request: EvaluationRequest,
+        authorized: AuthorizedEvaluation,
+        held_out: FileRow,
+        version: str | None,
+    ) -> EvaluationContext:
+        """What the trainer is told beside the client's body; ``version`` as in `create`."""
+        candidate = authorized.candidate
+        row = await self._row(caller, candidate)
+        training_file = await self._training_file(caller, candidate, row)
+        settings = _settings(candidate).stored()
+        return EvaluationContext(
+            held_out=reference(held_out),
+            models={label: model.name for label, model in authorized.models.items()},
+            candidate=None if candidate is None else candidate.name,
+            system_prompt=settings["system_prompt"],
+            grounding=settings.get("grounding"),
+            examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
+            has_weights=authorized.has_weights,
+            live=authorized.live,
+            records=caller.may(Scope.ADAPTERS),
+            training_files=() if training_file is None else (reference(training_file),),
+            lineage=_lineage(row),
+            earlier=await self._earlier(caller, request, row, version),
+        )
 
     async def _row(self, caller: Caller, candidate: ResolvedModel | None) -> records.VersionRow | None:
         if candidate is None or candidate.entry is None or candidate.version is None:
@@ -299,15 +307,7 @@ def key_draft(caller: Caller, authorized: AuthorizedEvaluation) -> KeyDraft:
     """The key that the evaluation uses at the gateway to query the models and to record the verdict."""
     scopes = {Scope.INFER, Scope.TRAIN} | ({Scope.ADAPTERS} if caller.may(Scope.ADAPTERS) else set())
     names = ", ".join(authorized.adapters) or "the base"
-    return KeyDraft(
-        name=f"evaluating {names}"[:100],
-        project=caller.project,
-        scopes=frozenset(scopes),
-        adapters=authorized.adapters,
-        stores=None,  # the caller's: a version is evaluated with its own grounding
-        background=True,
-        parent_key_id=None if caller.key_id == SYSTEM_ID else caller.key_id,
-    )
+    return run_key(caller, f"evaluating {names}", scopes, authorized.adapters)
 
 
 def heaviest(target: AliasTarget | None) -> int | None:

@@ -45,6 +45,7 @@ class Hyperparameters(ApiModel):
     warmup_ratio: float | str | None = None
     adapter: str | None = None
     system_prompt: str | None = None
+    grounding: dict[str, Any] | None = None
     strict: bool | str | int | None = None
     drop_long: bool | str | int | None = None
     overflow: str | None = None
@@ -122,7 +123,8 @@ class JobPlan(ApiModel):
     recipe: Recipe
     chosen: dict[str, str] = Field(description="Reason for each value chosen by `auto`, by hyperparameter.")
     system_prompt: str | None
-    grounding: dict[str, Any] | None = Field(description="Inherited from the parent version.")
+    grounding: dict[str, Any] | None = Field(description="The job's own, or that of the version to continue from.")
+    trained_with_passages: bool = Field(description="Whether the training prompts have the passages that it retrieves.")
     tokens_an_epoch: int
     seconds_expected: float | None
     primary: PrimaryMetric | None
@@ -176,8 +178,11 @@ class JobDetails(ApiModel):
     report: JobReport | None
     pauses: JobPauses
     digest: str | None = Field(description="Digest of the pushed version.")
-    seconds: float | None
-    cost: float | None = Field(description="In the operator's currency, by the price per hour.")
+    seconds: float | None = Field(description="Time for which the job's workers had the device.")
+    training_seconds: float | None = Field(description="Of `seconds`, until the version was registered.")
+    judging_seconds: float | None = Field(description="Of `seconds`, the rest: the worker asks the engine, and waits.")
+    cost: float | None = Field(description="`seconds` at the price of the device; null if no price is set.")
+    currency: str | None
     final_loss: float | None = Field(description="In nats per trained token.")
 
 

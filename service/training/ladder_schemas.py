@@ -11,7 +11,15 @@ from service.http.schema import ApiModel
 from service.training.job_schemas import JobError
 
 RungKey = Literal[
-    "base", "instructions", "examples", "retrieved_examples", "documents", "lora", "lora_documents", "distilled"
+    "base",
+    "instructions",
+    "examples",
+    "retrieved_examples",
+    "documents",
+    "lora",
+    "lora_examples",
+    "lora_documents",
+    "distilled",
 ]
 AdviceWord = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
 
@@ -20,7 +28,20 @@ class LadderChild(ApiModel):
     """A job or an evaluation of the ladder."""
 
     id: str
-    purpose: Literal["choose", "prompts", "job", "lora"]
+    purpose: Literal[
+        "choose",
+        "prompts",
+        "job",
+        "lora",
+        "job:lora_examples",
+        "lora_examples",
+        "job:lora_documents",
+        "lora_documents",
+        "job:half",
+        "half",
+        "job:quarter",
+        "quarter",
+    ]
 
 
 class LadderRung(ApiModel):
@@ -95,6 +116,22 @@ class ReportedRung(ApiModel):
     system_prompt: str | None = None
 
 
+class CurvePoint(ApiModel):
+    """A LoRA on a part of the examples."""
+
+    part: str = Field(description="In words: a quarter, a half, all.")
+    model: str
+    examples: int
+    mean: ArmMean
+
+
+class LearningCurve(ApiModel):
+    """Would more examples help?"""
+
+    points: list[CurvePoint] = Field(description="The fewest examples first.")
+    sentence: str
+
+
 class LadderReport(ApiModel):
     """The whole ladder, the cheapest rung first."""
 
@@ -108,6 +145,7 @@ class LadderReport(ApiModel):
     advice: LadderAdvice
     rungs: list[ReportedRung]
     skipped: list[dict[str, str]]
+    curve: LearningCurve | None = Field(None, description="Null if no LoRA was trained on a part of the examples.")
     metric: str
     why_metric: str
     counts: dict[str, int]

@@ -1,15 +1,12 @@
-"""Authorisation of a new ladder, before it is forwarded to the trainer."""
+"""Ladders: authorised here, created by the trainer. See `service.training.authorization`."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, Final
 
-import orjson
 from pydantic import ConfigDict
 
-from adapters.errors import AdapterError
-from adapters.names import parse_name
 from adapters.protocol.requests import LadderFields
 from adapters.protocol.runs import CreateLadder, LadderContext
 from service.access.audit import Actor
@@ -17,13 +14,21 @@ from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
 from service.database import Database
 from service.datasets.service import named_file
-from service.errors import BadRequest, Forbidden, NotFound
+from service.errors import BadRequest, NotFound
 from service.files.purposes import Purpose
 from service.files.service import Files
 from service.http.body import as_model
 from service.registry.catalog import Catalog
-from service.training.jobs import JOB_SCOPES, datasets_detail, datasets_in, reference
-from service.training.service import JSON, Answer, ProvisionRequest, Training
+from service.training.authorization import (
+    JOB_SCOPES,
+    adapter_name,
+    datasets_detail,
+    datasets_in,
+    reference,
+    refuse_run_key,
+    run_key,
+)
+from service.training.service import Answer, ProvisionRequest, Training
 
 LADDERS_PATH: Final = "/v1/ladders"
 CheckStore = Callable[[Caller, str], Awaitable[object]]
@@ -65,10 +70,9 @@ class LadderService:
             BadRequest: A field's value is not allowed.
             TrainerUnavailable, BadGateway, Timeout: No response; the key is revoked.
         """
-        if caller.background:
-            raise Forbidden("a job's own key cannot create ladders", code="job_key")
+        refuse_run_key(caller, "ladders")
         request = as_model(body, LadderRequest)
-        name = self._name(caller, request.adapter)
+        name = adapter_name(caller, request.adapter, "adapter", base_name=self._catalog.base_name, action="make")
         for index, store in enumerate(request.vector_store_ids or ()):
             await self._readable(caller, store, f"vector_store_ids.{index}")
         purposes = (Purpose.FINE_TUNE,)
@@ -85,26 +89,12 @@ class LadderService:
             path=LADDERS_PATH,
             key=_key(caller, name),
             files={"training_file": named.file.id},
-            headers=headers | JSON,
-            body=orjson.dumps(envelope.model_dump()),
+            headers=headers,
+            envelope=envelope,
             action="ladder.create",
             detail={"adapter": name, "quick": request.quick, **datasets_detail(files)},
         )
         return await self._training.provision(provision, actor)
-
-    def _name(self, caller: Caller, text: str) -> str:
-        try:
-            name = parse_name(text, base_name=self._catalog.base_name)
-        except AdapterError as error:
-            raise BadRequest(error.message, param="adapter", code=error.code) from None
-        if not caller.may_use(name):
-            globs = ", ".join(f"`{glob}`" for glob in caller.adapters or ()) or "none"
-            raise Forbidden(
-                f"the API key may only make adapters whose names match {globs}; got `{name}`",
-                param="adapter",
-                code="adapter_not_allowed",
-            )
-        return name
 
     async def _readable(self, caller: Caller, store: str, param: str) -> None:
         if self._check_store is None:
@@ -118,12 +108,4 @@ class LadderService:
 def _key(caller: Caller, name: str) -> KeyDraft:
     """The key with which the ladder and its child runs make versions, ask them, and keep examples in a store."""
     scopes = JOB_SCOPES | ({Scope.KNOWLEDGE} if caller.may(Scope.KNOWLEDGE) else frozenset())
-    return KeyDraft(
-        name=f"advising on {name}",
-        project=caller.project,
-        scopes=frozenset(scopes),
-        adapters=(name,),
-        stores=None,  # the caller's
-        background=True,
-        parent_key_id=caller.key_id,
-    )
+    return run_key(caller, f"advising on {name}", scopes, {name})

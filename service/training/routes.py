@@ -17,14 +17,14 @@ from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
 from service.admission.queue import AdmissionQueue
-from service.http.body import as_model, read_object
+from service.http.body import read_object
 from service.http.multipart import FRAMING_BYTES
 from service.http.schema import answers
 from service.training.client import CHECK_TIMEOUT_S
 from service.training.evaluations import EvaluationService
 from service.training.forward import Forward, Streamed, headers_of, target_of
 from service.training.job_schemas import Load
-from service.training.jobs import JobRequest
+from service.training.jobs import JobService
 from service.training.ladders import LadderService
 from service.training.service import Training
 
@@ -38,6 +38,12 @@ FORWARDED: Final = ("fine_tuning", "evaluations", "reviews", "ladders")
 def training(request: Request) -> Training:
     """The service that the composition root put on the app."""
     service: Training = request.app.state.training
+    return service
+
+
+def jobs(request: Request) -> JobService:
+    """The service that the composition root put on the app."""
+    service: JobService = request.app.state.jobs
     return service
 
 
@@ -59,6 +65,7 @@ JobCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER, Scope.ADAP
 EvaluationCaller = Annotated[Caller, Depends(needs(Scope.TRAIN, Scope.INFER))]
 CurrentActor = Annotated[Actor, Depends(actor)]
 TrainerGateway = Annotated[Training, Depends(training)]
+CurrentJobs = Annotated[JobService, Depends(jobs)]
 CurrentEvaluations = Annotated[EvaluationService, Depends(evaluations)]
 CurrentLadders = Annotated[LadderService, Depends(ladders)]
 
@@ -72,12 +79,9 @@ async def load(request: Request, caller: TrainCaller) -> dict[str, Any]:
 
 
 @router.post("/fine_tuning/jobs", include_in_schema=False)
-async def create_job(request: Request, caller: JobCaller, actor: CurrentActor, trainer: TrainerGateway) -> Response:
+async def create_job(request: Request, caller: JobCaller, actor: CurrentActor, service: CurrentJobs) -> Response:
     """Create a fine-tuning job."""
-    headers = headers_of(request, caller)
-    body = as_model(await read_object(request, max_bytes=MAX_JSON_BYTES), JobRequest)
-    answer = await trainer.create_job(caller, body, headers, actor=actor)
-    return Response(answer.body, answer.status, answer.headers)
+    return await _create(request, caller, actor, service)
 
 
 @router.post("/evaluations", include_in_schema=False)
@@ -85,10 +89,7 @@ async def create_evaluation(
     request: Request, caller: EvaluationCaller, actor: CurrentActor, service: CurrentEvaluations
 ) -> Response:
     """Create an evaluation."""
-    headers = headers_of(request, caller)
-    body = await read_object(request, max_bytes=MAX_JSON_BYTES)
-    answer = await service.create(caller, body, headers, actor=actor)
-    return Response(answer.body, answer.status, answer.headers)
+    return await _create(request, caller, actor, service)
 
 
 @router.post("/evaluations/{evaluation_id}/cancel", include_in_schema=False)
@@ -96,18 +97,13 @@ async def cancel_evaluation(
     evaluation_id: str, request: Request, caller: TrainCaller, actor: CurrentActor, trainer: TrainerGateway
 ) -> Response:
     """Cancel an evaluation."""
-    return await _json(
-        request, caller, trainer, done=partial(trainer.record_audit, actor, "evaluation.cancel", evaluation_id)
-    )
+    return await _json(request, caller, trainer, done=_audited(trainer, actor, "evaluation", evaluation_id, "cancel"))
 
 
 @router.post("/ladders", include_in_schema=False)
 async def create_ladder(request: Request, caller: JobCaller, actor: CurrentActor, service: CurrentLadders) -> Response:
     """Create a ladder."""
-    headers = headers_of(request, caller)
-    body = await read_object(request, max_bytes=MAX_JSON_BYTES)
-    answer = await service.create(caller, body, headers, actor=actor)
-    return Response(answer.body, answer.status, answer.headers)
+    return await _create(request, caller, actor, service)
 
 
 @router.post("/ladders/{ladder_id}/{verb}", include_in_schema=False)
@@ -115,8 +111,7 @@ async def change_ladder(
     ladder_id: str, verb: str, request: Request, caller: TrainCaller, actor: CurrentActor, trainer: TrainerGateway
 ) -> Response:
     """Cancel, pause or resume a ladder, and with it its child runs."""
-    done = partial(trainer.record_audit, actor, f"ladder.{verb}", ladder_id) if verb in ACTIONS else None
-    return await _json(request, caller, trainer, done=done)
+    return await _json(request, caller, trainer, done=_audited(trainer, actor, "ladder", ladder_id, verb))
 
 
 @router.post("/fine_tuning/data_check", include_in_schema=False)
@@ -132,8 +127,7 @@ async def change_job(
     job_id: str, verb: str, request: Request, caller: TrainCaller, actor: CurrentActor, trainer: TrainerGateway
 ) -> Response:
     """Cancel, pause or resume a job."""
-    done = partial(trainer.record_audit, actor, f"job.{verb}", job_id) if verb in ACTIONS else None
-    return await _json(request, caller, trainer, done=done)
+    return await _json(request, caller, trainer, done=_audited(trainer, actor, "job", job_id, verb))
 
 
 async def forward(request: Request, caller: TrainCaller, trainer: TrainerGateway) -> Response:
@@ -146,6 +140,20 @@ for _name in FORWARDED:
     router.add_api_route(
         f"/{_name}/{{rest:path}}", forward, methods=METHODS, name=f"{_name} below", include_in_schema=False
     )
+
+
+async def _create(
+    request: Request, caller: Caller, actor: Actor, service: JobService | EvaluationService | LadderService
+) -> Response:
+    headers = headers_of(request, caller)
+    body = await read_object(request, max_bytes=MAX_JSON_BYTES)
+    answer = await service.create(caller, body, headers, actor=actor)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+def _audited(trainer: Training, actor: Actor, noun: str, run_id: str, verb: str) -> OnSuccess | None:
+    """Records a change of a run in the audit; None if the trainer has no such verb and will refuse it."""
+    return partial(trainer.record_audit, actor, f"{noun}.{verb}", run_id) if verb in ACTIONS else None
 
 
 async def _json(request: Request, caller: Caller, trainer: Training, *, done: OnSuccess | None = None) -> Response:

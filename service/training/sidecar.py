@@ -16,6 +16,7 @@ from service.registry.verdicts import Verdicts
 from service.training.client import TrainerClient
 from service.training.config import TrainerConfig
 from service.training.evaluations import EvaluationService
+from service.training.jobs import CheckGrounding, JobService
 from service.training.ladders import CheckStore, LadderService
 from service.training.process import TrainerProcess
 from service.training.revalidation import Revalidations, RevalidationTimer
@@ -30,6 +31,7 @@ class Sidecar:
     training: Training
     process: TrainerProcess | None
     watch: TrainerWatch
+    jobs: JobService
     evaluations: EvaluationService
     ladders: LadderService
     revalidations: Revalidations
@@ -60,11 +62,13 @@ def assemble(
     verdicts: Verdicts,
     store: Store,
     check_store: CheckStore | None = None,
+    check_grounding: CheckGrounding | None = None,
 ) -> Sidecar:
-    """Create the components without starting them. ``check_store``: see `LadderService`."""
+    """Create the components without starting them. ``check_store``: see `LadderService`; ``check_grounding``: see
+    `JobService`."""
     config = TrainerConfig.from_settings(settings)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
-    training = Training(client, database, keys, files, catalog, store)
+    training = Training(client, database, keys, files)
     evaluations = EvaluationService(training, files, catalog, database)
     revalidations = Revalidations(verdicts, evaluations, client)
     configured = config.starts or bool(settings.trainer_url)
@@ -73,6 +77,7 @@ def assemble(
         training=training,
         process=TrainerProcess(config) if config.starts else None,
         watch=TrainerWatch(client, configured=configured),
+        jobs=JobService(training, files, catalog, database, store, check_grounding),
         evaluations=evaluations,
         ladders=LadderService(training, files, catalog, database, check_store),
         revalidations=revalidations,

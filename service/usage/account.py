@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
+import sqlalchemy as sa
 from prometheus_client.metrics_core import Metric as Family
 
 from service.database import Database
 from service.errors import HatrackError
 from service.telemetry import metrics
 from service.telemetry.record import Record
+from service.usage import engine_time
 from service.usage import records as usage_records
+from service.usage.engine_time import EngineMeter, EngineSeconds
 from service.usage.records import RowKey, UsageCounts
 
 HOUR_S: Final = 3600
@@ -40,6 +43,7 @@ class UsageAccount:
 
     Args:
         flush_s: Seconds between two writes.
+        meter: Counts the engine's hours, which are written with the usage; None: they are not counted.
         wall: Unix time, seconds.
 
     For the metrics: ``rows_written``, ``requests_written``, ``flushes``, ``failed_flushes`` (each since the start),
@@ -51,11 +55,13 @@ class UsageAccount:
         database: Database,
         *,
         flush_s: float,
+        meter: EngineMeter | None = None,
         max_rows: int = MAX_ROWS,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._flush_s = flush_s
+        self._meter = meter
         self._max_rows = max_rows
         self._wall = wall
         self._rows: dict[RowKey, UsageCounts] = {}
@@ -91,6 +97,7 @@ class UsageAccount:
             counts.completion_tokens += used.completion_tokens
             counts.cached_tokens += used.cached_tokens
         counts.charged_tokens += record.tokens or 0
+        counts.engine_s += record.engine_s
 
     def _row(self, key: RowKey) -> UsageCounts:
         counts = self._rows.get(key)
@@ -120,18 +127,21 @@ class UsageAccount:
             await asyncio.gather(self._ticker, return_exceptions=True)
             self._ticker = None
         try:
-            await self.flush()
+            await self.flush(whole=True)
         except HatrackError as error:
             lost = sum(counts.requests for counts in self._rows.values())
             _LOG.error("the usage of the last requests is lost: %s", error.message, extra={"requests": lost})
 
-    async def flush(self) -> None:
+    async def flush(self, *, whole: bool = False) -> None:
         """Write the counts so far. If the caller is cancelled, the write still completes.
+
+        Args:
+            whole: Write the engine's hours even if it has been idle.
 
         Raises:
             HatrackError: The database could not be written; the counts are kept for the next flush.
         """
-        write = asyncio.create_task(self._write())
+        write = asyncio.create_task(self._write(whole))
         self._writes.add(write)
         write.add_done_callback(self._wrote)
         await asyncio.shield(write)
@@ -141,21 +151,38 @@ class UsageAccount:
         if not write.cancelled():
             write.exception()  # retrieve it even if the caller was cancelled, or asyncio would log it
 
-    async def _write(self) -> None:
+    async def _write(self, whole: bool) -> None:
         async with self._writing:
-            if not self._rows:
+            hours = self._engine_hours(whole)
+            if not self._rows and not hours:
                 return
             rows, self._rows = self._rows, {}
+
+            def add(db: sa.Connection) -> None:
+                usage_records.add(db, rows)
+                engine_time.add(db, hours)
+
             try:
-                await self._database.run(partial(usage_records.add, rows=rows))
+                await self._database.run(add)
             except BaseException:
                 self.failed_flushes += 1
                 self._keep(rows)
+                if self._meter is not None:
+                    self._meter.put_back(hours)
                 raise
+            if not rows:
+                return
             self._crowded_hour = None
             self.flushes += 1
             self.rows_written += len(rows)
             self.requests_written += sum(counts.requests for counts in rows.values())
+
+    def _engine_hours(self, whole: bool) -> dict[int, EngineSeconds]:
+        """The engine's hours that are to be written now."""
+        if self._meter is None:
+            return {}
+        self._meter.read()
+        return self._meter.take() if whole or self._rows or self._meter.due else {}
 
     def _keep(self, rows: dict[RowKey, UsageCounts]) -> None:
         fresh, self._rows = self._rows, rows

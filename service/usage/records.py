@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -32,6 +32,8 @@ usage = sa.Table(
     sa.Column("cached_tokens", sa.Integer, nullable=False),
     # what counted against the key's limits: the engine's count, else the estimate
     sa.Column("charged_tokens", sa.Integer, nullable=False),
+    # the requests' share of the engine's time (service.engine.busy); 0 before it was measured
+    sa.Column("engine_s", sa.Float, nullable=False, server_default="0"),
     sa.Index("ix_usage_key_id_hour", "key_id", "hour"),
 )
 """One row per hour, project, key and adapter version."""
@@ -45,7 +47,7 @@ DIMENSIONS: Final[tuple[Dimension, ...]] = ("hour", "project", "key", "adapter",
 
 @dataclass(slots=True)
 class UsageCounts:
-    """Usage sums; ``charged_tokens`` counted against the key's limits."""
+    """Usage sums; ``charged_tokens`` counted against the key's limits, ``engine_s`` is a share of the engine's time."""
 
     requests: int = 0
     errors: int = 0
@@ -53,6 +55,7 @@ class UsageCounts:
     completion_tokens: int = 0
     cached_tokens: int = 0
     charged_tokens: int = 0
+    engine_s: float = 0.0
 
     def add(self, counts: UsageCounts) -> None:
         """Add ``counts`` to these, in place."""
@@ -62,6 +65,7 @@ class UsageCounts:
         self.completion_tokens += counts.completion_tokens
         self.cached_tokens += counts.cached_tokens
         self.charged_tokens += counts.charged_tokens
+        self.engine_s += counts.engine_s
 
 
 SHOWN: Final = ("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens")
@@ -114,22 +118,34 @@ def charged_since(db: sa.Connection, start: int) -> dict[str, int]:
     return {key_id: int(tokens) for key_id, tokens in db.execute(query)}
 
 
-def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
-    """Up to ``selection.limit`` rows of sums, grouped and sorted by the dimensions in ``selection.by``."""
+def select(
+    db: sa.Connection,
+    selection: Selection,
+    sums: Sequence[sa.Label[Any]] = (),
+    source: sa.FromClause = usage,
+    key: sa.ColumnElement[str] = usage.c.key_id,
+) -> list[dict[str, Any]]:
+    """Up to ``selection.limit`` rows of sums, grouped and sorted by the dimensions in ``selection.by``.
+
+    Args:
+        sums: What is added up; without, what ``/v1/usage`` shows.
+        source: The table, or a join of it with others.
+        key: What stands for the key.
+    """
     columns: dict[Dimension, sa.ColumnElement[Any]] = {
         "hour": usage.c.hour - usage.c.hour % selection.width_s,
         "project": usage.c.project,
-        "key": usage.c.key_id,
+        "key": key,
         "adapter": usage.c.adapter,
         "version": usage.c.version,
     }
     by = [columns[name] for name in selection.by]
-    sums = [sa.func.coalesce(sa.func.sum(usage.c[name]), 0).label(name) for name in SHOWN]
-    query = sa.select(*(column.label(name) for name, column in zip(selection.by, by, strict=True)), *sums)
+    labelled = (column.label(name) for name, column in zip(selection.by, by, strict=True))
+    query = sa.select(*labelled, *(sums or (added(usage.c[name], name) for name in SHOWN))).select_from(source)
     query = query.where(usage.c.hour >= selection.start, usage.c.hour < selection.end)
     filters = (
         (usage.c.project, selection.project),
-        (usage.c.key_id, selection.key),
+        (key, selection.key),
         (usage.c.adapter, selection.adapter),
     )
     for column, value in filters:
@@ -139,6 +155,11 @@ def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
         query = query.where(sa.tuple_(*by) > sa.tuple_(*map(sa.literal, selection.after)))
     rows = db.execute(query.group_by(*by).order_by(*by).limit(selection.limit))
     return [dict(row) for row in rows.mappings()]
+
+
+def added(column: sa.ColumnElement[Any], name: str) -> sa.Label[Any]:
+    """The sum of a column under this name; 0 without rows."""
+    return sa.func.coalesce(sa.func.sum(column), 0).label(name)
 
 
 def key_names(db: sa.Connection, key_ids: Collection[str]) -> dict[str, str]:

@@ -68,9 +68,9 @@ class UsageReport:
             BadRequest: The time or the grouping makes no sense, or ``after`` is no row's id.
             HatrackError: The database cannot be written.
         """
-        selection = self._selection(query)
+        selection = selection_of(query, self._wall())
         await self._account.flush()
-        visible = selection if caller.may(Scope.ADMIN) else _own(selection, caller)
+        visible = selection if caller.may(Scope.ADMIN) else own(selection, caller)
         rows = await self._database.run(partial(_page, selection=visible))
         data = [_row(row, selection) for row in rows[: query.limit]]
         return {
@@ -81,30 +81,36 @@ class UsageReport:
             "has_more": len(rows) > query.limit,
         }
 
-    def _selection(self, query: UsageQuery) -> Selection:
-        end = query.end if query.end is not None else int(self._wall()) + 1
-        start = query.start if query.start is not None else end - DAY_S
-        if start >= end:
-            raise BadRequest(f"`start` must be before `end`; got {start} and {end}", param="start")
-        if end - start > MAX_RANGE_S:
-            raise BadRequest(
-                f"the range from `start` to `end` must be at most {MAX_RANGE_S} s; got {end - start}. "
-                "Query one year at a time",
-                param="start",
-            )
-        width = WIDTHS[query.bucket]
-        by = _dimensions(query.by)
-        return Selection(
-            start=start - start % width,
-            end=end + -end % width,
-            width_s=width,
-            by=by,
-            project=query.project,
-            key=query.key,
-            adapter=query.adapter,
-            after=None if query.after is None else _values(query.after, by),
-            limit=query.limit + 1,
+
+def selection_of(query: UsageQuery, now: float) -> Selection:
+    """The rows that a query asks for, and one more; without a period, the 24 hours before ``now`` (Unix seconds).
+
+    Raises:
+        BadRequest: The time or the grouping makes no sense, or ``after`` is no row's id.
+    """
+    end = query.end if query.end is not None else int(now) + 1
+    start = query.start if query.start is not None else end - DAY_S
+    if start >= end:
+        raise BadRequest(f"`start` must be before `end`; got {start} and {end}", param="start")
+    if end - start > MAX_RANGE_S:
+        raise BadRequest(
+            f"the range from `start` to `end` must be at most {MAX_RANGE_S} s; got {end - start}. "
+            "Query one year at a time",
+            param="start",
         )
+    width = WIDTHS[query.bucket]
+    by = _dimensions(query.by)
+    return Selection(
+        start=start - start % width,
+        end=end + -end % width,
+        width_s=width,
+        by=by,
+        project=query.project,
+        key=query.key,
+        adapter=query.adapter,
+        after=None if query.after is None else _values(query.after, by),
+        limit=query.limit + 1,
+    )
 
 
 def _dimensions(names: Sequence[str] | None) -> tuple[Dimension, ...]:
@@ -122,7 +128,8 @@ def _dimensions(names: Sequence[str] | None) -> tuple[Dimension, ...]:
     return tuple(name for name in DIMENSIONS if name in chosen)
 
 
-def _own(selection: Selection, caller: Caller) -> Selection:
+def own(selection: Selection, caller: Caller) -> Selection:
+    """The selection without what is not the caller's own."""
     if selection.project not in (None, caller.project) or selection.key not in (None, caller.key_id):
         return replace(selection, key="")  # nobody's id
     return replace(selection, project=caller.project, key=caller.key_id)
@@ -138,8 +145,13 @@ def _page(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
 
 
 def _row(row: dict[str, Any], selection: Selection) -> dict[str, Any]:
+    return place(row, selection, "usage") | {name: int(row[name]) for name in SHOWN}
+
+
+def place(row: dict[str, Any], selection: Selection, kind: str) -> dict[str, Any]:
+    """The beginning of a row's object of this kind: its id, its time, and what it was grouped by."""
     shown: dict[str, Any] = {
-        "object": "usage",
+        "object": kind,
         "id": _id([row[name] for name in selection.by]),
         "start": row.get("hour", selection.start),
         "end": row["hour"] + selection.width_s if "hour" in row else selection.end,
@@ -150,7 +162,7 @@ def _row(row: dict[str, Any], selection: Selection) -> dict[str, Any]:
     for name in ("adapter", "version"):
         if name in row:
             shown[name] = row[name] or None
-    return shown | {name: int(row[name]) for name in SHOWN}
+    return shown
 
 
 def _id(values: list[Value]) -> str:

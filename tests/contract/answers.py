@@ -195,6 +195,7 @@ async def _inference(ask: Recorder) -> None:
     broken = [{"role": "user", "content": "break"}]
     await ask.send("stream that breaks", "POST", chat, json={"model": "voice", "messages": broken, "stream": True})
     await ask.send("completion", "POST", "/v1/completions", json={"model": "voice", "prompt": "a"})
+    await ask.send("prompt rendered", "POST", f"{chat}/render", json={"model": "voice", "messages": CHAT})
     await ask.send("tokenized", "POST", "/tokenize", json={"model": "voice", "prompt": "a"})
     await ask.send("detokenized", "POST", "/detokenize", json={"model": "voice", "tokens": [1]})
     for name, body in {
@@ -304,6 +305,7 @@ async def _jobs(ask: Recorder) -> None:
     await ask.send("job that is over paused", "POST", f"{job}/pause")
     await ask.send("no such job", "GET", f"{jobs}/ftjob-nothing")
     await ask.send("job of reinforcement", "POST", jobs, json=wanted | {"method": {"type": "reinforcement"}})
+    await ask.send("job of a wrong value estimated", "POST", f"{jobs}/estimate", json=wanted | {"seed": "one"})
     await ask.send("job without its file", "POST", jobs, json=wanted | {"training_file": "file-nothing"})
     bad = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 0}}}
     await ask.send("job with a wrong value", "POST", jobs, json=wanted | {"method": bad})
@@ -337,6 +339,14 @@ async def _observed(ask: Recorder) -> None:
     await ask.send("usage", "GET", "/v1/usage")
     await ask.send("usage in one row", "GET", "/v1/usage?group_by=")
     await ask.send("usage by nothing known", "GET", "/v1/usage?group_by=colour")
+    await ask.send("costs", "GET", "/v1/costs")
+    await ask.send("costs by key and version", "GET", "/v1/costs?group_by=key,version")
+    await ask.send("costs by nothing known", "GET", "/v1/costs?group_by=colour")
+    await ask.send("year", "GET", "/v1/costs/year?adapter=voice")
+    await ask.send("year of nothing", "GET", "/v1/costs/year?adapter=nobody")
+    await ask.send("budgets", "GET", "/v1/budgets")
+    await ask.send("budget without a price", "PUT", "/v1/budgets/default", json={"monthly": 5})
+    await ask.send("no budget", "DELETE", "/v1/budgets/default")
     await ask.send("audit", "GET", "/v1/audit?action=alias.promote")
     await ask.send("metrics", "GET", "/metrics")
 

@@ -143,10 +143,10 @@ def _looked_up(examples: Sequence[Example]) -> Iterator[int]:
     """Lines whose question is another one's but for an identifier, and whose answer is a different one."""
     groups: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for example in examples:
-        asked = normalise(question(example))
-        masked = _IDENTIFIER.sub("#", asked)
-        if masked != asked:
+        text = normalise(question(example))
+        masked = _IDENTIFIER.sub("#", text)
+        if masked != text:
             groups[masked].append((_IDENTIFIER.sub("#", normalise(answer(example))), example.line))
     for answers in groups.values():
-        if len(answers) >= LOOKUP_GROUP and len({text for text, _ in answers}) > 1:
+        if len(answers) >= LOOKUP_GROUP and len({reply for reply, _ in answers}) > 1:
             yield from (line for _, line in answers)

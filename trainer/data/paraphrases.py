@@ -97,9 +97,9 @@ def _same_words(examples: Sequence[Example], words: Sequence[tuple[str, ...]]) -
         if own:
             normalized = NormalizedExample.example(example)
             same[normalized.system, own].append((normalized.question, index))
-    for asked in same.values():
-        first_text, first = asked[0]
-        yield from ((first, index) for text, index in asked[1:] if text != first_text)
+    for questions in same.values():
+        first_text, first = questions[0]
+        yield from ((first, index) for text, index in questions[1:] if text != first_text)
 
 
 def _near_words(

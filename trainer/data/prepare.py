@@ -21,7 +21,7 @@ from trainer.data.formats import read_dataset
 from trainer.data.label_noise import label_noise
 from trainer.data.paraphrases import near_contradictions
 from trainer.data.render import Renderer, TokenSequence
-from trainer.data.rendered_part import render_part, too_long, tools_unsupported
+from trainer.data.rendered_part import RenderedPart, render_part, too_long, tools_unsupported
 from trainer.data.report import TOO_FEW_HELD_OUT, Finding, HeldOut, Report, describe_size
 from trainer.data.split import SEED, answer, group_questions, set_aside, split
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall, Problem
@@ -126,17 +126,12 @@ def inspect(
     trained, unseen, source = _divide(data, given, rules, similar)
     check()
     if given is not None:
-        overlap = findings.overlap(trained, unseen)
-        problems += overlap.findings + findings.personal(unseen, "held_out") + findings.ignored_keys(given, "held_out")
-        unseen = tuple(example for example in unseen if example.line not in overlap.left_out)
-    unseen_file: Literal["training", "held_out"] = "held_out" if source == "given" else "training"
+        unseen, overlapping = _without_trained(trained, given)
+        problems += overlapping
     problems += tools_unsupported(data.examples, renderer, "training")
     problems += tools_unsupported(given.examples, renderer, "held_out") if given is not None else []
-    train_part = render_part(trained, renderer, rules.overflow, check)
-    with _blame_held_out(held_out):
-        unseen_part = render_part(unseen, renderer, rules.overflow, check, held_out=True)
-    problems += too_long(renderer, train_part, rules.overflow, "training")
-    problems += too_long(renderer, unseen_part, rules.overflow, unseen_file)
+    train_part, unseen_part, of_lengths = _render(trained, unseen, held_out, renderer, rules, check)
+    problems += of_lengths
     if not train_part.sequences and not any(finding.severity == "refused" for finding in problems):
         raise DataTooSmall(f"{training.name} has no examples left to train on")
     validation = _validation_lines(train_part.examples, rules, given=given is not None)
@@ -153,12 +148,7 @@ def inspect(
         trained_on=len(trained_on),
         dropped=len(train_part.long) + len(unseen_part.long),
         shortened=len(train_part.shortened) + len(unseen_part.shortened),
-        held_out=HeldOut(
-            examples=len(unseen_part.examples),
-            source=source,
-            seed=rules.seed if source == "split" else None,
-            lines=tuple(example.line for example in unseen_part.examples) if source == "split" else (),
-        ),
+        held_out=_held_out(unseen_part.examples, source, rules),
         validation=ValidationExamples(examples=len(validation), lines=tuple(sorted(validation))) if validated else None,
         lengths=_lengths(sequences),
         max_length=renderer.max_length,
@@ -176,6 +166,42 @@ def inspect(
         tuple(sequences),
         unseen_part.sequences,
         tuple(validated),
+    )
+
+
+def _without_trained(trained: Sequence[Example], given: Dataset) -> tuple[tuple[Example, ...], list[Finding]]:
+    """The examples of a held-out file that are not trained on, and the findings about that file."""
+    overlap = findings.overlap(trained, given.examples)
+    unseen = tuple(example for example in given.examples if example.line not in overlap.left_out)
+    about = findings.personal(given.examples, "held_out") + findings.ignored_keys(given, "held_out")
+    return unseen, overlap.findings + about
+
+
+def _render(
+    trained: Sequence[Example],
+    unseen: Sequence[Example],
+    held_out: Source | None,
+    renderer: Renderer,
+    rules: DataRules,
+    check: Callable[[], None],
+) -> tuple[RenderedPart, RenderedPart, list[Finding]]:
+    """The examples to train on and the held-out ones as tokens, and the findings about examples that are too long."""
+    train_part = render_part(trained, renderer, rules.overflow, check)
+    with _blame_held_out(held_out):
+        unseen_part = render_part(unseen, renderer, rules.overflow, check, held_out=True)
+    unseen_file: Literal["training", "held_out"] = "training" if held_out is None else "held_out"
+    problems = too_long(renderer, train_part, rules.overflow, "training")
+    return train_part, unseen_part, problems + too_long(renderer, unseen_part, rules.overflow, unseen_file)
+
+
+def _held_out(examples: Sequence[Example], source: HeldOutSource, rules: DataRules) -> HeldOut:
+    """What the report says of the held-out examples; the lines of a split, so that it can be repeated."""
+    is_split = source == "split"
+    return HeldOut(
+        examples=len(examples),
+        source=source,
+        seed=rules.seed if is_split else None,
+        lines=tuple(example.line for example in examples) if is_split else (),
     )
 
 

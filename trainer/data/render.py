@@ -16,7 +16,7 @@ no content as an empty text, and of a tool the keys of its `FunctionDefinition`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -27,6 +27,7 @@ from trainer.errors import DataInvalid, ExampleTooLong, Problem, TemplateUnsuppo
 
 MIN_CUT_TOKENS: Final = 32
 """An answer is not cut to fewer trained tokens than this: the beginning of an answer teaches little. A choice."""
+Passages = Callable[[Example, tuple[Message, ...]], tuple[Message, ...]]
 _PROBE_TOOL: Final = "probe_hatrack_tool"
 _PROBE_RESULT: Final = "probe-hatrack-result"
 _PROBE_ID: Final = "callprobe"
@@ -88,17 +89,25 @@ class Renderer:
         stop_tokens: The ids that end a generation (`generation_config.eos_token_id` and the tokenizer's own).
         max_length: Maximum length of a sequence in tokens; `render` refuses longer ones, `shorten` makes them fit.
         system_prompt: Prepended to examples without a system message, as the gateway does in serving.
+        passages: Gives a conversation with the passages that serving would retrieve for it; None: none are retrieved.
 
     Raises TemplateUnsupported if there is no chat template, or no token that ends a turn.
     """
 
     def __init__(
-        self, tokenizer: Any, *, stop_tokens: Iterable[int], max_length: int, system_prompt: str | None = None
+        self,
+        tokenizer: Any,
+        *,
+        stop_tokens: Iterable[int],
+        max_length: int,
+        system_prompt: str | None = None,
+        passages: Passages | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._stop_tokens = frozenset(stop_tokens)
         self.max_length = max_length
         self._system_prompt = system_prompt
+        self._passages = passages
         self._control_texts = tuple(
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content
         )
@@ -111,12 +120,12 @@ class Renderer:
     def supports_tools(self) -> bool:
         """Whether the chat template renders declared tools, tool calls and the messages that answer them."""
         function = {"name": _PROBE_TOOL, "description": "A probe.", "parameters": {"type": "object", "properties": {}}}
-        asked = Message("user", "probe", trained=False)
-        called = Message("assistant", "", trained=True, tool_calls=(ToolCall(_PROBE_TOOL, "{}", _PROBE_ID),))
-        told = Message("tool", _PROBE_RESULT, trained=False, tool_call_id=_PROBE_ID, name=_PROBE_TOOL)
+        user = Message("user", "probe", trained=False)
+        call = Message("assistant", "", trained=True, tool_calls=(ToolCall(_PROBE_TOOL, "{}", _PROBE_ID),))
+        result = Message("tool", _PROBE_RESULT, trained=False, tool_call_id=_PROBE_ID, name=_PROBE_TOOL)
         try:
-            declared = self._text((asked,), ({"type": "function", "function": function},))
-            calls, results = self._text((asked, called)), self._text((asked, called, told))
+            declared = self._text((user,), ({"type": "function", "function": function},))
+            calls, results = self._text((user, call)), self._text((user, call, result))
         except _TemplateRefuses:
             return False
         return _PROBE_TOOL in declared and _PROBE_TOOL in calls and _PROBE_RESULT in results
@@ -185,6 +194,8 @@ class Renderer:
         """One conversation; raises ExampleTooLong if a sequence has more than ``limit`` tokens."""
         if self._system_prompt is not None and messages[0].role != "system":
             messages = (Message("system", self._system_prompt, trained=False), *messages)
+        if self._passages is not None:
+            messages = self._passages(example, messages)
         self._refuse_control_texts(messages, example)
         whole = self._tokens(messages, example)
         if limit is not None and len(whole) > limit:

@@ -102,7 +102,7 @@ class TrainedExamples:
 
     def matches(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
         """The same, and the examples that only their system message tells apart from one that was trained on."""
-        found = []
+        matches = []
         for index, (example, near) in enumerate(
             zip(held_out, self._near_duplicates.of([example.text for example in held_out]), strict=True)
         ):
@@ -112,9 +112,9 @@ class TrainedExamples:
                 (Relation.OTHER_SYSTEM, [*near.same, *near.similar]),
             ):
                 if trained:
-                    found.append(Match(index, example.text, self._examples[trained[0]].text, relation))
+                    matches.append(Match(index, example.text, self._examples[trained[0]].text, relation))
                     break
-        return found
+        return matches
 
     @cached_property
     def _near_duplicates(self) -> NearDuplicates:

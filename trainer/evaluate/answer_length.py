@@ -6,11 +6,11 @@ from typing import Final
 
 import numpy as np
 
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.metrics.base import words
 from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.statistics.paired import interval, unit_means
+from trainer.runs.protocol import Frozen
 
 LEAST: Final = 0.7
 """Share of the author's words that the answers must have, on average."""

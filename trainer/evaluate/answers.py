@@ -9,7 +9,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.evaluate.arms import Frozen
+from trainer.runs.protocol import Frozen
 
 Key = tuple[str, str, int]
 """An arm's label, an example's id, and the number of the run, from 0."""

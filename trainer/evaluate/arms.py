@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from adapters.protocol.requests import MAX_EXAMPLES
 from trainer.data.format import Example, Message
+from trainer.runs.protocol import Frozen
 
 ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
 MAX_LABEL_CHARS: Final = 100
@@ -34,12 +35,6 @@ MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
 THINKING_SWITCH: Final = "enable_thinking"
 """The variable with which Qwen3's and many other chat templates turn thinking on and off."""
-
-
-class Frozen(BaseModel):
-    """Immutable data that is serialised as JSON."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ChatMessage(Frozen):
@@ -100,7 +95,7 @@ class Question(Frozen):
     reference_calls: tuple[dict[str, Any], ...] = ()
 
     @property
-    def asked(self) -> str:
+    def text(self) -> str:
         """The messages before the answer, without the system message, as one text."""
         return "\n".join(turn.text for turn in self.turns if turn.role != "system")
 

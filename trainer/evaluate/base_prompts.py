@@ -137,16 +137,16 @@ def base_prompts(
     room -= count(told) + TEMPLATE_TOKENS if told else 0
     has_examples = all(question.examples for question in questions)
     if wanted and has_examples and not (for_bases and trained_on):
-        asked, number = tuple(questions), _stored_examples(questions, wanted, room, count)
+        prompted, number = tuple(questions), _stored_examples(questions, wanted, room, count)
         available = wanted
     else:
         pool = example_pool(trained_on, held_out, wanted=wanted, room=room, count=count)
-        asked, number, available = with_nearest_examples(questions, pool), pool.count, len(pool.examples)
+        prompted, number, available = with_nearest_examples(questions, pool), pool.count, len(pool.examples)
         if wanted and not available:
             notes.append(NO_UNSEEN_EXAMPLES if trained_on else NO_TRAINING_DATA)
     if number < min(wanted, available):
         notes.append(FEWER_EXAMPLES.format(number=number, wanted=wanted) if number else NO_ROOM_FOR_EXAMPLES)
-    return BasePrompts(asked, number, instructions, tuple(notes))
+    return BasePrompts(prompted, number, instructions, tuple(notes))
 
 
 # examples
@@ -194,7 +194,7 @@ def with_nearest_examples(questions: Sequence[Question], pool: ExamplePool) -> t
     """
     if pool.count == 0:
         return tuple(questions)
-    sets = ShingleSets([normalise(asked_text(question)) for question in (*pool.examples, *questions)])
+    sets = ShingleSets([normalise(question.text) for question in (*pool.examples, *questions)])
     size = len(pool.examples)
     indices = np.arange(size)
     chosen = []
@@ -217,20 +217,15 @@ def _stored_examples(questions: Sequence[Question], wanted: int, room: int, coun
     return number
 
 
-def asked_text(question: Question) -> str:
-    """The messages before the answer, without the system message, as one text."""
-    return question.asked
-
-
 def _unseen(trained_on: Sequence[Question], held_out: Sequence[Question]) -> list[Question]:
     """The different training examples whose questions are not near-duplicates of any held-out question."""
     by_text: dict[tuple[str, str], Question] = {}
     for example in trained_on:
-        by_text.setdefault((normalise(asked_text(example)), normalise(example.reference)), example)
+        by_text.setdefault((normalise(example.text), normalise(example.reference)), example)
     unique = list(by_text.values())
     if not unique or not held_out:
         return unique
-    texts, held_out_texts = ([asked_text(question) for question in each] for each in (unique, held_out))
+    texts, held_out_texts = ([question.text for question in each] for each in (unique, held_out))
     matches = NearDuplicates(held_out_texts, among=[*texts, *held_out_texts]).of(texts)
     return [question for question, found in zip(unique, matches, strict=True) if not (found.same or found.similar)]
 
@@ -241,7 +236,7 @@ def _conversation(example: Question) -> Conversation:
 
 
 def _text(example: Question) -> str:
-    return f"{asked_text(example)}\n{example.reference}"
+    return f"{example.text}\n{example.reference}"
 
 
 # JSON

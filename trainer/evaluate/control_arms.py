@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.arms import Frozen, Question
+from trainer.evaluate.arms import Question
 from trainer.evaluate.metrics.base import Metric, words
 from trainer.evaluate.statistics.paired import Array, Units, as_array
+from trainer.runs.protocol import Frozen
 
 DERANGEMENTS: Final = 20
 CONSTANTS_TRIED: Final = 50

@@ -17,8 +17,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 
 from trainer.config import secret_from_environment
 from trainer.errors import EndpointUnknown, SettingsError
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.endpoint_client import Endpoint
+from trainer.runs.protocol import Frozen
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 RESERVED_FIELDS: Final = frozenset({"model", "messages", "n", "stream"})

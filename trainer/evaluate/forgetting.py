@@ -15,10 +15,10 @@ from pydantic import Field
 from scipy import stats
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.statistics.paired import Array, as_array, bca_interval, interval, student_interval
 from trainer.evaluate.suites.general import ChatItem, ChoiceItem, SuiteItems, SuiteMeasurement, chance_of
+from trainer.runs.protocol import Frozen
 
 TOLERANCE: Final = 1e-12
 MAX_NATS: Final = 100.0

@@ -77,8 +77,8 @@ class BaseMeasurements:
     def _path(self, arm: Arm, items: SuiteItems, shuffled: bool) -> Path | None:
         if arm.endpoint is not None or arm.model != self._base_model:
             return None
-        asked = [self._fingerprint, arm.model, arm.prompt.model_dump(), items.model_dump(), shuffled]
-        return self._directory / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.json"
+        measured = [self._fingerprint, arm.model, arm.prompt.model_dump(), items.model_dump(), shuffled]
+        return self._directory / f"{hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()}.json"
 
 
 class GeneralSuite:

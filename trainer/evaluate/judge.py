@@ -233,8 +233,8 @@ class ModelJudge:
 
     def _result(self, votes: Sequence[PairVote], queued: int, candidate: str) -> ReportJudge:
         counted_votes = [vote for vote in votes if not vote.refused]
-        asked_votes = [vote for vote in votes if not vote.alike]
-        refused, unreadable = len(votes) - len(counted_votes), sum(vote.unreadable for vote in asked_votes)
+        differing_votes = [vote for vote in votes if not vote.alike]
+        refused, unreadable = len(votes) - len(counted_votes), sum(vote.unreadable for vote in differing_votes)
         vote_counts = {
             choice: sum(vote.vote == choice for vote in counted_votes) for choice in ("candidate", "tie", "base")
         }
@@ -242,8 +242,8 @@ class ModelJudge:
             "model": self._settings.model,
             "digest": self._settings.digest,
             "votes": vote_counts,
-            "orders_disagree": sum(not vote.agreed for vote in asked_votes),
-            "alike": len(votes) - len(asked_votes),
+            "orders_disagree": sum(not vote.agreed for vote in differing_votes),
+            "alike": len(votes) - len(differing_votes),
             "refused": refused,
             "unreadable": unreadable,
             "for_review": queued,
@@ -269,7 +269,7 @@ class ModelJudge:
                 f"interval {points(bounds.low)} to {points(bounds.high)})."
             )
         refused_sentence = (
-            f" {refused} of {len(asked_votes)} pairs are left out: its endpoint refused them." if refused else ""
+            f" {refused} of {len(differing_votes)} pairs are left out: its endpoint refused them." if refused else ""
         )
         shortfall = _too_few_votes(votes)
         if shortfall is not None:
@@ -289,14 +289,17 @@ class ModelJudge:
 
 def _too_few_votes(votes: Sequence[PairVote]) -> str | None:
     """Why there are too few usable votes; None if there are enough."""
-    asked_votes = [vote for vote in votes if not vote.alike]
-    refused, unreadable = sum(vote.refused for vote in asked_votes), sum(vote.unreadable for vote in asked_votes)
+    differing_votes = [vote for vote in votes if not vote.alike]
+    refused, unreadable = (
+        sum(vote.refused for vote in differing_votes),
+        sum(vote.unreadable for vote in differing_votes),
+    )
     for count, problem in (
         (refused, "the pairs were refused by its endpoint"),
         (unreadable, "its votes cannot be read"),
     ):
-        if count > MAX_UNREADABLE * len(asked_votes):
-            return f"{count} of {len(asked_votes)} of {problem}."
+        if count > MAX_UNREADABLE * len(differing_votes):
+            return f"{count} of {len(differing_votes)} of {problem}."
     return None
 
 

@@ -128,14 +128,16 @@ def ever_counted(judge: SimulatedJudge, looks: Sequence[int] = LOOKS, *, draws: 
 
 def above_kappa(judge: SimulatedJudge, reviews: int, *, draws: int = DRAWS, seed: int = 0) -> float:
     """How often the lower end of the interval of kappa lies above the true value; 1% is intended."""
-    found = records(judge, reviews, draws, seed)
-    return sum(standing.low is not None and standing.low > judge.true_kappa for standing in found) / draws
+    agreements = records(judge, reviews, draws, seed)
+    return sum(standing.low is not None and standing.low > judge.true_kappa for standing in agreements) / draws
 
 
 def below_lean(judge: SimulatedJudge, reviews: int, *, draws: int = DRAWS, seed: int = 0) -> float:
     """How often the upper end of the interval of the lean lies below the true value; 1% is intended."""
-    found = records(judge, reviews, draws, seed)
-    return sum(standing.lean_high is not None and standing.lean_high < judge.true_lean for standing in found) / draws
+    agreements = records(judge, reviews, draws, seed)
+    return (
+        sum(standing.lean_high is not None and standing.lean_high < judge.true_lean for standing in agreements) / draws
+    )
 
 
 def preferred(

@@ -18,10 +18,11 @@ from pydantic import BaseModel
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EvaluationInvalid
 from trainer.evaluate.answers import Key, RecordFile
-from trainer.evaluate.arms import Arm, Frozen, Question
+from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import CHAT_PATH, CONCURRENCY, OnProgress, all_or_first_error
 from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
 from trainer.runs.gateway import PATIENCE_S
+from trainer.runs.protocol import Frozen
 
 COMPLETIONS_PATH: Final = "/v1/completions"
 TOKENIZE_PATH: Final = "/v1/tokenize"

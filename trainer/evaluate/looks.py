@@ -22,7 +22,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from trainer.data.folding import fold, key
-from trainer.evaluate.arms import Frozen, Question
+from trainer.evaluate.arms import Question
+from trainer.runs.protocol import Frozen
 
 if TYPE_CHECKING:  # loads the statistics, which the trainer's own process does without
     from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm
@@ -46,7 +47,7 @@ def example_key(question: Question) -> str:
 
     What does not make another question there makes none here, nor does another answer.
     """
-    text = question.asked
+    text = question.text
     return hashlib.blake2b(key(fold(text)).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
@@ -60,8 +61,8 @@ def version_looked_at(result: ArmResult | StoppedArm) -> str:
     arm = result.arm
     parts = [result.digest or "none", result.version or "/".join(filter(None, (arm.endpoint, arm.model)))]
     if arm.prompt.model_dump(exclude_defaults=True) or arm.grounding is not None:
-        asked = json.dumps([arm.prompt.model_dump(), arm.grounding], sort_keys=True)
-        parts.append(hashlib.blake2b(asked.encode()).hexdigest()[:PROMPT_CHARS])
+        chosen = json.dumps([arm.prompt.model_dump(), arm.grounding], sort_keys=True)
+        parts.append(hashlib.blake2b(chosen.encode()).hexdigest()[:PROMPT_CHARS])
     return " ".join(parts)
 
 

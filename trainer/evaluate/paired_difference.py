@@ -11,7 +11,6 @@ from pydantic import Field
 from statsmodels.stats.proportion import proportion_confint
 
 from adapters.protocol.reports import ArmDifference, ArmMean
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.metrics.choose import JUDGE
 from trainer.evaluate.statistics import power
@@ -28,6 +27,7 @@ from trainer.evaluate.statistics.paired import (
     unit_means,
     wins_and_losses,
 )
+from trainer.runs.protocol import Frozen
 
 Scale = Literal["score", "preference", "log_probability"]
 """Scores are from 0 to 1; of a preference the candidate's own is always one half; log-probabilities have no limits."""
@@ -117,15 +117,7 @@ def paired_difference(
     # a unit of several examples may have any mean
     binary = binary and bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
     estimate, noise = float(differences.mean()), combined_noise([of_noise, against_noise])
-    bounds = interval(
-        differences,
-        confidence=method.confidence,
-        binary=binary,
-        seed=method.seed,
-        resamples=method.resamples,
-        reach=_reach(against_scores, scale),
-    )
-    bounds = widen_by_noise(estimate, bounds, noise, method.confidence)
+    bounds = _bounds(differences, noise, method, binary=binary, reach=_reach(against_scores, scale))
     wins, losses = wins_and_losses(differences)
     plan = power.PowerPlan(bound + max(0.0, lean[1]), method.confidence, method.power, noise)
     planned = _planned(differences, bounds, plan, binary=binary)
@@ -149,6 +141,21 @@ def paired_difference(
         needed_if_lower=planned.if_lower,
     )
     return allow_for_lean(difference, lean)
+
+
+def _bounds(
+    differences: Array, noise: RunNoise, method: IntervalMethod, *, binary: bool, reach: tuple[float, float] | None
+) -> Bounds:
+    """The interval of the mean difference, widened by the noise between runs."""
+    bounds = interval(
+        differences,
+        confidence=method.confidence,
+        binary=binary,
+        seed=method.seed,
+        resamples=method.resamples,
+        reach=reach,
+    )
+    return widen_by_noise(float(differences.mean()), bounds, noise, method.confidence)
 
 
 class _Planned(NamedTuple):

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Final, Literal, Self
 
-from trainer.evaluate.arms import ChatMessage, Frozen
+from trainer.evaluate.arms import ChatMessage
 from trainer.evaluate.endpoints import JudgeSettings
+from trainer.runs.protocol import Frozen
 
 REVIEWS: Final = "reviews.jsonl"
 """In an evaluation's folder: the pairs for people to review, one `ReviewPair` per line."""

@@ -19,14 +19,14 @@ from adapters.protocol.reports import (
     ReportSample,
 )
 from trainer.data.report import Report as DataReport
-from trainer.evaluate.arms import Frozen
-from trainer.evaluate.compare import ArmResult, Comparison
+from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm
 from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.paired_difference import arm_difference, mean_of
+from trainer.evaluate.paired_difference import IntervalMethod, arm_difference, mean_of
 from trainer.evaluate.revalidation import RevalidationResult
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import Rules, Verdict
+from trainer.runs.protocol import Frozen
 from trainer.tune.lineage import Lineage
 
 SHOWN_EACH: Final = 3
@@ -111,8 +111,7 @@ def build(
         notes: Notes on the comparison, one sentence each.
         held_out: Number of held-out examples, if not all were asked.
         rules: How intervals are computed if there is no verdict.
-        loss_curve: From `loss_curve`.
-        data, lineage, cost: The training data's quality report, the adapter's lineage, and the cost.
+        loss_curve, data, lineage, cost: From `loss_curve`, and the data's report, the lineage and cost of a training.
     """
     labels = _labels(comparison, verdict)
     results = [comparison.result(label) for label in labels]
@@ -124,12 +123,8 @@ def build(
         metric=comparison.metric,
         why=why,
         notes=(*notes, *_stopped_notes(comparison, verdict), *_cut_notes(results)),
-        means=tuple(
-            mean_of(result, binary=comparison.binary, method=method, units=comparison.units) for result in results
-        ),
-        differences=tuple(
-            arm_difference(comparison, label, labels[0], method) for label in labels[1:] if verdict is None
-        ),
+        means=_means(comparison, results, method),
+        differences=_differences(comparison, labels, method) if verdict is None else (),
         held_out=len(comparison.questions) if held_out is None else held_out,
         suites=tuple(suites),
         judged=judged,
@@ -142,10 +137,24 @@ def build(
         data=data,
         lineage=lineage,
         cost=cost,
-        asked_tokens=sum(result.prompt_tokens + result.completion_tokens for result in results)
-        + sum(stopped.prompt_tokens + stopped.completion_tokens for stopped in comparison.stopped),
+        asked_tokens=_tokens(comparison, results),
         cut={result.arm.label: result.cut for result in results},
     )
+
+
+def _means(comparison: Comparison, results: Sequence[ArmResult], method: IntervalMethod) -> tuple[ArmMean, ...]:
+    return tuple(mean_of(result, binary=comparison.binary, method=method, units=comparison.units) for result in results)
+
+
+def _differences(comparison: Comparison, labels: Sequence[str], method: IntervalMethod) -> tuple[ArmDifference, ...]:
+    """Of every other arm to the first."""
+    return tuple(arm_difference(comparison, label, labels[0], method) for label in labels[1:])
+
+
+def _tokens(comparison: Comparison, results: Sequence[ArmResult]) -> int:
+    """The tokens of all questions and answers, with those of arms that were stopped."""
+    arms: tuple[ArmResult | StoppedArm, ...] = (*results, *comparison.stopped)
+    return sum(arm.prompt_tokens + arm.completion_tokens for arm in arms)
 
 
 def _stopped_notes(comparison: Comparison, verdict: Verdict | None) -> list[str]:
@@ -153,8 +162,8 @@ def _stopped_notes(comparison: Comparison, verdict: Verdict | None) -> list[str]
     if verdict is None:
         return []
     return [
-        f"{stopped.arm.label} was asked {stopped.asked} of {len(comparison.questions)} questions: with all others "
-        f"right it would score {100 * stopped.most:.1f}, below {verdict.base}"
+        f"{stopped.arm.label} was asked {stopped.answered} of {len(comparison.questions)} questions: with all others "
+        f"right it would score {100 * stopped.max_mean:.1f}, below {verdict.base}"
         for stopped in comparison.stopped
     ]
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from adapters.protocol.reports import ArmDifference
 from adapters.protocol.runs import EarlierVerdict
 from trainer.evaluate import verdict_text
-from trainer.evaluate.arms import Frozen, Question
+from trainer.evaluate.arms import Question
 from trainer.evaluate.compare import ArmResult
 from trainer.evaluate.forgetting import Forgetting, SuiteState
 from trainer.evaluate.metrics.choose import JUDGE
@@ -26,6 +26,7 @@ from trainer.evaluate.spec import MetricOptions, Outcome
 from trainer.evaluate.statistics.noise import RunNoise, combined_noise
 from trainer.evaluate.statistics.paired import Array, Units, as_array
 from trainer.evaluate.verdict import Rules, State, Verdict, VerdictWord
+from trainer.runs.protocol import Frozen
 
 T = TypeVar("T")
 LOOKS: Final = 4

@@ -76,7 +76,29 @@ async def run(
         raise EvaluationInvalid(f"no judge named {spec.judge!r} is available")
     if spec.candidate is not None:
         suite_arms(spec, suites=bool(requested))  # before anything is asked
-    comparison = await compare(
+    comparison = await _compare(spec, held_out, primary, answerer, scorer, on_stage)
+    taken = looks_of(comparison, spec.candidate, spec.live)
+    looks = taken if record_looks is None else await record_looks(taken)
+    if spec.candidate is None:
+        return Outcome(comparison=comparison)
+    before, after = suite_arms(spec, suites=bool(requested))
+    results = [await suite.run(before, after, on_stage) for suite in requested]
+    comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
+    look = position(looks, version_looked_at(comparison.result(spec.candidate)), comparison.questions)
+    verdict = _decide(spec, comparison, form, results, judged, look)
+    return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
+
+
+async def _compare(
+    spec: EvaluationSpec,
+    held_out: Sequence[Question],
+    primary: Metric,
+    answerer: Answerer,
+    scorer: Scorer | None,
+    on_stage: OnStage | None,
+) -> Comparison:
+    """Ask the arms as the specification and its primary metric want it."""
+    return await compare(
         spec.arms,
         held_out,
         primary,
@@ -91,16 +113,6 @@ async def run(
         repeated=spec.repeated,
         on_stage=on_stage,
     )
-    taken = looks_of(comparison, spec.candidate, spec.live)
-    looks = taken if record_looks is None else await record_looks(taken)
-    if spec.candidate is None:
-        return Outcome(comparison=comparison)
-    before, after = suite_arms(spec, suites=bool(requested))
-    results = [await suite.run(before, after, on_stage) for suite in requested]
-    comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
-    look = position(looks, version_looked_at(comparison.result(spec.candidate)), comparison.questions)
-    verdict = _decide(spec, comparison, form, results, judged, look)
-    return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
 
 
 async def _scored(
@@ -125,7 +137,7 @@ async def _scored(
         form = form if beyond_question is None else (*form, beyond_question)
     if judge is None or spec.candidate is None:
         return comparison, form, None
-    best = strongest(comparison, comparison.asked(spec.bases))
+    best = strongest(comparison, comparison.finished(spec.bases))
     return comparison, form, await judge.judge(comparison, spec.candidate, best, on_stage)
 
 
@@ -176,7 +188,7 @@ def _decide(
     return decide(
         comparison,
         candidate=spec.candidate or "",
-        bases=comparison.asked(spec.bases),
+        bases=comparison.finished(spec.bases),
         live=spec.live,
         form=form,
         forgetting=next((result.forgetting for result in results if result.forgetting is not None), None),

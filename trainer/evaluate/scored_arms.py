@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.evaluate.arms import Frozen
+from trainer.runs.protocol import Frozen
 
 
 class ScoredArm(Frozen):

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapters.protocol.reports import ArmDifference
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import Array, Units, as_array
+from trainer.runs.protocol import Frozen
 
 
 class Likelihood(Frozen):

@@ -13,12 +13,13 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from adapters.protocol.reports import ReportJudge
 from adapters.validation import faults, message, path
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Frozen, Question
+from trainer.evaluate.arms import MAX_LABEL_CHARS, Arm, Question
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.forgetting import Forgetting, SuiteState
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import JUDGE, metric_by_name, primary_metric_by_name, secondary_metrics
 from trainer.evaluate.verdict import Rules, Verdict
+from trainer.runs.protocol import Frozen
 
 # The files in an evaluation's folder.
 QUESTIONS: Final = "held_out_questions.jsonl"

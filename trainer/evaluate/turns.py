@@ -21,14 +21,15 @@ TOLERANCE: Final = 1e-9
 
 
 @dataclass(slots=True)
-class Asked:
+class ArmAnswers:
     """Answers by the arm's label, in the order of the questions, later runs after the first.
 
-    ``most``: of each arm that was stopped, the mean score that it would have had if all its other answers were right.
+    ``stopped``: of each arm that was stopped, the mean score that it would have had if all its other answers were
+    right.
     """
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
-    most: dict[str, float] = field(default_factory=dict)
+    stopped: dict[str, float] = field(default_factory=dict)
 
 
 async def ask_in_turn(
@@ -38,11 +39,11 @@ async def ask_in_turn(
     rivals: Sequence[str],
     *,
     may_stop: bool,
-    most_mean: Callable[[Sequence[Answer]], float],
+    max_mean: Callable[[Sequence[Answer]], float],
     repeats: int,
     repeated: int | None,
     on_progress: OnProgress | None,
-) -> Asked:
+) -> ArmAnswers:
     """Ask every arm every question, but for rivals that could not be the strongest any more.
 
     Arms that are asked the same questions are asked concurrently, so that load affects them equally.
@@ -53,7 +54,7 @@ async def ask_in_turn(
         answerer: Asks them.
         rivals: Labels of arms of which only the strongest matters; the last one is asked first.
         may_stop: Whether rivals may be stopped.
-        most_mean: The mean score of answers to the first questions, as if all other answers were right.
+        max_mean: The mean score of answers to the first questions, as if all other answers were right.
         repeats, repeated: See `compare`. Later runs are only of the strongest rival, and of arms that are no rivals.
         on_progress: Called with the number of answers so far and the number that is planned.
     """
@@ -62,32 +63,32 @@ async def ask_in_turn(
     later = [arm for arm in arms if may_stop and arm.label in rivals and arm.label != leader]
     await work.ask([arm for arm in arms if arm not in later], held_out)
     for start in range(0, len(held_out), BLOCK):
-        best = max((most_mean(work.asked.answers[label]) for label in _complete(rivals, work, held_out)), default=0.0)
+        best = max((max_mean(work.received.answers[label]) for label in _complete(rivals, work, held_out)), default=0.0)
         for arm in list(later):
-            most = most_mean(work.asked.answers.get(arm.label, ()))
-            if most < best - TOLERANCE:
-                work.stop(arm, most, len(held_out) - start)
+            possible = max_mean(work.received.answers.get(arm.label, ()))
+            if possible < best - TOLERANCE:
+                work.stop(arm, possible, len(held_out) - start)
                 later.remove(arm)
         await work.ask(later, held_out[start : start + BLOCK])
-    complete = {label: most_mean(work.asked.answers[label]) for label in rivals if label not in work.asked.most}
+    complete = {label: max_mean(work.received.answers[label]) for label in rivals if label not in work.received.stopped}
     strongest = max(complete, key=lambda label: complete[label], default=None)
     again = [arm for arm in arms if arm.label not in rivals or arm.label == strongest]
     subset = held_out[:repeated]
     work.plan((repeats - 1) * len(subset) * len(again))
     for repeat in range(1, repeats):
         await work.ask(again, subset, repeat)
-    return work.asked
+    return work.received
 
 
 def _complete(rivals: Sequence[str], work: _Asking, held_out: Sequence[Question]) -> list[str]:
-    return [label for label in rivals if len(work.asked.answers.get(label, ())) == len(held_out)]
+    return [label for label in rivals if len(work.received.answers.get(label, ())) == len(held_out)]
 
 
 class _Asking:
     """Asks arms, and counts what is planned and done."""
 
     def __init__(self, answerer: Answerer, on_progress: OnProgress | None, planned: int) -> None:
-        self.asked = Asked()
+        self.received = ArmAnswers()
         self._answerer, self._on_progress = answerer, on_progress
         self._planned, self._done = planned, 0
 
@@ -98,13 +99,13 @@ class _Asking:
         answers = await self._answerer.answer(requests, self._report)
         self._done += len(requests)
         for request, answer in zip(requests, answers, strict=True):
-            self.asked.answers.setdefault(request.arm.label, []).append(answer)
+            self.received.answers.setdefault(request.arm.label, []).append(answer)
 
     def plan(self, more: int) -> None:
         self._planned += more
 
-    def stop(self, arm: Arm, most: float, left: int) -> None:
-        self.asked.most[arm.label] = most
+    def stop(self, arm: Arm, max_mean: float, left: int) -> None:
+        self.received.stopped[arm.label] = max_mean
         self._planned -= left
 
     def _report(self, done: int, _: int) -> None:

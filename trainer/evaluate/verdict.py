@@ -15,7 +15,6 @@ from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate import verdict_text
 from trainer.evaluate.answer_length import LEAST, AnswerLength, answer_length
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import Budget, Forgetting
@@ -37,6 +36,7 @@ from trainer.evaluate.second_measure import Likelihood, likelihood
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 from trainer.evaluate.suites.general import MIN_ITEMS
+from trainer.runs.protocol import Frozen
 
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
@@ -157,14 +157,13 @@ def decide(
     """Judge a candidate.
 
     Args:
-        comparison: With arms for the candidate, each base, and live if given.
-        bases: Labels of the base's arms; the strongest one counts.
-        candidate, live: Labels of the arm to judge, and of the one that is live now, if any.
+        comparison: Of the arms labelled ``candidate``, the one to judge, ``bases``, of which the strongest one counts,
+            and ``live``, if a version is live now.
         form: The controls over the comparison's questions; the candidate must beat every one.
         forgetting, more_checks: The general suite's result; other suites' and a judge's checks. A pass needs a suite's.
         preferred: A counted judge's preference for the candidate over the strongest base, minus one half.
-        rules: The operator's settings, with the confidence of this look.
-        look: The number of this version among those judged on the same examples.
+        rules, look: The operator's settings, with the confidence of this look: the number of this version among those
+            judged on the same examples.
         uncounted: Why the scores do not count, so that their checks stay open; None if they count.
         lean: Of the judge whose votes are the scores, if they are: all intervals of scores allow for it.
 
@@ -172,14 +171,12 @@ def decide(
         EvaluationInvalid: There is no base or no control, a label is unknown, or a control has other examples.
     """
     rules = rules or Rules()
-    _require_complete(bases, form, len(comparison.questions))
     differences = _differences(comparison, candidate, bases, live, form, rules, lean)
     scored = _scored_checks(comparison, candidate, differences, preferred, rules, look)
     scored = scored if uncounted is None else _all_open(scored)
     checks = (*scored, *_retention_checks(forgetting, more_checks))
     # more examples would not make the scores count
-    plannable = checks if uncounted is None else scored[:1]
-    word, more = _word(checks), _more(plannable, differences, rules)
+    word, more = _word(checks), _more(checks if uncounted is None else scored[:1], differences, rules)
     return Verdict(
         word=word,
         sentence=_sentence(word, differences.base, comparison, checks, more, None if word == "fail" else uncounted),
@@ -226,6 +223,8 @@ def _differences(
     rules: Rules,
     lean: Lean,
 ) -> Differences:
+    """The candidate's differences to all that it must beat. Raises EvaluationInvalid as `decide`."""
+    _require_complete(bases, form, len(comparison.questions))
     method, margin = rules.method, rules.margin(comparison.metric)
     base = strongest(comparison, bases)
     return Differences(
@@ -328,13 +327,13 @@ def _word(checks: Sequence[Check]) -> VerdictWord:
     return "fail" if "broken" in states else "not_enough_evidence" if "open" in states else "pass"
 
 
-def _examples(count: int, asked: int, rules: Rules, look: int) -> Check:
+def _examples(count: int, total: int, rules: Rules, look: int) -> Check:
     return Check(
         name="examples",
         state="kept" if count >= rules.min_examples else "open",
         sentence=" ".join(
             (
-                verdict_text.examples(count, rules.min_examples, asked),
+                verdict_text.examples(count, rules.min_examples, total),
                 *verdict_text.earlier_looks(look, rules.method.confidence),
             )
         ),

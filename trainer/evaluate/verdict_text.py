@@ -68,21 +68,21 @@ def difference_in_words(difference: ArmDifference) -> str:
     return f"{points(abs(difference.estimate))} points {'better' if difference.estimate > 0 else 'worse'}"
 
 
-def examples(count: int, min_examples: int, asked: int) -> str:
+def examples(count: int, min_examples: int, total: int) -> str:
     """Whether there are enough examples.
 
     Args:
         count: Independent examples.
         min_examples: How many are needed.
-        asked: All examples.
+        total: All examples.
     """
-    have = f"{asked} held-out examples"
-    if count < asked:
+    have = f"{total} held-out examples"
+    if count < total:
         have += f" count as {count}, since near-duplicates and examples of one `group` count once"
     if count >= min_examples:
         return f"{have}; at least {min_examples} are needed."
-    too_few = "too few" if count < asked else "are too few"
-    return f"{have}{', ' if count < asked else ' '}{too_few} to judge by; at least {min_examples} are needed."
+    too_few = "too few" if count < total else "are too few"
+    return f"{have}{', ' if count < total else ' '}{too_few} to judge by; at least {min_examples} are needed."
 
 
 def earlier_looks(look: int, confidence: float) -> tuple[str, ...]:
@@ -275,7 +275,7 @@ def verdict(
         more: Held-out examples to add before the open checks could be settled.
     """
     score, base_score = comparison.mean(difference.of), comparison.mean(difference.against)
-    summary = f"{VERDICT_WORDS[word]}: on {_asked(comparison)} it had not seen, "
+    summary = f"{VERDICT_WORDS[word]}: on {_counted_examples(comparison)} it had not seen, "
     base = _base_of(comparison, difference)
     if comparison.metric == "judge":
         summary += f"the judge gave {difference.of} {points(1 - base_score)} of 100 against {base}, where 50 is even"
@@ -295,7 +295,7 @@ def _base_of(comparison: Comparison, difference: ArmDifference) -> str:
     return "the base at its best" if has_weights else "the base without a prompt"
 
 
-def _asked(comparison: Comparison) -> str:
+def _counted_examples(comparison: Comparison) -> str:
     count = len(comparison.questions)
     if comparison.independent == count:
         return f"{count} examples"

@@ -20,7 +20,6 @@ from trainer.errors import EvaluationInvalid, GatewayRefused, GatewayUnreachable
 from trainer.evaluate.arms import (
     GROUNDED_NOTE,
     Arm,
-    Frozen,
     Question,
     base_at_its_best,
     questions,
@@ -40,6 +39,7 @@ from trainer.finetune import spec
 from trainer.finetune.spec import PrimaryMetric, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
+from trainer.runs.protocol import Frozen
 from trainer.tune.lineage import Metadata
 
 MIN_EVENT_INTERVAL_S: Final = 10.0
@@ -88,10 +88,7 @@ class Judging:
         self._metadata, self._name = metadata, name
         self._last_event = ("", 0.0)
         self._evaluator = Evaluator(
-            job.id,
-            job.project,
-            job.gateway,
-            job.base_name,
+            job,
             directory,
             gateway,
             check,

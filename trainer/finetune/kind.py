@@ -24,15 +24,14 @@ from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
 from trainer.finetune.spec import JobDetails, JobResult, JobSpec, TrainingPlan
 from trainer.reviews.service import Reviews
-from trainer.runs import journal, protocol
+from trainer.runs import device_time, journal, protocol
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.kind import Abort, AbortCause, Advance, Kind, RunOutcome, Stage
-from trainer.runs.process import Command
+from trainer.runs.process import Command, describe_exit
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
-from trainer.runs.transitions import describe_exit
 from trainer.tune.recipe import Recipe
 
 NAME: Final = "finetune"
@@ -112,6 +111,10 @@ class FinetuneKind(Kind[JobResult]):
     def next_stage(self, run: Run) -> Stage:
         """See Kind."""
         return VALIDATE if JobDetails.model_validate(run.details).plan is None else TRAIN
+
+    def created(self, run_id: str) -> str:
+        """See Kind."""
+        return f"Created fine-tuning job: {run_id}"
 
     async def prepare(self, run: Run, stage: Stage) -> None:
         """See Kind: writes how far the job's judge agrees with people."""
@@ -201,8 +204,7 @@ class FinetuneKind(Kind[JobResult]):
 
     async def conclude(self, run: Run, result: JobResult) -> tuple[JobResult, dict[str, Any]]:
         """See Kind: computes the cost from the device time, and uploads the result files."""
-        cost = self._settings.price_per_hour * run.device_s / 3600
-        result = result.model_copy(update={"seconds": round(run.device_s, 3), "cost": round(cost, 6)})
+        result = await self._with_cost(run, result)
         details = JobDetails.model_validate(run.details)
         await self._looks.import_file(run.project, run.id, self.directory(run))
         await self._reviews.take(run.project, run.id, self.directory(run), [details.adapter])
@@ -214,6 +216,21 @@ class FinetuneKind(Kind[JobResult]):
             file_ids = await self._upload_results(run, None if report is None else report.model_dump_json())
             updates["result_files"] = [*file_ids, *result.files]
         return result, updates
+
+    async def _with_cost(self, run: Run, result: JobResult) -> JobResult:
+        """The result with the job's device time, at today's prices."""
+        prices = self._settings.prices
+        cost = prices.device(run.device_s)
+        trained, judged = await self._database.run(lambda db: device_time.of_run(db, run.id))
+        return result.model_copy(
+            update={
+                "seconds": round(run.device_s, 3),
+                "training_seconds": round(trained, 3),
+                "judging_seconds": round(judged, 3),
+                "cost": None if cost is None else round(cost, 6),
+                "currency": prices.currency,
+            }
+        )
 
     async def _upload_results(self, run: Run, report: str | None) -> list[str]:
         rows = await self._database.run(lambda db: journal.metrics(db, run.id))
@@ -231,6 +248,13 @@ class FinetuneKind(Kind[JobResult]):
             "verdict": judged.verdict if judged is not None else None,
             "live": judged.live if judged is not None else None,
         }
+
+    def judging_since(self, run_id: str) -> float | None:
+        """See Kind: since the version was registered."""
+        try:
+            return (self.directories.path_of(run_id) / spec.PUSHED).stat().st_mtime
+        except OSError:
+            return None
 
     def report(self, run_id: str) -> Report | None:
         """The quality report; None if there is none yet."""

@@ -73,7 +73,10 @@ def _hatrack_fields(run: Run, details: JobDetails, result: JobResult | None, wai
         "pauses": {"count": run.pauses, "seconds": run.paused_s},
         "digest": result.digest if result is not None else None,
         "seconds": result.seconds if result is not None else None,
-        "cost": result.cost if result is not None else None,
+        "training_seconds": result.training_seconds if result is not None else None,
+        "judging_seconds": result.judging_seconds if result is not None else None,
+        "cost": result.known_cost if result is not None else None,
+        "currency": result.currency if result is not None else None,
         "final_loss": result.final_loss if result is not None else None,
     }
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from trainer.data.prepare import DataRules, Prepared, Source, prepare
 from trainer.data.report import Report
 from trainer.errors import DataRefused, ParentUnsupported
 from trainer.finetune import spec
+from trainer.finetune.passages import passages_for
 from trainer.finetune.plan_events import emit_plan_events, metrics
 from trainer.finetune.registering import lineage_of, register, register_checkpoints
 from trainer.finetune.spec import JobResult, JobSpec, PrimaryMetric, TrainingPlan
@@ -98,6 +100,8 @@ class TrainingPipeline(Pipeline[JobResult]):
             release_memory()
         self._check()
         result = self._register(plan, output, metadata)
+        if not self._job.judging.requested:
+            return result
         return self._judge(result, plan, prepared, metadata)
 
     def _register(self, plan: TrainingPlan, output: Path, metadata: Metadata) -> JobResult:
@@ -198,7 +202,24 @@ class TrainingPipeline(Pipeline[JobResult]):
 
         tokenizer = load_tokenizer(self._job.base_dir)
         stops = stop_tokens(tokenizer, load_generation_config(self._job.base_dir))
-        return Renderer(tokenizer, stop_tokens=stops, max_length=length, system_prompt=self._job.system_prompt)
+        return Renderer(
+            tokenizer,
+            stop_tokens=stops,
+            max_length=length,
+            system_prompt=self._job.system_prompt,
+            passages=passages_for(
+                self._directory.read(spec.PLAN, TrainingPlan),
+                self._grounding,
+                *(self._job.base_name, self._directory, self._gateway),
+            ),
+        )
+
+    @cached_property
+    def _grounding(self) -> dict[str, Any] | None:
+        """The new version's grounding."""
+        if self._job.grounding is not None or self._job.parent is None:
+            return self._job.grounding
+        return self._gateway.settings(self._job.parent).get("grounding")
 
     def _source(self, name: str, filename: str) -> Source:
         return Source(filename, self._directory.path(name).read_bytes())
@@ -248,7 +269,8 @@ class TrainingPipeline(Pipeline[JobResult]):
             recipe=recipe,
             chosen=chosen,
             system_prompt=resolve_system_prompt(self._job.system_prompt, prepared),
-            grounding=None if self._job.parent is None else self._gateway.settings(self._job.parent).get("grounding"),
+            grounding=self._grounding,
+            trained_with_passages=bool(self._grounding),
             tokens_an_epoch=stats.tokens,
             primary=self._primary(prepared),
         )

@@ -29,6 +29,8 @@ NUMBERS: Final = frozenset(
         *("validation_share", "beta"),
     }
 )
+OBJECTS: Final = frozenset({"metric", "grounding"})
+"""Options that may be objects; in metadata, as JSON."""
 LISTS: Final = frozenset({"target_modules", "suites"})
 TEXTS: Final = frozenset({"system_prompt", "adapter", "promote", "judge"})
 """Options whose metadata value is never parsed as JSON."""
@@ -39,6 +41,8 @@ class Options(JobOptionFields):
 
     metric: Annotated[str, Field(max_length=40)] | dict[str, Any] = "auto"
     """The primary metric: `auto`, a name, or an object with `name` and `pattern` or `schema`."""
+    grounding: dict[str, Any] | None = None
+    """The version's grounding, checked by the gateway: its passages stand in the training prompts as well."""
     suites: Annotated[tuple[OptionName, ...], Field(max_length=MAX_SUITES)] | None = None
     """Names of suites; None means the general suite."""
     judge: OperatorsName | None = None
@@ -169,7 +173,7 @@ def _allowed(name: str) -> str:
         return "a number"
     if name in LISTS:
         return "a string or a list of strings"
-    return "a string or an object" if name == "metric" else "a string"
+    return {"metric": "a string or an object", "grounding": "an object"}.get(name, "a string")
 
 
 def _servable(name: str, value: Any, where: str) -> None:
@@ -190,7 +194,7 @@ def _plain(text: str, name: str = "") -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return {"True": True, "False": False}.get(text, text)
-    if name == "metric":
+    if name in OBJECTS:
         return value if isinstance(value, dict) else text
     return value if isinstance(value, (bool, int, float)) else text
 

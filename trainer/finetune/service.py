@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from trainer.config import Installation, Settings
 from trainer.data.report import Report
 from trainer.database import Database
 from trainer.errors import InvalidField, InvalidHyperparameter, MemoryTooSmall, NotFound
-from trainer.finetune import capacity, kind
+from trainer.finetune import capacity
 from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.objects import CHECKPOINT_ID, EVENT_ID, checkpoint_object, event_object, job_object, number_in
 from trainer.finetune.schemas import JobRequest, read_body
@@ -25,10 +25,11 @@ from trainer.finetune.tracked import requested_trackers
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal
 from trainer.runs.idempotency import retry_of
+from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
-from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
-from trainer.runs.state import CheckpointRow, Event, Run
+from trainer.runs.spec import training_run_spec
+from trainer.runs.state import CheckpointRow, Run
 from trainer.runs.waiting import WaitingLines
 from trainer.tune import auto
 
@@ -75,28 +76,29 @@ class Jobs(RunService):
             DiskFull: The disk is full.
         """
         request = read_body(content)
-        retry = retry_of(idempotency_key, content)
-        previous = await self.find_previous_run(caller, retry)
-        if previous is not None:
-            return (await self.show_to(caller, previous))[0], True
-        await self._check(request, context)
-        spec = self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
-        details = JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device)
-        new_run = NewRun(
+        return await self.create_once(
+            caller, content, key, idempotency_key, partial(self._draft, caller, request, context)
+        )
+
+    async def _draft(self, caller: CurrentCaller, request: JobRequest, context: JobContext) -> RunDraft:
+        spec = await self._planned(caller, request, context)
+        return RunDraft(
+            kind=self.kind.name,
             id=spec.id,
-            kind=kind.NAME,
-            project=caller.project,
-            key_id=caller.key_id,
-            run_key_id=key.id,
-            created_at=spec.created_at,
+            spec=spec,
             body=_with_file_ids(request.body.model_dump(exclude_unset=True), context),
             adapters=(spec.adapter,),
-            details=details.model_dump(mode="json"),
-            status=kind.VALIDATE.waits_as,
+            details=JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device).model_dump(mode="json"),
             trackers=requested_trackers(request.body.integrations, self._settings),
         )
-        run, made = await self.create_run(caller, new_run, spec, key, retry, f"Created fine-tuning job: {spec.id}")
-        return (await self.show_to(caller, run))[0], not made
+
+    async def planned(self, caller: CurrentCaller, content: object, context: JobContext) -> JobSpec:
+        """What the worker of such a job would be told; nothing is created. Raises as `create` about the request."""
+        return await self._planned(caller, read_body(content), context)
+
+    async def _planned(self, caller: CurrentCaller, request: JobRequest, context: JobContext) -> JobSpec:
+        await self._check(request, context)
+        return self._spec(caller, request, context, await asyncio.to_thread(_judging, request, self._settings))
 
     async def replay(self, caller: CurrentCaller, content: object, idempotency_key: str | None) -> dict[str, Any]:
         """The job that was created with this Idempotency-Key; only the key and the body are checked.
@@ -178,18 +180,10 @@ class Jobs(RunService):
     def _spec(
         self, caller: CurrentCaller, request: JobRequest, context: JobContext, judging: EvaluationOptions
     ) -> JobSpec:
-        settings, installation, body = self._settings, self._installation, request.body
+        body = request.body
         return JobSpec(
-            id=self.kind.new_id(),
-            project=caller.project,
-            created_at=int(time.time()),
-            gateway=installation.gateway,
+            **dict(training_run_spec(self.kind.new_id(), caller.project, self._installation, self._settings)),
             adapter=context.adapter,
-            base_dir=installation.base,
-            base_name=installation.base_name,
-            max_rank=installation.max_rank,
-            context=installation.context,
-            dtype=installation.dtype,
             parent=context.parent,
             training_file=context.training_file,
             validation_file=context.validation_file,
@@ -197,18 +191,15 @@ class Jobs(RunService):
             wish=request.hyperparameters,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             system_prompt=request.options.system_prompt,
+            grounding=request.options.grounding,
             strict=request.options.strict,
             overflow=request.options.overflow or ("drop" if request.options.drop_long else None),
             method=request.method,
             held_out_share=request.options.held_out_share,
             metadata=body.metadata or {},
-            device=settings.device,
-            checkpoint_s=settings.checkpoint_s,
-            checkpoint_versions=settings.checkpoint_versions if settings.keep_days else 0,
-            keep_checkpoints_s=settings.keep_days * 86_400,
-            price_per_hour=settings.price_per_hour,
-            yield_above=settings.yield_above,
-            yield_most_s=settings.yield_most_s,
+            checkpoint_versions=self._settings.checkpoint_versions if self._settings.keep_days else 0,
+            keep_checkpoints_s=self._settings.keep_days * 86_400,
+            price_per_hour=self._settings.prices.device_hour or 0.0,
             judging=judging,
         )
 
@@ -217,13 +208,10 @@ class Jobs(RunService):
     async def events(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
         """A page of the job's events, newest first. Raises NotFound, InvalidField."""
 
-        def read(db: sa.Connection) -> list[Event]:
-            run = self.find(db, caller, job_id)
-            before = number_in(run, after, EVENT_ID) if after is not None else None
-            return journal.newest(db, run.id, before=before, limit=limit + 1)
+        def before(run: Run) -> int | None:
+            return None if after is None else number_in(run, after, EVENT_ID)
 
-        events = await self._database.run(read)
-        return list_object([event_object(event) for event in events[:limit]], len(events) > limit)
+        return await self.events_page(caller, job_id, limit=limit, show=event_object, before=before)
 
     async def checkpoints(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
         """A page of the job's checkpoints, newest first. Raises NotFound, InvalidField."""

@@ -4,6 +4,7 @@ JOBS/ID/spec.json       JobSpec
 JOBS/ID/training.jsonl, held_out.jsonl   the data from the gateway
 JOBS/ID/report.json     the quality report
 JOBS/ID/plan.json       TrainingPlan: the complete recipe, and the reasons for automatic choices
+JOBS/ID/passages.jsonl  questions with the passages that were retrieved for them, see trainer.finetune.passages
 JOBS/ID/parent/         the version that the training starts from
 JOBS/ID/checkpoints/    see trainer.tune.checkpoint
 JOBS/ID/output/         the exported adapter
@@ -18,16 +19,16 @@ JOBS/ID/result.json     JobResult
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from adapters.dataset.held_out import SHARE
 from adapters.protocol.requests import Overflow
-from adapters.protocol.runs import FileRef
+from adapters.protocol.runs import FileRef, ParentShape
 from trainer.evaluate.evaluations.spec import OperatorRules, VerdictRecord
 from trainer.runs.protocol import Frozen, RunResult
+from trainer.runs.spec import TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import RecordedRecipe
 
@@ -35,12 +36,17 @@ TRAINING: Final = "training.jsonl"
 HELD_OUT: Final = "held_out.jsonl"
 REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
+PASSAGES: Final = "passages.jsonl"
 PARENT: Final = "parent"
 CHECKPOINTS: Final = "checkpoints"
 OUTPUT: Final = "output"
 PUSHED: Final = "pushed.json"
 JUDGING: Final = "judging.json"
 JUDGED: Final = "judged.json"
+ESTIMATE: Final = "estimate.json"
+"""Of an estimate's directory: EstimateOrders."""
+ESTIMATE_REFUSED: Final = 3
+"""The exit code of `trainer.finetune.estimating` where the job would be refused."""
 
 WORKER: Final = "trainer.finetune.worker"
 """The module that starts a worker."""
@@ -50,8 +56,10 @@ TRAIN: Final = "train"
 
 
 class EvaluationOptions(OperatorRules):
-    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data."""
+    """How the finished adapter is judged. ``metric`` is None if it is chosen from the data. ``requested``: false if it
+    is not judged, because whoever started the job compares its version themselves."""
 
+    requested: bool = True
     promote: Literal["auto", "never"] = "auto"
     metric: str | None = None
     pattern: str | None = None
@@ -60,24 +68,11 @@ class EvaluationOptions(OperatorRules):
     judge: str | None = None
 
 
-class JobSpec(Frozen):
-    """One job. The gateway has authorised every object that it names."""
+class JobSpec(TrainingRunSpec):
+    """One job."""
 
-    id: str
-    project: str
-    created_at: int
-    gateway: str
-    """The gateway's URL."""
     adapter: str
     """The name of the adapter that the result becomes a version of."""
-    base_dir: Path
-    base_name: str
-    max_rank: int
-    """The engine's `--max-lora-rank`."""
-    context: int | None
-    """The engine's context in tokens; None for the base's own."""
-    dtype: str = "bfloat16"
-    """The engine's dtype."""
     parent: str | None = None
     """`name@version` to train further; its files are fetched over HTTP."""
     training_file: FileRef
@@ -88,6 +83,8 @@ class JobSpec(Frozen):
     """The requested hyperparameters (the name is persisted in spec.json)."""
     seed: int
     system_prompt: str | None = None
+    grounding: dict[str, Any] | None = None
+    """The version's grounding; None for the parent's, if it has one."""
     strict: bool = False
     drop_long: bool = False
     """Of jobs of earlier releases."""
@@ -97,18 +94,12 @@ class JobSpec(Frozen):
     held_out_share: float = SHARE
     """The share of the training file that is held out if there is no validation file."""
     metadata: dict[str, str] = Field(default_factory=dict)
-    device: str = "auto"
-    checkpoint_s: float = 60.0
     checkpoint_versions: int = 0
     """Of how many of the last epochs the adapter is registered as a version; the result's own is one of them …"""
     keep_checkpoints_s: float = 0.0
     """… and after how many seconds the gateway deletes the others."""
     price_per_hour: float = 0.0
     """Price of the device in the operator's currency."""
-    yield_above: int = 0
-    """The worker pauses between steps while more callers' requests than this wait or are in flight, …"""
-    yield_most_s: float = 30.0
-    """… for at most this long at a time."""
     judging: EvaluationOptions = EvaluationOptions()
 
     @property
@@ -135,20 +126,23 @@ class PrimaryMetric(Frozen):
 class TrainingPlan(Frozen):
     """The complete recipe, the reasons for automatic choices by hyperparameter, and the metric that will judge.
 
-    ``grounding``: the parent version's setting, which the new version inherits.
+    ``grounding``: the new version's: the job's, or the parent version's. ``trained_with_passages``: whether the
+    training prompts have the passages that it retrieves; jobs of earlier releases inherited a grounding and trained
+    without.
     """
 
     recipe: RecordedRecipe
     chosen: dict[str, str]
     system_prompt: str | None
     grounding: dict[str, Any] | None = None
+    trained_with_passages: bool = False
     tokens_an_epoch: int
     seconds_expected: float | None = None
     primary: PrimaryMetric | None = None
 
 
 class JobResult(RunResult):
-    """The result of a job. Losses are in nats per trained token, `cost` in the currency of the price.
+    """The result of a job. Losses are in nats per trained token.
 
     The worker writes `seconds` and `cost` of the training alone; the trainer records those of the device time instead
     (`trainer.finetune.kind`).
@@ -160,7 +154,13 @@ class JobResult(RunResult):
     trained_tokens: int = 0
     seconds: float = 0.0
     device: str = ""
-    cost: float = 0.0
+    training_seconds: float | None = None
+    """Of `seconds`, until the version was registered; None in results of earlier releases."""
+    judging_seconds: float | None = None
+    """Of `seconds`, the rest."""
+    cost: float | None = None
+    """None without a price of the device."""
+    currency: str | None = None
     final_loss: float | None = None
     judged: VerdictRecord | None = None
     """None if it could not be judged; an event has the reason."""
@@ -168,6 +168,38 @@ class JobResult(RunResult):
     """Ids of the report's files at the gateway."""
     checkpoints: dict[int, str] = Field(default_factory=dict)
     """The registered checkpoints by step, as `name@version`: earlier epochs', and the result itself."""
+
+    @property
+    def known_cost(self) -> float | None:
+        """`cost`; None where an earlier release wrote 0 because there was no price."""
+        return self.cost if self.cost or self.training_seconds is not None else None
+
+
+class PastSpeed(Frozen):
+    """How fast a past job on this base and device trained, tokens/s, and with what recipe."""
+
+    tokens_per_s: float
+    quantization: str
+
+
+class EstimateOrders(Frozen):
+    """What the API knows: past speeds of jobs of the same method, and the shape of the parent's LoRA."""
+
+    record: tuple[PastSpeed, ...] = ()
+    parent_shape: ParentShape | None = None
+
+
+class MeasuredPlan(Frozen):
+    """What a job would train, and its measured speed; ``jobs``: past ones that tell it, 0: a short run did."""
+
+    examples: int
+    held_out: int
+    epochs: int
+    tokens: int
+    tokens_per_s: float
+    jobs: int
+    device: str
+    preparing_s: float
 
 
 class JobDetails(Frozen):

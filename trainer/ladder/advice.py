@@ -23,7 +23,15 @@ from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.evaluate.statistics.noise import RunNoise
 from trainer.evaluate.statistics.paired import as_array, interval, unit_means
-from trainer.ladder.spec import CHANGING_SHARE, MAX_HELD_OUT, MIN_EXAMPLES, DataFacts, Row, RungKey
+from trainer.ladder.spec import (
+    CHANGING_SHARE,
+    MAX_HELD_OUT,
+    MIN_EXAMPLES,
+    DataFacts,
+    Row,
+    RungKey,
+    SubsetKey,
+)
 from trainer.runs.protocol import Frozen
 
 Word = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
@@ -35,6 +43,7 @@ WORDS: Final[dict[RungKey, Word]] = {
     "retrieved_examples": "examples",
     "documents": "retrieval",
     "lora": "fine_tune",
+    "lora_examples": "fine_tune",
     "lora_documents": "fine_tune",
     "distilled": "fine_tune",
 }
@@ -80,7 +89,7 @@ def measured(rows: Sequence[Row]) -> tuple[MeasuredRung, ...]:
     """The rungs' scores and each one's difference to the rung below, in the order given."""
     rungs = []
     for index, (key, scores, arm) in enumerate(rows):
-        below = difference(rows[index], rows[index - 1], _method()) if index else None
+        below = difference(rows[index], rows[index - 1], whole_interval()) if index else None
         rungs.append(MeasuredRung(key=key, mean=_mean(scores, arm), control=arm.control, against_below=below))
     return tuple(rungs)
 
@@ -116,7 +125,7 @@ def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, small
         return retrieval
     if unable := _cannot_tell(rows, facts):
         return unable
-    rule = Rule(target, smallest, _method(len(rows) - 1))
+    rule = Rule(target, smallest, whole_interval(len(rows) - 1))
     if target is not None:
         for key, scores, arm in rows:
             mean = _mean(scores, arm)
@@ -203,7 +212,7 @@ def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], rule: Rule, 
     word, name = WORDS[key], title(key, inside=True)
     mean = next(_mean(scores, arm) for each, scores, arm in rows if each == key)
     if word == "fine_tune":
-        sentence = "Fine-tune: no prompt does as well as the LoRA."
+        sentence = f"Fine-tune: {'no prompt' if key == 'lora' else 'nothing simpler'} does as well as {name}."
     elif reached:
         sentence = f"Do not fine-tune: {name} is good enough."
     else:
@@ -226,7 +235,7 @@ def _why(row: Row, rows: Sequence[Row], above: Sequence[ArmDifference]) -> list[
     reasons = [f"{title(row[0])} scores {_points(_mean(row[1], row[2]))}."]
     index = [key for key, _, _ in rows].index(row[0])
     if index:
-        gain = difference(row, rows[index - 1], _method())
+        gain = difference(row, rows[index - 1], whole_interval())
         reasons.append(f"Against {title(rows[index - 1][0], inside=True)} that is {_span(gain)} points.")
     if above:
         best = max(above, key=lambda each: each.estimate)
@@ -259,17 +268,20 @@ def _would_change(key: RungKey, rows: Sequence[Row], rule: Rule) -> list[str]:
     return []
 
 
-def title(key: RungKey, *, inside: bool = False) -> str:
+def title(key: RungKey | SubsetKey, *, inside: bool = False) -> str:
     """A rung's name in a sentence; ``inside``: not at its beginning."""
-    names: dict[RungKey, str] = {
+    names: dict[RungKey | SubsetKey, str] = {
         "base": "The base as it is",
         "instructions": "The base with instructions",
         "examples": "The base with fixed examples",
         "retrieved_examples": "The base with retrieved examples",
         "documents": "The base with retrieved documents",
         "lora": "The LoRA",
+        "lora_examples": "The LoRA with retrieved examples",
         "lora_documents": "The LoRA with retrieved documents",
         "distilled": "The LoRA taught by a larger model",
+        "half": "The LoRA on a half of the examples",
+        "quarter": "The LoRA on a quarter of the examples",
     }
     name = names[key]
     return name[0].lower() + name[1:] if inside else name
@@ -279,7 +291,7 @@ def _key(label: str) -> RungKey:
     return next(key for key in WORDS if key == label)
 
 
-def _method(comparisons: int = 1) -> IntervalMethod:
+def whole_interval(comparisons: int = 1) -> IntervalMethod:
     """Two-sided intervals whose joint confidence over so many comparisons is CONFIDENCE."""
     return IntervalMethod(confidence=1 - (1 - CONFIDENCE) / max(1, comparisons))
 

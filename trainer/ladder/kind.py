@@ -1,6 +1,7 @@
 """Ladders as a kind of run: short stages of their own, and child runs in between.
 
-    climb (data) → evaluation "choose" → climb (versions) → evaluation "prompts" → job → evaluation "lora" → conclude
+    climb (data) → evaluation "choose" → climb (versions) → evaluation "prompts" → job → evaluation "lora"
+    → the same for each LoRA that can still matter (trainer.ladder.trainings) → conclude
 
 A ladder that waits for a child run holds no worker. What a child leaves is copied into the ladder's directory, so that
 the report does not depend on the child's directory.
@@ -11,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from adapters.protocol.requests import RequestBody
 from trainer.config import Installation
@@ -26,30 +28,44 @@ from trainer.ladder import rungs as planning
 from trainer.ladder import spec
 from trainer.ladder.spec import (
     CLIMB,
+    COMPARISONS,
     CONCLUDE,
+    TRAININGS,
+    EvaluationPurpose,
     JobOutcome,
     LadderDetails,
     LadderPlan,
     LadderResult,
     LadderSpec,
     Purpose,
-    Row,
     Rung,
     Rungs,
     SkippedRung,
+    TrainingKey,
+    training_purpose,
 )
 from trainer.runs import protocol
 from trainer.runs.directories import RunDirectories
-from trainer.runs.failures import DISK_FULL
-from trainer.runs.kind import Abort, AbortCause, Advance, Kind, NewChild, RunOutcome, Stage, Wait
-from trainer.runs.process import Command, WorkerExit
+from trainer.runs.kind import Abort, Advance, Kind, RunDraft, RunOutcome, Stage, Wait, abort_without_output
+from trainer.runs.process import Command, describe_exit
 from trainer.runs.protocol import Failure
 from trainer.runs.state import Run, Status
+
+if TYPE_CHECKING:
+    from trainer.ladder.trainings import NextTraining
 
 NAME: Final = "ladder"
 CLIMBING: Final = Stage(CLIMB, Status.VALIDATING, "looked_at")
 CONCLUDING: Final = Stage(CONCLUDE, Status.QUEUED)
-LARGE_FILES: Final = (spec.DATA, "training.jsonl", "training.csv")
+LARGE_FILES: Final = (spec.DATA, "training.jsonl", "training.csv", "store.jsonl")
+NOTES: Final[dict[TrainingKey, str]] = {
+    "lora": "",
+    "lora_examples": " with retrieved examples",
+    "lora_documents": " with retrieved documents",
+    "half": " on a half of the examples",
+    "quarter": " on a quarter of the examples",
+}
+"""What follows "a LoRA" in the name of each."""
 
 
 def worker_command(directory: Path, stage: str) -> list[str]:
@@ -99,8 +115,13 @@ class LadderKind(Kind[LadderResult]):
     def progress(self, run_id: str) -> str:
         """See Kind."""
         directory = self.directories.path_of(run_id)
-        files = (spec.PLAN, spec.scores_file("choose"), spec.RUNGS, spec.scores_file("prompts"), spec.JOB, spec.REPORT)
+        before = (spec.PLAN, spec.scores_file("choose"), spec.RUNGS, spec.scores_file("prompts"))
+        files = (*before, *map(spec.outcome_file, TRAININGS), *map(spec.scores_file, TRAININGS), spec.REPORT)
         return " ".join(name for name in files if (directory / name).exists())
+
+    def created(self, run_id: str) -> str:
+        """See Kind."""
+        return f"created ladder {run_id}"
 
     async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Wait | None:
         """See Kind: CLIMB has prepared the data, or made the versions."""
@@ -126,36 +147,36 @@ class LadderKind(Kind[LadderResult]):
         purposes = LadderDetails.model_validate(run.details).purposes
         last = children[-1]
         purpose = purposes[last.id]
-        if purpose == "job":
-            return await self._job_ended(run, last)
-        if last.status is not Status.SUCCEEDED and purpose == "lora":
-            return await self._lora_not_asked(run, last)
+        trained = next((key for key in TRAININGS if training_purpose(key) == purpose), None)
+        if trained is not None:
+            return await self._job_ended(run, last, trained)
+        compared = next((key for key in TRAININGS if key == purpose), None)
         if last.status is not Status.SUCCEEDED:
-            return _child_failed(last)
-        await asyncio.to_thread(self._copy_scores, run.id, last.id, purpose)
-        if purpose == "prompts":
-            return await self._prompts_compared(run)
-        return Advance()
+            return _child_failed(last) if compared is None else await self._not_compared(run, last, compared)
+        await asyncio.to_thread(self._copy_scores, run.id, last.id, cast(EvaluationPurpose, purpose))
+        return Advance() if purpose == "choose" else await self._next_training(run)
 
-    async def _prompts_compared(self, run: Run) -> Advance | Wait:
+    async def _next_training(self, run: Run) -> Advance | Wait:
+        """Start the next LoRA that can still matter, or conclude."""
         ladder, plan = await self._read(run)
         rungs = await self._rungs(run)
-        scores = await asyncio.to_thread(self.directories.read, run.id, spec.scores_file("prompts"), ArmScores)
-        assert plan is not None  # noqa: S101 - all three were just written
+        assert plan is not None  # noqa: S101 - both were written before the prompts were compared
         assert rungs is not None  # noqa: S101
-        assert scores is not None  # noqa: S101
-        needless = await asyncio.to_thread(_lora_is_needless, ladder, plan, planning.rows_of(rungs, [scores]))
-        if needless is not None:
-            await self._write_rungs(run, _without(rungs, needless))
-            return Advance((f"no LoRA is trained: {needless.reason}",))
-        job = planning.lora_job(ladder, plan, self._new_id(finetune_kind.FinetuneKind.id_prefix))
+        following = await asyncio.to_thread(self._following, run.id, ladder, plan, rungs)
+        notes = tuple(f"{each.title} is not trained: {each.reason}" for each in following.skipped)
+        if following.skipped:
+            await self._write_rungs(run, rungs.model_copy(update={"skipped": (*rungs.skipped, *following.skipped)}))
+        if following.key is None:
+            return Advance(notes)
+        job_id = self._new_id(finetune_kind.FinetuneKind.id_prefix)
+        job = planning.lora_job(ladder, plan, job_id, following.key, following.grounding)
         body: dict[str, Any] = {
             "model": job.base_name,
-            "training_file": plan.training.id,
+            "training_file": job.training_file.id,
             "validation_file": plan.held_out.id,
             "hyperparameters": {"adapter": job.adapter, "promote": "never"},
         }
-        child = NewChild(
+        child = RunDraft(
             kind=finetune_kind.NAME,
             id=job.id,
             spec=job,
@@ -163,9 +184,18 @@ class LadderKind(Kind[LadderResult]):
             adapters=(job.adapter,),
             details=JobDetails(adapter=job.adapter, seed=job.seed, device=job.device).model_dump(mode="json"),
         )
-        return self._wait(run, "job", child, CONCLUDE, "training a LoRA")
+        note = f"training a LoRA{NOTES[following.key]}"
+        return self._wait(run, training_purpose(following.key), child, CONCLUDE, note, before=notes)
 
-    async def _job_ended(self, run: Run, job: Run) -> Advance | Wait:
+    def _following(self, run_id: str, ladder: LadderSpec, plan: LadderPlan, rungs: Rungs) -> NextTraining:
+        from trainer.ladder.trainings import next_training  # loads the statistics: only when a ladder goes on
+
+        stored = (self.directories.read(run_id, spec.scores_file(key), ArmScores) for key in COMPARISONS)
+        rows = planning.rows_of(rungs, [each for each in stored if each is not None])
+        ended = {key for key in TRAININGS if (self.directories.path_of(run_id) / spec.outcome_file(key)).exists()}
+        return next_training(ladder, plan, rungs, rows, ended | {each.key for each in rungs.skipped})
+
+    async def _job_ended(self, run: Run, job: Run, key: TrainingKey) -> Advance | Wait:
         ladder, plan = await self._read(run)
         rungs = await self._rungs(run)
         assert plan is not None  # noqa: S101 - the job was planned from both
@@ -178,31 +208,34 @@ class LadderKind(Kind[LadderResult]):
             status=str(job.status),
             model=model,
             error=error,
-            examples=plan.counts["training"],
+            examples=plan.counts.get(key, plan.counts["training"]),
             seconds=float(result.get("seconds") or job.device_s),
             training_seconds=await asyncio.to_thread(self._training_seconds, job),
             trained_tokens=int(result.get("trained_tokens") or 0),
         )
-        await asyncio.to_thread(self.directories.write, run.id, spec.JOB, outcome)
+        await asyncio.to_thread(self.directories.write, run.id, spec.outcome_file(key), outcome)
         if model is None:
             reason = f"the job {job.id} {_ended(job)}: {error or 'see its events'}"
-            await self._write_rungs(run, _without(rungs, SkippedRung(key="lora", title="LoRA", reason=reason)))
-            return Advance((reason,))
-        rung = Rung(key="lora", title="a LoRA", model=str(model))
-        await self._write_rungs(run, _with(rungs, rung))
-        evaluation = planning.rungs_evaluation(
-            ladder, plan, self._new_id(evaluation_kind.EvaluationKind.id_prefix), (rung,), "lora"
-        )
-        return self._wait(run, "lora", self._evaluation(evaluation), CONCLUDE, f"asking {model}")
+            return await self._left_out(run, rungs, key, reason)
+        if key != "half" and key != "quarter":
+            await self._write_rungs(run, _with(rungs, Rung(key=key, title=f"a LoRA{NOTES[key]}", model=str(model))))
+        evaluation_id = self._new_id(evaluation_kind.EvaluationKind.id_prefix)
+        evaluation = planning.models_evaluation(ladder, plan, evaluation_id, {key: str(model)}, key)
+        return self._wait(run, key, self._evaluation(evaluation), CONCLUDE, f"asking {model}")
 
-    async def _lora_not_asked(self, run: Run, evaluation: Run) -> Advance:
-        """The LoRA's evaluation failed: the prompts are advised on without it."""
+    async def _not_compared(self, run: Run, evaluation: Run, key: TrainingKey) -> Advance | Wait:
+        """A LoRA's evaluation failed: what is measured is advised on without it."""
         rungs = await self._rungs(run)
         assert rungs is not None  # noqa: S101 - the job's end has written them
         error = ((evaluation.result or {}).get("error") or {}).get("message") or "see its events"
-        reason = f"the evaluation {evaluation.id} {_ended(evaluation)}: {error}"
-        await self._write_rungs(run, _without(rungs, SkippedRung(key="lora", title="LoRA", reason=reason)))
-        return Advance((reason,))
+        return await self._left_out(run, rungs, key, f"the evaluation {evaluation.id} {_ended(evaluation)}: {error}")
+
+    async def _left_out(self, run: Run, rungs: Rungs, key: TrainingKey, reason: str) -> Advance | Wait:
+        """Record why a LoRA is not measured, and go on with the next."""
+        skipped = SkippedRung(key=key, title=f"a LoRA{NOTES[key]}", reason=reason)
+        await self._write_rungs(run, _without(rungs, skipped))
+        following = await self._next_training(run)
+        return replace(following, notes=(reason, *following.notes))
 
     def _training_seconds(self, job: Run) -> float:
         """The time of the training alone; that of the whole job if the version's record is gone."""
@@ -211,10 +244,12 @@ class LadderKind(Kind[LadderResult]):
 
     def abort_run(self, run: Run, abort: Abort) -> RunOutcome[LadderResult]:
         """See Kind."""
-        if abort.cause is AbortCause.CANCELLED:
-            return RunOutcome(LadderResult(status="cancelled"), "cancelled; the versions that were made stay")
-        failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else _worker_killed(abort.end, abort.times)
-        return RunOutcome(LadderResult(status="failed", error=failure), failure.message)
+        given_up = (
+            f"A step of the ladder failed {abort.times} times in a row (its worker {describe_exit(abort.end)}). "
+            "The operator finds the reason in the trainer's log and in the ladder's worker.log; then create the "
+            "ladder again."
+        )
+        return abort_without_output(LadderResult, abort, cancelled=spec.CANCELLED, given_up=given_up)
 
     def ending(self, run: Run, result: LadderResult) -> tuple[str, dict[str, Any]]:
         """See Kind."""
@@ -235,7 +270,7 @@ class LadderKind(Kind[LadderResult]):
     async def _write_rungs(self, run: Run, rungs: Rungs) -> None:
         await asyncio.to_thread(self.directories.write, run.id, spec.RUNGS, rungs)
 
-    def _copy_scores(self, run_id: str, child_id: str, purpose: Purpose) -> None:
+    def _copy_scores(self, run_id: str, child_id: str, purpose: EvaluationPurpose) -> None:
         scores = self._evaluations.read(child_id, ARM_SCORES, ArmScores)
         if scores is None:
             raise OSError(f"{child_id} left no scores")
@@ -244,11 +279,11 @@ class LadderKind(Kind[LadderResult]):
     def _new_id(self, prefix: str) -> str:
         return f"{prefix}-{self.new_id().partition('-')[2]}"
 
-    def _evaluation(self, job: EvaluationJob) -> NewChild:
+    def _evaluation(self, job: EvaluationJob) -> RunDraft:
         body: RequestBody = job.body
         arms = [{"label": arm.label, "model": arm.model, "role": None, "endpoint": None} for arm in job.body.arms or ()]
         names = sorted({arm["model"].partition("@")[0] for arm in arms if arm["model"] and "@" in arm["model"]})
-        return NewChild(
+        return RunDraft(
             kind=evaluation_kind.NAME,
             id=job.id,
             spec=job,
@@ -257,17 +292,11 @@ class LadderKind(Kind[LadderResult]):
             details=EvaluationDetails(arms=tuple(arms)).model_dump(mode="json"),
         )
 
-    def _wait(self, run: Run, purpose: Purpose, child: NewChild, stage: str, note: str) -> Wait:
+    def _wait(
+        self, run: Run, purpose: Purpose, child: RunDraft, stage: str, note: str, *, before: Sequence[str] = ()
+    ) -> Wait:
         purposes = LadderDetails.model_validate(run.details).purposes | {child.id: purpose}
-        return Wait((child,), (note,), {"stage": stage, "purposes": purposes})
-
-
-def _lora_is_needless(ladder: LadderSpec, plan: LadderPlan, rows: list[Row]) -> SkippedRung | None:
-    from trainer.ladder.skipping import (
-        lora_is_needless,
-    )  # loads the statistics: imported only when a ladder goes on
-
-    return lora_is_needless(ladder, plan, rows)
+        return Wait((child,), (*before, note), {"stage": stage, "purposes": purposes})
 
 
 def _with(rungs: Rungs, rung: Rung) -> Rungs:
@@ -298,12 +327,3 @@ def _child_failed(child: Run) -> RunOutcome[LadderResult]:
         return RunOutcome(LadderResult(status="cancelled"), message)
     failure = Failure(code=str(error.get("code") or "evaluation_failed"), message=message)
     return RunOutcome(LadderResult(status="failed", error=failure), message)
-
-
-def _worker_killed(end: WorkerExit, times: int) -> Failure:
-    how = "disappeared" if end.code is None else f"ended with exit code {end.code}"
-    message = (
-        f"A step of the ladder failed {times} times in a row (its worker {how}). The operator finds the reason in the "
-        "trainer's log and in the ladder's worker.log; then create the ladder again."
-    )
-    return Failure(code="worker_killed", message=message)

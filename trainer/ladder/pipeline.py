@@ -5,9 +5,8 @@ What lies between them, evaluations and the job, are child runs that `trainer.la
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -23,14 +22,24 @@ from trainer.ladder import spec
 from trainer.ladder.preparing import example_settings, prepare_data
 from trainer.ladder.reporting import build, render
 from trainer.ladder.rungs import chosen_instructions
-from trainer.ladder.spec import LadderPlan, LadderResult, LadderSpec, Rung, RungKey, Rungs, SkippedRung, Uploads
+from trainer.ladder.spec import (
+    LadderPlan,
+    LadderResult,
+    LadderSpec,
+    Rung,
+    RungKey,
+    Rungs,
+    SkippedRung,
+    SubsetKey,
+    Uploads,
+)
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
-from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 
 FINE_TUNE: Final = "fine-tune"
 RESULTS: Final = "fine-tune-results"
+SUBSETS: Final[tuple[SubsetKey, ...]] = ("half", "quarter")
 RETRIEVED: Final = 4
 """Passages of the rungs with retrieval."""
 EXAMPLES_TEMPLATE: Final = (
@@ -61,11 +70,7 @@ class LadderPipeline(Pipeline[LadderResult]):
 
     def cancelled(self) -> tuple[LadderResult, str]:
         """See Pipeline."""
-        return LadderResult(status="cancelled"), "cancelled; the versions that were made stay"
-
-    def failed(self, failure: Failure) -> tuple[LadderResult, str]:
-        """See Pipeline."""
-        return LadderResult(status="failed", error=failure), failure.message
+        return LadderResult(status="cancelled"), spec.CANCELLED
 
     # preparing
 
@@ -93,6 +98,7 @@ class LadderPipeline(Pipeline[LadderResult]):
             choosing=files.get("choosing") if len(data.instructions) > 1 else None,
             held_out=files["held_out"],
             counts=data.counts,
+            subsets={key: files[key] for key in SUBSETS if key in files},
             instructions=data.instructions,
             answers=data.answers,
             metric=data.metric,
@@ -187,12 +193,12 @@ class LadderPipeline(Pipeline[LadderResult]):
 
     def _retrieved_examples(self, plan: LadderPlan, below: dict[str, Any], skipped: list[SkippedRung]) -> list[Rung]:
         """The rung with retrieved examples: a store of the training part, one passage an example."""
-        content = self._directory.path("training.csv")
+        content = self._directory.path("store.jsonl")
         try:
             if not content.exists():
                 self._gateway.fetch(plan.training, self._directory.path("training.jsonl"))
                 _, data = read_dataset("training.jsonl", self._directory.path("training.jsonl").read_bytes())
-                replace_file(content, example_table(data.examples))
+                replace_file(content, example_documents(data.examples))
             store = self._example_store(content.read_bytes())
         except GatewayRefused as refused:
             reason = f"the examples could not be put into a store: {refused.message}"
@@ -205,14 +211,14 @@ class LadderPipeline(Pipeline[LadderResult]):
             )
         ]
 
-    def _example_store(self, table: bytes) -> str:
+    def _example_store(self, documents: bytes) -> str:
         """The id of a store of the examples, once it is indexed."""
         marker = self._directory.path("store.txt")
         if marker.exists():
             store = marker.read_text().strip()
         else:
             name = f"{self._job.body.adapter}-examples-{self._job.id[-6:]}"
-            file_id = self._upload_once(f"{self._job.id}-examples.csv", table, "assistants")
+            file_id = self._upload_once(f"{self._job.id}-examples.jsonl", documents, "assistants")
             store = self._gateway.store_named(name) or self._gateway.create_store(name, file_id)
             replace_file(marker, store)
         deadline = time.monotonic() + INDEXED_S
@@ -251,10 +257,10 @@ class LadderPipeline(Pipeline[LadderResult]):
         )
 
 
-def example_table(examples: Sequence[Example]) -> str:
-    """The examples as CSV, whose rows become passages: `message` and `answer`."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("message", "answer"))
-    writer.writerows((question(example), answer(example)) for example in examples)
-    return text.getvalue()
+def example_documents(examples: Sequence[Example]) -> str:
+    """The examples as JSON lines, each of which becomes a passage with the attribute `group`."""
+    rows = []
+    for example in examples:
+        row: dict[str, Any] = {"text": f"message: {question(example)}\nanswer: {answer(example)}"}
+        rows.append(row if example.group is None else row | {"metadata": {"group": example.group}})
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,20 +15,22 @@ from trainer.base_model import chat_template
 from trainer.data.findings import closed_answers
 from trainer.data.format import Example
 from trainer.data.formats import read_dataset
-from trainer.data.prepare import DataRules, Source, inspect
+from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
 from trainer.data.split import answer, group_questions, split
 from trainer.errors import DataTooSmall
 from trainer.evaluate.arms import answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.ladder.instructions import candidates
-from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts
+from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts, SubsetKey
 
 HELD_OUT_SHARE: Final = 0.2
 """More than a job holds out: here the comparison is the product."""
 MIN_HELD_OUT_WANTED: Final = 60
 QUICK_HELD_OUT: Final = 80
 QUICK_TRAINING: Final = 600
+MIN_CURVE: Final = 200
+"""Training examples below which there is no learning curve: a quarter of fewer teaches nothing."""
 CHOOSING: Final = 40
 """Examples on which the instructions are chosen."""
 CHOOSING_SEED: Final = 1
@@ -46,7 +48,8 @@ class PreparedData:
     """The parts of the data as JSONL files of chat examples, and what was found in them.
 
     Attributes:
-        parts: The content of each part's file: `training`, `choosing` (may be empty) and `held_out`.
+        parts: The content of each part's file: `training`, `choosing` (may be empty), `held_out`, and for the learning
+            curve `half` and `quarter` of the training part.
         counts: The number of examples of each.
         shown: The examples of the rung with fixed examples.
     """
@@ -91,32 +94,14 @@ def prepare_data(
         DataInvalid, DataTooSmall: As `trainer.data.prepare.inspect`, or there are too few examples to compare on.
         TemplateUnsupported: The base's chat template cannot be trained on.
     """
-    from trainer.data.render import Renderer, stop_tokens
-    from trainer.tune.model import load_generation_config, load_tokenizer
-
-    tokenizer = load_tokenizer(base_dir)
-    stops = stop_tokens(tokenizer, load_generation_config(base_dir))
-    renderer = Renderer(tokenizer, stop_tokens=stops, max_length=context)
-    # the ladder divides the data itself: nothing is held out here
-    inspected = inspect(
-        Source(name, content),
-        None,
-        renderer,
-        DataRules(overflow="drop", held_out_share=0.0, validation_share=0.0, pairs=False),
-        check=check,
-    )
+    inspected, count = _inspect(name, content, base_dir, context, check)
     examples = inspected.training.examples
     system = _system_messages(examples)
     held_out, choosing, training, notes = _parts(examples, quick=quick)
     check()
-    form, _ = read_dataset(name, content)
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     longest = max(sum(sequence.trained) for sequence in inspected.sequences)
     max_tokens = max_answer_tokens(longest, context, thinking=thinks(chat_template(base_dir)))
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
@@ -125,14 +110,17 @@ def prepare_data(
     # an example's own system message takes precedence over a version's: where they differ there is none to try
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
-    lines = None
-    if form is Format.CHAT:
-        lines = _raw_lines(content) if system is _DIFFERENT else [_without_system(line) for line in _raw_lines(content)]
-    parts = {"training": training, "choosing": choosing, "held_out": held_out}
+    parts, lines = {"training": training, "choosing": choosing, "held_out": held_out}, _lines(name, content, system)
+    subsets = {} if quick else learning_subsets(training)
+    files = {part: _file(chosen, lines) for part, chosen in parts.items()}
+    counts_of = {part: len(chosen) for part, chosen in parts.items()}
+    grouped = groups_of(training)
+    for part, chosen in (("training", training), *subsets.items()):
+        files[part], counts_of[part] = _file(chosen, lines, grouped), len(chosen)
     return PreparedData(
         report=inspected.report,
-        parts={part: _file(chosen, lines) for part, chosen in parts.items()},
-        counts={part: len(chosen) for part, chosen in parts.items()},
+        parts=files,
+        counts=counts_of,
         facts=_facts(inspected.report),
         instructions=prompts,
         answers=answers,
@@ -144,6 +132,33 @@ def prepare_data(
         training=training,
         notes=tuple(notes),
     )
+
+
+def _inspect(
+    name: str, content: bytes, base_dir: Path, context: int, check: Callable[[], None]
+) -> tuple[Prepared, Callable[[str], int]]:
+    """The file, checked and rendered with the base's template, and what counts a text's tokens."""
+    from trainer.data.render import Renderer, stop_tokens
+    from trainer.tune.model import load_generation_config, load_tokenizer
+
+    tokenizer = load_tokenizer(base_dir)
+    stops = stop_tokens(tokenizer, load_generation_config(base_dir))
+    renderer = Renderer(tokenizer, stop_tokens=stops, max_length=context)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # the ladder divides the data itself: nothing is held out here
+    rules = DataRules(overflow="drop", held_out_share=0.0, validation_share=0.0, pairs=False)
+    return inspect(Source(name, content), None, renderer, rules, check=check), count
+
+
+def _lines(name: str, content: bytes, system: str | None) -> list[str] | None:
+    """The client's own lines of a chat file, without a system message that all share; None for other formats."""
+    form, _ = read_dataset(name, content)
+    if form is not Format.CHAT:
+        return None
+    return _raw_lines(content) if system is _DIFFERENT else [_without_system(line) for line in _raw_lines(content)]
 
 
 def _parts(
@@ -168,6 +183,27 @@ def _parts(
         notes.append(f"quick: {QUICK_TRAINING} of {len(training)} training examples are used")
         training = _spread(training, QUICK_TRAINING)
     return tuple(held_out), tuple(choosing), tuple(training), notes
+
+
+def learning_subsets(training: Sequence[Example]) -> dict[SubsetKey, tuple[Example, ...]]:
+    """A half and a quarter of the training part, the quarter within the half; none if there are too few examples."""
+    if len(training) < MIN_CURVE:
+        return {}
+    return {
+        "half": tuple(_spread(training, len(training) // 2)),
+        "quarter": tuple(_spread(training, len(training) // 4)),
+    }
+
+
+def groups_of(examples: Sequence[Example]) -> dict[int, str]:
+    """By line, the group that each example belongs to: its own, or that of its near-duplicates. A store that has the
+    groups as attributes need not show an example its own answer."""
+    groups: dict[int, str] = {}
+    for alike in group_questions(examples):
+        for index in alike:
+            own = examples[index].group
+            groups[examples[index].line] = f"alike-{examples[alike[0]].line}" if own is None else own
+    return groups
 
 
 def _spread(examples: Sequence[Example], wanted: int) -> list[Example]:
@@ -202,16 +238,17 @@ def _raw_lines(content: bytes) -> list[str]:
     return [line.decode("utf-8-sig") if isinstance(line, bytes) else line for line in split_lines(content)]
 
 
-def _file(examples: Sequence[Example], lines: Sequence[str] | None) -> bytes:
-    """The examples as a JSONL file: their own lines, or as chat if the file has another format."""
-    if lines is not None:
-        return "".join(lines[example.line - 1].strip() + "\n" for example in examples).encode()
+def _file(examples: Sequence[Example], lines: Sequence[str] | None, groups: Mapping[int, str] | None = None) -> bytes:
+    """The examples as a JSONL file: their own lines, or as chat if the file has another format. ``groups``: by line,
+    the value of the key `group`; None for the examples' own."""
     rows: list[dict[str, Any]] = []
     for example in examples:
-        row: dict[str, Any] = {
-            "messages": [{"role": message.role, "content": message.content} for message in example.messages]
-        }
-        rows.append(row | ({"group": example.group} if example.group is not None else {}))
+        if lines is not None:
+            row: dict[str, Any] = json.loads(lines[example.line - 1])
+        else:
+            row = {"messages": [{"role": message.role, "content": message.content} for message in example.messages]}
+            row |= {} if example.group is None else {"group": example.group}
+        rows.append(row if groups is None else row | {"group": groups[example.line]})
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -12,22 +12,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 
+from adapters.costs import Prices, YearCost
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
-from trainer.ladder.advice import Advice, advise, measured
-from trainer.ladder.costs import OneTimeCost, RequestCost, YearCost, one_time, request_cost, year_cost
+from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
+from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, request_cost, rung_year
+from trainer.ladder.curve import LearningCurve, learning_curve
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
+    COMPARISONS,
+    TRAININGS,
     DataFacts,
     JobOutcome,
     LadderPlan,
     LadderSpec,
-    Prices,
+    Row,
     RungKey,
     Rungs,
     SkippedRung,
+    TrainingKey,
     scores_file,
 )
 from trainer.runs.protocol import Frozen
@@ -42,7 +47,8 @@ UPDATES: Final[dict[RungKey, str]] = {
     "retrieved_examples": "an example: seconds, once it is indexed",
     "documents": "a document: seconds, once it is indexed",
     "lora": "a job",
-    "lora_documents": "a document: seconds; the voice: a job",
+    "lora_examples": "an example: seconds; the weights: a job",
+    "lora_documents": "a document: seconds; the weights: a job",
     "distilled": "a job",
 }
 
@@ -99,6 +105,8 @@ class LadderReport(Frozen):
     advice: Advice
     rungs: tuple[ReportedRung, ...]
     skipped: tuple[SkippedRung, ...]
+    curve: LearningCurve | None = None
+    """Whether more examples would help; None if no LoRA was trained on a part of them."""
     metric: str
     why_metric: str
     counts: dict[str, int]
@@ -114,43 +122,17 @@ class LadderReport(Frozen):
 def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderReport:
     """The report, from what the stages and child runs have left."""
     rungs = directory.read(spec.RUNGS, Rungs) or Rungs()
-    stored = (directory.read(scores_file(purpose), ArmScores) for purpose in ("prompts", "lora"))
+    stored = (directory.read(scores_file(purpose), ArmScores) for purpose in COMPARISONS)
     scores = [each for each in stored if each is not None]
-    outcome = directory.read(spec.JOB, JobOutcome)
+    read = {key: directory.read(spec.outcome_file(key), JobOutcome) for key in TRAININGS}
+    outcomes = {key: outcome for key, outcome in read.items() if outcome is not None}
     rows = rows_of(rungs, scores)
     advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
     gains = {rung.key: rung for rung in measured(rows)}
     judging = sum(each.wall_seconds for each in scores)
-    reported = []
-    for row in rows:
-        key, of, arm = row
-        rung = next(each for each in rungs.rungs if each.key == key)
-        trained = outcome.seconds if outcome is not None and key in ("lora", "lora_documents", "distilled") else 0.0
-        request = request_cost(of, arm, job.prices)
-        reported.append(
-            ReportedRung(
-                key=key,
-                title=rung.title,
-                model=rung.model,
-                mean=gains[key].mean,
-                control=arm.control,
-                against_below=gains[key].against_below,
-                request=request,
-                seconds=arm.seconds,
-                once=one_time(trained or rung.push_seconds, job.prices),
-                year=year_cost(
-                    request,
-                    job.prices,
-                    training_seconds=outcome.training_seconds if outcome is not None and trained else 0.0,
-                    judging_seconds=judging / max(1, len(rows)),
-                    examples=plan.counts["training"],
-                    requests_per_month=job.body.requests_per_month,
-                ),
-                update=UPDATES[key],
-                shown=_shown(of, arm),
-                system_prompt=rung.settings.get("system_prompt"),
-            )
-        )
+    reported = [
+        _reported(job, plan, row, rungs, gains[row[0]], outcomes, judging_seconds=judging / len(rows)) for row in rows
+    ]
     monthly = job.body.requests_per_month
     return LadderReport(
         id=job.id,
@@ -162,6 +144,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         advice=advice,
         rungs=tuple(reported),
         skipped=rungs.skipped,
+        curve=learning_curve(outcomes, scores, job.smallest_difference),
         metric=metric_name(plan.metric["name"]),
         why_metric=plan.why_metric,
         counts=plan.counts,
@@ -175,6 +158,45 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     )
 
 
+def _reported(
+    job: LadderSpec,
+    plan: LadderPlan,
+    row: Row,
+    rungs: Rungs,
+    gain: MeasuredRung,
+    outcomes: Mapping[TrainingKey, JobOutcome],
+    *,
+    judging_seconds: float,
+) -> ReportedRung:
+    """One rung of the report: its score, and what it costs. ``judging_seconds``: its part of the evaluations' time."""
+    key, evaluation, arm = row
+    rung = next(each for each in rungs.rungs if each.key == key)
+    trained = next((outcome for training, outcome in outcomes.items() if training == key), None)
+    request = request_cost(evaluation, arm, job.prices)
+    return ReportedRung(
+        key=key,
+        title=rung.title,
+        model=rung.model,
+        mean=gain.mean,
+        control=arm.control,
+        against_below=gain.against_below,
+        request=request,
+        seconds=arm.seconds,
+        once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices),
+        year=rung_year(
+            request,
+            job.prices,
+            training_seconds=trained.training_seconds if trained is not None and trained.seconds else 0.0,
+            judging_seconds=judging_seconds,
+            examples=plan.counts["training"],
+            requests_per_month=job.body.requests_per_month,
+        ),
+        update=UPDATES[key],
+        shown=_shown(evaluation, arm),
+        system_prompt=rung.settings.get("system_prompt"),
+    )
+
+
 def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, ...]:
     """A note if a rung above the advised one costs less in a year: rungs are ordered by effort, not by cost."""
     keys = [rung.key for rung in rungs]
@@ -183,7 +205,7 @@ def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, 
     at = keys.index(advice.rung)
     own = rungs[at].year
     for rung in rungs[at + 1 :]:
-        if (rung.year.total, rung.year.device_hours) < (own.total, own.device_hours):
+        if (rung.year.total or 0.0, rung.year.device_hours) < (own.total or 0.0, own.device_hours):
             return (
                 f"{rung.title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",
             )
@@ -234,12 +256,12 @@ def points(report: LadderReport) -> tuple[Point, ...]:
 
 
 def _yearly(report: LadderReport, rung: ReportedRung) -> float:
-    return rung.year.total if has_prices(report) else rung.year.device_hours
+    return rung.year.device_hours if rung.year.total is None or not has_prices(report) else rung.year.total
 
 
 def has_prices(report: LadderReport) -> bool:
-    """Whether the operator has set a price at all."""
-    return report.prices.device_hour > 0 or report.prices.person_hour > 0
+    """Whether the operator has set the prices that every rung's year needs; else there are only hours."""
+    return all(rung.year.total is not None for rung in report.rungs)
 
 
 def render(report: LadderReport) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 
 from adapters.protocol.runs import CreateLadder
-from trainer.evaluate.evaluations.routes import PAGE_HEADERS
-from trainer.http import DEFAULT_LISTED, After, Caller, Limit, read_json
+from trainer.http import DEFAULT_LISTED, Caller, Limit, read_json
+from trainer.ladder import spec
 from trainer.ladder.service import Ladders
-from trainer.runs.routes import Creation, add_run_routes, created
+from trainer.runs.routes import Creation, add_list_route, add_report_routes, add_run_routes, created
 from trainer.validation import validated
 
 
@@ -32,15 +32,9 @@ async def create_ladder(request: Request, caller: Caller, service: Service, head
     return created(*await service.create(caller, sent.request, sent.context, headers.key, headers.idempotency_key))
 
 
-@router.get("")
-async def list_ladders(
-    caller: Caller, service: Service, after: After = None, limit: Limit = DEFAULT_LISTED
-) -> dict[str, Any]:
-    """The project's ladders, newest first."""
-    return await service.page(caller, after=after, limit=limit)
-
-
+add_list_route(router, "", ladders)
 add_run_routes(router, "/{ladder_id}", ladders, "get", "cancel", "pause", "resume")
+add_report_routes(router, "/{ladder_id}", ladders, report=spec.REPORT, page=spec.PAGE)
 
 
 @router.get("/{ladder_id}/events")
@@ -49,16 +43,3 @@ async def list_events(
 ) -> dict[str, Any]:
     """A ladder's last events, newest first."""
     return await service.events(caller, ladder_id, limit=limit)
-
-
-@router.get("/{ladder_id}/report")
-async def get_report(ladder_id: str, caller: Caller, service: Service) -> Response:
-    """A ladder's report as JSON."""
-    return Response(await service.report(caller, ladder_id), media_type="application/json")
-
-
-@router.get("/{ladder_id}/report.html")
-async def get_report_page(ladder_id: str, caller: Caller, service: Service) -> Response:
-    """A ladder's report as a page."""
-    content = await service.report_page(caller, ladder_id)
-    return Response(content, media_type="text/html", headers=PAGE_HEADERS)

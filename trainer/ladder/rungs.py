@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
 
 from adapters.protocol.runs import EvaluationContext
 from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
-from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
+from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune.spec import EvaluationOptions, JobSpec
-from trainer.ladder.spec import LadderPlan, LadderSpec, Purpose, Row, Rung, Rungs
+from trainer.ladder.spec import EvaluationPurpose, LadderPlan, LadderSpec, Row, Rung, Rungs, TrainingKey
+from trainer.runs.spec import RunSpec, TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 
 CANDIDATE: Final = "candidate "
@@ -37,15 +41,22 @@ def choosing_evaluation(spec: LadderSpec, plan: LadderPlan, run_id: str) -> Eval
 
 
 def rungs_evaluation(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, rungs: tuple[Rung, ...], purpose: Purpose
+    spec: LadderSpec, plan: LadderPlan, run_id: str, rungs: tuple[Rung, ...], purpose: EvaluationPurpose
 ) -> EvaluationJob:
     """The evaluation of rungs, each by its own name."""
-    arms = tuple(ArmBody.model_validate({"label": rung.key, "model": rung.model}) for rung in rungs)
+    return models_evaluation(spec, plan, run_id, {rung.key: rung.model for rung in rungs}, purpose)
+
+
+def models_evaluation(
+    spec: LadderSpec, plan: LadderPlan, run_id: str, models: Mapping[str, str], purpose: EvaluationPurpose
+) -> EvaluationJob:
+    """The evaluation of models, by their labels."""
+    arms = tuple(ArmBody.model_validate({"label": label, "model": model}) for label, model in models.items())
     return _evaluation(spec, plan, run_id, arms, purpose)
 
 
 def _evaluation(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, arms: tuple[ArmBody, ...], purpose: Purpose
+    spec: LadderSpec, plan: LadderPlan, run_id: str, arms: tuple[ArmBody, ...], purpose: EvaluationPurpose
 ) -> EvaluationJob:
     file = plan.held_out
     if purpose == "choose":
@@ -55,53 +66,41 @@ def _evaluation(
         arms=arms, held_out=file.id, metric=plan.metric, suites=(), max_tokens=plan.max_tokens, repeats=1
     )
     context = EvaluationContext(held_out=file, models={arm.label: arm.model for arm in arms})
-    rules = {name: getattr(spec, name) for name in OperatorRules.model_fields}
-    return EvaluationJob(
-        id=run_id,
-        project=spec.project,
-        created_at=spec.created_at,
-        gateway=spec.gateway,
-        base_name=spec.base_name,
-        context_tokens=spec.context_tokens,
-        template_switches=spec.template_switches,
-        thinks=spec.thinks,
-        body=body,
-        context=context,
-        **rules,
-    )
+    inherited = _fields(spec, RunSpec, ServedModel, OperatorRules) | {"id": run_id}
+    return EvaluationJob(**inherited, body=body, context=context)
 
 
-def lora_job(spec: LadderSpec, plan: LadderPlan, run_id: str) -> JobSpec:
-    """The job that trains the LoRA on the training part, and judges it on the held-out part."""
-    rules = {name: getattr(spec, name) for name in OperatorRules.model_fields}
-    metric = plan.metric
+def lora_job(
+    spec: LadderSpec, plan: LadderPlan, run_id: str, key: TrainingKey, grounding: dict[str, Any] | None
+) -> JobSpec:
+    """The job that trains a LoRA on the training part, or a subset of it. The one without retrieval, on all examples,
+    is judged on the held-out part, too; the others are only compared."""
     judging = EvaluationOptions(
-        promote="never", metric=metric["name"], suites=() if spec.body.quick else ("general",), **rules
+        promote="never",
+        requested=key == "lora",
+        metric=plan.metric["name"],
+        suites=() if spec.body.quick else ("general",),
+        **_fields(spec, OperatorRules),
     )
+    inherited = _fields(spec, TrainingRunSpec) | {"id": run_id}
     return JobSpec(
-        id=run_id,
-        project=spec.project,
-        created_at=spec.created_at,
-        gateway=spec.gateway,
+        **inherited,
         adapter=spec.body.adapter,
-        base_dir=spec.base_dir,
-        base_name=spec.base_name,
-        max_rank=spec.max_rank,
-        context=spec.context,
-        dtype=spec.dtype,
-        training_file=plan.training,
+        training_file=plan.subsets[key] if key == "half" or key == "quarter" else plan.training,
         validation_file=plan.held_out,
         wish=HyperparameterRequest(),
         seed=spec.seed,
         overflow="drop",
-        metadata={"ladder": spec.id},
-        device=spec.device,
-        checkpoint_s=spec.checkpoint_s,
-        price_per_hour=spec.prices.device_hour,
-        yield_above=spec.yield_above,
-        yield_most_s=spec.yield_most_s,
+        grounding=grounding,
+        metadata={"ladder": spec.id, "training": key},
+        price_per_hour=spec.prices.device_hour or 0.0,
         judging=judging,
     )
+
+
+def _fields(spec: LadderSpec, *schemas: type[BaseModel]) -> dict[str, Any]:
+    """The fields that a child run's spec has from its ladder's."""
+    return {name: getattr(spec, name) for schema in schemas for name in schema.model_fields}
 
 
 def rows_of(rungs: Rungs, scores: list[ArmScores]) -> list[Row]:

@@ -4,56 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
+from functools import partial
 from typing import Any
-
-import sqlalchemy as sa
 
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import LadderContext
-from trainer.base_model import chat_template
 from trainer.config import Installation, Settings
 from trainer.database import Database
-from trainer.errors import LadderNotFinished, NotFound
-from trainer.evaluate.arms import template_switches, thinks
-from trainer.evaluate.evaluations.spec import operator_rules
+from trainer.evaluate.evaluations.spec import ServedModel, operator_rules
 from trainer.evaluate.scored_arms import ArmScores
-from trainer.http import CurrentCaller, list_object
-from trainer.ladder import kind, spec
+from trainer.http import CurrentCaller
+from trainer.ladder import spec
 from trainer.ladder.kind import LadderKind
-from trainer.ladder.objects import ladder_object
-from trainer.ladder.schemas import LadderBody, read_request
-from trainer.ladder.spec import LadderDetails, LadderSpec, Prices, Rungs, scores_file
-from trainer.runs import journal
-from trainer.runs.idempotency import retry_of
+from trainer.ladder.spec import COMPARISONS, LadderBody, LadderDetails, LadderSpec, Rungs, scores_file
+from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
-from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
-from trainer.runs.state import Event, Run, Status
+from trainer.runs.spec import training_run_spec
+from trainer.runs.state import Event, Run
 from trainer.runs.waiting import WaitingLines
+from trainer.validation import validated
 
 
 class Ladders(RunService):
-    """All ladders of this trainer.
-
-    Args:
-        positions: The base's maximum context length, in tokens.
-    """
+    """All ladders of this trainer."""
 
     def __init__(
         self,
         ladder: LadderKind,
         settings: Settings,
         installation: Installation,
-        positions: int,
+        model: ServedModel,
         database: Database,
         notifier: Notifier,
         lines: WaitingLines,
     ) -> None:
         super().__init__(ladder, settings, database, notifier, lines)
         self._installation = installation
-        self._context_tokens = installation.context or positions
-        self._template = chat_template(installation.base)
+        self._model = model
 
     async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         """See RunService."""
@@ -63,7 +51,7 @@ class Ladders(RunService):
         rungs = self.directories.read(run_id, spec.RUNGS, Rungs)
         if rungs is None:
             return []
-        stored = (self.directories.read(run_id, scores_file(purpose), ArmScores) for purpose in ("prompts", "lora"))
+        stored = (self.directories.read(run_id, scores_file(purpose), ArmScores) for purpose in COMPARISONS)
         means = {
             arm.label: sum(arm.scores) / len(arm.scores)
             for scores in stored
@@ -91,58 +79,30 @@ class Ladders(RunService):
             TooManyRequests: The project has too many unfinished ladders.
             DiskFull: The disk is full.
         """
-        body = read_request(request)
-        retry = retry_of(idempotency_key, request)
-        existing = await self.find_previous_run(caller, retry)
-        if existing is not None:
-            return (await self.show_to(caller, existing))[0], True
-        ladder = self._spec(caller, body.model_copy(update={"adapter": context.adapter}), context)
-        new_run = NewRun(
+        body = validated(LadderBody, request)
+        draft = partial(self._draft, caller, request, body, context)
+        return await self.create_once(caller, request, key, idempotency_key, draft)
+
+    async def _draft(
+        self, caller: CurrentCaller, request: dict[str, Any], body: LadderBody, context: LadderContext
+    ) -> RunDraft:
+        settings = self._settings
+        ladder = LadderSpec(
+            **dict(training_run_spec(self.kind.new_id(), caller.project, self._installation, settings)),
+            **dict(self._model),
+            **dict(operator_rules(settings)),
+            seed=secrets.randbelow(2**31),
+            prices=settings.prices,
+            body=body.model_copy(update={"adapter": context.adapter}),
+            context_of_request=context,
+        )
+        return RunDraft(
+            kind=self.kind.name,
             id=ladder.id,
-            kind=kind.NAME,
-            project=caller.project,
-            key_id=caller.key_id,
-            run_key_id=key.id,
-            created_at=ladder.created_at,
+            spec=ladder,
             body=request | {"training_file": context.training_file.id},  # it may have named a dataset
             adapters=(context.adapter,),
             details=LadderDetails(adapter=context.adapter).model_dump(mode="json"),
-            status=kind.CLIMBING.waits_as,
-        )
-        run, made = await self.create_run(caller, new_run, ladder, key, retry, f"created ladder {ladder.id}")
-        return (await self.show_to(caller, run))[0], not made
-
-    def _spec(self, caller: CurrentCaller, body: LadderBody, context: LadderContext) -> LadderSpec:
-        settings, installation = self._settings, self._installation
-        return LadderSpec(
-            id=self.kind.new_id(),
-            project=caller.project,
-            created_at=int(time.time()),
-            gateway=installation.gateway,
-            base_dir=installation.base,
-            base_name=installation.base_name,
-            max_rank=installation.max_rank,
-            context=installation.context,
-            context_tokens=self._context_tokens,
-            dtype=installation.dtype,
-            device=settings.device,
-            checkpoint_s=settings.checkpoint_s,
-            yield_above=settings.yield_above,
-            yield_most_s=settings.yield_most_s,
-            seed=secrets.randbelow(2**31),
-            template_switches=template_switches(self._template),
-            thinks=thinks(self._template),
-            prices=Prices(
-                device_hour=settings.price_per_hour,
-                hosted_input=settings.price_hosted_input,
-                hosted_output=settings.price_hosted_output,
-                person_hour=settings.price_person_hour,
-                requests_per_month=settings.requests_per_month,
-                retrainings_per_year=settings.retrainings_per_year,
-            ),
-            body=body,
-            context_of_request=context,
-            **operator_rules(settings).model_dump(),
         )
 
     # reading
@@ -150,38 +110,42 @@ class Ladders(RunService):
     async def events(self, caller: CurrentCaller, ladder_id: str, *, limit: int) -> dict[str, Any]:
         """The ladder's last events, newest first. Raises NotFound."""
 
-        def read(db: sa.Connection) -> list[Event]:
-            run = self.find(db, caller, ladder_id)
-            return journal.newest(db, run.id, before=None, limit=limit + 1)
+        return await self.events_page(caller, ladder_id, limit=limit, show=_event_object)
 
-        events = await self._database.run(read)
-        shown = [
-            {
-                "object": "ladder.event",
-                "id": f"{event.run}-{event.number}",
-                "created_at": int(event.at),
-                "level": event.level,
-                "message": event.message,
-            }
-            for event in events[:limit]
-        ]
-        return list_object(shown, len(events) > limit)
 
-    async def report(self, caller: CurrentCaller, ladder_id: str) -> bytes:
-        """The report as JSON. Raises NotFound, LadderNotFinished."""
-        return await self._finished(caller, ladder_id, spec.REPORT)
+def ladder_object(run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The object of one ladder. ``rungs``: what is there by now, the cheapest first."""
+    result = run.result or {}
+    details = LadderDetails.model_validate(run.details)
+    return {
+        "object": "ladder",
+        "id": run.id,
+        "status": run.shown_status,
+        "created_at": run.created_at,
+        "finished_at": run.finished_at,
+        "adapter": details.adapter,
+        "training_file": run.body["training_file"],
+        "quick": bool(run.body.get("quick", False)),
+        "target": run.body.get("target"),
+        "children": [{"id": child, "purpose": purpose} for child, purpose in details.purposes.items()],
+        "waiting": waiting.model_dump(mode="json") if waiting is not None else None,
+        "rungs": rungs,
+        "advice": result.get("advice"),
+        "rung": result.get("rung"),
+        "model": result.get("model"),
+        "sentence": result.get("sentence"),
+        "result_files": list(result.get("files") or ()),
+        "seconds": result.get("seconds"),
+        "error": result.get("error"),
+        "metadata": run.body.get("metadata"),
+    }
 
-    async def report_page(self, caller: CurrentCaller, ladder_id: str) -> bytes:
-        """The report as a page. Raises NotFound, LadderNotFinished."""
-        return await self._finished(caller, ladder_id, spec.PAGE)
 
-    async def _finished(self, caller: CurrentCaller, ladder_id: str, name: str) -> bytes:
-        run = await self.row(caller, ladder_id)
-        if not run.over:
-            raise LadderNotFinished(
-                f"the ladder `{run.id}` is {run.shown_status} and has no report yet", retry_after_s=5
-            )
-        content = await asyncio.to_thread(self.directories.read_bytes, run.id, name)
-        if run.status is not Status.SUCCEEDED or content is None:
-            raise NotFound(f"the ladder `{run.id}` is {run.status} and has no report", param="id")
-        return content
+def _event_object(event: Event) -> dict[str, Any]:
+    return {
+        "object": "ladder.event",
+        "id": f"{event.run}-{event.number}",
+        "created_at": int(event.at),
+        "level": event.level,
+        "message": event.message,
+    }

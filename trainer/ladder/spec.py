@@ -6,28 +6,29 @@
     LADDERS/ID/plan.json       LadderPlan: the three parts of the data, and the instructions to try
     LADDERS/ID/rungs.json      Rungs: the rungs that are versions of the adapter by now
     LADDERS/ID/scores-EVALUATION.json   ArmScores, copied from a child evaluation when it has ended
-    LADDERS/ID/job.json        JobOutcome, from the child job
-    LADDERS/ID/uploads.json    Uploads; training.csv, store.txt: the examples of the store, and its id
+    LADDERS/ID/job.json, job-KEY.json   JobOutcome, from a child job
+    LADDERS/ID/uploads.json    Uploads; store.jsonl, store.txt: the examples of the store, and its id
     LADDERS/ID/ladder.json, ladder.html   the report
     LADDERS/ID/result.json     LadderResult
 
 A ladder alternates between short workers of its own and child runs: CLIMB prepares the data, an evaluation chooses the
 instructions, CLIMB makes versions of the prompts, an evaluation compares them, a job trains a LoRA, an evaluation asks
-it, and CONCLUDE writes the report.
+it, the same for each further LoRA, and CONCLUDE writes the report.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal, get_args
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from adapters.costs import Prices
+from adapters.protocol.requests import LadderFields
 from adapters.protocol.runs import FileRef, LadderContext
-from trainer.evaluate.evaluations.spec import OperatorRules
+from trainer.evaluate.evaluations.spec import OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
-from trainer.ladder.schemas import LadderBody
 from trainer.runs.protocol import Frozen, RunResult
+from trainer.runs.spec import TrainingRunSpec
 
 WORKER: Final = "trainer.ladder.worker"
 CLIMB: Final = "climb"
@@ -36,11 +37,12 @@ DATA: Final = "data.jsonl"
 DATA_REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
 RUNGS: Final = "rungs.json"
-JOB: Final = "job.json"
 UPLOADS: Final = "uploads.json"
 REPORT: Final = "ladder.json"
 PAGE: Final = "ladder.html"
 SCORES_PREFIX: Final = "scores-"
+CANCELLED: Final = "cancelled; the versions that were made stay"
+"""The last event of a cancelled ladder."""
 
 MIN_EXAMPLES: Final = 30
 """Independent held-out examples below which no advice is given."""
@@ -49,58 +51,62 @@ CHANGING_SHARE: Final = 0.3
 MAX_HELD_OUT: Final = 300
 
 RungKey = Literal[
-    "base", "instructions", "examples", "retrieved_examples", "documents", "lora", "lora_documents", "distilled"
+    "base",
+    "instructions",
+    "examples",
+    "retrieved_examples",
+    "documents",
+    "lora",
+    "lora_examples",
+    "lora_documents",
+    "distilled",
 ]
-Purpose = Literal["choose", "prompts", "job", "lora"]
-"""What a child run is for: to choose the instructions, to compare the prompts, to train a LoRA, to ask it."""
+SubsetKey = Literal["half", "quarter"]
+"""A LoRA on a part of the examples, for the learning curve: no rung."""
+TrainingKey = Literal["lora", "lora_examples", "lora_documents", "half", "quarter"]
+TRAININGS: Final[tuple[TrainingKey, ...]] = get_args(TrainingKey)
+EvaluationPurpose = Literal["choose", "prompts"] | TrainingKey
+Purpose = EvaluationPurpose | Literal["job", "job:lora_examples", "job:lora_documents", "job:half", "job:quarter"]
+"""What a child run is for: to choose the instructions, to compare the prompts, to train a LoRA, to ask it. The LoRA
+without retrieval, on all examples, is trained by `job`."""
 
 
-def scores_file(purpose: Purpose) -> str:
+COMPARISONS: Final[tuple[EvaluationPurpose, ...]] = ("prompts", *TRAININGS)
+"""The evaluations whose arms are compared with each other."""
+
+
+def scores_file(purpose: EvaluationPurpose) -> str:
     """The name of the file with the scores of the evaluation for `purpose`."""
     return f"{SCORES_PREFIX}{purpose}.json"
 
 
-class Prices(Frozen):
-    """The operator's prices, in one currency.
-
-    Attributes:
-        device_hour: Of the device that serves and trains.
-        hosted_input, hosted_output: Per million tokens of a hosted model, for comparison; None if not set.
-        person_hour: Of a person's work on data and checks.
-        requests_per_month: Expected traffic of one adapter.
-        retrainings_per_year: How often data and adapter are renewed.
-    """
-
-    device_hour: float = 0.0
-    hosted_input: float | None = None
-    hosted_output: float | None = None
-    person_hour: float = 0.0
-    requests_per_month: int = 10_000
-    retrainings_per_year: int = 4
+def outcome_file(key: TrainingKey) -> str:
+    """The name of the file that says what became of a training."""
+    return "job.json" if key == "lora" else f"job-{key}.json"
 
 
-class LadderSpec(OperatorRules):
-    """One ladder. The gateway has authorised everything that the request names."""
+def training_purpose(key: TrainingKey) -> Purpose:
+    """The purpose of the job that trains a LoRA."""
+    purposes: dict[TrainingKey, Purpose] = {
+        "lora": "job",
+        "lora_examples": "job:lora_examples",
+        "lora_documents": "job:lora_documents",
+        "half": "job:half",
+        "quarter": "job:quarter",
+    }
+    return purposes[key]
 
-    id: str
-    project: str
-    created_at: int
-    gateway: str
-    """The gateway's URL."""
-    base_dir: Path
-    base_name: str
-    max_rank: int
-    context: int | None
-    """The engine's context in tokens; None for the base's own."""
-    context_tokens: int
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    checkpoint_s: float = 60.0
-    yield_above: int = 0
-    yield_most_s: float = 30.0
+
+class LadderBody(LadderFields):
+    """Body of ``POST /v1/ladders``."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
+
+class LadderSpec(TrainingRunSpec, ServedModel, OperatorRules):
+    """One ladder."""
+
     seed: int = 0
-    template_switches: dict[str, bool] = Field(default_factory=dict)
-    thinks: bool = False
     prices: Prices = Prices()
     body: LadderBody
     context_of_request: LadderContext
@@ -129,7 +135,8 @@ class LadderPlan(Frozen):
         training: The examples that rungs may show and learn from, as a file of the gateway.
         choosing: Those on which the instructions are chosen; None if there are too few, or only one candidate.
         held_out: Those on which the rungs are compared; no rung has seen them.
-        counts: The number of examples of each part.
+        counts: The number of examples of each part, and of each subset.
+        subsets: Parts of the training part, for the learning curve.
         instructions: The system prompts to choose from, the first is the default; empty if the examples have system
             messages of their own that differ.
         answers: The closed set of answers, or empty.
@@ -144,6 +151,7 @@ class LadderPlan(Frozen):
     choosing: FileRef | None
     held_out: FileRef
     counts: dict[str, int]
+    subsets: dict[SubsetKey, FileRef] = Field(default_factory=dict)
     instructions: tuple[str, ...]
     answers: tuple[str, ...] = ()
     metric: dict[str, Any]
@@ -172,9 +180,9 @@ class Rung(Frozen):
 
 
 class SkippedRung(Frozen):
-    """A rung that was not measured, and why."""
+    """A rung, or a point of the learning curve, that was not measured, and why."""
 
-    key: RungKey
+    key: RungKey | SubsetKey
     title: str
     reason: str
 
@@ -198,7 +206,7 @@ class Uploads(Frozen):
 
 
 class JobOutcome(Frozen):
-    """What the child job left: its version and what it cost."""
+    """What a child job left: its version and what it cost. ``examples``: those that it was given."""
 
     id: str
     status: str

@@ -8,7 +8,6 @@ parent's end; they do not count towards the project's maximum of unfinished runs
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from functools import partial
 
@@ -17,7 +16,7 @@ import sqlalchemy as sa
 from trainer.database import Database
 from trainer.errors import InternalError
 from trainer.runs import journal, records
-from trainer.runs.kind import AnyKind, NewChild, Wait
+from trainer.runs.kind import AnyKind, RunDraft, Wait
 from trainer.runs.records import NewRun
 from trainer.runs.state import Run, Status
 
@@ -76,17 +75,11 @@ class Children:
         # what was requested of the parent while its worker ended holds for its children, too
         records.request_control(db, parent_id, parent.wanted)
 
-    def _new_run(self, parent: Run, child: NewChild) -> NewRun:
-        return NewRun(
-            id=child.id,
-            kind=child.kind,
+    def _new_run(self, parent: Run, child: RunDraft) -> NewRun:
+        return child.new_run(
+            self._kinds[child.kind].stages[0].waits_as,
             project=parent.project,
             key_id=parent.key_id,
             run_key_id=parent.run_key_id,
-            created_at=int(time.time()),
-            body=child.body,
-            adapters=child.adapters,
-            details=child.details,
-            status=self._kinds[child.kind].stages[0].waits_as,
             parent=parent.id,
         )

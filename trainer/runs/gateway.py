@@ -206,6 +206,14 @@ class Gateway:
             return False
         return True
 
+    def rendered(self, model: str, messages: list[dict[str, str]], grounding: dict[str, Any]) -> list[dict[str, Any]]:
+        """The messages as the engine would get them from `model`, with what `grounding` retrieves; nothing is asked."""
+        body = {"model": model, "messages": messages, "grounding": grounding}
+        path = "/v1/chat/completions/render"
+        answer = self._with_retries(lambda: self._json(lambda: self._http.post(path, json=body)))
+        rendered: list[dict[str, Any]] = answer["messages"]
+        return rendered
+
     def fingerprint(self) -> str:
         """The fingerprint of the served base model, a short hash; waits until the engine is ready."""
         return str(self._with_retries(lambda: self._json(lambda: self._http.get("/readyz")))["fingerprint"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from pydantic import BaseModel
 from trainer.errors import TooManyRequests
 from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories
+from trainer.runs.failures import DISK_FULL
 from trainer.runs.process import Command, WorkerExit
-from trainer.runs.protocol import RunResult
-from trainer.runs.records import TurnColumn
+from trainer.runs.protocol import Failure, RunResult
+from trainer.runs.records import NewRun, TurnColumn
 from trainer.runs.state import Run, Status
 
 R = TypeVar("R", bound=RunResult)
@@ -78,6 +80,19 @@ class RunOutcome(Generic[R]):
     level: Level = "info"
 
 
+def abort_without_output(result: type[R], abort: Abort, *, cancelled: str, given_up: str) -> RunOutcome[R]:
+    """The outcome of an aborted run that leaves nothing of use behind.
+
+    Args:
+        result: The kind's schema.
+        cancelled, given_up: The messages of its last event, by the cause.
+    """
+    if abort.cause is AbortCause.CANCELLED:
+        return RunOutcome(result(status="cancelled"), cancelled)
+    failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else Failure(code="worker_killed", message=given_up)
+    return RunOutcome(result(status="failed", error=failure), failure.message)
+
+
 @dataclass(frozen=True, slots=True)
 class Advance:
     """A stage other than the last has succeeded, and the run joins the queue of the next one.
@@ -92,16 +107,17 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
-class NewChild:
-    """A run that another run starts and waits for. It has its parent's project, creator and key.
+class RunDraft:
+    """A run that is to be created, for a caller or as a child run of another one.
 
     Attributes:
         kind: The name of its kind.
         id: New, from its kind's `new_id`.
         spec: What its worker is to do, in the kind's schema.
-        body: Recorded as what was asked for.
+        body: The request, as it is recorded.
         adapters: The names of the adapters that it is about.
         details: In the kind's schema.
+        trackers: The operator's experiment trackers that follow it.
     """
 
     kind: str
@@ -110,6 +126,26 @@ class NewChild:
     body: dict[str, Any]
     adapters: tuple[str, ...]
     details: dict[str, Any]
+    trackers: tuple[str, ...] = ()
+
+    def new_run(
+        self, status: Status, *, project: str, key_id: str, run_key_id: str, parent: str | None = None
+    ) -> NewRun:
+        """What is recorded of the run when it is created now. ``status``: its first."""
+        return NewRun(
+            id=self.id,
+            kind=self.kind,
+            project=project,
+            key_id=key_id,
+            run_key_id=run_key_id,
+            created_at=int(time.time()),
+            body=self.body,
+            adapters=self.adapters,
+            details=self.details,
+            status=status,
+            parent=parent,
+            trackers=self.trackers,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +153,12 @@ class Wait:
     """A run starts child runs and waits for them, without a worker.
 
     Attributes:
-        children: At least one.
+        children: At least one. Each gets its parent's project, creator and key.
         notes: Messages of the events to record, in order.
         details: Updates to the run's details.
     """
 
-    children: tuple[NewChild, ...]
+    children: tuple[RunDraft, ...]
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -171,12 +207,21 @@ class Kind(ABC, Generic[R]):
         """
         return self.stages[0]
 
+    def created(self, run_id: str) -> str | None:
+        """The message of the event that is recorded when a run is created for a caller; None for no event."""
+        return None
+
     async def prepare(self, run: Run, stage: Stage) -> None:
         """Write what the worker needs into the run's directory. Raises OSError."""
         return
 
     def started(self, run: Run, stage: Stage) -> str | None:
         """The message of the event that is recorded when a worker starts; None for no event."""
+        return None
+
+    def judging_since(self, run_id: str) -> float | None:
+        """Unix time since which a run's worker on the device has only judged; None: it has not, or its kind never does.
+        May block."""
         return None
 
     @abstractmethod

@@ -30,6 +30,15 @@ class WorkerExit:
     code: int | None
 
 
+def describe_exit(end: WorkerExit) -> str:
+    """How a worker exited, as a phrase that follows "the worker"."""
+    if end.code is None:
+        return "disappeared"
+    if end.code < 0:
+        return f"was killed ({signal.Signals(-end.code).name})"
+    return f"ended with exit code {end.code}"
+
+
 class Worker(Protocol):
     """A worker process, whichever trainer started it."""
 

@@ -6,27 +6,26 @@ import asyncio
 import errno
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
-from pydantic import BaseModel
 
 from adapters.protocol.reports import Waiting
 from trainer.config import Settings
 from trainer.database import Database
-from trainer.errors import DiskFull, InternalError, InvalidState, NotFound
+from trainer.errors import DiskFull, InternalError, InvalidState, NotFinished, NotFound
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal, records
 from trainer.runs.directories import RunDirectories
-from trainer.runs.idempotency import Retry, find_previous_run
-from trainer.runs.kind import Kind
+from trainer.runs.idempotency import Retry, find_previous_run, retry_of
+from trainer.runs.kind import Kind, RunDraft
 from trainer.runs.notifier import Notifier
 from trainer.runs.protocol import Control
 from trainer.runs.records import NO_FILTER, NewRun
-from trainer.runs.state import Run, Status
+from trainer.runs.state import Event, Run, Status
 from trainer.runs.waiting import WaitingLines
 
 SETTLE_S: Final = 10.0
@@ -77,23 +76,39 @@ class RunService(ABC):
         """The run that an earlier request with this Idempotency-Key created. Raises IdempotencyKeyReused."""
         return await self._database.run(partial(self._made_before, caller=caller, retry=retry))
 
-    async def create_run(
+    async def create_once(
         self,
         caller: CurrentCaller,
-        new_run: NewRun,
-        spec: BaseModel,
+        content: object,
         key: RunKey,
-        retry: Retry | None,
-        message: str | None,
-    ) -> tuple[Run, bool]:
-        """Create a run atomically: its directory and its record.
+        idempotency_key: str | None,
+        draft: Callable[[], Awaitable[RunDraft]],
+    ) -> tuple[dict[str, Any], bool]:
+        """Create a run, unless an earlier request with this Idempotency-Key has created it.
 
         Args:
-            new_run: The run to record.
-            spec: What its worker is to do.
-            key: The key that its worker uses at the gateway.
-            retry: The Idempotency-Key of the request.
-            message: Its first event.
+            content: The request's body.
+            key: The key that the run's worker uses at the gateway.
+            draft: Checks the request and describes the run; called only if it is new.
+
+        Returns:
+            The run's API object, and whether it already existed.
+
+        Raises:
+            IdempotencyKeyReused: The Idempotency-Key was used with a different body. Also what `draft` and `create_run`
+                raise.
+        """
+        retry = retry_of(idempotency_key, content)
+        previous = await self.find_previous_run(caller, retry)
+        made = False
+        if previous is None:
+            previous, made = await self.create_run(caller, await draft(), key, retry)
+        return (await self.show_to(caller, previous))[0], not made
+
+    async def create_run(
+        self, caller: CurrentCaller, draft: RunDraft, key: RunKey, retry: Retry | None
+    ) -> tuple[Run, bool]:
+        """Create a run atomically: its directory and its record.
 
         Returns:
             The run, and whether this call created it: a concurrent request with the same key may have been faster.
@@ -104,17 +119,18 @@ class RunService(ABC):
             DiskFull: The disk is full.
             InternalError: The directory could not be created, or the gateway has given up on the request.
         """
+        new_run = draft.new_run(
+            self.kind.stages[0].waits_as, project=caller.project, key_id=caller.key_id, run_key_id=key.id
+        )
         try:
-            await asyncio.to_thread(self.directories.create, new_run.id, spec, key.secret)
+            await asyncio.to_thread(self.directories.create, draft.id, draft.spec, key.secret)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull("the trainer's disk is full; nothing was created") from error
             raise InternalError(f"could not create the {self.kind.noun}'s directory") from error
         made = False
         try:
-            run, made = await self._database.run(
-                partial(self._add, caller=caller, new_run=new_run, retry=retry, message=message)
-            )
+            run, made = await self._database.run(partial(self._add, caller=caller, new_run=new_run, retry=retry))
         except asyncio.CancelledError:
             made = True  # the transaction may still be committed; if it is not, the next start removes the directory
             raise
@@ -124,9 +140,7 @@ class RunService(ABC):
         self._notifier.notify()
         return run, made
 
-    def _add(
-        self, db: sa.Connection, caller: CurrentCaller, new_run: NewRun, retry: Retry | None, message: str | None
-    ) -> tuple[Run, bool]:
+    def _add(self, db: sa.Connection, caller: CurrentCaller, new_run: NewRun, retry: Retry | None) -> tuple[Run, bool]:
         known = self._made_before(db, caller, retry)
         if known is not None:
             return known, False
@@ -138,7 +152,7 @@ class RunService(ABC):
                 f"the project has {limit} unfinished {self.kind.noun}s, the maximum: wait for one to end or cancel one",
                 retry_after_s=TOO_MANY_RETRY_S,
             )
-        run = records.add(db, new_run, retry)
+        run, message = records.add(db, new_run, retry), self.kind.created(new_run.id)
         return (run if message is None else journal.record_event(db, run, message)), True
 
     def _made_before(self, db: sa.Connection, caller: CurrentCaller, retry: Retry | None) -> Run | None:
@@ -196,6 +210,48 @@ class RunService(ABC):
 
         runs = await self._database.run(read)
         return list_object(await self.show_to(caller, *runs[:limit]), len(runs) > limit)
+
+    async def events_page(
+        self,
+        caller: CurrentCaller,
+        run_id: str,
+        *,
+        limit: int,
+        show: Callable[[Event], dict[str, Any]],
+        before: Callable[[Run], int | None] = lambda _run: None,
+    ) -> dict[str, Any]:
+        """A page of a run's events, newest first.
+
+        Args:
+            show: Gives the API object of an event.
+            before: Gives the number of the event before which the page begins; None for the newest.
+
+        Raises:
+            NotFound: There is no such run. Also what `before` raises.
+        """
+
+        def read(db: sa.Connection) -> list[Event]:
+            run = self.find(db, caller, run_id)
+            return journal.newest(db, run.id, before=before(run), limit=limit + 1)
+
+        events = await self._database.run(read)
+        return list_object([show(event) for event in events[:limit]], len(events) > limit)
+
+    async def output(self, caller: CurrentCaller, run_id: str, name: str) -> bytes:
+        """The content of a file that a run has when it has succeeded, such as its report.
+
+        Raises:
+            NotFound: There is no such run, or it did not succeed, or the file is gone.
+            NotFinished: The run has not ended.
+        """
+        run = await self.row(caller, run_id)
+        noun = self.kind.noun
+        if not run.over:
+            raise NotFinished(f"the {noun} `{run.id}` is {run.shown_status} and has no report yet", retry_after_s=5)
+        content = await asyncio.to_thread(self.directories.read_bytes, run.id, name)
+        if run.status is not Status.SUCCEEDED or content is None:
+            raise NotFound(f"the {noun} `{run.id}` is {run.status} and has no report", param="id")
+        return content
 
     # changing
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Collection
 from typing import Any, Final
@@ -12,13 +11,13 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from trainer.database import Database
-from trainer.runs import journal, protocol, records
+from trainer.runs import device_time, journal, protocol, records
 from trainer.runs.children import Children
 from trainer.runs.failures import is_full
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.kind import Abort, AbortCause, Advance, AnyKind, RunOutcome, Stage, Wait
 from trainer.runs.notifier import Notifier
-from trainer.runs.process import WorkerExit
+from trainer.runs.process import WorkerExit, describe_exit
 from trainer.runs.protocol import FAILED, Control, RunResult
 from trainer.runs.state import Run, Status
 from trainer.webhook import outbox
@@ -55,11 +54,13 @@ class Transitions:
         """Add the device time of an exited worker, up to its last heartbeat, as its exit may have gone unnoticed."""
         heartbeat = await asyncio.to_thread(kind.directories.last_heartbeat, run_id, kind.heartbeat_files)
         until = min(time.time(), heartbeat)
+        judging_since = await asyncio.to_thread(kind.judging_since, run_id)
 
         def count(db: sa.Connection) -> None:
             run = records.get(db, run_id)
             if run.status is Status.RUNNING and until > run.served_at:
                 # after a crash before the next state is recorded this runs again and must add nothing
+                device_time.add(db, run_id, run.served_at, until, judging_since)
                 records.change(db, run_id, device_s=run.device_s + until - run.served_at, served_at=until)
 
         await self._database.run(count)
@@ -195,15 +196,6 @@ class Transitions:
 
         await self._database.run(requeue)
         self._notifier.notify()
-
-
-def describe_exit(end: WorkerExit) -> str:
-    """How a worker exited, as a phrase that follows "the worker"."""
-    if end.code is None:
-        return "disappeared"
-    if end.code < 0:
-        return f"was killed ({signal.Signals(-end.code).name})"
-    return f"ended with exit code {end.code}"
 
 
 def _ending(kind: AnyKind, run: Run, result: RunResult) -> tuple[str, dict[str, Any]]:

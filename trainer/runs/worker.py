@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel
-
 from trainer.errors import RunDirectoryBusy
 from trainer.runs import protocol
 from trainer.runs.control import Interrupted, WorkerControl
@@ -26,6 +24,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.failures import explain, is_full
 from trainer.runs.gateway import Gateway
 from trainer.runs.protocol import BUSY, DONE, FAILED, FULL, PAUSED, Failure, RunResult
+from trainer.runs.spec import RunSpec
 
 R = TypeVar("R", bound=RunResult)
 _LOG = logging.getLogger("hatrack.trainer.worker")
@@ -43,13 +42,13 @@ class Pipeline(ABC, Generic[R]):
         Raises Interrupted, and any exception that makes the run fail.
         """
 
-    @abstractmethod
     def cancelled(self) -> tuple[R, str]:
         """The result of a cancelled run, and the message of its last event."""
+        return self.result(status="cancelled"), "cancelled"
 
-    @abstractmethod
     def failed(self, failure: Failure) -> tuple[R, str]:
         """The result of a failed run, and the message of its last event."""
+        return self.result(status="failed", error=failure), failure.message
 
     def explain(self, error: Exception) -> Failure:
         """The run's `error` for an exception."""
@@ -72,7 +71,7 @@ class WorkerKind:
     module: str
     stages: tuple[str, ...]
     lower_priority: Callable[[], object]
-    spec: type[BaseModel]
+    spec: type[RunSpec]
     pipeline: Callable[[Any, RunDirectory, Gateway, Callable[[], None]], Pipeline[Any]]
 
 
@@ -101,7 +100,7 @@ def main(kind: WorkerKind, arguments: Sequence[str] | None = None) -> int:
 
 def work(kind: WorkerKind, directory: RunDirectory, stage: str) -> int:
     """Do the run of `directory` up to the end of `stage`; returns the exit code."""
-    spec: Any = kind.spec.model_validate_json(directory.path(protocol.SPEC).read_bytes())
+    spec = kind.spec.model_validate_json(directory.path(protocol.SPEC).read_bytes())
     control = WorkerControl(directory)
     gateway = Gateway(
         spec.gateway,

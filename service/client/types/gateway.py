@@ -1,4 +1,4 @@
-"""Models, citations, health, API keys, the audit log and usage."""
+"""Models, citations, rendered prompts, health, API keys, the audit log and usage."""
 
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
@@ -34,6 +34,27 @@ class Citation(TypedDict):
     """The beginning of the passage, up to 1,000 characters."""
     attributes: dict[str, str | bool | float]
     """Metadata of the document."""
+
+
+class RenderedGrounding(TypedDict):
+    """What retrieval came to for a rendered prompt."""
+
+    outcome: Literal["ok", "empty", "no_room", "late", "broken"]
+    citations: list[Citation]
+
+
+class RenderedPrompt(TypedDict):
+    """A chat completion's request as the engine would get it."""
+
+    object: Literal["chat.completion.prompt"]
+    model: str
+    messages: list[dict[str, Any]]
+    """With the version's system prompt and examples, and the retrieved passages."""
+    tools: list[dict[str, Any]]
+    parameters: dict[str, Any]
+    """Every other field, with the version's sampling defaults."""
+    grounding: RenderedGrounding | None
+    """None if nothing was to be retrieved."""
 
 
 class EngineHealth(TypedDict):

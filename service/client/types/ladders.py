@@ -6,7 +6,15 @@ from service.client.types.evaluations import ArmDifference, ArmMean
 from service.client.types.training import JobError, Waiting
 
 RungKey = Literal[
-    "base", "instructions", "examples", "retrieved_examples", "documents", "lora", "lora_documents", "distilled"
+    "base",
+    "instructions",
+    "examples",
+    "retrieved_examples",
+    "documents",
+    "lora",
+    "lora_examples",
+    "lora_documents",
+    "distilled",
 ]
 AdviceWord = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
 
@@ -15,7 +23,20 @@ class LadderChild(TypedDict):
     """A job or an evaluation of the ladder."""
 
     id: str
-    purpose: Literal["choose", "prompts", "job", "lora"]
+    purpose: Literal[
+        "choose",
+        "prompts",
+        "job",
+        "lora",
+        "job:lora_examples",
+        "lora_examples",
+        "job:lora_documents",
+        "lora_documents",
+        "job:half",
+        "half",
+        "job:quarter",
+        "quarter",
+    ]
 
 
 class LadderRung(TypedDict):
@@ -95,6 +116,24 @@ class ReportedRung(TypedDict):
     system_prompt: NotRequired[str | None]
 
 
+class CurvePoint(TypedDict):
+    """A LoRA on a part of the examples."""
+
+    part: str
+    """In words: a quarter, a half, all."""
+    model: str
+    examples: int
+    mean: ArmMean
+
+
+class LearningCurve(TypedDict):
+    """Would more examples help?"""
+
+    points: list[CurvePoint]
+    """The fewest examples first."""
+    sentence: str
+
+
 class LadderReport(TypedDict):
     """The whole ladder, the cheapest rung first."""
 
@@ -108,6 +147,8 @@ class LadderReport(TypedDict):
     advice: LadderAdvice
     rungs: list[ReportedRung]
     skipped: list[dict[str, str]]
+    curve: NotRequired[LearningCurve | None]
+    """None if no LoRA was trained on a part of the examples."""
     metric: str
     why_metric: str
     counts: dict[str, int]

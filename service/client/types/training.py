@@ -40,6 +40,7 @@ class Hyperparameters(TypedDict):
     beta: NotRequired[float | str | None]
     """Of DPO."""
     held_out_share: NotRequired[float | str | None]
+    grounding: NotRequired[dict[str, Any] | None]
     promote: NotRequired[str | None]
     metric: NotRequired[str | dict[str, Any] | None]
     suites: NotRequired[list[str] | str | None]
@@ -114,7 +115,9 @@ class JobPlan(TypedDict):
     """Reasons by hyperparameter."""
     system_prompt: str | None
     grounding: dict[str, Any] | None
-    """Inherited from the parent version."""
+    """The job's own, or that of the version to continue from."""
+    trained_with_passages: bool
+    """Whether the training prompts have the passages that it retrieves."""
     tokens_an_epoch: int
     seconds_expected: float | None
     primary: PrimaryMetric | None
@@ -218,8 +221,14 @@ class JobDetails(TypedDict):
     digest: str | None
     """Digest of the new version."""
     seconds: float | None
+    """How long the job's workers had the device."""
+    training_seconds: float | None
+    """Of `seconds`, until the version was registered."""
+    judging_seconds: float | None
+    """Of `seconds`, the rest."""
     cost: float | None
-    """In the operator's currency."""
+    """`seconds` at the price of the device; None if no price is set."""
+    currency: str | None
     final_loss: float | None
     """In nats per trained token."""
 

@@ -121,6 +121,8 @@ class _Handler(QuietHandler):
             return 200, {"object": "list", "data": [{"id": "tiny-base"}]}
         if path == "/v1/chat/completions":
             return self._chat(json.loads(body))
+        if path == "/v1/chat/completions/render":
+            return 200, _rendered(**json.loads(body))
         if path == "/v1/adapters":
             return self._push(query, body) if self.command == "POST" else self._list(query)
         return self._registry(path, query, body)
@@ -219,6 +221,11 @@ class _Handler(QuietHandler):
             self.wfile.flush()
         self.close_connection = True
         return 0, None
+
+
+def _rendered(model: str, messages: list[dict[str, Any]], **parameters: Any) -> dict[str, Any]:
+    grounding = {"outcome": "ok", "citations": [{"index": 1}]} if parameters.pop("grounding", None) else None
+    return {"model": model, "messages": messages, "tools": [], "parameters": parameters, "grounding": grounding}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from trainer.config import Settings
 from trainer.durable import replaced_file
 from trainer.errors import EngineChanged
 from trainer.evaluate import endpoints
-from trainer.evaluate.arms import Frozen, Question
+from trainer.evaluate.arms import Question
 from trainer.evaluate.asking import HttpAnswerer
 from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.evaluations import spec
@@ -38,6 +38,8 @@ from trainer.runs import protocol
 from trainer.runs.control import run_interruptible
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
+from trainer.runs.protocol import Frozen
+from trainer.runs.spec import RunSpec
 
 RESULTS_PURPOSE: Final = "fine-tune-results"
 ENGINE: Final = "engine.json"
@@ -56,10 +58,7 @@ class Evaluator:
     """Evaluates for one run.
 
     Args:
-        run_id: Prefix of the uploaded files' names.
-        project: Whose looks at held-out examples count.
-        url: The gateway's URL.
-        base_name: The base's served name.
+        run_spec: The run: its id begins the uploaded files' names; its project's looks at held-out examples count.
         directory: The run directory.
         gateway: The gateway's client.
         check: Raises if the worker has to stop.
@@ -71,10 +70,7 @@ class Evaluator:
 
     def __init__(
         self,
-        run_id: str,
-        project: str,
-        url: str,
-        base_name: str,
+        run_spec: RunSpec,
         directory: RunDirectory,
         gateway: Gateway,
         check: Callable[[], None],
@@ -84,12 +80,12 @@ class Evaluator:
         measures_base: bool = False,
         settings: Callable[[], Settings],
     ) -> None:
-        self._run_id, self._url, self._base_name = run_id, url, base_name
+        self._run = run_spec
         self._directory, self._gateway = directory, gateway
         self._check, self._on_stage = check, on_stage
         self._concurrency, self._settings = concurrency, settings
         self._measures_base = measures_base
-        self._looks = RunLooks(directory.directory, project, run_id)
+        self._looks = RunLooks(directory.directory, run_spec.project, run_spec.id)
 
     def uploaded(self) -> UploadedFiles:
         """The ids of the files uploaded so far."""
@@ -157,13 +153,13 @@ class Evaluator:
 
     def _base_measurements(self, fingerprint: str) -> BaseMeasurements:
         shared = self._directory.directory.parent.parent / DIRECTORY
-        return BaseMeasurements(shared, self._base_name, fingerprint, reuse=not self._measures_base)
+        return BaseMeasurements(shared, self._run.base_name, fingerprint, reuse=not self._measures_base)
 
     async def _ask(
         self, evaluation: EvaluationSpec, questions: tuple[Question, ...], kept: BaseMeasurements
     ) -> Outcome:
         path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
-        endpoint = Endpoint(self._url, SecretStr(path(protocol.KEY).read_text().strip()))
+        endpoint = Endpoint(self._run.gateway, SecretStr(path(protocol.KEY).read_text().strip()))
         scorer = HttpScorer(endpoint, path(spec.SCORES), concurrency=concurrency)
         context = WorkerContext(endpoint, scorer, self._directory.directory, settings, concurrency)
         return await run(
@@ -191,7 +187,7 @@ class Evaluator:
         """Upload the questions to the gateway, once."""
         uploaded = self.uploaded()
         if uploaded.held_out is None:
-            held_out = self._gateway.upload_file(f"{self._run_id}-{spec.QUESTIONS}", lines, purpose)
+            held_out = self._gateway.upload_file(f"{self._run.id}-{spec.QUESTIONS}", lines, purpose)
             self._directory.write(spec.UPLOADED_FILES, uploaded.model_copy(update={"held_out": held_out}))
 
     def upload_report(self, report: EvaluationReport, scores: VerdictScores | None) -> UploadedFiles:
@@ -207,7 +203,7 @@ class Evaluator:
             self._check()
             self._directory.path(name).write_text(content, "utf-8")
             if getattr(uploaded, part) is None:
-                file_id = self._gateway.upload_file(f"{self._run_id}-{name}", content.encode(), RESULTS_PURPOSE)
+                file_id = self._gateway.upload_file(f"{self._run.id}-{name}", content.encode(), RESULTS_PURPOSE)
                 uploaded = uploaded.model_copy(update={part: file_id})
                 self._directory.write(spec.UPLOADED_FILES, uploaded)
         return uploaded

@@ -16,10 +16,8 @@ from trainer.evaluate.evaluations.spec import ANSWER_FILES, REVALIDATION, Evalua
 from trainer.reviews.service import Reviews
 from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories
-from trainer.runs.failures import DISK_FULL
-from trainer.runs.kind import Abort, AbortCause, Kind, RunOutcome, Stage
-from trainer.runs.process import Command, WorkerExit
-from trainer.runs.protocol import Failure
+from trainer.runs.kind import Abort, Kind, RunOutcome, Stage, abort_without_output
+from trainer.runs.process import Command, describe_exit
 from trainer.runs.state import Run, Status
 
 NAME: Final = "evaluation"
@@ -82,10 +80,11 @@ class EvaluationKind(Kind[EvaluationResult]):
 
     def abort_run(self, run: Run, abort: Abort) -> RunOutcome[EvaluationResult]:
         """See Kind."""
-        if abort.cause is AbortCause.CANCELLED:
-            return RunOutcome(EvaluationResult(status="cancelled"), "cancelled")
-        failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else _worker_killed(abort.end, abort.times)
-        return RunOutcome(EvaluationResult(status="failed", error=failure), failure.message)
+        given_up = (
+            f"The worker {describe_exit(abort.end)}, {abort.times} times in a row without progress. Check its log in "
+            "the evaluation's directory, then create the evaluation again."
+        )
+        return abort_without_output(EvaluationResult, abort, cancelled="cancelled", given_up=given_up)
 
     async def conclude(self, run: Run, result: EvaluationResult) -> tuple[EvaluationResult, dict[str, Any]]:
         """See Kind."""
@@ -117,12 +116,3 @@ class EvaluationKind(Kind[EvaluationResult]):
     def worker_progress(self, run_id: str) -> EvaluationProgress | None:
         """The worker's last progress report; None before the first one."""
         return self.directories.read(run_id, spec.PROGRESS, EvaluationProgress)
-
-
-def _worker_killed(end: WorkerExit, times: int) -> Failure:
-    how = "disappeared" if end.code is None else f"ended with exit code {end.code}"
-    message = (
-        f"The worker {how}, {times} times in a row without progress. Check its log in the evaluation's directory, then "
-        "create the evaluation again."
-    )
-    return Failure(code="worker_killed", message=message)

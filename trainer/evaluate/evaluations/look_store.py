@@ -98,10 +98,10 @@ class RunLooks:
 
 def _read(path: Path) -> list[Look]:
     try:
-        found = _LIST.validate_json(path.read_bytes())
+        stored = _LIST.validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return []
-    return [Look(version=look.digest, examples=look.examples) for look in found]
+    return [Look(version=look.digest, examples=look.examples) for look in stored]
 
 
 def _add(db: sa.Connection, project: str, run: str, taken: Sequence[Look]) -> None:

@@ -88,10 +88,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         self._check = check
         self._reported = ("", 0.0)
         self._evaluator = Evaluator(
-            job.id,
-            job.project,
-            job.gateway,
-            job.base_name,
+            job,
             directory,
             gateway,
             check,
@@ -137,14 +134,6 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             result = result.model_copy(update={"holds": holds})
         notes = [*plan.notes, *(note for note in (uncompared, note) if note is not None)]
         return result.model_copy(update={"live": live, "note": ". ".join(notes) or None})
-
-    def cancelled(self) -> tuple[EvaluationResult, str]:
-        """See Pipeline."""
-        return EvaluationResult(status="cancelled"), "cancelled"
-
-    def failed(self, failure: Failure) -> tuple[EvaluationResult, str]:
-        """See Pipeline."""
-        return EvaluationResult(status="failed", error=failure), failure.message
 
     def explain(self, error: Exception) -> Failure:
         """See Pipeline. An invalid file is the held-out file."""

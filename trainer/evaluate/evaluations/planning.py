@@ -14,7 +14,6 @@ from trainer.evaluate.arms import (
     NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
     Arm,
-    Frozen,
     Prompt,
     Question,
     answer_list_fits,
@@ -31,6 +30,7 @@ from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
+from trainer.runs.protocol import Frozen
 
 
 class EvaluationPlan(Frozen):

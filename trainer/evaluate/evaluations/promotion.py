@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from trainer.errors import GatewayRefused
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.runs.gateway import Gateway
+from trainer.runs.protocol import Frozen
 
 LIVE: Final = "live"
 MOVED: Final = "alias_moved"

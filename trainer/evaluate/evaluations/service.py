@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from functools import partial
 from typing import Any
 
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import EvaluationContext
-from trainer.base_model import chat_template
 from trainer.config import Installation, Settings
 from trainer.database import Database
-from trainer.errors import EvaluationNotFinished, NotFound
-from trainer.evaluate.arms import base_label, template_switches, thinks
-from trainer.evaluate.evaluations import kind, spec
+from trainer.evaluate.arms import base_label
 from trainer.evaluate.evaluations.kind import EvaluationKind
 from trainer.evaluate.evaluations.objects import evaluation_object
 from trainer.evaluate.evaluations.schemas import EvaluationBody, read_request
-from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationJob, operator_rules
+from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationJob, ServedModel, operator_rules
 from trainer.http import CurrentCaller
-from trainer.runs.idempotency import retry_of
+from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
-from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
+from trainer.runs.spec import run_spec
 from trainer.runs.state import Run, Status
 from trainer.runs.waiting import WaitingLines
 
 
 class Evaluations(RunService):
-    """All evaluations of this trainer.
-
-    Args:
-        positions: The base's maximum context length, in tokens.
-    """
+    """All evaluations of this trainer."""
 
     def __init__(
         self,
         evaluation: EvaluationKind,
         settings: Settings,
         installation: Installation,
-        positions: int,
+        model: ServedModel,
         database: Database,
         notifier: Notifier,
         lines: WaitingLines,
@@ -47,8 +40,7 @@ class Evaluations(RunService):
         super().__init__(evaluation, settings, database, notifier, lines)
         self._evaluation = evaluation
         self._installation = installation
-        self._context_tokens = installation.context or positions
-        self._template = chat_template(installation.base)
+        self._model = model
 
     async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         """See RunService."""
@@ -73,63 +65,29 @@ class Evaluations(RunService):
             DiskFull: The disk is full.
         """
         body = read_request(request)
-        retry = retry_of(idempotency_key, request)
-        existing = await self.find_previous_run(caller, retry)
-        if existing is not None:
-            return (await self.show_to(caller, existing))[0], True
+        draft = partial(self._draft, caller, request, body, context)
+        return await self.create_once(caller, request, key, idempotency_key, draft)
+
+    async def _draft(
+        self, caller: CurrentCaller, request: dict[str, Any], body: EvaluationBody, context: EvaluationContext
+    ) -> RunDraft:
         await asyncio.to_thread(_check, body, context, self._settings)
-        job = self._job(caller, body.model_copy(update={"held_out": context.held_out.id}), context)
-        details = EvaluationDetails(arms=tuple(_arms(body, context, self._installation.base_name)))
-        new_run = NewRun(
-            id=job.id,
-            kind=kind.NAME,
-            project=caller.project,
-            key_id=caller.key_id,
-            run_key_id=key.id,
-            created_at=job.created_at,
+        spec = EvaluationJob(
+            **dict(run_spec(self.kind.new_id(), caller.project, self._installation)),
+            **dict(self._model),
+            **dict(operator_rules(self._settings)),
+            body=body.model_copy(update={"held_out": context.held_out.id}),
+            context=context,
+        )
+        details = EvaluationDetails(arms=tuple(_arms(body, context, spec.base_name)))
+        return RunDraft(
+            kind=self.kind.name,
+            id=spec.id,
+            spec=spec,
             body=request | {"held_out": context.held_out.id},  # it may have named a dataset
             adapters=_adapters(details),
             details=details.model_dump(mode="json"),
-            status=kind.EVALUATE.waits_as,
         )
-        run, made = await self.create_run(caller, new_run, job, key, retry, None)
-        return (await self.show_to(caller, run))[0], not made
-
-    def _job(self, caller: CurrentCaller, body: EvaluationBody, context: EvaluationContext) -> EvaluationJob:
-        return EvaluationJob(
-            id=self.kind.new_id(),
-            project=caller.project,
-            created_at=int(time.time()),
-            gateway=self._installation.gateway,
-            base_name=self._installation.base_name,
-            context_tokens=self._context_tokens,
-            template_switches=template_switches(self._template),
-            thinks=thinks(self._template),
-            body=body,
-            context=context,
-            **operator_rules(self._settings).model_dump(),
-        )
-
-    # reading
-
-    async def report(self, caller: CurrentCaller, evaluation_id: str) -> bytes:
-        """The report as JSON. Raises NotFound, EvaluationNotFinished."""
-        return await self._finished(caller, evaluation_id, spec.REPORT)
-
-    async def report_page(self, caller: CurrentCaller, evaluation_id: str) -> bytes:
-        """The report as a page. Raises NotFound, EvaluationNotFinished."""
-        return await self._finished(caller, evaluation_id, spec.PAGE)
-
-    async def _finished(self, caller: CurrentCaller, evaluation_id: str, name: str) -> bytes:
-        run = await self.row(caller, evaluation_id)
-        if not run.over:
-            raise EvaluationNotFinished(
-                f"the evaluation `{run.id}` is {run.shown_status} and has no report yet", retry_after_s=5
-            )
-        content = await asyncio.to_thread(self.directories.read_bytes, run.id, name)
-        if run.status is not Status.SUCCEEDED or content is None:
-            raise NotFound(f"the evaluation `{run.id}` is {run.status} and has no report", param="id")
-        return content
 
 
 def _check(body: EvaluationBody, context: EvaluationContext, settings: Settings) -> None:

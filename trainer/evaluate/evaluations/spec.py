@@ -23,10 +23,12 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from adapters.protocol.runs import EvaluationContext
-from trainer.config import Settings
-from trainer.evaluate.arms import Frozen
+from trainer.base_model import chat_template
+from trainer.config import Installation, Settings
+from trainer.evaluate.arms import template_switches, thinks
 from trainer.evaluate.evaluations.schemas import EvaluationBody
-from trainer.runs.protocol import RunResult
+from trainer.runs.protocol import Frozen, RunResult
+from trainer.runs.spec import RunSpec
 
 WORKER: Final = "trainer.evaluate.evaluations.worker"
 """The module that starts a worker."""
@@ -84,21 +86,34 @@ def operator_rules(settings: Settings) -> OperatorRules:
     )
 
 
-class EvaluationJob(OperatorRules):
-    """One evaluation. The gateway has authorised everything that the request names."""
+class ServedModel(Frozen):
+    """What an evaluation must know of the model that the engine serves."""
 
-    id: str
-    project: str
-    created_at: int
-    gateway: str
-    """The gateway's URL."""
-    base_name: str
     context_tokens: int
     """The engine's context, in tokens."""
     template_switches: dict[str, bool] = Field(default_factory=dict)
     """See `arms.template_switches`."""
     thinks: bool = False
     """See `arms.thinks`."""
+
+
+def served_model(installation: Installation, positions: int) -> ServedModel:
+    """The model that the engine serves now. Reads its chat template.
+
+    Args:
+        positions: The base's maximum context length, in tokens.
+    """
+    template = chat_template(installation.base)
+    return ServedModel(
+        context_tokens=installation.context or positions,
+        template_switches=template_switches(template),
+        thinks=thinks(template),
+    )
+
+
+class EvaluationJob(RunSpec, ServedModel, OperatorRules):
+    """One evaluation."""
+
     body: EvaluationBody
     context: EvaluationContext
 

@@ -19,8 +19,8 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from trainer.errors import SandboxUnavailable
-from trainer.evaluate.arms import Frozen
 from trainer.evaluate.sandbox.files import PythonFiles, filter_library, python_files
+from trainer.runs.protocol import Frozen
 
 PACKAGE: Final = "trainer.evaluate.sandbox"
 SLACK_S: Final = 10.0

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from trainer.errors import SuiteUnavailable
-from trainer.evaluate.arms import Frozen
+from trainer.runs.protocol import Frozen
 
 T = TypeVar("T")
 Row = TypeVar("Row", bound=BaseModel)

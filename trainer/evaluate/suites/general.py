@@ -17,9 +17,10 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.arms import Arm, ChatMessage, Frozen, Question
+from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.asking import OnProgress
 from trainer.evaluate.likelihood import ReplyBatch, Scorer, TextBatch, TokenLogprobs, common_prefix
+from trainer.runs.protocol import Frozen
 
 GENERAL: Final = "general.jsonl"
 ITEMS_PER_REQUEST: Final = 8

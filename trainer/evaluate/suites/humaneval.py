@@ -17,7 +17,7 @@ from typing import Final
 from pydantic import Field, ValidationError
 
 from trainer.errors import SuiteUnavailable
-from trainer.evaluate.arms import Arm, ChatMessage, Frozen, Question
+from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.asking import ArmRequest, all_or_first_error
 from trainer.evaluate.compare import OnStage
 from trainer.evaluate.sandbox.sandbox import Sandbox, prove_sandbox
@@ -25,6 +25,7 @@ from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.suites.accuracy import accuracy_result
 from trainer.evaluate.suites.data import sample
 from trainer.evaluate.suites.measured import SuiteContext
+from trainer.runs.protocol import Frozen
 
 MAX_CONCURRENT_RUNS: Final = 2
 INSTRUCTION: Final = (

@@ -158,12 +158,12 @@ async def test_no_slot_is_used_and_the_version_has_a_turn_of_its_own() -> None:
 async def test_no_example_is_taken_for_the_question_that_passages_answer() -> None:
     asked = []
 
-    class Shelf:
+    class RecordingProvider:
         async def retrieve(self, query: Any, deadline: float) -> list[Any]:
             asked.append((query.text, query.messages))
             return []
 
-    providers: dict[str, Any] = {"embedded": Shelf()}
+    providers: dict[str, Any] = {"embedded": RecordingProvider()}
     hook = Hook(providers, PassageFormatter(b"secret", ()), context=2048, on_failure="fail_open", timeout_s=240)
     authenticator = Authenticator("a-key-of-the-tests")
     world = stocked(hook=hook, authenticator=authenticator)

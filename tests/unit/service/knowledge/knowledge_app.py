@@ -16,8 +16,8 @@ from fastapi import FastAPI
 
 from service.config import Settings
 from service.error_handlers import RequestIds
-from service.knowledge.assemble import assemble
 from service.knowledge.routes import router
+from service.knowledge.service import Knowledge
 from tests.unit.service.files.files_app import ADMIN_KEY, FilesApp
 
 WIDTH = 64
@@ -48,7 +48,7 @@ class KnowledgeApp(FilesApp):
         settings = Settings(
             home=home, base_model=str(base), embeddings_url=url, embeddings_model="words", engine_device="cpu"
         )
-        self.knowledge = assemble(settings, self.database, self.files)
+        self.knowledge = Knowledge.from_settings(settings, self.database, self.files)
 
     def app(self) -> FastAPI:
         app = super().app()

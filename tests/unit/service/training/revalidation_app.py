@@ -88,7 +88,7 @@ class RevalidationApp(RegistryApp):
     async def opened(self) -> AsyncIterator[RevalidationApp]:
         async with self.run():
             files = Files(self.settings.files_dir, self.database, max_file_bytes=MIB, max_project_bytes=MIB)
-            training = Training(self.client, self.database, self.keys, files, self.catalog)
+            training = Training(self.client, self.database, self.keys, files)
             evaluations = EvaluationService(training, files, self.catalog, self.database)
             self.revalidations = Revalidations(self.registry.verdicts, evaluations, self.client)
             self.app.state.revalidations = self.revalidations

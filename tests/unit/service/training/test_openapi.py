@@ -25,7 +25,7 @@ import trainer.finetune.schemas as jobs
 import trainer.finetune.spec as spec
 import trainer.ladder.advice as advice
 import trainer.ladder.reporting as ladder_report
-import trainer.ladder.schemas as ladders
+import trainer.ladder.spec as ladders
 import trainer.reviews.routes as reviews
 import trainer.runs.protocol as protocol
 from service.training import evaluation_schemas, job_schemas, ladder_schemas, request_schemas

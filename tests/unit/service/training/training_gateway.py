@@ -22,9 +22,11 @@ from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.error_handlers import RequestIds
 from service.errors import NotFound
+from service.grounding.config import GroundingSettings
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
+from service.training.jobs import JobService
 from service.training.ladders import LadderService
 from service.training.routes import router
 from service.training.service import Training
@@ -104,6 +106,13 @@ async def read_store(caller: Caller, store_id: str) -> None:
         raise NotFound("no such vector store", param="vector_store_id", code="vector_store_not_found")
 
 
+async def check_grounding(grounding: GroundingSettings, caller: Caller, param: str) -> None:
+    """The same for a job's grounding."""
+    for store_id in grounding.vector_store_ids:
+        if store_id != "vs_policies":
+            raise NotFound("no such vector store", param=f"{param}.vector_store_ids", code="vector_store_not_found")
+
+
 class TrainingGateway(FilesApp):
     """Files, keys and the trainer's routes; ``catalog`` holds `voice@1` (live) and, not servable, `voice@2`."""
 
@@ -122,12 +131,15 @@ class TrainingGateway(FilesApp):
         self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         self.store = Store(home / "store")
         self.client = TrainerClient(socket=str(self.trainer_socket), secret="s" * 16)
-        self.training = Training(self.client, self.database, self.keys, self.files, self.catalog, self.store)
+        self.training = Training(self.client, self.database, self.keys, self.files)
         self.gate = AdmissionQueue(Policy.from_settings(Settings(home=home)))
 
     def app(self) -> FastAPI:
         app = super().app()
         app.state.training, app.state.admission_queue = self.training, self.gate
+        app.state.jobs = JobService(
+            *(self.training, self.files, self.catalog, self.database, self.store), check_grounding=check_grounding
+        )
         app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
         app.state.ladders = LadderService(self.training, self.files, self.catalog, self.database, read_store)
         app.include_router(router)

@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.database import Database, metadata
-from service.errors import DiskFull
+from service.engine.busy import EngineClock
+from service.errors import DiskFull, HatrackError
 from service.http.stream import TokenUsage
 from service.registry.catalog import Target
 from service.telemetry.record import Accounts, Outcome, Record
+from service.usage import engine_time
 from service.usage.account import UsageAccount
+from service.usage.engine_time import EngineMeter
 from service.usage.records import usage
 from tests.unit.service.access.clock import MIDNIGHT, Clock, caller
 from tests.unit.service.inference.fakes import until
@@ -61,7 +64,8 @@ def record(
 
 
 async def rows(database: Database) -> list[Row]:
-    chosen = sa.select(usage).order_by(*usage.primary_key)
+    counted = [column for column in usage.columns if column.name != "engine_s"]
+    chosen = sa.select(*counted).order_by(*usage.primary_key)
     return await database.run(lambda db: [tuple(row) for row in db.execute(chosen)])
 
 
@@ -309,3 +313,53 @@ def test_one_account_that_raises_takes_nothing_from_the_others(caplog: pytest.Lo
     accounts(record())
     assert told == ["first", "last"]
     assert [line.getMessage() for line in caplog.records] == ["an account failed"]
+
+
+async def test_the_engines_time_is_added_up_and_its_hours_are_written_with_it(database: Database) -> None:
+    clock = Clock()
+    engine = EngineClock(clock.monotonic)
+    meter = EngineMeter(engine, lambda: True, wall=clock.wall, monotonic=clock.monotonic)
+    account = account_of(database, clock, meter=meter)
+    entered = engine.enter()
+    clock.pass_s(3)
+    account(record(version("voice", 3), engine_s=engine.leave(entered)))
+    with engine.own():
+        clock.pass_s(1)
+    clock.pass_s(16)
+    await account.flush()
+    stored = await database.run(lambda db: db.execute(sa.select(usage.c.adapter, usage.c.engine_s)).all())
+    assert [tuple(row) for row in stored] == [("voice", pytest.approx(3))]
+    seconds = await database.run(lambda db: engine_time.total(db, 0, 2**40))
+    assert (seconds.up_s, seconds.busy_s, seconds.own_s) == pytest.approx((20, 4, 1))
+    assert await database.run(engine_time.measured_since) == HOUR
+
+
+async def test_an_idle_gateway_writes_the_engines_hours_once_a_minute(database: Database) -> None:
+    clock = Clock()
+    idle = EngineClock(clock.monotonic)
+    meter = EngineMeter(idle, lambda: True, wall=clock.wall, monotonic=clock.monotonic)
+    account = account_of(database, clock, meter=meter)
+    clock.pass_s(59)
+    await account.flush()
+    assert (await database.run(lambda db: engine_time.total(db, 0, 2**40))).up_s == 0
+    clock.pass_s(2)
+    await account.flush()
+    assert (await database.run(lambda db: engine_time.total(db, 0, 2**40))).up_s == pytest.approx(61)
+    clock.pass_s(5)
+    await account.close()
+    assert (await database.run(lambda db: engine_time.total(db, 0, 2**40))).up_s == pytest.approx(66)
+
+
+async def test_engine_time_that_cannot_be_written_is_kept(database: Database) -> None:
+    clock = Clock()
+    engine = EngineClock(clock.monotonic)
+    meter = EngineMeter(engine, lambda: True, wall=clock.wall, monotonic=clock.monotonic)
+    account = account_of(database, clock, meter=meter)
+    await database.run(lambda db: db.exec_driver_sql("ALTER TABLE engine_time RENAME TO gone"))
+    with engine.own():
+        clock.pass_s(4)
+    with pytest.raises(HatrackError):
+        await account.flush()
+    await database.run(lambda db: db.exec_driver_sql("ALTER TABLE gone RENAME TO engine_time"))
+    await account.flush()
+    assert (await database.run(lambda db: engine_time.total(db, 0, 2**40))).busy_s == pytest.approx(4)

@@ -13,7 +13,7 @@ from trainer.data.split import split
 from trainer.errors import DataInvalid
 from trainer.evaluate import design_rates
 from trainer.evaluate.arms import ChatMessage, Question
-from trainer.evaluate.independence import independent_units
+from trainer.evaluate.compare import independent_units
 from trainer.evaluate.paired_difference import IntervalMethod, paired_difference
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import interval, unit_means

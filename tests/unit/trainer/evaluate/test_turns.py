@@ -62,17 +62,17 @@ async def test_a_rival_that_cannot_become_the_strongest_is_asked_no_more() -> No
     answerer = Knowing(first(tuned=140, plain=0, told=30, shown=90))
     found = await asked(answerer)
     assert [result.arm.label for result in found.results] == ["tuned", "shown"]
-    assert {arm.arm.label: arm.asked for arm in found.stopped} == {"plain": 2 * BLOCK, "told": 3 * BLOCK}
-    assert {arm.arm.label: round(COUNT * arm.most) for arm in found.stopped} == {"plain": 86, "told": 84}
+    assert {arm.arm.label: arm.answered for arm in found.stopped} == {"plain": 2 * BLOCK, "told": 3 * BLOCK}
+    assert {arm.arm.label: round(COUNT * arm.max_mean) for arm in found.stopped} == {"plain": 86, "told": 84}
     assert answerer.asked == {"tuned": COUNT + 10, "shown": COUNT + 10, "plain": 2 * BLOCK, "told": 3 * BLOCK}
-    assert found.asked(RIVALS) == ("shown",)
+    assert found.finished(RIVALS) == ("shown",)
 
 
 async def test_one_that_might_still_be_as_good_is_asked_everything() -> None:
     answerer = Knowing(first(tuned=COUNT, plain=60, told=0, shown=60))
     found = await asked(answerer)
     assert [arm.arm.label for arm in found.stopped] == ["told"]
-    assert strongest(found, found.asked(RIVALS)) == "plain", "the first of two that are equal, as ever"
+    assert strongest(found, found.finished(RIVALS)) == "plain", "the first of two that are equal, as ever"
     assert (answerer.asked["plain"], answerer.asked["shown"]) == (COUNT + 10, COUNT)
 
 
@@ -91,13 +91,13 @@ async def test_the_strongest_and_its_scores_are_those_of_asking_everything(seed:
         for question, group in zip(questions(COUNT), groups.tolist(), strict=True)
     ]
     short, whole = await asked(Knowing(knows), held_out), await asked(Knowing(knows), held_out, rivals=())
-    best = strongest(short, short.asked(RIVALS))
+    best = strongest(short, short.finished(RIVALS))
     assert best == strongest(whole, RIVALS)
     for label in ("tuned", best):
         assert short.result(label).runs == whole.result(label).runs
         assert short.mean(label) == whole.mean(label)
     for stopped in short.stopped:
-        assert whole.mean(stopped.arm.label) <= stopped.most < whole.mean(best)
+        assert whole.mean(stopped.arm.label) <= stopped.max_mean < whole.mean(best)
 
 
 async def test_graded_scores_stop_nobody_but_only_what_counts_is_asked_again() -> None:

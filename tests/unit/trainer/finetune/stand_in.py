@@ -4,8 +4,8 @@
 
 What it does stands in the job's metadata: `steps` (of 20 ms each, 5 where nothing is said), `hold` (it stays at that
 step until it is told something else), `die` (the step before which it kills itself; `each`: after every one), `lives`
-(it does so that many times), `deaf` (it looks at no order), `judging` (once its version is there: `die`, `hold`, or the
-verdict's word).
+(it does so that many times), `pace` (the tokens/s that it tells), `deaf` (it looks at no order), `judging` (once its
+version is there: `die`, `hold`, or the verdict's word).
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class StandIn:
             if ordered is not None:
                 return ordered
         self.folder.emit_event("voice@1 is proven")
-        result = JobResult(status="succeeded", fine_tuned_model="voice@1", trained_tokens=40, cost=0.5)
+        device = "cpu" if "pace" in self.metadata else ""
+        result = JobResult(status="succeeded", fine_tuned_model="voice@1", trained_tokens=40, cost=0.5, device=device)
         self.folder.write(spec.PUSHED, result)
         ordered = self._judge()
         if ordered is not None:
@@ -117,6 +118,7 @@ class StandIn:
             f"Step {step}", type="metrics", step=step, total_steps=steps, train_loss=1 / step,
             train_mean_token_accuracy=0.5, seconds_left=(steps - step) * STEP_S, ends_epoch=step == steps,
             full_valid_loss=2 / step, full_valid_mean_token_accuracy=0.4,
+            **({"tokens_per_s": float(self.metadata["pace"])} if "pace" in self.metadata else {}),
         )  # fmt: skip
         if self.metadata.get("keep", "yes") == "yes":
             self.folder.path(spec.CHECKPOINTS).joinpath(f"step-{step:08d}").mkdir(parents=True)

@@ -25,7 +25,7 @@ from trainer.runs.gateway import Gateway
 
 
 @dataclass
-class Shelf:
+class TrainedVersions:
     """A gateway's versions, their training verdicts' held-out files, and files."""
 
     lineages: dict[str, dict[str, Any]]
@@ -72,12 +72,12 @@ def kept(*numbers: int) -> bytes:
     return "".join(question.model_dump_json() + "\n" for question in ask(*numbers)).encode()
 
 
-def memory(shelf: Shelf, folder: RunDirectory, said: list[str]) -> TrainingHistory:
-    return TrainingHistory(cast(Any, shelf), folder, said.append)
+def history(versions: TrainedVersions, folder: RunDirectory, said: list[str]) -> TrainingHistory:
+    return TrainingHistory(cast(Any, versions), folder, said.append)
 
 
 def test_what_each_version_before_was_trained_on_counts_but_for_what_its_own_job_held_out(folder: RunDirectory) -> None:
-    shelf = Shelf(
+    versions = TrainedVersions(
         lineages={
             "voice@3": {"files": ["f3"], "parent": "voice@2"},
             "voice@2": {"files": ["f2"], "parent": "other@1"},
@@ -96,13 +96,17 @@ def test_what_each_version_before_was_trained_on_counts_but_for_what_its_own_job
     said: list[str] = []
     asked = ask(0, 11, 12, 13, 14, 35, 50)
     # 12 was held out of what @2 was taught; 13 was, too, but taught to what came before @2
-    assert memory(shelf, folder, said).trained_on(["voice@3", "voice@9"], asked, excluded="voice@3") == (
+    assert history(versions, folder, said).trained_on(["voice@3", "voice@9"], asked, excluded="voice@3") == (
         "11",
         "13",
         "14",
         "35",
     )
-    assert memory(shelf, folder, said).trained_on(["voice@3", None], asked, excluded="voice@3") == ("11", "13", "14")
+    assert history(versions, folder, said).trained_on(["voice@3", None], asked, excluded="voice@3") == (
+        "11",
+        "13",
+        "14",
+    )
     assert said == []
     assert not folder.path("taught.jsonl").exists()
 
@@ -116,26 +120,28 @@ def test_case_space_and_a_common_system_message_hide_nothing(folder: RunDirector
             {"role": "assistant", "content": row["completion"]},
         ]}
     ]  # fmt: skip
-    shelf = Shelf({"voice@1": {"files": ["f"]}}, files={"f": jsonl(spoken)})
+    versions = TrainedVersions({"voice@1": {"files": ["f"]}}, files={"f": jsonl(spoken)})
     plain, own = ask(7)[0], ChatMessage(role="system", content="You are somebody else.")
     asked = (plain, plain.model_copy(update={"id": "own", "turns": (own, *plain.turns)}))
-    assert memory(shelf, folder, []).trained_on(["voice@1"], asked, excluded="") == ("7", "own")
+    assert history(versions, folder, []).trained_on(["voice@1"], asked, excluded="") == ("7", "own")
 
 
 def test_what_cannot_be_looked_at_is_said(folder: RunDirectory) -> None:
-    shelf = Shelf({"voice@3": {"files": ["f3"], "parent": "gone@1"}, "voice@4": {"files": ["bad"]}})
-    shelf.files["bad"] = b"no json"
+    versions = TrainedVersions({"voice@3": {"files": ["f3"], "parent": "gone@1"}, "voice@4": {"files": ["bad"]}})
+    versions.files["bad"] = b"no json"
     said: list[str] = []
-    assert memory(shelf, folder, said).trained_on(["voice@3", "voice@4"], ask(1), excluded="") == ()
+    assert history(versions, folder, said).trained_on(["voice@3", "voice@4"], ask(1), excluded="") == ()
     assert said[0] == "the training data of voice@3 was not checked: there is no file f3"
     assert said[1] == "cannot tell what voice@3 was trained on: there is no gone@1"
     assert said[2].startswith("the training data of voice@4 was not checked: ")
 
 
 def test_a_chain_that_is_a_ring_ends() -> None:
-    shelf = Shelf({"voice@1": {"files": ["a"], "parent": "voice@2"}, "voice@2": {"files": 3, "parent": "voice@1"}})
-    assert [lesson.version for lesson in training_chain(cast(Any, shelf), "voice@1")] == ["voice@1", "voice@2"]
-    assert list(training_chain(cast(Any, shelf), None)) == []
+    versions = TrainedVersions(
+        {"voice@1": {"files": ["a"], "parent": "voice@2"}, "voice@2": {"files": 3, "parent": "voice@1"}}
+    )
+    assert [lesson.version for lesson in training_chain(cast(Any, versions), "voice@1")] == ["voice@1", "voice@2"]
+    assert list(training_chain(cast(Any, versions), None)) == []
 
 
 def test_the_training_s_verdict_names_what_the_job_held_out(gateway: FakeGateway) -> None:

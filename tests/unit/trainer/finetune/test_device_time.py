@@ -30,7 +30,7 @@ class Stopped:
 
     def __init__(self, trainer: Trainer) -> None:
         self.transitions: Transitions = trainer.supervisor._transitions
-        self.kind, self.database = trainer.jobs.kind, trainer.database
+        self.kind, self.database, self.costs = trainer.jobs.kind, trainer.database, trainer.costs
         self.folder = trainer.jobs.directories.path_of(JOB)
 
     async def change(self, **values: Any) -> Run:
@@ -49,7 +49,7 @@ class Stopped:
 
 @pytest.fixture
 async def stopped(tmp_path: Path, base_dir: Path, gateway: FakeGateway) -> AsyncIterator[Stopped]:
-    settings = Settings(device="cpu", price_per_hour=36.0)
+    settings = Settings(device="cpu", price_device_hour=36.0)
     place = installation(tmp_path, base_dir, gateway)
     base = capacity.BaseModelInfo.read(base_dir)
     trainer = Trainer.build(settings, place, base)
@@ -86,3 +86,44 @@ async def test_seconds_and_cost_are_those_of_the_device_at_every_end(stopped: St
     await stopped.transitions.finish(stopped.kind, job, RunOutcome(JobResult(status=status, seconds=7.0, cost=0.5)))
     result = JobResult.model_validate((await stopped.job()).result)
     assert (result.status, result.seconds, result.cost) == (status, 100.0, 1.0)
+
+
+async def test_the_time_after_the_version_was_registered_is_judging(stopped: Stopped) -> None:
+    began = time.time() - 100
+    await stopped.change(status=Status.RUNNING, served_at=began)
+    stopped.sign(spec.PUSHED, began + 60)
+    stopped.sign(protocol.EVENTS, began + 90)
+    await stopped.transitions.count_device_time(stopped.kind, JOB)
+    await stopped.transitions.finish(stopped.kind, await stopped.job(), RunOutcome(JobResult(status="succeeded")))
+    result = JobResult.model_validate((await stopped.job()).result)
+    assert (result.training_seconds, result.judging_seconds) == (pytest.approx(60, abs=0.1), pytest.approx(30, abs=0.1))
+    times = (await stopped.costs.device_times(0, 2**40)).data
+    assert sum(spent.training_s for spent in times) == pytest.approx(60, abs=0.1)
+    assert sum(spent.judging_s for spent in times) == pytest.approx(30, abs=0.1)
+
+
+async def test_a_worker_that_runs_counts_up_to_now_and_only_once(stopped: Stopped) -> None:
+    began = time.time() - 50
+    await stopped.change(status=Status.RUNNING, served_at=began)
+    running = await stopped.costs.device_times(0, 2**40)
+    assert sum(spent.training_s for spent in running.data) == pytest.approx(50, abs=5)
+    stopped.sign(protocol.EVENTS, began + 50)
+    await stopped.transitions.count_device_time(stopped.kind, JOB)
+    await stopped.transitions.finish(stopped.kind, await stopped.job(), RunOutcome(JobResult(status="cancelled")))
+    ended = await stopped.costs.device_times(0, 2**40)
+    assert sum(spent.training_s for spent in ended.data) == pytest.approx(50, abs=0.1)
+    (only,) = {(spent.run, spent.adapter, spent.version) for spent in ended.data}
+    assert only == (JOB, "voice", None)
+
+
+async def test_without_a_price_a_job_has_seconds_and_no_cost(stopped: Stopped) -> None:
+    stopped.kind._settings = Settings(device="cpu")
+    job = await stopped.change(status=Status.RUNNING, device_s=100.0)
+    await stopped.transitions.finish(stopped.kind, job, RunOutcome(JobResult(status="failed")))
+    result = JobResult.model_validate((await stopped.job()).result)
+    assert (result.seconds, result.known_cost) == (100.0, None)
+
+
+def test_an_earlier_releases_nothing_is_no_cost() -> None:
+    assert JobResult(status="succeeded", cost=0.0).known_cost is None
+    assert JobResult(status="succeeded", cost=0.5).known_cost == 0.5

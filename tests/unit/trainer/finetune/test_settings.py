@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import trainer
+from adapters.costs import CostSettings
 from trainer.config import NOT_INHERITED, Settings, load_settings, visible_gpus, worker_environment
 from trainer.errors import SettingsError
 
@@ -21,10 +22,43 @@ def test_every_setting_is_documented_as_the_code_has_it() -> None:
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if line.startswith("| `HATRACK_"):
             documented[cells[0].strip("` ")] = (cells[1], cells[2])
-    for name, field in Settings.model_fields.items():
+    own = Settings.model_fields.keys() - CostSettings.model_fields.keys()
+    for name in own:
+        field = Settings.model_fields[name]
         default = "unset" if field.default is None else str(field.default)
         assert documented.pop(f"HATRACK_TRAINER_{name.upper()}") == (default, field.description)
     assert documented == {}
+
+
+def test_prices_are_read_from_the_gateways_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_PRICE_DEVICE_HOUR", "2.5")
+    monkeypatch.setenv("HATRACK_PRICE_PERSON_HOUR", "60")
+    monkeypatch.setenv("HATRACK_LOG_LEVEL", "debug")  # the gateway's own
+    settings = load_settings()
+    assert (settings.prices.device_hour, settings.prices.person_hour) == (2.5, 60)
+    assert settings.log_level == "info"
+
+
+def test_earlier_names_of_the_prices_go_on_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_TRAINER_PRICE_PER_HOUR", "3")
+    monkeypatch.setenv("HATRACK_TRAINER_PRICE_PERSON_HOUR", "50")
+    assert (load_settings().prices.device_hour, load_settings().prices.person_hour) == (3, 50)
+    monkeypatch.setenv("HATRACK_PRICE_DEVICE_HOUR", "4")
+    assert load_settings().prices.device_hour == 4
+
+
+def test_no_price_is_none_and_not_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().prices.device_hour is None
+    monkeypatch.setenv("HATRACK_PRICE_DEVICE_HOUR", "0")
+    assert load_settings().prices.device_hour == 0
+
+
+@pytest.mark.parametrize("variable", ["HATRACK_PRICE_DEVICE_HOUR", "HATRACK_TRAINER_PRICE_PERSON_HOUR"])
+def test_a_wrong_price_is_named_as_it_was_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "-7")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"{variable}: ")
 
 
 @pytest.mark.parametrize(

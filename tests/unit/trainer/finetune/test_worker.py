@@ -12,8 +12,6 @@ import pytest
 
 from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, rows
 from trainer.data.report import Report
-from trainer.data.split import Split
-from trainer.finetune import pipeline as job_work
 from trainer.finetune import spec, system_prompt, worker
 from trainer.finetune.spec import TRAIN, VALIDATE, JobResult, TrainingPlan
 from trainer.runs import control, protocol
@@ -375,27 +373,3 @@ def test_a_line_that_a_killed_worker_left_half_spoils_no_other(make_job: Any) ->
     torn, whole = (folder / protocol.EVENTS).read_text().splitlines()
     assert torn == '{"at": 1, "mess'
     assert json.loads(whole)["message"] == "hello"
-
-
-def test_what_is_held_out_is_neither_the_seed_s_affair_nor_a_later_release_s(
-    make_job: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = []
-    for seed in (1, 2):
-        folder = make_job(id=f"ftjob-{seed}", seed=seed)
-        assert run(folder, VALIDATE) == DONE
-        held.append(json.loads((folder / spec.REPORT).read_text())["held_out"]["lines"])
-    assert held[0] == held[1] != []
-    # a plan was made, and what goes on with the job would draw others
-    monkeypatch.setattr("trainer.data.prepare.split", lambda examples, **_: Split(tuple(range(24)), ()))
-    seen: list[tuple[int, ...]] = []
-    whole = job_work.prepare
-
-    def prepare(*parts: Any, **more: Any) -> Any:
-        found = whole(*parts, **more)
-        seen.append(tuple(example.line for example in found.held_out))
-        return found
-
-    monkeypatch.setattr(job_work, "prepare", prepare)
-    assert run(folder, VALIDATE) == DONE
-    assert seen == [tuple(held[0])]

@@ -14,6 +14,8 @@ from adapters.inspect import modules_in
 from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.test_worker import events, result, run, turns
 from trainer.data.report import Report
+from trainer.data.split import Split
+from trainer.finetune import pipeline as job_work
 from trainer.finetune import spec
 from trainer.finetune.capacity import BaseModelInfo
 from trainer.finetune.spec import VALIDATE, EvaluationOptions, TrainingPlan
@@ -138,3 +140,27 @@ def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trai
     failed = result(folder).error
     assert failed is not None
     assert failed.code == "parent_unsupported"
+
+
+def test_what_is_held_out_is_neither_the_seed_s_affair_nor_a_later_release_s(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for seed in (1, 2):
+        folder = make_job(id=f"ftjob-{seed}", seed=seed)
+        assert run(folder, VALIDATE) == DONE
+        held.append(json.loads((folder / spec.REPORT).read_text())["held_out"]["lines"])
+    assert held[0] == held[1] != []
+    # a plan was made, and what goes on with the job would draw others
+    monkeypatch.setattr("trainer.data.prepare.split", lambda examples, **_: Split(tuple(range(24)), ()))
+    seen: list[tuple[int, ...]] = []
+    whole = job_work.prepare
+
+    def prepare(*parts: Any, **more: Any) -> Any:
+        found = whole(*parts, **more)
+        seen.append(tuple(example.line for example in found.held_out))
+        return found
+
+    monkeypatch.setattr(job_work, "prepare", prepare)
+    assert run(folder, VALIDATE) == DONE
+    assert seen == [tuple(held[0])]

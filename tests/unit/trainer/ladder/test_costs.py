@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from adapters.costs import Prices
 from tests.unit.trainer.ladder.rungs_measured import QUESTIONS, right_at, scored
-from trainer.ladder.costs import one_time, request_cost, year_cost
-from trainer.ladder.spec import Prices
+from trainer.ladder.costs import one_time, request_cost, rung_year
 
-PRICES = Prices(device_hour=3.6, person_hour=60.0, requests_per_month=1_000, retrainings_per_year=2)
+PRICES = Prices(
+    device_hour=3.6, person_hour=60.0, requests_per_month=1_000, retrainings_per_year=2, revalidations_per_year=4
+)
 
 
 def test_the_evaluations_time_is_shared_out_by_the_time_that_requests_spent_in_the_engine() -> None:
@@ -37,7 +39,7 @@ def test_a_hosted_models_price_counts_the_same_tokens() -> None:
 def test_a_year_of_a_lora_is_traffic_retraining_judging_data_and_checks() -> None:
     scores = scored({"lora": right_at(0.5, 1)})
     request = request_cost(scores, scores.arms[0], PRICES)
-    year = year_cost(
+    year = rung_year(
         request, PRICES, training_seconds=1_000, judging_seconds=100, examples=600, requests_per_month=None
     )
     assert year.requests == pytest.approx(12_000 * request.engine_seconds * 0.001)
@@ -45,14 +47,14 @@ def test_a_year_of_a_lora_is_traffic_retraining_judging_data_and_checks() -> Non
     assert year.judging == pytest.approx((4 + 2) * 0.1)
     assert year.data == pytest.approx(2 * 60 / 30 * 60)
     assert year.checks == pytest.approx(4 * 30 / 60 * 60)
-    assert year.total == pytest.approx(year.requests + year.retraining + year.judging + year.data + year.checks)
+    assert year.total == pytest.approx(0.001 * 12_000 * request.engine_seconds + 2 + 0.6 + 240 + 120)
     assert year.rule_of_thumb == pytest.approx((3.0, 5.0))
 
 
 def test_a_prompt_is_not_retrained() -> None:
     scores = scored({"instructions": right_at(0.5, 1)})
     request = request_cost(scores, scores.arms[0], PRICES)
-    year = year_cost(request, PRICES, training_seconds=0, judging_seconds=100, examples=600, requests_per_month=5)
+    year = rung_year(request, PRICES, training_seconds=0, judging_seconds=100, examples=600, requests_per_month=5)
     assert (year.retraining, year.data, year.rule_of_thumb) == (0.0, 0.0, None)
     assert year.requests_per_year == 60
 

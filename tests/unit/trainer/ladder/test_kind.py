@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from adapters.costs import Prices
 from adapters.protocol.runs import FileRef, LadderContext
 from tests.unit.trainer.ladder.rungs_measured import right_at, scored
 from trainer.evaluate.evaluations.spec import ARM_SCORES
@@ -17,15 +18,30 @@ from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
 from trainer.ladder.kind import CLIMBING, CONCLUDING, LadderKind
 from trainer.ladder.reporting import LadderReport, build, render
-from trainer.ladder.schemas import LadderBody
-from trainer.ladder.spec import DataFacts, LadderDetails, LadderPlan, LadderSpec, Prices, Rung, RungKey, Rungs
+from trainer.ladder.spec import (
+    DataFacts,
+    LadderBody,
+    LadderDetails,
+    LadderPlan,
+    LadderSpec,
+    Rung,
+    RungKey,
+    Rungs,
+)
 from trainer.runs.directories import RunDirectories
 from trainer.runs.kind import Advance, RunOutcome, Wait
 from trainer.runs.protocol import Control
 from trainer.runs.state import Run, Status
 
 LADDER = "ladder-1"
-TITLES: dict[RungKey, str] = {"base": "the base as it is", "instructions": "instructions", "examples": "examples"}
+TITLES: dict[RungKey, str] = {
+    "base": "the base as it is",
+    "instructions": "instructions",
+    "examples": "examples",
+    "retrieved_examples": "retrieved examples",
+}
+GROUNDING = {"vector_store_ids": ["vs_examples"], "max_num_results": 4}
+"""Of the rung with retrieved examples."""
 
 
 def file_ref(name: str) -> FileRef:
@@ -114,7 +130,13 @@ class LadderRun:
         made = Rungs(
             instructions="Be kind.",
             rungs=tuple(
-                Rung(key=key, title=TITLES[key], model=model, settings={"system_prompt": "Be <kind>."})
+                Rung(
+                    key=key,
+                    title=TITLES[key],
+                    model=model,
+                    settings={"system_prompt": "Be <kind>."}
+                    | ({"grounding": GROUNDING} if key == "retrieved_examples" else {}),
+                )
                 for key, model in zip(keys, models, strict=True)
             ),
         )

@@ -36,13 +36,39 @@ def prepared(base: Path, count: int, *, quick: bool = False) -> PreparedData:
 
 def test_the_parts_share_no_line_and_no_near_duplicate(base_dir: Path) -> None:
     data = prepared(base_dir, 320)
-    parts = {name: parse_chat(part) for name, part in data.parts.items()}
-    assert {name: len(part) for name, part in parts.items()} == data.counts
-    assert sum(data.counts.values()) == 320
+    every = {name: parse_chat(part) for name, part in data.parts.items()}
+    assert {name: len(part) for name, part in every.items()} == data.counts
+    parts = {name: every[name] for name in ("training", "choosing", "held_out")}
+    assert sum(map(len, parts.values())) == 320
     owner = [name for name, part in parts.items() for _ in part]
     questions = [question(example) for part in parts.values() for example in part]
     assert len(set(questions)) == 320
     assert all(len({owner[index] for index in group}) == 1 for group in groups(questions))
+
+
+def test_the_subsets_of_the_learning_curve_are_within_each_other(base_dir: Path) -> None:
+    data = prepared(base_dir, 480)
+    texts = {name: set(part.splitlines()) for name, part in data.parts.items()}
+    assert texts["quarter"] < texts["half"] < texts["training"]
+    assert data.counts["half"] == data.counts["training"] // 2
+    assert data.counts["quarter"] == data.counts["training"] // 4
+    assert not {"half", "quarter"} & prepared(base_dir, 480, quick=True).parts.keys()
+    assert not {"half", "quarter"} & prepared(base_dir, 160).parts.keys()
+
+
+def test_examples_to_learn_from_carry_the_group_of_their_near_duplicates(base_dir: Path) -> None:
+    lines = [json.loads(line) for line in content(160).splitlines()]
+    lines[7]["group"] = "ticket 7"
+    twins = json.loads(json.dumps(lines[10:30]))
+    for twin in twins:
+        twin["messages"][0]["content"] += "!"
+    rows = "".join(json.dumps(row) + "\n" for row in (*lines, *twins)).encode()
+    data = prepare_data("f.jsonl", rows, base_dir=base_dir, context=8192, given=(), quick=True, check=lambda: None)
+    groups_of: dict[str, set[str | None]] = {}
+    for example in parse_chat(data.parts["training"]):
+        groups_of.setdefault(question(example).rstrip("!"), set()).add(example.group)
+    assert all(len(found) == 1 and None not in found for found in groups_of.values())
+    assert {example.group for example in parse_chat(data.parts["held_out"])} <= {None, "ticket 7"}
 
 
 def test_a_closed_set_is_found_and_every_fixed_example_has_another_answer(base_dir: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from trainer.errors import TooManyRequests
 from trainer.runs import protocol
 from trainer.runs.directory import RunDirectory
-from trainer.runs.kind import Abort, AbortCause, Advance, Kind, NewChild, RunOutcome, Stage, Wait
+from trainer.runs.kind import Abort, AbortCause, Advance, Kind, RunDraft, RunOutcome, Stage, Wait
 from trainer.runs.protocol import DONE, PAUSED, Control, Failure, Frozen, RunResult
 from trainer.runs.state import Run, Status
 
@@ -74,10 +74,10 @@ class TaskKind(Kind[RunResult]):
         details = {"rounds": number + 1}
         if number >= len(rounds):
             return Advance(("all parts are there",), details)
-        return Wait(tuple(self._child(part) for part in rounds[number]), ("split",), details)
+        return Wait(tuple(self.draft(part) for part in rounds[number]), ("split",), details)
 
-    def _child(self, part: Task) -> NewChild:
-        return NewChild(self.name, self.new_id(), part, part.model_dump(mode="json"), (), {})
+    def draft(self, part: Task) -> RunDraft:
+        return RunDraft(self.name, self.new_id(), part, part.model_dump(mode="json"), (), {})
 
     def abort_run(self, run: Run, abort: Abort) -> RunOutcome[RunResult]:
         status: Any = "cancelled" if abort.cause is AbortCause.CANCELLED else "failed"

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from adapters.protocol.reports import Waiting
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
-from tests.unit.trainer.runs.child_tasks import PARTS, SPLIT, Task, TaskKind
+from tests.unit.trainer.runs.child_tasks import PARTS, Task, TaskKind
 from tests.unit.trainer.worker_processes import end_workers
 from trainer.config import Settings
 from trainer.database import Database
@@ -35,7 +35,6 @@ from trainer.runs.directories import RunDirectories
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.notifier import Notifier
 from trainer.runs.protocol import Control
-from trainer.runs.records import NewRun
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.state import Run, Status
 from trainer.runs.supervisor import Supervisor
@@ -69,19 +68,8 @@ class Trainer:
     tasks: Tasks
 
     async def create(self, task: Task) -> str:
-        new_run = NewRun(
-            id=self.kind.new_id(),
-            kind=self.kind.name,
-            project="default",
-            key_id="key_1",
-            run_key_id="key_job",
-            created_at=int(time.time()),
-            body=task.model_dump(mode="json"),
-            adapters=(),
-            details={},
-            status=SPLIT.waits_as,
-        )
-        run, _ = await self.tasks.create_run(CALLER, new_run, task, RunKey(KEY, "key_job"), None, None)
+        draft = self.kind.draft(task)
+        run, _ = await self.tasks.create_run(CALLER, draft, RunKey(KEY, "key_job"), None)
         return run.id
 
     async def get(self, run_id: str) -> Run:

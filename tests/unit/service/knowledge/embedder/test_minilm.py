@@ -91,7 +91,7 @@ async def test_questions_do_not_wait_for_documents(tmp_path: Path, minilm: Share
 
 def test_the_gateway_imports_no_torch() -> None:
     heavy = ("torch", "transformers", "sentence_transformers", "tokenizers", "pypdf", "selectolax")
-    check = f"import sys, service.app, service.knowledge.assemble; print([m for m in {heavy} if m in sys.modules])"
+    check = f"import sys, service.app, service.knowledge.service; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=240)
     assert found.stdout.strip() == "[]"
 

@@ -1,0 +1,69 @@
+"""The settings of the engine, a part of ``service.config.Settings``: the one that is started, or an external one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class EngineSettings(BaseSettings):
+    """vLLM's options, how long it may take, and how it is watched."""
+
+    engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device that the engine runs on.")
+    engine_slots: int = Field(8, ge=1, le=512, description="Adapters in one batch (vLLM's `max_loras`).")
+    engine_max_rank: int = Field(32, description="Largest LoRA rank served (vLLM's `max_lora_rank`).")
+    engine_resident: int = Field(
+        256, ge=1, description="Adapters kept in the engine's host memory (vLLM's `max_cpu_loras`); at least the slots."
+    )
+    engine_context: int | None = Field(
+        None,
+        ge=128,
+        description="Context length in tokens, at most the model's own. Unset: the model's own, on a CPU at most 2048.",
+    )
+    engine_kv_gib: int = Field(1, ge=1, description="KV cache on a CPU, GiB.")
+    engine_memory: float = Field(0.85, gt=0, le=1, description="Fraction of GPU memory that the engine uses.")
+    engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="The base model's data type in the engine."
+    )
+    engine_max_seqs: int = Field(64, ge=1, description="Sequences that decode at once (vLLM's `max_num_seqs`).")
+    engine_tool_parser: str = Field("hermes", description="vLLM's tool-call parser; empty switches tool calls off.")
+    engine_args: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Extra vLLM flags, separated by spaces; flags that Hatrack sets itself are refused."
+    )
+    engine_start_timeout_s: float = Field(900, gt=0, description="Time limit for the engine to start, s.")
+    engine_stall_s: float = Field(
+        60,
+        gt=0,
+        description="Restart the engine if requests are in flight but no token was generated for this long, s.",
+    )
+    engine_canary_s: float = Field(15, gt=0, description="Seconds between canary requests while the engine is idle.")
+    keep_engine: bool = Field(
+        False,
+        description="Leave the engine running when the gateway stops (`--keep-engine`); the next start adopts it.",
+    )
+    engine_url: str = Field(
+        "",
+        description=(
+            "An external engine (`hatrack engine`) that uses the same adapter store: `http://host:port` or "
+            "`unix:/path`. Unset: the gateway starts its own."
+        ),
+    )
+    engine_key: SecretStr | None = Field(
+        None, description="API key of the engine at `engine_url`; `hatrack engine` requires the same key."
+    )
+
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("engine_max_rank")
+    @classmethod
+    def _rank(cls, value: int) -> int:
+        if value not in VLLM_RANKS:
+            raise ValueError(f"must be one of {', '.join(map(str, VLLM_RANKS))}")
+        return value

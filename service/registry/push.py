@@ -1,0 +1,189 @@
+"""A push: receive an upload, inspect and store it, prove it, and make it a version.
+
+With ``wait`` a version is written only once it is proven, so that a refusal leaves nothing behind and a crash leaves
+files that no row names, which ``Registry.collect`` removes. Without, the row comes first, and a restart takes up the
+proof.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from adapters.inspect import Inspection, inspect_weights
+from adapters.manifest import Manifest
+from adapters.names import parse_alias, parse_name
+from adapters.proof import Evidence
+from adapters.store import Staging
+from service.access.audit import Actor
+from service.access.caller import Caller
+from service.access.records import require_project
+from service.concurrency import in_thread
+from service.config import MIB, Settings
+from service.errors import NotFound
+from service.registry import expiry_records, records
+from service.registry.alias_service import AliasService
+from service.registry.proving import Proving, reference_of
+from service.registry.readiness import PromptChecker, SettingsProof
+from service.registry.records import VersionDraft, VersionRow
+from service.registry.state import RegistryState, find_equal_version
+from service.registry.upload import AdapterUpload, require_name_allowed
+
+Receive = Callable[[Callable[[bytes], object]], Awaitable[AdapterUpload]]
+"""Reads an upload: the weights go to the given function, the rest is returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """A version in the API's form, with the HTTP status: 200 existed already, 201 new, 202 being proven."""
+
+    version: dict[str, Any]
+    status: int
+
+
+class Pushes:
+    """Makes versions of uploads.
+
+    Args:
+        settings: Bounds of an upload.
+        proving: Proves versions with weights.
+        prompts: Checks those without.
+        aliases: Move to a new version, if the upload says so.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: RegistryState,
+        proving: Proving,
+        prompts: PromptChecker,
+        aliases: AliasService,
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._proving = proving
+        self._prompts = prompts
+        self._aliases = aliases
+
+    @property
+    def max_weights(self) -> int:
+        """Maximum size of a weights file, bytes."""
+        return int(self._settings.max_adapter_mib * MIB)
+
+    async def push(self, caller: Caller, receive: Receive, *, wait: bool, actor: Actor) -> PushResult:
+        """Receive an upload, inspect and store it, and prove the version.
+
+        Raises:
+            Forbidden: The key's globs do not match the adapter's name, whether or not there is one of that name.
+            NotFound: There is no such project.
+            AdapterError: What is wrong with the adapter, or what the engine does not show of it.
+            HatrackError: The upload is not well formed, or the engine cannot be asked.
+        """
+        await self._state.database.run(lambda db: require_project(db, caller.project))
+        staging = self._state.store.stage(max_weights_bytes=self.max_weights)
+        try:
+            upload = await receive(staging.weights.write)
+            require_name_allowed(caller, upload.name)
+            name = parse_name(upload.name, base_name=self._state.base.served_name)
+            if upload.alias:
+                parse_alias(upload.alias)
+            if not upload.has_weights:
+                await self._prompts.check_grounding(upload.settings, caller)
+                draft = upload.draft_without_weights(self._state.base.fingerprint)
+                return await self._register(caller.project, name, draft, wait=wait, actor=actor)
+            reference_of(upload.metadata)
+            inspection = await in_thread(self._inspect, staging, upload)
+            async with self._state.store_lock:  # no collection between the commit and the keeping
+                digest = await in_thread(staging.commit, inspection.manifest)
+                self._proving.keep(digest)
+        finally:
+            await in_thread(staging.discard)
+        try:
+            draft = upload.draft(inspection, digest, self._state.base.fingerprint)
+            return await self._register(caller.project, name, draft, wait=wait, actor=actor)
+        finally:
+            self._proving.release(digest)
+
+    def _inspect(self, staging: Staging, upload: AdapterUpload) -> Inspection:
+        manifest = Manifest.parse(
+            upload.config,
+            max_rank=self._settings.engine_max_rank,
+            strict_base=self._settings.strict_base,
+            base_name=self._settings.base_source,
+        )
+        staging.weights.finish()
+        return inspect_weights(
+            staging.weights.path, manifest, self._state.base, max_update_ratio=self._settings.max_update_ratio
+        )
+
+    async def _register(self, project: str, name: str, draft: VersionDraft, *, wait: bool, actor: Actor) -> PushResult:
+        unmeasured: list[VersionRow] = []
+        async with self._state.lock(project, name):
+            adapter = await self._state.database.run(lambda db: records.find(db, project, name))
+            same = find_equal_version(adapter, draft.digest, draft.settings, self._state.is_same_base)
+            if same is not None and same.expires_at is not None:
+                prolong = partial(expiry_records.prolong, version_id=same.id, expires_at=draft.expires_at)
+                await self._state.database.run(prolong)
+            if adapter is not None and same is not None and await self._state.is_servable(same):
+                alias = draft.wanted_alias
+                if alias:
+                    unmeasured = self._aliases.unmeasured(adapter, alias, [same])
+                if not unmeasured:
+                    if alias:
+                        await self._aliases.follow_push(adapter, alias, same, actor=actor)
+                    return PushResult(await self._state.shown_version(project, name, same.number), 200)
+            elif not wait:
+                return await self._register_later(project, name, draft, same, actor)
+        running = self._proving.running(same.id) if same is not None else None
+        if unmeasured or (same is not None and running is not None):
+            # outside of the lock: proofs that go first may take minutes
+            await self._aliases.measure(unmeasured)
+            if running is not None:
+                await asyncio.wait({running})
+            return await self._register(project, name, draft, wait=wait, actor=actor)
+        evidence = await self._proving.ask(project, draft)
+        return await self._register_proven(project, name, draft, evidence, actor)
+
+    async def _register_later(
+        self, project: str, name: str, draft: VersionDraft, same: VersionRow | None, actor: Actor
+    ) -> PushResult:
+        if same is None or self._proving.running(same.id) is None:
+            self._proving.require_room()
+            if same is None:
+                version_id = await self._state.database.run(
+                    lambda db: records.add_version(db, project, name, draft, actor=actor)
+                )
+            else:
+                version_id = same.id
+                await self._state.database.run(
+                    lambda db: records.restart_proof(db, version_id, draft.wanted_alias, actor=actor)
+                )
+            await self._state.recount()
+            self._proving.spawn(project, name, version_id, actor)
+        else:
+            version_id = same.id
+        row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
+        if row is None:
+            raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
+        return PushResult(await self._state.shown_version(project, name, row.number), 202)
+
+    async def _register_proven(
+        self, project: str, name: str, draft: VersionDraft, evidence: Evidence | SettingsProof, actor: Actor
+    ) -> PushResult:
+        draft = replace(draft, warnings=[*draft.warnings, *evidence.warnings])
+        proof = evidence.model_dump(mode="json")
+        async with self._state.lock(project, name):
+            adapter = await self._state.database.run(lambda db: records.find(db, project, name))
+            same = find_equal_version(adapter, draft.digest, draft.settings, self._state.is_same_base)
+            if same is None:
+                row = await self._proving.settle(project, name, draft, proof, actor=actor)
+            else:
+                again = replace(same, warnings=draft.warnings, wanted_alias=draft.wanted_alias)
+                row = await self._proving.settle(project, name, again, proof, actor=actor, again=True)
+        await self._proving.refresh_others(draft.digest, (project, name))
+        if row is None:
+            raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
+        return PushResult(await self._state.shown_version(project, name, row.number), 201 if same is None else 200)

@@ -1,0 +1,88 @@
+"""What the checks of jobs, evaluations and ladders share before they are forwarded to the trainer.
+
+The trainer trusts what it receives: that the caller may use every object in the body, and that the run's key has no
+more rights than the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from adapters.errors import AdapterError
+from adapters.names import parse_name
+from adapters.protocol.runs import FileRef
+from service.access.audit import SYSTEM_ID
+from service.access.caller import Caller, Scope
+from service.access.records import KeyDraft
+from service.datasets.service import NamedFile
+from service.errors import BadRequest, Forbidden
+from service.files.records import FileRow
+
+JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
+MAX_KEY_NAME: Final = 100
+
+
+def refuse_run_key(caller: Caller, runs: str) -> None:
+    """Refuse a run's own key. ``runs``: what it may not create. Raises Forbidden."""
+    if caller.background:
+        raise Forbidden(f"a job's own key cannot create {runs}", code="job_key")
+
+
+def run_key(caller: Caller, name: str, scopes: Collection[Scope], adapters: Collection[str]) -> KeyDraft:
+    """The key that a run uses at the gateway.
+
+    Args:
+        name: What it is for.
+        adapters: The names that it may use.
+    """
+    return KeyDraft(
+        name=name[:MAX_KEY_NAME],
+        project=caller.project,
+        scopes=frozenset(scopes),
+        adapters=tuple(sorted(adapters)),
+        stores=None,  # the caller's: versions are evaluated with their own grounding
+        background=True,
+        parent_key_id=None if caller.key_id == SYSTEM_ID else caller.key_id,
+    )
+
+
+def adapter_name(caller: Caller, name: str, param: str, *, base_name: str, action: str) -> str:
+    """The name of the adapter that a run makes versions of.
+
+    Args:
+        param: The field that names it.
+        action: What the caller wants of it, such as "train", for the message.
+
+    Raises:
+        BadRequest: The name is not allowed.
+        Forbidden: The key's globs do not match it, whether or not that adapter exists.
+    """
+    try:
+        name = parse_name(name, base_name=base_name)
+    except AdapterError as error:
+        raise BadRequest(error.message, param=param, code=error.code) from None
+    if not caller.may_use(name):
+        globs = ", ".join(f"`{glob}`" for glob in caller.adapters or ()) or "none"
+        raise Forbidden(
+            f"the API key may only {action} adapters whose names match {globs}; got `{name}`",
+            param=param,
+            code="adapter_not_allowed",
+        )
+    return name
+
+
+def datasets_in(files: Mapping[str, NamedFile]) -> dict[str, str]:
+    """The `name@version` of each file that was named by a dataset, by the request's field."""
+    return {param: named.dataset for param, named in files.items() if named.dataset is not None}
+
+
+def datasets_detail(files: Mapping[str, NamedFile]) -> dict[str, Any]:
+    """The same as an entry of the audit's detail; empty if no dataset was named."""
+    datasets = datasets_in(files)
+    return {"datasets": datasets} if datasets else {}
+
+
+def reference(row: FileRow) -> FileRef:
+    """The reference to a file that is sent to the trainer."""
+    return FileRef(id=row.id, filename=row.filename, bytes=row.bytes, sha256=row.sha256)

@@ -1,0 +1,185 @@
+"""A push from the upload to the version: what is refused leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from adapters.store import WEIGHTS_FILE
+from service.access.audit import SYSTEM
+from service.errors import ModelNotFound, NoLiveVersion
+from service.registry.upload import AdapterUpload
+from tests.unit.service.registry.conftest import ADMIN, RegistryApp
+from tests.unit.service.registry.engine import BASE
+from tests.unit.service.registry.test_service import Files, code, digest_of_refused
+
+
+async def test_a_first_push_goes_live_and_later_ones_do_not(registry_app: RegistryApp, files: Files) -> None:
+    first = await registry_app.push("voice", files(seed=1), metadata={"run": 1}, settings={"system_prompt": "Ahoy."})
+    assert first.status_code == 201, first.text
+    shown = first.json()
+    assert first.headers["location"] == "/v1/adapters/voice/versions/1"
+    assert set(shown) == {
+        *("object", "adapter", "version", "digest", "state", "servable", "aliases", "rank", "alpha"),
+        *("target_modules", "bytes", "base", "created_at", "settings", "metadata", "proof", "warnings"),
+        *("verdict", "revalidation", "held_back", "expires_at"),
+    }
+    assert (shown["object"], shown["adapter"], shown["version"]) == ("adapter.version", "voice", 1)
+    assert (shown["state"], shown["servable"], shown["aliases"]) == ("ready", "ok", ["live"])
+    assert shown["metadata"] == {"run": 1}
+    assert shown["base"] == registry_app.base.fingerprint.model_dump()
+    assert shown["proof"]["distance"] == pytest.approx(0.5)
+    target = registry_app.catalog.resolve(ADMIN, "voice")
+    assert (target.digest, target.settings.system_prompt) == (shown["digest"], "Ahoy.")
+
+    second = (await registry_app.push("voice", files(seed=2))).json()
+    assert (second["version"], second["aliases"]) == (2, [])
+    assert registry_app.catalog.resolve(ADMIN, "voice").version == 1
+    assert registry_app.catalog.resolve(ADMIN, "voice@2").digest == second["digest"]
+    assert registry_app.leftovers() == []
+
+
+async def test_the_same_again_is_the_same_version(registry_app: RegistryApp, files: Files) -> None:
+    adapter = files(seed=1)
+    first = await registry_app.push("voice", adapter)
+    again = await registry_app.push("voice", adapter, alias="canary")
+    assert (again.status_code, again.json()["version"]) == (200, first.json()["version"])
+    assert again.json()["aliases"] == ["canary", "live"]
+    other = await registry_app.push("voice", adapter, settings={"sampling": {"temperature": 0.1}})
+    assert (other.status_code, other.json()["version"], other.json()["digest"]) == (201, 2, first.json()["digest"])
+
+
+async def test_two_pushes_of_one_adapter_at_once_make_one_version(registry_app: RegistryApp, files: Files) -> None:
+    adapter = files(seed=1)
+    answers = await asyncio.gather(*(registry_app.push("voice", adapter) for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
+    assert {answer.json()["version"] for answer in answers} == {1}
+
+
+async def test_an_empty_alias_leaves_it_without_one(registry_app: RegistryApp, files: Files) -> None:
+    assert (await registry_app.push("voice", files(seed=1), alias="")).json()["aliases"] == []
+    with pytest.raises(NoLiveVersion):
+        registry_app.catalog.resolve(ADMIN, "voice")
+    assert registry_app.catalog.resolve(ADMIN, "voice@1").version == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("nan", (422, "weights_not_finite")),
+        ("overflow", (422, "update_too_large")),
+        ("wrong_shape", (422, "shape_mismatch")),
+        ("dora", (422, "dora_unsupported")),
+        ("truncated", (422, "weights_invalid")),
+        ("missing_pair", (422, "pair_incomplete")),
+        ("unknown_layer", (422, "module_unknown")),
+        ("zero_effect", (422, "no_effect")),
+    ],
+)
+async def test_a_refusal_leaves_nothing_behind(
+    registry_app: RegistryApp, files: Files, variant: str, expected: tuple[int, str]
+) -> None:
+    assert code(await registry_app.push("voice", files(variant=variant))) == expected
+    assert code(await registry_app.http.get("/v1/adapters/voice")) == (404, "adapter_not_found")
+    assert (await registry_app.http.get("/v1/adapters")).json()["data"] == []
+    assert registry_app.leftovers() == []
+    with pytest.raises(ModelNotFound):
+        registry_app.catalog.resolve(ADMIN, "voice")
+    assert (await registry_app.push("voice", files(seed=3))).json()["version"] == 1
+
+
+async def test_refusals_with_a_status_of_their_own(registry_app: RegistryApp, files: Files) -> None:
+    assert code(await registry_app.push("voice", files(), weights_name="adapter_model.bin")) == (415, "pickle_refused")
+    assert code(await registry_app.push(BASE, files())) == (422, "name_reserved")
+    assert code(await registry_app.push("No Name", files())) == (422, "name_invalid")
+    assert code(await registry_app.push("voice", files(), metadata={"proof": {}})) == (422, "proof_invalid")
+    large = files(rank=32, modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    large.weights_path.write_bytes(large.weights + b"\0" * 1024 * 1024)
+    assert code(await registry_app.push("voice", large))[0] == 413
+    assert registry_app.leftovers() == []
+
+
+async def test_no_proof_no_version(registry_app: RegistryApp, files: Files) -> None:
+    registry_app.engine.effect = 0
+    assert code(await registry_app.push("voice", files(seed=1))) == (422, "not_applied")
+    assert code(await registry_app.http.get("/v1/adapters/voice/versions/1")) == (404, "adapter_not_found")
+
+
+async def test_without_waiting_a_failed_proof_stays_readable_at_its_url_only(
+    registry_app: RegistryApp, files: Files
+) -> None:
+    registry_app.engine.effect = 0
+    adapter = files(seed=1)
+    pushed = await registry_app.push("voice", adapter, query="?wait=false")
+    assert (pushed.status_code, pushed.json()["state"]) == (202, "proving")
+    await registry_app.registry.wait_idle()
+    rejected = (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()
+    assert (rejected["state"], rejected["reason"]["code"], rejected["aliases"]) == ("rejected", "not_applied", [])
+    assert (await registry_app.http.get("/v1/adapters")).json()["data"] == []
+    assert code(await registry_app.http.get("/v1/adapters/voice")) == (404, "adapter_not_found")
+    assert code(await registry_app.http.put("/v1/adapters/voice/aliases/live", json={"version": 1})) == (
+        409,
+        "version_not_ready",
+    )
+
+    registry_app.engine.effect = 0.5  # it was no first version: the next one is, and goes live
+    other = await registry_app.push("voice", files(seed=2))
+    assert (other.json()["version"], other.json()["aliases"]) == (2, ["live"])
+    shown = (await registry_app.http.get("/v1/adapters/voice")).json()
+    assert [version["version"] for version in shown["versions"]] == [2]
+
+    again = await registry_app.push("voice", adapter)
+    assert (again.status_code, again.json()["version"], again.json()["state"]) == (200, 1, "ready")
+
+
+async def test_a_client_that_leaves_leaves_nothing(registry_app: RegistryApp, files: Files) -> None:
+    arrived = asyncio.Event()
+
+    async def hang(write: Callable[[bytes], object]) -> AdapterUpload:
+        write(files(seed=1).weights)
+        arrived.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it never comes")
+
+    push = asyncio.create_task(registry_app.registry.pushes.push(ADMIN, hang, wait=True, actor=SYSTEM))
+    await arrived.wait()
+    assert len(registry_app.leftovers()) == 1
+    push.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await push
+    assert registry_app.leftovers() == []
+
+
+async def test_damaged_files_heal_by_a_push(registry_app: RegistryApp, files: Files) -> None:
+    adapter = files(seed=1)
+    digest = (await registry_app.push("voice", adapter)).json()["digest"]
+    (registry_app.store.path(digest) / WEIGHTS_FILE).write_bytes(b"short")
+    assert (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()["servable"] == "damaged"
+    assert code(await registry_app.http.post("/v1/adapters/voice/versions/1/prove")) == (409, "version_damaged")
+    assert (await registry_app.push("voice", adapter)).json()["servable"] == "ok"
+
+
+async def test_an_engine_that_is_away_refuses_to_wait_and_leaves_nothing(
+    registry_app: RegistryApp, files: Files
+) -> None:
+    digest = await digest_of_refused(registry_app, files(seed=1))
+    assert (await registry_app.http.get("/v1/adapters")).json()["data"] == []
+    assert await registry_app.registry.collect() == [digest]
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(registry_app: RegistryApp, files: Files) -> None:
+    parts = {"config": files(seed=1).config, "weights": ("w.safetensors", files(seed=1).weights)}
+    request = registry_app.http.build_request("POST", "/v1/adapters", data={"name": "voice"}, files=parts)
+    whole = await request.aread()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield whole[: len(whole) // 2]
+
+    cut = await registry_app.http.post(
+        "/v1/adapters", content=half(), headers={"content-type": request.headers["content-type"]}
+    )
+    assert code(cut) == (400, "invalid_multipart")
+    assert registry_app.leftovers() == []
+    assert registry_app.store.digests() == []

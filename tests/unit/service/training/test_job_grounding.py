@@ -1,0 +1,58 @@
+"""A job's grounding: it is what a version's settings may hold, and its stores are the caller's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.unit.service.files.files_app import error_of
+from tests.unit.service.training.training_gateway import TrainingGateway
+
+SHOP = {"vector_store_ids": ["vs_policies"], "max_num_results": 2}
+
+
+async def body(gateway: TrainingGateway, **more: Any) -> dict[str, Any]:
+    return {"model": "voice@1", "training_file": await gateway.made(), **more}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"hyperparameters": {"grounding": SHOP}},
+        {"method": {"type": "supervised", "supervised": {"hyperparameters": {"grounding": SHOP}}}},
+        {"metadata": {"grounding": json.dumps(SHOP)}},
+        {"metadata": {"grounding": json.dumps(SHOP)}, "hyperparameters": {"grounding": SHOP}},
+    ],
+)
+async def test_it_reaches_the_trainer_as_it_was_sent(gateway: TrainingGateway, given: dict[str, Any]) -> None:
+    answer = await gateway.create(**await body(gateway, **given))
+    assert answer.status_code == 200
+    assert {name: gateway.trainer.asked[-1].json["request"][name] for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "param"),
+    [
+        ({"vector_store_ids": ["vs_others"]}, 404, "hyperparameters.grounding.vector_store_ids"),
+        ({"vector_store_ids": ["vs_policies"], "colour": 1}, 400, "hyperparameters.grounding.colour"),
+        ({"max_num_results": 0}, 400, "hyperparameters.grounding.max_num_results"),
+        ({"filters": {"type": "like"}}, 400, "hyperparameters.grounding.filters.type"),
+        ("shop", 400, "hyperparameters.grounding"),
+        (["vs_policies"], 400, "hyperparameters.grounding"),
+    ],
+)
+async def test_what_a_version_could_not_be_served_with_is_refused_by_name(
+    gateway: TrainingGateway, given: Any, status: int, param: str
+) -> None:
+    answer = await gateway.create(**await body(gateway, hyperparameters={"grounding": given}))
+    assert (answer.status_code, error_of(answer)["param"]) == (status, param)
+    assert not gateway.trainer.asked
+
+
+async def test_two_different_ones_are_refused(gateway: TrainingGateway) -> None:
+    metadata = {"grounding": json.dumps(SHOP | {"max_num_results": 3})}
+    given = await body(gateway, metadata=metadata, hyperparameters={"grounding": SHOP})
+    answer = await gateway.create(**given)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "hyperparameters.grounding")

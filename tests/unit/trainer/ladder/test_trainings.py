@@ -1,0 +1,119 @@
+"""Which LoRAs a ladder trains after the prompts, in which order, and what the learning curve says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.trainer.ladder.rungs_measured import right_at, scored
+from tests.unit.trainer.ladder.test_kind import GROUNDING, LadderRun, climbed, file_ref, ladder, run_of
+from trainer.ladder.kind import CONCLUDING
+from trainer.ladder.spec import TrainingKey
+from trainer.runs.kind import Advance, Wait
+from trainer.runs.state import Run, Status
+
+__all__ = ["ladder"]
+SHARES: dict[Any, float] = {"base": 0.1, "instructions": 0.2, "examples": 0.3, "retrieved_examples": 0.5}
+
+
+async def prompts_compared(ladder: LadderRun, *, subsets: bool = False, **shares: float) -> Any:
+    """What follows the prompts, one of which has retrieved examples."""
+    outcome = await climbed(ladder, SHARES | shares)
+    if subsets:
+        counts = {"training": 400, "choosing": 40, "held_out": 120, "half": 200, "quarter": 100}
+        ladder.plan(subsets={"half": file_ref("half"), "quarter": file_ref("quarter")}, counts=counts)
+    return outcome
+
+
+class Climb:
+    """Goes up the LoRAs: each job makes a version, each evaluation finds the share that the test gives."""
+
+    def __init__(self, ladder: LadderRun) -> None:
+        self.ladder = ladder
+        self.children: list[Run] = []
+        self.jobs: list[Any] = []
+
+    async def lora(self, wait: Any, key: TrainingKey, share: float, seed: int) -> Any:
+        purpose, training = self.ladder.waits(wait)
+        assert purpose == ("job" if key == "lora" else f"job:{key}")
+        (job,) = training.children
+        self.jobs.append(job.spec)
+        result = {"fine_tuned_model": f"support@{10 + seed}", "seconds": 60.0}
+        self.children.append(run_of(job.id, "finetune", Status.SUCCEEDED, result=result))
+        purpose, asking = self.ladder.waits(await self.ladder.kind.children_ended(self.ladder.run, self.children))
+        assert purpose == key
+        scores = scored({key: right_at(share, seed)})  # type: ignore[dict-item]
+        self.children.append(self.ladder.evaluated(asking, scores))
+        return await self.ladder.kind.children_ended(self.ladder.run, self.children)
+
+
+@pytest.fixture
+def climb(ladder: LadderRun) -> Climb:
+    return Climb(ladder)
+
+
+async def test_a_lora_with_retrieval_is_trained_with_the_grounding_of_the_rung_below(climb: Climb) -> None:
+    outcome = await climb.lora(await prompts_compared(climb.ladder), "lora", 0.6, 1)
+    outcome = await climb.lora(outcome, "lora_examples", 0.95, 2)
+    assert isinstance(outcome, Advance)
+    plain, retrieving = climb.jobs
+    assert (plain.grounding, plain.judging.requested) == (None, True)
+    assert (retrieving.grounding, retrieving.judging.requested) == (GROUNDING, False)
+    report = climb.ladder.report()
+    assert [rung.key for rung in report.rungs][-2:] == ["lora", "lora_examples"]
+    assert (report.advice.word, report.advice.rung) == ("fine_tune", "lora_examples")
+    assert "with retrieved examples" in report.advice.sentence
+
+
+@pytest.mark.parametrize(
+    ("shares", "lora", "reason"),
+    [
+        ({"retrieved_examples": 0.3, "examples": 0.5}, 0.6, "gains nothing by the same retrieval"),
+        ({}, 1.0, "answers every held-out example correctly"),
+    ],
+)
+async def test_retrieval_that_can_not_matter_is_left_out(
+    climb: Climb, shares: dict[str, float], lora: float, reason: str
+) -> None:
+    outcome = await climb.lora(await prompts_compared(climb.ladder, **shares), "lora", lora, 1)
+    assert isinstance(outcome, Advance)
+    assert climb.ladder.kind.next_stage(replace(climb.ladder.run, details=climb.ladder.run.details)) is CONCLUDING
+    (skipped,) = climb.ladder.report().skipped
+    assert (skipped.key, reason in skipped.reason) == ("lora_examples", True)
+
+
+async def test_the_curve_says_whether_more_examples_would_help(climb: Climb) -> None:
+    outcome = await prompts_compared(climb.ladder, subsets=True)
+    for seed, (key, share) in enumerate({"lora": 0.9, "lora_examples": 0.9, "half": 0.5, "quarter": 0.3}.items()):
+        outcome = await climb.lora(outcome, key, share, seed)  # type: ignore[arg-type]
+    assert isinstance(outcome, Advance)
+    assert [job.training_file.id for job in climb.jobs[-2:]] == ["file-half", "file-quarter"]
+    report = climb.ladder.report()
+    assert report.curve is not None
+    assert [(point.part, point.examples) for point in report.curve.points] == [
+        ("a quarter", 100),
+        ("a half", 200),
+        ("all", 400),
+    ]
+    assert report.curve.sentence.startswith("More examples would probably help. 400 examples against 200 of them: +40")
+    assert [rung.key for rung in report.rungs][-1] == "lora_examples"
+
+
+async def test_a_part_that_fails_leaves_a_shorter_curve(climb: Climb) -> None:
+    outcome = await prompts_compared(climb.ladder, subsets=True)
+    outcome = await climb.lora(outcome, "lora", 0.9, 1)
+    outcome = await climb.lora(outcome, "lora_examples", 0.9, 2)
+    _, training = climb.ladder.waits(outcome)
+    error = {"error": {"message": "out of memory"}}
+    climb.children.append(run_of(training.children[0].id, "finetune", Status.FAILED, result=error))
+    outcome = await climb.ladder.kind.children_ended(climb.ladder.run, climb.children)
+    assert isinstance(outcome, Wait)
+    assert "out of memory" in outcome.notes[0]
+    outcome = await climb.lora(outcome, "quarter", 0.89, 3)
+    assert isinstance(outcome, Advance)
+    report = climb.ladder.report()
+    assert report.curve is not None
+    assert [point.part for point in report.curve.points] == ["a quarter", "all"]
+    assert [skipped.key for skipped in report.skipped] == ["half"]

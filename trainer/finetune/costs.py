@@ -1,0 +1,96 @@
+"""What the trainer knows about costs: the device time of its jobs, by hour, and the last training of an adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import sqlalchemy as sa
+
+from adapters.names import parse_reference
+from adapters.protocol.costs import DeviceTimes, LastTraining, RunTime
+from trainer.database import Database
+from trainer.finetune import kind
+from trainer.finetune.kind import FinetuneKind
+from trainer.finetune.spec import JobDetails, JobResult
+from trainer.runs import device_time
+from trainer.runs.device_time import DeviceTime
+from trainer.runs.state import Run, Status
+from trainer.runs.tables import runs
+
+
+class JobCosts:
+    """The device time of jobs; evaluations and ladders have none of their own, as the engine works for them.
+
+    Args:
+        finetune: Knows since when a job's worker has judged.
+    """
+
+    def __init__(self, finetune: FinetuneKind, database: Database) -> None:
+        self._finetune = finetune
+        self._database = database
+
+    async def device_times(self, start: int, end: int) -> DeviceTimes:
+        """Of all projects' jobs in the hours from ``start`` to ``end``; a running worker counts up to now."""
+
+        def read(db: sa.Connection) -> tuple[list[DeviceTime], list[Run]]:
+            return device_time.recorded(db, start, end), device_time.under_way(db, (kind.NAME,))
+
+        recorded, workers = await self._database.run(read)
+        judging = {run.id: await asyncio.to_thread(self._finetune.judging_since, run.id) for run in workers}
+        now = device_time.so_far(workers, judging, start, end, time.time())
+        return DeviceTimes(data=tuple(map(_run_time, [*recorded, *now])))
+
+    async def last_training(self, project: str, adapter: str) -> LastTraining | None:
+        """The adapter's last job that made a version; None if there is none."""
+
+        def read(db: sa.Connection) -> tuple[Run, tuple[float, float]] | None:
+            row = db.execute(
+                sa.select(runs)
+                .where(
+                    runs.c.kind == kind.NAME,
+                    runs.c.project == project,
+                    runs.c.status == Status.SUCCEEDED,
+                    sa.func.json_extract(runs.c.details, "$.adapter") == adapter,
+                )
+                .order_by(runs.c.number.desc())
+                .limit(1)
+            ).first()
+            return None if row is None else (run := Run.of(row), device_time.of_run(db, run.id))
+
+        found = await self._database.run(read)
+        if found is None:
+            return None
+        run, (trained, judged) = found
+        result = JobResult.model_validate(run.result)
+        report = JobDetails.model_validate(run.details).report or {}
+        return LastTraining(
+            run=run.id,
+            run_key_id=run.run_key_id,
+            version=_version(run),
+            finished_at=run.finished_at or 0,
+            training_s=trained,
+            judging_s=judged,
+            examples=int(report.get("trained_on") or 0),
+            trained_tokens=result.trained_tokens,
+        )
+
+
+def _run_time(spent: DeviceTime) -> RunTime:
+    run = spent.run
+    return RunTime(
+        run=run.id,
+        project=run.project,
+        key_id=run.key_id,
+        adapter=str(run.details["adapter"]),
+        version=_version(run),
+        hour=spent.hour,
+        training_s=spent.training_s,
+        judging_s=spent.judging_s,
+    )
+
+
+def _version(run: Run) -> int | None:
+    """The number of the version that a job has made; None as long as it has made none."""
+    name = (run.result or {}).get("fine_tuned_model")
+    return None if name is None else parse_reference(str(name)).version

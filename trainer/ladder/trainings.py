@@ -1,0 +1,119 @@
+"""The LoRAs that a ladder trains, one after the other, and which of them can still matter.
+
+After the prompts: a LoRA; the same with what the best rung with retrieval retrieves, trained on prompts that the
+gateway's hook has rendered; and, for the learning curve, LoRAs on a half and on a quarter of the examples. Each is a
+job and an evaluation of its version. Loads the statistics: imported only when a ladder goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from trainer.ladder.advice import advise, difference, independent, measured, title, whole_interval
+from trainer.ladder.spec import (
+    CHANGING_SHARE,
+    MIN_EXAMPLES,
+    LadderPlan,
+    LadderSpec,
+    Row,
+    RungKey,
+    Rungs,
+    SkippedRung,
+    SubsetKey,
+    TrainingKey,
+)
+
+RETRIEVING: Final[Mapping[TrainingKey, RungKey]] = {
+    "lora_documents": "documents",
+    "lora_examples": "retrieved_examples",
+}
+"""The rung whose retrieval each LoRA with retrieval has."""
+SUBSETS: Final[tuple[SubsetKey, ...]] = ("half", "quarter")
+ALL_RIGHT: Final = "answers every held-out example correctly: nothing can score more"
+
+
+@dataclass(frozen=True, slots=True)
+class NextTraining:
+    """The next LoRA to train, None if there is none; its grounding; and what is left out before it."""
+
+    key: TrainingKey | None
+    grounding: dict[str, Any] | None
+    skipped: tuple[SkippedRung, ...]
+
+
+def next_training(
+    spec: LadderSpec, plan: LadderPlan, rungs: Rungs, rows: Sequence[Row], done: Collection[str]
+) -> NextTraining:
+    """What to train next.
+
+    Args:
+        rows: The rungs that are measured, the simplest first.
+        done: The keys of the trainings that have ended, one way or the other, and of those that were left out.
+    """
+    skipped: list[SkippedRung] = []
+    for key in _planned(plan, rungs):
+        if key in done:
+            continue
+        reason = _needless(key, spec, plan, rows)
+        if reason is None:
+            return NextTraining(key, _grounding(key, rungs), tuple(skipped))
+        skipped.append(SkippedRung(key=key, title=title(key), reason=reason))
+    return NextTraining(None, None, tuple(skipped))
+
+
+def _planned(plan: LadderPlan, rungs: Rungs) -> list[TrainingKey]:
+    there = {rung.key for rung in rungs.rungs}
+    retrieval: list[TrainingKey] = [key for key, below in RETRIEVING.items() if below in there]
+    subsets: list[TrainingKey] = [key for key in SUBSETS if key in plan.subsets]
+    return ["lora", *retrieval[:1], *subsets]
+
+
+def _grounding(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
+    if key not in RETRIEVING:
+        return None
+    grounding: dict[str, Any] = next(each.settings for each in rungs.rungs if each.key == RETRIEVING[key])["grounding"]
+    return grounding
+
+
+def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
+    """Why a LoRA can no longer matter, or None: training is the dearest step."""
+    if key == "lora":
+        return _lora_is_needless(spec, plan, rows)
+    lora = next((row for row in rows if row[0] == "lora"), None)
+    if lora is None:
+        return "there is no LoRA to compare it with"
+    if min(lora[2].scores) == 1.0:
+        return f"{title('lora', inside=True)} {ALL_RIGHT}"
+    if key not in RETRIEVING:
+        return None
+    if spec.body.target is not None and _reaches(lora, spec.body.target):
+        return f"{title('lora', inside=True)} reaches the target already"
+    below = [each for each, _, _ in rows].index(RETRIEVING[key])
+    if difference(rows[below], rows[below - 1], whole_interval()).estimate <= 0:
+        return "the base gains nothing by the same retrieval"
+    return None
+
+
+def _lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
+    if not spec.body.lora:
+        return "the request says `lora: false`"
+    advice = advise(rows, plan.facts, target=spec.body.target, smallest=spec.smallest_difference)
+    if plan.facts.changing_facts >= CHANGING_SHARE * plan.facts.examples:
+        return "the answers hold facts that change: a LoRA would learn them by heart"
+    if advice.word == "cannot_tell" and independent(rows) < MIN_EXAMPLES:
+        return "there are too few independent held-out examples to tell whether it helps"
+    if advice.word == "cannot_tell" and plan.facts.noisy_labels:
+        return "the labels look unrelated to the questions: there is nothing to learn"
+    if spec.body.target is not None:
+        reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
+        if reached is not None:
+            return f"{title(reached[0], inside=True)} reaches the target already"
+    if any(min(arm.scores) == 1.0 for _, _, arm in rows):
+        return f"a prompt {ALL_RIGHT}"
+    return None
+
+
+def _reaches(row: Row, target: float) -> bool:
+    return measured([row])[0].mean.low >= target

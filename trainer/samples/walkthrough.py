@@ -1,0 +1,233 @@
+"""`make walkthrough`: from 1,000 replies to a voice that is live, with facts from a store that change.
+
+    python -m trainer.samples.walkthrough                    every step, with a gateway of its own under var/walkthrough
+    python -m trainer.samples.walkthrough policy fence       these steps alone, on what is there
+
+Each step prints the `hatrack` commands that it runs: the same can be typed. With a gateway at HATRACK_URL (and its key
+in HATRACK_KEY) the steps run there; otherwise one is started, and stopped at the end. A step that needs a voice takes
+`marlow` if it is there, and otherwise makes it of the base with a prompt, in a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+NAME: Final = "marlow"
+POLICIES: Final = "marlow-policies"
+ORDERS: Final = "marlow-orders"
+SAMPLES: Final = Path(__file__).parent / NAME
+TRAINING, HELD_OUT = SAMPLES / "training.jsonl", SAMPLES / "heldout.jsonl"
+QUESTION: Final = "I bought a colander and it has sat here unused. How many days do I have to send it back?"
+OLD, NEW = "53 days", "61 days"
+"""The policy that changes, in `store/policies/returns.md`."""
+FENCED: Final = "When is MT-82310 expected? It has not come."
+OWNER, STRANGER = "c-1003", "c-1001"
+SHOWN_TICKETS: Final = 3
+READY_S: Final = 900.0
+
+
+class Walkthrough:
+    """Runs `hatrack` commands and shows them.
+
+    Args:
+        environment: With the gateway's URL and key.
+        directory: For files that the steps change.
+    """
+
+    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+        self._environment = environment
+        self.directory = directory
+
+    def run(self, *arguments: str, answers: Sequence[int] = (0,)) -> None:
+        """Run a command with its output on the terminal. Raises SystemExit for another exit code than ``answers``."""
+        print(f"\n$ hatrack {shlex.join(arguments)}", flush=True)
+        code = subprocess.run([*HATRACK, *arguments], env=self._environment, check=False).returncode
+        if code not in answers:
+            raise SystemExit(f"hatrack {arguments[0]} ended with exit code {code}")
+
+    def read(self, *arguments: str) -> Any:
+        """The JSON that a command prints; None if it fails."""
+        ran = subprocess.run([*HATRACK, *arguments, "--json"], env=self._environment, check=False, capture_output=True)
+        return json.loads(ran.stdout) if ran.returncode == 0 else None
+
+    def require_voice(self) -> None:
+        """Make `marlow` of the base with a prompt, unless there is one."""
+        if self.read("show", NAME) is None:
+            self.run("push", NAME, "--system-prompt", str(SAMPLES / "instructions.txt"))
+
+    def require_policies(self, directory: Path) -> None:
+        """Put the policies of a directory into the store, which is made if need be."""
+        stores = self.read("kb", "ls") or []
+        if not any(store["name"] == POLICIES for store in stores):
+            self.run("kb", "create", POLICIES)
+        self.run("kb", "add", POLICIES, str(directory))
+
+
+HATRACK: Final = (sys.executable, "-m", "service.cli")
+
+
+def report(walk: Walkthrough) -> None:
+    """What is in the data, before anything is spent on it."""
+    walk.run("data", "check", str(TRAINING))
+
+
+def advise(walk: Walkthrough) -> None:
+    """Is fine-tuning worth it at all? Prompts, examples and retrieval first, each measured."""
+    page = walk.directory / "advice.html"
+    walk.run("advise", str(TRAINING), "--name", NAME, "--quick", "--html", str(page), answers=(0, 4))
+
+
+def train(walk: Walkthrough) -> None:
+    """A LoRA on all 1,000 replies, judged on 150 tickets of themes that it has not seen."""
+    walk.run(
+        "train", str(TRAINING), "--name", NAME, "--held-out", str(HELD_OUT), "--promote", "never", answers=(0, 1, 4)
+    )
+
+
+def live(walk: Walkthrough) -> None:
+    """The newest version goes live, whatever it is made of; no caller changes a line."""
+    walk.require_voice()
+    newest = max(version["version"] for version in walk.read("show", NAME)["versions"])
+    walk.run("promote", f"{NAME}@{newest}")
+    walk.run("ls")
+
+
+def policy(walk: Walkthrough) -> None:
+    """The facts come from a store: a policy changes, and so does the next answer, in the same voice."""
+    walk.require_voice()
+    policies = walk.directory / "policies"
+    shutil.rmtree(policies, ignore_errors=True)
+    shutil.copytree(SAMPLES / "store" / "policies", policies)
+    walk.require_policies(policies)
+    ask = ("chat", NAME, "--kb", POLICIES, "--temperature", "0", "--max-tokens", "120", QUESTION)
+    walk.run(*ask)
+    page = policies / "returns.md"
+    page.write_text(page.read_text("utf-8").replace(OLD, NEW), "utf-8")
+    print(f"\n# {page.name} now says {NEW} where it said {OLD}", flush=True)
+    walk.require_policies(policies)
+    walk.run(*ask)
+
+
+def fence(walk: Walkthrough) -> None:
+    """Orders are fenced by customer: who asks for another's order gets nothing."""
+    walk.require_voice()
+    if not any(store["name"] == ORDERS for store in walk.read("kb", "ls") or []):
+        walk.run("kb", "create", ORDERS)
+    walk.run("kb", "add", ORDERS, str(SAMPLES / "store" / "orders"))
+    for customer in (OWNER, STRANGER):
+        about = f"customer={customer}"
+        walk.run("chat", NAME, "--kb", ORDERS, "--filter", about, "--temperature", "0", "--max-tokens", "120", FENCED)
+
+
+def compare(walk: Walkthrough) -> None:
+    """The base and the voice, side by side on tickets that were held out."""
+    walk.require_voice()
+    base = walk.read("status")["base"]
+    for line in HELD_OUT.read_text("utf-8").splitlines()[:SHOWN_TICKETS]:
+        ticket = json.loads(line)["messages"][0]["content"]
+        for model in (base, NAME):
+            walk.run("chat", model, "--temperature", "0", "--max-tokens", "120", ticket)
+
+
+def cost(walk: Walkthrough) -> None:
+    """What it has cost so far, and what it will cost in a year."""
+    walk.run("cost")
+    walk.run("cost", "--year", NAME)
+
+
+STEPS: Final[dict[str, Callable[[Walkthrough], None]]] = {
+    "report": report,
+    "advise": advise,
+    "train": train,
+    "live": live,
+    "policy": policy,
+    "fence": fence,
+    "compare": compare,
+    "cost": cost,
+}
+
+
+@contextmanager
+def gateway(home: Path) -> Iterator[dict[str, str]]:
+    """The environment of a gateway's client: of the one at HATRACK_URL, or of one that runs meanwhile."""
+    environment = dict(os.environ)
+    if "HATRACK_URL" in environment:
+        yield environment
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment |= {"HATRACK_HOME": str(home), "HATRACK_PORT": str(port), "HATRACK_URL": f"http://127.0.0.1:{port}"}
+    environment.setdefault("HATRACK_BASE_MODEL", str(prepared_base()))
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "gateway.log").open("ab") as log:
+        server = subprocess.Popen([*HATRACK, "serve", "--trainer"], env=environment, stdout=log, stderr=log)
+    print(f"starting a gateway on port {port}; its log is {home / 'gateway.log'}", flush=True)
+    try:
+        wait_ready(server, environment["HATRACK_URL"])
+        environment["HATRACK_KEY"] = (home / "admin.key").read_text().strip()
+        yield environment
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+def prepared_base() -> Path:
+    """The packaged base, prepared under var/ if it is not there."""
+    target = Path("var/base")
+    command = [sys.executable, "-m", "trainer.base_model", "--source", "smollm2-135m-instruct", "--dest", str(target)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return (target / "smollm2-135m-instruct").resolve()
+
+
+def wait_ready(server: subprocess.Popen[bytes], url: str) -> None:
+    """Wait until the gateway answers. Raises SystemExit if it ends, or takes too long."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise SystemExit(f"the gateway ended with exit code {server.returncode}; see its log")
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise SystemExit(f"the gateway was not ready after {READY_S:.0f} s")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Take the steps that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"{', '.join(STEPS)} [default: all]")
+    parser.add_argument("--home", type=Path, default=Path("var/walkthrough"), help="of the gateway that is started")
+    options = parser.parse_args(arguments)
+    unknown = [step for step in options.steps if step not in STEPS]
+    if unknown:
+        parser.error(f"no step {unknown[0]!r}; there are {', '.join(STEPS)}")
+    home = options.home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    with gateway(home) as environment:
+        walk = Walkthrough(environment, home)
+        for step in options.steps or STEPS:
+            what = STEPS[step].__doc__ or ""
+            print(f"\n── {step}: {what}", flush=True)
+            STEPS[step](walk)
+
+
+if __name__ == "__main__":
+    main()
