@@ -18,6 +18,10 @@ from adapters.errors import NameInvalid, NameReserved, ReferenceInvalid
 DEFAULT_ALIAS: Final = "live"
 MAX_NAME_LENGTH: Final = 64
 MAX_VERSION: Final = 2**31 - 1
+CHECKPOINT_PREFIX: Final = "ckpt-"
+"""How the aliases of a job's checkpoints begin."""
+JOB_DIGITS: Final = 12
+"""Digits of a job's id in the names of its checkpoints."""
 FILE_ID_PREFIX: Final = "file-"
 """How the ids of files begin; a dataset's name must not, since a request may name either."""
 
@@ -62,6 +66,20 @@ def parse_alias(text: str) -> str:
             param="alias",
         )
     return text
+
+
+def checkpoint_alias(job_id: str, step: int) -> str:
+    """The alias of the version that a job's checkpoint after `step` becomes: known before there is that version.
+
+    >>> checkpoint_alias("ftjob-0f3a9c1b22de77aa01", 60)
+    'ckpt-0f3a9c1b22de-step-60'
+    """
+    return f"{CHECKPOINT_PREFIX}{job_id.rpartition('-')[2][:JOB_DIGITS]}-step-{step}"
+
+
+def is_checkpoint_alias(alias: str) -> bool:
+    """Whether an alias names a checkpoint. Such an alias does not keep its version from being deleted."""
+    return alias.startswith(CHECKPOINT_PREFIX)
 
 
 def parse_version(text: str) -> int:

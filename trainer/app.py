@@ -47,6 +47,7 @@ from trainer.finetune.estimates import JobEstimates
 from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
+from trainer.finetune.tracked import tracked_job
 from trainer.ladder import kind as ladder_kind
 from trainer.ladder.routes import router as ladders_router
 from trainer.ladder.service import Ladders
@@ -60,7 +61,9 @@ from trainer.runs.notifier import Notifier
 from trainer.runs.process import Command
 from trainer.runs.streaming import Streams
 from trainer.runs.supervisor import Supervisor
+from trainer.runs.tracking import TrackingFollower
 from trainer.runs.transitions import Transitions
+from trainer.tracking.available import trackers
 from trainer.webhook import outbox
 from trainer.webhook.sender import Address, WebhookSender
 
@@ -85,6 +88,7 @@ class Trainer:
     reviews: Reviews
     teachers: Teachers
     webhook: WebhookSender
+    tracking: TrackingFollower
 
     @classmethod
     def build(
@@ -142,6 +146,7 @@ class Trainer:
             reviews=reviews,
             teachers=Teachers(endpoints),
             webhook=webhook,
+            tracking=TrackingFollower(database, notifier, trackers(settings, installation.directory), tracked_job),
         )
 
     async def start(self) -> None:
@@ -151,11 +156,13 @@ class Trainer:
         await self.database.open()
         await self.housekeeper.start()
         await self.webhook.start()
+        await self.tracking.start()
         await self.supervisor.start()
 
     async def stop(self) -> None:
         """Have the workers checkpoint and exit, and close everything."""
         await self.supervisor.stop()
+        await self.tracking.stop()
         await self.webhook.stop()
         await self.teachers.close()
         await self.housekeeper.stop()

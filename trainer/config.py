@@ -23,7 +23,12 @@ from trainer.errors import SettingsError
 PREFIX: Final = "HATRACK_TRAINER_"
 SHARED_PREFIX: Final = "HATRACK_"
 """Of the settings that the gateway has, too: prices and rhythm (`CostSettings`)."""
-SECRETS: Final = frozenset({"HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"})
+SECRETS: Final = frozenset(
+    {
+        *("HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"),
+        *("HATRACK_TRAINER_MLFLOW_TOKEN", "HATRACK_TRAINER_WANDB_KEY"),
+    }
+)
 """Variables whose value is never shown in a message and never inherited by a worker. Many services' webhook URLs are
 secrets themselves."""
 NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
@@ -66,6 +71,13 @@ class Settings(CostSettings, BaseSettings):
     checkpoint_s: float = Field(
         60, ge=0, description="Seconds between a job's checkpoints; a crash loses at most this much, plus one step."
     )
+    checkpoint_versions: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="Of how many of a job's last epochs the checkpoint answers as a model; those that are not the "
+        "job's result are versions of their own, for `HATRACK_TRAINER_KEEP_DAYS`. 0: none.",
+    )
     yield_above: int = Field(
         0,
         ge=0,
@@ -82,7 +94,8 @@ class Settings(CostSettings, BaseSettings):
     keep_days: float = Field(
         7,
         ge=0,
-        description="Days for which a finished job's data, checkpoints, adapter, answers and log are kept.",
+        description="Days for which a finished job's data, checkpoints, adapter, answers and log are kept. With 0 no "
+        "checkpoint answers as a model.",
     )
     max_file_mib: float = Field(512, gt=0, description="Maximum file size of a data check, MiB.")
     check_timeout_s: float = Field(300, gt=0, description="Time limit for a data check, s.")
@@ -187,6 +200,25 @@ class Settings(CostSettings, BaseSettings):
         min_length=16,
         description="Secret that signs what is sent there, at least 16 characters, or `whsec_` and base64; required "
         "with `HATRACK_TRAINER_WEBHOOK_URL`.",
+    )
+    mlflow_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s@]+$",
+        description="MLflow tracking server that jobs may name in `integrations` (`trainer/tracking/TRACKING.md`).",
+    )
+    mlflow_token: SecretStr | None = Field(
+        None, description="Bearer token for it; with a colon, `user:password` of MLflow's basic authentication."
+    )
+    wandb_key: SecretStr | None = Field(
+        None, description="API key of Weights & Biases, which jobs may then name in `integrations`."
+    )
+    wandb_url: str | None = Field(
+        None, pattern=r"^https?://[^\s@]+$", description="Its server, if it is not the public one."
+    )
+    wandb_mode: Literal["online", "offline"] = Field(
+        "online",
+        description="`offline`: runs are written to `var/trainer/wandb`, for `wandb sync`; nothing is sent, and no key "
+        "is needed.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level that is logged.")
 

@@ -53,6 +53,7 @@ Exception
     ├── RunDirectoryBusy             another worker uses the run's directory
     ├── GatewayUnreachable
     ├── GatewayRefused               the gateway refused a request; see `status` and `gateway_code`
+    ├── TrackerFailed                an experiment tracker did not take something
     └── ExportRefused                the trained adapter could not be served
 """
 
@@ -375,6 +376,12 @@ class GatewayRefused(TrainerError):
         super().__init__(message)
         self.status = status
         self.gateway_code = gateway_code
+
+
+class TrackerFailed(TrainerError):
+    """An experiment tracker did not take something; never ends a job."""
+
+    code = "tracker_failed"
 
 
 class ExportRefused(TrainerError):

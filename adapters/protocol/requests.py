@@ -7,9 +7,9 @@ reads in its own way, and declares again; it stands here for its place, because 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from adapters.dataset.held_out import MAX_SHARE, MIN_SHARE, SHARE
 
@@ -20,6 +20,8 @@ MAX_INSTRUCTIONS: Final = 4
 MAX_ANSWERS: Final = 1_000
 MAX_EXAMPLES: Final = 32
 MAX_METADATA: Final = 16
+MAX_INTEGRATIONS: Final = 5
+MAX_TRACKER_TAGS: Final = 20
 MAX_PROMPT_CHARS: Final = 32_768
 """What a version's settings may hold (the gateway's `VersionSettings`): a longer one could not be registered."""
 
@@ -37,6 +39,8 @@ OperatorsName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 """Of a judge, or of an outside endpoint, in the operator's settings."""
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+TrackerName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+TrackerTag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
 
 
@@ -88,6 +92,38 @@ class JobOptionFields(RequestBody):
     )
 
 
+class WandbOptions(RequestBody):
+    """OpenAI's `integrations[].wandb`: where the job's run appears in Weights & Biases."""
+
+    project: TrackerName
+    name: TrackerName | None = Field(None, description="Of the run. Default: the job's id.")
+    entity: TrackerName | None = Field(None, description="User or team. Default: that of the operator's key.")
+    tags: Annotated[list[TrackerTag], Field(max_length=MAX_TRACKER_TAGS)] | None = None
+
+
+class MlflowOptions(RequestBody):
+    """Where the job's run appears in MLflow."""
+
+    experiment: TrackerName = Field(description="Its name; it is created if there is none.")
+    name: TrackerName | None = Field(None, description="Of the run. Default: the job's id.")
+    tags: Annotated[dict[TrackerTag, MetadataValue], Field(max_length=MAX_TRACKER_TAGS)] | None = None
+
+
+class Integration(RequestBody):
+    """An experiment tracker of the operator's that is sent the job's parameters, metrics and verdict."""
+
+    type: Literal["wandb", "mlflow"]
+    wandb: WandbOptions | None = None
+    mlflow: MlflowOptions | None = None
+
+    @model_validator(mode="after")
+    def _has_its_options(self) -> Self:
+        other = "mlflow" if self.type == "wandb" else "wandb"
+        if getattr(self, self.type) is None or getattr(self, other) is not None:
+            raise ValueError(f"an integration of the type `{self.type}` has the field `{self.type}`, and no `{other}`")
+        return self
+
+
 class JobFields(RequestBody):
     """Body of ``POST /v1/fine_tuning/jobs``."""
 
@@ -103,7 +139,9 @@ class JobFields(RequestBody):
     metadata: Metadata | None = None
     hyperparameters: Any = None
     method: Any = None
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=MAX_INTEGRATIONS)] | None = Field(
+        None, description="Experiment trackers that the operator has set up, each at most once."
+    )
 
 
 class ArmPrompt(RequestBody):

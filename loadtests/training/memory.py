@@ -1,11 +1,13 @@
 """What a training needs of memory by the estimate, and how far the estimate is from measured peaks.
 
     .venv/bin/python -m loadtests.training.memory                # what fits into 12, 24, 48 and 80 GB: no training
-    .venv/bin/python -m loadtests.training.memory --measure      # peaks of small trainings on this CPU; minutes
+    .venv/bin/python -m loadtests.training.memory --measure      # peaks of small trainings on this CPU; ten minutes
+    .venv/bin/python -m loadtests.training.memory --measure --device cuda:0    # of larger ones on a GPU: not run yet
 
 The table is the estimate's (`trainer.tune.memory.estimate`) for known shapes; nobody has run these on GPUs of these
-sizes. Of a GPU shared with the engine, take its share off first. `--measure` trains random models for two steps, each
-in a process of its own, and compares the peak of its resident memory with the estimate.
+sizes. Of a GPU shared with the engine, take its share off first. `--measure` trains random models over a grid of sizes
+(layers, width, examples of a step, their length, tokens of a micro-batch) for two steps, each in a process of its own,
+and compares its peak (the resident memory; on a GPU, what torch has allocated) with the estimate.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from trainer.tune.memory import EAGER_MAX_TOKENS, ModelShape, estimate, read_shape
 from trainer.tune.recipe import GPU_MICRO_BATCH_TOKENS, Recipe
@@ -37,13 +40,57 @@ SHAPES: Final = {
     "Qwen2.5 32B": (64, 5120, 40, 27648, 152064, 32.764, False),
     "Llama 3.1 70B": (80, 8192, 64, 28672, 128256, 70.554, False),
 }
-MEASURED: Final = (
-    *product((2, 6), (256, 768), (64, 384), (False, True), ("bfloat16",)),
-    *product((2, 6), (768,), (384,), (False,), ("float32",)),
+WORKLOADS: Final = (
+    # examples of a step, tokens of each, tokens of a micro-batch at most
+    (8, 64, 512),
+    (8, 384, 512),  # a step in eight parts: gradients are accumulated
+    (8, 384, 4096),  # the same step at once
+    (2, 1024, 512),  # above EAGER_MAX_TOKENS: fused attention
 )
-"""Layers, hidden size, tokens of an example, gradient checkpointing, dtype."""
+GPU_WORKLOADS: Final = ((16, 256, 4096), (16, 1024, 4096), (16, 1024, 16384), (4, 4096, 4096))
 VOCABULARY: Final = 8192
-BATCH: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One training of the grid."""
+
+    layers: int
+    hidden: int
+    batch: int
+    length: int
+    micro_batch_tokens: int
+    checkpointing: bool = False
+    dtype: str = "bfloat16"
+    quantization: Literal["none", "nf4"] = "none"
+
+    @property
+    def recipe(self) -> Recipe:
+        """Two steps of `batch` examples."""
+        return Recipe(
+            batch_size=self.batch,
+            epochs=2,
+            micro_batch_tokens=self.micro_batch_tokens,
+            max_length=max(8, self.length),
+            gradient_checkpointing=self.checkpointing,
+            quantization=self.quantization,
+        )
+
+
+def cases(device: str) -> Iterator[Case]:
+    """The grid: sizes of the model by sizes of the work, and what changes the arithmetic on the largest of them."""
+    on_gpu = device != "cpu"
+    models = tuple(product((8, 32), (1024, 4096))) if on_gpu else tuple(product((2, 8), (256, 768)))
+    for (layers, hidden), workload in product(models, GPU_WORKLOADS if on_gpu else WORKLOADS):
+        yield Case(layers, hidden, *workload)
+    layers, hidden = models[-1]
+    for workload in (GPU_WORKLOADS if on_gpu else WORKLOADS)[1:]:
+        yield Case(layers, hidden, *workload, checkpointing=True)
+    if on_gpu:
+        yield Case(layers, hidden, *GPU_WORKLOADS[1], quantization="nf4")
+        yield Case(layers, hidden, *GPU_WORKLOADS[-1], checkpointing=True, quantization="nf4")
+    else:
+        yield Case(layers, hidden, *WORKLOADS[1], dtype="float32")
 
 
 def main() -> None:
@@ -51,12 +98,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--device", default="cpu", help="of --measure: cpu, or a GPU such as cuda:0")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        measure_one(*json.loads(options.one))
+        measure_one(Case(**json.loads(options.one)), options.base, options.device)
     elif options.measure:
-        for row in measured_rows():  # each takes a while
+        for row in measured_rows(options.device):
             print(row, flush=True)
     else:
         print("\n".join(table(options.rank)))
@@ -110,53 +159,61 @@ def smallest(shape: ModelShape, rank: int, length: int) -> str:
     return f"not in {SIZES_GB[-1]} GB"
 
 
-def measured_rows() -> Iterator[str]:
-    """The Markdown table of measured peaks beside the estimate."""
-    yield "| layers | hidden | tokens | checkpointing | dtype | estimate MB | peak MB | estimate / peak |"
-    yield "|---:|---:|---:|---|---|---:|---:|---:|"
-    for layers, hidden, length, checkpointing, dtype in MEASURED:
-        arguments = json.dumps([layers, hidden, length, checkpointing, dtype])
-        command = [sys.executable, "-m", "loadtests.training.memory", "--one", arguments]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        estimated, peak = json.loads(output.splitlines()[-1])
-        numbers = f"{estimated / 1e6:,.0f} | {peak / 1e6:,.0f} | {estimated / peak:.2f}"
-        yield f"| {layers} | {hidden} | {length} | {'yes' if checkpointing else 'no'} | {dtype} | {numbers} |"
+def measured_rows(device: str) -> Iterator[str]:
+    """The Markdown table of measured peaks beside the estimate; each row takes a while."""
+    yield "| layers | hidden | step | at a time | checkpointing | numbers | estimate MB | peak MB | estimate / peak |"
+    yield "|---:|---:|---|---:|---|---|---:|---:|---:|"
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(device):
+            base = Path(folder) / f"{case.layers}x{case.hidden}"
+            if not base.exists():
+                write_base(base, case.layers, case.hidden)
+            arguments = json.dumps(asdict(case))
+            command = [sys.executable, "-m", "loadtests.training.memory", "--one", arguments, "--base", str(base)]
+            run = subprocess.run([*command, "--device", device], capture_output=True, text=True)
+            if run.returncode:
+                yield f"| {case} | failed: {run.stderr.strip().splitlines()[-1][:200]} |"
+                continue
+            estimated, peak = json.loads(run.stdout.splitlines()[-1])
+            numbers = case.dtype if case.quantization == "none" else case.quantization
+            yield (
+                f"| {case.layers} | {case.hidden} | {case.batch} × {case.length:,} | {case.micro_batch_tokens:,} "
+                f"| {'yes' if case.checkpointing else 'no'} | {numbers} "
+                f"| {estimated / 1e6:,.0f} | {peak / 1e6:,.0f} | {estimated / peak:.2f} |"
+            )
 
 
-def measure_one(layers: int, hidden: int, length: int, checkpointing: bool, dtype: str) -> None:
-    """Train two steps and print the estimate and the peak, bytes."""
+def measure_one(case: Case, base: Path, device: str) -> None:
+    """Train two steps and print the estimate and the peak, bytes: on a CPU the process's resident memory, on a GPU what
+    torch has allocated, beside the estimate without the process's own memory."""
     import torch
 
     from trainer.data.render import TokenSequence
     from trainer.tune.model import attach_lora, load_base
     from trainer.tune.train import train
 
-    recipe = Recipe(
-        batch_size=BATCH,
-        epochs=2,
-        micro_batch_tokens=512,
-        max_length=max(8, length),
-        gradient_checkpointing=checkpointing,
-    )
-    flags = (False, *(True,) * (length - 1))
+    flags = (False, *(True,) * (case.length - 1))
     rows = [
-        TokenSequence(tuple((at * 31 + row) % VOCABULARY for at in range(length)), flags, row) for row in range(BATCH)
+        TokenSequence(tuple((at * 31 + row) % VOCABULARY for at in range(case.length)), flags, row)
+        for row in range(case.batch)
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        write_base(base, layers, hidden)
-        torch_dtype: Any = getattr(torch, dtype)
-        shape = read_shape(base)
-        needed = estimate(
-            shape,
-            recipe,
-            longest=length,
-            fused=length > EAGER_MAX_TOKENS,
-            number_bytes=torch_dtype.itemsize,
-        )
-        model = load_base(base, dtype=torch_dtype, device=torch.device("cpu"), longest=length)
-        train(attach_lora(model, recipe), rows, recipe, on_progress=lambda _: None)
-    print(json.dumps([needed.total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+    dtype: Any = getattr(torch, case.dtype)
+    on_gpu = device != "cpu"
+    needed = estimate(
+        read_shape(base),
+        case.recipe,
+        longest=case.length,
+        fused=on_gpu or case.length > EAGER_MAX_TOKENS,
+        number_bytes=dtype.itemsize,
+    )
+    model = load_base(
+        base, dtype=dtype, device=torch.device(device), longest=case.length, quantization=case.quantization
+    )
+    train(attach_lora(model, case.recipe), rows, case.recipe, on_progress=lambda _: None)
+    if on_gpu:
+        print(json.dumps([needed.total - needed.runtime, torch.cuda.max_memory_allocated(device)]))
+    else:
+        print(json.dumps([needed.total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 
 
 def write_base(directory: Path, layers: int, hidden: int) -> None:
@@ -164,8 +221,8 @@ def write_base(directory: Path, layers: int, hidden: int) -> None:
     code = (
         "import sys, torch; from transformers import LlamaConfig, LlamaForCausalLM; "
         f"config = LlamaConfig(vocab_size={VOCABULARY}, hidden_size={hidden}, intermediate_size={3 * hidden}, "
-        f"num_hidden_layers={layers}, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024, "
-        "tie_word_embeddings=True); "
+        f"num_hidden_layers={layers}, num_attention_heads={hidden // 64}, num_key_value_heads=4, "
+        "max_position_embeddings=8192, tie_word_embeddings=True); "
         "LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(directory)], check=True, capture_output=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from adapters.names import DEFAULT_ALIAS, Reference
+from adapters.names import DEFAULT_ALIAS, Reference, is_checkpoint_alias
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
@@ -225,7 +225,9 @@ def print_adapters(adapters: list[Adapter]) -> None:
             (
                 str(adapter.get("name")),
                 "-" if count is None else str(count),
-                terminal.pointers(_targets(adapter)),
+                terminal.pointers(
+                    {alias: at for alias, at in _targets(adapter).items() if not is_checkpoint_alias(alias)}
+                ),
                 "pinned" if adapter.get("pinned") else "-",
                 _revalidation_counts(versions),
                 terminal.when(adapter.get("created_at")),
@@ -313,6 +315,8 @@ def _print_version(version: AdapterVersion) -> None:
         rows.append(("modules", " ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "-")))
         rows += [("size", terminal.size(version.get("bytes")))]
     rows += [("created", terminal.when(version.get("created_at")))]
+    if version.get("expires_at"):
+        rows.append(("expires", terminal.when(version.get("expires_at"))))
     rows += [("judged", terminal.judged(version))]
     for group in ("held_back", "verdict", "base", "settings", "metadata", "proof"):
         rows += _scalars(group, version.get(group))

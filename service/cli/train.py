@@ -29,7 +29,7 @@ from service.cli.terminal import AsJson
 from service.client import HatrackClient
 
 if TYPE_CHECKING:
-    from service.client.types.training import FineTuningJob
+    from service.client.types.training import FineTuningJob, Integration
 
 
 class Promote(StrEnum):
@@ -39,7 +39,7 @@ class Promote(StrEnum):
     NEVER = "never"
 
 
-BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "estimate", "follow", "as_json"})
+BESIDE_RECIPE: Final = frozenset({"recipe", "save_recipe", "estimate", "track", "follow", "as_json"})
 """Options of `train` that may be given with `--recipe`."""
 BESIDE_AGAIN: Final = frozenset({"again", "follow", "as_json"})
 
@@ -96,6 +96,10 @@ RecipeToSave = Annotated[
     Path | None,
     typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TRACKER:NAME", help="Follow the job in mlflow:EXPERIMENT or wandb:PROJECT, too."),
+]
 
 
 def train(
@@ -122,6 +126,7 @@ def train(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
     ] = False,
+    track: Track = None,
     follow: Follow = True,
     as_json: AsJson = False,
 ) -> None:
@@ -135,6 +140,7 @@ def train(
     elif file is None or name is None:
         raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
     _check_writable(save_recipe)
+    integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
     with terminal.reporting(as_json), HatrackClient() as client:
         if kb:
@@ -161,7 +167,7 @@ def train(
         if estimate:
             print_estimate(client.fine_tuning.jobs.estimate(**_arguments(client, requested)), as_json)
             return
-        job = _start(client, requested, save_recipe, follow=follow, quiet=as_json)
+        job = _start(client, requested, save_recipe, integrations, follow=follow, quiet=as_json)
     finish(job, as_json, followed=follow)
 
 
@@ -187,11 +193,17 @@ def _read_recipe(client: HatrackClient, path: Path) -> Recipe:
 
 
 def _start(
-    client: HatrackClient, recipe: Recipe, save_recipe: Path | None, *, follow: bool, quiet: bool
+    client: HatrackClient,
+    recipe: Recipe,
+    save_recipe: Path | None,
+    integrations: list[Integration],
+    *,
+    follow: bool,
+    quiet: bool,
 ) -> FineTuningJob:
     """Create the job of a recipe, say so, and follow it if that was requested; returns the job as it then is."""
     _warn_of_too_few(recipe)
-    job = _create(client, recipe, save_recipe)
+    job = _create(client, recipe, save_recipe, integrations)
     if not quiet:
         typer.echo(
             f"{job['id']} trains {recipe.adapter} on {recipe.data.shown}; "
@@ -229,11 +241,13 @@ def _count_lines(path: Path) -> int:
         return sum(1 for line in lines if line.strip())
 
 
-def _create(client: HatrackClient, recipe: Recipe, target: Path | None) -> FineTuningJob:
+def _create(
+    client: HatrackClient, recipe: Recipe, target: Path | None, integrations: list[Integration]
+) -> FineTuningJob:
     """Create a recipe's job, and save the recipe in ``target`` with the seed that the job has got."""
     if target is not None:
         recipe_text(recipe, target.parent, "")  # refused before there is a job
-    job = client.fine_tuning.jobs.create(**_arguments(client, recipe))
+    job = client.fine_tuning.jobs.create(**_arguments(client, recipe), integrations=integrations or None)
     if target is not None:
         chosen = job.get("seed") if recipe.seed is None else recipe.seed
         write_recipe(target, replace(recipe, seed=chosen), job["id"])
@@ -284,6 +298,16 @@ def _refuse_options(context: typer.Context, option: str, allowed: Collection[str
         if parameter.name not in allowed and source is not None and source.name == "COMMANDLINE":
             shown = parameter.opts[0] if parameter.opts[0].startswith("-") else "FILE"
             raise typer.BadParameter(f"{shown} cannot be combined with --{option}; {instead}.")
+
+
+def _integration(text: str) -> Integration:
+    """A tracker as `--track` names it."""
+    tracker, _, name = text.partition(":")
+    if tracker == "mlflow" and name:
+        return {"type": "mlflow", "mlflow": {"experiment": name}}
+    if tracker == "wandb" and name:
+        return {"type": "wandb", "wandb": {"project": name}}
+    raise typer.BadParameter(f"--track: {text!r}: expected mlflow:EXPERIMENT or wandb:PROJECT.")
 
 
 def _pair(text: str) -> tuple[str, str]:

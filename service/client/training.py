@@ -4,7 +4,7 @@ and `adapters`)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -16,7 +16,13 @@ from service.client.types.adapters import AdapterVersion
 from service.client.types.costs import JobEstimate
 from service.client.types.datasets import DatasetVersion
 from service.client.types.files import FileObject
-from service.client.types.training import DataCheck, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
+from service.client.types.training import (
+    DataCheck,
+    FineTuningJob,
+    FineTuningJobCheckpoint,
+    FineTuningJobEvent,
+    Integration,
+)
 from service.client.upload import CountedFile, not_readable
 from service.client.wire import FINAL_STATUSES, ClientError, event_of, events
 
@@ -88,6 +94,7 @@ class FineTuningJobs(Resource):
         hyperparameters: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
         seed: int | None = None,
+        integrations: Sequence[Integration] | None = None,
     ) -> FineTuningJob:
         """Start training a new version of an adapter.
 
@@ -99,11 +106,15 @@ class FineTuningJobs(Resource):
             method: `dpo` trains on pairs of answers, one of them preferred.
             hyperparameters: OpenAI's and Hatrack's; a missing one is chosen from the data.
             seed: For the order of examples, sampling and initial weights.
+            integrations: Experiment trackers of the operator's that the job is sent to.
 
         Raises:
-            ClientError: `unsupported_value`, `insufficient_memory` (400) or `too_many_jobs` (429).
+            ClientError: `unsupported_value`, `insufficient_memory`, `integration_unavailable` (400) or `too_many_jobs`
+                (429).
         """
         body = _body(training_file, model, adapter, validation_file, method, hyperparameters, metadata, seed)
+        if integrations is not None:
+            body["integrations"] = list(integrations)
         return self._connection.request(FineTuningJob, "POST", path_of("fine_tuning", "jobs"), json=body)
 
     def estimate(

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from adapters.names import is_checkpoint_alias
 from service.registry.split import AliasTarget, Split, stored_split, versions_of
 from service.registry.tables import alias_history, aliases, versions
 
@@ -34,7 +35,10 @@ def target_of(row: sa.Row[*tuple[Any, ...]]) -> AliasTarget | None:
 
 
 def move(db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget, action: str) -> bool:
-    """Point the alias to a version or split; False if it points there already."""
+    """Point the alias to a version or split; False if it points there already.
+
+    Versions that an alias other than a checkpoint's points to no longer expire.
+    """
     pointer = _pointer(db, adapter_id, alias)
     if pointer is not None and target_of(pointer) == target:
         return False
@@ -114,6 +118,9 @@ def _write_move(
     db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget, action: str, parent_id: int | None
 ) -> None:
     move_id = _write_history(db, adapter_id, alias, target, action, parent_id)
+    if not is_checkpoint_alias(alias):
+        chosen = versions.c.adapter_id == adapter_id, versions.c.number.in_(versions_of(target))
+        db.execute(versions.update().where(*chosen).values(expires_at=None))
     db.execute(aliases.delete().where(aliases.c.adapter_id == adapter_id, aliases.c.alias == alias))
     db.execute(
         aliases.insert().values(

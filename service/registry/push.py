@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from adapters.inspect import Inspection, inspect_weights
@@ -23,7 +24,7 @@ from service.access.records import require_project
 from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.errors import NotFound
-from service.registry import records
+from service.registry import expiry_records, records
 from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
@@ -123,6 +124,9 @@ class Pushes:
         async with self._state.lock(project, name):
             adapter = await self._state.database.run(lambda db: records.find(db, project, name))
             same = find_equal_version(adapter, draft.digest, draft.settings, self._state.is_same_base)
+            if same is not None and same.expires_at is not None:
+                prolong = partial(expiry_records.prolong, version_id=same.id, expires_at=draft.expires_at)
+                await self._state.database.run(prolong)
             if adapter is not None and same is not None and await self._state.is_servable(same):
                 alias = draft.wanted_alias
                 if alias:

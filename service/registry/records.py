@@ -46,6 +46,7 @@ class VersionDraft:
     readme: Blob | None
     warnings: list[str]
     wanted_alias: str | None
+    expires_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class VersionRow:
     wanted_alias: str | None
     created_at: int
     ready_at: int | None
+    expires_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,7 @@ def make_ready(
             state="ready", reason=None, proof=proof, warnings=warnings, ready_at=row.ready_at or alias_records.now()
         )
     )
-    name = _name(db, row.adapter_id)
+    name = adapter_name(db, row.adapter_id)
     if row.state != "ready":
         note(db, actor, "version.ready", f"{name}@{row.number}")
     alias = DEFAULT_ALIAS if wanted_alias is None and first else wanted_alias
@@ -305,7 +307,7 @@ def is_held_back(proof: dict[str, Any] | None) -> bool:
     return perplexity is not None and perplexity.holds_back
 
 
-def _name(db: sa.Connection, adapter_id: int) -> str:
+def adapter_name(db: sa.Connection, adapter_id: int) -> str:
     return str(db.scalar(sa.select(adapters.c.name).where(adapters.c.id == adapter_id)))
 
 
@@ -333,7 +335,7 @@ def _leave(db: sa.Connection, version_id: int, state: str, values: dict[str, Any
         detail = {"digest": row.digest or None, "state": values["state"]}
         if values["reason"] is not None:
             detail["code"] = values["reason"].get("code")
-        note(db, actor, action, f"{_name(db, row.adapter_id)}@{row.number}", detail)
+        note(db, actor, action, f"{adapter_name(db, row.adapter_id)}@{row.number}", detail)
 
 
 def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:

@@ -161,7 +161,7 @@ async def delete_adapter(
     name: Name, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry, force: Force = False
 ) -> Response:
     """Delete an adapter and all its versions. 422 `version_in_use`: an alias points there."""
-    await registry.delete_adapter(caller.project, name, force=force, actor=actor)
+    await registry.deletion.delete_adapter(caller.project, name, force=force, actor=actor)
     return Response(status_code=204)
 
 
@@ -176,7 +176,7 @@ async def delete_version(
     name: Name, number: str, caller: CurrentCaller, actor: CurrentActor, registry: CurrentRegistry, force: Force = False
 ) -> Response:
     """Delete one version. 422 `version_in_use`: an alias points there."""
-    await registry.delete_version(caller.project, name, number, force=force, actor=actor)
+    await registry.deletion.delete_version(caller.project, name, number, force=force, actor=actor)
     return Response(status_code=204)
 
 

@@ -108,6 +108,12 @@ class AdapterUpload(BaseModel):
         description="The alias to point to the version once it is ready. Left out: `live` for the adapter's first "
         "version; empty: none.",
     )
+    expires_at: int | None = Field(
+        None,
+        description="Unix time in seconds, in the future, at which the version is deleted with its checkpoint aliases "
+        "(`ckpt-…`). Pointing any other alias to it keeps it for good, and so does uploading the same again without "
+        "this field.",
+    )
 
 
 class SettingsUpload(BaseModel):
@@ -119,6 +125,7 @@ class SettingsUpload(BaseModel):
     settings: AdapterSettings = Field(description="At least one of them is set.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="As in an upload with weights.")
     alias: str | None = Field(None, description="As in an upload with weights.")
+    expires_at: int | None = Field(None, description="As in an upload with weights.")
 
 
 class AliasRequest(BaseModel):
@@ -296,6 +303,9 @@ class AdapterVersion(ApiModel):
     bytes: int = Field(description="Of its weights file; 0 without weights.")
     base: Fingerprint = Field(description="The base that it was uploaded for.")
     created_at: int
+    expires_at: int | None = Field(
+        description="When it is deleted: a job's checkpoint, as long as only its own alias points to it. Null: never."
+    )
     settings: AdapterSettings
     metadata: dict[str, Any]
     proof: AdapterProof | SettingsProof | None = Field(

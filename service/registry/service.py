@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from adapters.base import BaseDescription
 from adapters.store import WEIGHTS_FILE, Store
-from service.access.audit import Actor, note
+from service.access.audit import Actor
 from service.access.caller import Caller
 from service.admission.background import BackgroundEngine
 from service.concurrency import in_thread
@@ -30,6 +30,7 @@ from service.registry.audit_notes import system_actor
 from service.registry.catalog import Catalog, Servable
 from service.registry.corruption import CorruptionChecker
 from service.registry.counts import RegistryCounts
+from service.registry.deletion import Deletion
 from service.registry.mixed_batch import LoadedAdapters
 from service.registry.pins import PinLoader, Pins
 from service.registry.proof import Prober
@@ -39,7 +40,7 @@ from service.registry.readiness import CheckStores, PromptChecker, no_stores
 from service.registry.records import AdapterWithVersions
 from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.rollback import LiveRollback
-from service.registry.state import RegistryState, require_unused, require_weights
+from service.registry.state import RegistryState, require_weights
 from service.registry.verdicts import Verdicts
 
 
@@ -91,6 +92,7 @@ class Registry:
         self.pins = Pins(self._state, self._pin_loader, settings.engine_slots)
         self._live_rollback = LiveRollback(self._state, self.aliases)
         self.verdicts = Verdicts(self._state, self._live_rollback.wake)
+        self.deletion = Deletion(self._state)
         self._workers: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -102,6 +104,7 @@ class Registry:
         self._workers = [
             asyncio.create_task(self._corruption_checker.work(), name="registry-corruption"),
             asyncio.create_task(self._pin_loader.work(), name="registry-pins"),
+            asyncio.create_task(self.deletion.work(), name="registry-expiry"),
         ]
         if self._settings.revalidate_rollback:
             self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-rollback"))
@@ -213,44 +216,6 @@ class Registry:
         return self._store.path(require_weights(name, row)) / WEIGHTS_FILE
 
     # deleting
-
-    async def delete_version(self, project: str, name: str, number: str, *, force: bool, actor: Actor) -> None:
-        """Delete a version; its files are removed once no engine may need them.
-
-        Raises:
-            NotFound: There is no such version.
-            Unprocessable: An alias points to it, alone or in a split, and ``force`` is not given. With it, the whole
-                alias goes: no other version takes over requests that nobody gave it.
-        """
-        async with self._state.lock(project, name):
-            adapter, row = await self._state.version(project, name, number)
-            aliases_of = adapter.aliases_of(row.number)
-            require_unused(aliases_of, force)
-
-            def work(db: sa.Connection) -> None:
-                records.delete_version(db, row.adapter_id, row.number)
-                note(db, actor, "version.delete", f"{name}@{row.number}", {"digest": row.digest, "aliases": aliases_of})
-
-            await self._database.run(work)
-            await self._state.refresh(project, name)
-
-    async def delete_adapter(self, project: str, name: str, *, force: bool, actor: Actor) -> None:
-        """Delete an adapter with all its versions.
-
-        Raises:
-            NotFound: There is no such adapter.
-            Unprocessable: It has an alias, and ``force`` is not given.
-        """
-        async with self._state.lock(project, name):
-            adapter = await self._state.adapter(project, name)
-            require_unused(list(adapter.aliases), force)
-
-            def work(db: sa.Connection) -> None:
-                records.delete_adapter(db, adapter.row.id)
-                note(db, actor, "adapter.delete", name, {"versions": [row.number for row in adapter.versions]})
-
-            await self._database.run(work)
-            await self._state.refresh(project, name)
 
     async def collect(self) -> list[str]:
         """Remove the files that no version uses; returns their digests.

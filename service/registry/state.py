@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from adapters.base import BaseDescription, Fingerprint
 from adapters.errors import AdapterError, PerplexityTooHigh, StoreError
 from adapters.json_depth import MAX_LEVELS, too_deep
-from adapters.names import parse_alias, parse_name, parse_version
+from adapters.names import is_checkpoint_alias, parse_alias, parse_name, parse_version
 from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.concurrency import Locks, in_thread
@@ -295,6 +295,7 @@ def _version_object(adapter: AdapterWithVersions, row: VersionRow, servable: Ser
         "bytes": row.bytes,
         "base": row.base,
         "created_at": row.created_at,
+        "expires_at": row.expires_at,
         "settings": row.settings,
         "metadata": {} if hidden else row.metadata,
         "proof": row.proof,
@@ -355,10 +356,11 @@ def require_weights(name: str, row: VersionRow) -> str:
 
 
 def require_unused(aliases: list[str], force: bool) -> None:
-    """Raise Unprocessable if there are aliases, of what is to be deleted, and no ``force``."""
-    if aliases and not force:
+    """Raise Unprocessable if aliases other than checkpoints' point to what is to be deleted, and no ``force``."""
+    used = sorted(alias for alias in aliases if not is_checkpoint_alias(alias))
+    if used and not force:
         raise Unprocessable(
-            f"still in use by the alias {', '.join(f'`{alias}`' for alias in sorted(aliases))}; "
+            f"still in use by the alias {', '.join(f'`{alias}`' for alias in used)}; "
             "move or delete it first, or use ?force=true",
             code="version_in_use",
         )

@@ -50,6 +50,8 @@ versions = sa.Table(
     sa.Column("wanted_alias", sa.Text),
     sa.Column("created_at", sa.Integer, nullable=False),
     sa.Column("ready_at", sa.Integer),
+    # when it is deleted, unless an alias other than a checkpoint's is pointed to it before; null: never
+    sa.Column("expires_at", sa.Integer),
     sa.UniqueConstraint("adapter_id", "number"),
 )
 

@@ -8,6 +8,7 @@ not a file's name. Files that can run code when they are opened are refused by n
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -37,6 +38,7 @@ BOUNDS: Final[Mapping[str, int]] = {
     "readme": MIB,
     "metadata": 256 * KIB,
     "settings": 256 * KIB,
+    "expires_at": KIB,
 }
 """Most bytes of each part but ``weights``, whose bound is a setting."""
 
@@ -93,6 +95,7 @@ class AdapterUpload:
     settings: VersionSettings
     alias: str | None
     has_weights: bool = True
+    expires_at: int | None = None
 
     def draft_without_weights(self, base: Fingerprint) -> VersionDraft:
         """The version to create of settings alone, which is not proven yet."""
@@ -110,6 +113,7 @@ class AdapterUpload:
             readme=self.readme,
             warnings=[],
             wanted_alias=self.alias,
+            expires_at=self.expires_at,
         )
 
     def draft(self, inspection: Inspection, digest: str, base: Fingerprint) -> VersionDraft:
@@ -128,6 +132,7 @@ class AdapterUpload:
             readme=self.readme,
             warnings=list(inspection.warnings),
             wanted_alias=self.alias,
+            expires_at=self.expires_at,
         )
 
 
@@ -183,6 +188,7 @@ class _SettingsBody(BaseModel):
     settings: dict[str, Any]
     metadata: dict[str, Any] = Field(default_factory=dict)
     alias: str | None = None
+    expires_at: int | None = None
 
 
 async def _receive_json(
@@ -208,7 +214,17 @@ async def _receive_json(
         settings=settings,
         alias=given.alias,
         has_weights=False,
+        expires_at=_future(given.expires_at),
     )
+
+
+def _future(expires_at: str | int | None) -> int | None:
+    """A Unix time in seconds. Raises BadRequest where it is none, or has passed."""
+    digits = str(expires_at)
+    if expires_at is None or (digits.isascii() and digits.isdecimal() and time.time() < int(digits[:12]) < 10**11):
+        return None if expires_at is None else int(digits)
+    wanted = "`expires_at` must be a Unix time in seconds, in the future"
+    raise BadRequest(f"{wanted}; got {shown(expires_at)}", param="expires_at")
 
 
 def _require_settings(settings: VersionSettings, param: str) -> None:
@@ -261,6 +277,7 @@ class _AdapterForm(MultipartForm):
             settings=settings,
             alias=self._text("alias"),
             has_weights=has_weights,
+            expires_at=_future(self._text("expires_at") or None),
         )
 
     def _text(self, part: str) -> str | None:

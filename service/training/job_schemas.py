@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from adapters.protocol.reports import HeldOutSummary, QualityReport, ReportedFinding, Waiting
-from adapters.protocol.requests import VerdictWord
+from adapters.protocol.requests import Integration, VerdictWord
 from service.http.schema import ApiModel
 
 
@@ -206,7 +206,7 @@ class FineTuningJob(ApiModel):
     seed: int
     hyperparameters: Hyperparameters
     method: JobMethod
-    integrations: Annotated[list[Any], Field(max_length=0)]
+    integrations: list[Integration]
     metadata: dict[str, str] | None = Field(
         description="The client's metadata, and `hatrack_verdict` once there is a verdict."
     )
@@ -245,16 +245,29 @@ class CheckpointMetrics(ApiModel):
     full_valid_reward_accuracy: float | None = None
 
 
+class CheckpointDetails(ApiModel):
+    """Hatrack's own fields of a checkpoint."""
+
+    version: str | None = Field(
+        description="The version (`name@version`) that the checkpoint became, with which its name answers; null before "
+        "the job has registered it, and of epochs before the last ones (`HATRACK_TRAINER_CHECKPOINT_VERSIONS`)."
+    )
+
+
 class FineTuningJobCheckpoint(ApiModel):
-    """A checkpoint of a job; only the last one of a succeeded job can be used as a model."""
+    """A checkpoint of a job: what the model was after an epoch."""
 
     object: Literal["fine_tuning.job.checkpoint"]
     id: str
     created_at: int
-    fine_tuned_model_checkpoint: str
+    fine_tuned_model_checkpoint: str = Field(
+        description="What to ask as `model`, such as `support:ckpt-0f3a9c1b22de-step-60`; the job's result as "
+        "`support@3`."
+    )
     fine_tuning_job_id: str
     step_number: int
     metrics: CheckpointMetrics
+    hatrack: CheckpointDetails
 
 
 class DataCheck(QualityReport):

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from adapters.errors import AdapterError
 from adapters.inspect import modules_in
 from adapters.manifest import Manifest
-from adapters.names import parse_reference, suggest_name
+from adapters.names import is_checkpoint_alias, parse_reference, suggest_name
 from adapters.protocol.requests import JobFields
 from adapters.protocol.runs import REPLAYED_HEADER, CreateJob, JobContext, ParentShape
 from adapters.store import WEIGHTS_FILE, Store
@@ -289,10 +289,11 @@ def _parent(model: str, caller: Caller, catalog: Catalog) -> str | None:
     if model == catalog.base_name:
         return None
     match = catalog.find(caller, model)
-    if match.alias:
+    if match.alias and not is_checkpoint_alias(match.alias):
+        pointed = match.target if isinstance(match.target, int) else max(match.entry.versions)
         raise BadRequest(
             f"`model` is {model[:100]!r}, an alias, which may move while the job is queued; use a version, such as "
-            f"`{match.entry.name}@{max(match.entry.versions)}`, or the base, `{catalog.base_name}`",
+            f"`{match.entry.name}@{pointed}`, or the base, `{catalog.base_name}`",
             param="model",
         )
     parent = catalog.resolve(caller, model)

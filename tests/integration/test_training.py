@@ -93,7 +93,20 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     assert [checkpoint.step_number for checkpoint in epochs] == [36, 18]
     assert epochs[0].metrics.full_valid_loss is not None
     assert epochs[0].metrics.full_valid_loss < epochs[1].metrics.full_valid_loss < 4.0
+    # what it was after the first epoch answers by the checkpoint's name, and nothing points there but that
+    assert epochs[0].fine_tuned_model_checkpoint == "sea-shanty@1"
+    earlier = epochs[1].fine_tuned_model_checkpoint
+    assert earlier.startswith("sea-shanty:ckpt-")
+    answer = client.chat.completions.with_raw_response.create(
+        model=earlier, messages=[{"role": "user", "content": QUESTIONS[0]}], max_tokens=8
+    )
+    assert answer.headers["x-hatrack-adapter"] == "sea-shanty@2"
     with gateway.http() as http:
+        shown = http.get("/v1/adapters/sea-shanty/versions/2").json()
+        assert shown["aliases"] == [earlier.partition(":")[2]]
+        assert shown["expires_at"] > time.time() + 86_400
+        assert shown["metadata"]["training"]["checkpoint_step"] == 18
+        assert shown["proof"]["reference"] is not None
         version = http.get("/v1/adapters/sea-shanty/versions/1").json()
         lineage = version["metadata"]["lineage"]
         assert (lineage["job"], lineage["files"]) == (job.id, [training.id, held_out.id])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from adapters.names import checkpoint_alias
 from adapters.protocol.reports import Waiting
 from trainer.errors import InvalidField
 from trainer.finetune.spec import JobDetails, JobResult, TrainingPlan
@@ -44,7 +45,7 @@ def job_object(run: Run, waiting: Waiting | None) -> dict[str, Any]:
         "seed": details.seed,
         "hyperparameters": hyperparameters,
         "method": {"type": method, method: {"hyperparameters": hyperparameters}},
-        "integrations": [],
+        "integrations": run.body.get("integrations") or [],
         "metadata": _metadata(run, result),
         "hatrack": _hatrack_fields(run, details, result, waiting),
     }
@@ -135,22 +136,30 @@ def event_object(event: Event) -> dict[str, Any]:
     }
 
 
-def checkpoint_object(run: Run, row: CheckpointRow, last: bool) -> dict[str, Any]:
+def checkpoint_object(run: Run, row: CheckpointRow, result: JobResult | None, last: bool) -> dict[str, Any]:
     """OpenAI's `fine_tuning.job.checkpoint`.
 
-    The last checkpoint of a succeeded job is the version itself. The others exist to resume from; no model of their
-    name can be called.
+    `fine_tuned_model_checkpoint` answers as a model where `hatrack.version` says which version it is. That is the job's
+    result for the step whose weights it has, and a version of its own for the epochs before.
+
+    Args:
+        result: The job's result, as far as it has come; None before its version is registered.
+        last: Whether it is the job's last checkpoint: of a job of an earlier release, that one is the result.
     """
-    result = None if run.result is None else JobResult.model_validate(run.result)
-    model = result.fine_tuned_model if last and result is not None else None
+    version = None if result is None else result.checkpoints.get(row.step)
+    if result is not None and not result.checkpoints and last:
+        version = result.fine_tuned_model
+    is_result = version is not None and result is not None and version == result.fine_tuned_model
+    alias = f"{JobDetails.model_validate(run.details).adapter}:{checkpoint_alias(run.id, row.step)}"
     return {
         "object": "fine_tuning.job.checkpoint",
         "id": f"{CHECKPOINT_ID}-{_id_suffix(row.run)}-{row.step}",
         "created_at": int(row.at),
-        "fine_tuned_model_checkpoint": model or f"{run.id}:step-{row.step}",
+        "fine_tuned_model_checkpoint": version if is_result else alias,
         "fine_tuning_job_id": run.id,
         "step_number": row.step,
         "metrics": row.metrics,
+        "hatrack": {"version": version},
     }
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapters.base import BaseDescription, describe
+from adapters.base import describe
 from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from adapters.protocol.runs import ParentShape
@@ -23,6 +23,7 @@ from trainer.errors import DataRefused, ParentUnsupported
 from trainer.finetune import spec
 from trainer.finetune.passages import passages_for
 from trainer.finetune.plan_events import emit_plan_events, metrics
+from trainer.finetune.registering import lineage_of, register, register_checkpoints
 from trainer.finetune.spec import JobResult, JobSpec, PrimaryMetric, TrainingPlan
 from trainer.finetune.system_prompt import resolve_system_prompt
 from trainer.finetune.traffic import TrafficMonitor
@@ -33,15 +34,7 @@ from trainer.runs.gateway import Gateway
 from trainer.runs.protocol import Failure
 from trainer.runs.worker import Pipeline
 from trainer.tune import auto
-from trainer.tune.lineage import (
-    CONFIG_FILE,
-    METADATA_FILE,
-    WEIGHTS_FILE,
-    DataSource,
-    Lineage,
-    Metadata,
-    packages,
-)
+from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, Metadata
 from trainer.tune.memory_release import release_memory
 from trainer.tune.progress import TrainingProgress
 from trainer.tune.run import TrainingInputs, choose_device, train_adapter
@@ -49,7 +42,6 @@ from trainer.tune.run import TrainingInputs, choose_device, train_adapter
 if TYPE_CHECKING:
     from trainer.data.render import Renderer
 
-ALIAS: Final = "candidate"
 NO_ENGINE: Final = "none"
 """The engine version in the fingerprint: an adapter is trained for a base model, whichever engine serves it."""
 METRICS_INTERVAL_S: Final = 0.25
@@ -107,33 +99,17 @@ class TrainingPipeline(Pipeline[JobResult]):
             metadata = self._train(plan, prepared)
             release_memory()
         self._check()
-        result = self._directory.read(spec.PUSHED, JobResult) or self._push(plan, output, metadata)
+        result = self._register(plan, output, metadata)
         if not self._job.judging.requested:
             return result
         return self._judge(result, plan, prepared, metadata)
 
-    def _push(self, plan: TrainingPlan, output: Path, metadata: Metadata) -> JobResult:
-        """Upload the adapter. From here on the job has succeeded, whatever the judging gives."""
-        self._directory.emit_event("uploading the adapter; the gateway proves it before it serves")
-        settings = plan.model_dump(include={"system_prompt", "grounding"}, exclude_none=True)
-        version = self._gateway.push(
-            self._job.adapter, output, alias=ALIAS, settings=settings, metadata=metadata.model_dump_json()
-        )
-        name = f"{version['adapter']}@{version['version']}"
-        training = metadata.training
-        result = JobResult(
-            status="succeeded",
-            fine_tuned_model=name,
-            digest=version["digest"],
-            trained_tokens=training.trained_tokens,
-            seconds=training.seconds,
-            device=training.device,
-            cost=training.cost or 0.0,
-            final_loss=training.final_loss,
-        )
-        self._directory.write(spec.PUSHED, result)
-        self._directory.emit_event(f"{name} is proven and serves, also as {self._job.adapter}:{ALIAS}")
-        return result
+    def _register(self, plan: TrainingPlan, output: Path, metadata: Metadata) -> JobResult:
+        """Register the version, unless an earlier worker has, and the checkpoints that are missing."""
+        job, directory, gateway = self._job, self._directory, self._gateway
+        adapter: dict[str, Any] = {"plan": plan, "output": output, "metadata": metadata}
+        result = directory.read(spec.PUSHED, JobResult) or register(job, directory, gateway, **adapter)
+        return register_checkpoints(job, directory, gateway, self._check, **adapter, result=result)
 
     def _judge(self, result: JobResult, plan: TrainingPlan, prepared: Prepared, metadata: Metadata) -> JobResult:
         """The result with its verdict; without one if the judging fails, and then `live` does not move."""
@@ -335,8 +311,13 @@ class TrainingPipeline(Pipeline[JobResult]):
             engine_version=NO_ENGINE,
             cache_dir=directory.directory.parent.parent / "base-cache",
         )
-        lineage = self._lineage(plan, prepared, description)
-        checkpoints = Checkpoints(directory.path(spec.CHECKPOINTS), key=lineage.key(), every_s=job.checkpoint_s)
+        lineage = lineage_of(job, plan, prepared, description)
+        checkpoints = Checkpoints(
+            directory.path(spec.CHECKPOINTS),
+            key=lineage.key(),
+            every_s=job.checkpoint_s,
+            keep_epochs=job.checkpoint_versions,
+        )
         inputs = TrainingInputs(
             base=job.base_dir,
             description=description,
@@ -379,32 +360,6 @@ class TrainingPipeline(Pipeline[JobResult]):
             finally:
                 with suppress(OSError):  # the exception under way reports a full disk
                     self._report_pauses(traffic)
-
-    def _lineage(self, plan: TrainingPlan, prepared: Prepared, description: BaseDescription) -> Lineage:
-        job = self._job
-        file = job.validation_file
-        held_out = DataSource(name=file.filename, sha256=file.sha256, examples=len(prepared.held_out)) if file else None
-        files = [job.training_file, *([job.validation_file] if job.validation_file else [])]
-        return Lineage(
-            data=(
-                DataSource(
-                    name=prepared.report.file, sha256=prepared.report.sha256, examples=prepared.report.trained_on
-                ),
-            ),
-            recipe=plan.recipe,
-            system_prompt=plan.system_prompt,
-            held_out=held_out,
-            drop_long=job.overflow_policy == "drop",
-            overflow=job.overflow,
-            validation=() if prepared.report.validation is None else prepared.report.validation.lines,
-            base_name=job.base_name,
-            base=description.fingerprint,
-            parent=job.parent,
-            job=job.id,
-            files=tuple(file.id for file in files),
-            datasets=job.datasets,
-            packages=packages(),
-        )
 
     def _report(self, now: TrainingProgress) -> None:
         evaluation = now.evaluation

@@ -20,7 +20,8 @@ from trainer.finetune import capacity
 from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.objects import CHECKPOINT_ID, EVENT_ID, checkpoint_object, event_object, job_object, number_in
 from trainer.finetune.schemas import JobRequest, read_body
-from trainer.finetune.spec import EvaluationOptions, JobDetails, JobSpec
+from trainer.finetune.spec import EvaluationOptions, JobDetails, JobResult, JobSpec
+from trainer.finetune.tracked import requested_trackers
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal
 from trainer.runs.idempotency import retry_of
@@ -28,7 +29,7 @@ from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
 from trainer.runs.service import RunKey, RunService
 from trainer.runs.spec import training_run_spec
-from trainer.runs.state import Run
+from trainer.runs.state import CheckpointRow, Run
 from trainer.runs.waiting import WaitingLines
 from trainer.tune import auto
 
@@ -88,6 +89,7 @@ class Jobs(RunService):
             body=_with_file_ids(request.body.model_dump(exclude_unset=True), context),
             adapters=(spec.adapter,),
             details=JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device).model_dump(mode="json"),
+            trackers=requested_trackers(request.body.integrations, self._settings),
         )
 
     async def planned(self, caller: CurrentCaller, content: object, context: JobContext) -> JobSpec:
@@ -195,6 +197,8 @@ class Jobs(RunService):
             method=request.method,
             held_out_share=request.options.held_out_share,
             metadata=body.metadata or {},
+            checkpoint_versions=self._settings.checkpoint_versions if self._settings.keep_days else 0,
+            keep_checkpoints_s=self._settings.keep_days * 86_400,
             price_per_hour=self._settings.prices.device_hour or 0.0,
             judging=judging,
         )
@@ -212,15 +216,19 @@ class Jobs(RunService):
     async def checkpoints(self, caller: CurrentCaller, job_id: str, *, after: str | None, limit: int) -> dict[str, Any]:
         """A page of the job's checkpoints, newest first. Raises NotFound, InvalidField."""
 
-        def read(db: sa.Connection) -> list[dict[str, Any]]:
+        def read(db: sa.Connection) -> tuple[Run, list[CheckpointRow], list[CheckpointRow]]:
             run = self.find(db, caller, job_id)
             before = number_in(run, after, CHECKPOINT_ID) if after is not None else None
             rows = journal.newest_checkpoints(db, run.id, before=before, limit=limit + 1)
-            newest = journal.newest_checkpoints(db, run.id, before=None, limit=1)
-            return [checkpoint_object(run, row, last=row == newest[0]) for row in rows]
+            return run, rows, journal.newest_checkpoints(db, run.id, before=None, limit=1)
 
-        checkpoints = await self._database.run(read)
-        return list_object(checkpoints[:limit], len(checkpoints) > limit)
+        run, rows, newest = await self._database.run(read)
+        if run.result is not None:
+            result: JobResult | None = JobResult.model_validate(run.result)
+        else:
+            result = await asyncio.to_thread(self._finetune.pushed, run.id)
+        checkpoints = [checkpoint_object(run, row, result, last=row == newest[0]) for row in rows[:limit]]
+        return list_object(checkpoints, len(rows) > limit)
 
     async def report(self, caller: CurrentCaller, job_id: str) -> Report:
         """A job's quality report. Raises NotFound."""

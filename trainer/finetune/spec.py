@@ -8,7 +8,7 @@ JOBS/ID/passages.jsonl  questions with the passages that were retrieved for them
 JOBS/ID/parent/         the version that the training starts from
 JOBS/ID/checkpoints/    see trainer.tune.checkpoint
 JOBS/ID/output/         the exported adapter
-JOBS/ID/pushed.json     JobResult without the verdict, once the version is registered
+JOBS/ID/pushed.json     JobResult without the verdict, once the version is registered, and again with each checkpoint
 JOBS/ID/judging.json    the comparison, fixed when the judging starts
 JOBS/ID/held_out_questions.jsonl, answers.jsonl, scores.jsonl   the judging so far
 JOBS/ID/evaluation.json, evaluation.html   the report
@@ -94,6 +94,10 @@ class JobSpec(TrainingRunSpec):
     held_out_share: float = SHARE
     """The share of the training file that is held out if there is no validation file."""
     metadata: dict[str, str] = Field(default_factory=dict)
+    checkpoint_versions: int = 0
+    """Of how many of the last epochs the adapter is registered as a version; the result's own is one of them …"""
+    keep_checkpoints_s: float = 0.0
+    """… and after how many seconds the gateway deletes the others."""
     price_per_hour: float = 0.0
     """Price of the device in the operator's currency."""
     judging: EvaluationOptions = EvaluationOptions()
@@ -162,6 +166,8 @@ class JobResult(RunResult):
     """None if it could not be judged; an event has the reason."""
     files: tuple[str, ...] = ()
     """Ids of the report's files at the gateway."""
+    checkpoints: dict[int, str] = Field(default_factory=dict)
+    """The registered checkpoints by step, as `name@version`: earlier epochs', and the result itself."""
 
     @property
     def known_cost(self) -> float | None:

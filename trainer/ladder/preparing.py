@@ -22,7 +22,7 @@ from trainer.errors import DataTooSmall
 from trainer.evaluate.arms import answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.ladder.instructions import candidates
-from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts, SubsetKey
+from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts
 
 HELD_OUT_SHARE: Final = 0.2
 """More than a job holds out: here the comparison is the product."""
@@ -139,7 +139,8 @@ def _files(
     """Each part's file, and the number of its examples. What is learnt from carries its groups."""
     parts = {"choosing": choosing, "held_out": held_out}
     learnt_from: dict[str, Sequence[Example]] = {"training": training}
-    learnt_from |= {} if quick else learning_subsets(training)
+    if not quick:
+        learnt_from.update(learning_subsets(training))
     grouped = groups_of(training)
     files = {part: _file(chosen, lines) for part, chosen in parts.items()}
     files |= {part: _file(chosen, lines, grouped) for part, chosen in learnt_from.items()}
@@ -197,7 +198,7 @@ def _parts(
     return tuple(held_out), tuple(choosing), tuple(training), notes
 
 
-def learning_subsets(training: Sequence[Example]) -> dict[SubsetKey, tuple[Example, ...]]:
+def learning_subsets(training: Sequence[Example]) -> dict[str, Sequence[Example]]:
     """A half and a quarter of the training part, the quarter within the half; none if there are too few examples."""
     if len(training) < MIN_CURVE:
         return {}

@@ -80,10 +80,24 @@ class Gateway:
         self._with_retries(lambda: self._fetch(f"{place}/weights", directory / WEIGHTS_FILE, None))
 
     def push(
-        self, name: str, directory: Path, *, alias: str, settings: dict[str, Any], metadata: str
+        self,
+        name: str,
+        directory: Path,
+        *,
+        alias: str,
+        settings: dict[str, Any],
+        metadata: str,
+        expires_at: int | None = None,
     ) -> dict[str, Any]:
-        """Upload the adapter in `directory`, wait for its proof, and return the version object."""
-        return self._with_retries(lambda: self._push(name, directory, alias, settings, metadata))
+        """Upload the adapter in `directory`, wait for its proof, and return the version object.
+
+        Args:
+            expires_at: When the gateway deletes the version, in Unix seconds; None: never.
+        """
+        fields = {"name": name, "alias": alias, "settings": json.dumps(settings), "metadata": metadata}
+        if expires_at is not None:
+            fields["expires_at"] = str(expires_at)
+        return self._with_retries(lambda: self._push(directory, fields))
 
     def push_settings(self, name: str, settings: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
         """Make a version without weights that no alias points to, and return the version object.
@@ -221,12 +235,12 @@ class Gateway:
         load = self._json(lambda: self._http.get("/v1/load", timeout=LOAD_TIMEOUT))
         return int(load["waiting"]), int(load["in_flight"])
 
-    def _push(self, name: str, directory: Path, alias: str, settings: dict[str, Any], metadata: str) -> dict[str, Any]:
+    def _push(self, directory: Path, fields: dict[str, str]) -> dict[str, Any]:
         with (directory / WEIGHTS_FILE).open("rb") as weights:
             return self._json(
                 lambda: self._http.post(
                     "/v1/adapters",
-                    data={"name": name, "alias": alias, "settings": json.dumps(settings), "metadata": metadata},
+                    data=fields,
                     files={
                         "config": (CONFIG_FILE, (directory / CONFIG_FILE).read_bytes()),
                         "weights": (WEIGHTS_FILE, weights),

@@ -96,6 +96,13 @@ def following(db: sa.Connection, run_id: str, *, after: int, limit: int) -> list
     return [Event(**row._mapping) for row in db.execute(query.order_by(events.c.number).limit(limit))]
 
 
+def last_step(db: sa.Connection, run_id: str, *, up_to: int) -> int:
+    """The greatest step of the `metrics` events up to the event number ``up_to``; 0 if there is none."""
+    step = sa.cast(sa.func.json_extract(events.c.data, "$.step"), sa.Integer)
+    chosen = events.c.run == run_id, events.c.number <= up_to, events.c.type == "metrics"
+    return int(db.execute(sa.select(sa.func.max(step)).where(*chosen)).scalar() or 0)
+
+
 def metrics(db: sa.Connection, run_id: str) -> list[dict[str, Any]]:
     """The data of all `metrics` events, one per step, ordered by step."""
     query = sa.select(events.c.data).where(events.c.run == run_id, events.c.type == "metrics")

@@ -117,6 +117,7 @@ class RunDraft:
         body: The request, as it is recorded.
         adapters: The names of the adapters that it is about.
         details: In the kind's schema.
+        trackers: The operator's experiment trackers that follow it.
     """
 
     kind: str
@@ -125,6 +126,7 @@ class RunDraft:
     body: dict[str, Any]
     adapters: tuple[str, ...]
     details: dict[str, Any]
+    trackers: tuple[str, ...] = ()
 
     def new_run(
         self, status: Status, *, project: str, key_id: str, run_key_id: str, parent: str | None = None
@@ -142,6 +144,7 @@ class RunDraft:
             details=self.details,
             status=status,
             parent=parent,
+            trackers=self.trackers,
         )
 
 

@@ -14,6 +14,7 @@ from trainer.runs.idempotency import Retry, remember
 from trainer.runs.protocol import Control
 from trainer.runs.state import OVER, Run, Status
 from trainer.runs.tables import runs
+from trainer.tracking import records as tracking
 
 CLEAR_BATCH: Final = 100
 NO_FILTER: Final[Mapping[str, str]] = MappingProxyType({})
@@ -38,6 +39,8 @@ class NewRun:
     """Its first status."""
     parent: str | None = None
     """The run that starts it and waits for it."""
+    trackers: tuple[str, ...] = ()
+    """The operator's experiment trackers that follow it."""
 
 
 def add(db: sa.Connection, new_run: NewRun, retry: Retry | None) -> Run:
@@ -59,6 +62,8 @@ def add(db: sa.Connection, new_run: NewRun, retry: Retry | None) -> Run:
             parent=new_run.parent,
         )
     )
+    for tracker in new_run.trackers:
+        tracking.add(db, new_run.id, tracker)
     if retry is not None:
         remember(db, new_run.project, new_run.kind, retry, new_run.id, float(new_run.created_at))
     return get(db, new_run.id)

@@ -4,6 +4,7 @@
                                          the parameters at the best measured point
     DIRECTORY/step-00000120/state.json   TrainingState
     DIRECTORY/reference.json             of DPO: the pairs' log-probabilities before the first step
+    DIRECTORY/epoch-00000120.safetensors the adapter's parameters at the end of an epoch, of the last epochs
 
 The order of the batches depends on data, recipe and seed alone (``batches.plan_batches``), so the sampler's only state
 is the step.
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save
 
 from trainer.durable import replaced_directory, replaced_file
 from trainer.errors import CheckpointUnusable
@@ -29,6 +31,7 @@ from trainer.tune.progress import Evaluation
 STATE_TENSORS: Final = "state.pt"
 STATE_JSON: Final = "state.json"
 REFERENCE_JSON: Final = "reference.json"
+EPOCH_PREFIX: Final = "epoch-"
 MAX_CHECKPOINTS: Final = 2
 """Two, so that one is left if the newest turns out to be corrupt."""
 
@@ -72,12 +75,14 @@ class Checkpoints:
         directory: Used for nothing else; created with the first checkpoint.
         key: Identifies the training; checkpoints with another key are refused.
         every_s: Seconds between two checkpoints, and so about the most work that a crash can cost.
+        keep_epochs: Of how many of the last epochs the adapter is kept: some megabytes each, without the optimizer.
     """
 
-    def __init__(self, directory: Path, *, key: str, every_s: float) -> None:
+    def __init__(self, directory: Path, *, key: str, every_s: float, keep_epochs: int = 0) -> None:
         self.directory = directory
         self.key = key
         self._every_s = every_s
+        self._keep_epochs = keep_epochs
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -116,6 +121,22 @@ class Checkpoints:
             set_random_states(tensors["random"], device)
             return Checkpoint(state, tensors["optimizer"], tensors.get("best"))
         return None
+
+    def save_epoch(self, step: int, weights: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Write the adapter's parameters after `step`, the last of an epoch, and delete those of epochs too far back.
+        After an OSError the earlier ones are intact."""
+        if not self._keep_epochs:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with replaced_file(self.directory / f"{EPOCH_PREFIX}{step:08d}.safetensors") as file:
+            file.write(save(weights()))
+        for old in list(self.epochs().values())[: -self._keep_epochs]:
+            old.unlink(missing_ok=True)
+
+    def epochs(self) -> dict[int, Path]:
+        """The files of `save_epoch` by step, in order; `safetensors.torch.load_file` reads them."""
+        paths = sorted(self.directory.glob(f"{EPOCH_PREFIX}*.safetensors")) if self.directory.is_dir() else []
+        return {int(path.stem.removeprefix(EPOCH_PREFIX)): path for path in paths}
 
     def save_reference(self, values: Sequence[tuple[float, float]]) -> None:
         """Write the pairs' log-probabilities before the training, which no resumed training can measure any more."""

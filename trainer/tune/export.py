@@ -3,6 +3,7 @@
 adapter_config.json, adapter_model.safetensors   as PEFT saves them, in the serving dtype
 metadata.json   {"format", "lineage", "training", "proof"}: the adapter's origin and its effect on the probes
 settings.json   the settings that it must be served with (a system prompt)
+checkpoints/step-00000120/   the same four files, of the adapter at the end of an epoch
 
 The export runs the same checks as an upload, so that the registry does not refuse its result.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from adapters.base import BaseDescription
 from adapters.errors import AdapterError
@@ -22,6 +23,8 @@ from trainer.errors import ExportRefused
 from trainer.tune.lineage import CONFIG_FILE, METADATA_FILE, SETTINGS_FILE, WEIGHTS_FILE, Metadata, TrainingRecord
 from trainer.tune.os_errors import reraise_as_oserror
 from trainer.tune.progress import Training
+
+CHECKPOINTS: Final = "checkpoints"
 
 
 def training_record(training: Training, model: Any, *, price_per_hour: float = 0.0) -> TrainingRecord:
@@ -45,6 +48,26 @@ def training_record(training: Training, model: Any, *, price_per_hour: float = 0
         stopped_early=training.stopped_early,
         cost=round(training.seconds * price_per_hour / 3600, 6) if price_per_hour else None,
     )
+
+
+def checkpoint_record(record: TrainingRecord, training: Training, step: int) -> TrainingRecord:
+    """The record of the weights after `step`, given that of the whole training."""
+    measured = next((evaluation.loss for evaluation in training.evaluations if evaluation.step == step), None)
+    chosen_by = "held_out_loss" if training.best is None else "validation_loss"
+    losses = {"held_out_loss": None, "validation_loss": None} | {chosen_by: measured}
+    own = {"final_loss": training.losses[step - 1], "best_step": None, "checkpoint_step": step}
+    return record.model_copy(update=losses | own)
+
+
+def exported_checkpoints(directory: Path) -> dict[int, Path]:
+    """The checkpoints that were exported beside the adapter in `directory`, by step, in order."""
+    paths = sorted((directory / CHECKPOINTS).glob("step-*"))
+    return {int(path.name.removeprefix("step-")): path for path in paths}
+
+
+def checkpoint_directory(directory: Path, step: int) -> Path:
+    """Where a checkpoint is exported beside the adapter in `directory`."""
+    return directory / CHECKPOINTS / f"step-{step:08d}"
 
 
 def cast_parameters(model: Any, dtype: Any) -> None:

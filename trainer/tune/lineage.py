@@ -109,8 +109,15 @@ class TrainingRecord(_Frozen):
     best_step: int | None = None
     """The step whose weights were exported, if a validation part chose it."""
     stopped_early: bool = False
+    checkpoint_step: int | None = None
+    """Of a checkpoint: the weights and the losses are those after this step; all else is the whole training's."""
     cost: float | None = None
     """In the operator's currency: the training's seconds multiplied by the device's price."""
+
+    @property
+    def exported_step(self) -> int:
+        """The step after which the weights were as they are exported."""
+        return self.checkpoint_step or self.best_step or self.steps
 
 
 class Metadata(_Frozen):

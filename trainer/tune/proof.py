@@ -13,19 +13,25 @@ import torch
 from adapters.proof import PROBES, ProbeProof, Proof
 
 
-def measure(model: Any, tokenizer: Any) -> Proof:
+def measure(model: Any, tokenizer: Any, *, same_base: Proof | None = None) -> Proof:
     """The log-probabilities of the probes under the base and under the adapter.
 
     `model` is a PEFT model in the serving dtype, whose base may be streamed (`streaming.stream_base`). Probes are
     tokenized as the engine tokenizes a plain prompt, with the special tokens that the tokenizer puts before a text.
+
+    Args:
+        same_base: An earlier result for the same base in the same process, whose half is not measured again.
     """
     was_training = model.training
     model.eval()
     probes = []
-    for text in PROBES:
+    for number, text in enumerate(PROBES):
         tokens: list[int] = tokenizer(text)["input_ids"]
-        with model.disable_adapter():
-            base = _logprobs(model, tokens)
+        if same_base is not None:
+            base = same_base.probes[number].base
+        else:
+            with model.disable_adapter():
+                base = _logprobs(model, tokens)
         probes.append(ProbeProof(token_ids=tuple(tokens), base=base, adapter=_logprobs(model, tokens)))
     model.train(was_training)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

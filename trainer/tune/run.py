@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters.base import BaseDescription
+from adapters.proof import Proof
 from trainer.data.format import Dataset
 from trainer.data.render import TokenSequence
 from trainer.durable import replaced_directory
-from trainer.errors import BaseModelIncomplete, OutOfMemory
-from trainer.tune.lineage import DataSource, Lineage, Metadata, packages, read_lineage
+from trainer.errors import BaseModelIncomplete, ExportRefused, OutOfMemory
+from trainer.tune.lineage import DataSource, Lineage, Metadata, TrainingRecord, packages, read_lineage
 from trainer.tune.memory_release import release_memory
 from trainer.tune.progress import TrainingProgress, no_op
 from trainer.tune.recipe import Recipe
@@ -123,9 +125,10 @@ def train_adapter(
     Raises the same, and OutOfMemory and CheckpointUnusable.
     """
     import torch
+    from safetensors.torch import load_file
 
-    from trainer.tune import export, proof
-    from trainer.tune.model import adapter_weights, attach_lora, load_adapter, load_tokenizer
+    from trainer.tune import export
+    from trainer.tune.model import adapter_weights, attach_lora, load_adapter, set_adapter_weights
     from trainer.tune.train import train
 
     torch.set_num_threads(cores())
@@ -158,11 +161,42 @@ def train_adapter(
             del model  # the base is needed again, in another dtype
             release_memory()
             model = _on_serving_base(inputs, weights, device, serving)
-        export.cast_parameters(model, serving)
-        metadata = Metadata(
-            lineage=inputs.lineage, training=record, proof=proof.measure(model, load_tokenizer(inputs.base))
-        )
-        export.export(model, directory, base=inputs.description, metadata=metadata)
+        metadata = _prove_and_export(inputs, model, record, directory)
+        for step, path in ({} if checkpoints is None else checkpoints.epochs()).items():
+            if step != record.exported_step:
+                on_stage(f"measuring and writing the checkpoint of step {step}")
+                set_adapter_weights(model, load_file(path), device)
+                of_step = export.checkpoint_record(record, training, step)
+                target_of_step = export.checkpoint_directory(directory, step)
+                _export_checkpoint(inputs, model, of_step, target_of_step, metadata.proof, on_stage)
+    return metadata
+
+
+def _export_checkpoint(
+    inputs: TrainingInputs, model: Any, record: TrainingRecord, directory: Path, result: Proof, on_stage: OnStage
+) -> None:
+    """`_prove_and_export` into a new directory; a checkpoint that could not be served is left out."""
+    directory.mkdir(parents=True)
+    try:
+        _prove_and_export(inputs, model, record, directory, same_base=result)
+    except ExportRefused as refused:
+        shutil.rmtree(directory)
+        on_stage(f"the checkpoint of step {record.checkpoint_step} is left out: {refused.message}")
+
+
+def _prove_and_export(
+    inputs: TrainingInputs, model: Any, record: TrainingRecord, directory: Path, *, same_base: Proof | None = None
+) -> Metadata:
+    """Measure the effect of `model`'s adapter in the serving dtype, and write it into `directory`."""
+    import torch
+
+    from trainer.tune import export, proof
+    from trainer.tune.model import load_tokenizer
+
+    export.cast_parameters(model, getattr(torch, inputs.description.fingerprint.dtype))
+    measured = proof.measure(model, load_tokenizer(inputs.base), same_base=same_base)
+    metadata = Metadata(lineage=inputs.lineage, training=record, proof=measured)
+    export.export(model, directory, base=inputs.description, metadata=metadata)
     return metadata
 
 

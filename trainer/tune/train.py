@@ -251,6 +251,8 @@ class _Loop:
                 self._evaluations.append(evaluation)
                 if self._validation and best_of(self._evaluations) is evaluation:
                     self._best = adapter_weights(self._model)
+            if self._checkpoints is not None and (self._ends_epoch() or self._stopped()):
+                self._checkpoints.save_epoch(self.step, lambda: adapter_weights(self._model))
             self._on_progress(self._progress(evaluation))
         except BaseException:
             self._save_checkpoint()

@@ -239,6 +239,8 @@ class AdapterVersion(TypedDict):
     base: Fingerprint
     """The base model that it was uploaded for."""
     created_at: int
+    expires_at: int | None
+    """Unix time in seconds, of a job's checkpoint that only its own alias points to."""
     settings: AdapterSettings
     metadata: dict[str, Any]
     proof: AdapterProof | SettingsProof | None

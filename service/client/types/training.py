@@ -233,6 +233,31 @@ class JobDetails(TypedDict):
     """In nats per trained token."""
 
 
+class WandbOptions(TypedDict):
+    """Where a job's run appears in Weights & Biases."""
+
+    project: str
+    name: NotRequired[str | None]
+    entity: NotRequired[str | None]
+    tags: NotRequired[list[str] | None]
+
+
+class MlflowOptions(TypedDict):
+    """Where a job's run appears in MLflow."""
+
+    experiment: str
+    name: NotRequired[str | None]
+    tags: NotRequired[dict[str, str] | None]
+
+
+class Integration(TypedDict):
+    """An experiment tracker that is sent a job's parameters, metrics and verdict. It has the field of its type."""
+
+    type: Literal["wandb", "mlflow"]
+    wandb: NotRequired[WandbOptions | None]
+    mlflow: NotRequired[MlflowOptions | None]
+
+
 class FineTuningJob(TypedDict):
     """A fine-tuning job: OpenAI's object, with Hatrack's own fields under `hatrack`."""
 
@@ -255,7 +280,7 @@ class FineTuningJob(TypedDict):
     seed: int
     hyperparameters: Hyperparameters
     method: JobMethod
-    integrations: list[Any]
+    integrations: list[Integration]
     metadata: dict[str, str] | None
     """The client's metadata, and `hatrack_verdict` once there is a verdict."""
     hatrack: JobDetails
@@ -293,8 +318,15 @@ class CheckpointMetrics(TypedDict):
     full_valid_reward_accuracy: NotRequired[float | None]
 
 
+class CheckpointDetails(TypedDict):
+    """Hatrack's own fields of a checkpoint."""
+
+    version: str | None
+    """The version (`name@version`) that the checkpoint became; None if its name does not answer."""
+
+
 class FineTuningJobCheckpoint(TypedDict):
-    """A checkpoint of a job; only the last one of a succeeded job can be used as a model."""
+    """A checkpoint of a job: what the model was after an epoch."""
 
     object: Literal["fine_tuning.job.checkpoint"]
     id: str
@@ -303,6 +335,7 @@ class FineTuningJobCheckpoint(TypedDict):
     fine_tuning_job_id: str
     step_number: int
     metrics: CheckpointMetrics
+    hatrack: CheckpointDetails
 
 
 class HeldOutExamples(TypedDict):

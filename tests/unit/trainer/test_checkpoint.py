@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from trainer.data.render import TokenSequence
@@ -206,3 +207,24 @@ def test_an_epochs_end_is_kept_though_nothing_is_held_out(
     checkpoints = Checkpoints(tmp_path / "checkpoints", key="k", every_s=1e9)
     train(attach_lora(base, recipe), sequences, recipe, on_progress=lambda _: None, checkpoints=checkpoints)
     assert [place.name for place in sorted(checkpoints.directory.iterdir())] == ["step-00000002", "step-00000004"]
+
+
+def test_the_adapters_of_the_last_epochs_are_kept_through_an_interruption(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path
+) -> None:
+    steps = -(-len(sequences) // RECIPE.batch_size)
+    whole = Checkpoints(tmp_path / "whole", key="k", every_s=1e9, keep_epochs=2)
+    _, last = run(base_dir, sequences, whole)
+    assert list(whole.epochs()) == [5 * steps, 6 * steps]
+    at_the_end = load_file(whole.epochs()[6 * steps])
+    assert all(torch.equal(at_the_end[name], weight) for name, weight in last.items())
+    cut = Checkpoints(tmp_path / "cut", key="k", every_s=0, keep_epochs=2)
+    run(base_dir, sequences, cut, stop_after=5 * steps)
+    assert list(cut.epochs()) == [4 * steps, 5 * steps]
+    run(base_dir, sequences, Checkpoints(tmp_path / "cut", key="k", every_s=0, keep_epochs=2))
+    assert {step: path.read_bytes() for step, path in cut.epochs().items()} == {
+        step: path.read_bytes() for step, path in whole.epochs().items()
+    }
+    none = Checkpoints(tmp_path / "none", key="k", every_s=1e9)
+    none.save_epoch(1, lambda: last)
+    assert none.epochs() == {}

@@ -360,3 +360,19 @@ def test_values_are_read_as_json_where_they_are(hatrack: Hatrack, server: Server
     assert body["method"]["supervised"]["hyperparameters"] == {
         "a": 3, "b": 1e-3, "c": True, "d": "nf4", "e": "auto",
     }  # fmt: skip
+
+
+def test_a_job_may_be_followed_in_trackers(hatrack: Hatrack, server: Server, data: Path) -> None:
+    tracked = ("--track", "mlflow:support", "--track", "wandb:support:de")
+    assert hatrack("train", str(data), "--name", "voice", "--no-follow", *tracked).exit_code == 0
+    (body,) = [
+        json.loads(body) for method, path, _, body in server.asked if (method, path) == ("POST", "/v1/fine_tuning/jobs")
+    ]
+    assert body["integrations"] == [
+        {"type": "mlflow", "mlflow": {"experiment": "support"}},
+        {"type": "wandb", "wandb": {"project": "support:de"}},
+    ]
+    for wrong in ("comet:support", "mlflow", "mlflow:"):
+        refused = hatrack("train", str(data), "--name", "voice", "--track", wrong)
+        assert refused.exit_code == 2
+        assert "mlflow:EXPERIMENT" in refused.output

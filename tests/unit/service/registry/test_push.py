@@ -24,7 +24,7 @@ async def test_a_first_push_goes_live_and_later_ones_do_not(registry_app: Regist
     assert set(shown) == {
         *("object", "adapter", "version", "digest", "state", "servable", "aliases", "rank", "alpha"),
         *("target_modules", "bytes", "base", "created_at", "settings", "metadata", "proof", "warnings"),
-        *("verdict", "revalidation", "held_back"),
+        *("verdict", "revalidation", "held_back", "expires_at"),
     }
     assert (shown["object"], shown["adapter"], shown["version"]) == ("adapter.version", "voice", 1)
     assert (shown["state"], shown["servable"], shown["aliases"]) == ("ready", "ok", ["live"])

@@ -39,7 +39,7 @@ async def test_the_trainer_gets_the_body_as_it_was_sent_and_all_that_was_found_o
         "seed": 7,
         "metadata": {"team": "brand"},
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "lora_rank": 16}}},
-        "integrations": [],
+        "integrations": [{"type": "mlflow", "mlflow": {"experiment": "sea", "tags": {"team": "brand"}}}],
     }
     answer = await gateway.create(**body, **{"idempotency-key": "once"})
     assert (answer.status_code, answer.json()) == (200, JOB)
@@ -180,7 +180,7 @@ async def test_there_is_nothing_to_continue_from_without_weights(gateway: Traini
         ({"metadata": {str(n): "" for n in range(17)}}, 400, "metadata"),
         ({"metadata": {"a": "x" * 513}}, 400, "metadata.a"),
         ({"metadata": {"a": 1}}, 400, "metadata.a"),
-        ({"integrations": [{"type": "wandb"}]}, 400, "integrations"),
+        ({"integrations": [{"type": "wandb"}]}, 400, "integrations.0"),
         ({"hyperparameters": []}, 400, "hyperparameters"),
         ({"hyperparameters": {"metric": {"name": "json_schema", "schema": DEEP}}}, 400, "hyperparameters.metric"),
         (

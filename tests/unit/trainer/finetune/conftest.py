@@ -46,7 +46,7 @@ class FakeGateway:
     files: dict[str, bytes] = field(default_factory=dict)
     load: tuple[int, int] = (0, 0)
     failing: list[int] = field(default_factory=list)
-    """Statuses of the next answers to uploads."""
+    """Statuses of the next answers to uploads; below 300: it takes that one."""
     pushed: list[dict[str, bytes]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     kept: list[dict[str, bytes]] = field(default_factory=list)
@@ -91,8 +91,9 @@ class FakeGateway:
             content = self.files.get(match[1])
             return (200, content) if content is not None else (404, error("not_found"))
         if method == "POST" and path == "/v1/adapters":
-            if self.failing:
-                return self.failing.pop(0), error("later")
+            status = self.failing.pop(0) if self.failing else 201
+            if status >= 300:
+                return status, error("later")
             self.pushed.append(parts(body))
             version = {"adapter": "voice", "version": len(self.pushed), "digest": "d" * 64}
             return 201, json.dumps(version).encode()
@@ -115,12 +116,12 @@ class FakeGateway:
             settings = {"system_prompt": None, "sampling": {}, "grounding": self.grounded.get(path)}
             return 200, json.dumps({"servable": servable, "settings": settings}).encode()
         if method == "PUT":
-            move = json.loads(body)
-            if self.aliases.get("live") not in (move["expected"], move["version"]):
+            move, alias = json.loads(body), path.rpartition("/")[2]
+            if self.aliases.get(alias) not in (move["expected"], move["version"]):
                 return 409, error("alias_moved")
-            if move["version"] in self.held_back:
+            if alias == "live" and move["version"] in self.held_back:
                 return 409, error("version_held_back")
-            self.aliases["live"] = move["version"]
+            self.aliases[alias] = move["version"]
             return 200, b"{}"
         if method == "POST":
             self.verdicts.insert(0, json.loads(body))

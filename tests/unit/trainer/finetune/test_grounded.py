@@ -12,7 +12,7 @@ from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, jsonl, rows
 from trainer.data.formats import read_dataset
 from trainer.evaluate.arms import GROUNDED_NOTE
 from trainer.finetune.judging import Judging
-from trainer.finetune.pipeline import TrainingPipeline
+from trainer.finetune.registering import register
 from trainer.finetune.spec import JobSpec, PrimaryMetric, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
@@ -41,9 +41,10 @@ def test_the_new_version_is_pushed_with_the_parent_s_grounding(tmp_path: Path) -
     metadata = SimpleNamespace(training=training, model_dump_json=lambda: "{}")
     job, gateway = SimpleNamespace(adapter="voice"), SimpleNamespace(push=push)
     with RunDirectory(tmp_path) as folder:
-        work = TrainingPipeline(cast(Any, job), folder, cast(Any, gateway), lambda: None)
-        work._push(PLAN, tmp_path, cast(Any, metadata))
-        work._push(PLAN.model_copy(update={"grounding": None}), tmp_path, cast(Any, metadata))
+        for plan in (PLAN, PLAN.model_copy(update={"grounding": None})):
+            register(
+                cast(Any, job), folder, cast(Any, gateway), plan=plan, output=tmp_path, metadata=cast(Any, metadata)
+            )
     grounding = pushed[0].pop("grounding")
     assert (grounding["vector_store_ids"], grounding["max_passage_tokens"]) == (["vs_shop"], 700)
     assert pushed == [{"system_prompt": "Be salty."}] * 2

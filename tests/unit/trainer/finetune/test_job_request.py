@@ -112,7 +112,7 @@ def test_what_is_left_open_is_auto_and_other_metadata_is_the_clients_own() -> No
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "invalid_value"),
         ({"metadata": {"k" * 65: "v"}}, "metadata." + "k" * 64, "invalid_value"),
         ({"metadata": {str(n): "v" for n in range(17)}}, "metadata", "invalid_value"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations", "invalid_value"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations.0", "invalid_value"),
         ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method.type", "unsupported_value"),
         ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", "unsupported_value"),
         ({"hyperparameters": {"beta": 0.2}}, "hyperparameters.beta", "invalid_value"),

@@ -1,0 +1,13 @@
+"""Versions that expire: the checkpoints of fine-tuning jobs."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0014"
+down_revision = "0014"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("versions", sa.Column("expires_at", sa.Integer))

@@ -1,0 +1,135 @@
+"""What a job registers at the gateway: its version with its lineage, and the checkpoints of its last epochs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from adapters.base import BaseDescription
+from adapters.names import checkpoint_alias
+from trainer.data.prepare import Prepared
+from trainer.errors import GatewayRefused, GatewayUnreachable
+from trainer.finetune import spec
+from trainer.finetune.spec import JobResult, JobSpec, TrainingPlan
+from trainer.runs.directory import RunDirectory
+from trainer.runs.gateway import Gateway
+from trainer.tune.export import exported_checkpoints
+from trainer.tune.lineage import METADATA_FILE, DataSource, Lineage, Metadata, packages
+
+ALIAS: Final = "candidate"
+
+
+def register(
+    job: JobSpec, directory: RunDirectory, gateway: Gateway, *, plan: TrainingPlan, output: Path, metadata: Metadata
+) -> JobResult:
+    """Upload the adapter in `output`. From here on the job has succeeded, whatever the judging gives."""
+    directory.emit_event("uploading the adapter; the gateway proves it before it serves")
+    version = gateway.push(
+        job.adapter, output, alias=ALIAS, settings=_settings(plan), metadata=metadata.model_dump_json()
+    )
+    name = f"{version['adapter']}@{version['version']}"
+    training = metadata.training
+    result = JobResult(
+        status="succeeded",
+        fine_tuned_model=name,
+        digest=version["digest"],
+        trained_tokens=training.trained_tokens,
+        seconds=training.seconds,
+        device=training.device,
+        cost=training.cost or 0.0,
+        final_loss=training.final_loss,
+    )
+    directory.write(spec.PUSHED, result)
+    directory.emit_event(f"{name} is proven and serves, also as {job.adapter}:{ALIAS}")
+    return result
+
+
+def register_checkpoints(
+    job: JobSpec,
+    directory: RunDirectory,
+    gateway: Gateway,
+    check: Callable[[], None],
+    *,
+    plan: TrainingPlan,
+    output: Path,
+    metadata: Metadata,
+    result: JobResult,
+) -> JobResult:
+    """Upload the checkpoints beside the adapter in `output`; returns the result with those that answer now.
+
+    Each becomes a version that expires, under its alias (`adapters.names.checkpoint_alias`). One that the gateway does
+    not take is left out, with a warning: the job has succeeded without it.
+    """
+    if not job.checkpoint_versions:
+        return result
+    for step, path in exported_checkpoints(output).items():
+        if step in result.checkpoints:
+            continue
+        check()
+        alias = checkpoint_alias(job.id, step)
+        try:
+            version = gateway.push(
+                job.adapter,
+                path,
+                alias=alias,
+                settings=_settings(plan),
+                metadata=(path / METADATA_FILE).read_text(),
+                expires_at=int(time.time() + job.keep_checkpoints_s),
+            )
+        except (GatewayRefused, GatewayUnreachable) as error:
+            directory.emit_event(f"the checkpoint of step {step} does not answer: {error.message}", level="warn")
+            continue
+        name = f"{version['adapter']}@{version['version']}"
+        directory.emit_event(f"the checkpoint of step {step} answers as {job.adapter}:{alias} ({name})")
+        result = _with_checkpoint(directory, result, step, name)
+    return _name_the_result(job, directory, gateway, metadata.training.exported_step, result)
+
+
+def _name_the_result(
+    job: JobSpec, directory: RunDirectory, gateway: Gateway, step: int, result: JobResult
+) -> JobResult:
+    """Let the result's own version answer under its checkpoint's name as well, which a client may have noted before."""
+    name = str(result.fine_tuned_model)
+    if step in result.checkpoints:
+        return result
+    try:
+        gateway.set_alias(name, checkpoint_alias(job.id, step), None)
+    except (GatewayRefused, GatewayUnreachable) as error:
+        directory.emit_event(f"the checkpoint of step {step} answers only as {name}: {error.message}", level="warn")
+    return _with_checkpoint(directory, result, step, name)
+
+
+def _with_checkpoint(directory: RunDirectory, result: JobResult, step: int, name: str) -> JobResult:
+    result = result.model_copy(update={"checkpoints": {**result.checkpoints, step: name}})
+    directory.write(spec.PUSHED, result)
+    return result
+
+
+def _settings(plan: TrainingPlan) -> dict[str, Any]:
+    return plan.model_dump(include={"system_prompt", "grounding"}, exclude_none=True)
+
+
+def lineage_of(job: JobSpec, plan: TrainingPlan, prepared: Prepared, description: BaseDescription) -> Lineage:
+    """All that decides the job's weights, and where it comes from."""
+    file = job.validation_file
+    held_out = DataSource(name=file.filename, sha256=file.sha256, examples=len(prepared.held_out)) if file else None
+    files = [job.training_file, *([job.validation_file] if job.validation_file else [])]
+    report = prepared.report
+    return Lineage(
+        data=(DataSource(name=report.file, sha256=report.sha256, examples=report.trained_on),),
+        recipe=plan.recipe,
+        system_prompt=plan.system_prompt,
+        held_out=held_out,
+        drop_long=job.overflow_policy == "drop",
+        overflow=job.overflow,
+        validation=() if report.validation is None else report.validation.lines,
+        base_name=job.base_name,
+        base=description.fingerprint,
+        parent=job.parent,
+        job=job.id,
+        files=tuple(file.id for file in files),
+        datasets=job.datasets,
+        packages=packages(),
+    )

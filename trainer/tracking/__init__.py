@@ -1,0 +1,1 @@
+"""Sends jobs to experiment trackers (MLflow, Weights & Biases): see TRACKING.md."""
