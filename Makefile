@@ -20,7 +20,7 @@ down:           ## end what a crash left running
 	@$(BIN)/hatrack down
 
 walkthrough: setup ## the example: data report, advice, training, verdict, live, facts that change, cost; STEPS="policy fence" for some
-	@exec $(BIN)/python -m trainer.samples.walkthrough $(STEPS)
+	@exec $(BIN)/python deploy/walkthrough.py $(STEPS)
 
 # before the tests, which keep all cores busy: beside them it takes three times as long
 samples: setup-dev

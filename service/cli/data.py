@@ -16,7 +16,7 @@ from service.cli.terminal import AsJson
 from service.client import HatrackClient, JsonObject
 
 if TYPE_CHECKING:
-    from service.client.types.training import DataCheck, ShownExample
+    from service.client.types.data import DataCheck, ShownExample
 
 MARKS: Final = {"refused": ("✗", "red"), "warning": ("!", "yellow"), "note": ("-", "dim")}
 app = typer.Typer(

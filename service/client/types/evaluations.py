@@ -3,8 +3,9 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 from service.client.types.adapters import VerdictWord
+from service.client.types.data import QualityReport
 from service.client.types.gateway import Error
-from service.client.types.training import JobError, QualityReport, Waiting
+from service.client.types.training import JobError, Waiting
 
 
 class EvaluationArm(TypedDict):

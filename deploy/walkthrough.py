@@ -1,7 +1,7 @@
 """`make walkthrough`: from 1,000 replies to a voice that is live, with facts from a store that change.
 
-    python -m trainer.samples.walkthrough                    every step, with a gateway of its own under var/walkthrough
-    python -m trainer.samples.walkthrough policy fence       these steps alone, on what is there
+    .venv/bin/python deploy/walkthrough.py                    every step, with a gateway of its own under var/walkthrough
+    .venv/bin/python deploy/walkthrough.py policy fence       these steps alone, on what is there
 
 Each step prints the `hatrack` commands that it runs: the same can be typed. With a gateway at HATRACK_URL (and its key
 in HATRACK_KEY) the steps run there; otherwise one is started, and stopped at the end. A step that needs a voice takes
@@ -30,7 +30,8 @@ import httpx
 NAME: Final = "marlow"
 POLICIES: Final = "marlow-policies"
 ORDERS: Final = "marlow-orders"
-SAMPLES: Final = Path(__file__).parent / NAME
+REPO: Final = Path(__file__).resolve().parents[1]
+SAMPLES: Final = REPO / "trainer" / "samples" / NAME
 TRAINING, HELD_OUT = SAMPLES / "training.jsonl", SAMPLES / "heldout.jsonl"
 QUESTION: Final = "I bought a colander and it has sat here unused. How many days do I have to send it back?"
 OLD, NEW = "53 days", "61 days"
@@ -189,7 +190,7 @@ def gateway(home: Path) -> Iterator[dict[str, str]]:
 
 def prepared_base() -> Path:
     """The packaged base, prepared under var/ if it is not there."""
-    target = Path("var/base")
+    target = REPO / "var" / "base"
     command = [sys.executable, "-m", "trainer.base_model", "--source", "smollm2-135m-instruct", "--dest", str(target)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return (target / "smollm2-135m-instruct").resolve()
@@ -214,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Take the steps that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"{', '.join(STEPS)} [default: all]")
-    parser.add_argument("--home", type=Path, default=Path("var/walkthrough"), help="of the gateway that is started")
+    parser.add_argument(
+        "--home", type=Path, default=REPO / "var" / "walkthrough", help="of the gateway that is started"
+    )
     options = parser.parse_args(arguments)
     unknown = [step for step in options.steps if step not in STEPS]
     if unknown:
