@@ -1,7 +1,7 @@
 """`make walkthrough`: from 1,000 replies to a voice that is live, with facts from a store that change.
 
-    .venv/bin/python deploy/walkthrough.py                    every step, with a gateway of its own under var/walkthrough
-    .venv/bin/python deploy/walkthrough.py policy fence       these steps alone, on what is there
+    .venv/bin/python deploy/walkthrough.py                 every step, with a gateway of its own under var/walkthrough
+    .venv/bin/python deploy/walkthrough.py policy fence    these steps alone, on what is there
 
 Each step prints the `hatrack` commands that it runs: the same can be typed. With a gateway at HATRACK_URL (and its key
 in HATRACK_KEY) the steps run there; otherwise one is started, and stopped at the end. A step that needs a voice takes

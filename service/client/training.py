@@ -14,10 +14,10 @@ from adapters.names import parse_dataset, parse_reference
 from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
 from service.client.types.adapters import AdapterVersion
 from service.client.types.costs import JobEstimate
+from service.client.types.data import DataCheck
 from service.client.types.datasets import DatasetVersion
 from service.client.types.files import FileObject
 from service.client.types.training import (
-    DataCheck,
     FineTuningJob,
     FineTuningJobCheckpoint,
     FineTuningJobEvent,
