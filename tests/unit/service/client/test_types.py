@@ -189,7 +189,7 @@ def shape_of_schema(schema: Document, components: Document) -> Shape:
         return fields_of_schema(schema, components)
     if kinds == "object":
         values = schema.get("additionalProperties", {})
-        keys = schema.get("propertyNames", {"type": "string"})
+        keys = {"type": "string"} | schema.get("propertyNames", {})
         values = {} if values is True else values
         return frozenset({("dict", shape_of_schema(keys, components), shape_of_schema(values, components))})
     return frozenset({kinds})
