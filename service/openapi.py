@@ -27,6 +27,7 @@ DESCRIPTION: Final = (
 REF: Final = "#/components/schemas/{model}"
 TAGS: Final = (
     *("inference", "adapters", "files", "datasets", "fine-tuning", "training", "evaluations", "ladders", "reviews"),
+    "teachers",
     *("revalidation", "vector stores", "access", "usage", "costs", "telemetry", "health"),
 )
 """In the order in which the page shows them."""
