@@ -9,6 +9,10 @@ import pytest
 from tests.support.old_var import OldVersion, missing, read_home, unpack, versions
 
 
+NO_PRICE = ".hatrack.cost was 0.0 and is None"
+"""Of a job without a price; the changelog says so: nothing is known of what it cost, and 0 was wrong."""
+
+
 @pytest.mark.parametrize("version", versions(), ids=lambda version: version.directory.name)
 async def test_everything_in_an_old_home_is_answered_as_it_was(
     version: OldVersion, tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -17,7 +21,8 @@ async def test_everything_in_an_old_home_is_answered_as_it_was(
     monkeypatch.setenv("HATRACK_TRAINER_EVALUATE_MAX", "no number")
     home = unpack(version, tmp_path / "var", base_dir=base_dir, gateway="http://127.0.0.1:9")
     answers = await read_home(home, base_dir, version.facts)
-    assert missing(version.answers, answers) == []
+    changed = [text for text in missing(version.answers, answers) if not text.endswith(NO_PRICE)]
+    assert changed == []
 
 
 def test_what_is_missing_is_named() -> None:
