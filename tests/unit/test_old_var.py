@@ -12,6 +12,9 @@ from tests.support.old_var import OldVersion, missing, read_home, unpack, versio
 NO_PRICE = ".hatrack.cost was 0.0 and is None"
 """Of a job without a price; the changelog says so: nothing is known of what it cost, and 0 was wrong."""
 
+CHECKPOINT_NAME = ".fine_tuned_model_checkpoint was"
+"""A checkpoint has the name by which it can be asked, once it is registered."""
+
 
 @pytest.mark.parametrize("version", versions(), ids=lambda version: version.directory.name)
 async def test_everything_in_an_old_home_is_answered_as_it_was(
@@ -21,8 +24,8 @@ async def test_everything_in_an_old_home_is_answered_as_it_was(
     monkeypatch.setenv("HATRACK_TRAINER_EVALUATE_MAX", "no number")
     home = unpack(version, tmp_path / "var", base_dir=base_dir, gateway="http://127.0.0.1:9")
     answers = await read_home(home, base_dir, version.facts)
-    changed = [text for text in missing(version.answers, answers) if not text.endswith(NO_PRICE)]
-    assert changed == []
+    changed = missing(version.answers, answers)
+    assert [text for text in changed if not text.endswith(NO_PRICE) and CHECKPOINT_NAME not in text] == []
 
 
 def test_what_is_missing_is_named() -> None:
