@@ -35,6 +35,12 @@ SLOW = (
 """Folders whose every test has engines, trainings or conversions of its own."""
 SLOW_FILES = ("test_suites.py", "test_training.py")
 """Tests in `integration/` that train or answer whole suites: minutes each."""
+SLOW_UNIT = (
+    *("trainer/test_streaming.py", "trainer/test_loss.py", "trainer/test_run.py", "trainer/test_dpo.py"),
+    *("trainer/test_train.py", "trainer/evaluate/test_adversaries.py"),
+    *("trainer/finetune/test_checkpoints.py", "trainer/finetune/test_estimates.py"),
+)
+"""Tests in `unit/` that train tiny models or simulate verdicts: half a minute and more each."""
 ONE_ENGINE = "tests/integration/"
 """Its tests share one engine: of several processes, one runs them all, and begins with them."""
 LAST = "integration/test_kill_9.py"
@@ -48,6 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(item.path.is_relative_to(tests / tier) for tier in WITH_ENGINE):
             item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT_S))
         long = item.path.parent == tests / "integration" and item.path.name in SLOW_FILES
+        long |= any(item.path == tests / "unit" / name for name in SLOW_UNIT)
         if long or any(item.path.is_relative_to(tests / folder) for folder in SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path == tests / LAST)
