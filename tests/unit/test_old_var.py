@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.old_var import OldVersion, missing, read_home, unpack, versions
 
-
 NO_PRICE = ".hatrack.cost was 0.0 and is None"
 """Of a job without a price; the changelog says so: nothing is known of what it cost, and 0 was wrong."""
 
