@@ -34,7 +34,7 @@ REPO: Final = Path(__file__).resolve().parents[1]
 SAMPLES: Final = REPO / "trainer" / "samples" / NAME
 TRAINING, HELD_OUT = SAMPLES / "training.jsonl", SAMPLES / "heldout.jsonl"
 QUESTION: Final = "I bought a colander and it has sat here unused. How many days do I have to send it back?"
-OLD, NEW = "53 days", "61 days"
+OLD, NEW = "53 days", "30 days"
 """The policy that changes, in `store/policies/returns.md`."""
 FENCED: Final = "When is MT-82310 expected? It has not come."
 OWNER, STRANGER = "c-1003", "c-1001"
@@ -62,9 +62,17 @@ class Walkthrough:
             raise SystemExit(f"hatrack {arguments[0]} ended with exit code {code}")
 
     def read(self, *arguments: str) -> Any:
-        """The JSON that a command prints; None if it fails."""
+        """The JSON that a command prints; None for what does not exist. Raises SystemExit for any other failure."""
         ran = subprocess.run([*HATRACK, *arguments, "--json"], env=self._environment, check=False, capture_output=True)
-        return json.loads(ran.stdout) if ran.returncode == 0 else None
+        if ran.returncode == 0:
+            return json.loads(ran.stdout)
+        if b"not_found" in ran.stderr:
+            return None
+        raise SystemExit(f"hatrack {shlex.join(arguments)}: {ran.stderr.decode(errors='replace')}")
+
+    def has_store(self, name: str) -> bool:
+        """Whether there is a vector store of this name."""
+        return any(store["name"] == name for store in self.read("kb", "list"))
 
     def require_voice(self) -> None:
         """Make `marlow` of the base with a prompt, unless there is one."""
@@ -73,8 +81,7 @@ class Walkthrough:
 
     def require_policies(self, directory: Path) -> None:
         """Put the policies of a directory into the store, which is made if need be."""
-        stores = self.read("kb", "ls") or []
-        if not any(store["name"] == POLICIES for store in stores):
+        if not self.has_store(POLICIES):
             self.run("kb", "create", POLICIES)
         self.run("kb", "add", POLICIES, str(directory))
 
@@ -127,7 +134,7 @@ def policy(walk: Walkthrough) -> None:
 def fence(walk: Walkthrough) -> None:
     """Orders are fenced by customer: who asks for another's order gets nothing."""
     walk.require_voice()
-    if not any(store["name"] == ORDERS for store in walk.read("kb", "ls") or []):
+    if not walk.has_store(ORDERS):
         walk.run("kb", "create", ORDERS)
     walk.run("kb", "add", ORDERS, str(SAMPLES / "store" / "orders"))
     for customer in (OWNER, STRANGER):
