@@ -50,7 +50,11 @@ def print_error(error: ClientError, as_json: bool = False) -> None:
         return
     typer.echo(f"hatrack: {clean(error.message)} [{clean(error.code)}]", err=True)
     if error.status == 401:
-        typer.echo("Set HATRACK_KEY; the first key is in admin.key under the gateway's HATRACK_HOME.", err=True)
+        typer.echo(
+            "Run `hatrack login URL`, or set HATRACK_KEY; the first key is in admin.key under the gateway's "
+            "HATRACK_HOME.",
+            err=True,
+        )
 
 
 def print_json(value: object) -> None:
@@ -131,7 +135,12 @@ def judged(version: AdapterVersion) -> str:
 def verdict(version: AdapterVersion) -> str:
     """A version's latest verdict in one word; `-` if it was never judged."""
     verdict = version.get("verdict")
-    return str(verdict.get("verdict", "-")) if verdict else "-"
+    return str(verdict.get("verdict", "-")).replace("_", " ") if verdict else "-"
+
+
+def message_text(note: Any) -> str:
+    """The message of a warning or a reason, which is an object with a `message` or a text."""
+    return str(note.get("message", note)) if isinstance(note, dict) else str(note)
 
 
 def waiting(waiting: Waiting | None) -> str:

@@ -18,6 +18,7 @@ from tests.unit.service.wire import Gateway
 COMMANDS = (
     *("up", "serve", "engine", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "usage"),
     *("split", "pin", "unpin", "revalidate", "train", "jobs", "job", "lineage", "version"),
+    *("login", "logout", "profiles"),
 )
 
 
@@ -83,10 +84,13 @@ def test_push_without_a_directory_is_a_version_without_weights(
         "sampling": {"temperature": 0.2},
     }
     row = hatrack("show", "support").stdout.splitlines()[-1]
-    assert row.split()[-2:] == ["no", "weights"]
+    assert "no weights" in row
     shown = hatrack("show", "support@1").stdout
     assert "rank" not in shown
-    assert "no weights" in shown
+    assert "system prompt  You are the shop." in shown
+    assert "2 before every conversation" in shown
+    assert "no weights: the base answers" in shown
+    assert "its prompt has 78 of 2048 tokens" in shown
 
 
 def test_push_demands_filters_beside_the_grounding_of_the_settings(
@@ -164,8 +168,8 @@ def test_ls_is_a_table_or_json(hatrack: Hatrack, gateway: Gateway) -> None:
     gateway.add("a" * 64, "canary")
     result = hatrack("ls")
     header, row = result.stdout.splitlines()
-    assert header.split() == ["ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"]
-    assert row.split() == ["a" * 64, "2", "canary→2", "live→1", "-", "-", "2026-01-01", "00:00Z"]
+    assert header.split() == ["ADAPTER", "VERDICT", "ALIASES", "VERSIONS", "JUDGED", "PINNED", "CREATED"]
+    assert row.split() == ["a" * 64, "-", "canary→2", "live→1", "2", "-", "-", "2026-01-01", "00:00Z"]
     assert json.loads(hatrack("ls", "--json").stdout)[0]["aliases"] == {"live": 1, "canary": 2}
 
 
@@ -175,17 +179,54 @@ def test_show_an_adapter_a_version_and_an_alias(hatrack: Hatrack, gateway: Gatew
     gateway.add("voice", "canary", settings=more, proof={"effect": 0.5, "base": [0.1, 0.2]}, warnings=["weak"])
     lines = hatrack("show", "voice").stdout.splitlines()
     assert lines[0] == "voice   canary→2 live→1"
-    assert lines[2].split()[:8] == ["@1", "ready", "ok", "-", "-", "live", "8", "2.0"]
+    assert lines[2].split()[:8] == ["@1", "-", "ready", "live", "-", "2.0", "KiB,", "rank"]
     shown = hatrack("show", "voice@2").stdout
-    assert "settings.system_prompt  Be [31mkind" in shown  # an escape from the wire does not reach the terminal
-    assert "proof.effect" in shown
-    assert "2 values (see --json)" in shown
+    assert "system prompt  Be [31mkind" in shown  # an escape from the wire does not reach the terminal
+    assert "none; `hatrack evaluate voice@2 --held-out FILE` judges it" in shown
+    assert "2.0 KiB, rank 8, alpha 16, of q_proj" in shown
     assert "weak" in shown
     assert hatrack("show", "voice:canary").stdout == shown
-    assert json.loads(hatrack("show", "voice:live", "--json").stdout)["version"] == 1
+    everything = hatrack("show", "voice@2", "--full").stdout
+    assert "settings.system_prompt  Be [31mkind" in everything
+    assert "proof.effect" in everything
+    assert "2 values (see --json --full)" in everything
     missing = hatrack("show", "voice:gone")
     assert (missing.exit_code, missing.stderr) == (1, "hatrack: voice has no alias gone. [not_found]\n")
     assert hatrack("show", "nobody").exit_code == 1
+
+
+def test_show_json_has_what_scripts_need_and_full_has_all(hatrack: Hatrack, gateway: Gateway) -> None:
+    verdict = {"verdict": "pass", "sentence": "Better.", "metric": "f1", "base": {"weights": "1"}, "created_at": 5}
+    gateway.add("voice", verdict=verdict, metadata={"lineage": {"job": "ftjob-1"}}, proof={"base": [0.1] * 64})
+    slim = json.loads(hatrack("show", "voice:live", "--json").stdout)
+    assert (slim["version"], slim["verdict"]["verdict"], slim["verdict"]["sentence"]) == (1, "pass", "Better.")
+    assert (slim["job"], slim["servable"], slim["aliases"]) == ("ftjob-1", "ok", ["live"])
+    assert not {"proof", "metadata", "base"} & (slim.keys() | slim["verdict"].keys())
+    assert json.loads(hatrack("show", "voice", "--json").stdout)["versions"][0]["job"] == "ftjob-1"
+    everything = json.loads(hatrack("show", "voice@1", "--json", "--full").stdout)
+    assert everything["proof"]["base"] == [0.1] * 64
+    assert everything["metadata"] == {"lineage": {"job": "ftjob-1"}}
+
+
+def test_ls_has_the_verdict_on_what_is_live_first(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice", verdict={"verdict": "not_enough_evidence"})
+    gateway.add("voice", verdict={"verdict": "pass"})
+    assert hatrack("ls").stdout.splitlines()[1].split()[:5] == ["voice", "not", "enough", "evidence", "live→1"]
+    hatrack("promote", "voice@2")
+    assert hatrack("ls").stdout.splitlines()[1].split()[:3] == ["voice", "pass", "live→2"]
+
+
+def test_alias_rm(hatrack: Hatrack, gateway: Gateway) -> None:
+    gateway.add("voice")
+    gateway.add("voice", "canary")
+    assert hatrack("alias", "rm", "voice:canary").stdout == "Deleted the alias voice:canary.\n"
+    assert gateway.adapter("voice")["aliases"] == {"live": 1}
+    assert hatrack("alias", "rm", "voice:canary").exit_code == 1
+    assert hatrack("alias", "rm", "voice@2").exit_code == 2
+    code, out = at_terminal(gateway, "alias", "rm", "voice:live", typed=b"n\n")
+    assert code == 1
+    assert b"Requests for it will fail" in out
+    assert gateway.adapter("voice")["aliases"] == {"live": 1}
 
 
 def test_promote_and_roll_back(hatrack: Hatrack, gateway: Gateway) -> None:
@@ -204,15 +245,22 @@ def test_what_is_held_back_is_shown_and_takes_force(hatrack: Hatrack, gateway: G
     reason = {"code": "perplexity_too_high", "message": "35 times", "ratio": 35.0, "limit": 10.0}
     gateway.add("voice")
     gateway.add("voice", held_back=reason)
-    assert hatrack("show", "voice").stdout.splitlines()[3].split()[:4] == ["@2", "ready", "held", "back"]
-    shown = hatrack("show", "voice@2").stdout
-    assert "held_back.message" in shown
-    assert "35 times" in shown
+    assert hatrack("show", "voice").stdout.splitlines()[3].split()[:4] == ["@2", "-", "held", "back"]
+    assert "35 times; `hatrack promote voice@2 --force` makes it live" in hatrack("show", "voice@2").stdout
     refused = hatrack("promote", "voice@2")
     assert (refused.exit_code, refused.stderr) == (1, "hatrack: It is held back. [version_held_back]\n")
     assert hatrack("split", "voice", "1=9", "2=1").exit_code == 1
     assert hatrack("promote", "voice@2", "--force").stdout == "voice:live now points to voice@2\n"
     assert hatrack("split", "voice", "1=9", "2=1", "--force").exit_code == 0
+
+
+def test_a_second_store_of_a_name_is_refused(hatrack: Hatrack, gateway: Gateway) -> None:
+    assert "vs_1 is policies" in hatrack("kb", "create", "policies").stdout
+    again = hatrack("kb", "create", "policies")
+    assert again.exit_code == 1
+    assert "There is already a store named policies (vs_1)" in again.stderr
+    assert "[vector_store_exists]" in again.stderr
+    assert [store["name"] for store in gateway.stores] == ["policies"]
 
 
 def test_rm_in_a_script_does_not_ask(hatrack: Hatrack, gateway: Gateway) -> None:
@@ -268,10 +316,13 @@ def test_status_tells_ready_from_not_ready(hatrack: Hatrack, gateway: Gateway) -
     assert result.exit_code == 0
     assert "tiny-base" in result.stdout
     assert "live→1" in result.stdout
-    gateway.readiness = (503, {"status": "starting", "engine": {"state": "starting", "reason": "loading weights"}})
+    assert "trainer" not in result.stdout, "a gateway that says nothing of one"
+    engine = {"state": "starting", "reason": "loading weights"}
+    gateway.readiness = (503, {"status": "starting", "engine": engine, "trainer": {"state": "down"}})
     result = hatrack("status")
     assert result.exit_code == 1
     assert "starting  (loading weights)" in result.stdout
+    assert "down  (it has stopped answering; jobs wait, requests go on)" in result.stdout
     shown = json.loads(hatrack("status", "--json").stdout)
     assert (shown["ready"], shown["readiness"]["engine"]["state"]) == (False, "starting")
 
@@ -324,7 +375,7 @@ def test_help_and_version(hatrack: Hatrack) -> None:
     shown = hatrack("--help").stdout
     assert all(f"\n  {command} " in shown for command in COMMANDS)
     assert "HATRACK_URL" in shown
-    assert hatrack("version").stdout == "hatrack 0.1.0\n"
+    assert hatrack("version").stdout == hatrack("--version").stdout == "hatrack 0.1.0\n"
     assert json.loads(hatrack("version", "--json").stdout) == {"version": "0.1.0"}
 
 
