@@ -47,7 +47,7 @@ from service.grounding.config import EMBEDDED
 from service.health import health
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
-from service.inference.routes import InferenceApp
+from service.inference.routes import MODELS, InferenceApp
 from service.openapi import build as build_openapi
 from service.pages import pages
 from service.registry.catalog import Catalog
@@ -150,7 +150,7 @@ def create_app(settings: Settings) -> ASGIApp:
     api.include_router(health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
     routes = parts.inference.routes
     api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, routes, __version__)))
-    add_error_handlers(api)
+    add_error_handlers(api, [*routes, MODELS])
     return DataPathFirst(parts.inference, RequestIds(api))
 
 

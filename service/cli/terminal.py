@@ -25,6 +25,13 @@ _PIPE_COLUMNS: Final = 240
 MAX_EXACT: Final = 2**53
 """Larger numbers are not told apart as floating-point numbers: of an attribute they stay text."""
 
+SENTENCES: Final = dict.fromkeys(
+    ("unknown_route", "method_not_allowed"),
+    "This gateway does not know what the command asked for. It is probably older than the command: compare "
+    "`hatrack --version` with `hatrack top --once`.",
+)
+"""What is said to a person instead of the gateway's message, which is for whoever has written the request."""
+
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.")]
 
 
@@ -48,7 +55,7 @@ def print_error(error: ClientError, as_json: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(error.payload(), ensure_ascii=False), err=True)
         return
-    typer.echo(f"hatrack: {clean(error.message)} [{clean(error.code)}]", err=True)
+    typer.echo(f"hatrack: {clean(SENTENCES.get(error.code, error.message))} [{clean(error.code)}]", err=True)
     if error.status == 401:
         typer.echo(
             "Run `hatrack login URL`, or set HATRACK_KEY; the first key is in admin.key under the gateway's "

@@ -41,6 +41,7 @@ class Gateway(ThreadingHTTPServer):
         self.stream: list[bytes] = []
         self.page = 100
         self.models = ["tiny-base"]
+        self.answer_all: tuple[int, bytes] | None = None
         self.stores: list[dict[str, Any]] = []
 
     @property
@@ -99,7 +100,9 @@ class _Handler(QuietHandler):
         self.server.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         url = urlsplit(self.path)
         try:
-            status, answer = self._route(url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, body)
+            status, answer = self.server.answer_all or self._route(
+                url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, body
+            )
         except Refusal as refusal:
             status, answer = refusal.status, refusal.body
         if status == 0:

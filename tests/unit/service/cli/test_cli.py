@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -404,3 +405,23 @@ def test_size(count: int, text: str) -> None:
 )
 def test_servable(version: AdapterVersion, text: str) -> None:
     assert terminal.servable(version) == text
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (502, b"<html>Bad Gateway</html>", "Something other than Hatrack answered"),
+        (404, b'{"error": {"message": "No such route: GET /v1/adapters.", "code": "unknown_route"}}', "older than the"),
+        (405, b'{"error": {"message": "GET is not allowed", "code": "method_not_allowed"}}', "older than the command"),
+        (200, b"[1]", "is it a Hatrack gateway?"),
+    ],
+)
+def test_errors_are_sentences_without_words_of_http(
+    hatrack: Hatrack, gateway: Gateway, status: int, body: bytes, said: str
+) -> None:
+    gateway.answer_all = (status, body)
+    result = hatrack("ls")
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert not re.search(rf"\b(GET|HTTP|{status}|Bad Gateway)\b|/v1", result.stderr)
+    assert json.loads(hatrack("ls", "--json").stderr)["error"]["status"] == status
