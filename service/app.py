@@ -1,7 +1,7 @@
 """The composition root: what exists, in which order it starts, and what a request passes through.
 
-A request's way is the list in :func:`create_app`: request ids (``service.error_handlers``), then the data path's bare
-ASGI app for the inference routes, then FastAPI for everything else.
+A request's way is the list in :func:`create_app`: CORS where it is set up (``service.cors``), the data path's bare ASGI
+app for the inference routes, and for everything else request ids (``service.error_handlers``) and FastAPI.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
+from service.cors import Cors
 from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
 from service.costs.routes import router as costs_router
@@ -151,7 +152,8 @@ def create_app(settings: Settings) -> ASGIApp:
     routes = parts.inference.routes
     api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, routes, __version__)))
     add_error_handlers(api, [*routes, MODELS])
-    return DataPathFirst(parts.inference, RequestIds(api))
+    app = DataPathFirst(parts.inference, RequestIds(api))
+    return Cors(app, settings.cors_origins) if settings.cors_origins else app
 
 
 class DataPathFirst:
