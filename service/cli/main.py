@@ -30,6 +30,7 @@ from service.cli import (
     train,
     usage,
 )
+from service.cli.apply import command as apply
 from service.cli.terminal import examples
 from service.client.profiles import chosen_profile
 
@@ -206,6 +207,13 @@ app.command(
     )
 )(evaluate.report)
 app.command(epilog=examples("hatrack review", "hatrack review eval-1a2b", "hatrack review --list"))(review.review)
+app.command(
+    epilog=examples(
+        "hatrack apply hatrack.yaml --dry-run",
+        "hatrack apply hatrack.yaml",
+        "hatrack apply hatrack.yaml --yes --prune --json | jq -r '.keys.shop'",
+    )
+)(apply.apply)
 app.add_typer(data.app, name="data")
 app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
 app.command(

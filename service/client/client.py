@@ -79,9 +79,9 @@ class HatrackClient:
                 "key_invalid",
                 "The API key must be printable ASCII; check HATRACK_KEY, or run `hatrack login` again.",
             )
-        acts_in = project or settings.gateway_project(self.url)
+        self.project: Final = project or settings.gateway_project(self.url)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._headers |= {"openai-project": acts_in} if acts_in else {}
+        self._headers |= {"openai-project": self.project} if self.project else {}
         self._trust_env = not on_this_machine(self.url)  # a proxy cannot reach our loopback address
         http = httpx.Client(
             base_url=self.url,

@@ -241,7 +241,7 @@ class Catalog:
         if reference.version is not None:
             if reference.version not in entry.versions:
                 newest = max(entry.versions, default=None)
-                raise _missing(name, param, newest and f"{entry.name}@{newest}")
+                raise _missing(name, param, None if newest is None else f"{entry.name}@{newest}")
             return ResolvedName(entry, "", reference.version)
         alias = reference.alias or DEFAULT_ALIAS
         target = entry.aliases.get(alias)
@@ -254,7 +254,7 @@ class Catalog:
                 param=param,
             )
         similar = closest(alias, entry.aliases)
-        raise _missing(name, param, similar and f"{entry.name}:{similar}")
+        raise _missing(name, param, None if similar is None else f"{entry.name}:{similar}")
 
     def _similar(self, caller: Caller, name: str) -> str | None:
         """The base or an adapter that the caller may use whose name is like ``name``; None if there is none."""
