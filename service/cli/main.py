@@ -13,6 +13,7 @@ from service.cli import (
     chat,
     cost,
     data,
+    doctor,
     engine,
     evaluate,
     export,
@@ -236,6 +237,9 @@ app.add_typer(kb.app, name="kb")
 app.add_typer(registry.alias, name="alias")
 app.add_typer(access.keys, name="keys")
 app.command(epilog=examples("hatrack audit", "hatrack audit --project acme --action alias.promote -n 50"))(access.audit)
+app.command(
+    epilog=examples("hatrack doctor", "hatrack doctor --json | jq '.checks[] | select(.result == \"failed\")'")
+)(doctor.doctor)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

@@ -19,7 +19,7 @@ from tests.unit.service.wire import Gateway
 COMMANDS = (
     *("up", "serve", "engine", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "usage"),
     *("split", "pin", "unpin", "revalidate", "train", "jobs", "job", "lineage", "version"),
-    *("login", "logout", "profiles", "apply"),
+    *("login", "logout", "profiles", "apply", "doctor"),
 )
 
 
