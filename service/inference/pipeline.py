@@ -21,7 +21,7 @@ from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
 from service.engine.busy import EngineClock
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
-from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
+from service.errors import BadRequest, EngineCut, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.http.checks import parse_body
@@ -313,7 +313,7 @@ class Pipeline:
                     if relay.error is not None:
                         raise self._report_suspect(engine_error(200, relay.error, target, route.engine_path), target)
                     if not relay.done:
-                        raise BadGateway("the engine's response ended early", code="engine_cut")
+                        raise EngineCut("the engine's response ended early")
                     await exchange.finish()
                     return
                 answer = await response.read()
