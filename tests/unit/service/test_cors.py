@@ -66,6 +66,8 @@ async def test_without_the_setting_no_request_passes_through_it(tmp_path: Path) 
         assert not [name for name in answer.headers if name.startswith("access-control")]
         missing = await gateway.http.post("/chat/completions", json=ASK)
         assert "`/v1` is missing: did you mean /v1/chat/completions?" in missing.json()["error"]["message"]
+        beside = await gateway.http.get("/adapters")
+        assert "did you mean /v1/adapters?" in beside.json()["error"]["message"]
         doubled = await gateway.http.get("/v1/v1/models")
         assert "did you mean /v1/models?" in doubled.json()["error"]["message"]
         assert doubled.json()["error"]["code"] == "unknown_route"
