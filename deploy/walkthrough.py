@@ -145,7 +145,7 @@ def fence(walk: Walkthrough) -> None:
 def compare(walk: Walkthrough) -> None:
     """The base and the voice, side by side on tickets that were held out."""
     walk.require_voice()
-    base = walk.read("status")["base"]
+    base = walk.read("status")["readiness"]["base"]
     for line in HELD_OUT.read_text("utf-8").splitlines()[:SHOWN_TICKETS]:
         ticket = json.loads(line)["messages"][0]["content"]
         for model in (base, NAME):
