@@ -49,8 +49,8 @@ class HatrackClient:
         api_key: The key. None: `HATRACK_KEY`, else the profile's where the address is the profile's, else
             `OPENAI_API_KEY` where it is `OPENAI_BASE_URL`, else, for a gateway on this machine, the admin key under
             `HATRACK_HOME`.
-        project: The project that an admin's key acts in. None: `HATRACK_PROJECT`, else the profile's where the address
-            is the profile's, else the gateway's `default`.
+        project: The project that an admin's key acts in. None: `HATRACK_PROJECT`, else the profile's with its key, else
+            the gateway's `default`.
         transport: Another way to reach the gateway, such as `httpx.ASGITransport`.
         patience_s: Seconds to wait for an answer to a quick call, such as a list. None: 30.
 
@@ -79,7 +79,8 @@ class HatrackClient:
                 "key_invalid",
                 "The API key must be printable ASCII; check HATRACK_KEY, or run `hatrack login` again.",
             )
-        self.project: Final = project or settings.gateway_project(self.url)
+        found = settings.project if api_key is not None else settings.gateway_project(self.url)
+        self.project: Final = project or found
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._headers |= {"openai-project": self.project} if self.project else {}
         self._trust_env = not on_this_machine(self.url)  # a proxy cannot reach our loopback address

@@ -34,7 +34,8 @@ class Profile:
 class Profiles:
     """All saved gateways, and which one counts where none is named. Reading and writing raise ClientError."""
 
-    path: Path
+    path: Path | None
+    """The file; None for a user without a home, where nothing can be saved."""
     saved: Mapping[str, Profile]
     current: str | None
 
@@ -48,7 +49,10 @@ class Profiles:
         Raises:
             ClientError: `profiles_unreadable`.
         """
-        path = (config_home or Path.home() / ".config") / "hatrack" / FILE
+        try:
+            path = (config_home or Path.home() / ".config") / "hatrack" / FILE
+        except RuntimeError:  # a user without a home, as in a container
+            return cls(None, {}, None)
         try:
             with path.open("rb") as file:
                 document = json.loads(file.read(MAX_FILE_BYTES))
@@ -97,6 +101,9 @@ class Profiles:
         Raises:
             ClientError: `profiles_not_writable`.
         """
+        if self.path is None:
+            message = "Nothing can be saved: this user has no home directory. Set XDG_CONFIG_HOME to a directory."
+            raise ClientError(0, "profiles_not_writable", message)
         document = {"current": self.current, "profiles": {name: asdict(each) for name, each in self.saved.items()}}
         part = self.path.with_name(f"{FILE}.{os.getpid()}.part")
         try:

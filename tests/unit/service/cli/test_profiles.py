@@ -152,6 +152,25 @@ def test_a_damaged_file_is_named_and_what_needs_none_goes_on(
     assert hatrack("ls").exit_code == 0
 
 
+def test_a_user_without_a_home_has_no_profiles(config: Path, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(_cls: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(Path, "home", classmethod(homeless))
+    assert ClientSettings().gateway_url == "http://127.0.0.1:8000"
+    refused = hatrack("login", gateway.url, stdin=KEY)
+    assert (refused.exit_code, "[profiles_not_writable]" in refused.stderr) == (1, True)
+
+
+def test_what_is_given_needs_no_profile(config: Path, gateway: Gateway) -> None:
+    config.parent.mkdir(parents=True)
+    config.write_text("{")
+    with HatrackClient(gateway.url, KEY) as client:
+        assert client.project is None
+        assert next(client.models.list())["id"] == "tiny-base"
+
+
 def test_it_works_from_a_folder_of_its_own_in_a_process_of_its_own(config: Path, gateway: Gateway) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
     command = [sys.executable, "-m", "service.cli"]
