@@ -26,6 +26,7 @@ from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
+from service.console.routes import console
 from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
 from service.costs.routes import router as costs_router
@@ -151,6 +152,7 @@ def create_app(settings: Settings) -> ASGIApp:
     fingerprint = parts.base.fingerprint.digest
     api.include_router(health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
     api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
+    api.include_router(console())
     add_error_handlers(api)
     return DataPathFirst(inference, RequestIds(api))
 
