@@ -3,13 +3,13 @@
 import { html, useState } from "./vendor/preact.js";
 import { get } from "./api.js";
 import { ago, bytes, clock, count, decimal, plural } from "./format.js";
-import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict } from "./ui.js";
+import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict, Words } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
 import { Target, usageByVersion } from "./adapters.js";
-import { DeleteDialog, PinDialog, PromoteDialog, RollbackDialog, SplitDialog } from "./alias_dialogs.js";
+import { DeleteDialog, PinDialog, PromoteDialog, RemoveAliasDialog, RollbackDialog, SplitDialog } from "./alias_dialogs.js";
 import { UploadDialog } from "./upload.js";
 
-const DIALOGS = { promote: PromoteDialog, split: SplitDialog, rollback: RollbackDialog, remove: DeleteDialog, pin: PinDialog };
+const DIALOGS = { promote: PromoteDialog, split: SplitDialog, rollback: RollbackDialog, remove: DeleteDialog, pin: PinDialog, unalias: RemoveAliasDialog };
 const SERVABLE = {
   other_base: "was made for another base", damaged: "its files are damaged", corrupt: "the engine found it corrupt",
 };
@@ -22,7 +22,7 @@ export function AdapterView({ name }) {
     return { adapter, usage, loaded: loadedVersions(samples) };
   }, [name]);
   const proving = loaded.data?.adapter.versions.some((each) => each.state === "proving");
-  useEvery(proving ? 2 : 15, loaded.reload, !dialog);
+  useEvery(proving ? 2 : 15, loaded.reload, !dialog && !loaded.denied);
   const close = () => setDialog(null);
   const done = (answer) => {
     close();
@@ -57,7 +57,8 @@ function Aliases({ adapter, open }) {
       <td data-label="Points to"><${Target} adapter=${adapter} alias=${alias} /></td>
       <td class="row-actions"><button onClick=${() => open("split", { alias })} disabled=${!splittable}
           title=${splittable ? "" : "A split needs two ready versions"}>Split …</button>
-        <button onClick=${() => open("rollback", { alias })}>Roll back …</button></td></tr>`)}</tbody></table></div>
+        <button onClick=${() => open("rollback", { alias })}>Roll back …</button>
+        ${alias !== "live" && html`<button class="danger" onClick=${() => open("unalias", { alias })}>Remove …</button>`}</td></tr>`)}</tbody></table></div>
   </section>`;
 }
 
@@ -84,8 +85,8 @@ function Version({ version, adapter, usage, loaded, open }) {
         <button class="danger" onClick=${() => open("remove", { version })}>Delete …</button></div></header>
     <p>${version.digest ? `LoRA, rank ${version.rank}, alpha ${version.alpha}, ${bytes(version.bytes)}` : "No weights: the base with its settings"}
       <span class="dim"> · ${ago(version.created_at)} · ${plural(usage?.requests ?? 0, "request")} in 24 h${usage?.errors ? html`, <span class="warn">${plural(usage.errors, "error")}</span>` : ""}</span></p>
-    ${version.reason && html`<div class="notice bad"><strong>Refused</strong><p>${version.reason.message}</p></div>`}
-    ${version.held_back && html`<div class="notice warn"><strong>Held back from live</strong><p>${version.held_back.message}</p></div>`}
+    ${version.reason && html`<div class="notice bad"><strong>Refused</strong><p><${Words} text=${version.reason.message} /></p></div>`}
+    ${version.held_back && html`<div class="notice warn"><strong>Held back from live</strong><p><${Words} text=${version.held_back.message} /></p></div>`}
     ${version.verdict && html`<blockquote>${version.verdict.sentence}
       <footer>judged on ${plural(version.verdict.examples, "example")} by ${version.verdict.metric}, ${ago(version.verdict.created_at)}
       ${version.verdict.files?.report && html` · <a href="#/train/${encodeURIComponent(`${adapter.name}@${version.version}`)}">the report</a>`}</footer></blockquote>`}

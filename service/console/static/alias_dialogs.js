@@ -103,6 +103,11 @@ export function PinDialog({ adapter, onClose, onDone }) {
     <p>Its live version stays loaded, so no request waits for it. It takes a slot from all other adapters for good.</p><//>`;
 }
 
+export function RemoveAliasDialog({ adapter, alias, onClose, onDone }) {
+  return html`<${Confirm} title="Remove ${modelName(adapter, alias)}" action="Remove the alias" danger run=${() => remove(aliasPath(adapter, alias))} onClose=${onClose} onDone=${onDone}>
+    <p>Requests for <code>${modelName(adapter, alias)}</code> will get an error from the next one on. The versions stay.</p><//>`;
+}
+
 export function DeleteDialog({ adapter, version, onClose, onDone }) {
   const [force, setForce] = useState(false);
   const [typed, setTyped] = useState("");

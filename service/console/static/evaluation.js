@@ -20,7 +20,7 @@ export function EvaluationView({ id }) {
   }, [id]);
   const [asking, setAsking] = useState(false);
   const over = loaded.data && isOver(loaded.data.evaluation.status);
-  useEvery(4, loaded.reload, !over);
+  useEvery(4, loaded.reload, !over && !loaded.denied);
   const page = async () => download(`${id}.html`, await (await send("GET", `/v1/evaluations/${id}/report.html`)).blob());
   return html`<p class="crumb"><a href="#/train">Train</a></p><${Loaded} of=${loaded}>${({ evaluation, report }) => html`
     <header class="view"><div><h1>${evaluation.model || "Comparison"} <${Status} status=${evaluation.status} /></h1>
@@ -63,9 +63,9 @@ function EvaluationReport({ report }) {
         <span>${each.sentence}</span></li>`)}</ul>`}
     <section aria-label="Scores"><h2>Scores by ${report.metric}</h2>
       <p class="dim">${plural(report.held_out, "held-out example")}${max === 1 ? ", in points of 100" : ""}. ${report.why && report.why !== "requested" ? `Why this metric: ${report.why}.` : ""}</p>
-      <div class="scroll"><table><thead><tr><th>Arm</th><th class="num">Mean</th><th class="num">95% interval</th><th class="bar-cell"></th></tr></thead>
-      <tbody>${report.means.map((each) => html`<tr key=${each.label}><td><strong>${each.label}</strong><div class="dim small mono">${report.served?.[each.label] || ""}</div></td>
-        <td class="num">${points(each.mean)}</td><td class="num dim">${points(each.low)} to ${points(each.high)}</td><td class="bar-cell"><${IntervalBar} ...${each} max=${max} /></td></tr>`)}</tbody></table></div></section>
+      <div class="scroll"><table class="cards"><thead><tr><th>Arm</th><th class="num">Mean</th><th class="num">95% interval</th><th class="bar-cell"></th></tr></thead>
+      <tbody>${report.means.map((each) => html`<tr key=${each.label}><td data-label="Arm"><strong>${each.label}</strong><div class="dim small mono">${report.served?.[each.label] || ""}</div></td>
+        <td data-label="Mean" class="num">${points(each.mean)}</td><td data-label="95% interval" class="num dim">${points(each.low)} to ${points(each.high)}</td><td class="bar-cell"><${IntervalBar} ...${each} max=${max} /></td></tr>`)}</tbody></table></div></section>
     ${report.differences.length > 0 && html`<section aria-label="Differences"><h2>Differences</h2><ul class="plain">${report.differences.map((each) => html`<li key=${each.of + each.against}>
       <strong>${each.of}</strong> against <strong>${each.against}</strong>: ${each.estimate > 0 ? "+" : ""}${points(each.estimate)}
       <span class="dim"> (${points(each.low)} to ${points(each.high)}), better ${plural(each.wins, "time")}, worse ${plural(each.losses, "time")}</span></li>`)}</ul></section>`}

@@ -90,7 +90,7 @@ function State() {
   if (!ready) return html`<span class="dim">…</span>`;
   const good = ready.status === "ready";
   return html`<span class="state" title=${ready.engine.reason}><span class=${good ? "dot good" : "dot bad"} aria-hidden="true"></span>
-    engine ${ready.engine.state}${ready.trainer.state && ready.trainer.state !== "off" ? `, trainer ${ready.trainer.state}` : ""}</span>`;
+    engine ${ready.engine.state}<span class="wide-only">${ready.trainer.state && ready.trainer.state !== "off" ? `, trainer ${ready.trainer.state}` : ""}</span></span>`;
 }
 
 function Frame({ onSignOut }) {
@@ -117,7 +117,10 @@ function Console() {
   const [state, setState] = useState({ open: session.key ? null : false, reason: null });
   useEffect(() => {
     whenSignedOut((error) => { session.close(); setState({ open: false, reason: error }); });
-    if (session.key) check().then(() => setState({ open: true }), (error) => { session.close(); setState({ open: false, reason: error }); });
+    if (session.key) check().then(() => setState({ open: true }), (error) => {
+      if (error.status === 401 || error.status === 403) session.close();
+      setState({ open: false, reason: error });
+    });
   }, []);
   if (state.open === null) return html`<${Busy}>Signing in …<//>`;
   if (!state.open) return html`<${SignIn} key=${state.reason?.message} reason=${state.reason} onOpen=${() => setState({ open: true })} />`;

@@ -16,7 +16,7 @@ export function TrafficView() {
   const [period, setPeriod] = useState("24 hours");
   const [group, setGroup] = useState("adapter");
   const page = useLoaded(() => traffic(PERIODS[period], group), [period, group]);
-  useEvery(30, page.reload);
+  useEvery(30, page.reload, !page.denied);
   return html`<header class="view"><div><h1>Traffic</h1><p>What this key may see of the requests, their tokens and their cost.</p></div>
       <div class="actions"><${Field} label="Period"><select value=${period} onChange=${(event) => setPeriod(event.target.value)}>
           ${Object.keys(PERIODS).map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select><//>
@@ -103,7 +103,7 @@ function Now() {
     ["Slots in use", of(value("hatrack_engine_slots_in_use"), value("hatrack_engine_slots"))],
     ["Adapters loaded", of(value("hatrack_engine_resident_adapters"), value("hatrack_engine_resident_limit"))],
     ["First token, mean", duration(mean("hatrack_time_to_first_token_seconds"))],
-    ["In the queue, mean", duration(mean("hatrack_queue_seconds"))],
+    ["Queued, mean", duration(mean("hatrack_queue_seconds"))],
   ];
   return html`<section aria-label="Now"><h2>Now</h2><dl class="tiles">${tiles.map(([term, shown]) => html`<div key=${term}><dt>${term}</dt><dd>${shown}</dd></div>`)}</dl>
     <p class="dim small">Means since the gateway started.</p></section>`;

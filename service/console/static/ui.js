@@ -3,7 +3,7 @@
 import { html, useCallback, useEffect, useRef, useState } from "./vendor/preact.js";
 import { VERDICTS, VERDICT_TONES } from "./format.js";
 
-/** Load something when `keys` change, and again on `reload()`: {data, error, loading, reload}. */
+/** Load something when `keys` change, and again on `reload()`: {data, error, denied, loading, reload}. `denied`: the key may not. */
 export function useLoaded(load, keys = []) {
   const [state, setState] = useState({ data: null, error: null, loading: true });
   const turn = useRef(0);
@@ -18,7 +18,7 @@ export function useLoaded(load, keys = []) {
     }
   }, keys);
   useEffect(() => { setState({ data: null, error: null, loading: true }); reload(); return () => { turn.current++; }; }, [reload]);
-  return { ...state, reload };
+  return { ...state, denied: state.error?.status === 403, reload };
 }
 
 /** Call something every `seconds` while `active` and while the tab is seen. */
@@ -37,15 +37,17 @@ const SCOPES = { infer: "ask models", adapters: "manage adapters", knowledge: "m
 /** A message with a capital, as it stands alone here. */
 const sentence = (text) => (/^[a-z]+ /.test(text) ? text[0].toUpperCase() + text.slice(1) : text);
 
+/** A text of the API's: what stands in backticks is code. */
+export const Words = ({ text }) => text.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
+
 /** An error of the API in words, with what to do about it. */
 export function Failure({ error, retry }) {
   const scope = /scope `([a-z]+)`/.exec(error.message)?.[1];
   const title = error.status === 403 ? "This key may not see this" : error.status === 401 ? "This key is not accepted" : error.status === 0 ? "No connection" : "That did not work";
   return html`<div class="notice bad" role="alert">
     <strong>${title}</strong>
-    <p>${sentence(error.message)}</p>
-    ${scope && html`<p>The scope <code>${scope}</code> lets a key ${SCOPES[scope] || "do this"}. Whoever has an admin key can make one:
-      <code>hatrack keys create NAME --scope ${scope}</code>.</p>`}
+    <p><${Words} text=${sentence(error.message)} /></p>
+    ${scope && html`<p>The scope <code>${scope}</code> lets a key ${SCOPES[scope] || "do this"}. Whoever has an admin key can make one: <code>hatrack keys create NAME --scope ${scope}</code>.</p>`}
     ${error.code && html`<p class="dim">code <code>${error.code}</code>${error.param && html`, field <code>${error.param}</code>`}</p>`}
     ${retry && html`<button onClick=${retry}>Try again</button>`}
   </div>`;
@@ -82,7 +84,9 @@ export function Progress({ done, total, label }) {
 export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
   useEffect(() => { element.current.showModal(); }, []);
-  return html`<dialog ref=${element} aria-label=${title} onCancel=${(event) => { event.preventDefault(); onClose(); }}>
+  // a file chooser that is closed without a choice sends a `cancel`, too, which bubbles up to here
+  const cancelled = (event) => { if (event.target === element.current) { event.preventDefault(); onClose(); } };
+  return html`<dialog ref=${element} aria-label=${title} onCancel=${cancelled}>
     <header><h2>${title}</h2><button class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
     ${children}
   </dialog>`;

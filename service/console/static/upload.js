@@ -3,7 +3,7 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, post, upload } from "./api.js";
 import { bytes } from "./format.js";
-import { Busy, Dialog, DropZone, Failure, Field, Progress } from "./ui.js";
+import { Busy, Dialog, DropZone, Failure, Field, Progress, Words } from "./ui.js";
 
 const PARTS = [
   ["config", "adapter_config.json", true], ["weights", "adapter_model.safetensors", true],
@@ -96,7 +96,7 @@ function Result({ version, onDone, onAgain }) {
   const name = `${version.adapter}@${version.version}`;
   useEffect(() => { document.querySelector("dialog footer button")?.focus(); }, []);
   if (version.state !== "ready") {
-    return html`<div class="notice bad" role="alert"><strong>${name} was refused</strong><p>${version.reason?.message || "The proof failed."}</p></div>
+    return html`<div class="notice bad" role="alert"><strong>${name} was refused</strong><p><${Words} text=${version.reason?.message || "The proof failed."} /></p></div>
       <footer><button onClick=${onAgain}>Try another</button><button class="primary" onClick=${() => onDone(version)}>Show it</button></footer>`;
   }
   return html`<div class="notice good" role="status"><strong>${name} is ready</strong>
