@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import httpx
 import pytest
 
 from tests.support.browser import CHROMIUM, Browser, browser
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, upload_evaluation_file
+from tests.support.judge import NAME, ScriptedJudge
+from trainer.samples import data_file, heldout_file
 
 pytestmark = [
     pytest.mark.engine,
@@ -18,7 +21,9 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
 ]
 
-ADAPTER = "console-greeter"
+ADAPTER, TRAINED = "console-greeter", "console-butler"
+JOB_S = 900.0
+"""A job of ten steps and its judging take two minutes on an idle machine of two cores."""
 PHONE = 390
 
 
@@ -28,7 +33,8 @@ def client(gateway: Gateway) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {gateway.key}"}
     with httpx.Client(base_url=gateway.url, headers=headers, timeout=180, trust_env=False) as http:
         yield http
-        http.delete(f"/v1/adapters/{ADAPTER}", params={"force": "true"})
+        for name in (ADAPTER, TRAINED):
+            http.delete(f"/v1/adapters/{name}", params={"force": "true"})
 
 
 @pytest.fixture
@@ -167,6 +173,77 @@ def test_a_dropped_training_file_is_reported_on_and_mended(page: Browser, tmp_pa
     page.click("leave it out")
     page.click("Check again with 1 change")
     page.wait("[...document.querySelectorAll('.report dd')].map((each) => each.innerText)[1]?.startsWith('11')")
+
+
+def test_a_job_is_started_watched_to_its_end_and_its_version_promoted(
+    page: Browser, client: httpx.Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "butler.jsonl"
+    file.write_text("\n".join(data_file("pemberton").read_text().splitlines()[:40]) + "\n")
+    go(page, "train")
+    page.click("Train from a file")
+    page.wait("document.querySelector('.drop input')")
+    page.attach(".drop input", file)
+    page.wait_for_text("The job")
+    page.fill(".job-form input", TRAINED)
+    page.click("Hyperparameters: the trainer chooses what is left empty, and says why")
+    for name, value in {"n_epochs": "1", "learning_rate": "0.002", "suites": "none"}.items():
+        page.fill_labelled(name, value)
+    page.click("Start the job")
+    page.wait("document.querySelector('.chart polyline')", within_s=JOB_S)
+    page.wait_for_text("Verdict: not enough evidence", within_s=JOB_S)
+    page.click("the report")
+    page.wait_for_text("Scores by")
+    assert page.run("document.querySelectorAll('.bar .value').length") >= 2
+
+    assert live_version(client, TRAINED) is None
+    go(page, f"adapters/{TRAINED}")
+    page.click("Promote …")
+    page.wait_for_text("Its verdict is “not enough evidence”")
+    page.click("Point live to @1", "dialog")
+    page.wait("!document.querySelector('dialog')")
+    assert live_version(client, TRAINED) == 1
+
+
+@pytest.fixture(scope="module")
+def evaluation(client: httpx.Client, judge: ScriptedJudge) -> str:
+    """The id of an evaluation that has left pairs for people to review."""
+    lines = heldout_file("tidewater").read_bytes().splitlines(keepends=True)[:4]
+    body = {
+        "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": client.get("/").json()["base"]}],
+        "candidate": "voice",
+        "bases": ["base"],
+        "held_out": upload_evaluation_file(client, "held.jsonl", b"".join(lines)),
+        "metric": "rouge_l",
+        "suites": [],
+        "judge": NAME,
+        "max_tokens": 24,
+        "repeats": 1,
+    }
+    answer = client.post("/v1/evaluations", json=body)
+    assert answer.status_code == 200, answer.text
+    deadline = time.monotonic() + JOB_S
+    while (made := client.get(f"/v1/evaluations/{answer.json()['id']}").json())["status"] in ("queued", "running"):
+        assert time.monotonic() < deadline, made
+        time.sleep(0.5)
+    assert made["status"] == "succeeded", made
+    return str(made["id"])
+
+
+def test_pairs_are_reviewed_with_one_key_each_without_knowing_whose_they_are(
+    page: Browser, client: httpx.Client, evaluation: str
+) -> None:
+    pairs = client.get("/v1/reviews/next", params={"evaluation": evaluation}).json()["total"]
+    assert pairs > 0
+    go(page, f"review/{evaluation}")
+    for reviewed in range(pairs):
+        page.wait_for_text(f"{reviewed} of {pairs} reviewed")
+        page.wait("[...document.querySelectorAll('.pane button')].some((each) => !each.disabled)")
+        assert "tidewater" not in page.text
+        page.press(("1", "2", "0")[reviewed % 3])
+    page.wait_for_text("All pairs are reviewed")
+    (queue,) = [each for each in client.get("/v1/reviews").json()["data"] if each["id"] == evaluation]
+    assert (queue["reviewed"], queue["final"]) == (pairs, True)
 
 
 @pytest.mark.parametrize(

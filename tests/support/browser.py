@@ -107,6 +107,20 @@ class Browser:
             "field.dispatchEvent(new Event('change', {bubbles: true})); })()"
         )
 
+    def fill_labelled(self, label: str, value: str) -> None:
+        """Type into the field whose label begins with a text."""
+        self.run(
+            "[...document.querySelectorAll('label')]"
+            f".find((each) => each.innerText.startsWith({json.dumps(label)})).control.dataset.test = 'labelled'"
+        )
+        self.fill("[data-test=labelled]", value)
+        self.run("delete document.querySelector('[data-test=labelled]').dataset.test")
+
+    def press(self, key: str) -> None:
+        """Press a key, wherever the focus is."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+
     def click(self, text: str, within: str = "body") -> None:
         """Click the first enabled button or link that shows a text; waits until there is one."""
         found = (

@@ -60,7 +60,7 @@ export function IntervalBar({ mean, low, high, max }) {
   const at = (value) => 100 * Math.max(0, Math.min(1, value / max));
   return html`<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">
     <rect class="track" x="0" y="4" width="100" height="4" /><rect class="value" x="0" y="2" width=${at(mean)} height="8" />
-    <rect class="interval" x=${at(low)} y="5" width=${Math.max(0.6, at(high) - at(low))} height="2" /></svg>`;
+    ${high > low && html`<rect class="interval" x=${at(low)} y="5" width=${at(high) - at(low)} height="2" />`}</svg>`;
 }
 
 /** Bars over time: [{at, value, bad}], where `bad` is the part of `value` that failed. */

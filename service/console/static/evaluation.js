@@ -14,20 +14,20 @@ const UNIT = 1.000001;
 
 export function EvaluationView({ id }) {
   const loaded = useLoaded(async () => {
-    const evaluation = await get(`/v1/evaluations/${id}`);
-    const report = evaluation.status === "succeeded" ? await get(`/v1/evaluations/${id}/report`) : null;
+    const evaluation = await get(`/v1/evaluations/${encodeURIComponent(id)}`);
+    const report = evaluation.status === "succeeded" ? await get(`/v1/evaluations/${encodeURIComponent(id)}/report`) : null;
     return { evaluation, report };
   }, [id]);
   const [asking, setAsking] = useState(false);
   const over = loaded.data && isOver(loaded.data.evaluation.status);
   useEvery(4, loaded.reload, !over && !loaded.denied);
-  const page = async () => download(`${id}.html`, await (await send("GET", `/v1/evaluations/${id}/report.html`)).blob());
+  const page = async () => download(`${id}.html`, await (await send("GET", `/v1/evaluations/${encodeURIComponent(id)}/report.html`)).blob());
   return html`<p class="crumb"><a href="#/train">Train</a></p><${Loaded} of=${loaded}>${({ evaluation, report }) => html`
     <header class="view"><div><h1>${evaluation.model || "Comparison"} <${Status} status=${evaluation.status} /></h1>
         <p>${evaluation.id}, begun ${ago(evaluation.created_at)}${evaluation.seconds ? `, took ${duration(evaluation.seconds)}` : ""}</p></div>
       <div class="actions">${report && html`<button onClick=${page}>Download the whole report</button>`}
         ${!over && html`<button class="danger" onClick=${() => setAsking(true)}>Cancel the evaluation</button>`}</div></header>
-    ${asking && html`<${Confirm} title="Cancel the evaluation" action="Cancel the evaluation" danger run=${() => post(`/v1/evaluations/${id}/cancel`)}
+    ${asking && html`<${Confirm} title="Cancel the evaluation" action="Cancel the evaluation" danger run=${() => post(`/v1/evaluations/${encodeURIComponent(id)}/cancel`)}
       onClose=${() => setAsking(false)} onDone=${() => { setAsking(false); loaded.reload(); }}><p>It ends without a verdict. Answers that were given so far are lost.</p><//>`}
     ${evaluation.error && html`<div class="notice bad" role="alert"><strong>It failed</strong><p>${evaluation.error.message}</p></div>`}
     ${evaluation.waiting && html`<div class="notice"><strong>Waiting</strong><p>${waitingWords(evaluation.waiting)}</p></div>`}

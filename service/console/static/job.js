@@ -21,7 +21,7 @@ function useEvents(id) {
       let last;
       while (!controller.signal.aborted) {
         try {
-          const response = await send("GET", `/v1/fine_tuning/jobs/${id}/events?stream=true`, {
+          const response = await send("GET", `/v1/fine_tuning/jobs/${encodeURIComponent(id)}/events?stream=true`, {
             signal: controller.signal, more: last ? { "last-event-id": last } : {},
           });
           for await (const event of events(response)) {
@@ -30,7 +30,7 @@ function useEvents(id) {
             setError(null);
             setAll([...known.values()]);
           }
-          if (isOver((await get(`/v1/fine_tuning/jobs/${id}`, { signal: controller.signal })).status)) return;
+          if (isOver((await get(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}`, { signal: controller.signal })).status)) return;
         } catch (failure) {
           if (controller.signal.aborted) return;
           setError(failure);
@@ -45,7 +45,7 @@ function useEvents(id) {
 }
 
 export function JobView({ id }) {
-  const job = useLoaded(() => get(`/v1/fine_tuning/jobs/${id}`), [id]);
+  const job = useLoaded(() => get(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}`), [id]);
   const [asking, setAsking] = useState(null);
   const { all, error } = useEvents(id);
   const over = job.data && isOver(job.data.status);
@@ -118,7 +118,7 @@ function Report({ id }) {
 }
 
 function LoadedReport({ id }) {
-  const report = useLoaded(() => get(`/v1/fine_tuning/jobs/${id}/report`), [id]);
+  const report = useLoaded(() => get(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}/report`), [id]);
   return html`<${Loaded} of=${report}>${(data) => html`<${DataReport} report=${data} />`}<//>`;
 }
 

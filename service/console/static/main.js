@@ -1,7 +1,7 @@
 // The console's frame: sign-in, navigation, and which view the address names.
 
 import { html, render, useEffect, useState } from "./vendor/preact.js";
-import { send, session, whenSignedOut } from "./api.js";
+import { ApiError, send, session, whenSignedOut } from "./api.js";
 import { Busy, Failure, Field, useEvery } from "./ui.js";
 import { AdaptersView } from "./adapters.js";
 import { AdapterView } from "./adapter.js";
@@ -9,10 +9,12 @@ import { PlaygroundView } from "./playground.js";
 import { TrainView } from "./train.js";
 import { JobView } from "./job.js";
 import { EvaluationView, VersionReport } from "./evaluation.js";
+import { LadderView } from "./ladder.js";
 import { TrafficView } from "./traffic.js";
 import { StoresView, StoreView } from "./stores.js";
 import { ReviewView } from "./review.js";
 
+const PRINTABLE = /^[\x21-\x7e]+$/;
 const VIEWS = [
   ["adapters", "Adapters", (rest) => (rest[0] ? html`<${AdapterView} key=${rest[0]} name=${rest[0]} />` : html`<${AdaptersView} />`)],
   ["playground", "Playground", (rest) => html`<${PlaygroundView} first=${rest[0]} />`],
@@ -25,11 +27,16 @@ const VIEWS = [
 function trainView([id]) {
   if (!id) return html`<${TrainView} />`;
   if (id.includes("@")) return html`<${VersionReport} key=${id} model=${id} />`;
+  if (id.startsWith("ladder-")) return html`<${LadderView} key=${id} id=${id} />`;
   return id.startsWith("eval-") ? html`<${EvaluationView} key=${id} id=${id} />` : html`<${JobView} key=${id} id=${id} />`;
 }
 
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
+}
+
 function route() {
-  const [view, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const [view, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decoded);
   return { view: VIEWS.find(([name]) => name === view) || VIEWS[0], rest };
 }
 
@@ -48,7 +55,12 @@ function SignIn({ reason, onOpen }) {
   const submit = async (event) => {
     event.preventDefault();
     const form = new FormData(event.target);
-    session.open(form.get("key").trim(), form.get("project").trim());
+    const [key, project] = [form.get("key").trim(), form.get("project").trim()];
+    if (!PRINTABLE.test(key + project)) {
+      setState({ busy: false, error: new ApiError(401, { message: "A key has letters, digits and signs of ASCII alone. Was something else pasted?" }) });
+      return;
+    }
+    session.open(key, project);
     setState({ busy: true, error: null });
     try {
       await check();

@@ -32,6 +32,29 @@ export function total(samples, name, labels = {}) {
   return matching.length ? matching.reduce((sum, each) => sum + each.value, 0) : null;
 }
 
+/**
+ * A quantile of a histogram over all samples whose labels match, by linear interpolation within its bucket as
+ * Prometheus' `histogram_quantile` does it; null if nothing was observed.
+ */
+export function quantile(samples, name, share, labels = {}) {
+  const entries = Object.entries(labels);
+  const buckets = new Map();
+  for (const each of samples) {
+    if (each.name !== `${name}_bucket` || !entries.every(([label, value]) => each.labels[label] === value)) continue;
+    const bound = each.labels.le === "+Inf" ? Infinity : Number(each.labels.le);
+    buckets.set(bound, (buckets.get(bound) || 0) + each.value);
+  }
+  const sorted = [...buckets].sort(([a], [b]) => a - b);
+  const all = sorted.at(-1)?.[1];
+  if (!all) return null;
+  let [below, before] = [0, 0];
+  for (const [bound, counted] of sorted) {
+    if (counted >= share * all) return bound === Infinity ? below : below + (bound - below) * ((share * all - before) / (counted - before || 1));
+    [below, before] = [bound, counted];
+  }
+  return below;
+}
+
 /** The names (`brand-voice@3`) of the versions in the engine's memory; null if the key may not know. */
 export function loadedVersions(samples) {
   if (!samples || samples.some((each) => each.labels.adapter === "(all)")) return null;

@@ -35,7 +35,7 @@ function Pair({ evaluation }) {
     if (!id || state.busy) return;
     setState({ ...state, busy: true, error: null });
     try {
-      await post(`/v1/reviews/${id}`, { choice });
+      await post(`/v1/reviews/${encodeURIComponent(id)}`, { choice });
       setState({ turn: state.turn + 1, last: id, error: null, busy: false });
     } catch (error) {
       setState({ ...state, busy: false, error });

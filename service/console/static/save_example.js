@@ -1,18 +1,13 @@
 // A question and its answer, mended where needed, as one more line of a dataset.
 
 import { html, useState } from "./vendor/preact.js";
-import { get, post, send, upload } from "./api.js";
+import { list, post, send, upload } from "./api.js";
 import { Confirm, Field } from "./ui.js";
 
 /** The newest version's lines, without a trailing newline; empty if the dataset does not exist. */
 async function linesOf(name) {
-  let dataset;
-  try {
-    dataset = await get(`/v1/datasets/${encodeURIComponent(name)}`);
-  } catch (error) {
-    if (error.status === 404) return "";
-    throw error;
-  }
+  const dataset = (await list("/v1/datasets")).data.find((each) => each.name === name);
+  if (!dataset) return "";
   const newest = dataset.versions.find((each) => each.version === dataset.latest);
   return (await (await send("GET", `/v1/files/${newest.file}/content`)).text()).replace(/\n+$/, "");
 }

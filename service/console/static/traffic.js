@@ -1,11 +1,11 @@
 // Who asks what: now, and over the last days; what it costs.
 
 import { html, useState } from "./vendor/preact.js";
-import { get, url } from "./api.js";
+import { get, session, url } from "./api.js";
 import { count, decimal, duration, percent } from "./format.js";
 import { Badge, Empty, Failure, Field, Loaded, useEvery, useLoaded } from "./ui.js";
 import { BarChart } from "./chart.js";
-import { metrics, total } from "./metrics.js";
+import { metrics, quantile, total } from "./metrics.js";
 
 const HOUR = 3600;
 const DAY = 24 * HOUR;
@@ -30,7 +30,7 @@ export function TrafficView() {
 async function traffic(seconds, group) {
   const bucket = seconds > 2 * DAY ? DAY : HOUR;
   const end = Math.ceil(Date.now() / 1000 / bucket) * bucket;
-  const range = { start: end - seconds, end };
+  const range = { start: end - seconds, end, project: session.project };
   const [byTime, usage, costs] = await Promise.all([
     get(url("/v1/usage", { ...range, bucket: bucket === DAY ? "day" : "hour", group_by: "hour", limit: 1000 })),
     get(url("/v1/usage", { ...range, group_by: group, limit: 1000 })),
@@ -79,6 +79,7 @@ function Over({ bars, bucket, group, rows, costs, period }) {
 const seconds = (cost) => (cost ? ["serving", "evaluating", "training"].map((each) => `${each} ${duration(cost.seconds[each])}`).join(", ") : "");
 
 const RATE_S = 5;
+const FIRST_TOKEN = "hatrack_time_to_first_token_seconds";
 
 /** The state of this moment, and rates between two readings of `/metrics`. */
 function Now() {
@@ -92,19 +93,37 @@ function Now() {
   const [before, now] = readings.length > 1 ? readings : [null, readings[0]];
   if (!now) return null;
   const value = (name, labels) => total(now.samples, name, labels);
-  const rate = (name, labels) => before && (value(name, labels) - total(before.samples, name, labels)) / ((now.at - before.at) / 1000);
-  const mean = (name) => { const times = value(`${name}_count`); return times ? value(`${name}_sum`) / times : null; };
+  const rate = (name, labels) => (before ? (value(name, labels) - total(before.samples, name, labels)) / ((now.at - before.at) / 1000) : null);
+  const perSecond = (name, digits, labels) => (before ? `${decimal(rate(name, labels), digits)}/s` : "…");
   const of = (part, whole) => (part === null ? "–" : whole === null ? count(part) : `${count(part)} of ${count(whole)}`);
   const tiles = [
-    ["Requests", before ? `${decimal(rate("hatrack_requests_total"), 1)}/s` : "…"],
-    ["Tokens out", before ? `${decimal(rate("hatrack_completion_tokens_total"), 0)}/s` : "…"],
-    ["In flight", count(value("hatrack_requests_in_flight"))],
-    ["Waiting", count(value("hatrack_adapter_requests_queued") ?? 0)],
+    ["Requests", perSecond("hatrack_requests_total", 1)], ["Tokens out", perSecond("hatrack_completion_tokens_total", 0)],
+    ["In flight", count(value("hatrack_requests_in_flight"))], ["Waiting", count(value("hatrack_adapter_requests_queued") ?? 0)],
     ["Slots in use", of(value("hatrack_engine_slots_in_use"), value("hatrack_engine_slots"))],
-    ["Adapters loaded", of(value("hatrack_engine_resident_adapters"), value("hatrack_engine_resident_limit"))],
-    ["First token, mean", duration(mean("hatrack_time_to_first_token_seconds"))],
-    ["Queued, mean", duration(mean("hatrack_queue_seconds"))],
+    ["Loaded", of(value("hatrack_engine_resident_adapters"), value("hatrack_engine_resident_limit"))],
+    ["First token, p50", duration(quantile(now.samples, FIRST_TOKEN, 0.5))], ["First token, p99", duration(quantile(now.samples, FIRST_TOKEN, 0.99))],
   ];
   return html`<section aria-label="Now"><h2>Now</h2><dl class="tiles">${tiles.map(([term, shown]) => html`<div key=${term}><dt>${term}</dt><dd>${shown}</dd></div>`)}</dl>
-    <p class="dim small">Means since the gateway started.</p></section>`;
+    <${Versions} samples=${now.samples} perSecond=${perSecond} value=${value} /></section>`;
+}
+
+/** Every version that has answered since the gateway started: rates, queue and latencies. */
+function Versions({ samples, perSecond, value }) {
+  const names = new Map();
+  for (const { name, labels } of samples) if (name === "hatrack_requests_total") names.set(JSON.stringify([labels.project, labels.adapter, labels.version]), labels);
+  if (!names.size || samples.some((each) => each.labels.adapter === "(all)")) return null;
+  const rows = [...names].map(([id, { project, adapter, version }]) => {
+    const labels = { project, adapter, version };
+    return { id, labels, project, name: version ? `${adapter}@${version}` : adapter };
+  }).sort((a, b) => a.name.localeCompare(b.name));
+  const several = new Set(rows.map((each) => each.project)).size > 1;
+  return html`<details><summary>By version: rates, queue and latency</summary><div class="scroll"><table class="cards"><thead><tr><th>Version</th><th class="num">Requests</th><th class="num">Tokens out</th>
+      <th class="num">Waiting</th><th class="num">Running</th><th class="num">Queued, p50</th><th class="num">First token, p50</th><th class="num">First token, p99</th><th>Loaded</th></tr></thead>
+    <tbody>${rows.map(({ id, labels, project, name }) => html`<tr key=${id}><td data-label="Version"><strong>${name}</strong>${several && html` <span class="dim">${project}</span>`}</td>
+      <td data-label="Requests" class="num">${perSecond("hatrack_requests_total", 1, labels)}</td><td data-label="Tokens out" class="num">${perSecond("hatrack_completion_tokens_total", 0, labels)}</td>
+      <td data-label="Waiting" class="num">${count(value("hatrack_adapter_requests_queued", labels) ?? 0)}</td><td data-label="Running" class="num">${count(value("hatrack_adapter_requests_running", labels) ?? 0)}</td>
+      <td data-label="Queued, p50" class="num">${duration(quantile(samples, "hatrack_queue_seconds", 0.5, labels))}</td>
+      <td data-label="First token, p50" class="num">${duration(quantile(samples, FIRST_TOKEN, 0.5, labels))}</td><td data-label="First token, p99" class="num">${duration(quantile(samples, FIRST_TOKEN, 0.99, labels))}</td>
+      <td data-label="Loaded">${value("hatrack_adapter_resident", labels) ? "yes" : "–"}</td></tr>`)}</tbody></table></div>
+    <p class="dim small">Rates over the last ${RATE_S} seconds, latencies since the gateway started; first tokens are counted for streams.</p></details>`;
 }

@@ -54,7 +54,7 @@ export function timeLeft(job) {
 function Ladders({ ladders }) {
   return html`<div class="scroll"><table class="cards"><thead><tr><th>Adapter</th><th>Status</th><th>Begun</th><th>Measured so far</th><th>Advice</th></tr></thead>
     <tbody>${ladders.map((ladder) => html`<tr key=${ladder.id}>
-      <td data-label="Adapter"><strong>${ladder.adapter}</strong></td>
+      <td data-label="Adapter"><a href="#/train/${ladder.id}"><strong>${ladder.adapter}</strong></a></td>
       <td data-label="Status"><${Status} status=${ladder.status} />${ladder.waiting && html`<div class="dim small">${waitingWords(ladder.waiting)}</div>`}
         ${ladder.error && html`<div class="bad small">${ladder.error.message}</div>`}</td>
       <td data-label="Begun">${ago(ladder.created_at)}</td>
@@ -78,6 +78,6 @@ function FirstJob({ start }) {
   return html`<${Empty} title="No jobs yet">
     <p>A job needs a JSONL file of ${plural(10, "example")} or more: a question, and the answer as you would have written it.</p>
     <ul><li><button class="link" onClick=${start}>Train from a file</button>: it is checked first, and nothing starts before you say so.</li>
-      <li>Not sure that training is worth it? <code>hatrack advise FILE --name NAME --quick</code> measures prompts, examples, retrieval and a LoRA side by side; the result appears here.</li></ul>
+      <li>Not sure that training is worth it? After the check, “Is it worth it at all?” measures prompts, examples, retrieval and a LoRA side by side.</li></ul>
   <//>`;
 }
