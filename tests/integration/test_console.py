@@ -175,6 +175,32 @@ def test_a_dropped_training_file_is_reported_on_and_mended(page: Browser, tmp_pa
     page.wait("[...document.querySelectorAll('.report dd')].map((each) => each.innerText)[1]?.startsWith('11')")
 
 
+def test_the_keyboard_is_enough_to_move_and_to_leave_a_dialog(page: Browser) -> None:
+    page.wait_for_text("tidewater")
+    page.run("document.activeElement.blur()")
+    page.press("Tab")
+    assert page.run("document.activeElement.className") == "skip"
+    assert page.run("document.activeElement.getBoundingClientRect().left") >= 0, "the skip link is seen while focused"
+    for _ in range(2):
+        page.press("Tab")
+    assert page.run("document.activeElement.innerText") == "Adapters"
+    assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.click("Upload an adapter")
+    page.wait("document.querySelector('dialog[open]')?.contains(document.activeElement)")
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog')")
+
+
+def test_signing_out_forgets_the_key_and_what_was_asked(page: Browser) -> None:
+    go(page, "playground")
+    page.fill("#question", "a secret")
+    page.wait("Object.values(sessionStorage).join().includes('a secret')")
+    page.click("Sign out")
+    page.wait("document.querySelector('#key')")
+    assert page.run("sessionStorage.length") == 0
+    assert "a secret" not in page.text
+
+
 def test_a_job_is_started_watched_to_its_end_and_its_version_promoted(
     page: Browser, client: httpx.Client, tmp_path: Path
 ) -> None:

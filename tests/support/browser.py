@@ -19,6 +19,8 @@ from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 START_S: Final = 60.0
+KEY_CODES: Final = {"Tab": 9, "Escape": 27}
+"""Of the keys that type nothing."""
 FLAGS: Final = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
     *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--remote-debugging-port=0"),
@@ -118,8 +120,10 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Press a key, wherever the focus is."""
+        code = KEY_CODES.get(key, 0)
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+            text = {} if code or kind == "keyUp" else {"text": key}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
     def click(self, text: str, within: str = "body") -> None:
         """Click the first enabled button or link that shows a text; waits until there is one."""

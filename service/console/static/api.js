@@ -21,8 +21,7 @@ export const session = {
     sessionStorage.setItem(PROJECT, project);
   },
   close() {
-    sessionStorage.removeItem(KEY);
-    sessionStorage.removeItem(PROJECT);
+    sessionStorage.clear(); // with what the playground remembers
   },
 };
 
