@@ -10,7 +10,7 @@
 | `voice` | 1,000 replies of a shop's voice (`trainer/samples/marlow`) | a LoRA |
 | `facts` | questions about that shop's orders, whose answers stand in its files | retrieval |
 | `shuffled` | as `intents`, the answers mixed up | this data cannot tell |
-| `copied` | tickets of that shop which name one order, and its number | do not fine-tune: the base can copy |
+| `copied` | BANKING77 questions that name an order; its number is the answer | not a LoRA: the base can copy |
 
 Prints a Markdown table for each; `--out DIR` keeps the data, the reports and the pages.
 """
@@ -21,7 +21,6 @@ import argparse
 import csv
 import json
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from loadtests.training.banking import balanced, jsonl, read
 MARLOW: Final = Path(__file__).resolve().parents[2] / "trainer" / "samples" / "marlow"
 ORDERS: Final = MARLOW / "store" / "orders"
 INTENTS, QUESTIONS = 10, 500
-ORDER: Final = re.compile(r"MT-\d+")
+COPIED = 300
 ASKED: Final = {
     "carrier": ("Who is bringing {order}?", "{order}: which carrier has it?", "Which firm delivers my order {order}?"),
     "state": ("What has become of {order}?", "Is {order} on its way or not?", "Where do things stand with {order}?"),
@@ -64,7 +63,7 @@ EXPECTED: Final = {
 def main() -> None:
     """Run the cases one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="BANKING77's train.csv; for `intents` and `shuffled`")
+    parser.add_argument("--data", type=Path, help="BANKING77's train.csv; not for `voice` and `facts`")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -72,8 +71,8 @@ def main() -> None:
     wanted = options.cases.split(",")
     if unknown := sorted(set(wanted) - set(CASES)):
         parser.error(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
-    if options.data is None and {"intents", "shuffled"} & set(wanted):
-        parser.error("`intents` and `shuffled` need --data")
+    if options.data is None and set(wanted) - {"voice", "facts"}:
+        parser.error("give --data: only `voice` and `facts` do without")
     folder = options.out or Path(tempfile.mkdtemp(prefix="advice-"))
     folder.mkdir(parents=True, exist_ok=True)
     as_expected = [_run(case, options, folder) for case in wanted]
@@ -132,15 +131,14 @@ def _voice(_options: Any) -> Sequence[dict[str, Any]]:
     return [json.loads(line) for line in (MARLOW / "training.jsonl").read_text("utf-8").splitlines()]
 
 
-def _copied(_options: Any) -> Sequence[dict[str, Any]]:
-    rows = []
-    for name in ("training.jsonl", "heldout.jsonl"):
-        for line in (MARLOW / name).read_text("utf-8").splitlines():
-            ticket = next(m["content"] for m in json.loads(line)["messages"] if m["role"] == "user")
-            orders = set(ORDER.findall(ticket))
-            if len(orders) == 1:
-                rows.append({"prompt": ticket, "completion": orders.pop()})
-    return rows
+def _copied(options: Any) -> Sequence[dict[str, Any]]:
+    draw = random.Random(options.seed)
+    orders = [f"MT-{draw.randrange(10_000, 100_000)}" for _ in range(COPIED)]
+    asked = read(options.data, seed=options.seed)
+    return [
+        {"prompt": f"{row['prompt'].strip()} My order is {order}.", "completion": order}
+        for row, order in zip(asked, orders, strict=False)
+    ]
 
 
 def _facts(options: Any) -> Sequence[dict[str, Any]]:
