@@ -122,6 +122,6 @@ function Details({ version }) {
       <pre class="text">${settings.examples.map((each) => `${each.user}\n→ ${each.assistant}`).join("\n\n")}</pre>`}
     ${Object.keys(settings.sampling || {}).length > 0 && html`<h4>Sampling</h4><pre class="text">${JSON.stringify(settings.sampling, null, 1)}</pre>`}
     ${settings.grounding && html`<h4>Grounding</h4><pre class="text">${JSON.stringify(settings.grounding, null, 1)}</pre>`}
-    ${Object.keys(version.metadata).length > 0 && html`<h4>Metadata</h4><pre class="text">${JSON.stringify(version.metadata, null, 1)}</pre>`}
+    ${Object.keys(version.metadata).length > 0 && html`<details><summary>Metadata</summary><pre class="text">${JSON.stringify(version.metadata, null, 1)}</pre></details>`}
   </details>`;
 }

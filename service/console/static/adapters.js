@@ -81,7 +81,7 @@ function Row({ adapter, usage, loaded }) {
       ${others.length > 0 && html`<div class="dim small">also ${others.join(", ")}</div>`}</td>
     <td data-label="Live"><${Target} adapter=${adapter} alias="live" /></td>
     <td data-label="Verdict">${live.length ? live.map((each) => html`<div key=${each.version}>
-      <${Verdict} verdict=${each.verdict} revalidation=${each.revalidation} /></div>`) : html`<span class="dim">–</span>`}</td>
+      ${live.length > 1 && html`<span class="mono">@${each.version}</span> `}<${Verdict} verdict=${each.verdict} revalidation=${each.revalidation} /></div>`) : html`<span class="dim">–</span>`}</td>
     <td data-label="Versions" class="num">${adapter.versions.length}</td>
     <td data-label="Loaded">${loadedWords(live, adapter.name, loaded)}</td>
     <td data-label="Requests, 24 h" class="num">${count(usage?.requests ?? 0)}</td>
