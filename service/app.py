@@ -26,6 +26,7 @@ from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
+from service.console.routes import console
 from service.cors import Cors
 from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
@@ -153,6 +154,7 @@ def create_app(settings: Settings) -> ASGIApp:
     fingerprint = parts.base.fingerprint.digest
     add_routes(api, health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
     add_routes(api, pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
+    add_routes(api, console())
     add_error_handlers(api, [*inference.routes, MODELS])
     app = DataPathFirst(inference, RequestIds(api))
     return Cors(app, settings.cors_origins) if settings.cors_origins else app
