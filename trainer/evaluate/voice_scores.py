@@ -55,6 +55,14 @@ class Voice(Frozen):
         """Whether the scores say anything: whether the author's own answers are told from the others."""
         return self.told_apart >= MIN_TOLD_APART
 
+    def told(self, comparison: Comparison, candidate: str) -> str:
+        """A sentence on the candidate, for the run's log."""
+        scores = comparison.result(candidate).secondary.get(VOICE)
+        if scores is None:
+            return f"{self.note()}."
+        mean = _percent(float(np.mean(scores)))
+        return f"{candidate} sounds like the author to {mean} of 100; {self.note()}."
+
     def note(self) -> str:
         """A sentence for the report, without its full stop."""
         if not self.reported:

@@ -133,6 +133,8 @@ class Evaluator:
                 if outcome.judged is not None:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
+                if outcome.voice is not None and evaluation.candidate is not None:
+                    self._directory.emit_event(outcome.voice.told(outcome.comparison, evaluation.candidate))
                 return outcome
         raise EngineChanged(
             f"the engine's configuration changed {MAX_ENGINE_CHANGES} times during the evaluation; "
