@@ -121,8 +121,8 @@ def voice_scores(
         "phrases": folds.scores_of(folds.behind_phrases),
         "shuffled": folds.scores_of(folds.shuffled),
     }
-    scale = _Scale.fitted(known["author"], known["base"])
     others = [name for name in known if name != "author"]
+    scale = _Scale.fitted(known["author"], [known[name] for name in others])
     voice = Voice(
         **{name: float(scale(scores).mean()) for name, scores in known.items()},
         told_apart=min(_higher(known["author"], known[name]) for name in others),
@@ -199,25 +199,27 @@ class _Folds:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Makes probabilities of a classifier's numbers: that the author gave the answer, if it is the author or the base.
+    """Makes probabilities of a classifier's numbers: that an answer is the author's, and not one of the known others.
 
-    A logistic regression on their log-odds; it is monotonic, so it changes no order. Labels are smoothed as in
-    J. Platt, Probabilistic outputs for support vector machines (1999), since the two sides may not overlap.
+    A logistic regression on their log-odds; it is monotonic, so it changes no order. The kinds of others count alike,
+    and together as much as the author. Labels are smoothed as in J. Platt, Probabilistic outputs for support vector
+    machines (1999), since the two sides may not overlap.
     """
 
     slope: float
     intercept: float
 
     @classmethod
-    def fitted(cls, author: Array, base: Array) -> Self:
+    def fitted(cls, author: Array, others: Sequence[Array]) -> Self:
         from scipy.optimize import minimize
 
-        values = _log_odds(np.concatenate([author, base]))
-        targets = np.repeat([(len(author) + 1) / (len(author) + 2), 1 / (len(base) + 2)], [len(author), len(base)])
+        values, count = _log_odds(np.concatenate([author, *others])), len(author)
+        targets = np.repeat([(count + 1) / (count + 2), 1 / (count + 2)], [count, count * len(others)])
+        weights = np.repeat([0.5 / count, 0.5 / (count * len(others))], [count, count * len(others)])
 
         def loss(parameters: Any) -> float:
             logits = parameters[0] * values + parameters[1]
-            return float((np.logaddexp(0, logits) - targets * logits).mean())
+            return float(weights @ (np.logaddexp(0, logits) - targets * logits))
 
         slope, intercept = minimize(loss, [1.0, 0.0], bounds=[(0.0, None), (None, None)], method="L-BFGS-B").x
         return cls(float(slope), float(intercept))
