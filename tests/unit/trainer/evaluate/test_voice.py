@@ -14,7 +14,6 @@ from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.voice import AnsweredTwice, VoiceClassifier
 from trainer.evaluate.voice_scores import MIN_EXAMPLES, VOICE, VoiceScores, voice_scores
-from trainer.samples import NAMES
 
 EVERY = 2
 """Of every second ticket there are replies of all models."""
@@ -79,10 +78,14 @@ def higher(scores: VoiceScores, label: str) -> float:
     return float((np.array(scores.scores["author"]) > np.array(scores.scores[label])).mean())
 
 
-@pytest.mark.parametrize("label", [BASE, "behind phrases", "salad", *NAMES])
+@pytest.mark.parametrize("label", [BASE, INSTRUCTED, "behind phrases", "salad", "tidewater"])
 def test_the_authors_own_reply_is_told_from_what_only_looks_like_it(scores: VoiceScores, label: str) -> None:
     assert higher(scores, label) > 0.85
     assert mean(scores, label) < mean(scores, "author") - 0.4
+
+
+def test_another_voice_of_the_same_register_is_below_the_authors_and_above_the_base(scores: VoiceScores) -> None:
+    assert mean(scores, BASE) + 0.2 < mean(scores, "pemberton") < mean(scores, "author")
 
 
 def test_neither_the_length_nor_a_sign_off_makes_the_voice(scores: VoiceScores) -> None:
