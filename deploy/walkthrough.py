@@ -71,13 +71,6 @@ class Walkthrough:
             return None
         raise SystemExit(f"hatrack {shlex.join(arguments)}: {ran.stderr.decode(errors='replace')}")
 
-    def base(self) -> str:
-        """The name of the base, which the gateway lists first."""
-        address, key = self._environment["HATRACK_URL"], self._environment["HATRACK_KEY"]
-        answer = httpx.get(f"{address}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=60)
-        answer.raise_for_status()
-        return str(answer.json()["data"][0]["id"])
-
     def has_store(self, name: str) -> bool:
         """Whether there is a vector store of this name."""
         return any(store["name"] == name for store in self.read("kb", "list"))
@@ -153,7 +146,7 @@ def fence(walk: Walkthrough) -> None:
 def compare(walk: Walkthrough) -> None:
     """The base and the voice, side by side on tickets that were held out."""
     walk.require_voice()
-    base = walk.base()
+    base = walk.read("status")["models"][0]["id"]
     for line in HELD_OUT.read_text("utf-8").splitlines()[:SHOWN_TICKETS]:
         ticket = json.loads(line)["messages"][0]["content"]
         for model in (base, NAME):

@@ -158,11 +158,12 @@ def agreements() -> str:
     """Markdown: how the measure agrees with the choices, by the part of the file and the kinds of replies."""
     pairs = choices()
     voted = votes(pairs)
-    lines = ["| pairs | number | same choice | κ | its 95% interval |", "|---|---:|---:|---:|---|"]
+    lines = ["| pairs | number | same | κ | its 95% interval | same, where neither says tie |"]
+    lines.append("|---|---:|---:|---:|---|---|")
     for part in dict.fromkeys(pair.part for pair in pairs):
         of_part = [(vote, pair.choice) for vote, pair in zip(voted, pairs, strict=True) if pair.part == part]
-        lines.append(_row(part, agreement(*zip(*of_part, strict=True), confidence=CONFIDENCE)))
-    lines += ["", "| kinds | same choice | opposite | one of them a tie |", "|---|---:|---:|---:|"]
+        lines.append(_row(part, of_part))
+    lines += ["", "| kinds | same | opposite | one of them a tie |", "|---|---:|---:|---:|"]
     kinds: dict[str, Counter[str]] = {}
     for vote, pair in zip(voted, pairs, strict=True):
         kind = " and ".join(sorted((pair.first_is, pair.second_is)))
@@ -174,10 +175,13 @@ def agreements() -> str:
     return "\n".join(lines)
 
 
-def _row(part: str, found: Agreement) -> str:
+def _row(part: str, votes_and_choices: Sequence[tuple[str, str]]) -> str:
+    found: Agreement = agreement(*zip(*votes_and_choices, strict=True), confidence=CONFIDENCE)
+    chose = [vote == choice for vote, choice in votes_and_choices if "tie" not in (vote, choice)]
     interval = "–" if found.low is None or found.high is None else f"{found.low:.2f} to {found.high:.2f}"
     kappa = "–" if found.kappa is None else f"{found.kappa:.2f}"
-    return f"| {part} | {found.pairs} | {found.observed:.0%} | {kappa} | {interval} |"
+    same = f"{sum(chose)} of {len(chose)}"
+    return f"| {part} | {found.pairs} | {found.observed:.0%} | {kappa} | {interval} | {same} |"
 
 
 def ask() -> None:
