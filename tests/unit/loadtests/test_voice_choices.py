@@ -29,6 +29,7 @@ def test_there_are_sixty_choices_or_more_in_each_part_between_replies_to_held_ou
     assert CHOICES.name in PAGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("printed", "tolerance"), [(table, 3), (agreements, 4)])
 def test_the_page_has_the_tables_that_the_command_prints(printed: object, tolerance: float) -> None:
     assert callable(printed)

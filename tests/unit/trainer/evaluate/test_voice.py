@@ -21,6 +21,8 @@ TICKETS = held_out()[::EVERY]
 REFERENCES = [ticket.reference for ticket in TICKETS]
 REPLIES = {name: list(given[::EVERY]) for name, given in replies().items()}
 PLAIN = REPLIES[BASE]
+SOME = 36
+"""Tickets where the scores need not be fine."""
 
 
 def comparison(
@@ -112,8 +114,8 @@ def test_the_scores_are_reported_with_what_they_give_to_known_answers(scores: Vo
 
 
 def test_a_base_that_already_writes_like_the_author_leaves_nothing_to_report() -> None:
-    own = random.Random(6).sample(authored(), len(TICKETS))
-    arms = comparison({BASE: own, "voice@1": REFERENCES})
+    own = random.Random(6).sample(authored(), SOME)
+    arms = comparison({BASE: own, "voice@1": REFERENCES[:SOME]}, TICKETS[:SOME])
     found = voice_scores(arms, BASE)
     assert found is not None
     assert not found.voice.reported
@@ -131,21 +133,22 @@ def test_it_is_measured_of_free_text_with_enough_examples_alone() -> None:
 
 
 def test_answers_without_words_have_no_voice() -> None:
-    arms = comparison({BASE: PLAIN, "mute": [""] * len(TICKETS), "dots": ["…"] * len(TICKETS)})
+    arms = comparison({BASE: PLAIN[:SOME], "mute": [""] * SOME, "dots": ["…"] * SOME}, TICKETS[:SOME])
     found = voice_scores(arms, BASE)
     assert found is not None
     assert max(mean(found, "mute"), mean(found, "dots")) < 0.3
 
 
 def test_texts_that_say_nothing_are_no_error() -> None:
-    same = [ticket.model_copy(update={"reference": "answer"}) for ticket in TICKETS]
+    same = [ticket.model_copy(update={"reference": "answer"}) for ticket in TICKETS[:SOME]]
     found = voice_scores(comparison({BASE: [""] * len(same)}, same), BASE)
     assert found is not None
 
 
 def test_the_same_texts_have_the_same_score() -> None:
     examples = [
-        AnsweredTwice(ticket.text, ticket.reference, plain) for ticket, plain in zip(TICKETS, PLAIN, strict=True)
+        AnsweredTwice(ticket.text, ticket.reference, plain)
+        for ticket, plain in zip(TICKETS[:SOME], PLAIN[:SOME], strict=True)
     ]
     first, second = (VoiceClassifier(examples, seed=7) for _ in range(2))
     assert first.score(REFERENCES[0], TICKETS[0].text) == second.score(REFERENCES[0], TICKETS[0].text)
