@@ -26,6 +26,7 @@ from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
+from service.console.routes import console
 from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
 from service.costs.routes import router as costs_router
@@ -45,6 +46,7 @@ from service.grounding.assemble import Grounding
 from service.grounding.assemble import assemble as assemble_grounding
 from service.grounding.config import EMBEDDED
 from service.health import health
+from service.http.schema import add_routes
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
@@ -94,8 +96,8 @@ class Parts:
     base: BaseDescription
     supervisor: WatchedEngine
     admission: Admission
+    catalog: Catalog
     registry: Registry
-    inference: InferenceApp
     telemetry: Telemetry
     files: Files
     knowledge: Knowledge | None
@@ -103,6 +105,7 @@ class Parts:
     sidecar: Sidecar
     costs: Costs
     structured: StructuredOutputs
+    engine_clock: EngineClock
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -124,17 +127,17 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.keys, api.state.refusals = parts.keys, parts.refusals
     api.state.registry = parts.registry
     api.state.usage_report = UsageReport(parts.database, parts.usage)
-    api.include_router(access_router)
-    api.include_router(usage_router)
+    add_routes(api, access_router)
+    add_routes(api, usage_router)
     api.state.cost_report, api.state.budgets = parts.costs.report, parts.costs.budgets
     api.state.estimates, api.state.year_report = parts.costs.estimates, parts.costs.year
-    api.include_router(costs_router)  # before the routes that forward everything below /v1/fine_tuning
-    api.include_router(registry_router)
+    add_routes(api, costs_router)  # before the routes that forward everything below /v1/fine_tuning
+    add_routes(api, registry_router)
     api.state.files, api.state.training = parts.files, parts.sidecar.training
     api.state.admission_queue = parts.admission.queue
-    api.include_router(files_router)
+    add_routes(api, files_router)
     api.state.datasets = Datasets(parts.database, parts.files)
-    api.include_router(datasets_router)
+    add_routes(api, datasets_router)
     if parts.knowledge is not None:
         _add_knowledge(api, parts.knowledge)
     api.state.evaluations, api.state.revalidations = (
@@ -142,16 +145,17 @@ def create_app(settings: Settings) -> ASGIApp:
         parts.sidecar.revalidations,
     )
     api.state.jobs, api.state.ladders = parts.sidecar.jobs, parts.sidecar.ladders
-    api.include_router(training_router)
-    api.include_router(revalidation_router)
+    add_routes(api, training_router)
+    add_routes(api, revalidation_router)
     api.state.telemetry = parts.telemetry
-    api.include_router(metrics_router)
+    add_routes(api, metrics_router)
+    inference = _inference(parts)
     fingerprint = parts.base.fingerprint.digest
-    api.include_router(health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
-    routes = parts.inference.routes
-    api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, routes, __version__)))
+    add_routes(api, health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
+    add_routes(api, pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
+    add_routes(api, console())
     add_error_handlers(api)
-    return DataPathFirst(parts.inference, RequestIds(api))
+    return DataPathFirst(inference, RequestIds(api))
 
 
 class DataPathFirst:
@@ -201,48 +205,56 @@ def build(settings: Settings) -> Parts:
         check_grounding=grounding.hook.check_settings,
     )
     costs = assemble_costs(settings, database, usage, sidecar, files, catalog)
-    structured = StructuredOutputs.from_settings(settings)
-    pipeline = Pipeline(
-        settings,
-        keys.authenticator,
-        catalog,
-        supervisor.client,
-        account=Accounts(LogAccount(), usage, costs.budgets, RefusalAccount(refusals), *telemetry.accounts),
-        suspect=registry.report_failure,
-        saw_tokens=supervisor.saw_tokens,
-        limiter=limiter,
-        admission_queue=admission.queue,
-        tracer=telemetry.tracer,
-        hook=grounding.hook,
-        counting=admission.counting,
-        prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
-        grammars=structured,
-        engine_clock=engine_clock,
-        check_budget=costs.budgets.check,
-    )
-    telemetry.in_flight = lambda: pipeline.in_flight
     parts = Parts(
-        settings,
-        database,
-        keys,
-        limiter,
-        refusals,
-        usage,
-        base,
-        supervisor,
-        admission,
-        registry,
-        InferenceApp(settings, pipeline, refusals),
-        telemetry,
-        files,
-        knowledge,
-        grounding,
-        sidecar,
-        costs,
-        structured,
+        settings=settings,
+        database=database,
+        keys=keys,
+        limiter=limiter,
+        refusals=refusals,
+        usage=usage,
+        base=base,
+        supervisor=supervisor,
+        admission=admission,
+        catalog=catalog,
+        registry=registry,
+        telemetry=telemetry,
+        files=files,
+        knowledge=knowledge,
+        grounding=grounding,
+        sidecar=sidecar,
+        costs=costs,
+        structured=StructuredOutputs.from_settings(settings),
+        engine_clock=engine_clock,
     )
     telemetry.watch(*_sources(parts))
     return parts
+
+
+def _inference(parts: Parts) -> InferenceApp:
+    """The data path."""
+    settings, telemetry, supervisor = parts.settings, parts.telemetry, parts.supervisor
+    budgets = parts.costs.budgets
+    accounts = Accounts(LogAccount(), parts.usage, budgets, RefusalAccount(parts.refusals), *telemetry.accounts)
+    pipeline = Pipeline(
+        settings,
+        parts.keys.authenticator,
+        parts.catalog,
+        supervisor.client,
+        account=accounts,
+        suspect=parts.registry.report_failure,
+        saw_tokens=supervisor.saw_tokens,
+        limiter=parts.limiter,
+        admission_queue=parts.admission.queue,
+        tracer=telemetry.tracer,
+        hook=parts.grounding.hook,
+        counting=parts.admission.counting,
+        prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
+        grammars=parts.structured,
+        engine_clock=parts.engine_clock,
+        check_budget=budgets.check,
+    )
+    telemetry.in_flight = lambda: pipeline.in_flight
+    return InferenceApp(settings, pipeline, parts.refusals)
 
 
 def _sources(parts: Parts) -> tuple[Source, ...]:
@@ -280,7 +292,7 @@ def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:
     from service.knowledge.routes import router
 
     api.state.knowledge = knowledge
-    api.include_router(router)
+    add_routes(api, router)
 
 
 def _files(settings: Settings, database: Database) -> Files:

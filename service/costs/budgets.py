@@ -104,7 +104,7 @@ class BudgetService:
         resets_at = next_month(self._wall())
         raise QuotaSpent(
             f"The monthly budget of the project `{project}` is spent: budget {monthly:,.2f}{currency}, spent "
-            f"{spent:,.2f}{currency}. It starts anew on {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d} (UTC); an "
+            f"{spent:,.2f}{currency}. It resets on {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d} (UTC); an "
             f"admin can raise it with PUT /v1/budgets/{project}.",
             headers={"retry-after": str(max(1, math.ceil(resets_at - self._wall())))},
         )
