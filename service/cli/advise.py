@@ -34,12 +34,16 @@ PURPOSES: Final = {
     "lora_examples": "asking the LoRA with retrieved examples",
     "job:lora_documents": "training a LoRA with retrieved documents",
     "lora_documents": "asking the LoRA with retrieved documents",
+    "job:distilled": "training a LoRA on the teacher's answers",
+    "distilled": "asking the LoRA that learnt from the teacher",
     "job:half": "training a LoRA on half of the examples",
     "half": "asking the LoRA on half of the examples",
     "job:quarter": "training a LoRA on a quarter of the examples",
     "quarter": "asking the LoRA on a quarter of the examples",
 }
 NEWEST_EVENTS: Final = 20
+PROMPTS_PURPOSE: Final = "user_data"
+"""A file to fine-tune on would have to have answers."""
 STYLES: Final = {"cannot_tell": "yellow", "fine_tune": "bold"}
 
 
@@ -53,6 +57,17 @@ Instructions = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE", exists=True, dir_okay=False, help="A system prompt to try; repeatable, at most 4 times."
+    ),
+]
+
+Unlabelled = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Prompts for --teacher: JSONL with `messages` or `prompt`, or a .txt file with a prompt on each line.",
     ),
 ]
 
@@ -72,6 +87,13 @@ def advise(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and at most 600 examples.")] = False,
     lora: Annotated[bool, typer.Option("--lora/--no-lora", help="Whether to train a LoRA.")] = True,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Who answers --unlabelled for a LoRA to learn from: a model, or an outside endpoint."
+        ),
+    ] = None,
+    unlabelled: Unlabelled = None,
     requests_per_month: Annotated[
         int | None, typer.Option(min=0, help="Expected traffic, for the cost of a year. [default: the operator's]")
     ] = None,
@@ -90,9 +112,12 @@ def advise(
         raise typer.BadParameter(
             "--html needs the finished report: leave out --no-wait, or run `hatrack advice --html`."
         )
+    if (teacher is None) != (unlabelled is None):
+        raise typer.BadParameter("--teacher and --unlabelled need each other.")
     _check_writable(html)
     with terminal.reporting(as_json), HatrackClient() as client:
         file_id = find_source(client, data).sent(client)
+        prompts_id = None if unlabelled is None else client.files.create(unlabelled, PROMPTS_PURPOSE)["id"]
         with _documents(client, docs, name, quiet=as_json) as stores:
             ladder = client.ladders.create(
                 file_id,
@@ -102,6 +127,8 @@ def advise(
                 target=target,
                 quick=quick or None,
                 lora=None if lora else False,
+                teacher=teacher,
+                unlabelled_file=prompts_id,
                 requests_per_month=requests_per_month,
             )
         if not as_json:
@@ -197,6 +224,10 @@ def _progress(client: HatrackClient, ladder: Ladder) -> tuple[str, int, int | No
     """What the ladder does now, and how far that is."""
     if not ladder["children"]:
         return "checking the data", 0, None
+    labels = ladder["labels"]
+    if labels is not None and labels["file"] is None and labels["error"] is None:
+        done = labels["answered"] + labels["refused"] + labels["truncated"]
+        return f"{terminal.clean(labels['teacher'])} answers prompts", done, labels["prompts"]
     child = ladder["children"][-1]
     what = PURPOSES[child["purpose"]]
     if child["purpose"].startswith("job"):

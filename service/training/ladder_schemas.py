@@ -37,6 +37,8 @@ class LadderChild(ApiModel):
         "lora_examples",
         "job:lora_documents",
         "lora_documents",
+        "job:distilled",
+        "distilled",
         "job:half",
         "half",
         "job:quarter",
@@ -53,6 +55,19 @@ class LadderRung(ApiModel):
     mean: float | None = Field(description="Its score; null until it is measured.")
 
 
+class LadderLabels(ApiModel):
+    """What the teacher has made of the prompts, so far or in the end."""
+
+    teacher: str
+    outside: bool = Field(description="Whether it is an outside endpoint.")
+    prompts: int = Field(description="Those that do not repeat held-out questions.")
+    answered: int
+    refused: int
+    truncated: int = Field(description="Answers that were cut; they are set aside, as refusals are.")
+    file: str | None = Field(description="The training file of its answers, once every prompt has a reply.")
+    error: str | None = Field(description="Why there is none.")
+
+
 class Ladder(ApiModel):
     """A ladder: the cheapest way to answer like the examples, measured rung by rung."""
 
@@ -65,6 +80,9 @@ class Ladder(ApiModel):
     training_file: str
     quick: bool
     target: float | None
+    teacher: str | None
+    unlabelled_file: str | None
+    labels: LadderLabels | None = Field(description="Null until the teacher is asked.")
     children: list[LadderChild]
     waiting: Waiting | None = Field(description="What it waits for; null if it waits for nothing.")
     rungs: list[LadderRung] = Field(description="The cheapest first.")
@@ -155,4 +173,7 @@ class LadderReport(ApiModel):
     quick: bool
     prices: dict[str, Any]
     requests_per_month: int
+    labels: dict[str, Any] | None = Field(
+        None, description="What the teacher made of the prompts, with its tokens, engine time and money."
+    )
     notes: list[str]

@@ -279,7 +279,7 @@ def title(key: RungKey | SubsetKey, *, inside: bool = False) -> str:
         "lora": "The LoRA",
         "lora_examples": "The LoRA with retrieved examples",
         "lora_documents": "The LoRA with retrieved documents",
-        "distilled": "The LoRA taught by a larger model",
+        "distilled": "The LoRA that learnt from the teacher",
         "half": "The LoRA on a half of the examples",
         "quarter": "The LoRA on a quarter of the examples",
     }

@@ -9,20 +9,23 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from adapters.protocol.runs import FileRef
-from trainer.data.format import Example
+from trainer.data.format import Example, parse_chat
 from trainer.data.formats import read_dataset
 from trainer.data.split import answer, question
 from trainer.durable import replace_file
 from trainer.errors import GatewayRefused
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
-from trainer.ladder.preparing import example_settings, prepare_data
+from trainer.ladder.labelling import Labelling, UsablePrompts, training_file, usable_prompts
+from trainer.ladder.preparing import QUICK_TRAINING, PreparedData, example_settings, prepare_data
 from trainer.ladder.reporting import build, render
 from trainer.ladder.rungs import chosen_instructions
 from trainer.ladder.spec import (
+    Labels,
     LadderPlan,
     LadderResult,
     LadderSpec,
@@ -33,6 +36,7 @@ from trainer.ladder.spec import (
     SubsetKey,
     Uploads,
 )
+from trainer.runs import protocol
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.runs.worker import Pipeline
@@ -64,7 +68,9 @@ class LadderPipeline(Pipeline[LadderResult]):
         if stage == spec.CONCLUDE:
             return self._conclude()
         plan = self._prepare()
-        if plan.choosing is None or self._directory.path(spec.scores_file("choose")).exists():
+        if stage == spec.LABEL:
+            self._label(plan)
+        elif plan.choosing is None or self._directory.path(spec.scores_file("choose")).exists():
             self._push_prompts(plan)
         return None
 
@@ -91,6 +97,7 @@ class LadderPipeline(Pipeline[LadderResult]):
             quick=job.body.quick,
             check=self._check,
         )
+        prompts = self._usable_prompts(data)
         directory.write(spec.DATA_REPORT, data.report)
         files = {part: self._upload(part, content) for part, content in data.parts.items() if content}
         plan = LadderPlan(
@@ -107,7 +114,8 @@ class LadderPipeline(Pipeline[LadderResult]):
             common_answer=data.common_answer,
             max_tokens=data.max_tokens,
             example_lines=tuple(example.line for example in data.shown),
-            notes=data.notes,
+            prompts=0 if prompts is None else prompts.count,
+            notes=data.notes if prompts is None else (*data.notes, *prompts.notes),
         )
         directory.write(spec.PLAN, plan)
         counts = plan.counts
@@ -118,6 +126,24 @@ class LadderPipeline(Pipeline[LadderResult]):
         for warning in plan.facts.warnings:
             directory.emit_event(warning, level="warn")
         return plan
+
+    def _usable_prompts(self, data: PreparedData) -> UsablePrompts | None:
+        """The prompts for the teacher, None without one; writes `spec.PROMPTS`."""
+        file, path = self._job.context_of_request.unlabelled_file, self._directory.path(spec.UNLABELLED)
+        if file is None:
+            return None
+        if not path.exists():
+            self._gateway.fetch(file, path)
+        prompts = usable_prompts(
+            file.filename,
+            path.read_bytes(),
+            parse_chat(data.parts["held_out"]),
+            # the examples have lost a system message that all share, too; one of their own stays
+            without_system=bool(data.instructions),
+            limit=QUICK_TRAINING if self._job.body.quick else None,
+        )
+        replace_file(self._directory.path(spec.PROMPTS), prompts.content.decode())
+        return prompts
 
     def _upload(self, part: str, content: bytes) -> FileRef:
         self._check()
@@ -230,6 +256,27 @@ class LadderPipeline(Pipeline[LadderResult]):
         if state["file_counts"]["failed"]:
             raise GatewayRefused(0, "store_failed", "the examples' file could not be indexed")
         return store
+
+    # the teacher
+
+    def _label(self, plan: LadderPlan) -> None:
+        """Have the teacher answer the prompts; writes `spec.LABELS`."""
+        directory = self._directory
+        before = directory.read(spec.LABELS, Labels)
+        if before is not None and before.over:
+            return
+        rungs = directory.read(spec.RUNGS, Rungs) or Rungs()
+        write = partial(directory.write, spec.LABELS)
+        labelling = Labelling(self._job, plan, rungs.instructions, directory, self._check, write)
+        directory.emit_event(f"{labelling.teacher.name} answers {plan.prompts} prompts")
+        labels, labelled = labelling.run(directory.path(protocol.KEY).read_text().strip())
+        if labels.error is None:
+            labels = labels.model_copy(update={"file": self._upload("labelled", training_file(labelled))})
+        directory.write(spec.LABELS, labels)
+        directory.emit_event(
+            f"{labels.answered} of {labels.prompts} prompts are answered; {labels.refused} refused and "
+            f"{labels.truncated} cut answers are set aside"
+        )
 
     # concluding
 

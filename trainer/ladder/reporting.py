@@ -26,6 +26,7 @@ from trainer.ladder.spec import (
     TRAININGS,
     DataFacts,
     JobOutcome,
+    Labels,
     LadderPlan,
     LadderSpec,
     Row,
@@ -116,6 +117,8 @@ class LadderReport(Frozen):
     quick: bool
     prices: Prices
     requests_per_month: int
+    labels: Labels | None = None
+    """What the teacher made of the prompts; None if none was asked."""
     notes: tuple[str, ...] = ()
 
 
@@ -126,12 +129,17 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     scores = [each for each in stored if each is not None]
     read = {key: directory.read(spec.outcome_file(key), JobOutcome) for key in TRAININGS}
     outcomes = {key: outcome for key, outcome in read.items() if outcome is not None}
+    labels = directory.read(spec.LABELS, Labels)
     rows = rows_of(rungs, scores)
     advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
     gains = {rung.key: rung for rung in measured(rows)}
     judging = sum(each.wall_seconds for each in scores)
     reported = [
-        _reported(job, plan, row, rungs, gains[row[0]], outcomes, judging_seconds=judging / len(rows)) for row in rows
+        _reported(
+            *(job, plan, row, rungs, gains[row[0]], outcomes, labels if row[0] == "distilled" else None),
+            judging_seconds=judging / len(rows),
+        )
+        for row in rows
     ]
     monthly = job.body.requests_per_month
     return LadderReport(
@@ -154,6 +162,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         quick=job.body.quick,
         prices=job.prices,
         requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
+        labels=labels,
         notes=(*plan.notes, *_cheaper_above(reported, advice)),
     )
 
@@ -165,10 +174,16 @@ def _reported(
     rungs: Rungs,
     gain: MeasuredRung,
     outcomes: Mapping[TrainingKey, JobOutcome],
+    labels: Labels | None,
     *,
     judging_seconds: float,
 ) -> ReportedRung:
-    """One rung of the report: its score, and what it costs. ``judging_seconds``: its part of the evaluations' time."""
+    """One rung of the report: its score, and what it costs.
+
+    Args:
+        labels: What it learnt from, if that was a teacher's.
+        judging_seconds: Its part of the evaluations' time.
+    """
     key, evaluation, arm = row
     rung = next(each for each in rungs.rungs if each.key == key)
     trained = next((outcome for training, outcome in outcomes.items() if training == key), None)
@@ -182,13 +197,13 @@ def _reported(
         against_below=gain.against_below,
         request=request,
         seconds=arm.seconds,
-        once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices),
+        once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices, labels),
         year=rung_year(
             request,
             job.prices,
             training_seconds=trained.training_seconds if trained is not None and trained.seconds else 0.0,
             judging_seconds=judging_seconds,
-            examples=plan.counts["training"],
+            examples=plan.counts["training"] if labels is None else labels.answered,
             requests_per_month=job.body.requests_per_month,
         ),
         update=UPDATES[key],

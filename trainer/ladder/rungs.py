@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from adapters.protocol.runs import EvaluationContext
+from adapters.protocol.runs import EvaluationContext, FileRef
 from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores
@@ -71,10 +71,15 @@ def _evaluation(
 
 
 def lora_job(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, key: TrainingKey, grounding: dict[str, Any] | None
+    spec: LadderSpec,
+    plan: LadderPlan,
+    run_id: str,
+    key: TrainingKey,
+    file: FileRef,
+    grounding: dict[str, Any] | None,
 ) -> JobSpec:
-    """The job that trains a LoRA on the training part, or a subset of it. The one without retrieval, on all examples,
-    is judged on the held-out part, too; the others are only compared."""
+    """The job that trains a LoRA on ``file``. The one without retrieval, on all examples, is judged on the held-out
+    part, too; the others are only compared."""
     judging = EvaluationOptions(
         promote="never",
         requested=key == "lora",
@@ -86,7 +91,7 @@ def lora_job(
     return JobSpec(
         **inherited,
         adapter=spec.body.adapter,
-        training_file=plan.subsets[key] if key == "half" or key == "quarter" else plan.training,
+        training_file=file,
         validation_file=plan.held_out,
         wish=HyperparameterRequest(),
         seed=spec.seed,

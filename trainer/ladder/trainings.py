@@ -1,8 +1,9 @@
 """The LoRAs that a ladder trains, one after the other, and which of them can still matter.
 
 After the prompts: a LoRA; the same with what the best rung with retrieval retrieves, trained on prompts that the
-gateway's hook has rendered; and, for the learning curve, LoRAs on a half and on a quarter of the examples. Each is a
-job and an evaluation of its version. Loads the statistics: imported only when a ladder goes on.
+gateway's hook has rendered; one that learns from a teacher's answers; and, for the learning curve, LoRAs on a half and
+on a quarter of the examples. Each is a job and an evaluation of its version. Loads the statistics: imported only when a
+ladder goes on.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def _planned(plan: LadderPlan, rungs: Rungs) -> list[TrainingKey]:
     there = {rung.key for rung in rungs.rungs}
     retrieval: list[TrainingKey] = [key for key, below in RETRIEVING.items() if below in there]
     subsets: list[TrainingKey] = [key for key in SUBSETS if key in plan.subsets]
-    return ["lora", *retrieval[:1], *subsets]
+    distilled: list[TrainingKey] = ["distilled"] if plan.prompts else []
+    return ["lora", *retrieval[:1], *distilled, *subsets]
 
 
 def _grounding(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
@@ -79,7 +81,7 @@ def _grounding(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
 
 def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
     """Why a LoRA can no longer matter, or None: training is the dearest step."""
-    if key == "lora":
+    if key == "lora" or key == "distilled":
         return _lora_is_needless(spec, plan, rows)
     lora = next((row for row in rows if row[0] == "lora"), None)
     if lora is None:
@@ -97,6 +99,7 @@ def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequen
 
 
 def _lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
+    """Why no LoRA need be compared with what is measured: a plain one with the prompts, the distilled one with all."""
     if not spec.body.lora:
         return "the request says `lora: false`"
     advice = advise(rows, plan.facts, target=spec.body.target, smallest=spec.smallest_difference)
@@ -110,9 +113,8 @@ def _lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -
         reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
         if reached is not None:
             return f"{title(reached[0], inside=True)} reaches the target already"
-    if any(min(arm.scores) == 1.0 for _, _, arm in rows):
-        return f"a prompt {ALL_RIGHT}"
-    return None
+    perfect = next((key for key, _, arm in rows if min(arm.scores) == 1.0), None)
+    return None if perfect is None else f"{title(perfect, inside=True)} {ALL_RIGHT}"
 
 
 def _reaches(row: Row, target: float) -> bool:

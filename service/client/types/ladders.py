@@ -32,6 +32,8 @@ class LadderChild(TypedDict):
         "lora_examples",
         "job:lora_documents",
         "lora_documents",
+        "job:distilled",
+        "distilled",
         "job:half",
         "half",
         "job:quarter",
@@ -50,6 +52,20 @@ class LadderRung(TypedDict):
     """None until it is measured."""
 
 
+class LadderLabels(TypedDict):
+    """What the teacher has made of the prompts, so far or in the end."""
+
+    teacher: str
+    outside: bool
+    prompts: int
+    answered: int
+    refused: int
+    truncated: int
+    file: str | None
+    """The training file of its answers, once every prompt has a reply."""
+    error: str | None
+
+
 class Ladder(TypedDict):
     """A ladder."""
 
@@ -62,6 +78,10 @@ class Ladder(TypedDict):
     training_file: str
     quick: bool
     target: float | None
+    teacher: str | None
+    unlabelled_file: str | None
+    labels: LadderLabels | None
+    """None until the teacher is asked."""
     children: list[LadderChild]
     waiting: Waiting | None
     rungs: list[LadderRung]
@@ -158,4 +178,5 @@ class LadderReport(TypedDict):
     quick: bool
     prices: dict[str, Any]
     requests_per_month: int
+    labels: NotRequired[dict[str, Any] | None]
     notes: list[str]

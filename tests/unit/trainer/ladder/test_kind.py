@@ -209,7 +209,7 @@ async def test_a_lora_is_trained_where_it_could_matter_and_then_asked(ladder: La
     assert purpose == "lora"
     assert [arm.model for arm in asking.children[0].spec.body.arms] == ["support@4"]  # type: ignore[attr-defined]
     child = ladder.evaluated(asking, scored({"lora": right_at(0.9, 9)}))
-    assert await ladder.kind.children_ended(ladder.run, [done, child]) == Advance()
+    assert await ladder.kind.children_ended(ladder.run, [done, child]) == Advance(details={"stage": "conclude"})
     assert ladder.kind.next_stage(ladder.run) is CONCLUDING
     report = ladder.report()
     assert [rung.key for rung in report.rungs] == ["base", "instructions", "lora"]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.trainer.ladder.rungs_measured import right_at, scored
-from tests.unit.trainer.ladder.test_kind import GROUNDING, LadderRun, climbed, file_ref, ladder, run_of
-from trainer.ladder.kind import CONCLUDING
-from trainer.ladder.spec import TrainingKey
+from tests.unit.trainer.ladder.test_kind import GROUNDING, LADDER, LadderRun, climbed, file_ref, ladder, run_of
+from trainer.ladder import spec
+from trainer.ladder.kind import CONCLUDING, LABELLING
+from trainer.ladder.reporting import render
+from trainer.ladder.spec import Labels, TrainingKey
 from trainer.runs.kind import Advance, Wait
 from trainer.runs.state import Run, Status
 
@@ -117,3 +120,93 @@ async def test_a_part_that_fails_leaves_a_shorter_curve(climb: Climb) -> None:
     assert report.curve is not None
     assert [point.part for point in report.curve.points] == ["a quarter", "all"]
     assert [skipped.key for skipped in report.skipped] == ["half"]
+
+
+# the teacher
+
+LABELS = Labels(
+    teacher="support@2",
+    outside=False,
+    prompts=300,
+    answered=280,
+    refused=15,
+    truncated=5,
+    prompt_tokens=30_000,
+    completion_tokens=3_000,
+    engine_seconds=180.0,
+    file=file_ref("labelled"),
+)
+
+
+async def teacher_is_next(climb: Climb, lora: float = 0.7) -> Advance:
+    """A ladder with a teacher, whose LoRA is measured."""
+    outcome = await prompts_compared(climb.ladder, retrieved_examples=0.3, examples=0.5)
+    climb.ladder.plan(prompts=300)
+    outcome = await climb.lora(outcome, "lora", lora, 1)
+    assert isinstance(outcome, Advance)
+    climb.ladder.run = replace(climb.ladder.run, details=climb.ladder.run.details | outcome.details)
+    return outcome
+
+
+async def test_the_teacher_is_asked_once_its_answers_can_still_matter_and_a_lora_learns_from_them(climb: Climb) -> None:
+    await teacher_is_next(climb)
+    kind, run = climb.ladder.kind, climb.ladder.run
+    assert kind.next_stage(run) is LABELLING
+    assert await kind.stage_ended(run, LABELLING, ()) is None  # the worker was killed before the first reply …
+    climb.ladder.ladders.write(LADDER, spec.LABELS, LABELS.model_copy(update={"file": None}))
+    assert await kind.stage_ended(run, LABELLING, ()) is None  # … or before the last
+    climb.ladder.ladders.write(LADDER, spec.LABELS, LABELS)
+    outcome = await climb.lora(await kind.stage_ended(run, LABELLING, ()), "distilled", 0.95, 2)
+    assert isinstance(outcome, Advance)
+    assert kind.next_stage(climb.ladder.run) is CONCLUDING
+    assert climb.jobs[-1].training_file == LABELS.file
+    report = climb.ladder.report()
+    distilled = report.rungs[-1]
+    assert (distilled.key, distilled.against_below is not None) == ("distilled", True)
+    assert (report.advice.word, report.advice.rung) == ("fine_tune", "distilled")
+    assert "the LoRA that learnt from the teacher" in report.advice.sentence
+    # 60 s of training and 180 s of the teacher, at 2 an hour
+    assert (distilled.once.device_seconds, distilled.once.money) == (240, pytest.approx(240 / 3600 * 2))
+    assert distilled.once.teacher == pytest.approx(180 / 3600 * 2)
+    assert report.labels == LABELS
+    page = render(report)
+    assert "support@2 answered 280 of 300 prompts; 15 refused and 5 cut" in " ".join(page.split())
+
+
+async def test_a_teacher_is_not_paid_where_nothing_can_score_more(climb: Climb) -> None:
+    await teacher_is_next(climb, lora=1.0)
+    assert climb.ladder.kind.next_stage(climb.ladder.run) is CONCLUDING
+    skipped = {each.key: each.reason for each in climb.ladder.report().skipped}
+    assert "the LoRA answers every held-out example correctly" in skipped["distilled"]
+
+
+async def test_a_teacher_is_not_paid_once_the_target_is_reached(tmp_path: Path) -> None:
+    climb = Climb(LadderRun(tmp_path, target=0.8))
+    await teacher_is_next(climb, lora=0.99)
+    assert climb.ladder.kind.next_stage(climb.ladder.run) is CONCLUDING
+    skipped = {each.key: each.reason for each in climb.ladder.report().skipped}
+    assert skipped["distilled"] == "the LoRA reaches the target already"
+
+
+async def test_a_teacher_may_still_help_where_the_lora_could_not_be_trained(climb: Climb) -> None:
+    outcome = await prompts_compared(climb.ladder, retrieved_examples=0.3, examples=0.5)
+    climb.ladder.plan(prompts=300)
+    _, training = climb.ladder.waits(outcome)
+    error = {"error": {"message": "out of memory"}}
+    failed = run_of(training.children[0].id, "finetune", Status.FAILED, result=error)
+    outcome = await climb.ladder.kind.children_ended(climb.ladder.run, [failed])
+    assert isinstance(outcome, Advance)
+    assert outcome.details == {"stage": "label"}
+
+
+async def test_a_teacher_that_cannot_be_asked_leaves_the_other_rungs_to_advise_on(climb: Climb) -> None:
+    await teacher_is_next(climb)
+    reason = "the teacher support@2 stayed busy (429 queue_full)"
+    climb.ladder.ladders.write(LADDER, spec.LABELS, LABELS.model_copy(update={"file": None, "error": reason}))
+    for _ in range(2):  # what follows may be tried again after a crash
+        outcome = await climb.ladder.kind.stage_ended(climb.ladder.run, LABELLING, ())
+        assert isinstance(outcome, Advance)
+        assert (outcome.notes[0], outcome.details) == (reason, {"stage": "conclude"})
+    report = climb.ladder.report()
+    assert report.advice.rung == "lora"
+    assert [each.reason for each in report.skipped if each.key == "distilled"] == [reason]
