@@ -40,6 +40,8 @@ PURPOSES: Final = {
     "half": "asking the LoRA on half of the examples",
     "job:quarter": "training a LoRA on a quarter of the examples",
     "quarter": "asking the LoRA on a quarter of the examples",
+    "job:cleanest_half": "training a LoRA on the cleanest half of the examples",
+    "cleanest_half": "asking the LoRA on the cleanest half of the examples",
 }
 NEWEST_EVENTS: Final = 20
 PROMPTS_PURPOSE: Final = "user_data"

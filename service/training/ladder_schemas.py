@@ -43,6 +43,8 @@ class LadderChild(ApiModel):
         "half",
         "job:quarter",
         "quarter",
+        "job:cleanest_half",
+        "cleanest_half",
     ]
 
 
@@ -144,9 +146,14 @@ class CurvePoint(ApiModel):
 
 
 class LearningCurve(ApiModel):
-    """Would more examples help?"""
+    """Would more examples help, or cleaner ones?"""
 
-    points: list[CurvePoint] = Field(description="The fewest examples first.")
+    points: list[CurvePoint] = Field(description="Random parts, the fewest examples first.")
+    cleanest: CurvePoint | None = Field(
+        None, description="The half with the fewest findings of the data report; null if it was not measured."
+    )
+    cleaner: ArmDifference | None = Field(None, description="The cleanest half against the random half.")
+    against_all: ArmDifference | None = Field(None, description="The cleanest half against all examples.")
     sentence: str
 
 

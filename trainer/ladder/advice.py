@@ -282,6 +282,7 @@ def title(key: RungKey | SubsetKey, *, inside: bool = False) -> str:
         "distilled": "The LoRA that learnt from the teacher",
         "half": "The LoRA on a half of the examples",
         "quarter": "The LoRA on a quarter of the examples",
+        "cleanest_half": "The LoRA on the cleanest half of the examples",
     }
     name = names[key]
     return name[0].lower() + name[1:] if inside else name

@@ -31,6 +31,7 @@ from trainer.ladder.spec import (
     COMPARISONS,
     CONCLUDE,
     LABEL,
+    SUBSETS,
     TRAININGS,
     EvaluationPurpose,
     JobOutcome,
@@ -71,6 +72,7 @@ NOTES: Final[dict[TrainingKey, str]] = {
     "distilled": " on the teacher's answers",
     "half": " on a half of the examples",
     "quarter": " on a quarter of the examples",
+    "cleanest_half": " on the cleanest half of the examples",
 }
 """What follows "a LoRA" in the name of each."""
 
@@ -257,7 +259,7 @@ class LadderKind(Kind[LadderResult]):
         if model is None:
             reason = f"the job {job.id} {_ended(job)}: {error or 'see its events'}"
             return await self._left_out(run, rungs, key, reason)
-        if key != "half" and key != "quarter":
+        if key not in SUBSETS:
             await self._write_rungs(run, _with(rungs, Rung(key=key, title=f"a LoRA{NOTES[key]}", model=str(model))))
         evaluation_id = self._new_id(evaluation_kind.EvaluationKind.id_prefix)
         evaluation = planning.models_evaluation(ladder, plan, evaluation_id, {key: str(model)}, key)

@@ -33,7 +33,6 @@ from trainer.ladder.spec import (
     RungKey,
     Rungs,
     SkippedRung,
-    SubsetKey,
     Uploads,
 )
 from trainer.runs import protocol
@@ -43,7 +42,6 @@ from trainer.runs.worker import Pipeline
 
 FINE_TUNE: Final = "fine-tune"
 RESULTS: Final = "fine-tune-results"
-SUBSETS: Final[tuple[SubsetKey, ...]] = ("half", "quarter")
 RETRIEVED: Final = 4
 """Passages of the rungs with retrieval."""
 EXAMPLES_TEMPLATE: Final = (
@@ -105,7 +103,8 @@ class LadderPipeline(Pipeline[LadderResult]):
             choosing=files.get("choosing") if len(data.instructions) > 1 else None,
             held_out=files["held_out"],
             counts=data.counts,
-            subsets={key: files[key] for key in SUBSETS if key in files},
+            subsets={key: files[key] for key in spec.SUBSETS if key in files},
+            cleaner=data.cleaner,
             instructions=data.instructions,
             answers=data.answers,
             metric=data.metric,

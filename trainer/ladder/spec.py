@@ -69,14 +69,16 @@ RungKey = Literal[
     "lora_documents",
     "distilled",
 ]
-SubsetKey = Literal["half", "quarter"]
+SubsetKey = Literal["half", "quarter", "cleanest_half"]
 """A LoRA on a part of the examples, for the learning curve: no rung."""
-TrainingKey = Literal["lora", "lora_examples", "lora_documents", "distilled", "half", "quarter"]
+SUBSETS: Final[tuple[SubsetKey, ...]] = get_args(SubsetKey)
+TrainingKey = Literal["lora", "lora_examples", "lora_documents", "distilled", "half", "quarter", "cleanest_half"]
 TRAININGS: Final[tuple[TrainingKey, ...]] = get_args(TrainingKey)
 EvaluationPurpose = Literal["choose", "prompts"] | TrainingKey
 Purpose = (
     EvaluationPurpose
-    | Literal["job", "job:lora_examples", "job:lora_documents", "job:distilled", "job:half", "job:quarter"]
+    | Literal["job", "job:lora_examples", "job:lora_documents", "job:distilled"]
+    | Literal["job:half", "job:quarter", "job:cleanest_half"]
 )
 """What a child run is for: to choose the instructions, to compare the prompts, to train a LoRA, to ask it. The LoRA
 without retrieval, on all examples, is trained by `job`."""
@@ -105,6 +107,7 @@ def training_purpose(key: TrainingKey) -> Purpose:
         "distilled": "job:distilled",
         "half": "job:half",
         "quarter": "job:quarter",
+        "cleanest_half": "job:cleanest_half",
     }
     return purposes[key]
 
@@ -161,6 +164,7 @@ class LadderPlan(Frozen):
         held_out: Those on which the rungs are compared; no rung has seen them.
         counts: The number of examples of each part, and of each subset.
         subsets: Parts of the training part, for the learning curve.
+        cleaner: How many examples of the random half the cleanest half has others for.
         instructions: The system prompts to choose from, the first is the default; empty if the examples have system
             messages of their own that differ.
         answers: The closed set of answers, or empty.
@@ -177,6 +181,7 @@ class LadderPlan(Frozen):
     held_out: FileRef
     counts: dict[str, int]
     subsets: dict[SubsetKey, FileRef] = Field(default_factory=dict)
+    cleaner: int = 0
     instructions: tuple[str, ...]
     answers: tuple[str, ...] = ()
     metric: dict[str, Any]

@@ -16,13 +16,13 @@ from trainer.ladder.advice import advise, difference, independent, measured, tit
 from trainer.ladder.spec import (
     CHANGING_SHARE,
     MIN_EXAMPLES,
+    SUBSETS,
     LadderPlan,
     LadderSpec,
     Row,
     RungKey,
     Rungs,
     SkippedRung,
-    SubsetKey,
     TrainingKey,
 )
 
@@ -31,7 +31,8 @@ RETRIEVING: Final[Mapping[TrainingKey, RungKey]] = {
     "lora_examples": "retrieved_examples",
 }
 """The rung whose retrieval each LoRA with retrieval has."""
-SUBSETS: Final[tuple[SubsetKey, ...]] = ("half", "quarter")
+MIN_CLEANER: Final = 0.05
+"""Share of the random half for which the cleanest half must have other examples: otherwise the two hardly differ."""
 ALL_RIGHT: Final = "answers every held-out example correctly: nothing can score more"
 
 
@@ -88,6 +89,11 @@ def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequen
         return "there is no LoRA to compare it with"
     if min(lora[2].scores) == 1.0:
         return f"{title('lora', inside=True)} {ALL_RIGHT}"
+    if key == "cleanest_half" and plan.cleaner < MIN_CLEANER * plan.counts["half"]:
+        return (
+            f"the data report finds too few faults: of {plan.counts['half']} examples, the cleanest half has only "
+            f"{plan.cleaner} that the random half has not"
+        )
     if key not in RETRIEVING:
         return None
     if spec.body.target is not None and _reaches(lora, spec.body.target):

@@ -38,6 +38,8 @@ class LadderChild(TypedDict):
         "half",
         "job:quarter",
         "quarter",
+        "job:cleanest_half",
+        "cleanest_half",
     ]
 
 
@@ -147,10 +149,16 @@ class CurvePoint(TypedDict):
 
 
 class LearningCurve(TypedDict):
-    """Would more examples help?"""
+    """Would more examples help, or cleaner ones?"""
 
     points: list[CurvePoint]
-    """The fewest examples first."""
+    """Random parts, the fewest examples first."""
+    cleanest: NotRequired[CurvePoint | None]
+    """The half with the fewest findings of the data report."""
+    cleaner: NotRequired[ArmDifference | None]
+    """The cleanest half against the random half."""
+    against_all: NotRequired[ArmDifference | None]
+    """The cleanest half against all examples."""
     sentence: str
 
 

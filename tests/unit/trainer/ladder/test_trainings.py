@@ -122,6 +122,75 @@ async def test_a_part_that_fails_leaves_a_shorter_curve(climb: Climb) -> None:
     assert [skipped.key for skipped in report.skipped] == ["half"]
 
 
+# the cleanest half
+
+
+async def halves_compared(climb: Climb, cleaner: int = 60, **shares: float) -> Any:
+    """What a ladder does after the LoRA, the half and, unless it is left out, the cleanest half."""
+    outcome = await prompts_compared(climb.ladder, retrieved_examples=0.3, examples=0.5)
+    counts = {"training": 400, "choosing": 40, "held_out": 120, "half": 200, "cleanest_half": 200}
+    files = {"half": file_ref("half"), "cleanest_half": file_ref("cleanest_half")}
+    climb.ladder.plan(subsets=files, counts=counts, cleaner=cleaner)
+    for seed, (key, share) in enumerate(shares.items()):
+        outcome = await climb.lora(outcome, key, share, seed)  # type: ignore[arg-type]
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        ({"half": 0.5, "cleanest_half": 0.85}, "Both more examples and cleaner ones would probably help."),
+        ({"half": 0.9, "cleanest_half": 0.6}, "Cleaner examples would hardly help; whether more would is open."),
+        (
+            {"half": 0.6, "cleanest_half": 0.55},
+            "More examples would probably help; whether cleaner ones would is open.",
+        ),
+    ],
+)
+async def test_the_report_says_whether_more_or_cleaner_examples_would_help(
+    climb: Climb, shares: dict[str, float], sentence: str
+) -> None:
+    outcome = await halves_compared(climb, lora=0.9, **shares)
+    assert isinstance(outcome, Advance)
+    assert climb.jobs[-1].training_file.id == "file-cleanest_half"
+    report = climb.ladder.report()
+    curve = report.curve
+    assert curve is not None
+    assert curve.cleanest is not None
+    assert curve.cleaner is not None
+    assert curve.against_all is not None
+    assert curve.cleaner.estimate == pytest.approx(shares["cleanest_half"] - shares["half"])
+    assert curve.against_all.estimate == pytest.approx(shares["cleanest_half"] - 0.9)
+    assert "the cleanest 200 against 200 at random" in curve.sentence
+    assert [point.part for point in curve.points] == ["a half", "all"]
+    assert curve.sentence.startswith(f"{sentence} 400 examples against 200 of them: ")
+    assert "cleanest_half" not in [rung.key for rung in report.rungs], "no rung: the advice never names it"
+    assert "or cleaner ones?" in render(report)
+
+
+async def test_data_that_the_report_finds_clean_has_no_cleanest_half(climb: Climb) -> None:
+    outcome = await halves_compared(climb, cleaner=9, lora=0.9, half=0.5)
+    assert isinstance(outcome, Advance)
+    report = climb.ladder.report()
+    (reason,) = (each.reason for each in report.skipped if each.key == "cleanest_half")
+    assert "the cleanest half has only 9 that the random half has not" in reason
+    assert report.curve is not None
+    assert report.curve.sentence.startswith("More examples would probably help. 400 examples against 200 of them")
+
+
+async def test_without_the_random_half_the_cleanest_is_compared_with_all(climb: Climb) -> None:
+    outcome = await halves_compared(climb, lora=0.9)
+    _, training = climb.ladder.waits(outcome)
+    error = {"error": {"message": "out of memory"}}
+    climb.children.append(run_of(training.children[0].id, "finetune", Status.FAILED, result=error))
+    outcome = await climb.ladder.kind.children_ended(climb.ladder.run, climb.children)
+    assert isinstance(await climb.lora(outcome, "cleanest_half", 0.8, 5), Advance)
+    curve = climb.ladder.report().curve
+    assert curve is not None
+    assert (curve.cleaner, curve.against_all is not None) == (None, True)
+    assert "was not measured. The cleanest 200 against all 400" in curve.sentence
+
+
 # the teacher
 
 LABELS = Labels(
