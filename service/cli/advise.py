@@ -270,7 +270,7 @@ def _print_report(report: LadderReport) -> None:
         console.print(Text(f"  {terminal.clean(reason)}"))
     priced = all(rung["year"].get("total") is not None for rung in report["rungs"])
     terminal.print_table(
-        ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "A YEAR"],
+        ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "1ST TOKEN", "A YEAR"],
         [_row(rung, advice["rung"], priced=priced) for rung in report["rungs"]],
     )
     curve = report.get("curve")
@@ -285,7 +285,7 @@ def _print_report(report: LadderReport) -> None:
 
 
 def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
-    mean, request, year = rung["mean"], rung["request"], rung["year"]
+    mean, request, year, first = rung["mean"], rung["request"], rung["year"], rung.get("first_token")
     return [
         ">" if rung["key"] == chosen else "",
         terminal.clean(rung["title"]),
@@ -293,5 +293,10 @@ def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
         f"{100 * mean['mean']:.1f}",
         f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}",
         f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}",
+        "?" if first is None else _latency(first["median_seconds"]),
         f"{year['total']:,.2f}" if priced else f"{year['device_hours']:.1f} h",
     ]
+
+
+def _latency(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

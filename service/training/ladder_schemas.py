@@ -118,6 +118,14 @@ class LadderAdvice(ApiModel):
     would_change: list[str]
 
 
+class FirstToken(ApiModel):
+    """A rung's time to the first token, of streamed requests, one at a time."""
+
+    median_seconds: float
+    slowest_seconds: float
+    requests: int = Field(description="How many were timed.")
+
+
 class ReportedRung(ApiModel):
     """Everything about one rung."""
 
@@ -129,6 +137,7 @@ class ReportedRung(ApiModel):
     against_below: ArmDifference | None = Field(description="What it gained on the rung below, paired by question.")
     request: dict[str, Any] = Field(description="Tokens, engine seconds and cost of one request.")
     seconds: float = Field(description="Mean time from a request to its complete answer, in the evaluation's load.")
+    first_token: FirstToken | None = Field(None, description="Null if it could not be measured.")
     once: dict[str, Any] = Field(description="What making it took.")
     year: dict[str, Any] = Field(description="The cost of a year, by what it is for.")
     update: str = Field(description="How fast it can be changed.")

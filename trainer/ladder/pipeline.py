@@ -18,8 +18,10 @@ from trainer.data.formats import read_dataset
 from trainer.data.split import answer, question
 from trainer.durable import replace_file
 from trainer.errors import GatewayRefused
+from trainer.evaluate.arms import questions
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
+from trainer.ladder.first_token import measure_first_tokens
 from trainer.ladder.labelling import Labelling, UsablePrompts, training_file, usable_prompts
 from trainer.ladder.preparing import QUICK_TRAINING, PreparedData, example_settings, prepare_data
 from trainer.ladder.reporting import build, render
@@ -40,6 +42,7 @@ from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.runs.worker import Pipeline
 
+TRAINING: Final = "training.jsonl"
 FINE_TUNE: Final = "fine-tune"
 RESULTS: Final = "fine-tune-results"
 RETRIEVED: Final = 4
@@ -221,8 +224,8 @@ class LadderPipeline(Pipeline[LadderResult]):
         content = self._directory.path("store.jsonl")
         try:
             if not content.exists():
-                self._gateway.fetch(plan.training, self._directory.path("training.jsonl"))
-                _, data = read_dataset("training.jsonl", self._directory.path("training.jsonl").read_bytes())
+                self._gateway.fetch(plan.training, self._directory.path(TRAINING))
+                _, data = read_dataset(TRAINING, self._directory.path(TRAINING).read_bytes())
                 replace_file(content, example_documents(data.examples))
             store = self._example_store(content.read_bytes())
         except GatewayRefused as refused:
@@ -281,6 +284,7 @@ class LadderPipeline(Pipeline[LadderResult]):
 
     def _conclude(self) -> LadderResult:
         plan = self._prepare()
+        self._time_first_tokens(plan)
         report = build(self._job, plan, self._directory)
         page = render(report)
         self._directory.path(spec.REPORT).write_text(report.model_dump_json(), "utf-8")
@@ -301,6 +305,14 @@ class LadderPipeline(Pipeline[LadderResult]):
             files=tuple(uploaded),
             seconds=round(time.time() - self._job.created_at, 1),
         )
+
+    def _time_first_tokens(self, plan: LadderPlan) -> None:
+        path = self._directory.path(TRAINING)
+        if not path.exists():
+            self._gateway.fetch(plan.training, path)
+        asked = questions(parse_chat(path.read_bytes()))
+        rungs = self._directory.read(spec.RUNGS, Rungs) or Rungs()
+        measure_first_tokens(self._job, rungs.rungs, asked, self._directory, self._gateway, self._check)
 
 
 def example_documents(examples: Sequence[Example]) -> str:

@@ -20,6 +20,7 @@ from trainer.ladder import spec
 from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
 from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, request_cost, rung_year
 from trainer.ladder.curve import LearningCurve, learning_curve
+from trainer.ladder.first_token import FirstToken, FirstTokens, first_token
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
     COMPARISONS,
@@ -86,6 +87,8 @@ class ReportedRung(Frozen):
     request: RequestCost
     seconds: float
     """Mean time from a request to its complete answer, in the evaluation's own load."""
+    first_token: FirstToken | None = None
+    """Time to the first token, one request at a time; None if it was not measured."""
     once: OneTimeCost
     year: YearCost
     update: str
@@ -134,10 +137,12 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
     gains = {rung.key: rung for rung in measured(rows)}
     judging = sum(each.wall_seconds for each in scores)
+    timed = directory.read(spec.FIRST_TOKENS, FirstTokens)
     reported = [
         _reported(
             *(job, plan, row, rungs, gains[row[0]], outcomes, labels if row[0] == "distilled" else None),
             judging_seconds=judging / len(rows),
+            timed=first_token(timed, row[0]),
         )
         for row in rows
     ]
@@ -177,12 +182,14 @@ def _reported(
     labels: Labels | None,
     *,
     judging_seconds: float,
+    timed: FirstToken | None,
 ) -> ReportedRung:
     """One rung of the report: its score, and what it costs.
 
     Args:
         labels: What it learnt from, if that was a teacher's.
         judging_seconds: Its part of the evaluations' time.
+        timed: Its time to the first token.
     """
     key, evaluation, arm = row
     rung = next(each for each in rungs.rungs if each.key == key)
@@ -197,6 +204,7 @@ def _reported(
         against_below=gain.against_below,
         request=request,
         seconds=arm.seconds,
+        first_token=timed,
         once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices, labels),
         year=rung_year(
             request,
@@ -288,7 +296,7 @@ def render(report: LadderReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cut=cut, duration=duration, money=_money, sentence=_sentence)
+    environment.filters.update(cut=cut, duration=duration, money=_money, sentence=_sentence, latency=_latency)
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
     own = (files("trainer.ladder") / "page.css").read_text("utf-8")
     return environment.get_template("page.html.jinja").render(
@@ -297,6 +305,11 @@ def render(report: LadderReport) -> str:
         points=points(report),
         priced=has_prices(report),
     )
+
+
+def _latency(seconds: float) -> str:
+    """`85 ms`, `2.1 s`."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _sentence(text: str) -> str:

@@ -120,6 +120,14 @@ class LadderAdvice(TypedDict):
     would_change: list[str]
 
 
+class FirstToken(TypedDict):
+    """A rung's time to the first token, of streamed requests, one at a time."""
+
+    median_seconds: float
+    slowest_seconds: float
+    requests: int
+
+
 class ReportedRung(TypedDict):
     """Everything about one rung."""
 
@@ -131,6 +139,7 @@ class ReportedRung(TypedDict):
     against_below: ArmDifference | None
     request: dict[str, Any]
     seconds: float
+    first_token: NotRequired[FirstToken | None]
     once: dict[str, Any]
     year: dict[str, Any]
     update: str

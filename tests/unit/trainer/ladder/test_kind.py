@@ -16,6 +16,7 @@ from tests.unit.trainer.ladder.rungs_measured import right_at, scored
 from trainer.evaluate.evaluations.spec import ARM_SCORES
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
+from trainer.ladder.first_token import FirstTokens
 from trainer.ladder.kind import CLIMBING, CONCLUDING, LadderKind
 from trainer.ladder.reporting import LadderReport, build, render
 from trainer.ladder.spec import (
@@ -271,8 +272,13 @@ async def test_the_page_holds_every_rung_escaped_and_loads_nothing(ladder: Ladde
     _, wait = ladder.waits(await climbed(ladder, {"base": 0.1, "instructions": 0.5, "examples": 0.6}))
     failed = run_of(wait.children[0].id, "finetune", Status.CANCELLED)
     await ladder.kind.children_ended(ladder.run, [failed])
+    times = FirstTokens(seconds={"base": (0.05, 0.07, 0.06), "instructions": (2.5, 2.6, 2.4), "examples": ()})
+    ladder.ladders.write(LADDER, spec.FIRST_TOKENS, times)
     page = render(ladder.report())
     assert "Be &lt;kind&gt;." in page
+    assert ">60 ms<" in page
+    assert ">2.5 s<" in page
+    assert [rung.first_token is None for rung in ladder.report().rungs] == [False, False, True]
     assert not re.search(r"\s(?:src|href)=|url\(|@import", page)
     assert page.count('class="rung') == 3
     assert "hatrack promote support@" in page
