@@ -192,4 +192,7 @@ class LadderReport(ApiModel):
     labels: dict[str, Any] | None = Field(
         None, description="What the teacher made of the prompts, with its tokens, engine time and money."
     )
+    subsets_kept_days: float | None = Field(
+        None, description="After how many days the versions of `curve` that are no rungs are deleted; null: never."
+    )
     notes: list[str]

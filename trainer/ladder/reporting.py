@@ -41,6 +41,7 @@ from trainer.runs.protocol import Frozen
 
 Model = TypeVar("Model", bound=BaseModel)
 SHOWN: Final = 3
+DAY_S: Final = 86_400
 """Examples shown of each rung."""
 UPDATES: Final[dict[RungKey, str]] = {
     "base": "nothing to update",
@@ -122,6 +123,8 @@ class LadderReport(Frozen):
     requests_per_month: int
     labels: Labels | None = None
     """What the teacher made of the prompts; None if none was asked."""
+    subsets_kept_days: float | None = None
+    """After how many days the versions of the curve that are no rungs are deleted; None: never."""
     notes: tuple[str, ...] = ()
 
 
@@ -168,6 +171,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         prices=job.prices,
         requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
         labels=labels,
+        subsets_kept_days=None if job.keep_subsets_s is None else job.keep_subsets_s / DAY_S,
         notes=(*plan.notes, *_cheaper_above(reported, advice)),
     )
 

@@ -12,7 +12,7 @@ from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune.spec import EvaluationOptions, JobSpec
-from trainer.ladder.spec import EvaluationPurpose, LadderPlan, LadderSpec, Row, Rung, Rungs, TrainingKey
+from trainer.ladder.spec import SUBSETS, EvaluationPurpose, LadderPlan, LadderSpec, Row, Rung, Rungs, TrainingKey
 from trainer.runs.spec import RunSpec, TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 
@@ -98,6 +98,7 @@ def lora_job(
         overflow="drop",
         grounding=grounding,
         metadata={"ladder": spec.id, "training": key},
+        keep_version_s=spec.keep_subsets_s if key in SUBSETS else None,
         price_per_hour=spec.prices.device_hour or 0.0,
         judging=judging,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import LadderContext
@@ -35,6 +35,10 @@ from trainer.runs.spec import training_run_spec
 from trainer.runs.state import Event, Run
 from trainer.runs.waiting import WaitingLines
 from trainer.validation import validated
+
+DAY_S: Final = 86_400
+MIN_KEPT_DAYS: Final = 1
+"""However short the operator keeps what belongs to runs: the ladder asks the versions before it ends."""
 
 
 class Ladders(RunService):
@@ -111,6 +115,7 @@ class Ladders(RunService):
             seed=secrets.randbelow(2**31),
             prices=settings.prices,
             teacher_prices=prices,
+            keep_subsets_s=max(settings.keep_days, MIN_KEPT_DAYS) * DAY_S,
             body=body.model_copy(update={"adapter": context.adapter}),
             context_of_request=context,
         )

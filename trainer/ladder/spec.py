@@ -132,9 +132,16 @@ class TokenPrices(Frozen):
 
 
 class LadderSpec(TrainingRunSpec, ServedModel, OperatorRules):
-    """One ladder. ``teacher_prices``: None for a teacher that the engine serves, or whose prices are not set."""
+    """One ladder.
+
+    Attributes:
+        keep_subsets_s: After how many seconds the gateway deletes the versions that were trained on a part of the
+            examples, unless they are promoted; None: never.
+        teacher_prices: None for a teacher that the engine serves, or whose prices are not set.
+    """
 
     seed: int = 0
+    keep_subsets_s: float | None = None
     prices: Prices = Prices()
     teacher_prices: TokenPrices | None = None
     body: LadderBody

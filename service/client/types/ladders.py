@@ -196,4 +196,5 @@ class LadderReport(TypedDict):
     prices: dict[str, Any]
     requests_per_month: int
     labels: NotRequired[dict[str, Any] | None]
+    subsets_kept_days: NotRequired[float | None]
     notes: list[str]

@@ -73,6 +73,7 @@ async def test_a_ladder_knows_its_teachers_prices_and_shows_how_far_it_is(traine
     directories = trainer.trainer.ladders.directories
     stored = directories.read(shown["id"], "spec.json", LadderSpec)
     assert stored is not None
+    assert stored.keep_subsets_s == 7 * 86_400
     assert stored.teacher_prices == TokenPrices(input=2.0, output=10.0)
     directories.write(
         shown["id"], spec.LABELS, Labels(teacher="large", outside=True, prompts=50, answered=7, refused=1)

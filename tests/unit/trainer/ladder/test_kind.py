@@ -105,6 +105,7 @@ class LadderRun:
             context=None,
             context_tokens=2048,
             prices=Prices(device_hour=2.0, person_hour=50.0),
+            keep_subsets_s=7 * 86_400,
             body=LadderBody.model_validate({"training_file": "file-data", "adapter": "support"} | body),
             context_of_request=LadderContext(adapter="support", training_file=file_ref("data")),
         )

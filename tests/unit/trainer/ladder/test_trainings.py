@@ -93,6 +93,9 @@ async def test_the_curve_says_whether_more_examples_would_help(climb: Climb) -> 
         outcome = await climb.lora(outcome, key, share, seed)  # type: ignore[arg-type]
     assert isinstance(outcome, Advance)
     assert [job.training_file.id for job in climb.jobs[-2:]] == ["file-half", "file-quarter"]
+    kept = 7 * 86_400
+    assert [job.keep_version_s for job in climb.jobs] == [None, None, kept, kept], "a rung stays, a part is deleted"
+    assert "are deleted 7 days after" in render(climb.ladder.report())
     report = climb.ladder.report()
     assert report.curve is not None
     assert [(point.part, point.examples) for point in report.curve.points] == [
