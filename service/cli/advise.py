@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from adapters.costs import amount_text
 from adapters.protocol.requests import MAX_INSTRUCTIONS
 from service.cli import kb, terminal
 from service.cli.datasets import data_argument, find_source
@@ -294,7 +295,7 @@ def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
         f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}",
         f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}",
         "?" if first is None else _latency(first["median_seconds"]),
-        f"{year['total']:,.2f}" if priced else f"{year['device_hours']:.1f} h",
+        amount_text(year["total"]) if priced else f"{year['device_hours']:.1f} h",
     ]
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from adapters.costs import Prices, YearCost
+from adapters.costs import Prices, YearCost, amount_text
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
@@ -323,4 +323,4 @@ def _sentence(text: str) -> str:
 
 def _money(amount: float) -> str:
     """An amount with as many digits as it needs."""
-    return f"{amount:,.0f}" if amount >= 100 else f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else f"{amount:.2g}"
+    return f"{amount:,.0f}" if amount >= 100 else amount_text(amount)
