@@ -277,6 +277,16 @@ def _print_report(report: LadderReport) -> None:
     curve = report.get("curve")
     if curve:
         console.print(Text(terminal.clean(curve["sentence"])))
+    labels = report.get("labels")
+    if labels:
+        console.print(
+            Text(
+                terminal.clean(
+                    f"{labels['teacher']} answered {labels['answered']} of {labels['prompts']} prompts; "
+                    f"{labels['refused']} refused and {labels['truncated']} cut answers are set aside"
+                )
+            )
+        )
     for skipped in report["skipped"]:
         console.print(Text(terminal.clean(f"not measured: {skipped['title']} ({skipped['reason']})")))
     if advice["rung"] is not None:

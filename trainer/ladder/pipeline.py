@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from adapters.labelling.result import Outcome, draw, sample_page
 from adapters.protocol.runs import FileRef
 from trainer.data.format import Example, parse_chat
 from trainer.data.formats import read_dataset
@@ -45,6 +46,8 @@ from trainer.runs.worker import Pipeline
 TRAINING: Final = "training.jsonl"
 FINE_TUNE: Final = "fine-tune"
 RESULTS: Final = "fine-tune-results"
+SAMPLE: Final = 50
+"""Of a teacher's answers, for people to read."""
 RETRIEVED: Final = 4
 """Passages of the rungs with retrieval."""
 EXAMPLES_TEMPLATE: Final = (
@@ -274,6 +277,9 @@ class LadderPipeline(Pipeline[LadderResult]):
         labels, labelled = labelling.run(directory.path(protocol.KEY).read_text().strip())
         if labels.error is None:
             labels = labels.model_copy(update={"file": self._upload("labelled", training_file(labelled))})
+            sample = draw(labelled.of(Outcome.ANSWERED), SAMPLE)
+            page = sample_page(sample, labels.answered, labelling.teacher)
+            directory.path(spec.SAMPLE).write_text(page, "utf-8")
         directory.write(spec.LABELS, labels)
         directory.emit_event(
             f"{labels.answered} of {labels.prompts} prompts are answered; {labels.refused} refused and "
@@ -291,7 +297,8 @@ class LadderPipeline(Pipeline[LadderResult]):
         self._directory.path(spec.PAGE).write_text(page, "utf-8")
         uploaded = [
             self._upload_once(f"{self._job.id}-{name}", self._directory.path(name).read_bytes(), RESULTS)
-            for name in (spec.REPORT, spec.PAGE)
+            for name in (spec.REPORT, spec.PAGE, spec.SAMPLE)
+            if self._directory.path(name).exists()
         ]
         advice = report.advice
         model = next((rung.model for rung in report.rungs if rung.key == advice.rung), None)

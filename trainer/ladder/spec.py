@@ -9,7 +9,7 @@
     LADDERS/ID/job.json, job-KEY.json   JobOutcome, from a child job
     LADDERS/ID/uploads.json    Uploads; store.jsonl, store.txt: the examples of the store, and its id
     LADDERS/ID/prompts.jsonl   the prompts that the teacher answers; replies.jsonl: its replies so far
-    LADDERS/ID/labels.json     Labels: how far the teacher is, and what came of it
+    LADDERS/ID/labels.json     Labels: how far the teacher is, and what came of it; labels.html: a sample to read
     LADDERS/ID/first_tokens.json   FirstTokens (`trainer.ladder.first_token`)
     LADDERS/ID/ladder.json, ladder.html   the report
     LADDERS/ID/result.json     LadderResult
@@ -47,6 +47,7 @@ UNLABELLED: Final = "unlabelled"
 PROMPTS: Final = "prompts.jsonl"
 REPLIES: Final = "replies.jsonl"
 LABELS: Final = "labels.json"
+SAMPLE: Final = "labels.html"
 FIRST_TOKENS: Final = "first_tokens.json"
 REPORT: Final = "ladder.json"
 PAGE: Final = "ladder.html"

@@ -314,5 +314,6 @@ def test_a_worker_that_is_killed_asks_again_only_what_was_under_way(
     assert labels is not None
     assert (labels.answered, labels.file is not None and labels.file.id) == (40, "file-labelled")
     assert b"q39" in gateway.files[0]
+    assert "40 of 40 answers" in (path / spec.SAMPLE).read_text()
     subprocess.run(command, env=plain_environment(), check=True, timeout=120)
     assert (sum(asked.values()), len(gateway.files)) == (len(gateway.asked), 1)
