@@ -94,8 +94,8 @@ class Parts:
     base: BaseDescription
     supervisor: WatchedEngine
     admission: Admission
+    catalog: Catalog
     registry: Registry
-    inference: InferenceApp
     telemetry: Telemetry
     files: Files
     knowledge: Knowledge | None
@@ -103,6 +103,7 @@ class Parts:
     sidecar: Sidecar
     costs: Costs
     structured: StructuredOutputs
+    engine_clock: EngineClock
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -146,12 +147,12 @@ def create_app(settings: Settings) -> ASGIApp:
     api.include_router(revalidation_router)
     api.state.telemetry = parts.telemetry
     api.include_router(metrics_router)
+    inference = _inference(parts)
     fingerprint = parts.base.fingerprint.digest
     api.include_router(health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
-    routes = parts.inference.routes
-    api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, routes, __version__)))
+    api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
     add_error_handlers(api)
-    return DataPathFirst(parts.inference, RequestIds(api))
+    return DataPathFirst(inference, RequestIds(api))
 
 
 class DataPathFirst:
@@ -201,48 +202,56 @@ def build(settings: Settings) -> Parts:
         check_grounding=grounding.hook.check_settings,
     )
     costs = assemble_costs(settings, database, usage, sidecar, files, catalog)
-    structured = StructuredOutputs.from_settings(settings)
-    pipeline = Pipeline(
-        settings,
-        keys.authenticator,
-        catalog,
-        supervisor.client,
-        account=Accounts(LogAccount(), usage, costs.budgets, RefusalAccount(refusals), *telemetry.accounts),
-        suspect=registry.report_failure,
-        saw_tokens=supervisor.saw_tokens,
-        limiter=limiter,
-        admission_queue=admission.queue,
-        tracer=telemetry.tracer,
-        hook=grounding.hook,
-        counting=admission.counting,
-        prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
-        grammars=structured,
-        engine_clock=engine_clock,
-        check_budget=costs.budgets.check,
-    )
-    telemetry.in_flight = lambda: pipeline.in_flight
     parts = Parts(
-        settings,
-        database,
-        keys,
-        limiter,
-        refusals,
-        usage,
-        base,
-        supervisor,
-        admission,
-        registry,
-        InferenceApp(settings, pipeline, refusals),
-        telemetry,
-        files,
-        knowledge,
-        grounding,
-        sidecar,
-        costs,
-        structured,
+        settings=settings,
+        database=database,
+        keys=keys,
+        limiter=limiter,
+        refusals=refusals,
+        usage=usage,
+        base=base,
+        supervisor=supervisor,
+        admission=admission,
+        catalog=catalog,
+        registry=registry,
+        telemetry=telemetry,
+        files=files,
+        knowledge=knowledge,
+        grounding=grounding,
+        sidecar=sidecar,
+        costs=costs,
+        structured=StructuredOutputs.from_settings(settings),
+        engine_clock=engine_clock,
     )
     telemetry.watch(*_sources(parts))
     return parts
+
+
+def _inference(parts: Parts) -> InferenceApp:
+    """The data path."""
+    settings, telemetry, supervisor = parts.settings, parts.telemetry, parts.supervisor
+    budgets = parts.costs.budgets
+    accounts = Accounts(LogAccount(), parts.usage, budgets, RefusalAccount(parts.refusals), *telemetry.accounts)
+    pipeline = Pipeline(
+        settings,
+        parts.keys.authenticator,
+        parts.catalog,
+        supervisor.client,
+        account=accounts,
+        suspect=parts.registry.report_failure,
+        saw_tokens=supervisor.saw_tokens,
+        limiter=parts.limiter,
+        admission_queue=parts.admission.queue,
+        tracer=telemetry.tracer,
+        hook=parts.grounding.hook,
+        counting=parts.admission.counting,
+        prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
+        grammars=parts.structured,
+        engine_clock=parts.engine_clock,
+        check_budget=budgets.check,
+    )
+    telemetry.in_flight = lambda: pipeline.in_flight
+    return InferenceApp(settings, pipeline, parts.refusals)
 
 
 def _sources(parts: Parts) -> tuple[Source, ...]:

@@ -22,7 +22,7 @@ Exception
     ├── RateLimited          429
     │   ├── RequestsLimited  429  too many requests, a minute or at once
     │   ├── TokensLimited    429  too many tokens a minute
-    │   └── QuotaSpent       429  the day's tokens: coming back soon does not help
+    │   └── QuotaSpent       429  the day's tokens or the month's money: retrying soon does not help
     ├── HeadersTooLarge      431
     ├── Internal             500
     ├── AdapterNotFinite     500  the adapter's numbers are not numbers

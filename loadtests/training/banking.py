@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def read(path: Path, *, seed: int, intents: int | None = None) -> list[dict[str, str]]:
@@ -44,6 +45,6 @@ def balanced(rows: Sequence[dict[str, str]], count: int) -> tuple[list[dict[str,
     )
 
 
-def jsonl(rows: Sequence[dict[str, str]]) -> bytes:
+def jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """The rows as a training file."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows).encode()

@@ -105,7 +105,7 @@ class BudgetService:
         raise QuotaSpent(
             f"The monthly budget of the project `{project}` is spent: budget {amount_text(monthly)}{currency}, spent "
             f"{amount_text(spent)}{currency}. "
-            f"It starts anew on {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d} (UTC); "
+            f"It resets on {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d} (UTC); "
             f"an admin can raise it with PUT /v1/budgets/{project}.",
             headers={"retry-after": str(max(1, math.ceil(resets_at - self._wall())))},
         )

@@ -208,8 +208,9 @@ class Hook:
     def _raise_if_closed(self, options: RetrievalOptions, outcome: Outcome) -> None:
         """Raise Unavailable if the provider failed and the request fails closed."""
         if outcome in ("late", "broken") and (options.on_failure or self._on_failure) == "fail_closed":
+            failed = "timed out" if outcome == "late" else "failed"
             raise Unavailable(
-                f"the grounding provider {options.provider!r} is {outcome}, and this model requires grounding "
+                f"the grounding provider {options.provider!r} {failed}, and this model requires grounding "
                 "(`fail_closed`); retry later",
                 retry_after=RETRY_S,
                 param="grounding",

@@ -21,7 +21,7 @@ from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
 from service.engine.busy import EngineClock
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
-from service.errors import BadGateway, BadRequest, HatrackError, Unavailable, to_hatrack_error
+from service.errors import BadRequest, EngineCut, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.http.checks import parse_body
@@ -137,9 +137,7 @@ class Pipeline:
                 options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
-            shown = target.settings.example_tokens if route.dialect.turns in body else 0
-            record.estimate = estimate(body, len(raw), self._context, answers=route.generates) + shown
-            record.prompt = min(len(raw) // BYTES_PER_TOKEN, record.estimate) + shown
+            shown = self._estimate(record, route, target, body, len(raw))
             _name_adapter(exchange, target)
             if reservation is not None:
                 reservation.charge(record.estimate)
@@ -176,6 +174,13 @@ class Pipeline:
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
+
+    def _estimate(self, record: Record, route: Route, target: Target, body: dict[str, Any], body_bytes: int) -> int:
+        """Note how many tokens the request may take, passages aside; returns those of the version's own examples."""
+        shown = target.settings.example_tokens if route.dialect.turns in body else 0
+        record.estimate = estimate(body, body_bytes, self._context, answers=route.generates) + shown
+        record.prompt = min(body_bytes // BYTES_PER_TOKEN, record.estimate) + shown
+        return shown
 
     async def _ground(
         self,
@@ -308,7 +313,7 @@ class Pipeline:
                     if relay.error is not None:
                         raise self._report_suspect(engine_error(200, relay.error, target, route.engine_path), target)
                     if not relay.done:
-                        raise BadGateway("the engine's response ended early", code="engine_cut")
+                        raise EngineCut("the engine's response ended early")
                     await exchange.finish()
                     return
                 answer = await response.read()

@@ -44,7 +44,6 @@ INTERNALS = re.compile(
 )
 """An engine's refusal that tells of its code, not of the request: exceptions, functions, types, files."""
 _LOG = logging.getLogger("hatrack.inference")
-"""Between events; it cannot stand inside one: JSON escapes a line's end."""
 _ERROR = b'data: {"error"'
 _USAGE = b'"usage":{'
 

@@ -30,9 +30,9 @@ from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
 from service.registry.state import RegistryState, find_equal_version
-from service.registry.upload import AdapterUpload, require_name_allowed
+from service.registry.upload import ReceivedUpload, require_name_allowed
 
-Receive = Callable[[Callable[[bytes], object]], Awaitable[AdapterUpload]]
+Receive = Callable[[Callable[[bytes], object]], Awaitable[ReceivedUpload]]
 """Reads an upload: the weights go to the given function, the rest is returned."""
 
 
@@ -107,7 +107,7 @@ class Pushes:
         finally:
             self._proving.release(digest)
 
-    def _inspect(self, staging: Staging, upload: AdapterUpload) -> Inspection:
+    def _inspect(self, staging: Staging, upload: ReceivedUpload) -> Inspection:
         manifest = Manifest.parse(
             upload.config,
             max_rank=self._settings.engine_max_rank,

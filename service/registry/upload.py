@@ -82,7 +82,7 @@ SAMPLING: Final[Mapping[str, tuple[type, float, float]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterUpload:
+class ReceivedUpload:
     """The parts of an upload except the weights. ``alias`` is None if the part is missing, empty for "no alias".
 
     ``config`` is empty for a version without weights.
@@ -154,7 +154,7 @@ async def receive(
     *,
     max_weights: int,
     check_name: Callable[[str], object] = lambda _name: None,
-) -> AdapterUpload:
+) -> ReceivedUpload:
     """Read the whole body; the weights are passed to ``write`` in a thread, in order.
 
     Args:
@@ -193,7 +193,7 @@ class _SettingsBody(BaseModel):
 
 async def _receive_json(
     headers: Mapping[str, str], body: AsyncIterator[bytes], check_name: Callable[[str], object]
-) -> AdapterUpload:
+) -> ReceivedUpload:
     content = bytearray()
     await feed_body(headers, body, content.extend, max_bytes=sum(BOUNDS[part] for part in _SettingsBody.model_fields))
     value = parse(content)
@@ -206,7 +206,7 @@ async def _receive_json(
     check_name(given.name)
     settings = parse_settings(given.settings)
     _require_settings(settings, "settings")
-    return AdapterUpload(
+    return ReceivedUpload(
         name=given.name,
         config=b"",
         readme=None,
@@ -258,7 +258,7 @@ class _AdapterForm(MultipartForm):
         self._weights = 0
         self._head = bytearray()
 
-    def upload(self) -> AdapterUpload:
+    def upload(self) -> ReceivedUpload:
         """The parts, checked, once the whole body is fed."""
         self.require_complete()
         has_weights = any(part in self._parts for part in FILES)
@@ -269,7 +269,7 @@ class _AdapterForm(MultipartForm):
         if not has_weights:
             _require_settings(settings, "weights")
         readme = self._parts.get("readme")
-        return AdapterUpload(
+        return ReceivedUpload(
             name=self._text("name") or "",
             config=bytes(self._parts.get("config", b"")),
             readme=None if readme is None else bytes(readme),

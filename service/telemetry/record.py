@@ -52,7 +52,7 @@ class Record:
     """Of a stream: times between events with tokens, s."""
     reached: bool = False
     """The engine accepted it."""
-    owed: int | None = None
+    fallback_tokens: int | None = None
     """Tokens to charge if the engine gave no count; None: nothing was sent to it."""
     span: RequestSpan | None = None
     grounded: GroundingResult | None = None
@@ -62,10 +62,10 @@ class Record:
 
     @property
     def tokens(self) -> int | None:
-        """Tokens to charge: the engine's count, else ``owed``; None: nothing was sent to the engine."""
+        """Tokens to charge: the engine's count, else ``fallback_tokens``; None: nothing was sent to the engine."""
         if self.usage is not None:
             return self.usage.prompt_tokens + self.usage.completion_tokens + self.counted
-        return self.owed
+        return self.fallback_tokens
 
 
 Account = Callable[[Record], None]

@@ -38,7 +38,7 @@ EARLIER: Final = "then"
 NOW: Final = "now"
 
 
-class ArmScores(Frozen):
+class RecordedArm(Frozen):
     """One arm's scores of the first run, and digests of its answers, one per question; its noise between runs."""
 
     label: str
@@ -76,8 +76,8 @@ class VerdictScores(Frozen):
     metric: MetricOptions
     binary: bool
     questions: tuple[str, ...]
-    candidate: ArmScores
-    base: ArmScores
+    candidate: RecordedArm
+    base: RecordedArm
     counted: bool = True
     suite: SuiteScores | None = None
     units: tuple[int, ...] | None = None
@@ -365,9 +365,9 @@ def _sentence(word: VerdictWord, holds: bool | None, checks: Sequence[Revalidati
     return f"{verdict_text.VERDICT_WORDS[word]}: {meaning}. {text}{note}"
 
 
-def _arm_scores(result: ArmResult, units: Units | None) -> ArmScores:
+def _arm_scores(result: ArmResult, units: Units | None) -> RecordedArm:
     noise = noise_of(result, units)
-    return ArmScores(
+    return RecordedArm(
         label=result.arm.label,
         scores=result.runs[0],
         answers=tuple(_digest(answer) for answer in result.answers),
@@ -387,7 +387,7 @@ def _suite_scores(forgetting: Forgetting) -> SuiteScores:
     )
 
 
-def _noise(arm: ArmScores) -> RunNoise:
+def _noise(arm: RecordedArm) -> RunNoise:
     return RunNoise(arm.noise, arm.degrees, 0.0)
 
 

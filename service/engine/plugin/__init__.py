@@ -15,7 +15,7 @@ def register() -> None:
     Raises:
         PluginError: A parameter is missing, or vLLM's version or a patched attribute is not as expected.
     """
-    from service.engine.plugin import answers, containment, eviction, grammars, resolver, rows
+    from service.engine.plugin import answers, containment, failed_reload, grammars, resolver, rows
     from service.engine.plugin.guard import check_version
     from service.engine.plugin.parameters import read_parameters
 
@@ -23,7 +23,7 @@ def register() -> None:
     check_version()
     containment.install()
     answers.install()
-    eviction.install()
+    failed_reload.install()
     rows.install()
     grammars.install()
     resolver.install(parameters.store)

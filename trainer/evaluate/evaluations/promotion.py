@@ -40,7 +40,7 @@ def live_to_compare(gateway: Gateway, name: str, warn: Callable[[str], None]) ->
     """Where `live` points, and the live version to compare `name@version` with (None if there is none that serves).
 
     Args:
-        warn: Hears why what serves is not compared with.
+        warn: Called with the reason if the version was not compared with the live one.
 
     Raises:
         GatewayUnreachable, GatewayRefused: The gateway could not be read.
@@ -57,8 +57,8 @@ def live_to_compare(gateway: Gateway, name: str, warn: Callable[[str], None]) ->
 
 
 def live_unreadable_note(live: str) -> str:
-    """The note that the live version is not compared with, and why."""
-    return f"{live}, which is live, is not compared with: the API key may not read a vector store that it uses"
+    """The note that there was no comparison with the live version, and why."""
+    return f"there was no comparison with {live}, which is live: the API key may not read a vector store that it uses"
 
 
 def promote(
@@ -101,7 +101,7 @@ def promote(
     elif mode == "never":
         emit(f"not promoted, as requested (promote: never): {unchanged}. {by_hand}")
     elif not expected.compared:
-        emit(f"not promoted: {unchanged}, which could not be compared with. {by_hand}", level="warn")
+        emit(f"not promoted: {unchanged}, and no comparison with it was possible. {by_hand}", level="warn")
     elif current.is_split or expected.is_split:
         emit(f"not promoted: {adapter} is split over several versions. {by_hand}", level="warn")
     elif current != expected:

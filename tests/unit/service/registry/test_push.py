@@ -10,7 +10,7 @@ import pytest
 from adapters.store import WEIGHTS_FILE
 from service.access.audit import SYSTEM
 from service.errors import ModelNotFound, NoLiveVersion
-from service.registry.upload import AdapterUpload
+from service.registry.upload import ReceivedUpload
 from tests.unit.service.registry.conftest import ADMIN, RegistryApp
 from tests.unit.service.registry.engine import BASE
 from tests.unit.service.registry.test_service import Files, code, digest_of_refused
@@ -137,7 +137,7 @@ async def test_without_waiting_a_failed_proof_stays_readable_at_its_url_only(
 async def test_a_client_that_leaves_leaves_nothing(registry_app: RegistryApp, files: Files) -> None:
     arrived = asyncio.Event()
 
-    async def hang(write: Callable[[bytes], object]) -> AdapterUpload:
+    async def hang(write: Callable[[bytes], object]) -> ReceivedUpload:
         write(files(seed=1).weights)
         arrived.set()
         await asyncio.Event().wait()

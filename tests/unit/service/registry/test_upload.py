@@ -7,7 +7,7 @@ import pytest
 
 from adapters.errors import PickleRefused
 from service.errors import BadRequest, HatrackError, TooLarge, UnknownField, WrongMediaType
-from service.registry.upload import AdapterUpload, parse_settings, receive, refuse_unsafe
+from service.registry.upload import ReceivedUpload, parse_settings, receive, refuse_unsafe
 
 HEADERS = {"content-type": "multipart/form-data; boundary=cut"}
 WEIGHTS = (64).to_bytes(8, "little") + b"{" + bytes(range(256)) * 20
@@ -21,7 +21,7 @@ def body(*parts: tuple[str, bytes], filename: str = "x.safetensors", end: bytes 
     return text + end
 
 
-async def send(data: bytes, *, step: int = 1000, headers: dict[str, str] = HEADERS) -> tuple[AdapterUpload, bytes]:
+async def send(data: bytes, *, step: int = 1000, headers: dict[str, str] = HEADERS) -> tuple[ReceivedUpload, bytes]:
     written = bytearray()
 
     async def chunks() -> AsyncIterator[bytes]:

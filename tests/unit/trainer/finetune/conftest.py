@@ -101,6 +101,10 @@ class FakeGateway:
             return self._adapter(method, path, body)
         if path == "/v1/chat/completions" and json.loads(body)["model"] in self.no_store:
             return 404, error("vector_store_not_found")
+        if path == "/v1/chat/completions/render":
+            *before, question = json.loads(body)["messages"]
+            shown = [*before, question | {"content": f"Rope is hemp.\n\n{question['content']}"}]
+            return 200, json.dumps({"messages": shown}).encode()
         answered = self.engine.answer(path, json.loads(body)) if method == "POST" else None
         return (404, error("not_found")) if answered is None else (200, json.dumps(answered).encode())
 

@@ -32,12 +32,12 @@ def test_what_answers_from_a_store_that_the_job_may_not_read_is_neither_compared
     pointer, live = live_to_compare(way, "voice@3", said.append)
     assert (pointer, live) == (LivePointer(version=2, compared=False), None)
     assert said == [
-        "voice@2, which is live, is not compared with: the API key may not read a vector store that it uses"
+        "there was no comparison with voice@2, which is live: the API key may not read a vector store that it uses"
     ]
     assert promote(way, "voice@3", PASS, "auto", pointer, lambda message, **_: said.append(message)) is False
     assert gateway.aliases == {"live": 2}
     assert said[-1] == (
-        "not promoted: voice still answers with @2, which could not be compared with. "
+        "not promoted: voice still answers with @2, and no comparison with it was possible. "
         "`hatrack promote voice@3` makes it live"
     )
 

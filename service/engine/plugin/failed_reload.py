@@ -16,7 +16,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
 from service.engine.plugin.guard import checked_attribute, is_patched, mark_patched
 
-logger = init_logger("vllm.hatrack.eviction")
+logger = init_logger("vllm.hatrack.failed_reload")
 
 SUBSTITUTE_RANK = 1
 
@@ -35,8 +35,8 @@ def nan_adapter(manager: Any, adapter_id: int, embedding_modules: dict[str, str]
 def load_or_substitute(worker: Any, request: Any) -> None:
     """Load and activate one adapter for a step that is about to run; never raises for a bad file."""
     manager = worker._adapter_manager
-    # The set of stand-ins lives on the worker's manager, beside the adapters that it speaks of.
-    substitutes: set[int] = worker.__dict__.setdefault("hatrack_stand_ins", set())
+    # The set of substitutes lives on the worker's manager, beside the adapters that it speaks of.
+    substitutes: set[int] = worker.__dict__.setdefault("hatrack_substitutes", set())
     if request.lora_int_id in substitutes:
         substitutes.discard(request.lora_int_id)
         manager.remove_adapter(request.lora_int_id)

@@ -1,0 +1,167 @@
+"""Five data sets whose advice is known beforehand, each through `hatrack advise --quick` on a running Hatrack.
+
+    .venv/bin/hatrack serve --trainer                                       # in another terminal, or `make up`
+    .venv/bin/python -m loadtests.training.advice --data banking77/train.csv
+    .venv/bin/python -m loadtests.training.advice --cases facts,shuffled --data banking77/train.csv
+
+| case | the data | what should be advised |
+|---|---|---|
+| `intents` | BANKING77, questions of ten intents | a LoRA, or examples: no instruction tells the intents apart |
+| `voice` | 1,000 replies of a shop's voice (`trainer/samples/marlow`) | a LoRA |
+| `facts` | questions about that shop's orders, whose answers stand in its files | retrieval |
+| `shuffled` | as `intents`, the answers mixed up | this data cannot tell |
+| `copied` | BANKING77 questions that name an order; its number is the answer | not a LoRA: the base can copy |
+
+Prints a Markdown table for each; `--out DIR` keeps the data, the reports and the pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from loadtests.training.banking import balanced, jsonl, read
+
+MARLOW: Final = Path(__file__).resolve().parents[2] / "trainer" / "samples" / "marlow"
+ORDERS: Final = MARLOW / "store" / "orders"
+INTENTS, QUESTIONS = 10, 500
+COPIED = 300
+ASKED: Final = {
+    "carrier": ("Who is bringing {order}?", "{order}: which carrier has it?", "Which firm delivers my order {order}?"),
+    "state": ("What has become of {order}?", "Is {order} on its way or not?", "Where do things stand with {order}?"),
+    "ordered": ("When did I order {order}?", "On what day was {order} placed?", "Date of purchase of {order}, please."),
+    "expected": ("When will {order} be here?", "I wait for {order}. What day?", "Expected arrival of {order}?"),
+    "items": ("What was in {order}?", "Remind me what I bought with {order}.", "List the things in {order}."),
+    "total": ("What did {order} come to?", "How much did you charge for {order}?", "The bill for {order}, please?"),
+}
+ANSWERS: Final = {
+    "carrier": "{order} is with {value}.",
+    "state": "{order} is {value}.",
+    "ordered": "{order} was placed on {value}.",
+    "expected": "{order} is expected on {value}.",
+    "items": "{order}: {value}.",
+    "total": "{order} came to {value}.",
+}
+EXPECTED: Final = {
+    "intents": ("fine_tune", "examples"),
+    "voice": ("fine_tune",),
+    "facts": ("retrieval",),
+    "shuffled": ("cannot_tell",),
+    "copied": ("do_not_fine_tune", "prompt", "examples"),
+}
+
+
+def main() -> None:
+    """Run the cases one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="BANKING77's train.csv; not for `voice` and `facts`")
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    wanted = options.cases.split(",")
+    if unknown := sorted(set(wanted) - set(CASES)):
+        parser.error(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
+    if options.data is None and set(wanted) - {"voice", "facts"}:
+        parser.error("give --data: only `voice` and `facts` do without")
+    folder = options.out or Path(tempfile.mkdtemp(prefix="advice-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    as_expected = [_run(case, options, folder) for case in wanted]
+    sys.exit(0 if all(as_expected) else 1)
+
+
+def _run(case: str, options: Any, folder: Path) -> bool:
+    """Print what a ladder says of a case; whether it is what was known beforehand."""
+    data = folder / f"{case}.jsonl"
+    data.write_bytes(jsonl(CASES[case](options)))
+    name = f"{case}-{int(time.time())}"
+    arguments = ["advise", str(data), "--name", name, "--quick", "--json", "--html", str(folder / f"{case}.html")]
+    if case == "facts":
+        arguments += ["--docs", str(ORDERS)]
+    began = time.monotonic()
+    ran = subprocess.run([sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, check=False)
+    if ran.returncode not in (0, 4):
+        raise SystemExit(f"{case}: {ran.stderr}")
+    took = time.monotonic() - began
+    report = json.loads(ran.stdout)
+    (folder / f"{case}.json").write_text(ran.stdout)
+    advice = report["advice"]
+    print(f"\n`{case}`, {len(data.read_bytes().splitlines())} examples, {took:.0f} s: **{advice['sentence']}**\n")
+    print("\n".join(_table(report)), flush=True)
+    as_expected = advice["word"] in EXPECTED[case]
+    if not as_expected:
+        print(f"\nexpected: {' or '.join(EXPECTED[case])}; found: {advice['word']}", flush=True)
+    return as_expected
+
+
+def _table(report: dict[str, Any]) -> Iterator[str]:
+    yield "| rung | score | interval | tokens in + out |"
+    yield "|---|---|---|---|"
+    for rung in report["rungs"]:
+        mean, request = rung["mean"], rung["request"]
+        tokens = f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}"
+        interval = f"{100 * mean['low']:.0f} to {100 * mean['high']:.0f}"
+        yield f"| {rung['key']} | {100 * mean['mean']:.0f} | {interval} | {tokens} |"
+    for skipped in report["skipped"]:
+        yield f"| {skipped['key']} | not measured: {skipped['reason']} | | |"
+
+
+def _intents(options: Any) -> Sequence[dict[str, Any]]:
+    rows, _ = balanced(read(options.data, seed=options.seed, intents=INTENTS), QUESTIONS)
+    return rows
+
+
+def _shuffled(options: Any) -> Sequence[dict[str, Any]]:
+    rows = _intents(options)
+    answers = [row["completion"] for row in rows]
+    random.Random(options.seed).shuffle(answers)
+    return [row | {"completion": answer} for row, answer in zip(rows, answers, strict=True)]
+
+
+def _voice(_options: Any) -> Sequence[dict[str, Any]]:
+    return [json.loads(line) for line in (MARLOW / "training.jsonl").read_text("utf-8").splitlines()]
+
+
+def _copied(options: Any) -> Sequence[dict[str, Any]]:
+    draw = random.Random(options.seed)
+    orders = [f"MT-{draw.randrange(10_000, 100_000)}" for _ in range(COPIED)]
+    asked = read(options.data, seed=options.seed)
+    return [
+        {"prompt": f"{row['prompt'].strip()} My order is {order}.", "completion": order}
+        for row, order in zip(asked, orders, strict=False)
+    ]
+
+
+def _facts(options: Any) -> Sequence[dict[str, Any]]:
+    draw = random.Random(options.seed)
+    rows = []
+    for path in sorted(ORDERS.glob("*.csv")):
+        for order in csv.DictReader(path.read_text("utf-8").splitlines()):
+            for field, forms in ASKED.items():
+                if order[field]:
+                    answer = ANSWERS[field].format(order=order["order"], value=order[field])
+                    rows.append({"prompt": draw.choice(forms).format(order=order["order"]), "completion": answer})
+    draw.shuffle(rows)
+    return rows
+
+
+CASES: Final[dict[str, Callable[[Any], Sequence[dict[str, Any]]]]] = {
+    "intents": _intents,
+    "voice": _voice,
+    "facts": _facts,
+    "shuffled": _shuffled,
+    "copied": _copied,
+}
+
+
+if __name__ == "__main__":
+    main()
