@@ -233,9 +233,8 @@ def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, 
     own = rungs[at].year
     for rung in rungs[at + 1 :]:
         if (rung.year.total or 0.0, rung.year.device_hours) < (own.total or 0.0, own.device_hours):
-            return (
-                f"{rung.title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",
-            )
+            title = _capital(rung.title)
+            return (f"{title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",)
     return ()
 
 
@@ -309,6 +308,10 @@ def render(report: LadderReport) -> str:
         points=points(report),
         priced=has_prices(report),
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _latency(seconds: float) -> str:

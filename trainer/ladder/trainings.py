@@ -83,7 +83,8 @@ def _grounding(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
 def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
     """Why a LoRA can no longer matter, or None: training is the dearest step."""
     if key == "lora" or key == "distilled":
-        return _lora_is_needless(spec, plan, rows)
+        needless = _lora_is_needless(spec, plan, rows)
+        return _teacher_is_beaten(spec, rows) if needless is None and key == "distilled" else needless
     lora = next((row for row in rows if row[0] == "lora"), None)
     if lora is None:
         return "there is no LoRA to compare it with"
@@ -121,6 +122,21 @@ def _lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -
             return f"{title(reached[0], inside=True)} reaches the target already"
     perfect = next((key for key, _, arm in rows if min(arm.scores) == 1.0), None)
     return None if perfect is None else f"{title(perfect, inside=True)} {ALL_RIGHT}"
+
+
+def _teacher_is_beaten(spec: LadderSpec, rows: Sequence[Row]) -> str | None:
+    """Why it is of no use to learn from a teacher that is itself a rung: a LoRA, as cheap to ask, is better already."""
+    teacher = spec.context_of_request.teacher
+    if teacher is None or teacher.outside:
+        return None
+    asked = [row for row in rows if row[2].model == teacher.name]
+    if teacher.name == spec.base_name:  # as a teacher it is told the instructions
+        asked = [row for row in rows if row[0] == "instructions"]
+    loras = [row for row in rows if row[0] in ("lora", *RETRIEVING)]
+    better = next((row for row in loras for own in asked if difference(row, own, whole_interval()).low > 0), None)
+    if better is None:
+        return None
+    return f"{title(better[0], inside=True)} is better than the teacher, whose answers it would learn"
 
 
 def _reaches(row: Row, target: float) -> bool:

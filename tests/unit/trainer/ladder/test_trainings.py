@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from adapters.protocol.runs import TeacherRef
 from tests.unit.trainer.ladder.rungs_measured import right_at, scored
 from tests.unit.trainer.ladder.test_kind import GROUNDING, LADDER, LadderRun, climbed, file_ref, ladder, run_of
 from trainer.ladder import spec
@@ -258,6 +259,27 @@ async def test_a_teacher_is_not_paid_once_the_target_is_reached(tmp_path: Path) 
     assert climb.ladder.kind.next_stage(climb.ladder.run) is CONCLUDING
     skipped = {each.key: each.reason for each in climb.ladder.report().skipped}
     assert skipped["distilled"] == "the LoRA reaches the target already"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "asked"),
+    [
+        ("support@2", False),  # the instructions, which the LoRA beats
+        ("tiny", False),  # the base, which would be told the instructions
+        ("support@3", True),  # the fixed examples, which it is not shown to beat
+        ("voice@2", True),  # no rung: nobody knows how good it is
+    ],
+)
+async def test_a_teacher_that_a_lora_already_beats_teaches_nothing(climb: Climb, teacher: str, asked: bool) -> None:
+    context = climb.ladder.spec.context_of_request
+    context = context.model_copy(update={"teacher": TeacherRef(name=teacher, outside=False)})
+    climb.ladder.spec = climb.ladder.spec.model_copy(update={"context_of_request": context})
+    climb.ladder.ladders.write(LADDER, "spec.json", climb.ladder.spec)
+    await teacher_is_next(climb, lora=0.55)
+    assert (climb.ladder.kind.next_stage(climb.ladder.run) is LABELLING) is asked
+    if not asked:
+        skipped = {each.key: each.reason for each in climb.ladder.report().skipped}
+        assert skipped["distilled"] == "the LoRA is better than the teacher, whose answers it would learn"
 
 
 async def test_a_teacher_may_still_help_where_the_lora_could_not_be_trained(climb: Climb) -> None:
