@@ -63,6 +63,12 @@ Instructions = Annotated[
     ),
 ]
 
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Who answers --unlabelled for a LoRA to learn from: a model, or an outside endpoint."
+    ),
+]
 Unlabelled = Annotated[
     Path | None,
     typer.Option(
@@ -90,12 +96,7 @@ def advise(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and at most 600 examples.")] = False,
     lora: Annotated[bool, typer.Option("--lora/--no-lora", help="Whether to train a LoRA.")] = True,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Who answers --unlabelled for a LoRA to learn from: a model, or an outside endpoint."
-        ),
-    ] = None,
+    teacher: Teacher = None,
     unlabelled: Unlabelled = None,
     requests_per_month: Annotated[
         int | None, typer.Option(min=0, help="Expected traffic, for the cost of a year. [default: the operator's]")

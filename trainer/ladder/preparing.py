@@ -114,15 +114,14 @@ def prepare_data(
     # an example's own system message takes precedence over a version's: where they differ there is none to try
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
-    learnt_from: dict[str, Sequence[Example]] = {"training": training}
-    if not quick:
-        learnt_from |= learning_subsets(training, faults(inspected.report))
+    subsets = {} if quick else learning_subsets(training, faults(inspected.report))
+    learnt_from = {"training": training, **subsets}
     files, counts_of = _files(learnt_from, choosing, held_out, _lines(name, content, system))
     return PreparedData(
         report=inspected.report,
         parts=files,
         counts=counts_of,
-        cleaner=len(_own(learnt_from.get("cleanest_half", ())) - _own(learnt_from.get("half", ()))),
+        cleaner=len(_own(subsets.get("cleanest_half", ())) - _own(subsets.get("half", ()))),
         facts=_facts(inspected.report),
         instructions=prompts,
         answers=answers,

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from adapters.protocol.reports import Waiting
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
-from tests.unit.trainer.runs.child_tasks import PARTS, BetweenKind, Task, TaskKind
+from tests.unit.trainer.runs.child_tasks import PARTS, Task, TaskKind
 from tests.unit.trainer.worker_processes import end_workers
 from trainer.config import Settings
 from trainer.database import Database
@@ -168,19 +168,6 @@ async def test_a_run_waits_for_its_child_runs_without_a_worker(
     ]
     for child in children:
         assert trainer.kind.directories.key(child.id) is None, "no key is left of a run that has ended"
-
-
-async def test_a_run_may_have_a_worker_again_between_two_rounds(gateway: FakeGateway, tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    async with running(tmp_path, gateway, tasks_of=BetweenKind) as trainer:
-        parent = await trainer.create(Task(parts=((Task(number=1),), (Task(number=2),)), between=go))
-        at_work = await trainer.until(parent, lambda run: run.status is Status.LABELLING)
-        assert at_work.shown_status is Status.RUNNING
-        assert [child.body["number"] for child in await trainer.children(parent)] == [1]
-        go.touch()
-        assert (await trainer.ended(parent)).status is Status.SUCCEEDED
-        assert [child.body["number"] for child in await trainer.children(parent)] == [1, 2]
-        assert (await trainer.events(parent)).count("between two rounds") == 2
 
 
 async def test_the_key_is_revoked_at_the_end_of_the_parent_alone(
