@@ -2,8 +2,8 @@
 
 The evaluations ask for whole answers, many at a time. Here each rung streams a few answers, one at a time, after one
 that is not counted: it loads the LoRA into its slot and caches the part of the prompt that all requests share. The
-questions are those of training examples, which no rung has been asked: the engine would have the others' prompts in its
-cache.
+rungs take turns, so that what else the machine does slows all of them alike. The questions are those of training examples,
+which no rung has been asked: the engine would have the others' prompts in its cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
+
+from pydantic import Field
 
 from trainer.errors import GatewayRefused, GatewayUnreachable
 from trainer.evaluate.arms import PLAIN, Question, with_filters
@@ -28,9 +30,10 @@ ANSWER_TOKENS: Final = 8
 
 
 class FirstTokens(Frozen):
-    """Seconds to the first token by rung, one for each counted request; none for a rung that did not answer."""
+    """Seconds to the first token by rung, the first of which is not counted; ``failed``: rungs that did not answer."""
 
-    seconds: dict[RungKey, tuple[float, ...]]
+    seconds: dict[RungKey, tuple[float, ...]] = Field(default_factory=dict)
+    failed: tuple[RungKey, ...] = ()
 
 
 class FirstToken(Frozen):
@@ -48,7 +51,9 @@ class FirstToken(Frozen):
 
 def first_token(measured: FirstTokens | None, key: RungKey) -> FirstToken | None:
     """A rung's; None if it was not measured."""
-    seconds = () if measured is None else measured.seconds.get(key, ())
+    if measured is None or key in measured.failed:
+        return None
+    seconds = measured.seconds.get(key, ())[1:]
     if not seconds:
         return None
     return FirstToken(median_seconds=statistics.median(seconds), slowest_seconds=max(seconds), requests=len(seconds))
@@ -62,27 +67,31 @@ def measure_first_tokens(
     gateway: Gateway,
     check: Callable[[], None],
 ) -> None:
-    """Measure what is not measured yet; writes `FIRST_TOKENS` after each rung.
+    """Measure what is not measured yet; writes `FIRST_TOKENS` after each round.
 
     Args:
         questions: To draw from; no rung has been asked one.
         check: Called before every request; may raise to stop.
     """
-    measured = directory.read(FIRST_TOKENS, FirstTokens) or FirstTokens(seconds={})
+    measured = directory.read(FIRST_TOKENS, FirstTokens) or FirstTokens()
     asked = drawn(questions, 1 + (QUICK_REQUESTS if job.body.quick else REQUESTS))
-    missing = [rung for rung in rungs if rung.key not in measured.seconds]
-    if missing:
-        directory.emit_event(f"timing the first token of {len(missing)} rungs")
-    for rung in missing:
-        try:
-            seconds = []
-            for question in asked:
-                check()
-                seconds.append(round(gateway.first_token_seconds(_body(rung, question, job.template_switches)), 4))
-        except (GatewayRefused, GatewayUnreachable) as error:
-            seconds = []
-            directory.emit_event(f"the first token of {rung.model} could not be timed: {error.message}", level="warn")
-        measured = FirstTokens(seconds=measured.seconds | {rung.key: tuple(seconds[1:])})
+    if not measured.seconds:
+        directory.emit_event(f"timing the first token of {len(rungs)} rungs")
+    for number, question in enumerate(asked):
+        for rung in rungs:
+            before = measured.seconds.get(rung.key, ())
+            if rung.key in measured.failed or len(before) > number:
+                continue
+            check()
+            try:
+                seconds = gateway.first_token_seconds(_body(rung, question, job.template_switches))
+            except (GatewayRefused, GatewayUnreachable) as error:
+                measured = measured.model_copy(update={"failed": (*measured.failed, rung.key)})
+                message = f"the first token of {rung.model} could not be timed: {error.message}"
+                directory.emit_event(message, level="warn")
+            else:
+                timed = measured.seconds | {rung.key: (*before, round(seconds, 4))}
+                measured = measured.model_copy(update={"seconds": timed})
         directory.write(FIRST_TOKENS, measured)
 
 

@@ -273,7 +273,8 @@ async def test_the_page_holds_every_rung_escaped_and_loads_nothing(ladder: Ladde
     _, wait = ladder.waits(await climbed(ladder, {"base": 0.1, "instructions": 0.5, "examples": 0.6}))
     failed = run_of(wait.children[0].id, "finetune", Status.CANCELLED)
     await ladder.kind.children_ended(ladder.run, [failed])
-    times = FirstTokens(seconds={"base": (0.05, 0.07, 0.06), "instructions": (2.5, 2.6, 2.4), "examples": ()})
+    seconds = {"base": (9, 0.05, 0.07, 0.06), "instructions": (9, 2.5, 2.6, 2.4), "examples": (9, 1)}
+    times = FirstTokens.model_validate({"seconds": seconds, "failed": ["examples"]})
     ladder.ladders.write(LADDER, spec.FIRST_TOKENS, times)
     page = render(ladder.report())
     assert "Be &lt;kind&gt;." in page
