@@ -10,18 +10,47 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 T = TypeVar("T")
 BUSY_TIMEOUT_MS: Final = 5000
+
+
+def newer_schema(path: Path, migrations: Path) -> str | None:
+    """What is wrong with opening a database whose schema is not among ours, as a sentence; None if nothing is.
+
+    Reads the file and writes nothing, so that an older release leaves alone what a newer one has written.
+    """
+    if not path.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as connection:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.DatabaseError:  # a new file, or none that opening will not refuse in better words
+        return None
+    scripts = ScriptDirectory(str(migrations))
+    try:
+        known = row is None or scripts.get_revision(row[0]) is not None
+    except CommandError:
+        known = False
+    if known:
+        return None
+    return (
+        f"{path} was written by a newer release: its schema is {row[0]}, this release knows those up to "
+        f"{scripts.get_current_head()}. Nothing was changed. Start the newer release, or restore the backup that was "
+        "made before the upgrade (deploy/UPGRADE.md)"
+    )
 
 
 class SqliteDatabase:
@@ -36,8 +65,6 @@ class SqliteDatabase:
         json_deserializer: Reads stored JSON values; None: `json.loads`.
     """
 
-    program: ClassVar[str]
-    """Whose database it is."""
     title: ClassVar[str]
     """What its errors call it."""
     open_error: ClassVar[type[Exception]]
@@ -73,7 +100,13 @@ class SqliteDatabase:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         await asyncio.get_running_loop().run_in_executor(self._thread, self._migrate)
 
+    def check_schema(self) -> None:
+        """Refuse a file that a newer release has written, before anything else is done. Raises open_error."""
+        if (problem := newer_schema(self.path, self._migrations)) is not None:
+            raise self.open_error(problem)
+
     def _migrate(self) -> None:
+        self.check_schema()
         config = Config()
         config.set_main_option("script_location", str(self._migrations).replace("%", "%%"))
         config.attributes["directory"] = self.path.parent
@@ -81,8 +114,6 @@ class SqliteDatabase:
             with self._engine.begin() as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-        except CommandError as error:  # a revision that is not among ours
-            raise self.open_error(f"{self.path} was written by a newer {self.program} ({error})") from error
         except (DatabaseError, sqlite3.DatabaseError) as error:
             reason = error.orig if isinstance(error, DatabaseError) else error
             raise self.open_error(f"{self.path} cannot be opened as {self.title}: {reason}") from error

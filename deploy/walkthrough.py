@@ -39,6 +39,7 @@ OLD, NEW = "53 days", "30 days"
 FENCED: Final = "When is MT-82310 expected? It has not come."
 OWNER, STRANGER = "c-1003", "c-1001"
 SHOWN_TICKETS: Final = 3
+GREEDY: Final = ("--temperature", "0", "--max-tokens", "120")
 READY_S: Final = 900.0
 
 
@@ -122,7 +123,7 @@ def policy(walk: Walkthrough) -> None:
     shutil.rmtree(policies, ignore_errors=True)
     shutil.copytree(SAMPLES / "store" / "policies", policies)
     walk.require_policies(policies)
-    ask = ("chat", NAME, "--kb", POLICIES, "--temperature", "0", "--max-tokens", "120", QUESTION)
+    ask = ("chat", NAME, "--kb", POLICIES, *GREEDY, QUESTION)
     walk.run(*ask)
     page = policies / "returns.md"
     page.write_text(page.read_text("utf-8").replace(OLD, NEW), "utf-8")
@@ -139,17 +140,17 @@ def fence(walk: Walkthrough) -> None:
     walk.run("kb", "add", ORDERS, str(SAMPLES / "store" / "orders"))
     for customer in (OWNER, STRANGER):
         about = f"customer={customer}"
-        walk.run("chat", NAME, "--kb", ORDERS, "--filter", about, "--temperature", "0", "--max-tokens", "120", FENCED)
+        walk.run("chat", NAME, "--kb", ORDERS, "--filter", about, *GREEDY, FENCED)
 
 
 def compare(walk: Walkthrough) -> None:
     """The base and the voice, side by side on tickets that were held out."""
     walk.require_voice()
-    base = walk.read("status")["base"]
+    base = walk.read("status")["readiness"]["base"]
     for line in HELD_OUT.read_text("utf-8").splitlines()[:SHOWN_TICKETS]:
         ticket = json.loads(line)["messages"][0]["content"]
         for model in (base, NAME):
-            walk.run("chat", model, "--temperature", "0", "--max-tokens", "120", ticket)
+            walk.run("chat", model, *GREEDY, ticket)
 
 
 def cost(walk: Walkthrough) -> None:

@@ -1,7 +1,7 @@
 """The composition root: what exists, in which order it starts, and what a request passes through.
 
-A request's way is the list in :func:`create_app`: request ids (``service.error_handlers``), then the data path's bare
-ASGI app for the inference routes, then FastAPI for everything else.
+A request's way is the list in :func:`create_app`: CORS where it is set up (``service.cors``), the data path's bare ASGI
+app for the inference routes, and for everything else request ids (``service.error_handlers``) and FastAPI.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
 from service.config import GIB, MIB, Settings
+from service.console.routes import console
+from service.cors import Cors
 from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
 from service.costs.routes import router as costs_router
@@ -45,9 +47,10 @@ from service.grounding.assemble import Grounding
 from service.grounding.assemble import assemble as assemble_grounding
 from service.grounding.config import EMBEDDED
 from service.health import health
+from service.http.schema import add_routes
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
-from service.inference.routes import InferenceApp
+from service.inference.routes import MODELS, InferenceApp
 from service.openapi import build as build_openapi
 from service.pages import pages
 from service.registry.catalog import Catalog
@@ -125,17 +128,17 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.keys, api.state.refusals = parts.keys, parts.refusals
     api.state.registry = parts.registry
     api.state.usage_report = UsageReport(parts.database, parts.usage)
-    api.include_router(access_router)
-    api.include_router(usage_router)
+    add_routes(api, access_router)
+    add_routes(api, usage_router)
     api.state.cost_report, api.state.budgets = parts.costs.report, parts.costs.budgets
     api.state.estimates, api.state.year_report = parts.costs.estimates, parts.costs.year
-    api.include_router(costs_router)  # before the routes that forward everything below /v1/fine_tuning
-    api.include_router(registry_router)
+    add_routes(api, costs_router)  # before the routes that forward everything below /v1/fine_tuning
+    add_routes(api, registry_router)
     api.state.files, api.state.training = parts.files, parts.sidecar.training
     api.state.admission_queue = parts.admission.queue
-    api.include_router(files_router)
+    add_routes(api, files_router)
     api.state.datasets = Datasets(parts.database, parts.files)
-    api.include_router(datasets_router)
+    add_routes(api, datasets_router)
     if parts.knowledge is not None:
         _add_knowledge(api, parts.knowledge)
     api.state.evaluations, api.state.revalidations = (
@@ -143,16 +146,18 @@ def create_app(settings: Settings) -> ASGIApp:
         parts.sidecar.revalidations,
     )
     api.state.jobs, api.state.ladders = parts.sidecar.jobs, parts.sidecar.ladders
-    api.include_router(training_router)
-    api.include_router(revalidation_router)
+    add_routes(api, training_router)
+    add_routes(api, revalidation_router)
     api.state.telemetry = parts.telemetry
-    api.include_router(metrics_router)
+    add_routes(api, metrics_router)
     inference = _inference(parts)
     fingerprint = parts.base.fingerprint.digest
-    api.include_router(health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
-    api.include_router(pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
-    add_error_handlers(api)
-    return DataPathFirst(inference, RequestIds(api))
+    add_routes(api, health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
+    add_routes(api, pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
+    add_routes(api, console())
+    add_error_handlers(api, [*inference.routes, MODELS])
+    app = DataPathFirst(inference, RequestIds(api))
+    return Cors(app, settings.cors_origins) if settings.cors_origins else app
 
 
 class DataPathFirst:
@@ -289,7 +294,7 @@ def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:
     from service.knowledge.routes import router
 
     api.state.knowledge = knowledge
-    api.include_router(router)
+    add_routes(api, router)
 
 
 def _files(settings: Settings, database: Database) -> Files:

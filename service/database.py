@@ -27,7 +27,6 @@ metadata = sa.MetaData(
 class Database(SqliteDatabase):
     """The gateway's database."""
 
-    program: ClassVar[str] = "Hatrack"
     title: ClassVar[str] = "the metadata database"
     open_error: ClassVar[type[Exception]] = SettingsError
     disk_full_error: ClassVar[type[Exception]] = DiskFull

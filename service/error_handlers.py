@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
+from functools import cache
 from typing import Final
 
 from fastapi import FastAPI, Request
@@ -17,7 +19,7 @@ from adapters.validation import message, shown
 from service.access.http import note_refusal, request_id
 from service.errors import BadRequest, HatrackError, MethodNotAllowed, UnknownField, no_such_route, to_hatrack_error
 
-PUBLIC: Final = frozenset({"/", "/docs", "/healthz", "/openapi.json", "/readyz"})
+PUBLIC: Final = frozenset({"/", "/console", "/docs", "/healthz", "/openapi.json", "/readyz"})
 """Paths that need no key. Every other path answers 401 without one; `GET /metrics` decides for itself."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -64,8 +66,17 @@ def answer(error: HatrackError) -> Response:
     return Response(error.body(), error.status, error.headers, media_type="application/json")
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of a route or of the framework with the same body shape."""
+def add_error_handlers(app: FastAPI, inference_paths: Collection[str] = ()) -> None:
+    """Answer every error of a route or of the framework with the same body shape.
+
+    Args:
+        inference_paths: Paths that the data path answers, which the app does not know.
+    """
+
+    @cache
+    def groups() -> frozenset[str]:
+        paths = [*inference_paths, *(getattr(route, "path", "") for route in app.routes)]
+        return frozenset(path.split("/")[2] for path in paths if path.startswith("/v1/"))
 
     async def hatrack_error(request: Request, error: Exception) -> Response:
         refusal = to_hatrack_error(error, request_id(request))
@@ -95,7 +106,7 @@ def add_error_handlers(app: FastAPI) -> None:
             text = f"{request.method} is not allowed for this route{allowed}"
             return answer(MethodNotAllowed(text, headers=headers))
         if error.status_code == 404:
-            return answer(no_such_route(request.method, request.scope["path"]))
+            return answer(no_such_route(request.method, request.scope["path"], groups()))
         return answer(BadRequest(str(error.detail)))
 
     app.add_exception_handler(Exception, hatrack_error)

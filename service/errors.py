@@ -39,6 +39,7 @@ Exception
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import ClassVar, Final
 
 import orjson
@@ -125,10 +126,29 @@ class NotFound(HatrackError):
     default_code: ClassVar[str | None] = "not_found"
 
 
-def no_such_route(method: str, path: str) -> NotFound:
-    """The error for a path that no route has."""
+def no_such_route(method: str, path: str, groups: Collection[str] = ()) -> NotFound:
+    """The error for a path that no route has, with the path that was probably meant.
+
+    Args:
+        groups: First parts of the paths under `/v1`, such as `chat`.
+    """
     shown = path if len(path) <= 100 else f"{path[:100]}…"
-    return NotFound(f"No such route: {method} {shown}. The API is under /v1; see /docs.")
+    hint = _meant_path(path, groups)
+    message = f"No such route: {method} {shown}. {hint or 'The API is under /v1; see /docs.'}"
+    return NotFound(message, code="unknown_route")
+
+
+def _meant_path(path: str, groups: Collection[str]) -> str:
+    """What is wrong with the `/v1` of a path; empty if nothing is known to be."""
+    before, _, after = path.rpartition("/v1/")
+    shown = after if len(after) <= 100 else f"{after[:100]}…"
+    if before and set(before.split("/")) == {"", "v1"}:
+        return f"`/v1` is there more than once: did you mean /v1/{shown}? Once, at the end of the base URL, is enough."
+    if before and after.split("/")[0] in groups:
+        return f"`/v1` must come first: did you mean /v1/{shown}?"
+    if path.strip("/").split("/")[0] in groups:
+        return f"`/v1` is missing: did you mean /v1{path[:100]}? The base URL of a client ends in it."
+    return ""
 
 
 class ModelNotFound(NotFound):

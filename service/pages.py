@@ -45,6 +45,7 @@ class About(ApiModel):
     name: str
     version: str
     base: str
+    console: str
     docs: str
     openapi: str
     health: str
@@ -67,6 +68,7 @@ def pages(base: str, document: Callable[[], dict[str, Any]]) -> APIRouter:
             "name": "hatrack",
             "version": __version__,
             "base": base,
+            "console": "/console",
             "docs": "/docs",
             "openapi": "/openapi.json",
             "health": "/readyz",

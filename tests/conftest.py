@@ -85,6 +85,15 @@ def _no_terminal() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Gateways that `hatrack login` has saved for whoever runs the tests are none of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.delenv("HATRACK_PROFILE", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
     """Programs that a test runs in its own process set theirs; the next test finds what it would find alone."""

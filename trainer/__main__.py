@@ -27,6 +27,7 @@ import uvicorn
 from adapters.errors import AdapterError
 from trainer.app import Trainer, create_app
 from trainer.config import Installation, Settings, load_settings
+from trainer.database import FILE, Database
 from trainer.errors import SettingsError
 from trainer.finetune.capacity import BaseModelInfo
 
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with _lock_home(installation.directory):
+            Database(installation.directory / FILE).check_schema()
             trainer = Trainer.build(settings, installation, base)
             listener = _unix(options.socket) if options.socket else _tcp(options.host, options.port)
             asyncio.run(_serve(trainer, settings, listener, parent if options.socket else None))

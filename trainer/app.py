@@ -182,13 +182,8 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Hatrack trainer", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.trainer = trainer
-    app.include_router(router)
-    app.include_router(internal)
-    app.include_router(costs_router)
-    app.include_router(evaluations_router)
-    app.include_router(ladders_router)
-    app.include_router(reviews_router)
-    app.include_router(teachers_router)
+    for each in (router, internal, costs_router, evaluations_router, ladders_router, reviews_router, teachers_router):
+        app.router.routes.extend(each.routes)  # include_router would build each a second time
     app.add_api_route("/health", _health, methods=["GET"])
     _add_error_handlers(app)
     # the last middleware added is the first to see a request

@@ -21,7 +21,6 @@ metadata: Final = sa.MetaData()
 class Database(SqliteDatabase):
     """The trainer's database. Raises SettingsError if it cannot be opened, DiskFull or InternalError in use."""
 
-    program: ClassVar[str] = "trainer"
     title: ClassVar[str] = "the trainer's database"
     open_error: ClassVar[type[Exception]] = SettingsError
     disk_full_error: ClassVar[type[Exception]] = DiskFull

@@ -159,6 +159,7 @@ def require_project(db: sa.Connection, project: str) -> None:
     """Raise NotFound if the project does not exist: an admin's request may name any."""
     if db.scalar(sa.select(projects.c.id).where(projects.c.id == project)) is None:
         raise NotFound(
-            f"the project `{project[:100]}` does not exist; create its first key (POST /v1/keys) to create it",
+            f"the project `{project[:100]}` does not exist; its first key creates it "
+            f"(`hatrack keys create NAME --project {project[:100]}`)",
             code="project_not_found",
         )

@@ -145,7 +145,7 @@ async def delete_own_key(
 ) -> dict[str, Any]:
     """Revoke the key of this request; needs no scope."""
     if who.key_id == ADMIN_ID:
-        raise Conflict("the admin key cannot be revoked; rotate it with POST /v1/keys/rotate-admin", code="admin_key")
+        raise Conflict("the admin key cannot be revoked; rotate it (`hatrack keys rotate-admin`)", code="admin_key")
     await keys.delete(actor, who.key_id)
     return {"object": "key", "id": who.key_id, "deleted": True}
 

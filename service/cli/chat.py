@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from service.cli import terminal
+from service.cli.completion import complete_model
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
 
@@ -20,7 +21,12 @@ _HELP: Final = "/exit quits, /reset clears the conversation, /system TEXT sets t
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="The base's name, brand-voice, brand-voice@3 or brand-voice:canary.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The base's name, brand-voice, brand-voice@3 or brand-voice:canary.", autocompletion=complete_model
+        ),
+    ],
     prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="One question.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of the answer, tokens.")] = None,

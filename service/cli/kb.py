@@ -38,8 +38,9 @@ def create(
     description: Annotated[str | None, typer.Option(help="What the store contains.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create an empty store."""
+    """Create an empty store, under a name that no other store has."""
     with terminal.reporting(as_json), HatrackClient() as client:
+        _require_unused(client, name)
         store = client.vector_stores.create(name, description=description)
     if as_json:
         terminal.print_json(store)
@@ -47,6 +48,17 @@ def create(
         typer.echo(
             f"{store['id']} is {terminal.clean(name)}; add documents with `hatrack kb add {terminal.clean(name)} FILE…`"
         )
+
+
+def _require_unused(client: HatrackClient, name: str) -> None:
+    """Names of stores need not be unique to the gateway, but two of one name could no longer be told apart here."""
+    ids = [store["id"] for store in client.vector_stores.list() if store.get("name") == name]
+    if ids:
+        message = (
+            f"There is already a store named {name} ({', '.join(ids)}). Add documents with "
+            f"`hatrack kb add {name} FILE…`, or delete it with `hatrack kb rm {name}`."
+        )
+        raise ClientError(409, "vector_store_exists", message, "name")
 
 
 @app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))

@@ -2,49 +2,86 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from service import __version__
 from service.cli import (
     access,
     advise,
     chat,
     cost,
     data,
+    doctor,
     engine,
     evaluate,
     export,
     jobs,
     kb,
+    profiles,
     registry,
     revalidate,
     review,
     run,
+    show,
     status,
     top,
     traffic,
     train,
     usage,
 )
+from service.cli.apply import command as apply
 from service.cli.terminal import examples
+from service.client.profiles import chosen_profile
 
 app = typer.Typer(
     name="hatrack",
     help="One base model, many hats: serve LoRA adapters from one engine.",
     epilog=(
         "\b\nEnvironment:\n"
-        "  HATRACK_URL      the gateway [default: OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
-        "  HATRACK_KEY      the API key [default: OPENAI_API_KEY with OPENAI_BASE_URL,\n"
+        "  HATRACK_URL      the gateway [default: the profile that `hatrack login` saved,\n"
+        "                   else OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
+        "  HATRACK_KEY      the API key [default: the profile's for its gateway,\n"
+        "                   OPENAI_API_KEY with OPENAI_BASE_URL,\n"
         "                   else admin.key under HATRACK_HOME for a gateway on this machine]\n"
-        "  HATRACK_PROJECT  the project in which an admin key acts [default: default]\n\n"
+        "  HATRACK_PROJECT  the project in which an admin key acts [default: default]\n"
+        "  HATRACK_PROFILE  the saved profile [default: the current one]\n\n"
         "\b\nExit codes:\n"
         "  0 done   1 refused or failed   2 wrong usage   3 cannot connect   4 not enough evidence"
     ),
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hatrack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Use this saved profile; HATRACK_URL, HATRACK_KEY and HATRACK_PROJECT do not count then.",
+            callback=profiles.profile_name,
+        ),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """One base model, many hats: serve LoRA adapters from one engine."""
+    token = chosen_profile.set(profile)
+    context.call_on_close(lambda: chosen_profile.reset(token))
+
 
 app.command(epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up", "hatrack up --keep-engine"))(
     run.up
@@ -74,10 +111,12 @@ app.command(
         "hatrack push support --system-prompt prompt.txt --examples few.jsonl --kb policies   (no weights)",
     )
 )(registry.push)
-app.command(epilog=examples("hatrack ls", "hatrack ls --json | jq -r '.[].name'"))(registry.ls)
+app.command(epilog=examples("hatrack ls", "hatrack ls --json | jq -r '.[].name'"))(show.ls)
 app.command(
-    epilog=examples("hatrack show brand-voice", "hatrack show brand-voice@3", "hatrack show brand-voice:canary --json")
-)(registry.show)
+    epilog=examples(
+        "hatrack show brand-voice", "hatrack show brand-voice@3", "hatrack show brand-voice:canary --json | jq .verdict"
+    )
+)(show.show)
 app.command(epilog=examples("hatrack promote brand-voice@3", "hatrack promote brand-voice@4 --alias canary"))(
     registry.promote
 )
@@ -169,6 +208,13 @@ app.command(
     )
 )(evaluate.report)
 app.command(epilog=examples("hatrack review", "hatrack review eval-1a2b", "hatrack review --list"))(review.review)
+app.command(
+    epilog=examples(
+        "hatrack apply hatrack.yaml --dry-run",
+        "hatrack apply hatrack.yaml",
+        "hatrack apply hatrack.yaml --yes --prune --json | jq -r '.keys.shop'",
+    )
+)(apply.apply)
 app.add_typer(data.app, name="data")
 app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
 app.command(
@@ -178,9 +224,22 @@ app.command(
     )
 )(export.export)
 app.command(epilog=examples("hatrack top", "hatrack top --once", "hatrack top --json | jq .adapters"))(top.top)
+app.command(
+    epilog=examples(
+        "hatrack login http://127.0.0.1:8000 < var/admin.key",
+        "hatrack login https://hatrack.example.com --profile production",
+        "hatrack --profile production ls",
+    )
+)(profiles.login)
+app.command(epilog=examples("hatrack logout", "hatrack logout --profile production"))(profiles.logout)
+app.command(epilog=examples("hatrack profiles", "hatrack profiles --use production"))(profiles.profiles)
 app.add_typer(kb.app, name="kb")
+app.add_typer(registry.alias, name="alias")
 app.add_typer(access.keys, name="keys")
 app.command(epilog=examples("hatrack audit", "hatrack audit --project acme --action alias.promote -n 50"))(access.audit)
+app.command(
+    epilog=examples("hatrack doctor", "hatrack doctor --json | jq '.checks[] | select(.result == \"failed\")'")
+)(doctor.doctor)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

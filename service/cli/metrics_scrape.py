@@ -15,6 +15,8 @@ from service.client import ClientError
 
 WINDOW_S: Final = 30.0
 MAX_SCRAPES: Final = 64
+PSEUDO_ADAPTERS: Final = ("(base)", "(other)")
+"""What is counted beside adapters: the base, and what exceeds the maximum number of series."""
 Labels = frozenset[tuple[str, str]]
 Samples = Mapping[str, Mapping[Labels, float]]
 
@@ -199,18 +201,20 @@ def read_frame(window: ScrapeWindow) -> Frame:
 
 
 def _adapters(window: ScrapeWindow) -> tuple[AdapterStats, ...]:
-    """The busiest first, then by name."""
-    rows = {
-        (row["project"], row["adapter"], row["version"])
-        for row in window.labels("hatrack_requests_total")
-        if row["adapter"] != "(none)"
-    }
+    """The busiest first, then by name. Counters of a deleted version stay, but its gauges go, and its row with them."""
+    existing = {_version_of(row) for row in window.labels("hatrack_adapter_requests_running")}
+    counted = {_version_of(row) for row in window.labels("hatrack_requests_total")}
+    rows = {row for row in counted if row in existing or row[1] in PSEUDO_ADAPTERS}
     adapters = [_adapter(window, *row) for row in rows]
     return tuple(
         sorted(
             adapters, key=lambda adapter: (-adapter.requests_per_s, adapter.project, adapter.adapter, adapter.version)
         )
     )
+
+
+def _version_of(labels: Mapping[str, str]) -> tuple[str, str, str]:
+    return labels["project"], labels["adapter"], labels["version"]
 
 
 def _adapter(window: ScrapeWindow, project: str, adapter: str, version: str) -> AdapterStats:

@@ -1,9 +1,8 @@
-"""`push ls show promote rollback rm`: adapters, their versions and aliases."""
+"""`push promote rollback rm` and `alias rm`: what changes adapters, their versions and aliases."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from adapters.names import DEFAULT_ALIAS, Reference, is_checkpoint_alias
+from adapters.names import DEFAULT_ALIAS
 from service.cli import terminal
-from service.cli.terminal import AsJson
+from service.cli.completion import complete_adapter
+from service.cli.terminal import AsJson, examples
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
 
 if TYPE_CHECKING:
-    from service.client.types.adapters import Adapter, AdapterAlias, AdapterVersion
+    from service.client.types.adapters import AdapterAlias, AdapterVersion
 
 _FILE = {"exists": True, "dir_okay": False, "readable": True}
 MAX_PATH_CHARS: Final = 1024
-NO_WEIGHTS: Final = "no weights"
 NOTHING_TO_PUSH: Final = (
     "Name a directory with weights, or give a version without weights at least one of --system-prompt, --examples, "
     "--kb, --temperature and --settings."
 )
 
 
+alias = typer.Typer(help="Aliases: names such as `live` and `canary` that point to versions.", no_args_is_help=True)
 Weights = Annotated[
     Path | None,
     typer.Argument(
@@ -62,7 +62,10 @@ Stores = Annotated[
 
 
 def push(
-    name: Annotated[str, typer.Argument(help="The adapter's name.", callback=terminal.name_argument)],
+    name: Annotated[
+        str,
+        typer.Argument(help="The adapter's name.", callback=terminal.name_argument, autocompletion=complete_adapter),
+    ],
     directory: Weights = None,
     alias: AliasToMove = None,
     no_alias: Annotated[
@@ -182,9 +185,9 @@ def _print_pushed(version: AdapterVersion) -> None:
         facts.append("alias " + terminal.pointers(version["aliases"]))
     typer.echo(terminal.clean(f"{label} is {version.get('state')} ({', '.join(facts)})"))
     for warning in version.get("warnings") or []:
-        typer.echo(terminal.clean(f"warning: {_text(warning)}"), err=True)
+        typer.echo(terminal.clean(f"warning: {terminal.message_text(warning)}"), err=True)
     if held_back := version.get("held_back"):
-        held = f"{label} is held back from live: {_text(held_back)}. It answers as {label}; "
+        held = f"{label} is held back from live: {terminal.message_text(held_back)}. It answers as {label}; "
         typer.echo(terminal.clean(f"warning: {held}run `hatrack promote {label} --force` to make it live."), err=True)
     if version.get("state") == "proving":
         typer.echo(terminal.clean(f"To follow the proof, run `hatrack show {label}`."))
@@ -199,147 +202,10 @@ def _weights_facts(version: AdapterVersion) -> list[str]:
     return ["no weights"] if tokens is None else ["no weights", f"a prompt of {tokens} tokens"]
 
 
-def _text(warning: Any) -> str:
-    return str(warning.get("message", warning)) if isinstance(warning, dict) else str(warning)
-
-
-def ls(as_json: AsJson = False) -> None:
-    """List the adapters."""
-    with terminal.reporting(as_json), HatrackClient() as client:
-        adapters = list(client.adapters.list())
-    if as_json:
-        terminal.print_json(adapters)
-    elif adapters:
-        print_adapters(adapters)
-    else:
-        typer.echo("No adapters yet. Run `hatrack push NAME DIR` to add one.")
-
-
-def print_adapters(adapters: list[Adapter]) -> None:
-    """Write a table of adapters."""
-    rows = []
-    for adapter in adapters:
-        versions = adapter.get("versions")
-        count = len(versions) if isinstance(versions, list) else versions
-        rows.append(
-            (
-                str(adapter.get("name")),
-                "-" if count is None else str(count),
-                terminal.pointers(
-                    {alias: at for alias, at in _targets(adapter).items() if not is_checkpoint_alias(alias)}
-                ),
-                "pinned" if adapter.get("pinned") else "-",
-                _revalidation_counts(versions),
-                terminal.when(adapter.get("created_at")),
-            )
-        )
-    terminal.print_table(("ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"), rows)
-
-
-def _revalidation_counts(versions: Any) -> str:
-    """How many versions are fresh, due and failed; `-` where none was judged."""
-    revalidations = [version.get("revalidation") for version in versions or [] if isinstance(version, dict)]
-    states = Counter(str(state["state"]) for state in revalidations if isinstance(state, dict))
-    return ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "-"
-
-
-def _targets(adapter: Adapter) -> dict[str, Any]:
-    """Where each alias points: a version's number, or the weights of a split."""
-    return {**(adapter.get("aliases") or {}), **(adapter.get("splits") or {})}
-
-
-def show(
-    reference: Annotated[str, typer.Argument(help="brand-voice, brand-voice@3 or brand-voice:canary.")],
-    as_json: AsJson = False,
-) -> None:
-    """Show an adapter with its versions, or one version."""
-    target = terminal.reference_argument(reference)
-    with terminal.reporting(as_json), HatrackClient() as client:
-        adapter = client.adapters.retrieve(target.name) if target.version is None else None
-        number = _number(adapter, target) if adapter is not None else target.version
-        version = None if number is None else client.adapters.versions.retrieve(target.name, number)
-    if as_json:
-        terminal.print_json(version or adapter)
-    elif version is not None:
-        _print_version(version)
-    elif adapter is not None:
-        _print_adapter(adapter)
-
-
-def _number(adapter: Adapter, target: Reference) -> int | None:
-    """The version that a reference's alias points at; None where it names the adapter. Raises ClientError."""
-    if target.alias is None:
-        return None
-    number = _targets(adapter).get(target.alias)
-    if isinstance(number, dict):
-        names = ", ".join(f"{target.name}@{version}" for version in number)
-        raise ClientError(0, "alias_split", f"{target.label} is a split; name one of {names}.", "reference")
-    if number is None:
-        raise ClientError(404, "not_found", f"{target.name} has no alias {target.alias}.")
-    return int(number)
-
-
-def _print_adapter(adapter: Adapter) -> None:
-    pinned = "   pinned" if adapter.get("pinned") else ""
-    typer.echo(terminal.clean(f"{adapter.get('name')}   {terminal.pointers(_targets(adapter))}{pinned}"))
-    aliases = adapter.get("aliases") or {}
-    rows = []
-    for version in adapter.get("versions") or []:
-        item = version if isinstance(version, dict) else {"version": version}
-        pointing = [alias for alias, target in aliases.items() if target == item.get("version")]
-        rows.append(
-            (
-                f"@{item.get('version')}",
-                str(item.get("state", "-")),
-                terminal.servable(item),
-                terminal.verdict(item),
-                terminal.judged(item),
-                terminal.pointers(item.get("aliases") or pointing),
-                _or_dash(item.get("rank")),
-                terminal.size(item.get("bytes")) if item.get("digest") else "-",
-                terminal.when(item.get("created_at")),
-                str(item.get("digest") or NO_WEIGHTS)[:12],
-            )
-        )
-    columns = ("VERSION", "STATE", "SERVABLE", "VERDICT", "JUDGED", "ALIASES", "RANK", "SIZE", "CREATED", "DIGEST")
-    terminal.print_table(columns, rows)
-
-
-def _print_version(version: AdapterVersion) -> None:
-    rows = [("version", f"{version.get('adapter')}@{version['version']}")]
-    rows += [("state", str(version.get("state", "-"))), ("servable", terminal.servable(version))]
-    rows += [("aliases", terminal.pointers(version.get("aliases"))), ("digest", version.get("digest") or NO_WEIGHTS)]
-    if version.get("digest"):
-        rows += [("rank", _or_dash(version.get("rank"))), ("alpha", _or_dash(version.get("alpha")))]
-        modules = version.get("target_modules")
-        rows.append(("modules", " ".join(map(str, modules)) if isinstance(modules, list) else str(modules or "-")))
-        rows += [("size", terminal.size(version.get("bytes")))]
-    rows += [("created", terminal.when(version.get("created_at")))]
-    if version.get("expires_at"):
-        rows.append(("expires", terminal.when(version.get("expires_at"))))
-    rows += [("judged", terminal.judged(version))]
-    for group in ("held_back", "verdict", "base", "settings", "metadata", "proof"):
-        rows += _scalars(group, version.get(group))
-    for warning in version.get("warnings") or []:
-        rows.append(("warning", _text(warning)))
-    terminal.print_table(("FIELD", "VALUE"), rows)
-
-
-def _or_dash(value: Any) -> str:
-    return "-" if value is None else str(value)
-
-
-def _scalars(prefix: str, value: Any) -> list[tuple[str, str]]:
-    """The plain values in a nested object, with dotted names; long lists (log-probabilities) are for --json."""
-    if isinstance(value, dict):
-        return [row for key, item in value.items() for row in _scalars(f"{prefix}.{key}", item)]
-    if isinstance(value, list):
-        return [(prefix, f"{len(value)} values (see --json)")]
-    return [] if value is None else [(prefix, str(value))]
-
-
 def promote(
-    reference: Annotated[str, typer.Argument(help="The version, such as brand-voice@3.")],
+    reference: Annotated[
+        str, typer.Argument(help="The version, such as brand-voice@3.", autocompletion=complete_adapter)
+    ],
     alias: Annotated[str, typer.Option(help="The alias to move.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
     force: Annotated[bool, typer.Option("--force", help="Allow versions that are held back from live.")] = False,
     as_json: AsJson = False,
@@ -354,7 +220,9 @@ def promote(
 
 
 def rollback(
-    reference: Annotated[str, typer.Argument(metavar="NAME", help="The adapter, such as brand-voice.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="NAME", help="The adapter, such as brand-voice.", autocompletion=complete_adapter)
+    ],
     alias: Annotated[str, typer.Option(help="The alias to move back.", callback=terminal.alias_option)] = DEFAULT_ALIAS,
     as_json: AsJson = False,
 ) -> None:
@@ -375,7 +243,10 @@ def _print_moved(moved: AdapterAlias, name: str, alias: str, as_json: bool) -> N
 
 
 def rm(
-    reference: Annotated[str, typer.Argument(help="A version (brand-voice@2) or an adapter (brand-voice).")],
+    reference: Annotated[
+        str,
+        typer.Argument(help="A version (brand-voice@2) or an adapter (brand-voice).", autocompletion=complete_adapter),
+    ],
     force: Annotated[bool, typer.Option("--force", help="Delete it even if an alias points to it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
@@ -383,7 +254,8 @@ def rm(
     """Delete a version, or an adapter with all its versions. Asks for confirmation on a terminal."""
     target = terminal.reference_argument(reference)
     if target.alias is not None:
-        raise typer.BadParameter(f"Name a version ({target.name}@2) or the whole adapter ({target.name}).")
+        message = f"Name a version ({target.name}@2) or the whole adapter ({target.name})."
+        raise typer.BadParameter(f"{message} To delete the alias: hatrack alias rm {reference}")
     what = reference if target.version is not None else f"{reference} and all its versions"
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Delete {what}?", abort=True, err=True)
@@ -393,3 +265,25 @@ def rm(
         terminal.print_json({"deleted": reference})
     else:
         typer.echo(f"Deleted {what}.")
+
+
+@alias.command(
+    "rm", epilog=examples("hatrack alias rm brand-voice:canary", "hatrack alias rm brand-voice:canary --yes")
+)
+def alias_rm(
+    reference: Annotated[str, typer.Argument(metavar="NAME:ALIAS", help="The alias, such as brand-voice:canary.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete an alias. Its versions stay, but requests for the alias fail. Asks for confirmation on a terminal."""
+    target = terminal.reference_argument(reference)
+    if target.alias is None:
+        raise typer.BadParameter(f"Name an alias, such as {target.name}:canary.")
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Delete the alias {reference}? Requests for it will fail.", abort=True, err=True)
+    with terminal.reporting(as_json), HatrackClient() as client:
+        deleted = client.adapters.delete_alias(target.name, target.alias)
+    if as_json:
+        terminal.print_json(deleted)
+    else:
+        typer.echo(f"Deleted the alias {reference}.")

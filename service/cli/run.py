@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeAlias
 
@@ -25,6 +26,8 @@ from service.server.private import keep_private
 
 SAMPLES = ("tidewater", "pemberton")
 SAMPLE_SETTINGS = {"sampling": {"temperature": 0.2}}  # so small a model wanders at the usual 1.0
+DATABASE = "hatrack.db"
+TRAINER_DATABASE = "jobs.db"
 READY_POLL_S = 0.5
 console = Console(stderr=True, highlight=False)
 
@@ -56,6 +59,7 @@ def up(keep_engine: KeepEngine = None) -> None:
     settings = read_settings(keep_engine=keep_engine)
     if settings.trainer == "auto":
         settings = settings.model_copy(update={"trainer": "on"})
+    refuse_newer_data(settings)
     keep_private(settings.home)
     prepare_base(settings)
     samples = train_samples(settings) if settings.samples else []
@@ -74,6 +78,7 @@ def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
     settings = read_settings(keep_engine=keep_engine, trainer=trainer_setting)
     if not (settings.base_dir / "config.json").exists():
         fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
+    refuse_newer_data(settings)
     keep_private(settings.home)
     _run(settings, None)
 
@@ -110,6 +115,26 @@ def down(
         )
     if ended:
         console.print(f"stopped an engine that was still running ({len(ended)} processes)")
+
+
+def refuse_newer_data(settings: Settings) -> None:
+    """End the command if a newer release has written the home, before anything in it is touched."""
+    for problem in newer_data(settings):
+        fail(problem)
+
+
+def newer_data(settings: Settings) -> list[str]:
+    """What a newer release has written to the home that this one cannot read: the gateway's database, the trainer's."""
+    from adapters.sqlite import newer_schema
+    from service.database import MIGRATIONS
+    from service.training.config import TrainerConfig
+
+    databases = [(settings.home / DATABASE, MIGRATIONS)]
+    trainer = find_spec("trainer")  # is not imported: it may be installed without the packages that it needs
+    if trainer is not None and trainer.submodule_search_locations:
+        migrations = Path(trainer.submodule_search_locations[0]) / "migrations"
+        databases.append((TrainerConfig.from_settings(settings).directory / TRAINER_DATABASE, migrations))
+    return [problem for path, migrations in databases if (problem := newer_schema(path, migrations)) is not None]
 
 
 def prepare_base(settings: Settings) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from service import __version__
 from service.cli import terminal
-from service.cli.registry import print_adapters
+from service.cli.show import print_adapters
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient
 
@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     from service.client.types.adapters import Adapter
     from service.client.types.gateway import Model, Readiness
 
+TRAINER_HINTS: Final = {
+    "off": "  (not configured: `hatrack serve --trainer` starts one)",
+    "starting": "  (it has not answered yet)",
+    "down": "  (it has stopped answering; jobs wait, requests go on)",
+}
+
 
 def status(as_json: AsJson = False) -> None:
-    """Show whether the gateway is ready, its engine and its adapters. Exit code 0 means ready."""
+    """Show whether the gateway is ready, its engine, its trainer and its adapters. Exit code 0 means ready."""
     refused: ClientError | None = None
     adapters: list[Adapter] = []
     models: list[Model] = []
@@ -46,6 +52,9 @@ def _print_status(url: str, report: Readiness, models: list[Model], adapters: li
     if engine:
         reason = engine.get("reason")
         rows.append(("engine", f"{engine.get('state', '-')}{f'  ({reason})' if reason else ''}"))
+    trainer = (report.get("trainer") or {}).get("state")
+    if trainer:
+        rows.append(("trainer", f"{trainer}{TRAINER_HINTS.get(trainer, '')}"))
     if models:
         rows.append(("base", str(models[0].get("id"))))
         rows.append(("adapters", str(len(adapters))))

@@ -25,6 +25,13 @@ _PIPE_COLUMNS: Final = 240
 MAX_EXACT: Final = 2**53
 """Larger numbers are not told apart as floating-point numbers: of an attribute they stay text."""
 
+SENTENCES: Final = dict.fromkeys(
+    ("unknown_route", "method_not_allowed"),
+    "This gateway does not know what the command asked for. It is probably older than the command: compare "
+    "`hatrack --version` with `hatrack top --once`.",
+)
+"""What is said to a person instead of the gateway's message, which is for whoever has written the request."""
+
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.")]
 
 
@@ -48,9 +55,13 @@ def print_error(error: ClientError, as_json: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(error.payload(), ensure_ascii=False), err=True)
         return
-    typer.echo(f"hatrack: {clean(error.message)} [{clean(error.code)}]", err=True)
+    typer.echo(f"hatrack: {clean(SENTENCES.get(error.code, error.message))} [{clean(error.code)}]", err=True)
     if error.status == 401:
-        typer.echo("Set HATRACK_KEY; the first key is in admin.key under the gateway's HATRACK_HOME.", err=True)
+        typer.echo(
+            "Run `hatrack login URL`, or set HATRACK_KEY; the first key is in admin.key under the gateway's "
+            "HATRACK_HOME.",
+            err=True,
+        )
 
 
 def print_json(value: object) -> None:
@@ -131,7 +142,12 @@ def judged(version: AdapterVersion) -> str:
 def verdict(version: AdapterVersion) -> str:
     """A version's latest verdict in one word; `-` if it was never judged."""
     verdict = version.get("verdict")
-    return str(verdict.get("verdict", "-")) if verdict else "-"
+    return str(verdict.get("verdict", "-")).replace("_", " ") if verdict else "-"
+
+
+def message_text(note: Any) -> str:
+    """The message of a warning or a reason, which is an object with a `message` or a text."""
+    return str(note.get("message", note)) if isinstance(note, dict) else str(note)
 
 
 def waiting(waiting: Waiting | None) -> str:

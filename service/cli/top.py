@@ -21,7 +21,7 @@ from service.client import ClientError, HatrackClient
 ENGINE_STYLES: Final = {"ready": "green", "starting": "blue", "stalled": "yellow", "down": "red"}
 LINES_ABOVE: Final = 9
 """Lines of the picture that are not adapters."""
-PIPE_COLUMNS: Final = 120
+PIPE_COLUMNS: Final = 80
 UNKNOWN: Final = "–"
 
 

@@ -9,6 +9,7 @@ import typer
 from adapters.errors import AdapterError
 from adapters.names import DEFAULT_ALIAS, parse_version
 from service.cli import terminal
+from service.cli.completion import complete_adapter
 from service.cli.terminal import AsJson
 from service.client import HatrackClient
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from service.client.types.adapters import AdapterPin
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="The adapter, such as brand-voice.", callback=terminal.name_argument)
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="The adapter, such as brand-voice.",
+        callback=terminal.name_argument,
+        autocompletion=complete_adapter,
+    ),
 ]
 
 

@@ -11,7 +11,14 @@ import httpx
 
 from adapters.names import DEFAULT_ALIAS, parse_reference
 from service.client.connection import CONNECT_S, Connection, Resource, path_of
-from service.client.types.adapters import Adapter, AdapterAlias, AdapterPin, AdapterVersion, RecordedVerdict
+from service.client.types.adapters import (
+    Adapter,
+    AdapterAlias,
+    AdapterPin,
+    AdapterVersion,
+    DeletedAlias,
+    RecordedVerdict,
+)
 from service.client.types.evaluations import Evaluation
 from service.client.upload import CONFIG_FILE, README_FILE, WEIGHTS_FILE, AdapterDirectory, CountedFile, not_readable
 from service.client.wire import ClientError
@@ -177,6 +184,14 @@ class Adapters(Resource):
         """
         path = path_of("adapters", name, "aliases", alias, "rollback")
         return self._connection.request(AdapterAlias, "POST", path, timeout=WARMING)
+
+    def delete_alias(self, name: str, alias: str) -> DeletedAlias:
+        """Delete an alias; the versions stay, and requests for the alias fail.
+
+        Raises:
+            ClientError: `alias_not_found` (404).
+        """
+        return self._connection.request(DeletedAlias, "DELETE", path_of("adapters", name, "aliases", alias))
 
     def pin(self, name: str) -> AdapterPin:
         """Keep an adapter's live version loaded, wherever `live` moves.

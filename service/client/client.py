@@ -44,15 +44,18 @@ class HatrackClient:
     `client.fine_tuning.jobs.create(…)`. A group is imported when it is first used.
 
     Args:
-        base_url: The gateway's address, with or without `/v1`. None: `HATRACK_URL`, else `OPENAI_BASE_URL`,
-            else http://127.0.0.1:8000.
-        api_key: The key. None: `HATRACK_KEY`, else `OPENAI_API_KEY` where the address is `OPENAI_BASE_URL`, else, for a
-            gateway on this machine, the admin key under `HATRACK_HOME`.
-        project: The project that an admin's key acts in. None: `HATRACK_PROJECT`, else the gateway's `default`.
+        base_url: The gateway's address, with or without `/v1`. None: `HATRACK_URL`, else the profile that
+            `hatrack login` saved, else `OPENAI_BASE_URL`, else http://127.0.0.1:8000.
+        api_key: The key. None: `HATRACK_KEY`, else the profile's where the address is the profile's, else
+            `OPENAI_API_KEY` where it is `OPENAI_BASE_URL`, else, for a gateway on this machine, the admin key under
+            `HATRACK_HOME`.
+        project: The project that an admin's key acts in. None: `HATRACK_PROJECT`, else the profile's with its key, else
+            the gateway's `default`.
         transport: Another way to reach the gateway, such as `httpx.ASGITransport`.
+        patience_s: Seconds to wait for an answer to a quick call, such as a list. None: 30.
 
     Raises:
-        ClientError: `url_invalid` or `key_invalid`.
+        ClientError: `url_invalid` or `key_invalid`; `profile_not_found` or `profiles_unreadable`.
 
     Every method raises ClientError, whose `code` is the gateway's; or CannotConnect where nobody listens, or one of
     `timeout`, `connection_lost`, `not_hatrack`.
@@ -65,18 +68,28 @@ class HatrackClient:
         *,
         project: str | None = None,
         transport: httpx.BaseTransport | None = None,
+        patience_s: float | None = None,
     ) -> None:
         settings = ClientSettings()
         self.url: Final = _checked_url(without_v1(base_url if base_url is not None else settings.gateway_url))
         key = api_key if api_key is not None else settings.gateway_key(self.url)
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ClientError(0, "key_invalid", "The API key must be printable ASCII; check HATRACK_KEY.")
-        acts_in = project or settings.project
+            raise ClientError(
+                0,
+                "key_invalid",
+                "The API key must be printable ASCII; check HATRACK_KEY, or run `hatrack login` again.",
+            )
+        found = settings.project if api_key is not None else settings.gateway_project(self.url)
+        self.project: Final = project or found
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._headers |= {"openai-project": acts_in} if acts_in else {}
+        self._headers |= {"openai-project": self.project} if self.project else {}
         self._trust_env = not on_this_machine(self.url)  # a proxy cannot reach our loopback address
         http = httpx.Client(
-            base_url=self.url, headers=self._headers, timeout=QUICK, transport=transport, trust_env=self._trust_env
+            base_url=self.url,
+            headers=self._headers,
+            timeout=QUICK if patience_s is None else httpx.Timeout(patience_s),
+            transport=transport,
+            trust_env=self._trust_env,
         )
         self._connection = Connection(self.url, http)
 

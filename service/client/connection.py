@@ -53,9 +53,8 @@ class Connection:
             message = f"{self.url} returned something other than JSON; is it a Hatrack gateway?"
             raise ClientError(response.status_code, "not_hatrack", message)
         if not isinstance(value, dict):
-            raise ClientError(
-                200, "not_hatrack", f"{self.url} returned something other than a JSON object for {method} {path}."
-            )
+            message = f"{self.url} returned something other than a JSON object; is it a Hatrack gateway?"
+            raise ClientError(200, "not_hatrack", message)
         return cast(Item, value)
 
     def pages(

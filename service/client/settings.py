@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.client.addresses import on_this_machine, without_v1
+from service.client.profiles import Profile, Profiles, chosen_profile
 
 
 class ClientSettings(BaseSettings):
     """Where the `hatrack` command and the Python client find a gateway, and the key that they show it.
 
-    The `openai` client's own variables count too, as a pair: a key for somebody else's service must not be sent here.
+    What counts first: `hatrack --profile`, then `HATRACK_URL` and `HATRACK_KEY`, the profile that `hatrack login`
+    saved, the `openai` client's own variables, and a gateway on this machine. A key goes only to the gateway that it
+    was given for: a profile's to its URL, the `openai` client's to its own; one for another service is not sent.
+
+    Properties and methods raise ClientError where the profiles are needed and cannot be read.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -21,19 +27,36 @@ class ClientSettings(BaseSettings):
     url: str | None = Field(None, validation_alias="HATRACK_URL")
     key: SecretStr | None = Field(None, validation_alias="HATRACK_KEY")
     project: str | None = Field(None, validation_alias="HATRACK_PROJECT")
+    profile_name: str | None = Field(None, validation_alias="HATRACK_PROFILE")
     openai_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
     home: Path = Field(Path("var"), validation_alias="HATRACK_HOME")
+    config_home: Path | None = Field(None, validation_alias="XDG_CONFIG_HOME")
+
+    @cached_property
+    def profiles(self) -> Profiles:
+        """All saved gateways."""
+        return Profiles.read(self.config_home)
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The saved gateway that counts; None if none is saved, or none is the current one."""
+        return self.profiles.get(chosen_profile.get() or self.profile_name)
 
     @property
     def gateway_url(self) -> str:
         """The gateway's address, perhaps with `/v1` at its end."""
-        return self.url or self.openai_url or "http://127.0.0.1:8000"
+        if self.url is not None and chosen_profile.get() is None:
+            return self.url
+        return (self.profile and self.profile.url) or self.openai_url or "http://127.0.0.1:8000"
 
     def gateway_key(self, url: str) -> str | None:
-        """The key for `url`: `HATRACK_KEY`, the `openai` client's, or the admin key of a gateway on this machine."""
-        if self.key is not None:
+        """The key for `url`: `HATRACK_KEY`, a profile's, the `openai` client's, or the admin key of a gateway on this
+        machine."""
+        if self.key is not None and chosen_profile.get() is None:
             return self.key.get_secret_value()
+        if self.profile is not None and self.profile.key is not None and self.profile.url == url:
+            return self.profile.key
         if self.openai_key is not None and self.openai_url is not None and without_v1(self.openai_url) == url:
             return self.openai_key.get_secret_value()
         if not on_this_machine(url):
@@ -42,3 +65,10 @@ class ClientSettings(BaseSettings):
             return (self.home.expanduser() / "admin.key").read_text(encoding="ascii").strip() or None
         except (OSError, UnicodeDecodeError):
             return None  # the gateway says what is missing, in its own words
+
+    def gateway_project(self, url: str) -> str | None:
+        """The project that an admin's key acts in at `url`; None: the gateway's `default`."""
+        given = self.project is not None or (self.url is not None and self.key is not None)
+        if given and chosen_profile.get() is None:
+            return self.project
+        return self.profile.project if self.profile is not None and self.profile.url == url else None

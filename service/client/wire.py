@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 import httpx
 
 JsonObject: TypeAlias = dict[str, Any]
+_ERRNO: Final = re.compile(r"^\[Errno -?\d+\] ")
 FINAL_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled"})
 """Statuses of jobs and evaluations that have ended."""
 
@@ -43,7 +45,8 @@ class CannotConnect(ClientError):
         super().__init__(
             0,
             "cannot_connect",
-            f"Cannot connect to Hatrack at {url} ({reason}). Start it with `hatrack up`, or set HATRACK_URL.",
+            f"Cannot connect to Hatrack at {url} ({_ERRNO.sub('', reason)}). Start it with `hatrack up`, or name "
+            "another gateway: set HATRACK_URL, or run `hatrack login URL`.",
         )
 
 
@@ -60,7 +63,11 @@ def refusal(response: httpx.Response) -> ClientError:
     body = json_body(response)
     if isinstance(body, dict) and "error" in body:
         return error_of(response.status_code, body)
-    text = f"The server answered {response.status_code} {response.reason_phrase} without Hatrack's error body."
+    address = f"{response.url.scheme}://{response.url.netloc.decode('ascii')}"
+    text = (
+        f"Something other than Hatrack answered at {address}: a proxy in between, or another server. "
+        "Check the address, and the proxy's own log."
+    )
     return ClientError(response.status_code, "not_hatrack", text)
 
 

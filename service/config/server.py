@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 from pydantic import Field, IPvAnyNetwork, field_validator
 from pydantic_settings import BaseSettings, NoDecode
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@A-Z:\[\]*]+)(:[1-9][0-9]{0,4})?")
 
 
 class ServerSettings(BaseSettings):
@@ -49,7 +52,26 @@ class ServerSettings(BaseSettings):
         75, gt=0, description="How long an idle connection is kept open, s; should exceed a proxy's own keep-alive."
     )
 
-    @field_validator("trusted_proxies", mode="before")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description=(
+            "Origins whose pages may call the gateway from a browser, such as `https://app.example.com`, separated by "
+            "spaces; `*`: any. Unset: none."
+        ),
+    )
+
+    @field_validator("trusted_proxies", "cors_origins", mode="before")
     @classmethod
-    def _networks_of(cls, value: object) -> object:
+    def _words_of(cls, value: object) -> object:
         return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin[:200]!r} is no origin: use `https://host` or `http://host:port` in lower case, without a "
+                    "path or a slash at the end, or `*`"
+                )
+        return origins

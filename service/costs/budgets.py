@@ -106,7 +106,7 @@ class BudgetService:
             f"The monthly budget of the project `{project}` is spent: budget {amount_text(monthly)}{currency}, spent "
             f"{amount_text(spent)}{currency}. "
             f"It resets on {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d} (UTC); "
-            f"an admin can raise it with PUT /v1/budgets/{project}.",
+            f"an admin can raise it (`hatrack budget {project} AMOUNT`).",
             headers={"retry-after": str(max(1, math.ceil(resets_at - self._wall())))},
         )
 

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import HatrackError
@@ -96,3 +97,13 @@ def takes(
         return endpoint
 
     return note
+
+
+def add_routes(api: FastAPI, *routers: APIRouter) -> None:
+    """Add routers' routes to an application, as they are.
+
+    `FastAPI.include_router` builds every route a second time, for a prefix or dependencies that none of ours is given:
+    seconds of each start.
+    """
+    for router in routers:
+        api.router.routes.extend(router.routes)

@@ -9,7 +9,7 @@ import orjson
 from service.access.caller import Caller
 from service.access.refusals import Refusals
 from service.config import Settings
-from service.errors import MethodNotAllowed, NotFound, to_hatrack_error
+from service.errors import MethodNotAllowed, no_such_route, to_hatrack_error
 from service.grounding.injectors import CHAT_INJECTOR, MESSAGES_INJECTOR, RESPONSES_INJECTOR
 from service.inference.anthropic import MESSAGES
 from service.inference.anthropic_fields import count_tokens_table, messages_table
@@ -129,7 +129,7 @@ class InferenceApp:
             if route is not None:
                 _require_method(scope, "POST")
             elif exchange.path.startswith(MESSAGES_PATH):
-                raise _no_route(scope["method"], exchange.path)
+                raise no_such_route(scope["method"], exchange.path)
             else:
                 _require_method(scope, "GET")
                 await self._models(exchange, caller)
@@ -148,12 +148,8 @@ class InferenceApp:
         elif name.startswith("/"):
             answer = show_model(self._catalog, caller, name[1:])
         else:
-            raise _no_route("GET", exchange.path)
+            raise no_such_route("GET", exchange.path)
         await exchange.answer(200, orjson.dumps(answer))
-
-
-def _no_route(method: str, path: str) -> NotFound:
-    return NotFound(f"no such route: {method} {path[:200]}; see /docs")
 
 
 def _require_method(scope: Scope, method: str) -> None:

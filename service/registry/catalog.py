@@ -15,12 +15,13 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from adapters.errors import AdapterError
-from adapters.names import DEFAULT_ALIAS, parse_reference
+from adapters.names import DEFAULT_ALIAS, MAX_NAME_LENGTH, parse_reference
 from service.access.caller import Caller
 from service.errors import BadRequest, Conflict, ModelNotFound, NoLiveVersion
 from service.grounding.config import GroundingSettings
 from service.grounding.template import FRAME_TOKENS, token_upper_bound
 from service.registry.split import AliasTarget, position_of, share_of
+from service.registry.suggest import FEW, closest, one_character_off
 
 
 class Servable(StrEnum):
@@ -233,13 +234,14 @@ class Catalog:
         try:
             reference = parse_reference(name)
         except AdapterError:
-            raise _missing(name, param) from None
+            raise _missing(name, param, self._similar(caller, name)) from None
         entry = self.snapshot.adapters.get((caller.project, reference.name))
         if entry is None or not caller.may_use(reference.name):
-            raise _missing(name, param)
+            raise _missing(name, param, self._similar(caller, reference.name))
         if reference.version is not None:
             if reference.version not in entry.versions:
-                raise _missing(name, param)
+                newest = max(entry.versions, default=None)
+                raise _missing(name, param, None if newest is None else f"{entry.name}@{newest}")
             return ResolvedName(entry, "", reference.version)
         alias = reference.alias or DEFAULT_ALIAS
         target = entry.aliases.get(alias)
@@ -251,7 +253,20 @@ class Catalog:
                 "or promote one",
                 param=param,
             )
-        raise _missing(name, param)
+        similar = closest(alias, entry.aliases)
+        raise _missing(name, param, None if similar is None else f"{entry.name}:{similar}")
+
+    def _similar(self, caller: Caller, name: str) -> str | None:
+        """The base or an adapter that the caller may use whose name is like ``name``; None if there is none."""
+        adapters = self.snapshot.adapters
+        if len(adapters) <= FEW:
+            visible = [known for project, known in adapters if project == caller.project and caller.may_use(known)]
+            return closest(name[: MAX_NAME_LENGTH + 1], [self.base_name, *visible])
+
+        def usable(edited: str) -> bool:
+            return (caller.project, edited) in adapters and caller.may_use(edited)
+
+        return one_character_off(name, usable) or closest(name[: MAX_NAME_LENGTH + 1], [self.base_name])
 
     def _target(self, entry: AdapterEntry, number: int, *, label: str, param: str) -> Target:
         version = entry.versions.get(number)
@@ -283,5 +298,6 @@ class Catalog:
         return sorted(entries, key=lambda entry: (entry.created_at, entry.name))
 
 
-def _missing(name: str, param: str) -> ModelNotFound:
-    return ModelNotFound(f"the model `{name[:100]}` does not exist, or the API key may not use it", param=param)
+def _missing(name: str, param: str, similar: str | None = None) -> ModelNotFound:
+    hint = "" if similar is None else f"; did you mean `{similar}`?"
+    return ModelNotFound(f"the model `{name[:100]}` does not exist, or the API key may not use it{hint}", param=param)

@@ -143,21 +143,26 @@ class MetricsAccount:
         if self._until_sweep >= 0:
             return False
         self._until_sweep = SWEEP_AFTER
-        adapters = self._catalog.snapshot.adapters
         for labels in list(self._targets):
-            project, adapter, version = labels
-            entry = adapters.get((project, adapter))
-            if adapter != BASE and (entry is None or int(version) not in entry.versions):
+            if not self._exists(labels):
                 del self._targets[labels]
         return len(self._targets) < self._max_series
 
+    def _exists(self, labels: Labels) -> bool:
+        """Whether it is the base, or a version that is not deleted."""
+        project, adapter, version = labels
+        entry = self._catalog.snapshot.adapters.get((project, adapter))
+        return adapter == BASE or (entry is not None and int(version) in entry.versions)
+
     def targets(self) -> list[tuple[Labels, str | None]]:
-        """The versions that have series, with their digests; the base and versions without weights have none."""
-        return [(series.labels, series.digest) for series in self._targets.values()]
+        """The versions that have series and are not deleted, with their digests; the base and versions without weights
+        have none."""
+        return [(series.labels, series.digest) for series in self._targets.values() if self._exists(series.labels)]
 
     def flows(self) -> list[tuple[Labels, str | None]]:
-        """The versions that have series, with what the admission queue counts them under; None: the base."""
-        return [(series.labels, series.flow) for series in self._targets.values()]
+        """The versions that have series and are not deleted, with what the admission queue counts them under; None: the
+        base."""
+        return [(series.labels, series.flow) for series in self._targets.values() if self._exists(series.labels)]
 
     def families(self) -> Iterator[Family]:
         """Everything counted, one metric after another, each in parts of PART series.

@@ -62,7 +62,8 @@ def _described(app: FastAPI, schema: dict[str, Any]) -> Iterator[tuple[str, Docu
 
 
 def _api_routes(app: FastAPI) -> list[APIRoute]:
-    return [route for route in app.routes if isinstance(route, APIRoute)]
+    # the names of the console's files are nobody's interface
+    return [route for route in app.routes if isinstance(route, APIRoute) and not route.path.startswith("/console/")]
 
 
 def _model(route: APIRoute, name: str) -> type[BaseModel]:

@@ -16,6 +16,8 @@ from tests.support.judge import ScriptedJudge
 from tests.support.retriever import SECRET, Retriever
 
 VOICES = ("tidewater", "pemberton")
+PRICE_DEVICE_HOUR = 3.6
+"""A thousandth a second."""
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +65,7 @@ def gateway(
     # a ninth of the general suite, and budgets that so few items can show to be kept
     environment |= {"HATRACK_TRAINER_FORGET_ITEMS": "60", "HATRACK_TRAINER_FORGET_ACCURACY": "0.25"}
     environment["HATRACK_TRAINER_FORGET_CHAT"] = "0.5"
+    environment["HATRACK_PRICE_DEVICE_HOUR"] = str(PRICE_DEVICE_HOUR)
     # nobody listens there: what the operator's webhook cannot be told disturbs nothing
     environment["HATRACK_TRAINER_WEBHOOK_URL"] = "http://127.0.0.1:9/ended"
     environment["HATRACK_TRAINER_WEBHOOK_SECRET"] = f"whsec_{base64.b64encode(b'k' * 32).decode()}"

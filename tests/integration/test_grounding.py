@@ -328,6 +328,7 @@ def test_a_webhook_retriever_grounds_answers_and_its_failures_follow_on_failure(
         assert re.search(rf"grounding_requests_total{{{labels}[^}}]*}} [1-9]", page), outcome
 
 
+@pytest.mark.slow  # `test_walkthrough.py` has a policy that changes in the quick tier
 def test_the_walkthrough_of_grounding_md_works_as_written(
     gateway: Gateway, client: openai.OpenAI, tmp_path: Path
 ) -> None:

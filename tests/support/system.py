@@ -11,6 +11,7 @@ PACKAGES = {
     "promtool": "prometheus",
     "docker-compose": "docker-compose",
     "curl": "curl",
+    "systemd-analyze": "systemd",
     "libseccomp.so.2": "libseccomp2",
 }
 """The Debian package of each program, and of the one library, that a test runs; `.ci/run` installs them."""

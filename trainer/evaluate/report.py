@@ -26,6 +26,7 @@ from trainer.evaluate.revalidation import RevalidationResult
 from trainer.evaluate.spec import SuiteResult
 from trainer.evaluate.statistics.paired import Array
 from trainer.evaluate.verdict import Rules, Verdict
+from trainer.evaluate.voice_scores import Voice
 from trainer.runs.protocol import Frozen
 from trainer.tune.lineage import Lineage
 
@@ -62,6 +63,8 @@ class EvaluationReport(Frozen):
     served: dict[str, str]
     """What served each arm: `name@3`, or the requested model."""
     measures: tuple[ReportMeasure, ...]
+    voice: Voice | None = None
+    """What the measure `voice` gives to answers of which it is known how much they are the author's."""
     samples: tuple[ReportSample, ...]
     loss_curve: tuple[LossPoint, ...] = ()
     data: DataReport | None = None
@@ -88,6 +91,7 @@ def build(
     created_at: datetime,
     suites: Sequence[SuiteResult] = (),
     judged: ReportJudge | None = None,
+    voice: Voice | None = None,
     revalidation: RevalidationResult | None = None,
     why: str = "",
     notes: Sequence[str] = (),
@@ -105,8 +109,8 @@ def build(
         verdict: The verdict; None for a comparison without a candidate.
         adapter: The subject: `name@version`, or the comparison's name.
         created_at: With a time zone.
-        suites, judged, revalidation: The results of the suites, of a judge, and of the comparison with an earlier
-            verdict.
+        suites, judged, voice, revalidation: The results of the suites, of a judge, of what answers sound like, and of
+            the comparison with an earlier verdict.
         why: The reason for the metric.
         notes: Notes on the comparison, one sentence each.
         held_out: Number of held-out examples, if not all were asked.
@@ -122,7 +126,12 @@ def build(
         verdict=verdict,
         metric=comparison.metric,
         why=why,
-        notes=(*notes, *_stopped_notes(comparison, verdict), *_cut_notes(results)),
+        notes=(
+            *notes,
+            *_stopped_notes(comparison, verdict),
+            *_cut_notes(results),
+            *([] if voice is None else [voice.note()]),
+        ),
         means=_means(comparison, results, method),
         differences=_differences(comparison, labels, method) if verdict is None else (),
         held_out=len(comparison.questions) if held_out is None else held_out,
@@ -132,6 +141,7 @@ def build(
         labels=labels,
         served={result.arm.label: result.version or result.arm.model for result in results},
         measures=_measures(comparison, labels),
+        voice=voice,
         samples=_samples(comparison, *_sides(verdict, labels), seed=method.seed),
         loss_curve=tuple(loss_curve),
         data=data,

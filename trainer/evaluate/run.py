@@ -6,6 +6,7 @@ their results, so that a repeated run only asks what is missing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from adapters.protocol.reports import ArmDifference, ReportJudge
@@ -32,6 +33,7 @@ from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 from trainer.evaluate.verdict import Check, Rules, State, Verdict, decide
+from trainer.evaluate.voice_scores import voice_scores
 
 RecordLooks = Callable[[Sequence[Look]], Awaitable[Sequence[Look]]]
 
@@ -46,6 +48,7 @@ async def run(
     judge: Judge | None = None,
     record_looks: RecordLooks | None = None,
     base_measurements: BaseMeasurements | None = None,
+    authored: Sequence[str] = (),
     on_stage: OnStage | None = None,
 ) -> Outcome:
     """Run an evaluation.
@@ -60,6 +63,7 @@ async def run(
         record_looks: Records the looks of this evaluation, and returns the project's up to them, oldest first; without
             it, every version is the first.
         base_measurements: The base's measurements of the general suite that are kept; None: it is measured.
+        authored: The author's answers that the candidate was trained on, as far as they are known: for `voice_scores`.
         on_stage: Called with the progress; may raise to stop.
 
     Raises:
@@ -83,10 +87,18 @@ async def run(
         return Outcome(comparison=comparison)
     before, after = suite_arms(spec, suites=bool(requested))
     results = [await suite.run(before, after, on_stage) for suite in requested]
+    voice = await asyncio.to_thread(voice_scores, comparison, before.label, authored, seed=spec.rules.method.seed)
+    comparison = comparison if voice is None else voice.added_to(comparison)
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
     look = position(looks, version_looked_at(comparison.result(spec.candidate)), comparison.questions)
     verdict = _decide(spec, comparison, form, results, judged, look)
-    return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged)
+    return Outcome(
+        comparison=comparison,
+        verdict=verdict,
+        suites=tuple(results),
+        judged=judged,
+        voice=None if voice is None else voice.voice,
+    )
 
 
 async def _compare(

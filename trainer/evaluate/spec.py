@@ -19,6 +19,7 @@ from trainer.evaluate.forgetting import Forgetting, SuiteState
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import JUDGE, metric_by_name, primary_metric_by_name, secondary_metrics
 from trainer.evaluate.verdict import Rules, Verdict
+from trainer.evaluate.voice_scores import Voice
 from trainer.runs.protocol import Frozen
 
 # The files in an evaluation's folder.
@@ -246,12 +247,13 @@ class Judge(Protocol):
 
 
 class Outcome(Frozen):
-    """The outcome of an evaluation. ``verdict`` is None if there is no candidate."""
+    """The outcome of an evaluation. ``verdict`` is None if there is no candidate, ``voice`` if it does not apply."""
 
     comparison: Comparison
     verdict: Verdict | None = None
     suites: tuple[SuiteResult, ...] = ()
     judged: ReportJudge | None = None
+    voice: Voice | None = None
 
 
 def most_frequent_answers(answers: Sequence[str]) -> tuple[str, ...]:

@@ -68,7 +68,9 @@ class Teachers:
         """
         settings = self._endpoints.endpoints.get(name)
         if settings is None or not settings.teacher:
-            raise NotFound(f"no teacher named {name[:64]!r}; GET /v1/teachers lists them", code="teacher_not_found")
+            known = sorted(each for each, given in self._endpoints.endpoints.items() if given.teacher)
+            teachers = f"the operator has set up {', '.join(known)}" if known else "the operator has set up none"
+            raise NotFound(f"no teacher named {name[:64]!r}; {teachers}", code="teacher_not_found")
         if body.temperature is not None and not settings.send_temperature:
             raise UnsupportedValue(
                 f"`temperature` cannot be sent to the teacher {name}, which takes none; leave it out",

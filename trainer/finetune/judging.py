@@ -156,7 +156,8 @@ class Judging:
             f"{self._sample_note(len(sample))} against {', '.join(arm.label for arm in comparison.evaluation.arms[1:])}"
         )
         began = time.monotonic()
-        outcome = self._evaluator.ask(comparison.evaluation, sample)
+        authored = [example.judged.answer for example in self._prepared.training.examples]
+        outcome = self._evaluator.ask(comparison.evaluation, sample, authored)
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, comparison.notes, time.monotonic() - began)
@@ -295,6 +296,7 @@ class Judging:
             ),
             suites=outcome.suites,
             judged=outcome.judged,
+            voice=outcome.voice,
             why=self._primary.why,
             notes=notes,
             held_out=len(self._prepared.held_out),

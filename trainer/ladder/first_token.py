@@ -2,7 +2,7 @@
 
 The evaluations ask for whole answers, many at a time. Here each rung streams a few answers, one at a time, after one
 that is not counted: it loads the LoRA into its slot and caches the part of the prompt that all requests share. The
-rungs take turns, so that what else the machine does slows all of them alike. The questions are those of training examples,
+rungs take turns, so that what else the machine does slows all alike. The questions are those of training examples,
 which no rung has been asked: the engine would have the others' prompts in its cache.
 """
 

@@ -14,6 +14,9 @@ from trainer.tune.recipe import Recipe
 
 NAMES: Final = ("tidewater", "pemberton")
 
+MARLOW: Final = Path(__file__).with_name("marlow")
+"""The directory of the example that `make walkthrough` takes, which is not trained with the other samples."""
+
 RECIPE: Final = Recipe(
     rank=16,
     alpha=32,

@@ -1,11 +1,16 @@
-"""Patience, for all tests of the gateway: how fast the machine is is none of their questions."""
+"""Patience, for all tests of the gateway: how fast the machine is is none of their questions. And quick databases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from service.database import MIGRATIONS
 
 PATIENCE_S: Final = 240.0
 TIMES: Final = (
@@ -30,4 +35,28 @@ def _patient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in TIMES:
             patch.setattr(name, PATIENCE_S)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrated_once() -> Iterator[None]:
+    """A new database gets at once the tables that the migrations made for the first: thousands of tests need one."""
+    upgrade, statements = command.upgrade, list[str]()
+
+    def create_or_upgrade(config: Config, revision: str, **options: Any) -> None:
+        connection: sa.Connection | None = config.attributes.get("connection")
+        ours = config.get_main_option("script_location") == str(MIGRATIONS)
+        if connection is None or not ours or revision != "head" or sa.inspect(connection).get_table_names():
+            upgrade(config, revision, **options)
+            return
+        if not statements:
+            upgrade(config, revision, **options)
+            dump = connection.connection.driver_connection.iterdump()  # type: ignore[union-attr]
+            statements.extend(line for line in dump if line not in ("BEGIN TRANSACTION;", "COMMIT;"))
+            return
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "upgrade", create_or_upgrade)
         yield

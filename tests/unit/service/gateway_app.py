@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from service.app import DataPathFirst, create_app, describe_base
 from service.config import Settings
+from service.cors import Cors
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL, PLUGIN_ROUTE
 from service.engine.identity import ensure_store_id, plugin_digest
@@ -92,13 +93,17 @@ class GatewayApp:
         self._conformance: Conformance | None = None
 
     @property
+    def _data_path_first(self) -> DataPathFirst:
+        return cast(DataPathFirst, self.app.app if isinstance(self.app, Cors) else self.app)
+
+    @property
     def _inference(self) -> InferenceApp:
-        return cast(DataPathFirst, self.app)._inference
+        return self._data_path_first._inference
 
     @property
     def api(self) -> FastAPI:
         """All but the data path."""
-        return cast(FastAPI, cast(RequestIds, cast(DataPathFirst, self.app)._rest).app)
+        return cast(FastAPI, cast(RequestIds, self._data_path_first._rest).app)
 
     async def hold_to_the_document(self, answer: httpx.Response) -> None:
         """Fail where an answer is not what `/openapi.json` says of it."""

@@ -19,7 +19,7 @@ async def test_a_stranger_is_told_what_this_is_and_may_read_the_document(tmp_pat
         for name in ("swagger-ui-bundle.js", "swagger-ui.css", "start.js", "favicon.png"):
             assert f"/docs/{name}" in page.text or name == "favicon.png"
             assert (await gateway.http.get(f"/docs/{name}", headers=nobody)).status_code == 200
-    assert about.json()["docs"] == "/docs"
+    assert (about.json()["docs"], about.json()["console"]) == ("/docs", "/console")
     assert "//" not in page.text.replace("<!doctype html>", ""), "nothing is loaded from elsewhere"
     paths = document.json()["paths"]
     assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/models", "/v1/keys", "/v1/adapters"} <= set(

@@ -25,7 +25,7 @@ def test_every_setting_is_documented_as_the_code_has_it() -> None:
     documented = rows()
     for name, field in Settings.model_fields.items():
         assert documented.pop(f"HATRACK_{name.upper()}") == field.description
-    of_the_client = {"HATRACK_URL", "HATRACK_KEY", "HATRACK_PROJECT"}
+    of_the_client = {"HATRACK_URL", "HATRACK_KEY", "HATRACK_PROJECT", "HATRACK_PROFILE"}
     assert set(documented) == of_the_client, "a documented setting that does not exist"
 
 

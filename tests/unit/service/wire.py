@@ -40,6 +40,9 @@ class Gateway(ThreadingHTTPServer):
         self.readiness: tuple[int, dict[str, Any]] = (200, {"status": "ready", "engine": {"state": "ready"}})
         self.stream: list[bytes] = []
         self.page = 100
+        self.models = ["tiny-base"]
+        self.answer_all: tuple[int, bytes] | None = None
+        self.stores: list[dict[str, Any]] = []
 
     @property
     def url(self) -> str:
@@ -97,7 +100,9 @@ class _Handler(QuietHandler):
         self.server.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         url = urlsplit(self.path)
         try:
-            status, answer = self._route(url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, body)
+            status, answer = self.server.answer_all or self._route(
+                url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, body
+            )
         except Refusal as refusal:
             status, answer = refusal.status, refusal.body
         if status == 0:
@@ -118,11 +123,13 @@ class _Handler(QuietHandler):
         if self.headers.get("authorization") != f"Bearer {KEY}":
             raise Refusal(401, "invalid_api_key", "This needs a key.")
         if path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": "tiny-base"}]}
+            return 200, {"object": "list", "data": [{"id": name} for name in self.server.models]}
         if path == "/v1/chat/completions":
             return self._chat(json.loads(body))
         if path == "/v1/chat/completions/render":
             return 200, _rendered(**json.loads(body))
+        if path == "/v1/vector_stores":
+            return self._stores(body)
         if path == "/v1/adapters":
             return self._push(query, body) if self.command == "POST" else self._list(query)
         return self._registry(path, query, body)
@@ -158,6 +165,14 @@ class _Handler(QuietHandler):
         more = {"state": state, "settings": body["settings"], "metadata": body.get("metadata", {}), "proof": proof}
         return 201, self.server.add(body["name"], body.get("alias"), **without, **more)
 
+    def _stores(self, body: bytes) -> tuple[int, Any]:
+        if self.command == "GET":
+            return 200, {"object": "list", "data": self.server.stores, "has_more": False}
+        counts = {"total": 0}
+        store = {"id": f"vs_{len(self.server.stores) + 1}", "status": "completed", "file_counts": counts}
+        self.server.stores.append(store | json.loads(body))
+        return 200, self.server.stores[-1]
+
     def _registry(self, path: str, query: dict[str, str], body: bytes) -> tuple[int, Any]:
         gateway = self.server
         if match := re.fullmatch(r"/v1/adapters/([^/]+)", path):
@@ -186,6 +201,10 @@ class _Handler(QuietHandler):
             return 200, {"object": "adapter.pin", "adapter": match[1], "pinned": pinned, "versions": shown}
         if match := re.fullmatch(r"/v1/adapters/([^/]+)/aliases/([^/]+)(/rollback)?", path):
             gateway.adapter(match[1])
+            if self.command == "DELETE":
+                if gateway.aliases[match[1]].pop(match[2], None) is None:
+                    raise Refusal(404, "alias_not_found", f"{match[1]} has no alias {match[2]}.")
+                return 200, {"object": "adapter.alias", "adapter": match[1], "alias": match[2], "deleted": True}
             if not match[3]:
                 gateway.demand_not_held_back(match[1], json.loads(body))
             if not match[3] and "split" in json.loads(body):

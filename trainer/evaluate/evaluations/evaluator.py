@@ -108,11 +108,11 @@ class Evaluator:
         except (FileNotFoundError, ValidationError):  # an earlier release may have left half of the file
             return None
 
-    def ask(self, evaluation: EvaluationSpec, questions: tuple[Question, ...]) -> Outcome:
+    def ask(self, evaluation: EvaluationSpec, questions: tuple[Question, ...], authored: Sequence[str] = ()) -> Outcome:
         """Ask everything that is not answered yet, and decide.
 
         All answers of a verdict come from one engine configuration. If the engine restarts with another template, dtype
-        or version, the earlier answers are discarded and everything is asked again.
+        or version, the earlier answers are discarded and everything is asked again. ``authored``: see `run`.
 
         Raises:
             EngineChanged: The configuration changed MAX_ENGINE_CHANGES times.
@@ -125,7 +125,7 @@ class Evaluator:
                 self._forget_answers()
             self._directory.write(ENGINE, EngineFingerprint(fingerprint=fingerprint))
             kept = self._base_measurements(fingerprint)
-            outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions, kept), self._check))
+            outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions, kept, authored), self._check))
             previous, fingerprint = fingerprint, self._gateway.fingerprint()
             if fingerprint == previous:
                 with suppress(OSError):  # it costs the next evaluation time, not this one its verdict
@@ -133,6 +133,8 @@ class Evaluator:
                 if outcome.judged is not None:
                     counted = outcome.judged.counted
                     self._directory.emit_event(outcome.judged.sentence, level="info" if counted else "warn")
+                if outcome.voice is not None and evaluation.candidate is not None:
+                    self._directory.emit_event(outcome.voice.told(outcome.comparison, evaluation.candidate))
                 return outcome
         raise EngineChanged(
             f"the engine's configuration changed {MAX_ENGINE_CHANGES} times during the evaluation; "
@@ -156,7 +158,11 @@ class Evaluator:
         return BaseMeasurements(shared, self._run.base_name, fingerprint, reuse=not self._measures_base)
 
     async def _ask(
-        self, evaluation: EvaluationSpec, questions: tuple[Question, ...], kept: BaseMeasurements
+        self,
+        evaluation: EvaluationSpec,
+        questions: tuple[Question, ...],
+        kept: BaseMeasurements,
+        authored: Sequence[str],
     ) -> Outcome:
         path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
         endpoint = Endpoint(self._run.gateway, SecretStr(path(protocol.KEY).read_text().strip()))
@@ -180,6 +186,7 @@ class Evaluator:
             on_stage=self._on_stage,
             record_looks=self._looks.record,
             base_measurements=kept,
+            authored=authored,
         )
 
     # uploading and recording

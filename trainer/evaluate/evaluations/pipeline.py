@@ -39,6 +39,7 @@ from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
 from trainer.evaluate.evaluations.spec import PROGRESS, REVALIDATION, EvaluationJob, EvaluationResult, UploadedFiles
+from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE
 from trainer.evaluate.report import EvaluationReport, build
 from trainer.evaluate.revalidation import (
     Incomparable,
@@ -108,7 +109,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         """
         plan, questions = self._prepare()
         earlier = self._earlier_scores()
-        outcome = self._evaluator.ask(plan.evaluation, questions)
+        outcome = self._evaluator.ask(plan.evaluation, questions, self._authored(plan))
         if outcome.verdict is None:
             metric, concurrency = plan.evaluation.metric.primary(), self._job.concurrency
             self._directory.write(spec.ARM_SCORES, arm_scores(outcome.comparison, metric, concurrency=concurrency))
@@ -185,6 +186,12 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         except (GatewayRefused, DataError) as error:
             self._directory.emit_event(f"the version's training data was not checked: {error.message}", level="warn")
             return ()
+
+    def _authored(self, plan: EvaluationPlan) -> list[str]:
+        """The author's answers that the candidate was trained on, if the metric is one for free text."""
+        if plan.evaluation.metric.name not in (*FREE_TEXT, JUDGE):
+            return []
+        return [question.reference for question in self._trained_on()]
 
     def _without_trained_on(
         self, live_state: LiveState, held_out: Sequence[Question], trained_on: Sequence[Question]
@@ -303,6 +310,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             created_at=datetime.now(UTC),
             suites=outcome.suites,
             judged=outcome.judged,
+            voice=outcome.voice,
             revalidation=revalidation,
             why=plan.why,
             notes=plan.notes,

@@ -124,6 +124,11 @@ def primary_metric_by_name(name: str, *, pattern: str | None = None, schema: Map
     """As `metric_by_name`, for a primary metric. Raises EvaluationInvalid also if the metric may not decide."""
     if name == "perplexity":
         raise EvaluationInvalid("perplexity cannot be the primary metric: any tuning of style lowers it")
+    if name == "voice":
+        raise EvaluationInvalid(
+            "`voice` cannot be the primary metric: it says how an answer sounds, not whether it is right. Verdicts "
+            "on free text report it; choose `similarity`, `rouge_l` or `judge`"
+        )
     metric = metric_by_name(name, pattern=pattern, schema=schema)
     if not metric.decides:
         raise EvaluationInvalid(

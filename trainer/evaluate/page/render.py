@@ -56,6 +56,7 @@ METRICS: Final = {
     "edit_similarity": "edit similarity, %",
     "judge": "preferred by the judge to the candidate (50: even), %",
     "refusal": "refusals, %",
+    "voice": "sounds like the author, %",
     "length_words": "words per answer",
     "perplexity": "perplexity of the reference (lower is better)",
 }

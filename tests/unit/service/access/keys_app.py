@@ -16,6 +16,7 @@ from service.access.routes import router
 from service.access.service import Keys
 from service.database import Database
 from service.error_handlers import RequestIds, add_error_handlers
+from service.http.schema import add_routes
 
 
 class KeysApp:
@@ -47,7 +48,7 @@ class KeysApp:
     def _app(self) -> FastAPI:
         app = FastAPI()
         app.state.authenticator, app.state.keys = self.keys.authenticator, self.keys
-        app.include_router(router)
+        add_routes(app, router)
         add_error_handlers(app)
 
         @app.get("/who")

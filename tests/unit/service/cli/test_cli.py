@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.unit.service.wire import Gateway
 COMMANDS = (
     *("up", "serve", "engine", "down", "status", "push", "ls", "show", "promote", "rollback", "rm", "chat", "usage"),
     *("split", "pin", "unpin", "revalidate", "train", "jobs", "job", "lineage", "version"),
+    *("login", "logout", "profiles", "apply", "doctor"),
 )
 
 
@@ -83,10 +85,13 @@ def test_push_without_a_directory_is_a_version_without_weights(
         "sampling": {"temperature": 0.2},
     }
     row = hatrack("show", "support").stdout.splitlines()[-1]
-    assert row.split()[-2:] == ["no", "weights"]
+    assert "no weights" in row
     shown = hatrack("show", "support@1").stdout
     assert "rank" not in shown
-    assert "no weights" in shown
+    assert "system prompt  You are the shop." in shown
+    assert "2 before every conversation" in shown
+    assert "no weights: the base answers" in shown
+    assert "its prompt has 78 of 2048 tokens" in shown
 
 
 def test_push_demands_filters_beside_the_grounding_of_the_settings(
@@ -157,35 +162,17 @@ def test_a_refusal_leaves_with_1_and_its_reason(hatrack: Hatrack, directory: Pat
     }
 
 
-def test_ls_is_a_table_or_json(hatrack: Hatrack, gateway: Gateway) -> None:
-    assert "No adapters yet" in hatrack("ls").stdout
-    assert json.loads(hatrack("ls", "--json").stdout) == []
-    gateway.add("a" * 64)
-    gateway.add("a" * 64, "canary")
-    result = hatrack("ls")
-    header, row = result.stdout.splitlines()
-    assert header.split() == ["ADAPTER", "VERSIONS", "ALIASES", "PINNED", "JUDGED", "CREATED"]
-    assert row.split() == ["a" * 64, "2", "canary→2", "live→1", "-", "-", "2026-01-01", "00:00Z"]
-    assert json.loads(hatrack("ls", "--json").stdout)[0]["aliases"] == {"live": 1, "canary": 2}
-
-
-def test_show_an_adapter_a_version_and_an_alias(hatrack: Hatrack, gateway: Gateway) -> None:
+def test_alias_rm(hatrack: Hatrack, gateway: Gateway) -> None:
     gateway.add("voice")
-    more = {"system_prompt": "Be \x1b[31mkind"}
-    gateway.add("voice", "canary", settings=more, proof={"effect": 0.5, "base": [0.1, 0.2]}, warnings=["weak"])
-    lines = hatrack("show", "voice").stdout.splitlines()
-    assert lines[0] == "voice   canary→2 live→1"
-    assert lines[2].split()[:8] == ["@1", "ready", "ok", "-", "-", "live", "8", "2.0"]
-    shown = hatrack("show", "voice@2").stdout
-    assert "settings.system_prompt  Be [31mkind" in shown  # an escape from the wire does not reach the terminal
-    assert "proof.effect" in shown
-    assert "2 values (see --json)" in shown
-    assert "weak" in shown
-    assert hatrack("show", "voice:canary").stdout == shown
-    assert json.loads(hatrack("show", "voice:live", "--json").stdout)["version"] == 1
-    missing = hatrack("show", "voice:gone")
-    assert (missing.exit_code, missing.stderr) == (1, "hatrack: voice has no alias gone. [not_found]\n")
-    assert hatrack("show", "nobody").exit_code == 1
+    gateway.add("voice", "canary")
+    assert hatrack("alias", "rm", "voice:canary").stdout == "Deleted the alias voice:canary.\n"
+    assert gateway.adapter("voice")["aliases"] == {"live": 1}
+    assert hatrack("alias", "rm", "voice:canary").exit_code == 1
+    assert hatrack("alias", "rm", "voice@2").exit_code == 2
+    code, out = at_terminal(gateway, "alias", "rm", "voice:live", typed=b"n\n")
+    assert code == 1
+    assert b"Requests for it will fail" in out
+    assert gateway.adapter("voice")["aliases"] == {"live": 1}
 
 
 def test_promote_and_roll_back(hatrack: Hatrack, gateway: Gateway) -> None:
@@ -200,19 +187,13 @@ def test_promote_and_roll_back(hatrack: Hatrack, gateway: Gateway) -> None:
     assert "nothing_to_roll_back" in again.stderr
 
 
-def test_what_is_held_back_is_shown_and_takes_force(hatrack: Hatrack, gateway: Gateway) -> None:
-    reason = {"code": "perplexity_too_high", "message": "35 times", "ratio": 35.0, "limit": 10.0}
-    gateway.add("voice")
-    gateway.add("voice", held_back=reason)
-    assert hatrack("show", "voice").stdout.splitlines()[3].split()[:4] == ["@2", "ready", "held", "back"]
-    shown = hatrack("show", "voice@2").stdout
-    assert "held_back.message" in shown
-    assert "35 times" in shown
-    refused = hatrack("promote", "voice@2")
-    assert (refused.exit_code, refused.stderr) == (1, "hatrack: It is held back. [version_held_back]\n")
-    assert hatrack("split", "voice", "1=9", "2=1").exit_code == 1
-    assert hatrack("promote", "voice@2", "--force").stdout == "voice:live now points to voice@2\n"
-    assert hatrack("split", "voice", "1=9", "2=1", "--force").exit_code == 0
+def test_a_second_store_of_a_name_is_refused(hatrack: Hatrack, gateway: Gateway) -> None:
+    assert "vs_1 is policies" in hatrack("kb", "create", "policies").stdout
+    again = hatrack("kb", "create", "policies")
+    assert again.exit_code == 1
+    assert "There is already a store named policies (vs_1)" in again.stderr
+    assert "[vector_store_exists]" in again.stderr
+    assert [store["name"] for store in gateway.stores] == ["policies"]
 
 
 def test_rm_in_a_script_does_not_ask(hatrack: Hatrack, gateway: Gateway) -> None:
@@ -268,10 +249,13 @@ def test_status_tells_ready_from_not_ready(hatrack: Hatrack, gateway: Gateway) -
     assert result.exit_code == 0
     assert "tiny-base" in result.stdout
     assert "live→1" in result.stdout
-    gateway.readiness = (503, {"status": "starting", "engine": {"state": "starting", "reason": "loading weights"}})
+    assert "trainer" not in result.stdout, "a gateway that says nothing of one"
+    engine = {"state": "starting", "reason": "loading weights"}
+    gateway.readiness = (503, {"status": "starting", "engine": engine, "trainer": {"state": "down"}})
     result = hatrack("status")
     assert result.exit_code == 1
     assert "starting  (loading weights)" in result.stdout
+    assert "down  (it has stopped answering; jobs wait, requests go on)" in result.stdout
     shown = json.loads(hatrack("status", "--json").stdout)
     assert (shown["ready"], shown["readiness"]["engine"]["state"]) == (False, "starting")
 
@@ -324,7 +308,7 @@ def test_help_and_version(hatrack: Hatrack) -> None:
     shown = hatrack("--help").stdout
     assert all(f"\n  {command} " in shown for command in COMMANDS)
     assert "HATRACK_URL" in shown
-    assert hatrack("version").stdout == "hatrack 0.1.0\n"
+    assert hatrack("version").stdout == hatrack("--version").stdout == "hatrack 0.1.0\n"
     assert json.loads(hatrack("version", "--json").stdout) == {"version": "0.1.0"}
 
 
@@ -353,3 +337,23 @@ def test_size(count: int, text: str) -> None:
 )
 def test_servable(version: AdapterVersion, text: str) -> None:
     assert terminal.servable(version) == text
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (502, b"<html>Bad Gateway</html>", "Something other than Hatrack answered"),
+        (404, b'{"error": {"message": "No such route: GET /v1/adapters.", "code": "unknown_route"}}', "older than the"),
+        (405, b'{"error": {"message": "GET is not allowed", "code": "method_not_allowed"}}', "older than the command"),
+        (200, b"[1]", "is it a Hatrack gateway?"),
+    ],
+)
+def test_errors_are_sentences_without_words_of_http(
+    hatrack: Hatrack, gateway: Gateway, status: int, body: bytes, said: str
+) -> None:
+    gateway.answer_all = (status, body)
+    result = hatrack("ls")
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert not re.search(rf"\b(GET|HTTP|{status}|Bad Gateway)\b|/v1", result.stderr)
+    assert json.loads(hatrack("ls", "--json").stderr)["error"]["status"] == status

@@ -238,7 +238,7 @@ def test_the_tables_show_verdicts_and_what_they_are_worth(hatrack: Hatrack) -> N
     assert "due: template age" in shown
     assert "failed: engine_version" in shown
     one = hatrack("show", "voice@3").stdout
-    assert "verdict.sentence  Better." in one
+    assert "pass: Better." in one
     assert "due: template age" in one
 
 

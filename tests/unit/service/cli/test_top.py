@@ -42,11 +42,13 @@ class Gateway:
             metrics.QUEUED.values([(("caller",), 3.0), (("background",), 1.0)]),
             metrics.QUEUE_LIMIT.value(512),
             metrics.ADAPTER_RESIDENT.values([(VOICE, 1.0)]),
-            metrics.ADAPTER_RUNNING.values([(VOICE, 2.0)]),
         ]
+        self.existing = {VOICE: 2.0}
+        """The versions that are not deleted, with how many requests each has in the engine."""
 
     def collect(self) -> Iterator[Family]:
         yield from self.more
+        yield metrics.ADAPTER_RUNNING.values(self.existing.items())
         yield from self.account.families()
 
     @property
@@ -98,6 +100,13 @@ def test_adapters_are_those_that_serve_the_busiest_first(gateway: Gateway) -> No
     assert (base.adapter, base.loaded) == ("(base)", None)
 
 
+def test_a_deleted_adapter_leaves(gateway: Gateway) -> None:
+    gateway.existing = {}
+    frame = frame_of(gateway)
+    assert [row.adapter for row in frame.adapters] == ["(base)"]
+    assert frame.requests_per_s == pytest.approx(0.4), "what it answered still counts"
+
+
 def test_a_gateway_that_started_anew_counts_from_zero() -> None:
     window = ScrapeWindow()
     before, after = Gateway(), Gateway()
@@ -131,6 +140,7 @@ def test_what_is_not_a_gateways_is_said_to_be(text: str) -> None:
 def test_the_picture_fits_and_shows_what_matters(gateway: Gateway, width: int) -> None:
     for number in range(30):
         gateway.account(record(caller=caller(f"project-{number}")))
+        gateway.existing[f"project-{number}", "voice", "3"] = 0.0
     written = io.StringIO()
     console = Console(file=written, width=width, height=24)
     console.print(picture(frame_of(gateway), "http://127.0.0.1:8000", max_lines=10, trouble="nobody answers"))

@@ -70,7 +70,7 @@ def test_lists_and_objects_show_splits_and_pins(hatrack: Hatrack) -> None:
     hatrack("split", "voice", "1=90", "2=10")
     hatrack("pin", "voice")
     row = hatrack("ls").stdout.splitlines()[1].split()
-    assert row[:4] == ["voice", "3", "live→1:90+2:10", "pinned"]
+    assert row[:7] == ["voice", "1:-", "2:-", "live→1:90+2:10", "3", "-", "pinned"]
     assert hatrack("show", "voice").stdout.splitlines()[0] == "voice   live→1:90+2:10   pinned"
     refused = hatrack("show", "voice:live")
     assert refused.exit_code == 1

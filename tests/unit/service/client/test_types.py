@@ -56,6 +56,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "adapters.promote": ("voice@1",),
     "adapters.split": ("voice", {1: 1, 2: 1}),
     "adapters.rollback": ("voice",),
+    "adapters.delete_alias": ("voice", "canary"),
     "adapters.pin": ("voice",),
     "adapters.unpin": ("voice",),
     "adapters.versions.retrieve": ("voice", 1),

@@ -27,6 +27,7 @@ from service.database import Database
 from service.engine.busy import EngineClock
 from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import TrainerUnavailable
+from service.http.schema import add_routes
 from service.http.stream import TokenUsage
 from service.registry.catalog import (
     NO_SETTINGS,
@@ -102,7 +103,7 @@ class CostsApp:
         api.state.cost_report = CostReport(
             self.database, self.account, trainer, self.budgets, prices, wall=self.clock.wall
         )
-        api.include_router(router)
+        add_routes(api, router)
         add_error_handlers(api)
         self.app = RequestIds(api)
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from service.datasets.routes import router
 from service.datasets.service import Datasets
+from service.http.schema import add_routes
 from tests.unit.service.files.files_app import FilesApp, bearer
 
 
@@ -24,7 +25,7 @@ class DatasetsApp(FilesApp):
     def app(self) -> FastAPI:
         app = super().app()
         app.state.datasets = Datasets(self.database, self.files)
-        app.include_router(router)
+        add_routes(app, router)
         return app
 
     async def push(self, name: str, content: bytes, *, key: str | None = None, **more: Any) -> httpx.Response:

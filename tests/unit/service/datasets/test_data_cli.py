@@ -27,6 +27,7 @@ from service.client import ClientError, HatrackClient
 from service.datasets.routes import router
 from service.datasets.service import Datasets
 from service.error_handlers import RequestIds
+from service.http.schema import add_routes
 from service.training.request_schemas import HyperparametersBody
 from tests.support.asgi import web_server
 from tests.unit.service.datasets.datasets_app import rows
@@ -44,7 +45,7 @@ class Served(TrainingGateway):
     def app(self) -> FastAPI:
         api = super().app()
         api.state.datasets = Datasets(self.database, self.files)
-        api.include_router(router)
+        add_routes(api, router)
         api.add_api_route("/readyz", lambda: {"status": "ready", "base": BASE})
         return api
 

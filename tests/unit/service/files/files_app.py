@@ -17,6 +17,7 @@ from service.database import Database
 from service.error_handlers import RequestIds, add_error_handlers
 from service.files.routes import router as files_router
 from service.files.service import Files
+from service.http.schema import add_routes
 
 ADMIN_KEY = "a-key-for-these-tests-0123456789"
 MIB = 1024 * 1024
@@ -37,8 +38,8 @@ class FilesApp:
     def app(self) -> FastAPI:
         app = FastAPI()
         app.state.authenticator, app.state.keys, app.state.files = self.keys.authenticator, self.keys, self.files
-        app.include_router(access_router)
-        app.include_router(files_router)
+        add_routes(app, access_router)
+        add_routes(app, files_router)
         add_error_handlers(app)
         return app
 

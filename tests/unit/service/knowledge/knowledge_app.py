@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from service.config import Settings
 from service.error_handlers import RequestIds
+from service.http.schema import add_routes
 from service.knowledge.routes import router
 from service.knowledge.service import Knowledge
 from tests.unit.service.files.files_app import ADMIN_KEY, FilesApp
@@ -53,7 +54,7 @@ class KnowledgeApp(FilesApp):
     def app(self) -> FastAPI:
         app = super().app()
         app.state.knowledge = self.knowledge
-        app.include_router(router)
+        add_routes(app, router)
         return app
 
     @asynccontextmanager

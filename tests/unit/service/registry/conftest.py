@@ -27,6 +27,7 @@ from service.files.purposes import Purpose
 from service.files.records import NewFile as NewStoreFile
 from service.grounding.config import GroundingSettings
 from service.grounding.provider import store_not_found
+from service.http.schema import add_routes
 from service.openapi import build
 from service.registry.catalog import Catalog
 from service.registry.routes import router
@@ -89,7 +90,7 @@ class RegistryApp:
         self.app = app = FastAPI()
         app.state.registry = self.registry
         app.state.authenticator = self.keys.authenticator
-        app.include_router(router)
+        add_routes(app, router)
         add_error_handlers(app)
         transport = httpx.ASGITransport(app=app)
         headers = {"authorization": f"Bearer {KEY}"}
@@ -167,7 +168,7 @@ class RegistryApp:
 def conformance() -> Conformance:
     """What the document of the adapters' routes says; it knows nothing of routes that tests add."""
     app = FastAPI()
-    app.include_router(router)
+    add_routes(app, router)
     return Conformance(build(app, {}, ""))
 
 

@@ -46,8 +46,12 @@ async def test_a_file_that_is_no_database_and_one_of_a_newer_release_are_refused
         raw.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         raw.execute("INSERT INTO alembic_version VALUES ('9999')")
     raw.close()
-    with pytest.raises(SettingsError, match="newer Hatrack"):
+    before = (tmp_path / "newer.db").read_bytes()
+    with pytest.raises(SettingsError, match="was written by a newer release: its schema is 9999") as refused:
         await Database(tmp_path / "newer.db").open()
+    assert "Nothing was changed" in str(refused.value)
+    assert (tmp_path / "newer.db").read_bytes() == before
+    assert not (tmp_path / "newer.db-wal").exists()
 
 
 FIRST_RELEASE = """

@@ -16,13 +16,15 @@ from fastapi.routing import APIRoute
 
 from service.app import DataPathFirst, create_app
 from service.config import Settings
+from service.console.routes import static_files
 from tests.support.adapters import make_base
 from tests.unit.service.server.served import Answer, Served, served
 
 ADMIN_KEY = "the-admin-key-of-these-tests"
 PUBLIC = {
-    *(("GET", path) for path in ("/", "/docs", "/healthz", "/openapi.json", "/readyz")),
+    *(("GET", path) for path in ("/", "/console", "/docs", "/healthz", "/openapi.json", "/readyz")),
     *(("GET", f"/docs/{name}") for name in ("start.js", "swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
+    *(("GET", f"/console/{name}") for name in static_files() if name != "index.html"),
 }
 """All that answers without a key; `/metrics` does so on loopback alone, and is tested here where it does not."""
 BEARERS = {
@@ -251,6 +253,9 @@ async def test_with_a_key_an_unknown_route_is_404(gateway: Gateway) -> None:
         "/v1/keys/",
         "/docs/",
         "/docs/x",
+        "/console/",
+        "/console/index.html",
+        "/console/../app.py",
         "/openapi.yaml",
         "//v1/models",
         "/v1/messages/x",

@@ -156,11 +156,23 @@ def test_requests_may_come_while_the_metrics_are_written() -> None:
 
 def test_a_version_without_weights_is_counted_under_its_own_flow() -> None:
     counting = account()
-    for asked in (Target("support", "smol", "support", 1, flow="shop/support@1"), BASE_TARGET, VOICE):
-        counting(record(target=asked))
+    default = caller("default")
+    for asked in (Target("younger", "smol", "younger", 1, flow="default/younger@1"), BASE_TARGET, VOICE):
+        counting(record(caller=default, target=asked))
     assert dict(counting.flows()) == {
-        ("shop", "support", "1"): "shop/support@1",
-        ("shop", BASE, ""): None,
-        ("shop", "voice", "3"): VOICE.digest,
+        ("default", "younger", "1"): "default/younger@1",
+        ("default", BASE, ""): None,
+        ("default", "voice", "3"): VOICE.digest,
     }
     assert [digest for _, digest in counting.targets()] == [None, None, VOICE.digest]
+
+
+def test_a_deleted_version_keeps_its_counters_and_loses_its_gauges() -> None:
+    known: Catalog = catalog()
+    counting = MetricsAccount(known, 100)
+    counting(record(caller=caller("default")))
+    assert dict(counting.flows()) == {("default", "voice", "3"): VOICE.digest}
+    known.replace(CatalogSnapshot(MappingProxyType({})))
+    assert value(read(counting.families()), "hatrack_requests_total", adapter="voice") == 1
+    assert counting.flows() == []
+    assert counting.targets() == []

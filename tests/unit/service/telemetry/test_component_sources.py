@@ -33,15 +33,15 @@ from service.telemetry.component_sources import (
 )
 from service.usage.account import UsageSource
 from tests.unit.service.inference.fakes import catalog
-from tests.unit.service.telemetry.support import BASE_TARGET, VOICE, read, record, value
+from tests.unit.service.telemetry.support import BASE_TARGET, VOICE, caller, read, record, value
 
-OF_VOICE = {"project": "shop", "adapter": "voice", "version": "3"}
+OF_VOICE = {"project": "default", "adapter": "voice", "version": "3"}
 
 
 def counted() -> MetricsAccount:
-    """An account that has seen `voice@3` and the base."""
+    """An account that has seen `voice@3`, which the catalog knows in this project, and the base."""
     account = MetricsAccount(catalog(), 100)
-    account(record())
+    account(record(caller=caller("default")))
     account(record(target=BASE_TARGET))
     return account
 
@@ -114,10 +114,10 @@ async def test_residency_is_shown_once_the_engine_was_asked() -> None:
 
 async def test_limits_hit_are_shown_by_their_name() -> None:
     limiter = KeyLimiter()
-    caller = Caller("key_1", "shop", frozenset({Scope.INFER}), limits=Limits(concurrent=1))
-    lease = limiter.enter(caller)
+    limited = Caller("key_1", "shop", frozenset({Scope.INFER}), limits=Limits(concurrent=1))
+    lease = limiter.enter(limited)
     with pytest.raises(RateLimited):
-        limiter.enter(caller)
+        limiter.enter(limited)
     lease.close(None)
     samples = read(await LimitsSource(limiter).families())
     assert value(samples, "hatrack_limit_hits_total", limit="concurrent") == 1

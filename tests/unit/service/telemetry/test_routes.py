@@ -15,6 +15,7 @@ from service.access.keys import make_key
 from service.config import Settings, load_settings
 from service.error_handlers import add_error_handlers
 from service.errors import SettingsError
+from service.http.schema import add_routes
 from service.telemetry.routes import router
 from service.telemetry.telemetry import Telemetry
 from tests.unit.service.inference.fakes import catalog
@@ -33,7 +34,7 @@ def app(home: Path, **fields: Any) -> tuple[FastAPI, str]:
     made.state.authenticator = authenticator
     settings = Settings(engine_device="cpu", home=home, **fields)
     made.state.telemetry = Telemetry(settings, catalog(), "0.32.0")
-    made.include_router(router)
+    add_routes(made, router)
     add_error_handlers(made)
     return made, key
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from adapters.base import BaseDescription
 from service.error_handlers import add_error_handlers
 from service.files.service import Files
+from service.http.schema import add_routes
 from service.registry.tables import verdicts
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
@@ -92,7 +93,7 @@ class RevalidationApp(RegistryApp):
             evaluations = EvaluationService(training, files, self.catalog, self.database)
             self.revalidations = Revalidations(self.registry.verdicts, evaluations, self.client)
             self.app.state.revalidations = self.revalidations
-            self.app.include_router(router)
+            add_routes(self.app, router)
             add_error_handlers(self.app)
             try:
                 yield self

@@ -23,6 +23,7 @@ from service.config import Settings
 from service.error_handlers import RequestIds
 from service.errors import NotFound
 from service.grounding.config import GroundingSettings
+from service.http.schema import add_routes
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
@@ -142,7 +143,7 @@ class TrainingGateway(FilesApp):
         )
         app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
         app.state.ladders = LadderService(self.training, self.files, self.catalog, self.database, read_store)
-        app.include_router(router)
+        add_routes(app, router)
         return app
 
     @asynccontextmanager

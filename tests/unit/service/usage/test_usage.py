@@ -121,9 +121,9 @@ async def test_requests_add_up_by_hour_project_key_and_version(database: Databas
 async def test_what_counts_as_an_error_and_what_is_charged(database: Database) -> None:
     account = account_of(database)
     account(Record("r", "/v1/x"))  # whose key is not known: nobody's
-    account(record(outcome="left", used=TokenUsage(0, 3, exact=False), owed=90))
+    account(record(outcome="left", used=TokenUsage(0, 3, exact=False), fallback_tokens=90))
     account(record(outcome="failed", estimate=90))  # the engine never had it
-    account(record(outcome="cut", owed=90))  # it had, and nobody counted
+    account(record(outcome="cut", fallback_tokens=90))  # it had, and nobody counted
     for _ in range(3):
         account(record(None, outcome="refused", code="model_not_found"))
     await account.flush()
@@ -265,7 +265,7 @@ async def test_the_days_count_is_what_was_charged_since_midnight(database: Datab
     await account.flush()
     clock.pass_s(1)
     account(record(used=TokenUsage(10, 5)))
-    account(record(owed=90))
+    account(record(fallback_tokens=90))
     account(record(key="key_b", project="acme", used=TokenUsage(1, 1)))
     clock.pass_s(7200)
     account(record(version("voice", 1), used=TokenUsage(10, 5)))

@@ -25,6 +25,7 @@ from service.client import HatrackClient
 from service.database import Database
 from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import DiskFull
+from service.http.schema import add_routes
 from service.http.stream import TokenUsage
 from service.registry.catalog import Target
 from service.telemetry.record import Record
@@ -57,7 +58,7 @@ class Office:
         api = FastAPI()
         api.state.authenticator = authenticator
         api.state.usage_report = UsageReport(self.database, self.account, wall=self.clock.wall)
-        api.include_router(router)
+        add_routes(api, router)
         add_error_handlers(api)
         self.app = RequestIds(api)
 

@@ -64,7 +64,9 @@ def test_every_name_is_a_metric_of_that_name() -> None:
         assert metric_by_name(name, pattern="x", schema={}).name == name
 
 
-@pytest.mark.parametrize("name", ["perplexity", "length_words", "refusal", "json_valid", "json_schema", "nonsense"])
+@pytest.mark.parametrize(
+    "name", ["perplexity", "voice", "length_words", "refusal", "json_valid", "json_schema", "nonsense"]
+)
 def test_metrics_of_style_cannot_decide(name: str) -> None:
     with pytest.raises(EvaluationInvalid):
         primary_metric_by_name(name, schema={})

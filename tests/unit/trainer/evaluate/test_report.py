@@ -12,6 +12,7 @@ from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.page import render
 from trainer.evaluate.report import CURVE_POINTS, EvaluationReport, build, loss_curve
 from trainer.evaluate.verdict import Rules, decide
+from trainer.evaluate.voice_scores import Voice, VoiceScores
 
 
 def test_the_report_is_json_and_comes_back_as_it_was() -> None:
@@ -28,6 +29,19 @@ def test_measures_are_means_and_perplexity_is_among_them() -> None:
     assert measures["contains"]["base"] == 0.2
     assert measures["length_words"]["voice@3"] == 3
     assert measures["perplexity"]["base"] == pytest.approx(4.4817, abs=1e-3)
+
+
+def test_the_voice_is_a_measure_and_a_note_that_says_what_it_gives_to_known_answers() -> None:
+    found = comparison({"voice@3": [row(6, 8)], "base": [row(1, 8)]}, binary=False)
+    voice = Voice(author=0.86, base=0.04, phrases=0.06, shuffled=0.32, told_apart=0.97, examples=8)
+    scored = VoiceScores(voice, {"voice@3": (0.5,) * 8, "base": (0.25,) * 8}).added_to(found)
+    report = build(scored, None, adapter="voice@3", created_at=pages.report().created_at, voice=voice)
+    assert EvaluationReport.model_validate_json(report.model_dump_json()).voice == voice
+    [means] = [measure.means for measure in report.measures if measure.name == "voice"]
+    assert means == {"voice@3": 0.5, "base": 0.25}
+    page = render(report)
+    assert "sounds like the author, %" in page
+    assert "decides nothing: the author&#39;s own answers have 86, the base&#39;s 4" in page
 
 
 def test_examples_are_the_largest_gains_the_largest_losses_and_some_by_chance() -> None:

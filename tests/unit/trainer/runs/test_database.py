@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+import trainer.evaluate.evaluations.look_store
 import trainer.reviews.tables
+import trainer.runs.device_time
+import trainer.tracking.records
 import trainer.webhook.outbox  # noqa: F401 (the same)
 from trainer.database import Database, metadata
 from trainer.errors import SettingsError
@@ -58,8 +61,12 @@ async def test_another_kind_of_file_and_a_newer_schema_are_refused(tmp_path: Pat
         raw.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         raw.execute("INSERT INTO alembic_version VALUES ('9999')")
     raw.close()
-    with pytest.raises(SettingsError, match="newer trainer"):
+    before = (tmp_path / "newer.db").read_bytes()
+    with pytest.raises(SettingsError, match="was written by a newer release: its schema is 9999") as refused:
         await Database(tmp_path / "newer.db").open()
+    assert "Nothing was changed" in str(refused.value)
+    assert (tmp_path / "newer.db").read_bytes() == before
+    assert not (tmp_path / "newer.db-wal").exists()
 
 
 async def test_a_change_that_fails_changes_nothing_and_one_whose_caller_leaves_is_whole(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""`hatrack apply FILE`: adapters, aliases, splits, keys and stores as desired state."""

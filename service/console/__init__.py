@@ -1,0 +1,1 @@
+"""The console: a web page at `/console` that is a client of the public API alone."""

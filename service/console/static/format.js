@@ -1,0 +1,57 @@
+// Numbers, times and words as people read them.
+
+const number = new Intl.NumberFormat("en");
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+export const count = (value) => (value === null || value === undefined ? "–" : value >= 100000 ? compact.format(value) : number.format(value));
+export const decimal = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+export const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}%`;
+export const plural = (value, word, words = `${word}s`) => `${count(value)} ${value === 1 ? word : words}`;
+
+export function bytes(value) {
+  if (!value) return "0 B";
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = Math.min(Math.floor(Math.log2(value) / 10), units.length - 1);
+  return `${(value / 1024 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  return `${(seconds / 86400).toFixed(1)} days`;
+}
+
+/** How long ago a Unix time was. */
+export function ago(unix) {
+  const seconds = Date.now() / 1000 - unix;
+  if (seconds < 0) return `in ${duration(-seconds)}`;
+  if (seconds < 60) return "just now";
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  const days = Math.floor(seconds / 86400);
+  return days === 1 ? "yesterday" : days < 60 ? `${days} days ago` : new Date(unix * 1000).toLocaleDateString("en-GB");
+}
+
+export const clock = (unix) => new Date(unix * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+
+export const VERDICTS = { pass: "pass", fail: "fail", not_enough_evidence: "not enough evidence" };
+export const VERDICT_TONES = { pass: "good", fail: "bad", not_enough_evidence: "warn" };
+export const STATUSES = {
+  validating_files: "checking the file", queued: "queued", running: "running", paused: "paused",
+  succeeded: "succeeded", failed: "failed", cancelled: "cancelled", in_progress: "in progress", completed: "completed",
+};
+export const STATUS_TONES = { running: "info", succeeded: "good", completed: "good", failed: "bad", paused: "warn", in_progress: "info" };
+export const ADVICE = {
+  do_not_fine_tune: "do not fine-tune", prompt: "a prompt is enough", examples: "examples in the prompt",
+  retrieval: "retrieval", fine_tune: "fine-tune", cannot_tell: "cannot tell",
+};
+export const isOver = (status) => ["succeeded", "failed", "cancelled"].includes(status);
+
+/** "3 90%, 4 10%" of a split's weights. */
+export function splitShares(weights) {
+  const total = Object.values(weights).reduce((sum, weight) => sum + weight, 0);
+  return Object.entries(weights).map(([version, weight]) => [Number(version), weight / total]);
+}

