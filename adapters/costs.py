@@ -6,6 +6,7 @@ operator's currency. Where a price is not set the amount is None: time and token
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -21,6 +22,7 @@ EXAMPLES_AN_HOUR: Final = 30
 """Examples that a person writes or curates in an hour, one every two minutes."""
 RENEWED_SHARE: Final = 0.1
 """Share of the training examples that a retraining renews."""
+MAX_DECIMALS: Final = 9
 RULE_OF_THUMB: Final = (3.0, 5.0)
 """The field's rule: the upkeep of a year is three to five times the training cost."""
 
@@ -240,3 +242,12 @@ def _priced(amount: float, price: float | None) -> float | None:
     if not amount:
         return 0.0
     return None if price is None else amount * price
+
+
+def amount_text(amount: float) -> str:
+    """An amount with as many digits as it needs, two significant ones at least: `1,235`, `12.50`, `0.0042`."""
+    if abs(amount) >= 1000:
+        return f"{amount:,.0f}"
+    if amount == 0 or abs(amount) >= 0.01:
+        return f"{amount:,.2f}"
+    return f"{amount:.{min(MAX_DECIMALS, 1 - math.floor(math.log10(abs(amount))))}f}"

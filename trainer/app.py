@@ -140,7 +140,7 @@ class Trainer:
             costs=JobCosts(finetune, database),
             estimates=JobEstimates(jobs_service, finetune, database, settings, installation),
             evaluations=Evaluations(evaluation, settings, installation, model, database, notifier, supervisor.lines),
-            ladders=Ladders(ladder, settings, installation, model, database, notifier, supervisor.lines),
+            ladders=Ladders(ladder, settings, installation, model, database, notifier, supervisor.lines, endpoints),
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,

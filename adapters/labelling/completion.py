@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
-from adapters.labelling.asking import PromptRefused, Reply, TeacherBusy
+from adapters.labelling.asking import PromptRefused, Reply, Teacher, TeacherBusy
+from adapters.labelling.prompts import Prompt
 
 BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed later."""
@@ -15,6 +17,21 @@ PROMPT_PARAMS: Final = ("messages", "max_tokens", "grounding.filters")
 FINAL_CODES: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 """Of a 429: not a matter of waiting a minute."""
 SHOWN_CHARS: Final = 300
+SERVED_BY: Final = "x-hatrack-adapter"
+
+
+def request_of(teacher: Teacher, prompt: Prompt) -> tuple[str, dict[str, Any]]:
+    """The gateway's path, and the body, that ask a teacher once."""
+    body: dict[str, Any] = {"messages": teacher.messages(prompt), "max_tokens": teacher.max_tokens}
+    if teacher.temperature is not None:
+        body["temperature"] = teacher.temperature
+    if teacher.outside:
+        return f"/v1/teachers/{quote(teacher.name, safe='')}", body
+    body["model"] = teacher.name
+    if prompt.filters:
+        conditions = [{"type": "eq", "key": name, "value": value} for name, value in prompt.filters.items()]
+        body["grounding"] = {"filters": {"type": "and", "filters": conditions}}
+    return "/v1/chat/completions", body
 
 
 def read_completion(value: Any, *, served_by: str | None, seconds: float, max_tokens: int) -> Reply:

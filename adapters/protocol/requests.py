@@ -220,6 +220,16 @@ class LadderFields(RequestBody):
     lora: Annotated[bool, Field(strict=True)] = Field(
         True, description="Whether to train a LoRA. Without it the ladder ends with the prompts."
     )
+    teacher: ModelName | None = Field(
+        None,
+        description="Who answers the prompts of `unlabelled_file` for the rung `distilled`, whose LoRA learns from the "
+        "answers: the base or a version here, such as `support@2`, or an outside endpoint of `GET /v1/teachers`.",
+    )
+    unlabelled_file: DataFile | None = Field(
+        None,
+        description="The id of a file, or a dataset, with prompts for `teacher`: lines with `messages` or `prompt`, or "
+        "a `.txt` file with a prompt on each line. Answers in it are ignored.",
+    )
     requests_per_month: Annotated[int, Field(strict=True, ge=0, le=10**12)] | None = Field(
         None, description="Expected traffic, for the cost of a year. Default: the operator's setting."
     )

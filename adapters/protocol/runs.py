@@ -116,16 +116,26 @@ class EvaluationContext(ProtocolModel):
     earlier: EarlierVerdict | None = None
 
 
+class TeacherRef(ProtocolModel):
+    """Who labels prompts: a model of the gateway (the base, or `name@version`), or what may be an outside endpoint,
+    which only the trainer knows."""
+
+    name: str
+    outside: bool
+
+
 class LadderContext(ProtocolModel):
     """What the gateway resolved for a ladder.
 
-    ``adapter``: the name of the versions. ``vector_stores``: the ids of the stores with documents. ``datasets``: as in
-    `JobContext`.
+    ``adapter``: the name of the versions. ``vector_stores``: the ids of the stores with documents. ``teacher``: who
+    answers the prompts of ``unlabelled_file``; both or neither. ``datasets``: as in `JobContext`.
     """
 
     adapter: str
     training_file: FileRef
     vector_stores: tuple[str, ...] = ()
+    teacher: TeacherRef | None = None
+    unlabelled_file: FileRef | None = None
     datasets: dict[str, str] = Field(default_factory=dict)
 
 

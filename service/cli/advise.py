@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from adapters.costs import amount_text
 from adapters.protocol.requests import MAX_INSTRUCTIONS
 from service.cli import kb, terminal
 from service.cli.datasets import data_argument, find_source
@@ -34,12 +35,18 @@ PURPOSES: Final = {
     "lora_examples": "asking the LoRA with retrieved examples",
     "job:lora_documents": "training a LoRA with retrieved documents",
     "lora_documents": "asking the LoRA with retrieved documents",
+    "job:distilled": "training a LoRA on the teacher's answers",
+    "distilled": "asking the LoRA that learnt from the teacher",
     "job:half": "training a LoRA on half of the examples",
     "half": "asking the LoRA on half of the examples",
     "job:quarter": "training a LoRA on a quarter of the examples",
     "quarter": "asking the LoRA on a quarter of the examples",
+    "job:cleanest_half": "training a LoRA on the cleanest half of the examples",
+    "cleanest_half": "asking the LoRA on the cleanest half of the examples",
 }
 NEWEST_EVENTS: Final = 20
+PROMPTS_PURPOSE: Final = "user_data"
+"""A file to fine-tune on would have to have answers."""
 STYLES: Final = {"cannot_tell": "yellow", "fine_tune": "bold"}
 
 
@@ -53,6 +60,23 @@ Instructions = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE", exists=True, dir_okay=False, help="A system prompt to try; repeatable, at most 4 times."
+    ),
+]
+
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Who answers --unlabelled for a LoRA to learn from: a model, or an outside endpoint."
+    ),
+]
+Unlabelled = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Prompts for --teacher: JSONL with `messages` or `prompt`, or a .txt file with a prompt on each line.",
     ),
 ]
 
@@ -72,6 +96,8 @@ def advise(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and at most 600 examples.")] = False,
     lora: Annotated[bool, typer.Option("--lora/--no-lora", help="Whether to train a LoRA.")] = True,
+    teacher: Teacher = None,
+    unlabelled: Unlabelled = None,
     requests_per_month: Annotated[
         int | None, typer.Option(min=0, help="Expected traffic, for the cost of a year. [default: the operator's]")
     ] = None,
@@ -90,9 +116,12 @@ def advise(
         raise typer.BadParameter(
             "--html needs the finished report: leave out --no-wait, or run `hatrack advice --html`."
         )
+    if (teacher is None) != (unlabelled is None):
+        raise typer.BadParameter("--teacher and --unlabelled need each other.")
     _check_writable(html)
     with terminal.reporting(as_json), HatrackClient() as client:
         file_id = find_source(client, data).sent(client)
+        prompts_id = None if unlabelled is None else client.files.create(unlabelled, PROMPTS_PURPOSE)["id"]
         with _documents(client, docs, name, quiet=as_json) as stores:
             ladder = client.ladders.create(
                 file_id,
@@ -102,6 +131,8 @@ def advise(
                 target=target,
                 quick=quick or None,
                 lora=None if lora else False,
+                teacher=teacher,
+                unlabelled_file=prompts_id,
                 requests_per_month=requests_per_month,
             )
         if not as_json:
@@ -197,6 +228,10 @@ def _progress(client: HatrackClient, ladder: Ladder) -> tuple[str, int, int | No
     """What the ladder does now, and how far that is."""
     if not ladder["children"]:
         return "checking the data", 0, None
+    labels = ladder["labels"]
+    if labels is not None and labels["file"] is None and labels["error"] is None:
+        done = labels["answered"] + labels["refused"] + labels["truncated"]
+        return f"{terminal.clean(labels['teacher'])} answers prompts", done, labels["prompts"]
     child = ladder["children"][-1]
     what = PURPOSES[child["purpose"]]
     if child["purpose"].startswith("job"):
@@ -237,12 +272,22 @@ def _print_report(report: LadderReport) -> None:
         console.print(Text(f"  {terminal.clean(reason)}"))
     priced = all(rung["year"].get("total") is not None for rung in report["rungs"])
     terminal.print_table(
-        ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "A YEAR"],
+        ["", "RUNG", "VERSION", "SCORE", "INTERVAL", "TOKENS", "1ST TOKEN", "A YEAR"],
         [_row(rung, advice["rung"], priced=priced) for rung in report["rungs"]],
     )
     curve = report.get("curve")
     if curve:
         console.print(Text(terminal.clean(curve["sentence"])))
+    labels = report.get("labels")
+    if labels:
+        console.print(
+            Text(
+                terminal.clean(
+                    f"{labels['teacher']} answered {labels['answered']} of {labels['prompts']} prompts; "
+                    f"{labels['refused']} refused and {labels['truncated']} cut answers are set aside"
+                )
+            )
+        )
     for skipped in report["skipped"]:
         console.print(Text(terminal.clean(f"not measured: {skipped['title']} ({skipped['reason']})")))
     if advice["rung"] is not None:
@@ -252,7 +297,7 @@ def _print_report(report: LadderReport) -> None:
 
 
 def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
-    mean, request, year = rung["mean"], rung["request"], rung["year"]
+    mean, request, year, first = rung["mean"], rung["request"], rung["year"], rung.get("first_token")
     return [
         ">" if rung["key"] == chosen else "",
         terminal.clean(rung["title"]),
@@ -260,5 +305,10 @@ def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
         f"{100 * mean['mean']:.1f}",
         f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}",
         f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}",
-        f"{year['total']:,.2f}" if priced else f"{year['device_hours']:.1f} h",
+        "?" if first is None else _latency(first["median_seconds"]),
+        amount_text(year["total"]) if priced else f"{year['device_hours']:.1f} h",
     ]
+
+
+def _latency(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from adapters.costs import amount_text
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.cli.usage import moment
@@ -107,7 +108,7 @@ def _row(by: str, row: CostRow, *, priced: bool) -> list[str]:
 
 def _total(row: CostRow, *, priced: bool) -> str:
     if not priced:
-        return "?" if row["device_hours"] is None else f"{row['device_hours']:.2f}"
+        return amount(row["device_hours"], unknown="?")
     return "?" if row["money"] is None else amount(row["money"]["total"], unknown="?")
 
 
@@ -122,7 +123,7 @@ def _sum(rows: list[CostRow], *, priced: bool) -> list[str]:
         span(_added([each["serving"] for each in seconds])),
         span(_added([each["evaluating"] for each in seconds])),
         span(_added([each["training"] for each in seconds])),
-        "?" if whole is None else amount(whole) if priced else f"{whole:.2f}",
+        amount(whole, unknown="?"),
         amount(_added([row["hosted"] for row in rows])),
     ]
 
@@ -291,11 +292,7 @@ def span(seconds: float | None) -> str:
 
 def amount(value: float | None, *, unknown: str = "-") -> str:
     """An amount with as many digits as it needs."""
-    if value is None:
-        return unknown
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:,.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
+    return unknown if value is None else amount_text(value)
 
 
 def money(value: float, currency: str | None) -> str:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adapters.costs import amount_text
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, ClientError, HatrackClient
@@ -190,7 +191,7 @@ def _money(job: FineTuningJob) -> str:
     cost, currency = ours.get("cost"), ours.get("currency")
     if not isinstance(cost, int | float):
         return "-"
-    return f"{cost:.2f} {currency}" if currency else f"{cost:.2f}"
+    return f"{amount_text(cost)} {currency}" if currency else amount_text(cost)
 
 
 def draw_curve(values: Sequence[float], *, width: int = 60, height: int = 6) -> list[str]:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adapters.costs import amount_text
 from adapters.labelling.asking import (
     CONCURRENCY,
     MAX_TOKENS,
@@ -239,7 +240,7 @@ def _print(summary: JsonObject, found: Prompts, files: LabelFiles) -> None:
     if len(summary["served_by"]) > 1:
         versions = ", ".join(f"{name} {count}" for name, count in summary["served_by"].items())
         lines.append(f"answers come from several versions: {versions}")
-    cost = "no price is known" if summary["cost"] is None else f"cost {summary['cost']:,.4f}"
+    cost = "no price is known" if summary["cost"] is None else f"cost {amount_text(summary['cost'])}"
     lines.append(
         f"{summary['prompt_tokens']:,} tokens of prompts, {summary['completion_tokens']:,} of answers; {cost}; "
         f"{summary['seconds']:.0f} s in this run"

@@ -26,6 +26,8 @@ class Ladders(Resource):
         target: float | None = None,
         quick: bool | None = None,
         lora: bool | None = None,
+        teacher: str | None = None,
+        unlabelled_file: str | None = None,
         requests_per_month: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Ladder:
@@ -39,6 +41,9 @@ class Ladders(Resource):
             target: The score that is good enough, 0 to 1.
             quick: Fewer questions and examples.
             lora: False: no LoRA is trained.
+            teacher: Who answers the prompts of ``unlabelled_file`` for a LoRA to learn from: the base, a version, or an
+                outside endpoint (`client.teachers`).
+            unlabelled_file: The id of a file with prompts, or a dataset.
             requests_per_month: Expected traffic, for the cost of a year.
 
         Raises:
@@ -53,6 +58,8 @@ class Ladders(Resource):
                 "target": target,
                 "quick": quick,
                 "lora": lora,
+                "teacher": teacher,
+                "unlabelled_file": unlabelled_file,
                 "requests_per_month": requests_per_month,
                 "metadata": metadata,
             }

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Final, Self, TypedDict
+from typing import Final, Self, TypedDict
 
 import httpx
 
 from adapters.labelling.asking import Reply, Teacher, TeacherBusy
-from adapters.labelling.completion import raise_if_for_later_or_for_the_prompt, read_completion
+from adapters.labelling.completion import (
+    SERVED_BY,
+    raise_if_for_later_or_for_the_prompt,
+    read_completion,
+    request_of,
+)
 from adapters.labelling.prompts import Prompt
 from service.client.connection import CONNECT_S, Resource, path_of
 from service.client.types.training import Teacher as TeacherObject
@@ -63,9 +68,9 @@ class TeacherClient:
             ClientError: It refuses the caller or the model.
         """
         began = time.monotonic()
-        path = path_of("teachers", teacher.name) if teacher.outside else path_of("chat", "completions")
+        path, body = request_of(teacher, prompt)
         try:
-            response = await self._http.post(path, json=_body(teacher, prompt), timeout=ANSWERING)
+            response = await self._http.post(path, json=body, timeout=ANSWERING)
         except httpx.TransportError as error:
             raise TeacherBusy(f"no answer: {str(error) or type(error).__name__}") from error
         value = json_body(response)
@@ -77,22 +82,9 @@ class TeacherClient:
         try:
             return read_completion(
                 value,
-                served_by=response.headers.get("x-hatrack-adapter"),
+                served_by=response.headers.get(SERVED_BY),
                 seconds=time.monotonic() - began,
                 max_tokens=teacher.max_tokens,
             )
         except ValueError as error:
             raise ClientError(200, "not_hatrack", f"The teacher {teacher.name} did not answer: {error}.") from error
-
-
-def _body(teacher: Teacher, prompt: Prompt) -> dict[str, Any]:
-    body: dict[str, Any] = {"messages": teacher.messages(prompt), "max_tokens": teacher.max_tokens}
-    if teacher.temperature is not None:
-        body["temperature"] = teacher.temperature
-    if teacher.outside:
-        return body
-    body["model"] = teacher.name
-    if prompt.filters:
-        conditions = [{"type": "eq", "key": name, "value": value} for name, value in prompt.filters.items()]
-        body["grounding"] = {"filters": {"type": "and", "filters": conditions}}
-    return body

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from adapters.costs import Prices
+from adapters.costs import Prices, amount_text
 from service.access.audit import Actor, note
 from service.access.caller import Caller, Scope
 from service.costs import records
@@ -103,9 +103,10 @@ class BudgetService:
         currency = f" {self._prices.currency}" if self._prices.currency else ""
         resets_at = next_month(self._wall())
         raise QuotaSpent(
-            f"The monthly budget of the project `{project}` is spent: budget {monthly:,.2f}{currency}, spent "
-            f"{spent:,.2f}{currency}. It resets on {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d} (UTC); an "
-            f"admin can raise it (`hatrack budget {project} AMOUNT`).",
+            f"The monthly budget of the project `{project}` is spent: budget {amount_text(monthly)}{currency}, spent "
+            f"{amount_text(spent)}{currency}. "
+            f"It resets on {datetime.fromtimestamp(resets_at, UTC):%Y-%m-%d} (UTC); "
+            f"an admin can raise it (`hatrack budget {project} AMOUNT`).",
             headers={"retry-after": str(max(1, math.ceil(resets_at - self._wall())))},
         )
 

@@ -37,10 +37,14 @@ class LadderChild(ApiModel):
         "lora_examples",
         "job:lora_documents",
         "lora_documents",
+        "job:distilled",
+        "distilled",
         "job:half",
         "half",
         "job:quarter",
         "quarter",
+        "job:cleanest_half",
+        "cleanest_half",
     ]
 
 
@@ -51,6 +55,19 @@ class LadderRung(ApiModel):
     title: str
     model: str = Field(description="The base, or the version: it can be asked and promoted like any other.")
     mean: float | None = Field(description="Its score; null until it is measured.")
+
+
+class LadderLabels(ApiModel):
+    """What the teacher has made of the prompts, so far or in the end."""
+
+    teacher: str
+    outside: bool = Field(description="Whether it is an outside endpoint.")
+    prompts: int = Field(description="Those that do not repeat held-out questions.")
+    answered: int
+    refused: int
+    truncated: int = Field(description="Answers that were cut; they are set aside, as refusals are.")
+    file: str | None = Field(description="The training file of its answers, once every prompt has a reply.")
+    error: str | None = Field(description="Why there is none.")
 
 
 class Ladder(ApiModel):
@@ -65,6 +82,9 @@ class Ladder(ApiModel):
     training_file: str
     quick: bool
     target: float | None
+    teacher: str | None
+    unlabelled_file: str | None
+    labels: LadderLabels | None = Field(description="Null until the teacher is asked.")
     children: list[LadderChild]
     waiting: Waiting | None = Field(description="What it waits for; null if it waits for nothing.")
     rungs: list[LadderRung] = Field(description="The cheapest first.")
@@ -98,6 +118,14 @@ class LadderAdvice(ApiModel):
     would_change: list[str]
 
 
+class FirstToken(ApiModel):
+    """A rung's time to the first token, of streamed requests, one at a time."""
+
+    median_seconds: float
+    slowest_seconds: float
+    requests: int = Field(description="How many were timed.")
+
+
 class ReportedRung(ApiModel):
     """Everything about one rung."""
 
@@ -109,6 +137,7 @@ class ReportedRung(ApiModel):
     against_below: ArmDifference | None = Field(description="What it gained on the rung below, paired by question.")
     request: dict[str, Any] = Field(description="Tokens, engine seconds and cost of one request.")
     seconds: float = Field(description="Mean time from a request to its complete answer, in the evaluation's load.")
+    first_token: FirstToken | None = Field(None, description="Null if it could not be measured.")
     once: dict[str, Any] = Field(description="What making it took.")
     year: dict[str, Any] = Field(description="The cost of a year, by what it is for.")
     update: str = Field(description="How fast it can be changed.")
@@ -126,9 +155,14 @@ class CurvePoint(ApiModel):
 
 
 class LearningCurve(ApiModel):
-    """Would more examples help?"""
+    """Would more examples help, or cleaner ones?"""
 
-    points: list[CurvePoint] = Field(description="The fewest examples first.")
+    points: list[CurvePoint] = Field(description="Random parts, the fewest examples first.")
+    cleanest: CurvePoint | None = Field(
+        None, description="The half with the fewest findings of the data report; null if it was not measured."
+    )
+    cleaner: ArmDifference | None = Field(None, description="The cleanest half against the random half.")
+    against_all: ArmDifference | None = Field(None, description="The cleanest half against all examples.")
     sentence: str
 
 
@@ -155,4 +189,10 @@ class LadderReport(ApiModel):
     quick: bool
     prices: dict[str, Any]
     requests_per_month: int
+    labels: dict[str, Any] | None = Field(
+        None, description="What the teacher made of the prompts, with its tokens, engine time and money."
+    )
+    subsets_kept_days: float | None = Field(
+        None, description="After how many days the versions of `curve` that are no rungs are deleted; null: never."
+    )
     notes: list[str]

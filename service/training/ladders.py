@@ -8,13 +8,13 @@ from typing import ClassVar, Final
 from pydantic import ConfigDict
 
 from adapters.protocol.requests import LadderFields
-from adapters.protocol.runs import CreateLadder, LadderContext
+from adapters.protocol.runs import CreateLadder, LadderContext, TeacherRef
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
 from service.database import Database
-from service.datasets.service import named_file
-from service.errors import BadRequest, NotFound
+from service.datasets.service import NamedFile, named_file
+from service.errors import BadRequest, ModelNotFound, NotFound
 from service.files.purposes import Purpose
 from service.files.service import Files
 from service.http.body import as_model
@@ -28,11 +28,14 @@ from service.training.authorization import (
     refuse_run_key,
     run_key,
 )
+from service.training.evaluations import resolve
 from service.training.service import Answer, ProvisionRequest, Training
 
 LADDERS_PATH: Final = "/v1/ladders"
 CheckStore = Callable[[Caller, str], Awaitable[object]]
 """Raises NotFound if the caller may not read the store with this id."""
+PROMPTS: Final = (Purpose.FINE_TUNE, Purpose.EVALS, Purpose.USER_DATA)
+"""Purposes of a file with prompts."""
 
 
 class LadderRequest(LadderFields):
@@ -66,7 +69,8 @@ class LadderService:
 
         Raises:
             Forbidden: The caller is itself a job, or may not create that adapter.
-            NotFound: The file, the dataset or a store does not exist for this caller.
+            NotFound: A file, a dataset or a store does not exist for this caller.
+            Conflict: The teacher cannot serve now.
             BadRequest: A field's value is not allowed.
             TrainerUnavailable, BadGateway, Timeout: No response; the key is revoked.
         """
@@ -75,26 +79,56 @@ class LadderService:
         name = adapter_name(caller, request.adapter, "adapter", base_name=self._catalog.base_name, action="make")
         for index, store in enumerate(request.vector_store_ids or ()):
             await self._readable(caller, store, f"vector_store_ids.{index}")
-        purposes = (Purpose.FINE_TUNE,)
-        named = await named_file(self._database, self._files, caller, request.training_file, purposes, "training_file")
-        files = {"training_file": named}
+        teacher = self._teacher(caller, request)
+        named = {
+            "training_file": await self._file(caller, request.training_file, (Purpose.FINE_TUNE,), "training_file")
+        }
+        if request.unlabelled_file is not None:
+            named["unlabelled_file"] = await self._file(caller, request.unlabelled_file, PROMPTS, "unlabelled_file")
+        files = {field: reference(each.file) for field, each in named.items()}
         context = LadderContext(
             adapter=name,
-            training_file=reference(named.file),
+            training_file=files["training_file"],
             vector_stores=tuple(request.vector_store_ids or ()),
-            datasets=datasets_in(files),
+            teacher=teacher,
+            unlabelled_file=files.get("unlabelled_file"),
+            datasets=datasets_in(named),
         )
         envelope = CreateLadder(request=request.model_dump(exclude_unset=True), context=context)
         provision = ProvisionRequest(
             path=LADDERS_PATH,
-            key=_key(caller, name),
-            files={"training_file": named.file.id},
+            key=_key(caller, name, teacher),
+            files={field: file.id for field, file in files.items()},
             headers=headers,
             envelope=envelope,
             action="ladder.create",
-            detail={"adapter": name, "quick": request.quick, **datasets_detail(files)},
+            detail={
+                "adapter": name,
+                "quick": request.quick,
+                **({} if teacher is None else {"teacher": teacher.name}),
+                **datasets_detail(named),
+            },
         )
         return await self._training.provision(provision, actor)
+
+    async def _file(self, caller: Caller, text: str, purposes: tuple[Purpose, ...], param: str) -> NamedFile:
+        return await named_file(self._database, self._files, caller, text, purposes, param)
+
+    def _teacher(self, caller: Caller, request: LadderRequest) -> TeacherRef | None:
+        """Who labels, None if nobody does. A name that no model of the caller has may be an outside endpoint's."""
+        if (request.teacher is None) != (request.unlabelled_file is None):
+            given, missing = ("teacher", "unlabelled_file")[:: 1 if request.unlabelled_file is None else -1]
+            raise BadRequest(f"`{given}` needs `{missing}`, which is missing", param=missing)
+        if request.teacher is None:
+            return None
+        if not request.lora:
+            raise BadRequest(
+                "`teacher` trains a LoRA, which `lora: false` forbids; send one of the two", param="teacher"
+            )
+        try:
+            return TeacherRef(name=resolve(self._catalog, caller, request.teacher, "teacher").name, outside=False)
+        except ModelNotFound:
+            return TeacherRef(name=request.teacher, outside=True)
 
     async def _readable(self, caller: Caller, store: str, param: str) -> None:
         if self._check_store is None:
@@ -105,7 +139,10 @@ class LadderService:
             raise NotFound(error.message, param=param, code=error.code) from None
 
 
-def _key(caller: Caller, name: str) -> KeyDraft:
-    """The key with which the ladder and its child runs make versions, ask them, and keep examples in a store."""
+def _key(caller: Caller, name: str, teacher: TeacherRef | None) -> KeyDraft:
+    """The key with which the ladder and its child runs make versions, ask them and the teacher, and keep examples in a
+    store."""
     scopes = JOB_SCOPES | ({Scope.KNOWLEDGE} if caller.may(Scope.KNOWLEDGE) else frozenset())
-    return run_key(caller, f"advising on {name}", scopes, {name})
+    asked = None if teacher is None or teacher.outside else teacher.name
+    teachers = {asked.partition("@")[0]} if asked is not None and "@" in asked else set()
+    return run_key(caller, f"advising on {name}", scopes, {name} | teachers)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import run_hatrack
+from tests.support.commands import TIMEOUT_S, hatrack, run_hatrack
 from tests.support.gateway import Gateway
 
 pytestmark = pytest.mark.slow
@@ -35,17 +35,44 @@ def labelled(path: Path) -> Path:
     return path
 
 
+TEACHER = (
+    "Say what a message is about, with one word: delivery, payment or account. A parcel, courier, shipment or van is "
+    "delivery; a card, invoice, refund or transfer is payment; a password, login, profile or e-mail is account."
+)
+UNLABELLED = ("Please help me with the {}!", "Why does nobody answer about my {}?", "Thanks, the {} is fine now.")
+
+
+def unlabelled(path: Path) -> Path:
+    """36 prompts without answers, and one of the questions that may be held out."""
+    asked = [pattern.format(word) for pattern in UNLABELLED for words in TOPICS.values() for word in words]
+    rows = [{"prompt": text} for text in (*asked, PATTERNS[0].format("parcel"))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) -> None:
     page = tmp_path / "advice.html"
     data = labelled(tmp_path / "examples.jsonl")
-    options = ("--name", "desk", "--quick", "--html", str(page), "--json")
-    advised = run_hatrack(gateway, "advise", str(data), *options)
+    hatrack(gateway, "push", "desk-teacher", "--system-prompt", TEACHER)
+    teacher = ("--teacher", "desk-teacher", "--unlabelled", str(unlabelled(tmp_path / "prompts.jsonl")))
+    options = ("--name", "desk", "--quick", "--html", str(page), "--json", *teacher)
+    advised = run_hatrack(gateway, "advise", str(data), *options, timeout_s=2 * TIMEOUT_S)
     assert advised.returncode in (0, 4), advised.stderr
     report = json.loads(advised.stdout)
     assert report["metric"].startswith("exactly right")
     measured = {rung["key"]: rung for rung in report["rungs"]}
     assert list(measured)[:4] == ["base", "instructions", "examples", "retrieved_examples"]
-    assert "lora" in measured or report["skipped"]
+    skipped = {each["key"]: each["reason"] for each in report["skipped"]}
+    assert "lora" in measured or "lora" in skipped
+    assert all(rung["first_token"]["median_seconds"] > 0 for rung in report["rungs"])
+    if "distilled" in measured:
+        labels = report["labels"]
+        assert labels["teacher"] == "desk-teacher@1"
+        assert labels["answered"] + labels["refused"] + labels["truncated"] == labels["prompts"] >= 36
+        assert labels["engine_seconds"] > 0
+        assert measured["distilled"]["once"]["device_seconds"] > labels["engine_seconds"]
+    else:
+        assert skipped["distilled"]
     assert report["advice"]["sentence"] in page.read_text()
     assert "- delivery" in measured["instructions"]["system_prompt"]
     for rung in report["rungs"][1:]:

@@ -38,7 +38,7 @@ def finding(
         file=file,
         count=len(distinct),
         lines=tuple(distinct[:SHOWN_LINES]),
-    )
+    ).about(tuple(distinct))
 
 
 def ignored_keys(data: Dataset, file: File = "training") -> list[Finding]:

@@ -5,7 +5,9 @@ Plain data, for the API, a job's result files and the HTML report.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, Self
+
+from pydantic import PrivateAttr
 
 from adapters.protocol.reports import DataFinding, HeldOutExamples, QualityReport
 
@@ -19,6 +21,17 @@ class Finding(DataFinding):
 
     file: Literal["training", "held_out"] = "training"
     lines: tuple[int, ...] = ()
+    _every_line: tuple[int, ...] = PrivateAttr(())
+
+    @property
+    def every_line(self) -> tuple[int, ...]:
+        """All affected lines; of a stored report, which does not keep them, ``lines``."""
+        return self._every_line or self.lines
+
+    def about(self, lines: tuple[int, ...]) -> Self:
+        """The same, with all affected lines."""
+        self._every_line = lines
+        return self
 
 
 class HeldOut(HeldOutExamples):

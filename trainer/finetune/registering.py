@@ -19,6 +19,7 @@ from trainer.tune.export import exported_checkpoints
 from trainer.tune.lineage import METADATA_FILE, DataSource, Lineage, Metadata, packages
 
 ALIAS: Final = "candidate"
+DAY_S: Final = 86_400
 
 
 def register(
@@ -26,8 +27,14 @@ def register(
 ) -> JobResult:
     """Upload the adapter in `output`. From here on the job has succeeded, whatever the judging gives."""
     directory.emit_event("uploading the adapter; the gateway proves it before it serves")
+    kept_s = job.keep_version_s
     version = gateway.push(
-        job.adapter, output, alias=ALIAS, settings=_settings(plan), metadata=metadata.model_dump_json()
+        job.adapter,
+        output,
+        alias=ALIAS if kept_s is None else "",  # an alias would keep it
+        settings=_settings(plan),
+        metadata=metadata.model_dump_json(),
+        expires_at=None if kept_s is None else int(time.time() + kept_s),
     )
     name = f"{version['adapter']}@{version['version']}"
     training = metadata.training
@@ -42,7 +49,10 @@ def register(
         final_loss=training.final_loss,
     )
     directory.write(spec.PUSHED, result)
-    directory.emit_event(f"{name} is proven and serves, also as {job.adapter}:{ALIAS}")
+    days = (kept_s or 0) / DAY_S
+    kept = f"for {days:g} day{'s' * (days != 1)} unless it is promoted"
+    known = f"also as {job.adapter}:{ALIAS}" if kept_s is None else kept
+    directory.emit_event(f"{name} is proven and serves, {known}")
     return result
 
 

@@ -98,6 +98,8 @@ class JobSpec(TrainingRunSpec):
     """Of how many of the last epochs the adapter is registered as a version; the result's own is one of them …"""
     keep_checkpoints_s: float = 0.0
     """… and after how many seconds the gateway deletes the others."""
+    keep_version_s: float | None = None
+    """After how many seconds the gateway deletes the version itself, which no alias points to; None: never."""
     price_per_hour: float = 0.0
     """Price of the device in the operator's currency."""
     judging: EvaluationOptions = EvaluationOptions()

@@ -279,9 +279,10 @@ def title(key: RungKey | SubsetKey, *, inside: bool = False) -> str:
         "lora": "The LoRA",
         "lora_examples": "The LoRA with retrieved examples",
         "lora_documents": "The LoRA with retrieved documents",
-        "distilled": "The LoRA taught by a larger model",
+        "distilled": "The LoRA that learnt from the teacher",
         "half": "The LoRA on a half of the examples",
         "quarter": "The LoRA on a quarter of the examples",
+        "cleanest_half": "The LoRA on the cleanest half of the examples",
     }
     name = names[key]
     return name[0].lower() + name[1:] if inside else name

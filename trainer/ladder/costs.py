@@ -11,6 +11,7 @@ from typing import Final
 
 from adapters.costs import MONTHS, Prices, Upkeep, YearCost, year_cost
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
+from trainer.ladder.spec import Labels
 from trainer.runs.protocol import Frozen
 
 PER: Final = 1_000
@@ -34,10 +35,17 @@ class RequestCost(Frozen):
 
 
 class OneTimeCost(Frozen):
-    """What making a rung took: seconds of the device, and money; None without a price of the device."""
+    """What making a rung took.
+
+    Attributes:
+        device_seconds: Time of the device, a teacher's of the engine included.
+        money: With what an outside teacher's tokens cost; None without the price of one of them.
+        teacher: Of `money`, what the teacher's answers cost; None without a teacher, or if that is not known.
+    """
 
     device_seconds: float = 0.0
     money: float | None = None
+    teacher: float | None = None
 
 
 def request_cost(scores: ArmScores, arm: ScoredArm, prices: Prices) -> RequestCost:
@@ -52,9 +60,23 @@ def request_cost(scores: ArmScores, arm: ScoredArm, prices: Prices) -> RequestCo
     )
 
 
-def one_time(device_seconds: float, prices: Prices) -> OneTimeCost:
-    """The cost of making a rung."""
-    return OneTimeCost(device_seconds=device_seconds, money=prices.device(device_seconds))
+def one_time(device_seconds: float, prices: Prices, labels: Labels | None = None) -> OneTimeCost:
+    """The cost of making a rung.
+
+    Args:
+        device_seconds: Of its training, or of making its version.
+        prices: The operator's.
+        labels: What the teacher did, if the rung has one.
+    """
+    if labels is None:
+        return OneTimeCost(device_seconds=device_seconds, money=prices.device(device_seconds))
+    teacher = labels.money if labels.outside else prices.device(labels.engine_seconds)
+    own = prices.device(device_seconds)
+    return OneTimeCost(
+        device_seconds=device_seconds + labels.engine_seconds,
+        money=None if own is None or teacher is None else own + teacher,
+        teacher=teacher,
+    )
 
 
 def rung_year(

@@ -1,7 +1,7 @@
 """Ladders as a kind of run: short stages of their own, and child runs in between.
 
     climb (data) → evaluation "choose" → climb (versions) → evaluation "prompts" → job → evaluation "lora"
-    → the same for each LoRA that can still matter (trainer.ladder.trainings) → conclude
+    → the same for each LoRA that can still matter (trainer.ladder.trainings; the distilled after label) → conclude
 
 A ladder that waits for a child run holds no worker. What a child leaves is copied into the ladder's directory, so that
 the report does not depend on the child's directory.
@@ -30,9 +30,12 @@ from trainer.ladder.spec import (
     CLIMB,
     COMPARISONS,
     CONCLUDE,
+    LABEL,
+    SUBSETS,
     TRAININGS,
     EvaluationPurpose,
     JobOutcome,
+    Labels,
     LadderDetails,
     LadderPlan,
     LadderResult,
@@ -56,14 +59,20 @@ if TYPE_CHECKING:
 
 NAME: Final = "ladder"
 CLIMBING: Final = Stage(CLIMB, Status.VALIDATING, "looked_at")
+LABELLING: Final = Stage(LABEL, Status.LABELLING, "looked_at")
 CONCLUDING: Final = Stage(CONCLUDE, Status.QUEUED)
-LARGE_FILES: Final = (spec.DATA, "training.jsonl", "training.csv", "store.jsonl")
+LARGE_FILES: Final = (
+    *(spec.DATA, "training.jsonl", "training.csv", "store.jsonl"),
+    *(spec.UNLABELLED, spec.PROMPTS, spec.REPLIES),
+)
 NOTES: Final[dict[TrainingKey, str]] = {
     "lora": "",
     "lora_examples": " with retrieved examples",
     "lora_documents": " with retrieved documents",
+    "distilled": " on the teacher's answers",
     "half": " on a half of the examples",
     "quarter": " on a quarter of the examples",
+    "cleanest_half": " on the cleanest half of the examples",
 }
 """What follows "a LoRA" in the name of each."""
 
@@ -93,7 +102,7 @@ class LadderKind(Kind[LadderResult]):
     noun = display_name = "ladder"
     param = "ladder_id"
     too_many = TooManyLadders
-    stages = (CLIMBING, CONCLUDING)
+    stages = (CLIMBING, LABELLING, CONCLUDING)
     cancel_patience_s = 60.0
     result = LadderResult
 
@@ -110,21 +119,32 @@ class LadderKind(Kind[LadderResult]):
 
     def next_stage(self, run: Run) -> Stage:
         """See Kind."""
-        return CONCLUDING if LadderDetails.model_validate(run.details).stage == CONCLUDE else CLIMBING
+        following = LadderDetails.model_validate(run.details).stage
+        return next((stage for stage in self.stages if stage.name == following), CLIMBING)
 
     def progress(self, run_id: str) -> str:
         """See Kind."""
         directory = self.directories.path_of(run_id)
         before = (spec.PLAN, spec.scores_file("choose"), spec.RUNGS, spec.scores_file("prompts"))
-        files = (*before, *map(spec.outcome_file, TRAININGS), *map(spec.scores_file, TRAININGS), spec.REPORT)
-        return " ".join(name for name in files if (directory / name).exists())
+        files = (
+            *before,
+            *map(spec.outcome_file, TRAININGS),
+            *map(spec.scores_file, TRAININGS),
+            spec.LABELS,
+            spec.REPORT,
+        )
+        replies = directory / spec.REPLIES
+        there = [name for name in files if (directory / name).exists()]
+        return " ".join([*there, f"{replies.stat().st_size} bytes of replies"] if replies.exists() else there)
 
     def created(self, run_id: str) -> str:
         """See Kind."""
         return f"created ladder {run_id}"
 
-    async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Wait | None:
-        """See Kind: CLIMB has prepared the data, or made the versions."""
+    async def stage_ended(self, run: Run, stage: Stage, working: Collection[int]) -> Advance | Wait | None:
+        """See Kind: CLIMB has prepared the data, or made the versions; LABEL has asked the teacher."""
+        if stage is LABELLING:
+            return await self._labelled(run)
         ladder, plan = await self._read(run)
         if plan is None:
             return None
@@ -167,9 +187,32 @@ class LadderKind(Kind[LadderResult]):
         if following.skipped:
             await self._write_rungs(run, rungs.model_copy(update={"skipped": (*rungs.skipped, *following.skipped)}))
         if following.key is None:
-            return Advance(notes)
+            return Advance(notes, {"stage": CONCLUDE})
+        if following.key == "distilled" and await self._labels(run) is None:
+            return Advance(notes, {"stage": LABEL})
+        return await self._train(run, following.key, following.grounding, before=notes)
+
+    async def _labelled(self, run: Run) -> Advance | Wait | None:
+        """The teacher has been asked: train on its answers, or go on without them."""
+        labels = await self._labels(run)
+        if labels is None:
+            return None  # the worker was killed: the next one goes on
+        if labels.error is None:
+            return await self._train(run, "distilled", None)
+        rungs = await self._rungs(run)
+        assert rungs is not None  # noqa: S101 - written before the prompts were compared
+        return await self._left_out(run, rungs, "distilled", labels.error)
+
+    async def _train(
+        self, run: Run, key: TrainingKey, grounding: dict[str, Any] | None, *, before: Sequence[str] = ()
+    ) -> Wait:
+        ladder, plan = await self._read(run)
+        assert plan is not None  # noqa: S101 - written before anything is trained
+        labels = await self._labels(run)
+        file = labels.file if labels is not None and key == "distilled" else plan.training_file(key)
+        assert file is not None  # noqa: S101 - it is trained only if the teacher has answered
         job_id = self._new_id(finetune_kind.FinetuneKind.id_prefix)
-        job = planning.lora_job(ladder, plan, job_id, following.key, following.grounding)
+        job = planning.lora_job(ladder, plan, job_id, key, file, grounding)
         body: dict[str, Any] = {
             "model": job.base_name,
             "training_file": job.training_file.id,
@@ -184,8 +227,7 @@ class LadderKind(Kind[LadderResult]):
             adapters=(job.adapter,),
             details=JobDetails(adapter=job.adapter, seed=job.seed, device=job.device).model_dump(mode="json"),
         )
-        note = f"training a LoRA{NOTES[following.key]}"
-        return self._wait(run, training_purpose(following.key), child, CONCLUDE, note, before=notes)
+        return self._wait(run, training_purpose(key), child, CONCLUDE, f"training a LoRA{NOTES[key]}", before=before)
 
     def _following(self, run_id: str, ladder: LadderSpec, plan: LadderPlan, rungs: Rungs) -> NextTraining:
         from trainer.ladder.trainings import next_training  # loads the statistics: only when a ladder goes on
@@ -208,7 +250,7 @@ class LadderKind(Kind[LadderResult]):
             status=str(job.status),
             model=model,
             error=error,
-            examples=plan.counts.get(key, plan.counts["training"]),
+            examples=await self._examples(run, plan, key),
             seconds=float(result.get("seconds") or job.device_s),
             training_seconds=await asyncio.to_thread(self._training_seconds, job),
             trained_tokens=int(result.get("trained_tokens") or 0),
@@ -217,7 +259,7 @@ class LadderKind(Kind[LadderResult]):
         if model is None:
             reason = f"the job {job.id} {_ended(job)}: {error or 'see its events'}"
             return await self._left_out(run, rungs, key, reason)
-        if key != "half" and key != "quarter":
+        if key not in SUBSETS:
             await self._write_rungs(run, _with(rungs, Rung(key=key, title=f"a LoRA{NOTES[key]}", model=str(model))))
         evaluation_id = self._new_id(evaluation_kind.EvaluationKind.id_prefix)
         evaluation = planning.models_evaluation(ladder, plan, evaluation_id, {key: str(model)}, key)
@@ -263,6 +305,16 @@ class LadderKind(Kind[LadderResult]):
         plan = await asyncio.to_thread(self.directories.read, run.id, spec.PLAN, LadderPlan)
         assert ladder is not None  # noqa: S101 - written when the run was created
         return ladder, plan
+
+    async def _labels(self, run: Run) -> Labels | None:
+        """What the teacher has made of the prompts; None until it is through."""
+        labels = await asyncio.to_thread(self.directories.read, run.id, spec.LABELS, Labels)
+        return labels if labels is not None and labels.over else None
+
+    async def _examples(self, run: Run, plan: LadderPlan, key: TrainingKey) -> int:
+        """How many examples a LoRA was trained on."""
+        labels = await self._labels(run) if key == "distilled" else None
+        return labels.answered if labels is not None else plan.counts.get(key, plan.counts["training"])
 
     async def _rungs(self, run: Run) -> Rungs | None:
         return await asyncio.to_thread(self.directories.read, run.id, spec.RUNGS, Rungs)

@@ -9,20 +9,26 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
+from adapters.labelling.result import Outcome, draw, sample_page
 from adapters.protocol.runs import FileRef
-from trainer.data.format import Example
+from trainer.data.format import Example, parse_chat
 from trainer.data.formats import read_dataset
 from trainer.data.split import answer, question
 from trainer.durable import replace_file
 from trainer.errors import GatewayRefused
+from trainer.evaluate.arms import questions
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
-from trainer.ladder.preparing import example_settings, prepare_data
+from trainer.ladder.first_token import measure_first_tokens
+from trainer.ladder.labelling import Labelling, UsablePrompts, training_file, usable_prompts
+from trainer.ladder.preparing import QUICK_TRAINING, PreparedData, example_settings, prepare_data
 from trainer.ladder.reporting import build, render
 from trainer.ladder.rungs import chosen_instructions
 from trainer.ladder.spec import (
+    Labels,
     LadderPlan,
     LadderResult,
     LadderSpec,
@@ -30,16 +36,18 @@ from trainer.ladder.spec import (
     RungKey,
     Rungs,
     SkippedRung,
-    SubsetKey,
     Uploads,
 )
+from trainer.runs import protocol
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
 from trainer.runs.worker import Pipeline
 
+TRAINING: Final = "training.jsonl"
 FINE_TUNE: Final = "fine-tune"
 RESULTS: Final = "fine-tune-results"
-SUBSETS: Final[tuple[SubsetKey, ...]] = ("half", "quarter")
+SAMPLE: Final = 50
+"""Of a teacher's answers, for people to read."""
 RETRIEVED: Final = 4
 """Passages of the rungs with retrieval."""
 EXAMPLES_TEMPLATE: Final = (
@@ -64,7 +72,9 @@ class LadderPipeline(Pipeline[LadderResult]):
         if stage == spec.CONCLUDE:
             return self._conclude()
         plan = self._prepare()
-        if plan.choosing is None or self._directory.path(spec.scores_file("choose")).exists():
+        if stage == spec.LABEL:
+            self._label(plan)
+        elif plan.choosing is None or self._directory.path(spec.scores_file("choose")).exists():
             self._push_prompts(plan)
         return None
 
@@ -91,6 +101,7 @@ class LadderPipeline(Pipeline[LadderResult]):
             quick=job.body.quick,
             check=self._check,
         )
+        prompts = self._usable_prompts(data)
         directory.write(spec.DATA_REPORT, data.report)
         files = {part: self._upload(part, content) for part, content in data.parts.items() if content}
         plan = LadderPlan(
@@ -98,7 +109,8 @@ class LadderPipeline(Pipeline[LadderResult]):
             choosing=files.get("choosing") if len(data.instructions) > 1 else None,
             held_out=files["held_out"],
             counts=data.counts,
-            subsets={key: files[key] for key in SUBSETS if key in files},
+            subsets={key: files[key] for key in spec.SUBSETS if key in files},
+            cleaner=data.cleaner,
             instructions=data.instructions,
             answers=data.answers,
             metric=data.metric,
@@ -107,7 +119,8 @@ class LadderPipeline(Pipeline[LadderResult]):
             common_answer=data.common_answer,
             max_tokens=data.max_tokens,
             example_lines=tuple(example.line for example in data.shown),
-            notes=data.notes,
+            prompts=0 if prompts is None else prompts.count,
+            notes=data.notes if prompts is None else (*data.notes, *prompts.notes),
         )
         directory.write(spec.PLAN, plan)
         counts = plan.counts
@@ -118,6 +131,24 @@ class LadderPipeline(Pipeline[LadderResult]):
         for warning in plan.facts.warnings:
             directory.emit_event(warning, level="warn")
         return plan
+
+    def _usable_prompts(self, data: PreparedData) -> UsablePrompts | None:
+        """The prompts for the teacher, None without one; writes `spec.PROMPTS`."""
+        file, path = self._job.context_of_request.unlabelled_file, self._directory.path(spec.UNLABELLED)
+        if file is None:
+            return None
+        if not path.exists():
+            self._gateway.fetch(file, path)
+        prompts = usable_prompts(
+            file.filename,
+            path.read_bytes(),
+            parse_chat(data.parts["held_out"]),
+            # the examples have lost a system message that all share, too; one of their own stays
+            without_system=bool(data.instructions),
+            limit=QUICK_TRAINING if self._job.body.quick else None,
+        )
+        replace_file(self._directory.path(spec.PROMPTS), prompts.content.decode())
+        return prompts
 
     def _upload(self, part: str, content: bytes) -> FileRef:
         self._check()
@@ -196,8 +227,8 @@ class LadderPipeline(Pipeline[LadderResult]):
         content = self._directory.path("store.jsonl")
         try:
             if not content.exists():
-                self._gateway.fetch(plan.training, self._directory.path("training.jsonl"))
-                _, data = read_dataset("training.jsonl", self._directory.path("training.jsonl").read_bytes())
+                self._gateway.fetch(plan.training, self._directory.path(TRAINING))
+                _, data = read_dataset(TRAINING, self._directory.path(TRAINING).read_bytes())
                 replace_file(content, example_documents(data.examples))
             store = self._example_store(content.read_bytes())
         except GatewayRefused as refused:
@@ -231,17 +262,43 @@ class LadderPipeline(Pipeline[LadderResult]):
             raise GatewayRefused(0, "store_failed", "the examples' file could not be indexed")
         return store
 
+    # the teacher
+
+    def _label(self, plan: LadderPlan) -> None:
+        """Have the teacher answer the prompts; writes `spec.LABELS`."""
+        directory = self._directory
+        before = directory.read(spec.LABELS, Labels)
+        if before is not None and before.over:
+            return
+        rungs = directory.read(spec.RUNGS, Rungs) or Rungs()
+        write = partial(directory.write, spec.LABELS)
+        labelling = Labelling(self._job, plan, rungs.instructions, directory, self._check, write)
+        directory.emit_event(f"{labelling.teacher.name} answers {plan.prompts} prompts")
+        labels, labelled = labelling.run(directory.path(protocol.KEY).read_text().strip())
+        if labels.error is None:
+            labels = labels.model_copy(update={"file": self._upload("labelled", training_file(labelled))})
+            sample = draw(labelled.of(Outcome.ANSWERED), SAMPLE)
+            page = sample_page(sample, labels.answered, labelling.teacher)
+            directory.path(spec.SAMPLE).write_text(page, "utf-8")
+        directory.write(spec.LABELS, labels)
+        directory.emit_event(
+            f"{labels.answered} of {labels.prompts} prompts are answered; {labels.refused} refused and "
+            f"{labels.truncated} cut answers are set aside"
+        )
+
     # concluding
 
     def _conclude(self) -> LadderResult:
         plan = self._prepare()
+        self._time_first_tokens(plan)
         report = build(self._job, plan, self._directory)
         page = render(report)
         self._directory.path(spec.REPORT).write_text(report.model_dump_json(), "utf-8")
         self._directory.path(spec.PAGE).write_text(page, "utf-8")
         uploaded = [
             self._upload_once(f"{self._job.id}-{name}", self._directory.path(name).read_bytes(), RESULTS)
-            for name in (spec.REPORT, spec.PAGE)
+            for name in (spec.REPORT, spec.PAGE, spec.SAMPLE)
+            if self._directory.path(name).exists()
         ]
         advice = report.advice
         model = next((rung.model for rung in report.rungs if rung.key == advice.rung), None)
@@ -255,6 +312,14 @@ class LadderPipeline(Pipeline[LadderResult]):
             files=tuple(uploaded),
             seconds=round(time.time() - self._job.created_at, 1),
         )
+
+    def _time_first_tokens(self, plan: LadderPlan) -> None:
+        path = self._directory.path(TRAINING)
+        if not path.exists():
+            self._gateway.fetch(plan.training, path)
+        asked = questions(parse_chat(path.read_bytes()))
+        rungs = self._directory.read(spec.RUNGS, Rungs) or Rungs()
+        measure_first_tokens(self._job, rungs.rungs, asked, self._directory, self._gateway, self._check)
 
 
 def example_documents(examples: Sequence[Example]) -> str:

@@ -35,6 +35,8 @@ CHOOSING: Final = 40
 """Examples on which the instructions are chosen."""
 CHOOSING_SEED: Final = 1
 CHANGING_FACTS: Final = "changing_facts"
+ABOUT_ALL: Final = frozenset({"imbalance", "rare_answers", "unrelated_labels"})
+"""Findings about the set: their lines name no example that would be better left out."""
 NOISY: Final = frozenset({"unrelated_labels"})
 PROMPT_SHARE: Final = 0.25
 """Largest share of the context that fixed examples may take."""
@@ -49,14 +51,16 @@ class PreparedData:
 
     Attributes:
         parts: The content of each part's file: `training`, `choosing` (may be empty), `held_out`, and for the learning
-            curve `half` and `quarter` of the training part.
+            curve `half`, `quarter` and `cleanest_half` of the training part.
         counts: The number of examples of each.
+        cleaner: See `LadderPlan`.
         shown: The examples of the rung with fixed examples.
     """
 
     report: Report
     parts: dict[str, bytes]
     counts: dict[str, int]
+    cleaner: int
     facts: DataFacts
     instructions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -110,11 +114,14 @@ def prepare_data(
     # an example's own system message takes precedence over a version's: where they differ there is none to try
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
-    files, counts_of = _files(training, choosing, held_out, _lines(name, content, system), quick=quick)
+    subsets = {} if quick else learning_subsets(training, faults(inspected.report))
+    learnt_from = {"training": training, **subsets}
+    files, counts_of = _files(learnt_from, choosing, held_out, _lines(name, content, system))
     return PreparedData(
         report=inspected.report,
         parts=files,
         counts=counts_of,
+        cleaner=len(_own(subsets.get("cleanest_half", ())) - _own(subsets.get("half", ()))),
         facts=_facts(inspected.report),
         instructions=prompts,
         answers=answers,
@@ -129,19 +136,14 @@ def prepare_data(
 
 
 def _files(
-    training: Sequence[Example],
+    learnt_from: Mapping[str, Sequence[Example]],
     choosing: Sequence[Example],
     held_out: Sequence[Example],
     lines: Sequence[str] | None,
-    *,
-    quick: bool,
 ) -> tuple[dict[str, bytes], dict[str, int]]:
     """Each part's file, and the number of its examples. What is learnt from carries its groups."""
     parts = {"choosing": choosing, "held_out": held_out}
-    learnt_from: dict[str, Sequence[Example]] = {"training": training}
-    if not quick:
-        learnt_from.update(learning_subsets(training))
-    grouped = groups_of(training)
+    grouped = groups_of(learnt_from["training"])
     files = {part: _file(chosen, lines) for part, chosen in parts.items()}
     files |= {part: _file(chosen, lines, grouped) for part, chosen in learnt_from.items()}
     return files, {part: len(chosen) for part, chosen in (*parts.items(), *learnt_from.items())}
@@ -198,14 +200,33 @@ def _parts(
     return tuple(held_out), tuple(choosing), tuple(training), notes
 
 
-def learning_subsets(training: Sequence[Example]) -> dict[str, Sequence[Example]]:
-    """A half and a quarter of the training part, the quarter within the half; none if there are too few examples."""
+def learning_subsets(training: Sequence[Example], faults: Mapping[int, int]) -> dict[str, Sequence[Example]]:
+    """A random half and a quarter of the training part, the quarter within the half, and the half with the fewest
+    faults; none if there are too few examples.
+
+    Among examples with equally many faults the same hash decides as in the random half, so that the two halves differ
+    only where the data report tells examples apart.
+
+    Args:
+        faults: The number of findings about an example, by its line.
+    """
     if len(training) < MIN_CURVE:
         return {}
     return {
         "half": tuple(_spread(training, len(training) // 2)),
         "quarter": tuple(_spread(training, len(training) // 4)),
+        "cleanest_half": tuple(_spread(training, len(training) // 2, faults)),
     }
+
+
+def faults(report: Report) -> Counter[int]:
+    """The number of findings about each example of a report that was just made, by its line. Notes, and what is said of
+    the set as a whole, count against no example."""
+    counts: Counter[int] = Counter()
+    for finding in report.findings:
+        if finding.severity != "note" and finding.file == "training" and finding.code not in ABOUT_ALL:
+            counts.update(finding.every_line)
+    return counts
 
 
 def groups_of(examples: Sequence[Example]) -> dict[int, str]:
@@ -219,11 +240,21 @@ def groups_of(examples: Sequence[Example]) -> dict[int, str]:
     return groups
 
 
-def _spread(examples: Sequence[Example], wanted: int) -> list[Example]:
-    """A sample in the order of the file, drawn by a hash of each example: the same in every file."""
-    drawn = sorted(examples, key=lambda example: hashlib.sha256(_text(example).encode()).digest())[:wanted]
-    lines = {example.line for example in drawn}
+def _spread(examples: Sequence[Example], wanted: int, faults: Mapping[int, int] | None = None) -> list[Example]:
+    """A sample in the order of the file, drawn by a hash of each example: the same in every file. ``faults``: by line;
+    examples with fewer are drawn first."""
+    many = faults or {}
+
+    def rank(example: Example) -> tuple[int, bytes]:
+        return many.get(example.line, 0), hashlib.sha256(_text(example).encode()).digest()
+
+    lines = _own(sorted(examples, key=rank)[:wanted])
     return [example for example in examples if example.line in lines]
+
+
+def _own(examples: Sequence[Example]) -> set[int]:
+    """The examples' lines."""
+    return {example.line for example in examples}
 
 
 def _text(example: Example) -> str:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from adapters.costs import Prices, YearCost
+from adapters.costs import Prices, YearCost, amount_text
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
@@ -20,12 +20,14 @@ from trainer.ladder import spec
 from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
 from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, request_cost, rung_year
 from trainer.ladder.curve import LearningCurve, learning_curve
+from trainer.ladder.first_token import FirstToken, FirstTokens, first_token
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
     COMPARISONS,
     TRAININGS,
     DataFacts,
     JobOutcome,
+    Labels,
     LadderPlan,
     LadderSpec,
     Row,
@@ -39,6 +41,7 @@ from trainer.runs.protocol import Frozen
 
 Model = TypeVar("Model", bound=BaseModel)
 SHOWN: Final = 3
+DAY_S: Final = 86_400
 """Examples shown of each rung."""
 UPDATES: Final[dict[RungKey, str]] = {
     "base": "nothing to update",
@@ -85,6 +88,8 @@ class ReportedRung(Frozen):
     request: RequestCost
     seconds: float
     """Mean time from a request to its complete answer, in the evaluation's own load."""
+    first_token: FirstToken | None = None
+    """Time to the first token, one request at a time; None if it was not measured."""
     once: OneTimeCost
     year: YearCost
     update: str
@@ -116,6 +121,10 @@ class LadderReport(Frozen):
     quick: bool
     prices: Prices
     requests_per_month: int
+    labels: Labels | None = None
+    """What the teacher made of the prompts; None if none was asked."""
+    subsets_kept_days: float | None = None
+    """After how many days the versions of the curve that are no rungs are deleted; None: never."""
     notes: tuple[str, ...] = ()
 
 
@@ -126,12 +135,19 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     scores = [each for each in stored if each is not None]
     read = {key: directory.read(spec.outcome_file(key), JobOutcome) for key in TRAININGS}
     outcomes = {key: outcome for key, outcome in read.items() if outcome is not None}
+    labels = directory.read(spec.LABELS, Labels)
     rows = rows_of(rungs, scores)
     advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
     gains = {rung.key: rung for rung in measured(rows)}
     judging = sum(each.wall_seconds for each in scores)
+    timed = directory.read(spec.FIRST_TOKENS, FirstTokens)
     reported = [
-        _reported(job, plan, row, rungs, gains[row[0]], outcomes, judging_seconds=judging / len(rows)) for row in rows
+        _reported(
+            *(job, plan, row, rungs, gains[row[0]], outcomes, labels if row[0] == "distilled" else None),
+            judging_seconds=judging / len(rows),
+            timed=first_token(timed, row[0]),
+        )
+        for row in rows
     ]
     monthly = job.body.requests_per_month
     return LadderReport(
@@ -154,6 +170,8 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         quick=job.body.quick,
         prices=job.prices,
         requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
+        labels=labels,
+        subsets_kept_days=None if job.keep_subsets_s is None else job.keep_subsets_s / DAY_S,
         notes=(*plan.notes, *_cheaper_above(reported, advice)),
     )
 
@@ -165,10 +183,18 @@ def _reported(
     rungs: Rungs,
     gain: MeasuredRung,
     outcomes: Mapping[TrainingKey, JobOutcome],
+    labels: Labels | None,
     *,
     judging_seconds: float,
+    timed: FirstToken | None,
 ) -> ReportedRung:
-    """One rung of the report: its score, and what it costs. ``judging_seconds``: its part of the evaluations' time."""
+    """One rung of the report: its score, and what it costs.
+
+    Args:
+        labels: What it learnt from, if that was a teacher's.
+        judging_seconds: Its part of the evaluations' time.
+        timed: Its time to the first token.
+    """
     key, evaluation, arm = row
     rung = next(each for each in rungs.rungs if each.key == key)
     trained = next((outcome for training, outcome in outcomes.items() if training == key), None)
@@ -182,13 +208,14 @@ def _reported(
         against_below=gain.against_below,
         request=request,
         seconds=arm.seconds,
-        once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices),
+        first_token=timed,
+        once=one_time((trained.seconds if trained is not None else 0.0) or rung.push_seconds, job.prices, labels),
         year=rung_year(
             request,
             job.prices,
             training_seconds=trained.training_seconds if trained is not None and trained.seconds else 0.0,
             judging_seconds=judging_seconds,
-            examples=plan.counts["training"],
+            examples=plan.counts["training"] if labels is None else labels.answered,
             requests_per_month=job.body.requests_per_month,
         ),
         update=UPDATES[key],
@@ -206,9 +233,8 @@ def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, 
     own = rungs[at].year
     for rung in rungs[at + 1 :]:
         if (rung.year.total or 0.0, rung.year.device_hours) < (own.total or 0.0, own.device_hours):
-            return (
-                f"{rung.title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",
-            )
+            title = _capital(rung.title)
+            return (f"{title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",)
     return ()
 
 
@@ -273,7 +299,7 @@ def render(report: LadderReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cut=cut, duration=duration, money=_money, sentence=_sentence)
+    environment.filters.update(cut=cut, duration=duration, money=_money, sentence=_sentence, latency=_latency)
     style = (files("trainer.evaluate.page") / "page.css").read_text("utf-8")
     own = (files("trainer.ladder") / "page.css").read_text("utf-8")
     return environment.get_template("page.html.jinja").render(
@@ -284,6 +310,15 @@ def render(report: LadderReport) -> str:
     )
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _latency(seconds: float) -> str:
+    """`85 ms`, `2.1 s`."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def _sentence(text: str) -> str:
     """The text with a full stop, unless it ends like a sentence already."""
     return text if text.rstrip().endswith((".", "?", "!", "…")) else f"{text}."
@@ -291,4 +326,4 @@ def _sentence(text: str) -> str:
 
 def _money(amount: float) -> str:
     """An amount with as many digits as it needs."""
-    return f"{amount:,.0f}" if amount >= 100 else f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else f"{amount:.2g}"
+    return f"{amount:,.0f}" if amount >= 100 else amount_text(amount)

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from adapters.protocol.runs import EvaluationContext
+from adapters.protocol.runs import EvaluationContext, FileRef
 from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune.spec import EvaluationOptions, JobSpec
-from trainer.ladder.spec import EvaluationPurpose, LadderPlan, LadderSpec, Row, Rung, Rungs, TrainingKey
+from trainer.ladder.spec import SUBSETS, EvaluationPurpose, LadderPlan, LadderSpec, Row, Rung, Rungs, TrainingKey
 from trainer.runs.spec import RunSpec, TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 
@@ -71,10 +71,15 @@ def _evaluation(
 
 
 def lora_job(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, key: TrainingKey, grounding: dict[str, Any] | None
+    spec: LadderSpec,
+    plan: LadderPlan,
+    run_id: str,
+    key: TrainingKey,
+    file: FileRef,
+    grounding: dict[str, Any] | None,
 ) -> JobSpec:
-    """The job that trains a LoRA on the training part, or a subset of it. The one without retrieval, on all examples,
-    is judged on the held-out part, too; the others are only compared."""
+    """The job that trains a LoRA on ``file``. The one without retrieval, on all examples, is judged on the held-out
+    part, too; the others are only compared."""
     judging = EvaluationOptions(
         promote="never",
         requested=key == "lora",
@@ -86,13 +91,14 @@ def lora_job(
     return JobSpec(
         **inherited,
         adapter=spec.body.adapter,
-        training_file=plan.subsets[key] if key == "half" or key == "quarter" else plan.training,
+        training_file=file,
         validation_file=plan.held_out,
         wish=HyperparameterRequest(),
         seed=spec.seed,
         overflow="drop",
         grounding=grounding,
         metadata={"ladder": spec.id, "training": key},
+        keep_version_s=spec.keep_subsets_s if key in SUBSETS else None,
         price_per_hour=spec.prices.device_hour or 0.0,
         judging=judging,
     )

@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import LadderContext
 from trainer.config import Installation, Settings
 from trainer.database import Database
+from trainer.errors import NotFound
+from trainer.evaluate.endpoints import OperatorEndpoints
 from trainer.evaluate.evaluations.spec import ServedModel, operator_rules
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.http import CurrentCaller
 from trainer.ladder import spec
 from trainer.ladder.kind import LadderKind
-from trainer.ladder.spec import COMPARISONS, LadderBody, LadderDetails, LadderSpec, Rungs, scores_file
+from trainer.ladder.spec import (
+    COMPARISONS,
+    Labels,
+    LadderBody,
+    LadderDetails,
+    LadderSpec,
+    Rungs,
+    TokenPrices,
+    scores_file,
+)
 from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
 from trainer.runs.service import RunKey, RunService
@@ -25,9 +36,13 @@ from trainer.runs.state import Event, Run
 from trainer.runs.waiting import WaitingLines
 from trainer.validation import validated
 
+DAY_S: Final = 86_400
+MIN_KEPT_DAYS: Final = 1
+"""However short the operator keeps what belongs to runs: the ladder asks the versions before it ends."""
+
 
 class Ladders(RunService):
-    """All ladders of this trainer."""
+    """All ladders of this trainer. ``endpoints``: the operator's, which may be teachers."""
 
     def __init__(
         self,
@@ -38,14 +53,18 @@ class Ladders(RunService):
         database: Database,
         notifier: Notifier,
         lines: WaitingLines,
+        endpoints: OperatorEndpoints,
     ) -> None:
         super().__init__(ladder, settings, database, notifier, lines)
+        self._endpoints = endpoints
         self._installation = installation
         self._model = model
 
     async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         """See RunService."""
-        return ladder_object(run, waiting, await asyncio.to_thread(self._shown_rungs, run.id))
+        rungs = await asyncio.to_thread(self._shown_rungs, run.id)
+        labels = await asyncio.to_thread(self.directories.read, run.id, spec.LABELS, Labels)
+        return ladder_object(run, waiting, rungs, labels)
 
     def _shown_rungs(self, run_id: str) -> list[dict[str, Any]]:
         rungs = self.directories.read(run_id, spec.RUNGS, Rungs)
@@ -76,6 +95,7 @@ class Ladders(RunService):
         Raises:
             InvalidField, UnknownParameter: A field is invalid.
             IdempotencyKeyReused: The Idempotency-Key was used with another body.
+            NotFound: There is no teacher of that name.
             TooManyRequests: The project has too many unfinished ladders.
             DiskFull: The disk is full.
         """
@@ -87,12 +107,15 @@ class Ladders(RunService):
         self, caller: CurrentCaller, request: dict[str, Any], body: LadderBody, context: LadderContext
     ) -> RunDraft:
         settings = self._settings
+        prices = self._teacher_prices(context)
         ladder = LadderSpec(
             **dict(training_run_spec(self.kind.new_id(), caller.project, self._installation, settings)),
             **dict(self._model),
             **dict(operator_rules(settings)),
             seed=secrets.randbelow(2**31),
             prices=settings.prices,
+            teacher_prices=prices,
+            keep_subsets_s=max(settings.keep_days, MIN_KEPT_DAYS) * DAY_S,
             body=body.model_copy(update={"adapter": context.adapter}),
             context_of_request=context,
         )
@@ -100,10 +123,29 @@ class Ladders(RunService):
             kind=self.kind.name,
             id=ladder.id,
             spec=ladder,
-            body=request | {"training_file": context.training_file.id},  # it may have named a dataset
+            body=request | _file_ids(context),
             adapters=(context.adapter,),
             details=LadderDetails(adapter=context.adapter).model_dump(mode="json"),
         )
+
+    def _teacher_prices(self, context: LadderContext) -> TokenPrices | None:
+        """An outside teacher's prices, if they are set. Raises NotFound if there is no such teacher."""
+        if context.teacher is None or not context.teacher.outside:
+            return None
+        endpoint = self._endpoints.endpoints.get(context.teacher.name)
+        if endpoint is None or not endpoint.teacher:
+            known = (
+                ", ".join(sorted(name for name, each in self._endpoints.endpoints.items() if each.teacher)) or "none"
+            )
+            raise NotFound(
+                f"`teacher`: {context.teacher.name[:64]!r} is neither a model that the key may use nor a teacher that "
+                f"the operator offers ({known})",
+                param="teacher",
+                code="teacher_not_found",
+            )
+        if endpoint.price_input is None or endpoint.price_output is None:
+            return None
+        return TokenPrices(input=endpoint.price_input, output=endpoint.price_output)
 
     # reading
 
@@ -113,8 +155,15 @@ class Ladders(RunService):
         return await self.events_page(caller, ladder_id, limit=limit, show=_event_object)
 
 
-def ladder_object(run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The object of one ladder. ``rungs``: what is there by now, the cheapest first."""
+def ladder_object(
+    run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]], labels: Labels | None
+) -> dict[str, Any]:
+    """The object of one ladder.
+
+    Args:
+        rungs: What is there by now, the cheapest first.
+        labels: How far the teacher is; None as long as none is asked.
+    """
     result = run.result or {}
     details = LadderDetails.model_validate(run.details)
     return {
@@ -127,6 +176,9 @@ def ladder_object(run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]]
         "training_file": run.body["training_file"],
         "quick": bool(run.body.get("quick", False)),
         "target": run.body.get("target"),
+        "teacher": run.body.get("teacher"),
+        "unlabelled_file": run.body.get("unlabelled_file"),
+        "labels": None if labels is None else _labels_object(labels),
         "children": [{"id": child, "purpose": purpose} for child, purpose in details.purposes.items()],
         "waiting": waiting.model_dump(mode="json") if waiting is not None else None,
         "rungs": rungs,
@@ -139,6 +191,17 @@ def ladder_object(run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]]
         "error": result.get("error"),
         "metadata": run.body.get("metadata"),
     }
+
+
+def _file_ids(context: LadderContext) -> dict[str, str]:
+    """The ids of the files, which the request may have named by datasets."""
+    files = {"training_file": context.training_file, "unlabelled_file": context.unlabelled_file}
+    return {field: file.id for field, file in files.items() if file is not None}
+
+
+def _labels_object(labels: Labels) -> dict[str, Any]:
+    shown = labels.model_dump(include={"teacher", "outside", "prompts", "answered", "refused", "truncated", "error"})
+    return shown | {"file": None if labels.file is None else labels.file.id}
 
 
 def _event_object(event: Event) -> dict[str, Any]:

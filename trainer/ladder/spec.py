@@ -8,12 +8,16 @@
     LADDERS/ID/scores-EVALUATION.json   ArmScores, copied from a child evaluation when it has ended
     LADDERS/ID/job.json, job-KEY.json   JobOutcome, from a child job
     LADDERS/ID/uploads.json    Uploads; store.jsonl, store.txt: the examples of the store, and its id
+    LADDERS/ID/prompts.jsonl   the prompts that the teacher answers; replies.jsonl: its replies so far
+    LADDERS/ID/labels.json     Labels: how far the teacher is, and what came of it; labels.html: a sample to read
+    LADDERS/ID/first_tokens.json   FirstTokens (`trainer.ladder.first_token`)
     LADDERS/ID/ladder.json, ladder.html   the report
     LADDERS/ID/result.json     LadderResult
 
 A ladder alternates between short workers of its own and child runs: CLIMB prepares the data, an evaluation chooses the
 instructions, CLIMB makes versions of the prompts, an evaluation compares them, a job trains a LoRA, an evaluation asks
-it, the same for each further LoRA, and CONCLUDE writes the report.
+it, the same for each further LoRA, and CONCLUDE writes the report. LABEL asks the teacher, before the LoRA that learns
+from it is trained.
 """
 
 from __future__ import annotations
@@ -32,12 +36,19 @@ from trainer.runs.spec import TrainingRunSpec
 
 WORKER: Final = "trainer.ladder.worker"
 CLIMB: Final = "climb"
+LABEL: Final = "label"
 CONCLUDE: Final = "conclude"
 DATA: Final = "data.jsonl"
 DATA_REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
 RUNGS: Final = "rungs.json"
 UPLOADS: Final = "uploads.json"
+UNLABELLED: Final = "unlabelled"
+PROMPTS: Final = "prompts.jsonl"
+REPLIES: Final = "replies.jsonl"
+LABELS: Final = "labels.json"
+SAMPLE: Final = "labels.html"
+FIRST_TOKENS: Final = "first_tokens.json"
 REPORT: Final = "ladder.json"
 PAGE: Final = "ladder.html"
 SCORES_PREFIX: Final = "scores-"
@@ -61,12 +72,17 @@ RungKey = Literal[
     "lora_documents",
     "distilled",
 ]
-SubsetKey = Literal["half", "quarter"]
+SubsetKey = Literal["half", "quarter", "cleanest_half"]
 """A LoRA on a part of the examples, for the learning curve: no rung."""
-TrainingKey = Literal["lora", "lora_examples", "lora_documents", "half", "quarter"]
+SUBSETS: Final[tuple[SubsetKey, ...]] = get_args(SubsetKey)
+TrainingKey = Literal["lora", "lora_examples", "lora_documents", "distilled", "half", "quarter", "cleanest_half"]
 TRAININGS: Final[tuple[TrainingKey, ...]] = get_args(TrainingKey)
 EvaluationPurpose = Literal["choose", "prompts"] | TrainingKey
-Purpose = EvaluationPurpose | Literal["job", "job:lora_examples", "job:lora_documents", "job:half", "job:quarter"]
+Purpose = (
+    EvaluationPurpose
+    | Literal["job", "job:lora_examples", "job:lora_documents", "job:distilled"]
+    | Literal["job:half", "job:quarter", "job:cleanest_half"]
+)
 """What a child run is for: to choose the instructions, to compare the prompts, to train a LoRA, to ask it. The LoRA
 without retrieval, on all examples, is trained by `job`."""
 
@@ -91,8 +107,10 @@ def training_purpose(key: TrainingKey) -> Purpose:
         "lora": "job",
         "lora_examples": "job:lora_examples",
         "lora_documents": "job:lora_documents",
+        "distilled": "job:distilled",
         "half": "job:half",
         "quarter": "job:quarter",
+        "cleanest_half": "job:cleanest_half",
     }
     return purposes[key]
 
@@ -103,11 +121,30 @@ class LadderBody(LadderFields):
     model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
 
+class TokenPrices(Frozen):
+    """What an outside teacher charges for a million tokens of prompts and of answers, in the operator's currency."""
+
+    input: float
+    output: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1_000_000
+
+
 class LadderSpec(TrainingRunSpec, ServedModel, OperatorRules):
-    """One ladder."""
+    """One ladder.
+
+    Attributes:
+        keep_subsets_s: After how many seconds the gateway deletes the versions that were trained on a part of the
+            examples, unless they are promoted; None: never.
+        teacher_prices: None for a teacher that the engine serves, or whose prices are not set.
+    """
 
     seed: int = 0
+    keep_subsets_s: float | None = None
     prices: Prices = Prices()
+    teacher_prices: TokenPrices | None = None
     body: LadderBody
     context_of_request: LadderContext
 
@@ -137,6 +174,7 @@ class LadderPlan(Frozen):
         held_out: Those on which the rungs are compared; no rung has seen them.
         counts: The number of examples of each part, and of each subset.
         subsets: Parts of the training part, for the learning curve.
+        cleaner: How many examples of the random half the cleanest half has others for.
         instructions: The system prompts to choose from, the first is the default; empty if the examples have system
             messages of their own that differ.
         answers: The closed set of answers, or empty.
@@ -145,6 +183,7 @@ class LadderPlan(Frozen):
         common_answer: The share of the held-out answers that are the most frequent one; 0 for open answers.
         max_tokens: Longest answer, in tokens.
         example_lines: The lines of the client's file that the rung with examples shows.
+        prompts: How many prompts the teacher is asked; 0 without one.
     """
 
     training: FileRef
@@ -152,6 +191,7 @@ class LadderPlan(Frozen):
     held_out: FileRef
     counts: dict[str, int]
     subsets: dict[SubsetKey, FileRef] = Field(default_factory=dict)
+    cleaner: int = 0
     instructions: tuple[str, ...]
     answers: tuple[str, ...] = ()
     metric: dict[str, Any]
@@ -160,7 +200,12 @@ class LadderPlan(Frozen):
     common_answer: float = 0.0
     max_tokens: int
     example_lines: tuple[int, ...] = ()
+    prompts: int = 0
     notes: tuple[str, ...] = ()
+
+    def training_file(self, key: TrainingKey) -> FileRef:
+        """What a LoRA learns from, but for the distilled one: a subset, or the whole training part."""
+        return next((file for subset, file in self.subsets.items() if subset == key), self.training)
 
 
 class Rung(Frozen):
@@ -203,6 +248,39 @@ class Uploads(Frozen):
     """The ids of the files that the ladder has uploaded, by name."""
 
     files: dict[str, str] = Field(default_factory=dict)
+
+
+class Labels(Frozen):
+    """What a teacher made of the prompts, so far or in the end.
+
+    Attributes:
+        teacher: Its name; ``outside``: it is an endpoint of the operator's settings.
+        prompts: How many it is asked.
+        answered: Answers to learn from. ``refused``, ``truncated``: what was set aside.
+        engine_seconds: What a teacher of the engine took of it: the time of all its requests, divided by how many were
+            under way at a time.
+        money: What an outside teacher's tokens cost; None where that is not known.
+        file: The training file, once every prompt has a reply.
+        error: Why there is none.
+    """
+
+    teacher: str
+    outside: bool
+    prompts: int
+    answered: int = 0
+    refused: int = 0
+    truncated: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    engine_seconds: float = 0.0
+    money: float | None = None
+    file: FileRef | None = None
+    error: str | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether no more is asked."""
+        return self.file is not None or self.error is not None
 
 
 class JobOutcome(Frozen):

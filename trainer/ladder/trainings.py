@@ -1,8 +1,9 @@
 """The LoRAs that a ladder trains, one after the other, and which of them can still matter.
 
 After the prompts: a LoRA; the same with what the best rung with retrieval retrieves, trained on prompts that the
-gateway's hook has rendered; and, for the learning curve, LoRAs on a half and on a quarter of the examples. Each is a
-job and an evaluation of its version. Loads the statistics: imported only when a ladder goes on.
+gateway's hook has rendered; one that learns from a teacher's answers; and, for the learning curve, LoRAs on a half and
+on a quarter of the examples. Each is a job and an evaluation of its version. Loads the statistics: imported only when a
+ladder goes on.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from trainer.ladder.advice import advise, difference, independent, measured, tit
 from trainer.ladder.spec import (
     CHANGING_SHARE,
     MIN_EXAMPLES,
+    SUBSETS,
     LadderPlan,
     LadderSpec,
     Row,
     RungKey,
     Rungs,
     SkippedRung,
-    SubsetKey,
     TrainingKey,
 )
 
@@ -30,7 +31,8 @@ RETRIEVING: Final[Mapping[TrainingKey, RungKey]] = {
     "lora_examples": "retrieved_examples",
 }
 """The rung whose retrieval each LoRA with retrieval has."""
-SUBSETS: Final[tuple[SubsetKey, ...]] = ("half", "quarter")
+MIN_CLEANER: Final = 0.05
+"""Share of the random half for which the cleanest half must have other examples: otherwise the two hardly differ."""
 ALL_RIGHT: Final = "answers every held-out example correctly: nothing can score more"
 
 
@@ -67,7 +69,8 @@ def _planned(plan: LadderPlan, rungs: Rungs) -> list[TrainingKey]:
     there = {rung.key for rung in rungs.rungs}
     retrieval: list[TrainingKey] = [key for key, below in RETRIEVING.items() if below in there]
     subsets: list[TrainingKey] = [key for key in SUBSETS if key in plan.subsets]
-    return ["lora", *retrieval[:1], *subsets]
+    distilled: list[TrainingKey] = ["distilled"] if plan.prompts else []
+    return ["lora", *retrieval[:1], *distilled, *subsets]
 
 
 def _grounding(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
@@ -79,13 +82,19 @@ def _grounding(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
 
 def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
     """Why a LoRA can no longer matter, or None: training is the dearest step."""
-    if key == "lora":
-        return _lora_is_needless(spec, plan, rows)
+    if key == "lora" or key == "distilled":
+        needless = _lora_is_needless(spec, plan, rows)
+        return _teacher_is_beaten(spec, rows) if needless is None and key == "distilled" else needless
     lora = next((row for row in rows if row[0] == "lora"), None)
     if lora is None:
         return "there is no LoRA to compare it with"
     if min(lora[2].scores) == 1.0:
         return f"{title('lora', inside=True)} {ALL_RIGHT}"
+    if key == "cleanest_half" and plan.cleaner < MIN_CLEANER * plan.counts["half"]:
+        return (
+            f"the data report finds too few faults: of {plan.counts['half']} examples, the cleanest half has only "
+            f"{plan.cleaner} that the random half has not"
+        )
     if key not in RETRIEVING:
         return None
     if spec.body.target is not None and _reaches(lora, spec.body.target):
@@ -97,6 +106,7 @@ def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequen
 
 
 def _lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
+    """Why no LoRA need be compared with what is measured: a plain one with the prompts, the distilled one with all."""
     if not spec.body.lora:
         return "the request says `lora: false`"
     advice = advise(rows, plan.facts, target=spec.body.target, smallest=spec.smallest_difference)
@@ -110,9 +120,23 @@ def _lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -
         reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
         if reached is not None:
             return f"{title(reached[0], inside=True)} reaches the target already"
-    if any(min(arm.scores) == 1.0 for _, _, arm in rows):
-        return f"a prompt {ALL_RIGHT}"
-    return None
+    perfect = next((key for key, _, arm in rows if min(arm.scores) == 1.0), None)
+    return None if perfect is None else f"{title(perfect, inside=True)} {ALL_RIGHT}"
+
+
+def _teacher_is_beaten(spec: LadderSpec, rows: Sequence[Row]) -> str | None:
+    """Why it is of no use to learn from a teacher that is itself a rung: a LoRA, as cheap to ask, is better already."""
+    teacher = spec.context_of_request.teacher
+    if teacher is None or teacher.outside:
+        return None
+    asked = [row for row in rows if row[2].model == teacher.name]
+    if teacher.name == spec.base_name:  # as a teacher it is told the instructions
+        asked = [row for row in rows if row[0] == "instructions"]
+    loras = [row for row in rows if row[0] in ("lora", *RETRIEVING)]
+    better = next((row for row in loras for own in asked if difference(row, own, whole_interval()).low > 0), None)
+    if better is None:
+        return None
+    return f"{title(better[0], inside=True)} is better than the teacher, whose answers it would learn"
 
 
 def _reaches(row: Row, target: float) -> bool:

@@ -1,4 +1,4 @@
-"""The worker process of a ladder: `python -m trainer.ladder.worker DIRECTORY --stage climb|conclude`."""
+"""The worker process of a ladder: `python -m trainer.ladder.worker DIRECTORY --stage climb|label|conclude`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from trainer.ladder.pipeline import LadderPipeline
-from trainer.ladder.spec import CLIMB, CONCLUDE, WORKER, LadderSpec
+from trainer.ladder.spec import CLIMB, CONCLUDE, LABEL, WORKER, LadderSpec
 from trainer.runs import worker
 from trainer.runs.priority import NICENESS
 from trainer.runs.worker import WorkerKind
 
-KIND: Final = WorkerKind(WORKER, (CLIMB, CONCLUDE), lambda: os.nice(NICENESS), LadderSpec, LadderPipeline)
+KIND: Final = WorkerKind(WORKER, (CLIMB, LABEL, CONCLUDE), lambda: os.nice(NICENESS), LadderSpec, LadderPipeline)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

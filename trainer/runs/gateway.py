@@ -34,6 +34,8 @@ RETRYABLE_EXCEPT_CONFLICT: Final = RETRYABLE - {409}
 """The same, for calls where a conflict is a final answer."""
 NO_STORE: Final = "vector_store_not_found"
 FILTER_MISSING: Final = "required_filter_missing"
+ANSWER_PARTS: Final = ("content", "reasoning_content", "reasoning", "tool_calls")
+"""Parts of a chunk's `delta` that the model has written."""
 
 
 class Gateway:
@@ -217,6 +219,10 @@ class Gateway:
         rendered: list[dict[str, Any]] = answer["messages"]
         return rendered
 
+    def first_token_seconds(self, body: dict[str, Any]) -> float:
+        """Stream a chat completion to its end, and return the seconds from sending it to its first token."""
+        return self._with_retries(lambda: self._first_token_seconds(body | {"stream": True}))
+
     def fingerprint(self) -> str:
         """The fingerprint of the served base model, a short hash; waits until the engine is ready."""
         return str(self._with_retries(lambda: self._json(lambda: self._http.get("/readyz")))["fingerprint"])
@@ -265,6 +271,26 @@ class Gateway:
         except httpx.TransportError as error:
             raise GatewayUnreachable(f"cannot reach the gateway: {error}") from error
 
+    def _first_token_seconds(self, body: dict[str, Any]) -> float:
+        first: float | None = None
+        began = time.monotonic()
+        try:
+            with self._http.stream("POST", "/v1/chat/completions", json=body, timeout=PUSH_TIMEOUT) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _refused(response)
+                for line in response.iter_lines():
+                    event = _event(line)
+                    if "error" in event:
+                        raise GatewayRefused(0, str(event["error"].get("code")), str(event["error"].get("message")))
+                    if first is None and _has_token(event):
+                        first = time.monotonic() - began
+        except httpx.TransportError as error:
+            raise GatewayUnreachable(f"cannot reach the gateway: {error}") from error
+        if first is None:
+            raise GatewayRefused(0, "no_token", "the answer has no token")
+        return first
+
     def _json(self, send: Callable[[], httpx.Response]) -> dict[str, Any]:
         try:
             response = send()
@@ -295,6 +321,23 @@ class Gateway:
                 return answer
             self._wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
         raise GatewayUnreachable("the gateway did not answer")
+
+
+def _event(line: str) -> dict[str, Any]:
+    """The object of a line of an event stream; empty for other lines and for the end."""
+    data = line.removeprefix("data:").strip()
+    if not line.startswith("data:") or data == "[DONE]":
+        return {}
+    event: dict[str, Any] = json.loads(data)
+    return event
+
+
+def _has_token(event: dict[str, Any]) -> bool:
+    """Whether a chunk of a chat completion has a part of the answer, its reasoning included, or ends it."""
+    return any(
+        choice.get("finish_reason") is not None or any(choice.get("delta", {}).get(part) for part in ANSWER_PARTS)
+        for choice in event.get("choices") or ()
+    )
 
 
 def _is_same_verdict(recorded: dict[str, Any], body: dict[str, Any]) -> bool:

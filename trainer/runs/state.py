@@ -14,13 +14,14 @@ from trainer.runs.protocol import Control
 class Status(StrEnum):
     """OpenAI's job statuses: validating_files → queued → running → succeeded | failed | cancelled; paused in between.
 
-    A kind without a validation stage starts with queued. A run that waits for its child runs is ``waiting``, which no
-    API object shows (`Run.shown_status`)."""
+    A kind without a validation stage starts with queued. A run that waits for its child runs is ``waiting``, and one
+    that asks a teacher ``labelling``: no API object shows these two (`Run.shown_status`)."""
 
     VALIDATING = "validating_files"
     QUEUED = "queued"
     RUNNING = "running"
     WAITING = "waiting"
+    LABELLING = "labelling"
     PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -28,7 +29,7 @@ class Status(StrEnum):
 
 
 OVER: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
-UNDER_WAY: Final = frozenset({Status.VALIDATING, Status.QUEUED, Status.RUNNING, Status.WAITING})
+UNDER_WAY: Final = frozenset({Status.VALIDATING, Status.QUEUED, Status.RUNNING, Status.WAITING, Status.LABELLING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,10 @@ class Run:
 
     @property
     def shown_status(self) -> Status:
-        """The status for clients: a run that waits for its child runs is running, or paused as they are."""
+        """The status for clients: a run that waits for its child runs is running, or paused as they are; so is one that
+        asks a teacher."""
+        if self.status is Status.LABELLING:
+            return Status.RUNNING
         if self.status is not Status.WAITING:
             return self.status
         return Status.PAUSED if self.wanted is Control.PAUSE else Status.RUNNING

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -129,7 +130,7 @@ class Transitions:
         elif run.wanted is Control.RUN and run.not_before <= time.time():
             try:
                 outcome = await kind.children_ended(run, children)
-                await self._follow(kind, run, kind.next_stage(run), outcome)
+                await self._follow(kind, run, kind.next_stage(_with_details(run, outcome)), outcome)
             except Exception as error:
                 if isinstance(error, OSError) and is_full(error):
                     raise
@@ -196,6 +197,11 @@ class Transitions:
 
         await self._database.run(requeue)
         self._notifier.notify()
+
+
+def _with_details(run: Run, outcome: Advance | Wait | RunOutcome[Any]) -> Run:
+    """The run as it will be recorded: its details say which stage is the next."""
+    return replace(run, details=run.details | outcome.details) if isinstance(outcome, Advance) else run
 
 
 def _ending(kind: AnyKind, run: Run, result: RunResult) -> tuple[str, dict[str, Any]]:

@@ -32,10 +32,14 @@ class LadderChild(TypedDict):
         "lora_examples",
         "job:lora_documents",
         "lora_documents",
+        "job:distilled",
+        "distilled",
         "job:half",
         "half",
         "job:quarter",
         "quarter",
+        "job:cleanest_half",
+        "cleanest_half",
     ]
 
 
@@ -50,6 +54,20 @@ class LadderRung(TypedDict):
     """None until it is measured."""
 
 
+class LadderLabels(TypedDict):
+    """What the teacher has made of the prompts, so far or in the end."""
+
+    teacher: str
+    outside: bool
+    prompts: int
+    answered: int
+    refused: int
+    truncated: int
+    file: str | None
+    """The training file of its answers, once every prompt has a reply."""
+    error: str | None
+
+
 class Ladder(TypedDict):
     """A ladder."""
 
@@ -62,6 +80,10 @@ class Ladder(TypedDict):
     training_file: str
     quick: bool
     target: float | None
+    teacher: str | None
+    unlabelled_file: str | None
+    labels: LadderLabels | None
+    """None until the teacher is asked."""
     children: list[LadderChild]
     waiting: Waiting | None
     rungs: list[LadderRung]
@@ -98,6 +120,14 @@ class LadderAdvice(TypedDict):
     would_change: list[str]
 
 
+class FirstToken(TypedDict):
+    """A rung's time to the first token, of streamed requests, one at a time."""
+
+    median_seconds: float
+    slowest_seconds: float
+    requests: int
+
+
 class ReportedRung(TypedDict):
     """Everything about one rung."""
 
@@ -109,6 +139,7 @@ class ReportedRung(TypedDict):
     against_below: ArmDifference | None
     request: dict[str, Any]
     seconds: float
+    first_token: NotRequired[FirstToken | None]
     once: dict[str, Any]
     year: dict[str, Any]
     update: str
@@ -127,10 +158,16 @@ class CurvePoint(TypedDict):
 
 
 class LearningCurve(TypedDict):
-    """Would more examples help?"""
+    """Would more examples help, or cleaner ones?"""
 
     points: list[CurvePoint]
-    """The fewest examples first."""
+    """Random parts, the fewest examples first."""
+    cleanest: NotRequired[CurvePoint | None]
+    """The half with the fewest findings of the data report."""
+    cleaner: NotRequired[ArmDifference | None]
+    """The cleanest half against the random half."""
+    against_all: NotRequired[ArmDifference | None]
+    """The cleanest half against all examples."""
     sentence: str
 
 
@@ -158,4 +195,6 @@ class LadderReport(TypedDict):
     quick: bool
     prices: dict[str, Any]
     requests_per_month: int
+    labels: NotRequired[dict[str, Any] | None]
+    subsets_kept_days: NotRequired[float | None]
     notes: list[str]

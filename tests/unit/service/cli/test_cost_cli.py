@@ -167,6 +167,9 @@ def test_a_budget_is_set_listed_and_removed(hatrack: Callable[..., Result]) -> N
     hatrack("/v1/budgets/acme", BUDGET, "budget", "acme", "50")
     listed = hatrack("/v1/budgets", {"object": "list", "data": [BUDGET]}, "budget", "acme", "50")
     assert listed.output.startswith("Budget of acme: 51.50 of 50.00 until 2026-12-01")
+    small = BUDGET | {"monthly": 0.004, "spent": 0.0000512, "exhausted": False}
+    listed = hatrack("/v1/budgets", {"object": "list", "data": [small]}, "budget")
+    assert listed.output.startswith("Budget of acme: 0.000051 of 0.0040 until")
     removed = hatrack("/v1/budgets/acme", {"object": "budget"}, "budget", "acme", "--remove")
     assert removed.output == "acme has no budget any more.\n"
     assert hatrack("/v1/budgets", {"object": "list", "data": []}, "budget").output.startswith("No budgets.")

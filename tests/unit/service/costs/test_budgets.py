@@ -47,6 +47,14 @@ async def test_a_spent_budget_refuses_its_projects_requests_and_names_itself(app
     app.budgets.check(app.callers["key_c"])  # another project
 
 
+async def test_a_small_budget_is_named_with_its_digits(app: CostsApp) -> None:
+    await budget(app, 0.004)
+    app.ask("key_a", 0.0051)
+    with pytest.raises(QuotaSpent) as caught:
+        app.budgets.check(app.callers["key_a"])
+    assert "budget 0.0040 EUR, spent 0.0051 EUR" in caught.value.message
+
+
 async def test_what_was_spent_before_the_budget_was_set_counts(app: CostsApp) -> None:
     app.ask("key_a", 7)
     app.trainer.ran(HOUR, 5)

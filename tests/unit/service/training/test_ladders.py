@@ -49,6 +49,11 @@ async def test_a_ladder_has_a_key_for_its_adapter_alone(gateway: TrainingGateway
         ({"adapter": "support", "colour": "red"}, 400, "colour"),
         ({"adapter": "support", "vector_store_ids": ["vs_of_others"]}, 404, "vector_store_ids.0"),
         ({}, 400, "adapter"),
+        ({"adapter": "support", "teacher": "voice@1"}, 400, "unlabelled_file"),
+        ({"adapter": "support", "unlabelled_file": "file-1"}, 400, "teacher"),
+        ({"adapter": "support", "teacher": "voice@1", "unlabelled_file": "file-1", "lora": False}, 400, "teacher"),
+        ({"adapter": "support", "teacher": "voice@2", "unlabelled_file": "file-1"}, 409, "teacher"),
+        ({"adapter": "support", "teacher": "voice@1", "unlabelled_file": "file-1"}, 404, "unlabelled_file"),
     ],
 )
 async def test_what_is_wrong_is_named(gateway: TrainingGateway, body: dict[str, Any], status: int, param: str) -> None:
@@ -75,3 +80,29 @@ async def test_without_the_scope_adapters_there_is_no_ladder(gateway: TrainingGa
     key = await gateway.key("infer", "train")
     refused = await create(gateway, key, training_file=await gateway.made(), adapter="support")
     assert refused.status_code == 403
+
+
+async def test_a_version_that_teaches_is_pinned_and_the_key_may_ask_it(gateway: TrainingGateway) -> None:
+    data, prompts = await gateway.made(), await gateway.made(b'{"prompt": "Where is my parcel?"}\n', "user_data")
+    body = {"training_file": data, "adapter": "support", "teacher": "voice", "unlabelled_file": prompts}
+    made = await create(gateway, **body)
+    assert made.status_code == 200, made.text
+    (asked,) = gateway.trainer.asked
+    assert asked.context["teacher"] == {"name": "voice@1", "outside": False}
+    assert asked.context["unlabelled_file"]["id"] == prompts
+    key = asked.headers["x-hatrack-job-key"]
+    caller = gateway.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})
+    assert sorted(caller.adapters or ()) == ["support", "voice"]
+
+
+async def test_a_name_of_no_model_may_be_an_outside_teachers_which_the_trainer_knows(gateway: TrainingGateway) -> None:
+    body = {"training_file": await gateway.made(), "adapter": "support", "unlabelled_file": await gateway.made()}
+    for name in ("large-model", "secret@1"):  # another project's version looks like one that does not exist
+        made = await create(gateway, teacher=name, **body)
+        assert made.status_code == 200, made.text
+        asked = gateway.trainer.asked[-1]
+        assert asked.context["teacher"] == {"name": name, "outside": True}
+        caller = gateway.keys.authenticator.authenticate(
+            {"authorization": f"Bearer {asked.headers['x-hatrack-job-key']}"}
+        )
+        assert caller.adapters == ("support",)

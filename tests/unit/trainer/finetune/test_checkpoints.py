@@ -70,6 +70,19 @@ def test_the_last_epochs_become_versions_that_expire(make_job: Any, gateway: Fak
     assert f"the checkpoint of step 8 answers as voice:{named(8)} (voice@2)" in [e["message"] for e in events(folder)]
 
 
+def test_a_version_that_is_kept_for_some_days_has_no_alias_that_would_keep_it(
+    make_job: Any, gateway: FakeGateway
+) -> None:
+    folder = make_job(id=JOB, keep_version_s=A_DAY_S)
+    began = time.time()
+    assert run(folder) == DONE
+    (adapter,) = gateway.pushed
+    assert adapter["alias"] == b""
+    assert began + A_DAY_S - 1 <= int(adapter["expires_at"]) <= time.time() + A_DAY_S
+    told = [event["message"] for event in events(folder)]
+    assert "voice@1 is proven and serves, for 1 day unless it is promoted" in told
+
+
 def test_a_checkpoint_that_the_gateway_refuses_costs_the_job_nothing(make_job: Any, gateway: FakeGateway) -> None:
     gateway.failing = [201, 422]
     folder = make_job(id=JOB, checkpoint_versions=2, keep_checkpoints_s=A_DAY_S)

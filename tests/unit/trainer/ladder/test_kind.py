@@ -16,6 +16,7 @@ from tests.unit.trainer.ladder.rungs_measured import right_at, scored
 from trainer.evaluate.evaluations.spec import ARM_SCORES
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
+from trainer.ladder.first_token import FirstTokens
 from trainer.ladder.kind import CLIMBING, CONCLUDING, LadderKind
 from trainer.ladder.reporting import LadderReport, build, render
 from trainer.ladder.spec import (
@@ -104,6 +105,7 @@ class LadderRun:
             context=None,
             context_tokens=2048,
             prices=Prices(device_hour=2.0, person_hour=50.0),
+            keep_subsets_s=7 * 86_400,
             body=LadderBody.model_validate({"training_file": "file-data", "adapter": "support"} | body),
             context_of_request=LadderContext(adapter="support", training_file=file_ref("data")),
         )
@@ -209,7 +211,7 @@ async def test_a_lora_is_trained_where_it_could_matter_and_then_asked(ladder: La
     assert purpose == "lora"
     assert [arm.model for arm in asking.children[0].spec.body.arms] == ["support@4"]  # type: ignore[attr-defined]
     child = ladder.evaluated(asking, scored({"lora": right_at(0.9, 9)}))
-    assert await ladder.kind.children_ended(ladder.run, [done, child]) == Advance()
+    assert await ladder.kind.children_ended(ladder.run, [done, child]) == Advance(details={"stage": "conclude"})
     assert ladder.kind.next_stage(ladder.run) is CONCLUDING
     report = ladder.report()
     assert [rung.key for rung in report.rungs] == ["base", "instructions", "lora"]
@@ -271,8 +273,15 @@ async def test_the_page_holds_every_rung_escaped_and_loads_nothing(ladder: Ladde
     _, wait = ladder.waits(await climbed(ladder, {"base": 0.1, "instructions": 0.5, "examples": 0.6}))
     failed = run_of(wait.children[0].id, "finetune", Status.CANCELLED)
     await ladder.kind.children_ended(ladder.run, [failed])
+    seconds = {"base": (9, 0.05, 0.07, 0.06), "instructions": (9, 2.5, 2.6, 2.4), "examples": (9, 1)}
+    times = FirstTokens.model_validate({"seconds": seconds, "failed": ["examples"]})
+    ladder.ladders.write(LADDER, spec.FIRST_TOKENS, times)
     page = render(ladder.report())
     assert "Be &lt;kind&gt;." in page
+    assert ">60 ms<br>" in page
+    assert ">2.5 s<br>" in page
+    assert ">–<br>" in page
+    assert [rung.first_token is None for rung in ladder.report().rungs] == [False, False, True]
     assert not re.search(r"\s(?:src|href)=|url\(|@import", page)
     assert page.count('class="rung') == 3
     assert "hatrack promote support@" in page

@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 
 from trainer.data.format import parse_chat
+from trainer.data.report import Report
 from trainer.data.similar import groups
 from trainer.data.split import question
 from trainer.errors import DataTooSmall
-from trainer.ladder.preparing import QUICK_HELD_OUT, QUICK_TRAINING, PreparedData, example_settings, prepare_data
+from trainer.ladder.preparing import (
+    QUICK_HELD_OUT,
+    QUICK_TRAINING,
+    PreparedData,
+    example_settings,
+    faults,
+    learning_subsets,
+    prepare_data,
+)
 
 WORDS = ("lamp", "kettle", "blanket", "spade", "candle", "chair", "notebook", "basket", "mug", "rug")
 VERBS = ("wobbles", "leaks", "faded", "never came", "smells of smoke", "squeaks", "is too small", "cracked")
@@ -52,8 +61,40 @@ def test_the_subsets_of_the_learning_curve_are_within_each_other(base_dir: Path)
     assert texts["quarter"] < texts["half"] < texts["training"]
     assert data.counts["half"] == data.counts["training"] // 2
     assert data.counts["quarter"] == data.counts["training"] // 4
-    assert not {"half", "quarter"} & prepared(base_dir, 480, quick=True).parts.keys()
-    assert not {"half", "quarter"} & prepared(base_dir, 160).parts.keys()
+    subsets = {"half", "quarter", "cleanest_half"}
+    assert not subsets & prepared(base_dir, 480, quick=True).parts.keys()
+    assert not subsets & prepared(base_dir, 160).parts.keys()
+
+
+def test_the_cleanest_half_has_the_fewest_findings_and_is_the_random_half_otherwise() -> None:
+    examples = parse_chat(content(240))
+    faulty = {example.line for example in examples[:100]}
+    subsets = learning_subsets(examples, dict.fromkeys(faulty, 1) | {examples[0].line: 3})
+    cleanest, half = ({example.line for example in subsets[name]} for name in ("cleanest_half", "half"))
+    assert len(cleanest) == len(half) == 120
+    assert not cleanest & faulty
+    assert learning_subsets(examples, {})["cleanest_half"] == subsets["half"]
+    # of examples with equally many findings, the same are drawn
+    clean = {example.line for example in examples} - faulty
+    assert half & clean <= cleanest
+
+
+def test_findings_count_against_the_examples_that_they_name_and_no_others(base_dir: Path) -> None:
+    rows = [json.loads(line) for line in content(320).splitlines()]
+    for row in rows[:60]:
+        row["messages"][-1]["content"] = f"{row['messages'][-1]['content']} [insert name]"
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    data = prepare_data("e.jsonl", text, base_dir=base_dir, context=8192, given=(), quick=False, check=lambda: None)
+    counted = faults(data.report)
+    placeholders = next(finding for finding in data.report.findings if finding.code == "placeholders")
+    assert (placeholders.count, len(placeholders.lines), len(placeholders.every_line)) == (60, 20, 60)
+    assert set(range(1, 61)) <= counted.keys()
+    assert b"[insert name]" in data.parts["half"]
+    assert b"[insert name]" not in data.parts["cleanest_half"]
+    assert 0 < data.cleaner <= data.counts["half"]
+    stored = Report.model_validate_json(data.report.model_dump_json())
+    assert "every_line" not in data.report.model_dump_json()
+    assert faults(stored) != counted, "a stored report names the first lines alone"
 
 
 def test_examples_to_learn_from_carry_the_group_of_their_near_duplicates(base_dir: Path) -> None:

@@ -1,7 +1,7 @@
 """A kind of run for the tests of child runs, and its worker: a task starts tasks of the same kind, in rounds, and waits
 for each round.
 
-    python child_tasks.py DIRECTORY --stage split | finish
+    python child_tasks.py DIRECTORY --stage split | between | finish
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainer.runs.protocol import DONE, PAUSED, Control, Failure, Frozen, RunRes
 from trainer.runs.state import Run, Status
 
 SPLIT, FINISH = Stage("split", Status.VALIDATING), Stage("finish", Status.QUEUED)
+BETWEEN = Stage("between", Status.LABELLING)
 PARTS = "parts.json"
 POLL_S = 0.02
 
@@ -31,11 +33,13 @@ class Task(Frozen):
         number: Which one it is.
         parts: Its child tasks, in rounds: each round starts when the one before has ended.
         hold: The worker of its last stage waits until this file exists.
+        between: So does the one between two rounds, of a kind that has it.
     """
 
     number: int = 0
     parts: tuple[tuple[Task, ...], ...] = ()
     hold: Path | None = None
+    between: Path | None = None
 
 
 class TaskKind(Kind[RunResult]):
@@ -84,11 +88,35 @@ class TaskKind(Kind[RunResult]):
         return RunOutcome(RunResult(status=status), status)
 
 
+class BetweenKind(TaskKind):
+    """Tasks that have a worker again between two rounds, as a ladder has to ask a teacher."""
+
+    stages = (SPLIT, BETWEEN, FINISH)
+
+    def next_stage(self, run: Run) -> Stage:
+        return BETWEEN if run.details.get("between") else super().next_stage(run)
+
+    async def stage_ended(
+        self, run: Run, stage: Stage, working: Collection[int]
+    ) -> Advance | Wait | RunOutcome[RunResult] | None:
+        if stage is not BETWEEN:
+            return await super().stage_ended(run, stage, working)
+        following = self._round(run.id, run.details.get("rounds", 0))
+        return replace(following, details=following.details | {"between": False})
+
+    async def children_ended(self, run: Run, children: Sequence[Run]) -> Advance | Wait | RunOutcome[RunResult]:
+        return Advance(("between two rounds",), {"between": True})
+
+
 def work(directory: RunDirectory, stage: str) -> int:
     task = directory.read(protocol.SPEC, Task)
     assert task is not None
     if stage == SPLIT.name:
         directory.write(PARTS, task)
+        return DONE
+    if stage == BETWEEN.name:
+        while task.between is not None and not task.between.exists():
+            time.sleep(POLL_S)
         return DONE
     while task.hold is not None and not task.hold.exists():
         if directory.control() is Control.PAUSE:

@@ -102,10 +102,12 @@ class Trainer:
 
 
 @asynccontextmanager
-async def running(home: Path, gateway: FakeGateway, *, max_queued: int = 10) -> AsyncIterator[Trainer]:
+async def running(
+    home: Path, gateway: FakeGateway, *, max_queued: int = 10, tasks_of: type[TaskKind] = TaskKind
+) -> AsyncIterator[Trainer]:
     settings = Settings(device="cpu", stop_s=120.0, max_queued=max_queued)
     database, notifier = Database(home / "jobs.db"), Notifier()
-    kind = TaskKind(RunDirectories(home / "tasks", home / "spent", ()), command)
+    kind = tasks_of(RunDirectories(home / "tasks", home / "spent", ()), command)
     housekeeper = Housekeeper(gateway.url, settings, database, {kind.name: kind.directories})
     moves = Transitions(
         database, notifier, housekeeper, Children(database, {kind.name: kind}), WebhookSender(database, None)
