@@ -133,6 +133,17 @@ class ReportSuite(ApiModel):
     forgetting: dict[str, Any] | None = None
 
 
+class ReportVoice(ApiModel):
+    """What the measure `voice` gives to answers of which it is known how much they are the author's, 0 to 1."""
+
+    author: float = Field(description="The author's own answers.")
+    base: float
+    phrases: float = Field(description="The base's answers behind sentences of the author's.")
+    shuffled: float = Field(description="The author's words in random order.")
+    told_apart: float = Field(description="The least share of questions on which the author's answer scores highest.")
+    examples: int
+
+
 class EvaluationReport(ApiModel):
     """The full report of an evaluation."""
 
@@ -148,6 +159,7 @@ class EvaluationReport(ApiModel):
     held_out: int
     suites: list[ReportSuite] = Field(default_factory=list)
     judged: ReportJudge | None = None
+    voice: ReportVoice | None = None
     revalidation: ReportRevalidation | None = None
     labels: list[str] = Field(description="The arms' labels in display order.")
     served: dict[str, str] = Field(description="The model that answered for each arm.")

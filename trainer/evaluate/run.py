@@ -7,6 +7,7 @@ their results, so that a repeated run only asks what is missing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from adapters.protocol.reports import ArmDifference, ReportJudge
@@ -33,7 +34,9 @@ from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 from trainer.evaluate.verdict import Check, Rules, State, Verdict, decide
-from trainer.evaluate.voice_scores import voice_scores
+from trainer.evaluate.voice_scores import VoiceScores, voice_scores
+
+_LOG = logging.getLogger("hatrack.trainer.evaluate")
 
 RecordLooks = Callable[[Sequence[Look]], Awaitable[Sequence[Look]]]
 
@@ -87,7 +90,7 @@ async def run(
         return Outcome(comparison=comparison)
     before, after = suite_arms(spec, suites=bool(requested))
     results = [await suite.run(before, after, on_stage) for suite in requested]
-    voice = await asyncio.to_thread(voice_scores, comparison, before.label, authored, seed=spec.rules.method.seed)
+    voice = await _voice(comparison, before.label, authored, spec.rules.method.seed)
     comparison = comparison if voice is None else voice.added_to(comparison)
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
     look = position(looks, version_looked_at(comparison.result(spec.candidate)), comparison.questions)
@@ -99,6 +102,15 @@ async def run(
         judged=judged,
         voice=None if voice is None else voice.voice,
     )
+
+
+async def _voice(comparison: Comparison, base: str, authored: Sequence[str], seed: int) -> VoiceScores | None:
+    """How much the arms' answers sound like their author; None where that cannot be said."""
+    try:
+        return await asyncio.to_thread(voice_scores, comparison, base, authored, seed=seed)
+    except Exception:  # it describes and decides nothing: no fault in it may cost the verdict
+        _LOG.exception("the voice of the answers could not be measured")
+        return None
 
 
 async def _compare(

@@ -180,7 +180,9 @@ class _Folds:
     def shuffled(self, at: int) -> str:
         """As many words as the author's answer has, of answers that the classifier was fitted on, in random order."""
         words = " ".join(self._reference(other) for other in self._outside(self._fold_of[at])).split()
-        return " ".join(self._rng.choice(words, len(self._reference(at).split())))
+        # indices: an array of the words themselves would give each the width of the longest
+        drawn = self._rng.integers(0, len(words), len(self._reference(at).split())) if words else ()
+        return " ".join(words[index] for index in drawn)
 
     def _outside(self, fold: int) -> list[int]:
         return [at for at, own in enumerate(self._fold_of) if own != fold]

@@ -316,7 +316,11 @@ class LadderPipeline(Pipeline[LadderResult]):
     def _time_first_tokens(self, plan: LadderPlan) -> None:
         path = self._directory.path(TRAINING)
         if not path.exists():
-            self._gateway.fetch(plan.training, path)
+            try:
+                self._gateway.fetch(plan.training, path)
+            except GatewayRefused as error:  # deleted meanwhile: the report is worth more than these times
+                self._directory.emit_event(f"no first token could be timed: {error.message}", level="warn")
+                return
         asked = questions(parse_chat(path.read_bytes()))
         rungs = self._directory.read(spec.RUNGS, Rungs) or Rungs()
         measure_first_tokens(self._job, rungs.rungs, asked, self._directory, self._gateway, self._check)

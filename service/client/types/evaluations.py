@@ -237,6 +237,21 @@ class ReportCost(TypedDict):
     evaluation_s: NotRequired[float]
 
 
+class ReportVoice(TypedDict):
+    """What the measure `voice` gives to answers of which it is known how much they are the author's, 0 to 1."""
+
+    author: float
+    """The author's own answers."""
+    base: float
+    phrases: float
+    """The base's answers behind sentences of the author's."""
+    shuffled: float
+    """The author's words in random order."""
+    told_apart: float
+    """The least share of questions on which the author's answer scores highest."""
+    examples: int
+
+
 class EvaluationReport(TypedDict):
     """Report of an evaluation."""
 
@@ -254,6 +269,7 @@ class EvaluationReport(TypedDict):
     held_out: int
     suites: NotRequired[list[ReportSuite]]
     judged: NotRequired[ReportJudge | None]
+    voice: NotRequired[ReportVoice | None]
     revalidation: NotRequired[ReportRevalidation | None]
     labels: list[str]
     """Arms in display order."""

@@ -139,9 +139,11 @@ async def test_what_cannot_be_read_takes_nobodys_place(hatrack: Hatrack, docs: P
     assert "45 days" in (await hatrack("search", "policies", "days")).output
 
 
-async def test_wrong_usage(hatrack: Hatrack, docs: Path) -> None:
+async def test_wrong_usage(hatrack: Hatrack, knowledge_app: KnowledgeApp, docs: Path) -> None:
     await hatrack("create", "twice")
-    await hatrack("create", "twice")
+    again = await hatrack("create", "twice")
+    assert (again.exit_code, "There is already a store named twice" in again.output) == (1, True)
+    await knowledge_app.client().vector_stores.create(name="twice")  # the API lets names be equal
     both = await hatrack("search", "twice", "x")
     assert (both.exit_code, "vector_store_ambiguous" in both.output) == (1, True)
     for wrong in (

@@ -39,7 +39,7 @@ def test_the_new_version_is_pushed_with_the_parent_s_grounding(tmp_path: Path) -
 
     training = SimpleNamespace(trained_tokens=1, seconds=1.0, device="cpu", cost=None, final_loss=0.5)
     metadata = SimpleNamespace(training=training, model_dump_json=lambda: "{}")
-    job, gateway = SimpleNamespace(adapter="voice"), SimpleNamespace(push=push)
+    job, gateway = SimpleNamespace(adapter="voice", keep_version_s=None), SimpleNamespace(push=push)
     with RunDirectory(tmp_path) as folder:
         for plan in (PLAN, PLAN.model_copy(update={"grounding": None})):
             register(
