@@ -22,7 +22,7 @@ export function AdapterView({ name }) {
     return { adapter, usage, loaded: loadedVersions(samples) };
   }, [name]);
   const proving = loaded.data?.adapter.versions.some((each) => each.state === "proving");
-  useEvery(proving ? 2 : 15, loaded.reload, !dialog && !loaded.denied);
+  useEvery(proving ? 2 : 15, loaded.poll, !dialog && !loaded.denied);
   const close = () => setDialog(null);
   const done = (answer) => {
     close();

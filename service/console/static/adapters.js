@@ -50,7 +50,7 @@ export function AdaptersView() {
     const [page, usage, samples] = await Promise.all([list("/v1/adapters"), usageByVersion(), metrics()]);
     return { ...page, usage, loaded: loadedVersions(samples) };
   });
-  useEvery(15, adapters.reload, !dialog && !adapters.denied);
+  useEvery(15, adapters.poll, !dialog && !adapters.denied);
   const done = (version) => { setDialog(null); location.hash = `#/adapters/${encodeURIComponent(version.adapter)}`; };
   return html`<header class="view"><div><h1>Adapters</h1>
       <p>Names that applications ask for. Each has numbered versions; <code>live</code> says which one answers.</p></div>

@@ -1,7 +1,7 @@
 // Promotions, splits, rollbacks, pins and deletions: each shows what changes before it is done.
 
 import { html, useState } from "./vendor/preact.js";
-import { get, post, put, remove } from "./api.js";
+import { get, Notice, post, put, remove } from "./api.js";
 import { ago, percent, splitShares, VERDICTS } from "./format.js";
 import { Busy, Confirm, Failure, Field, useLoaded } from "./ui.js";
 import { Target } from "./adapters.js";
@@ -60,37 +60,70 @@ export function SplitDialog({ adapter, alias, onClose, onDone }) {
   <//>`;
 }
 
+/** The adapter as it is now, the alias's moves, newest first, and what a rollback would go to. */
+async function rollbackOf(name, alias) {
+  const [adapter, { history }] = await Promise.all([get(`/v1/adapters/${encodeURIComponent(name)}`), get(aliasPath({ name }, alias))]);
+  return { adapter, moves: history, target: earlierTarget(history, open(adapter, alias)) };
+}
+
+const named = (target) => (!target ? "nowhere" : typeof target === "number" ? `to @${target}`
+  : `to ${splitShares(target).map(([number, share]) => `@${number} ${percent(share)}`).join(", ")}`);
+
 export function RollbackDialog({ adapter, alias, onClose, onDone }) {
-  const history = useLoaded(async () => (await get(aliasPath(adapter, alias))).history, [alias]);
+  const [moved, setMoved] = useState(false);
+  const plan = useLoaded(() => rollbackOf(adapter.name, alias), [adapter.name, alias]);
+  const { moves, target } = plan.data || {};
+  const run = async () => {
+    // the API takes no expected target, so what the dialog shows is compared with what holds now, and then with what was done
+    const now = await rollbackOf(adapter.name, alias);
+    if (JSON.stringify([now.moves[0], now.target]) !== JSON.stringify([moves[0], target])) {
+      plan.reload();
+      throw new Notice("Nothing was rolled back", `${modelName(adapter, alias)} or its versions changed while this was open: a rollback now goes ${named(now.target)}. `
+        + "Look again, and confirm if that is right.");
+    }
+    const done = await post(`${aliasPath(adapter, alias)}/rollback`);
+    const went = done.split || done.version;
+    if (JSON.stringify(went) === JSON.stringify(target)) return done;
+    setMoved(true);
+    plan.reload();
+    throw new Notice("Rolled back to something else", `${modelName(adapter, alias)} went ${named(went)}, not ${named(target)}: the gateway passes over what it finds unfit to answer.`);
+  };
   const body = () => {
-    if (history.error) return html`<${Failure} error=${history.error} />`;
-    if (!history.data) return html`<${Busy} />`;
-    return html`<p>Requests for <code>${modelName(adapter, alias)}</code> go back to what <code>${alias}</code> pointed to before its last move. These were its moves, newest first:</p>
-      <ol class="moves">${history.data.map((move, index) => html`<li key=${index}>
+    if (plan.error) return html`<${Failure} error=${plan.error} />`;
+    if (!plan.data) return html`<${Busy} />`;
+    return html`<p>Requests for <code>${modelName(adapter, alias)}</code> go back to what <code>${alias}</code> pointed to before its last move, as far as those versions can still answer.
+        These were its moves, newest first:</p>
+      <ol class="moves">${moves.map((move, index) => html`<li key=${index}>
         ${move.split ? html`<${Shares} weights=${move.split} />` : move.version ? html`<span class="mono">@${move.version}</span>` : "deleted"}
         <span class="dim"> ${move.action}, ${ago(move.created_at)}${index === 0 ? ", now" : ""}</span></li>`)}</ol>`;
   };
-  return html`<${Confirm} title="Roll back ${modelName(adapter, alias)}" action="Roll back" disabled=${!history.data || history.data.length < 2}
-    run=${() => post(`${aliasPath(adapter, alias)}/rollback`)} onClose=${onClose} onDone=${onDone}>
-    <${Change} adapter=${adapter} alias=${alias}><${Before} moves=${history.data} /><//>${body()}<//>`;
+  return html`<${Confirm} title="Roll back ${modelName(adapter, alias)}" action="Roll back" disabled=${!target || plan.loading}
+    run=${run} onClose=${moved ? onDone : onClose} onDone=${onDone}>
+    <${Change} adapter=${plan.data?.adapter || adapter} alias=${alias}><${Before} loaded=${plan.data} /><//>${body()}<//>`;
 }
 
-/** What a rollback restores: the target before the last move that was not itself taken back; undefined if there is none. */
-function earlierTarget(moves) {
+/** The numbers of the versions that an alias may go back to: the ready ones; `live` goes back to none that is held back from it. */
+const open = (adapter, alias) => new Set(adapter.versions
+  .filter((each) => each.state === "ready" && !(alias === "live" && each.held_back)).map((each) => each.version));
+
+/** What a rollback restores: the target before the last move that was not itself taken back, if all its versions are in
+ * `allowed`, else an earlier one; undefined if there is none. `moves` are an alias's history, newest first. */
+export function earlierTarget(moves, allowed) {
   const targets = [];
   for (const move of [...moves].reverse()) {
     const target = JSON.stringify(move.split || move.version);
     if (move.action === "rollback" && targets.includes(target)) targets.length = targets.lastIndexOf(target) + 1;
     else targets.push(target);
   }
-  const before = targets.slice(0, -1).filter((each) => each !== "null" && each !== targets.at(-1)).at(-1);
-  return before && JSON.parse(before);
+  const now = targets.pop();
+  const numbers = (target) => (typeof target === "number" ? [target] : Object.keys(target).map(Number));
+  return targets.filter((each) => each !== "null" && each !== now).map((each) => JSON.parse(each))
+    .findLast((each) => numbers(each).every((number) => allowed.has(number)));
 }
 
-function Before({ moves }) {
-  const target = moves && earlierTarget(moves);
-  if (!target) return html`<span class="dim">${moves ? "no earlier target" : "…"}</span>`;
-  return typeof target === "number" ? html`<span class="mono">@${target}</span>` : html`<${Shares} weights=${target} />`;
+function Before({ loaded }) {
+  if (!loaded?.target) return html`<span class="dim">${loaded ? "no earlier target" : "…"}</span>`;
+  return typeof loaded.target === "number" ? html`<span class="mono">@${loaded.target}</span>` : html`<${Shares} weights=${loaded.target} />`;
 }
 
 export function PinDialog({ adapter, onClose, onDone }) {

@@ -13,6 +13,14 @@ export class ApiError extends Error {
   }
 }
 
+/** What the console itself refuses, or has to say: Failure shows it under `title`. */
+export class Notice extends Error {
+  constructor(title, message) {
+    super(message);
+    this.title = title;
+  }
+}
+
 export const session = {
   get key() { return sessionStorage.getItem(KEY); },
   get project() { return sessionStorage.getItem(PROJECT) || ""; },

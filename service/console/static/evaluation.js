@@ -20,7 +20,7 @@ export function EvaluationView({ id }) {
   }, [id]);
   const [asking, setAsking] = useState(false);
   const over = loaded.data && isOver(loaded.data.evaluation.status);
-  useEvery(4, loaded.reload, !over && !loaded.denied);
+  useEvery(4, loaded.poll, !over && !loaded.denied);
   const page = async () => download(`${id}.html`, await (await send("GET", `/v1/evaluations/${encodeURIComponent(id)}/report.html`)).blob());
   return html`<p class="crumb"><a href="#/train">Train</a></p><${Loaded} of=${loaded}>${({ evaluation, report }) => html`
     <header class="view"><div><h1>${evaluation.model || "Comparison"} <${Status} status=${evaluation.status} /></h1>

@@ -49,7 +49,7 @@ export function JobView({ id }) {
   const [asking, setAsking] = useState(null);
   const { all, error } = useEvents(id);
   const over = job.data && isOver(job.data.status);
-  useEvery(4, job.reload, !over && !job.denied);
+  useEvery(4, job.poll, !over && !job.denied);
   return html`<p class="crumb"><a href="#/train">Train</a></p><${Loaded} of=${job}>${(data) => {
     const metrics = all.filter((each) => each.type === "metrics").map((each) => each.data);
     return html`<header class="view"><div><h1>${data.hatrack.adapter} <${Status} status=${data.status} /></h1>

@@ -16,7 +16,7 @@ export function LadderView({ id }) {
     return { ladder, report, events: events.data };
   }, [id]);
   const over = loaded.data && isOver(loaded.data.ladder.status);
-  useEvery(5, loaded.reload, !over && !loaded.denied);
+  useEvery(5, loaded.poll, !over && !loaded.denied);
   const page = async () => download(`${id}.html`, await (await send("GET", `${path}/report.html`)).blob());
   return html`<p class="crumb"><a href="#/train">Train</a></p><${Loaded} of=${loaded}>${({ ladder, report, events }) => html`
     <header class="view"><div><h1>Is fine-tuning ${ladder.adapter} worth it? <${Status} status=${ladder.status} /></h1>

@@ -44,7 +44,10 @@ function Pair({ evaluation }) {
   const skip = () => setAfter(pair.id);
   useEffect(() => {
     const pressed = (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || next.loading || !pair) return;
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      // a key that is held down would go on to choose for pairs that nobody has read, as Enter would on a button
+      if (event.repeat) { if (KEYS[event.key] || event.key === "Enter") event.preventDefault(); return; }
+      if (next.loading || !pair) return;
       if (KEYS[event.key]) { event.preventDefault(); choose(KEYS[event.key]); } else if (event.key === "s") skip();
     };
     addEventListener("keydown", pressed);

@@ -1,15 +1,44 @@
 // A question and its answer, mended where needed, as one more line of a dataset.
 
 import { html, useState } from "./vendor/preact.js";
-import { list, post, send, upload } from "./api.js";
+import { get, Notice, post, remove, send, upload } from "./api.js";
 import { Confirm, Field } from "./ui.js";
 
-/** The newest version's lines, without a trailing newline; empty if the dataset does not exist. */
-async function linesOf(name) {
-  const dataset = (await list("/v1/datasets")).data.find((each) => each.name === name);
-  if (!dataset) return "";
-  const newest = dataset.versions.find((each) => each.version === dataset.latest);
-  return (await (await send("GET", `/v1/files/${newest.file}/content`)).text()).replace(/\n+$/, "");
+/** The dataset's versions, oldest first; none if it does not exist. */
+async function versionsOf(name) {
+  try {
+    return (await get(`/v1/datasets/${encodeURIComponent(name)}`)).versions;
+  } catch (error) {
+    if (error.status === 404) return [];
+    throw error;
+  }
+}
+
+/** A version's lines, without a trailing newline. */
+const linesOf = async ({ file }) => (await (await send("GET", `/v1/files/${encodeURIComponent(file)}/content`)).text()).replace(/\n+$/, "");
+
+const called = (name, version) => (version ? `${name}@${version.version}` : `no version of ${name}`);
+
+/** Make the dataset's newest version, with one more line, its next one. A push names no version that it continues, so the
+ * newest is looked at again right before and after it: nobody's lines are left out without a word. Raises ApiError, Notice. */
+async function append(name, line) {
+  const newest = (await versionsOf(name)).at(-1);
+  const lines = newest ? await linesOf(newest) : "";
+  const file = new File([lines ? `${lines}\n${line}\n` : `${line}\n`], `${name}.jsonl`);
+  const stored = await upload("/v1/files", [["purpose", "fine-tune"], ["file", file]]);
+  const now = (await versionsOf(name)).at(-1);
+  if (now?.version !== newest?.version) {
+    await remove(`/v1/files/${encodeURIComponent(stored.id)}`).catch(() => {}); // of no use to anyone; that it stays does no harm
+    throw new Notice("Nothing was saved yet", `The dataset changed while the example was added: it was read when the newest was ${called(name, newest)}, `
+      + `and now there is ${called(name, now)}. Save again to add the example to that.`);
+  }
+  const pushed = await post("/v1/datasets", { name, file: stored.id, note: "one more example, from the console" });
+  const before = (await versionsOf(name).catch(() => [])).filter((each) => each.version < pushed.version).at(-1);
+  if (before && before.version > (newest?.version ?? 0)) {
+    throw new Notice("Saved, but another version came between", `The example is in ${called(name, pushed)}, which continues ${called(name, newest)}. `
+      + `What ${called(name, before)} has is not in it. Compare the two before you train.`);
+  }
+  return pushed;
 }
 
 export function SaveExample({ question, answer: given, onClose }) {
@@ -17,11 +46,9 @@ export function SaveExample({ question, answer: given, onClose }) {
   const [answer, setAnswer] = useState(given);
   const run = async () => {
     const line = JSON.stringify({ messages: [{ role: "user", content: question }, { role: "assistant", content: answer }] });
-    const lines = await linesOf(name);
-    const file = new File([lines ? `${lines}\n${line}\n` : `${line}\n`], `${name}.jsonl`);
-    const stored = await upload("/v1/files", [["purpose", "fine-tune"], ["file", file]]);
+    const pushed = await append(name, line);
     sessionStorage.setItem("hatrack.dataset", name);
-    return post("/v1/datasets", { name, file: stored.id, note: "one more example, from the console" });
+    return pushed;
   };
   return html`<${Confirm} title="Save as an example" action="Save" disabled=${!name || !answer.trim()} run=${run} onClose=${onClose} onDone=${onClose}>
     <p>It becomes the last line of the dataset's next version. Earlier versions stay as they are.</p>

@@ -11,7 +11,7 @@ const pathOf = (id) => `/v1/vector_stores/${encodeURIComponent(id)}`;
 export function StoresView() {
   const [making, setMaking] = useState(false);
   const stores = useLoaded(() => list("/v1/vector_stores"));
-  useEvery(10, stores.reload, !making && !stores.denied);
+  useEvery(10, stores.poll, !making && !stores.denied);
   return html`<header class="view"><div><h1>Stores</h1><p>Documents whose passages go into prompts. An adapter speaks; what is true today comes from here.</p></div>
       <div class="actions"><button class="primary" onClick=${() => setMaking(true)}>New store</button></div></header>
     ${making && html`<${NewStore} onClose=${() => setMaking(false)} />`}
@@ -42,7 +42,7 @@ export function StoreView({ id }) {
   }, [id]);
   const [asking, setAsking] = useState(null);
   const reading = store.data?.object.file_counts.in_progress > 0;
-  useEvery(reading ? 1.5 : 15, store.reload, !asking && !store.denied);
+  useEvery(reading ? 1.5 : 15, store.poll, !asking && !store.denied);
   return html`<p class="crumb"><a href="#/stores">Stores</a></p><${Loaded} of=${store}>${({ object, files }) => html`
     <header class="view"><div><h1>${object.name || "unnamed"}</h1><p><span class="mono">${object.id}</span>, ${bytes(object.usage_bytes)}</p></div>
       <div class="actions"><button class="danger" onClick=${() => setAsking({ kind: "store" })}>Delete the store</button></div></header>

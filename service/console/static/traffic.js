@@ -16,7 +16,7 @@ export function TrafficView() {
   const [period, setPeriod] = useState("24 hours");
   const [group, setGroup] = useState("adapter");
   const page = useLoaded(() => traffic(PERIODS[period], group), [period, group]);
-  useEvery(30, page.reload, !page.denied);
+  useEvery(30, page.poll, !page.denied);
   return html`<header class="view"><div><h1>Traffic</h1><p>What this key may see of the requests, their tokens and their cost.</p></div>
       <div class="actions"><${Field} label="Period"><select value=${period} onChange=${(event) => setPeriod(event.target.value)}>
           ${Object.keys(PERIODS).map((each) => html`<option key=${each} value=${each}>${each}</option>`)}</select><//>

@@ -15,7 +15,7 @@ export function TrainView() {
       .map(async (path) => (await get(url(path, { limit: NEWEST }))).data));
     return { jobs, ladders, evaluations };
   });
-  useEvery(5, runs.reload, !making && !runs.denied);
+  useEvery(5, runs.poll, !making && !runs.denied);
   return html`<header class="view"><div><h1>Train</h1><p>Make a version from examples, and see whether it is better than what you have.</p></div>
       <div class="actions">${!making && html`<button class="primary" onClick=${() => setMaking(true)}>Train from a file</button>`}</div></header>
     ${making && html`<${NewJob} onClose=${() => setMaking(false)} />`}

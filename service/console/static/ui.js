@@ -3,31 +3,42 @@
 import { html, useCallback, useEffect, useRef, useState } from "./vendor/preact.js";
 import { VERDICTS, VERDICT_TONES } from "./format.js";
 
-/** Load something when `keys` change, and again on `reload()`: {data, error, denied, loading, reload}. `denied`: the key may not. */
+/** Load something when `keys` change, and again on `reload()`: {data, error, denied, loading, reload, poll}. `denied`: the key may not.
+ * `reload` discards a load under way, whose answer may be older than what was just done; `poll` lets it finish, and is for `useEvery`. */
 export function useLoaded(load, keys = []) {
   const [state, setState] = useState({ data: null, error: null, loading: true });
   const turn = useRef(0);
+  const pending = useRef(0); // the turn of the load under way; 0 when there is none
   const reload = useCallback(async () => {
-    const mine = ++turn.current;
+    const mine = pending.current = ++turn.current;
     setState((old) => ({ ...old, loading: true }));
     try {
       const data = await load();
       if (turn.current === mine) setState({ data, error: null, loading: false });
     } catch (error) {
       if (turn.current === mine) setState((old) => ({ data: old.data, error, loading: false }));
+    } finally {
+      if (pending.current === mine) pending.current = 0;
     }
   }, keys);
+  const poll = useCallback(() => (pending.current ? undefined : reload()), [reload]);
   useEffect(() => { setState({ data: null, error: null, loading: true }); reload(); return () => { turn.current++; }; }, [reload]);
-  return { ...state, denied: state.error?.status === 403, reload };
+  return { ...state, denied: state.error?.status === 403, reload, poll };
 }
 
-/** Call something every `seconds` while `active` and while the tab is seen. */
+/** Call something every `seconds` while `active` and while the tab is seen; a tick is left out while the last call is still under way. */
 export function useEvery(seconds, callback, active = true) {
   const latest = useRef(callback);
   latest.current = callback;
   useEffect(() => {
     if (!active) return undefined;
-    const timer = setInterval(() => { if (!document.hidden) latest.current(); }, seconds * 1000);
+    let busy = false;
+    const tick = async () => {
+      if (busy || document.hidden) return;
+      busy = true;
+      try { await latest.current(); } finally { busy = false; }
+    };
+    const timer = setInterval(tick, seconds * 1000);
     return () => clearInterval(timer);
   }, [seconds, active]);
 }
@@ -43,7 +54,7 @@ export const Words = ({ text }) => text.split("`").map((part, index) => (index %
 /** An error of the API in words, with what to do about it. */
 export function Failure({ error, retry }) {
   const scope = /scope `([a-z]+)`/.exec(error.message)?.[1];
-  const title = error.status === 403 ? "This key may not see this" : error.status === 401 ? "This key is not accepted" : error.status === 0 ? "No connection" : "That did not work";
+  const title = error.title ? error.title : error.status === 403 ? "This key may not see this" : error.status === 401 ? "This key is not accepted" : error.status === 0 ? "No connection" : "That did not work";
   return html`<div class="notice bad" role="alert">
     <strong>${title}</strong>
     <p><${Words} text=${sentence(error.message)} /></p>

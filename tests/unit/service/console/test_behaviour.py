@@ -1,0 +1,349 @@
+"""What the console does where the gateway changes under it or is slow: in a real Chromium, on answers written here."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from service.console.routes import console
+from service.database import metadata
+from service.registry import alias_records
+from service.registry.split import AliasTarget, Split
+from service.registry.tables import adapters, versions
+from tests.support.asgi import web_server
+from tests.support.browser import CHROMIUM, Browser, browser
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+START_S = 60.0
+NOT_FOUND = (404, {"error": {"message": "no such dataset: 'support'", "code": "dataset_not_found", "param": "name"}})
+
+
+class Answers:
+    """A gateway that serves the console and answers as it is told: `told` has the answers by method and path, each used
+    once but for the last one; `asked` has what was asked, in order, and `bodies` the last body by method and path."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, list[Any]] = {}
+        self.asked: list[str] = []
+        self.bodies: dict[str, bytes] = {}
+        self.url = ""
+
+    def app(self) -> FastAPI:
+        app = FastAPI(openapi_url=None)
+        app.include_router(console())
+
+        @app.api_route("/v1/{path:path}", methods=["GET", "POST", "DELETE"])
+        async def answer(request: Request, path: str) -> Response:
+            asked = f"{request.method} /v1/{path}"
+            self.asked.append(asked)
+            self.bodies[asked] = await request.body()
+            told = self.told[asked]
+            content = told.pop(0) if len(told) > 1 else told[0]
+            if isinstance(content, str):
+                return PlainTextResponse(content)
+            status, content = content if isinstance(content, tuple) else (200, content)
+            return JSONResponse(content, status)
+
+        return app
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Answers, Browser]]:
+    """The gateway of this file, and a browser."""
+    answers = Answers()
+    server: uvicorn.Server = web_server(answers.app(), port=0, log_level="error", ws="none")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + START_S
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        answers.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        with browser() as tab:
+            yield answers, tab
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def answers(served: tuple[Answers, Browser]) -> Answers:
+    """The gateway, which knows no answer yet."""
+    served[0].told, served[0].asked, served[0].bodies = {}, [], {}
+    return served[0]
+
+
+@pytest.fixture
+def page(served: tuple[Answers, Browser], answers: Answers) -> Browser:
+    """The console's page, loaded anew and not signed in."""
+    tab = served[1]
+    tab.open("about:blank")
+    tab.open(f"{answers.url}/console")
+    tab.wait("document.querySelector('#key')")
+    return tab
+
+
+def show(page: Browser, module: str, component: str, **properties: Any) -> None:
+    """Show one component alone; it notes its `onDone` and `onClose` in `window.called`."""
+    page.run(
+        f"""(async () => {{
+        const {{ html, render }} = await import("/console/vendor/preact.js");
+        const {{ {component} }} = await import("/console/{module}");
+        window.called = [];
+        const more = {{ onDone: () => window.called.push("done"), onClose: () => window.called.push("close") }};
+        const root = document.createElement("div");
+        document.body.replaceChildren(root);
+        render(html`<${{{component}}} ...${{{json.dumps(properties)}}} ...${{more}} />`, root);
+        }})()"""
+    )
+
+
+# the rollback
+
+
+def voice(**ready: str) -> dict[str, Any]:
+    """An adapter with three versions of these states (`v2="proving"`), ready by default; `live` points to 3."""
+    states = {number: ready.get(f"v{number}", "ready") for number in (1, 2, 3)}
+    made = [{"version": number, "state": state, "held_back": None} for number, state in states.items()]
+    return {"name": "voice", "aliases": {"live": 3}, "splits": {}, "versions": made}
+
+
+def moves(*numbers: int) -> dict[str, Any]:
+    """An alias with these moves, oldest first."""
+    made = [{"version": each, "split": None, "action": "promote", "created_at": each} for each in numbers]
+    return {"history": made[::-1], "version": numbers[-1], "split": None}
+
+
+ALIAS, ADAPTER = "/v1/adapters/voice/aliases/live", "/v1/adapters/voice"
+
+
+def test_a_rollback_goes_where_the_dialog_says_or_nowhere(page: Browser, answers: Answers) -> None:
+    answers.told = {
+        f"GET {ADAPTER}": [voice(v2="deleted"), voice(v1="deleted", v2="deleted"), voice(v2="deleted")],
+        f"GET {ALIAS}": [moves(1, 2, 3)],
+        f"POST {ALIAS}/rollback": [moves(1, 2, 3, 1)],
+    }
+    show(page, "alias_dialogs.js", "RollbackDialog", adapter=voice(), alias="live")
+    page.wait("document.querySelector('.change')?.innerText.includes('@1')")
+    assert "@2" not in page.run("document.querySelector('.change').innerText"), "it is not ready: passed over"
+    page.click("Roll back", "dialog")
+    page.wait_for_text("Nothing was rolled back")
+    page.wait_for_text("a rollback now goes nowhere")
+    assert f"POST {ALIAS}/rollback" not in answers.asked
+    page.click("Roll back", "dialog")
+    page.wait("window.called.includes('done')")
+    assert answers.asked.count(f"POST {ALIAS}/rollback") == 1
+
+
+def test_a_rollback_that_went_elsewhere_is_told(page: Browser, answers: Answers) -> None:
+    answers.told = {
+        f"GET {ADAPTER}": [voice()],
+        f"GET {ALIAS}": [moves(1, 2, 3)],
+        f"POST {ALIAS}/rollback": [moves(1, 2, 3, 1)],
+    }
+    show(page, "alias_dialogs.js", "RollbackDialog", adapter=voice(), alias="live")
+    page.wait("document.querySelector('.change')?.innerText.includes('@2')")
+    page.click("Roll back", "dialog")
+    page.wait_for_text("went to @1, not to @2")
+    page.click("Cancel", "dialog")
+    assert page.run("window.called") == ["done"], "what is behind the dialog is loaded anew"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_dialog_finds_the_target_that_the_registry_would(page: Browser, seed: int) -> None:
+    draw = random.Random(seed)
+    engine = sa.create_engine("sqlite://")
+    metadata.create_all(engine)
+    cases, expected = list[tuple[list[dict[str, Any]], list[int]]](), list[int | dict[str, int] | None]()
+    with engine.begin() as db:
+        db.execute(adapters.insert().values(id=1, project="default", name="voice", next_version=6, created_at=0))
+        fill: dict[str, Any] = {
+            "digest": "",
+            "settings": {},
+            "metadata": {},
+            "target_modules": [],
+            "base": {},
+            "config": b"",
+        }
+        fill |= {"rank": 0, "alpha": 0, "bytes": 0, "zero_effect": False, "warnings": [], "created_at": 0}
+        for number in range(1, 6):
+            db.execute(versions.insert().values(adapter_id=1, number=number, state="ready", **fill))
+        for _ in range(40):
+            ready = {number for number in range(1, 6) if draw.random() < 0.8}
+            for number in range(1, 6):
+                state = "ready" if number in ready else "proving"
+                db.execute(versions.update().where(versions.c.number == number).values(state=state))
+            target = alias_records.rollback_target(db, 1, "live")
+            shown = [shown_move(each) for each in alias_records.history(db, 1, "live")]
+            cases.append((shown, sorted(ready)))
+            expected.append(target.shown() if isinstance(target, Split) else target)
+            if target is not None and draw.random() < 0.5:
+                assert alias_records.move_back(db, 1, "live", target)
+            elif shown and draw.random() < 0.1:
+                alias_records.drop(db, 1, "live")
+            else:
+                alias_records.move(db, 1, "live", some_target(draw), "promote")
+    found = page.run(
+        'import("/console/alias_dialogs.js").then(({ earlierTarget }) => '
+        f"{json.dumps(cases)}.map(([moves, ready]) => earlierTarget(moves, new Set(ready)) ?? null))"
+    )
+    gone = [bool(shown) and shown[0]["action"] == "delete" for shown, _ in cases]
+    assert [each for each, no in zip(found, gone, strict=True) if not no] == [
+        each for each, no in zip(expected, gone, strict=True) if not no
+    ], "a deleted alias is left out: the gateway answers 404, and no dialog opens"
+    assert len({json.dumps(each) for each in expected}) > 4
+
+
+def some_target(draw: random.Random) -> AliasTarget:
+    pair = draw.sample(range(1, 6), 2)
+    return Split.of({pair[0]: 90, pair[1]: 10}) if draw.random() < 0.3 else pair[0]
+
+
+def shown_move(move: alias_records.AliasMoveRecord) -> dict[str, Any]:
+    split = isinstance(move.target, Split)
+    return {
+        "version": None if split else move.target,
+        "split": move.target.shown() if isinstance(move.target, Split) else None,
+        "action": move.action,
+        "created_at": move.created_at,
+    }
+
+
+# an example that is saved
+
+
+def dataset(*numbers: int) -> dict[str, Any]:
+    """A dataset with these versions, each in a file of its own."""
+    made = [{"dataset": "support", "version": each, "file": f"file-{each}"} for each in numbers]
+    return {"name": "support", "latest": numbers[-1], "versions": made}
+
+
+DATASET, PUSH, UPLOAD, LINE = "GET /v1/datasets/support", "POST /v1/datasets", "POST /v1/files", '{"messages": []}'
+
+
+def save(page: Browser) -> None:
+    show(page, "save_example.js", "SaveExample", question="Where is it?", answer="Aboard.")
+    page.fill("dialog input", "support")
+    page.click("Save", "dialog")
+
+
+def test_an_example_continues_the_newest_version_wherever_the_dataset_is_in_the_list(
+    page: Browser, answers: Answers
+) -> None:
+    answers.told = {
+        DATASET: [dataset(1, 2), dataset(1, 2), dataset(1, 2, 3)],
+        "GET /v1/files/file-2/content": [f"{LINE}\n"],
+        UPLOAD: [{"id": "file-new"}],
+        PUSH: [{"dataset": "support", "version": 3}],
+    }
+    save(page)
+    page.wait("window.called.includes('close')")
+    assert f'{LINE}\n{{"messages":[{{"role":"user","content":"Where is it?"}}' in answers.bodies[UPLOAD].decode()
+    assert json.loads(answers.bodies[PUSH])["file"] == "file-new"
+    assert "GET /v1/datasets" not in answers.asked
+
+
+def test_an_example_begins_a_dataset_that_does_not_exist(page: Browser, answers: Answers) -> None:
+    answers.told = {
+        DATASET: [NOT_FOUND, NOT_FOUND, dataset(1)],
+        UPLOAD: [{"id": "file-new"}],
+        PUSH: [{"dataset": "support", "version": 1}],
+    }
+    save(page)
+    page.wait("window.called.includes('close')")
+    assert answers.bodies[UPLOAD].decode().count('"messages"') == 1
+
+
+def test_a_dataset_that_changed_meanwhile_is_not_pushed_over(page: Browser, answers: Answers) -> None:
+    answers.told = {
+        DATASET: [dataset(1), dataset(1, 2)],
+        "GET /v1/files/file-1/content": [LINE],
+        UPLOAD: [{"id": "file-new"}],
+        "DELETE /v1/files/file-new": [{"deleted": True}],
+    }
+    save(page)
+    page.wait_for_text("Nothing was saved yet")
+    page.wait_for_text("support@1, and now there is support@2")
+    assert PUSH not in answers.asked
+    assert "DELETE /v1/files/file-new" in answers.asked
+
+
+def test_a_version_that_came_in_the_last_moment_is_told(page: Browser, answers: Answers) -> None:
+    answers.told = {
+        DATASET: [dataset(1), dataset(1), dataset(1, 2, 3)],
+        "GET /v1/files/file-1/content": [LINE],
+        UPLOAD: [{"id": "file-new"}],
+        PUSH: [{"dataset": "support", "version": 3}],
+    }
+    save(page)
+    page.wait_for_text("What support@2 has is not in it")
+    assert page.run("window.called") == []
+
+
+# keys, and the clock
+
+
+def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -> None:
+    def pair(number: int) -> dict[str, Any]:
+        asked = [{"role": "user", "content": f"question {number}"}]
+        review = {"id": f"review-{number}", "asked": asked, "first": "Yes.", "second": "No.", "reference": None}
+        return {"review": review, "reviewed": number - 1, "total": 3}
+
+    answers.told = {"GET /v1/reviews/next": [pair(1), pair(2)], "POST /v1/reviews/review-1": [{}]}
+    answers.told["POST /v1/reviews/review-2"] = [{}]
+    show(page, "review.js", "ReviewView", evaluation="eval-1")
+    page.wait_for_text("question 1")
+    key = {"key": "1", "text": "1", "windowsVirtualKeyCode": 49}
+    page.call("Input.dispatchKeyEvent", type="keyDown", **key)
+    page.wait_for_text("question 2")
+    page.wait("[...document.querySelectorAll('.pane button')].every((each) => !each.disabled)")
+    for _ in range(5):
+        page.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=True, **key)
+    page.call("Input.dispatchKeyEvent", type="keyUp", key="1", windowsVirtualKeyCode=49)
+    assert [each for each in answers.asked if each.startswith("POST")] == ["POST /v1/reviews/review-1"]
+    page.press("2")
+    page.wait_for_text("question 2")
+    page.wait("performance.getEntriesByName(`${location.origin}/v1/reviews/review-2`).length === 1")
+    assert answers.asked.count("POST /v1/reviews/review-2") == 1
+
+
+def test_a_load_that_is_slower_than_the_interval_is_let_finish(page: Browser) -> None:
+    """The load ends when the test says so, long after ticks have come: no time is waited for but that of the ticks."""
+    page.run(
+        """(async () => {
+        const { html, render } = await import("/console/vendor/preact.js");
+        const { useEvery, useLoaded } = await import("/console/ui.js");
+        window.loads = []; window.ticks = 0;
+        const Slow = () => {
+          const loaded = useLoaded(() => new Promise((resolve) => { window.loads.push(resolve); }));
+          useEvery(0.02, loaded.poll);
+          useEvery(0.02, () => { window.ticks += 1; });
+          window.reload = loaded.reload;
+          return html`<p id="slow">${loaded.data ?? "nothing"}</p>`;
+        };
+        const root = document.createElement("div");
+        document.body.replaceChildren(root);
+        render(html`<${Slow} />`, root);
+        })()"""
+    )
+    page.wait("window.ticks > 10")
+    assert page.run("window.loads.length") == 1, "ticks leave the load alone"
+    page.run("window.loads[0]('first')")
+    page.wait_for_text("first")
+    page.wait("window.loads.length === 2")
+    page.run("window.reload(), window.loads[1]('stale'), window.loads[2]('fresh')")
+    page.wait_for_text("fresh")
+    page.wait("window.loads.length === 4", 30)
+    assert "stale" not in page.text
