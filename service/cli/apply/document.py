@@ -117,12 +117,13 @@ class AdapterState(_Part):
             named |= set(target) if isinstance(target, dict) else {target}
         return named
 
-    def settings(self, folder: Path, store_ids: dict[str, str]) -> JsonObject:
+    def settings(self, folder: Path, store_ids: dict[str, str], beside_weights: JsonObject | None = None) -> JsonObject:
         """The version's settings as the gateway stores them.
 
         Args:
             folder: What paths are relative to.
             store_ids: Ids of vector stores by name.
+            beside_weights: The settings.json of the weights' directory; each field that the file gives replaces its.
 
         Raises:
             ClientError: A file cannot be read, or the settings are not allowed.
@@ -130,18 +131,17 @@ class AdapterState(_Part):
         prompt = self.system_prompt
         if self.system_prompt_file is not None:
             prompt = _read(folder / self.system_prompt_file).strip()
-        given: JsonObject = {"system_prompt": prompt, "sampling": self.sampling}
+        given: JsonObject = dict(beside_weights or {})
+        if prompt is not None:
+            given["system_prompt"] = prompt
+        if "sampling" in self.model_fields_set:
+            given["sampling"] = self.sampling
         if self.examples is not None:
             given["examples"] = read_examples(folder / self.examples)
         if self.grounding is not None:
             more = {name: value for name, value in self.grounding.items() if name != "stores"}
             given["grounding"] = more | {"vector_store_ids": [store_ids[name] for name in self.stores]}
-        try:
-            return VersionSettings.model_validate(given).stored()
-        except ValidationError as error:
-            fault = validation.faults(error)[0]
-            field = ".".join(map(str, fault["loc"]))
-            raise ClientError(0, "file_invalid", f"{field}: {validation.message(fault)}", field) from error
+        return stored_settings(given)
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -171,6 +171,16 @@ class Desired(_Part):
         for name in adapters or {}:
             _checked(parse_name, name)
         return adapters
+
+
+def stored_settings(given: JsonObject) -> JsonObject:
+    """A version's settings as the gateway stores them. Raises ClientError, of the field that is not allowed."""
+    try:
+        return VersionSettings.model_validate(given).stored()
+    except ValidationError as error:
+        fault = validation.faults(error)[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise ClientError(0, "file_invalid", f"{field}: {validation.message(fault)}", field) from error
 
 
 class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from adapters.errors import AdapterError
 from adapters.names import is_checkpoint_alias
 from service.cli import terminal
 from service.cli.apply.document import THIS, AdapterState, Desired, KeyState
-from service.client import AdapterDirectory, ClientError, HatrackClient
-from service.client.settings import ClientSettings
-from service.client.upload import file_sha256
+from service.cli.apply.keys import key_differences, key_text, own_keys
+from service.cli.apply.weights import digest_of_directory, read_directory
+from service.client import ClientError, HatrackClient
 
 if TYPE_CHECKING:
     from service.client.types.adapters import Adapter, AdapterVersion
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 Action = Literal["create", "change", "delete"]
 DEFAULT_PROJECT: Final = "default"
-ANY_RANK: Final = 1 << 16
 
 
 @dataclass
@@ -74,17 +72,27 @@ class Planner:
         self._prune, self._replace_keys = prune, replace_keys
         self._project = desired.project or client.project or DEFAULT_PROJECT
         self._compared = 0
-        self._changed: set[tuple[str, str]] = set()
+        self._grounding: set[str] = set()
+        """Ids of the stores that ground the versions which the file describes."""
 
     def plan(self) -> Plan:
         """Read the gateway's state and compare. Raises ClientError; nothing is changed."""
         stores = list(self._client.vector_stores.list()) if self._needs_stores() else []
-        listed = self._client.adapters.list() if self._desired.adapters is not None else ()
+        listed = self._client.adapters.list() if self._needs_adapters() else ()
         adapters = {adapter["name"]: adapter for adapter in listed}
-        keys = self._keys_of_project() if self._desired.keys is not None else []
+        # of all projects: a key with the scope `admin`, such as the command's own, belongs to another one
+        all_keys = list(self._client.keys.list()) if self._desired.keys is not None else []
+        own, keys = own_keys(all_keys, self._client.url), self._keys_of_project(all_keys)
         progress = Progress(self._ids(stores), {})
-        creations = [*self._store_changes(stores), *self._adapter_changes(adapters, progress), *self._key_changes(keys)]
-        deletions = [*self._pruned(stores, adapters, keys)] if self._prune else []
+        creations = [
+            *self._store_changes(stores),
+            *self._adapter_changes(adapters, progress),
+            *self._key_changes(keys, own),
+        ]
+        deletions: list[Change] = []
+        if self._prune:
+            used = self._used_stores(adapters, progress)
+            deletions += (*self._pruned(adapters), *self._pruned_stores(stores, used), *self._pruned_keys(keys, own))
         changes = (*creations, *deletions)
         touched = {(change.kind, change.name) for change in creations}
         return Plan(changes, self._compared - len(touched), progress)
@@ -95,6 +103,10 @@ class Planner:
 
     def _needs_stores(self) -> bool:
         return self._desired.stores is not None or any(state.stores for state in self._adapters.values())
+
+    def _needs_adapters(self) -> bool:
+        """Also before stores are deleted: none is that a version uses."""
+        return self._desired.adapters is not None or (self._prune and self._desired.stores is not None)
 
     def _ids(self, stores: list[VectorStore]) -> dict[str, str]:
         """The ids of the stores that the file names; raises ClientError where a name is not one store's."""
@@ -149,11 +161,14 @@ class Planner:
         self, name: str, state: AdapterState, adapter: Adapter | None, progress: Progress
     ) -> Change | None:
         """None where the adapter has the version already, whose number is then in ``progress``."""
-        directory = None if state.weights is None else AdapterDirectory.read(self._folder / state.weights)
+        where = f"adapters.{name}.weights"
+        directory = None if state.weights is None else read_directory(self._folder, state.weights, where)
+        beside_weights = None if directory is None else directory.settings
         is_complete = all(store in progress.store_ids for store in state.stores)
         pending = dict.fromkeys(state.stores, "vs_not_made_yet") | progress.store_ids
-        settings = self._settings(name, state, pending)
-        digest = None if directory is None else _digest(directory, f"adapters.{name}.weights")
+        settings = self._settings(name, state, pending, beside_weights)
+        self._grounding |= _store_ids(settings)
+        digest = None if directory is None else digest_of_directory(directory, where)
         if is_complete and adapter is not None:
             number = _equal_version(adapter, digest, settings)
             if number is not None:
@@ -162,7 +177,7 @@ class Planner:
         alias = None if state.aliases is None else ""
 
         def push(client: HatrackClient, progress: Progress) -> None:
-            known = self._settings(name, state, progress.store_ids)
+            known = self._settings(name, state, progress.store_ids, beside_weights)
             version = client.adapters.push(
                 name, directory, settings=known, metadata={} if directory is None else None, alias=alias
             )
@@ -172,9 +187,11 @@ class Planner:
         first = "first version: " if adapter is None else "another version: "
         return Change("create" if adapter is None else "change", "adapter", name, first + what, push)
 
-    def _settings(self, name: str, state: AdapterState, store_ids: dict[str, str]) -> dict[str, Any]:
+    def _settings(
+        self, name: str, state: AdapterState, store_ids: dict[str, str], beside_weights: dict[str, Any] | None
+    ) -> dict[str, Any]:
         try:
-            return state.settings(self._folder, store_ids)
+            return state.settings(self._folder, store_ids, beside_weights)
         except ClientError as error:
             param = f"adapters.{name}.{error.param}" if error.param else f"adapters.{name}"
             raise ClientError(0, error.code, f"adapters.{name}: {error.message}", param) from error
@@ -187,25 +204,26 @@ class Planner:
         this = progress.versions.get(name)
         for alias, target in (state.aliases or {}).items():
             self._compared += 1
+            where = f"adapters.{name}.aliases.{alias}"
             for number in target if isinstance(target, dict) else (target,):
                 if number != THIS and number not in numbers:
-                    where = f"adapters.{name}.aliases.{alias}"
                     raise ClientError(404, "version_not_found", f"{where}: {name} has no version {number}.", where)
-            if alias in current and _resolved(target, this or THIS) == current[alias]:
+            resolved = _resolved(target, this or THIS, where)
+            if alias in current and resolved == current[alias]:
                 continue
-            detail = terminal.pointers({alias: _resolved(target, this or THIS)})
+            detail = terminal.pointers({alias: resolved})
             if alias in current:
                 detail = f"{terminal.pointers({alias: current[alias]})} becomes {detail}"
             action: Action = "change" if alias in current else "create"
-            yield Change(action, "alias", f"{name}:{alias}", detail, _pointing(name, alias, target))
+            yield Change(action, "alias", f"{name}:{alias}", detail, _pointing(name, alias, target, where))
 
     # keys
 
-    def _keys_of_project(self) -> list[KeyObject]:
+    def _keys_of_project(self, keys: list[KeyObject]) -> list[KeyObject]:
         """The keys that people have made; those of jobs come and go with them."""
-        return [key for key in self._client.keys.list(self._project) if not key["background"]]
+        return [key for key in keys if key["project"] == self._project and not key["background"]]
 
-    def _key_changes(self, keys: list[KeyObject]) -> Iterator[Change]:
+    def _key_changes(self, keys: list[KeyObject], own: list[KeyObject]) -> Iterator[Change]:
         for name, state in (self._desired.keys or {}).items():
             self._compared += 1
             same_name = [key for key in keys if key["name"] == name]
@@ -214,9 +232,15 @@ class Planner:
                 message = f"keys.{name}: several keys of {self._project} have this name ({ids}); revoke all but one."
                 raise ClientError(409, "key_ambiguous", message, f"keys.{name}")
             if not same_name:
-                yield Change("create", "key", name, _key_text(state), self._creating(name, state, None))
+                yield Change("create", "key", name, key_text(state), self._creating(name, state, None))
                 continue
-            differs = _key_differences(same_name[0], state)
+            differs = key_differences(same_name[0], state, own)
+            if differs and same_name[0] in own:
+                message = (
+                    f"keys.{name}: differs from the file in {', '.join(differs)}. It is the key that this command "
+                    "uses, which cannot replace itself: use another key with the scope `admin`, and --replace-keys."
+                )
+                raise ClientError(409, "key_in_use", message, f"keys.{name}.{differs[0]}")
             if differs and not self._replace_keys:
                 message = (
                     f"keys.{name}: differs from the file in {', '.join(differs)}. A key cannot be changed: with "
@@ -247,10 +271,8 @@ class Planner:
 
     # what the file does not name
 
-    def _pruned(
-        self, stores: list[VectorStore], adapters: Mapping[str, Adapter], keys: list[KeyObject]
-    ) -> Iterator[Change]:
-        for name, adapter in adapters.items():
+    def _pruned(self, adapters: Mapping[str, Adapter]) -> Iterator[Change]:
+        for name, adapter in adapters.items() if self._desired.adapters is not None else ():
             if name not in self._adapters:
                 detail = f"with {len(adapter['versions'])} versions"
                 yield Change("delete", "adapter", name, detail, _deleting("adapters", name))
@@ -260,15 +282,32 @@ class Planner:
                         yield Change(
                             "delete", "alias", f"{name}:{alias}", "requests for it fail", _dropping(name, alias)
                         )
-        for store in stores:
-            if self._desired.stores is not None and store.get("name") not in self._desired.stores:
+
+    def _used_stores(self, adapters: Mapping[str, Adapter], progress: Progress) -> set[str]:
+        """Ids of the stores that the file names, or that ground a version which stays."""
+        stay = [
+            adapter for name, adapter in adapters.items() if self._desired.adapters is None or name in self._adapters
+        ]
+        versions = [version for adapter in stay for version in adapter["versions"]]
+        used = {identifier for version in versions for identifier in _store_ids(version["settings"])}
+        return used | self._grounding | set(progress.store_ids.values())
+
+    def _pruned_stores(self, stores: list[VectorStore], used: set[str]) -> Iterator[Change]:
+        for store in stores if self._desired.stores is not None else ():
+            if store["id"] not in used:
                 detail = f"{store['id']}, with {store['file_counts']['total']} files"
                 yield Change("delete", "store", str(store.get("name")), detail, _deleting("stores", store["id"]))
-        own = ClientSettings().gateway_key(self._client.url) or ""
+
+    def _pruned_keys(self, keys: list[KeyObject], own: list[KeyObject]) -> Iterator[Change]:
         for key in keys:
             # whoever prunes keeps the key that the command itself shows
-            if key["name"] not in (self._desired.keys or {}) and not own.startswith(key["hint"].rstrip("…")):
+            if key["name"] not in (self._desired.keys or {}) and key not in own:
                 yield Change("delete", "key", key["name"], f"{key['id']} is revoked", _deleting("keys", key["id"]))
+
+
+def _store_ids(settings: Mapping[str, Any]) -> set[str]:
+    """Ids of the stores that ground a version with these settings."""
+    return set((settings.get("grounding") or {}).get("vector_store_ids") or ())
 
 
 def _equal_version(adapter: Adapter, digest: str | None, settings: dict[str, Any]) -> int | None:
@@ -282,23 +321,6 @@ def _is_equal(version: AdapterVersion, digest: str | None, settings: dict[str, A
     return same and version["servable"] != "other_base" and version["state"] != "rejected"
 
 
-def _digest(directory: AdapterDirectory, field_name: str) -> str:
-    """The digest that the gateway will give to these weights. Raises ClientError."""
-    from adapters.inspect import modules_in  # numpy
-    from adapters.manifest import Manifest
-    from adapters.store import digest_of
-
-    try:
-        manifest = Manifest.parse(directory.config.read_bytes(), max_rank=ANY_RANK)
-        return digest_of(manifest.resolve(modules_in(directory.weights)).canonical(), file_sha256(directory.weights))
-    except AdapterError as error:
-        raise ClientError(0, error.code, f"{field_name}: {error.message}", field_name) from error
-    except OSError as error:
-        raise ClientError(
-            0, "not_readable", f"{field_name}: {error.filename}: {error.strerror}.", field_name
-        ) from error
-
-
 def _targets(adapter: Adapter | None) -> dict[str, Any]:
     """Where each alias points: a number, or a split as `{3: 90, 4: 10}`."""
     if adapter is None:
@@ -307,16 +329,19 @@ def _targets(adapter: Adapter | None) -> dict[str, Any]:
     return {**adapter["aliases"], **splits}
 
 
-def _resolved(target: Any, this: int | str | None) -> Any:
-    """A target with `this` replaced by a version's number."""
+def _resolved(target: Any, this: int | str | None, field_name: str) -> Any:
+    """A target with `this` replaced by a version's number. Raises ClientError where a split names that version, too."""
     if isinstance(target, dict):
+        if THIS in target and this != THIS and this in target:
+            message = f"{field_name}: `this` is version {this}, which the split names, too; name each version once."
+            raise ClientError(0, "file_invalid", message, field_name)
         return {this if number == THIS else number: weight for number, weight in target.items()}
     return this if target == THIS else target
 
 
-def _pointing(name: str, alias: str, target: Any) -> Callable[[HatrackClient, Progress], None]:
+def _pointing(name: str, alias: str, target: Any, field_name: str) -> Callable[[HatrackClient, Progress], None]:
     def point(client: HatrackClient, progress: Progress) -> None:
-        resolved = _resolved(target, progress.versions.get(name))
+        resolved = _resolved(target, progress.versions.get(name), field_name)
         if isinstance(resolved, dict):
             client.adapters.split(name, resolved, alias)
         else:
@@ -351,31 +376,3 @@ def _dropping(name: str, alias: str) -> Callable[[HatrackClient, Progress], None
         client.adapters.delete_alias(name, alias)
 
     return drop
-
-
-def _key_text(state: KeyState) -> str:
-    words = [" ".join(scope.value for scope in state.scopes)]
-    words += [f"{name}={value}" for name, value in state.limits.model_dump(exclude_none=True).items()]
-    words += [f"expires {state.expires_at}"] if state.expires_at else []
-    return ", ".join(words)
-
-
-def _key_differences(key: KeyObject, state: KeyState) -> list[str]:
-    """The fields in which a key is not what the file says."""
-    globs = {name: None if key[name] is None else tuple(key[name] or ()) for name in ("adapters", "stores")}
-    has = {
-        "scopes": set(key["scopes"]),
-        **globs,
-        "filters": dict(key["filters"] or {}),
-        "limits": {name: limit for name, limit in (key["limits"] or {}).items() if limit is not None},
-        "expires_at": key["expires_at"],
-    }
-    wants = {
-        "scopes": {scope.value for scope in state.scopes},
-        "adapters": state.adapters,
-        "stores": state.stores,
-        "filters": state.filters,
-        "limits": state.limits.model_dump(exclude_none=True),
-        "expires_at": state.expires_at_s,
-    }
-    return [name for name, wanted in wants.items() if has[name] != wanted]

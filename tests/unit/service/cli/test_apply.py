@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,8 @@ async def test_what_is_there_is_left_alone(gateway: GatewayApp, apply: Apply) ->
     split = await apply(first.replace("live: this", "live: {1: 90, this: 10}").replace("pinned: true", ""), "--yes")
     assert "live→2 becomes live→1:90+1:10" not in split.stdout
     assert split.exit_code == 1, "`this` is version 1 here, which cannot be split with itself"
+    assert "adapters.voice.aliases.live: `this` is version 1, which the split names, too" in split.stderr
+    assert "changes were made" not in split.stderr, "it is refused before anything changes"
     split = await apply(
         first.replace("the voice of", "the ear of").replace("live: this", "live: {1: 90, this: 10}")
         .replace("pinned: true", "pinned: false"), "--yes",
@@ -146,6 +150,87 @@ async def test_prune_deletes_what_named_sections_do_not_name(gateway: GatewayApp
     assert await get(gateway, "adapters/voice") is None
     refused = await gateway.http.get("/v1/models", headers={"authorization": f"Bearer {ours}"})
     assert refused.status_code == 401
+
+
+async def test_the_settings_beside_the_weights_count_where_the_file_gives_none(
+    gateway: GatewayApp, apply: Apply, folder: Path
+) -> None:
+    beside = {"system_prompt": "Aye.", "sampling": {"top_p": 0.5}}
+    (folder / "out" / "settings.json").write_text(json.dumps(beside))
+    first = await apply("adapters: {voice: {weights: out}}", "--yes")
+    assert first.exit_code == 0, first.output
+    pushed = (await get(gateway, "adapters/voice"))["versions"]
+    assert [version["settings"] for version in pushed] == [beside]
+    assert "Nothing to change" in (await apply("adapters: {voice: {weights: out}}", "--yes")).stdout
+    prompted = "adapters: {voice: {weights: out, system_prompt: Nay.}}"
+    assert (await apply(prompted, "--yes")).exit_code == 0
+    assert "Nothing to change" in (await apply(prompted, "--yes")).stdout
+    emptied = "adapters: {voice: {weights: out, system_prompt: Nay., sampling: {}}}"
+    assert (await apply(emptied, "--yes")).exit_code == 0
+    versions = {each["version"]: each["settings"] for each in (await get(gateway, "adapters/voice"))["versions"]}
+    assert versions[2] == beside | {"system_prompt": "Nay."}
+    assert versions[3] == beside | {"system_prompt": "Nay.", "sampling": {}}
+
+
+async def test_prune_keeps_the_stores_that_ground_what_stays(gateway: GatewayApp, apply: Apply, folder: Path) -> None:
+    shutil.copytree(folder / "out", folder / "ear")
+    stores = "stores: {policies: , old: , of-weights: , unused: }\n"
+    grounded = "adapters: {voice: {weights: out, grounding: {stores: [%s]}}}"
+    made = await apply(stores + grounded % "old", "--yes")
+    assert made.exit_code == 0, made.output
+    ids = {store["name"]: store["id"] for store in (await get(gateway, "vector_stores"))["data"]}
+
+    async def left() -> set[str]:
+        return {store["name"] for store in (await get(gateway, "vector_stores"))["data"]}
+
+    # `policies` by the version that the file describes, `old` by the one before it, the third by settings.json
+    settings = {"grounding": {"vector_store_ids": [ids["of-weights"]]}}
+    (folder / "ear" / "settings.json").write_text(json.dumps(settings))
+    newer = "stores: {}\n" + (grounded % "policies")[:-1] + ", ear: {weights: ear}}"
+    pruned = await apply(newer, "--yes", "--prune")
+    assert pruned.exit_code == 0, pruned.output
+    assert await left() == {"policies", "old", "of-weights"}
+    pruned = await apply("stores: {}", "--yes", "--prune")
+    assert "Nothing to change" in pruned.stdout, "adapters are none of this file's business, and stay"
+    pruned = await apply("stores: {}\nadapters: {ear: }", "--yes", "--prune")
+    assert pruned.exit_code == 0, pruned.output
+    assert await left() == {"of-weights"}, "with `voice`, what grounds only `voice` goes"
+
+
+async def test_an_expiry_that_a_key_has_of_its_creator_is_no_difference(
+    gateway: GatewayApp, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = int(time.time()) + 86400
+    monkeypatch.setenv("HATRACK_KEY", await gateway.key("admin", expires_at=soon))
+    text = "project: acme\nkeys: {shop: {}}"
+    assert (await apply(text, "--yes")).exit_code == 0
+    assert [key["expires_at"] for key in (await get(gateway, "keys?project=acme"))["data"]] == [soon]
+    again = await apply(text, "--yes")
+    assert "Nothing to change" in again.stdout, again.output
+    # another key, which expires earlier, would not have given it this one
+    monkeypatch.setenv("HATRACK_KEY", await gateway.key("admin", expires_at=soon - 3600))
+    assert "keys.shop: differs from the file in expires_at" in (await apply(text, "--yes")).stderr
+    monkeypatch.setenv("HATRACK_KEY", ADMIN_KEY)
+    assert "keys.shop: differs from the file in expires_at" in (await apply(text, "--yes")).stderr
+
+
+async def test_the_key_in_use_is_not_replaced(
+    gateway: GatewayApp, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = await gateway.key("admin")
+    monkeypatch.setenv("HATRACK_KEY", own)
+    text = "keys: {first: {}, test: {scopes: [admin, infer]}}"
+    refused = await apply(text, "--yes", "--replace-keys", "--json")
+    assert refused.exit_code == 1
+    error = json.loads(refused.stderr)["error"]
+    assert (error["code"], error["param"]) == ("key_in_use", "keys.test.scopes")
+    assert "keys.test: differs from the file in scopes. It is the key that this command uses" in error["message"]
+    names = [key["name"] for key in (await get(gateway, "keys"))["data"]]
+    assert names == ["test"], "nothing was made before"
+    monkeypatch.setenv("HATRACK_KEY", ADMIN_KEY)
+    assert (await apply(text, "--yes", "--replace-keys")).exit_code == 0
+    refused_now = await gateway.http.get("/v1/models", headers={"authorization": f"Bearer {own}"})
+    assert refused_now.status_code == 401
 
 
 async def test_a_key_that_differs_is_replaced_only_if_asked(gateway: GatewayApp, apply: Apply) -> None:
@@ -227,3 +312,25 @@ async def test_what_the_file_names_and_nobody_has_is_named(gateway: GatewayApp, 
         assert result.exit_code == 1, text
         assert said in result.stderr, result.stderr
     assert (await get(gateway, "adapters"))["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (None, "out is not a directory"),
+        ("{", "settings.json cannot be read as JSON"),
+        ('{"prompt": "Aye."}', "out/settings.json: prompt: "),
+    ],
+)
+async def test_what_is_wrong_with_the_weights_names_their_field(
+    gateway: GatewayApp, apply: Apply, folder: Path, settings: str | None, said: str
+) -> None:
+    if settings is None:
+        (folder / "out").rename(folder / "moved")
+    else:
+        (folder / "out" / "settings.json").write_text(settings)
+    result = await apply("adapters: {voice: {weights: out}}", "--yes", "--json")
+    error = json.loads(result.stderr)["error"]
+    assert error["param"] == "adapters.voice.weights"
+    assert error["message"].startswith("adapters.voice.weights: ")
+    assert said in error["message"]
