@@ -150,7 +150,8 @@ async def test_a_killed_worker_loses_at_most_one_checkpoint(
     assert steps[1][0] == int(kept[1]) + 1
     assert steps[1][-1] == 100
     assert "hatrack promote voice@1" in seen[-1]["message"]
-    assert len(gateway.pushed) == 1
+    results = [push for push in gateway.pushed if push["alias"] == b"candidate"]
+    assert len(results) == 1  # beside the versions of earlier epochs, which expire
     checkpoints = [c async for c in client.openai.fine_tuning.jobs.checkpoints.list(made.id, limit=100)]
     assert [c.step_number for c in checkpoints] == list(range(100, 0, -4))
     assert checkpoints[0].metrics.full_valid_loss is not None
@@ -210,8 +211,9 @@ async def test_a_worker_killed_while_evaluating_repeats_no_answered_request(
     killed.set()
     job = await client.ended(made.id)
     assert (job.status, job.metadata["hatrack_verdict"]) == ("succeeded", "not_enough_evidence")
-    # ten examples twice, of the version and of the base; what was on its way when it died is asked for again
-    assert 40 <= len(asked) <= 40 + AT_ONCE
+    # ten examples: twice of the version and of the base, once of the base that is shown examples; what was on its way
+    # when it died is asked for again
+    assert 50 <= len(asked) <= 50 + AT_ONCE
     assert len(gateway.pushed) == len(gateway.verdicts) == 1
     assert "resuming from the answers collected so far" in " ".join(await client.messages(made.id))
 
