@@ -34,7 +34,7 @@ test: samples ## unit tests, and beside them one real engine for all that need o
 test-unit: setup-dev ## the tier of milliseconds
 	@$(BIN)/python -m pytest tests/unit -m "not slow" -n logical --dist worksteal
 
-test-slow: samples ## the rest: crashes, trainings and their verdicts, hostile adapters (40 minutes on two cores)
+test-slow: samples ## the rest: crashes, trainings and their verdicts, architectures, hostile adapters, the console in a browser (over an hour on two cores)
 	@$(BIN)/python -m pytest tests/unit -m slow -n logical --dist worksteal
 	@$(BIN)/python -m pytest tests/integration tests/crash -m slow
 
