@@ -152,8 +152,7 @@ def test_a_repeated_question_makes_the_same_prompt_and_hits_the_prefix_cache(
     gateway: Gateway, client: openai.OpenAI, shop_store: str
 ) -> None:
     def cached() -> float:
-        with gateway.http() as http:
-            page = http.get("/metrics").text
+        page = gateway.metrics()
         return sum(map(float, re.findall(r"^hatrack_engine_prefix_cache_hits_total\S* (\S+)$", page, re.M)))
 
     def once() -> Any:
@@ -321,8 +320,7 @@ def test_a_webhook_retriever_grounds_answers_and_its_failures_follow_on_failure(
         with pytest.raises(openai.InternalServerError) as caught:
             ask(client, closed, CARRIER, None)
         assert (caught.value.status_code, caught.value.code) == (503, "grounding_unavailable")
-    with gateway.http() as http:
-        page = http.get("/metrics").text
+    page = gateway.metrics()
     for outcome in ("ok", "broken", "late"):
         labels = rf'(?=[^}}]*provider="webhook")(?=[^}}]*outcome="{outcome}")'
         assert re.search(rf"grounding_requests_total{{{labels}[^}}]*}} [1-9]", page), outcome

@@ -22,7 +22,6 @@ from tests.unit.service.telemetry.support import Samples, parse, value
 pytestmark = pytest.mark.engine
 
 PATIENCE_S = 300.0
-FRESH_S = 1.05
 GRANTED = "hatrack_admission_granted_total"
 GENERATED = "hatrack_engine_generation_tokens_total"
 SCRAPE_ERRORS = "hatrack_engine_scrape_errors_total"
@@ -32,15 +31,8 @@ QUIET = {metrics.FAULTS, metrics.GROUNDING_UNUSABLE, metrics.SOURCE_ERRORS}
 
 
 def scrape(gateway: Gateway) -> Samples:
-    """A fresh scrape: the last one may be a second old."""
-    time.sleep(FRESH_S)
-    return parse(text_of(gateway).encode())
-
-
-def text_of(gateway: Gateway) -> str:
-    """The text of a scrape with the admin key, which names projects and adapters."""
-    with gateway.http() as http:
-        return http.get("/metrics").raise_for_status().text
+    """All samples of a fresh scrape."""
+    return parse(gateway.metrics().encode())
 
 
 def scrape_where(gateway: Gateway, condition: Callable[[Samples], bool], failure: str) -> Samples:
@@ -174,8 +166,7 @@ def test_every_metric_is_in_a_real_scrape(gateway: Gateway) -> None:
 
 def missing_metrics(gateway: Gateway) -> list[str]:
     """The metrics that a scrape shows without samples, or whose two lines of comment it has not just once."""
-    time.sleep(FRESH_S)
-    text = "\n" + text_of(gateway)
+    text = "\n" + gateway.metrics()
     shown = {name for name, _ in parse(text.encode())}
     missing = [name for name in metrics.PROCESS_NAMES if name not in shown]
     for metric in metrics.ALL:

@@ -20,7 +20,6 @@ WAYS = "(" + "|".join(f"[a-z]{{{n}}}.{{1,{n}}}" for n in range(1, 31)) + ")+"
 SPLITS = "root ::= s\ns ::= s s | [a-z]\n"
 """Another: nothing about its text is large, and a trial alone finds out."""
 PATIENCE_S = 300.0
-SCRAPE_FRESH_S = 1.05
 """A scrape is answered with the last one's text for a second."""
 ORDERED = regex.compile(r'\{\s*"id"\s*:\s*"[A-Z]{2}[0-9]{3}"\s*,\s*"state"\s*:\s*"(sent|lost)"\s*\}\s*', regex.ASCII)
 """An order as JSON, which may have blanks anywhere; of those a small model can write more than there is room for."""
@@ -48,9 +47,7 @@ def refused_so_far(gateway: Gateway) -> float:
     """The count of refused grammars. Asked again where it is missing: on a busy machine a scrape omits late parts."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        time.sleep(SCRAPE_FRESH_S)
-        with gateway.http() as client:
-            text = client.get("/metrics").text
+        text = gateway.metrics()
         counts = [
             sample.value
             for family in text_string_to_metric_families(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ WHOLE = [
     *QUESTION,
 ]
 LIVE = "/v1/adapters/support/aliases/live"
+RUNNING, COLD_LOADS = 'hatrack_adapter_requests_running{adapter="support"', "hatrack_engine_cold_loads_total"
+PATIENCE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +46,16 @@ def tokens(http: httpx.Client, model: str, messages: list[dict[str, str]]) -> li
     return found
 
 
-def metric(http: httpx.Client, name: str) -> float:
-    """The sum of a metric's series; ``name`` may end with the first of their labels."""
-    lines = http.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{", f"{name},")))
+def metrics(gateway: Gateway, *names: str) -> list[float]:
+    """The sum of each metric's series, of one scrape; a name may end with the first label. Asked again where one is
+    missing: on a busy machine a scrape omits late parts."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        lines = gateway.metrics().splitlines()
+        found = [[line for line in lines if line.startswith((f"{name} ", f"{name}{{", f"{name},"))] for name in names]
+        if all(found):
+            return [sum(float(line.split()[-1]) for line in series) for series in found]
+        assert time.monotonic() < deadline, (names, lines)
 
 
 def asked(http: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -57,20 +66,19 @@ def asked(http: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response
     return answer
 
 
-def while_streaming(gateway: Gateway, http: httpx.Client) -> tuple[float, float]:
+def while_streaming(gateway: Gateway, http: httpx.Client) -> list[float]:
     """The version's requests in the engine and the slots in use, in the middle of a stream, which is then left."""
     body = {"model": "support", "messages": QUESTION, "max_tokens": 1000, "ignore_eos": True, "stream": True}
-    with http.stream("POST", "/v1/chat/completions", json=body) as stream, gateway.http() as beside:
+    with http.stream("POST", "/v1/chat/completions", json=body) as stream:
         assert stream.headers["x-hatrack-adapter"] == "support@1"
         lines = stream.iter_lines()  # held, as an iterator that is dropped closes the stream
         first = next(line for line in lines if line)
         assert json.loads(first.removeprefix("data: "))["model"] == "support"
-        running = metric(beside, 'hatrack_adapter_requests_running{adapter="support"')
-        return running, metric(beside, "hatrack_engine_slots_in_use")
+        return metrics(gateway, RUNNING, "hatrack_engine_slots_in_use")
 
 
 def test_every_dialect_reads_the_prompt_and_nothing_is_loaded(gateway: Gateway, http: httpx.Client) -> None:
-    loaded, cold = gateway.loaded(), metric(http, "hatrack_engine_cold_loads_total")
+    loaded, [cold] = gateway.loaded(), metrics(gateway, COLD_LOADS)
     whole = tokens(http, gateway.base_name(), WHOLE)
     assert tokens(http, "support", QUESTION) == whole
     assert http.get("/v1/adapters/support/versions/1").json()["proof"]["prompt_tokens"] < len(whole)
@@ -85,10 +93,9 @@ def test_every_dialect_reads_the_prompt_and_nothing_is_loaded(gateway: Gateway, 
     counted = asked(http, "/v1/messages/count_tokens", {"model": "support", "messages": QUESTION}).json()
     assert counted["input_tokens"] == len(whole)
 
-    running, slots = while_streaming(gateway, http)
-    assert (running, slots) == (1.0, 0.0)
+    assert while_streaming(gateway, http) == [1.0, 0.0]
     assert gateway.loaded() == loaded
-    assert metric(http, "hatrack_engine_cold_loads_total") == cold
+    assert metrics(gateway, COLD_LOADS) == [cold]
     usage = http.get("/v1/usage", params={"group_by": "version", "adapter": "support"}).json()
     assert {row["version"] for row in usage["data"]} <= {1}
 
