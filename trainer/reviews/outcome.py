@@ -83,7 +83,9 @@ def _sentence(figure: HumanPreference) -> str:
     )
     if figure.alike:
         asked = figure.alike + (figure.differing or 0)
-        words += f" On {figure.alike} of all {asked} questions both gave the same answer; these are not among the pairs."
+        words += (
+            f" On {figure.alike} of all {asked} questions both gave the same answer; these are not among the pairs."
+        )
     return f"{words}{_agreement(figure, percent)} {NO_WEIGHT}"
 
 
@@ -110,7 +112,9 @@ def with_section(page: str, figure: HumanPreference) -> str:
         ("neither is better", figure.tie),
         (f"{figure.against} is better", figure.base),
     )
-    cells = "".join(f'<tr><th scope="row">{escape(label)}</th><td class="num">{count}</td></tr>' for label, count in rows)
+    cells = "".join(
+        f'<tr><th scope="row">{escape(label)}</th><td class="num">{count}</td></tr>' for label, count in rows
+    )
     section = (
         f"<section>\n  <h2>What people prefer</h2>\n  <p>{escape(figure.sentence)}</p>\n"
         f'  <div class="scroll"><table><tbody>{cells}</tbody></table></div>\n</section>\n'

@@ -223,9 +223,7 @@ def page(db: sa.Connection, project: str, *, before: int | None, limit: int, glo
     return [Queue(**row._mapping) for row in db.execute(query.order_by(queues.c.number.desc()).limit(limit))]
 
 
-def votes(
-    db: sa.Connection, project: str, *, digest: str, evaluation: str | None = None
-) -> list[tuple[Vote, Vote]]:
+def votes(db: sa.Connection, project: str, *, digest: str, evaluation: str | None = None) -> list[tuple[Vote, Vote]]:
     """(judge's vote, reviewer's vote) of each pair that people and the judge with this digest compared.
 
     Args:
@@ -268,9 +266,7 @@ def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:
 
 def _reviews(key_id: str) -> sa.Select[Any]:
     """The pairs with the choice that a key sees: its own, or with one reviewer a pair the only one."""
-    seen = sa.and_(
-        choices.c.pair == pairs.c.number, sa.or_(queues.c.reviewers == 1, choices.c.key_id == key_id)
-    )
+    seen = sa.and_(choices.c.pair == pairs.c.number, sa.or_(queues.c.reviewers == 1, choices.c.key_id == key_id))
     return sa.select(
         *pairs.c, queues.c.evaluation, queues.c.reviewers, choices.c.choice, choices.c.chosen_at
     ).select_from(_WITH_QUEUE.outerjoin(choices, seen))
