@@ -120,7 +120,7 @@ class Reviews(Resource):
         """Have people compare the candidate's answers with the strongest base's, without a judge.
 
         Args:
-            evaluation: The id of an evaluation or a job that has ended with a verdict, and whose answers are still stored.
+            evaluation: The id of an evaluation or a job that has ended with a verdict and still has its answers.
             pairs: How many pairs to draw, 1 to 1,000. None: 50.
             reviewers: How many people, each with a key of their own, choose on every pair, 1 to 5. None: 1.
 

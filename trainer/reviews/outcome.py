@@ -12,7 +12,7 @@ from html import escape
 from typing import Final
 
 from adapters.protocol.reports import HumanPreference
-from trainer.evaluate.pairs import SCORES, Vote, points_of
+from trainer.evaluate.pairs import SCORES, points_of
 from trainer.reviews.records import PairChoices, Queue
 
 CONFIDENCE: Final = 0.95
@@ -83,9 +83,7 @@ def _sentence(figure: HumanPreference) -> str:
     )
     if figure.alike:
         asked = figure.alike + (figure.differing or 0)
-        words += (
-            f" On {figure.alike} of all {asked} questions both gave the same answer; these are not among the pairs."
-        )
+        words += f" On {figure.alike} of all {asked} questions both gave the same answer; these were not shown."
     return f"{words}{_agreement(figure, percent)} {NO_WEIGHT}"
 
 

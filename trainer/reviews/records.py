@@ -287,7 +287,7 @@ def _queues() -> sa.Select[Any]:
         sa.select(
             *queues.c,
             sa.func.count(pairs.c.number).label("pairs"),
-            sa.func.sum(sa.case((_CHOICES >= queues.c.reviewers, 1), else_=0)).label("reviewed"),
+            sa.func.sum(sa.case((queues.c.reviewers <= _CHOICES, 1), else_=0)).label("reviewed"),
         )
         .select_from(_WITH_QUEUE)
         .group_by(queues.c.number)

@@ -108,7 +108,7 @@ def test_nothing_that_is_described_is_run() -> None:
         (reports.QualityReport, data.Report, set()),
         (reports.DataFinding, data.Finding, set()),
         (reports.HeldOutExamples, data.HeldOut, set()),
-        (evaluation_schemas.EvaluationReport, report.EvaluationReport, set()),
+        (evaluation_schemas.EvaluationReport, report.EvaluationReport, {"people"}),
         (evaluation_schemas.ReportVerdict, verdict.Verdict, set()),
         (evaluation_schemas.VerdictCheck, verdict.Check, set()),
         (evaluation_schemas.ReportSuite, evaluate.SuiteResult, set()),

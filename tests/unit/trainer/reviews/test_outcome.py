@@ -127,8 +127,8 @@ async def test_choices_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
             [("base", "first", "key_a"), ("candidate", "first", None), ("base", None, None)], start=1
         ):
             connection.exec_driver_sql(
-                "INSERT INTO pairs (number, id, queue, example, turns, reference, first, second, first_is, vote, choice, "
-                "key_id, chosen_at) VALUES (?, ?, 1, ?, '[]', '', 'a', 'b', ?, 'candidate', ?, ?, ?)",
+                "INSERT INTO pairs (number, id, queue, example, turns, reference, first, second, first_is, vote, "
+                "choice, key_id, chosen_at) VALUES (?, ?, 1, ?, '[]', '', 'a', 'b', ?, 'candidate', ?, ?, ?)",
                 (number, f"rev-{number}", f"q{number}", first_is, choice, key, 7 if choice else None),
             )
     engine.dispose()
