@@ -1,119 +1,42 @@
-"""`POST /v1/reviews`: pairs drawn from a finished run's answers, without a judge, for one reviewer or several."""
+"""`POST /v1/reviews`: pairs drawn from a finished run's answers, without a judge; what people prefer on them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from tests.unit.trainer.evaluate.evaluations.conftest import gateway
-from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway
-from tests.unit.trainer.evaluate.evaluations.trainer_app import CONTEXT, Client, Running, running
+from tests.unit.trainer.evaluate.evaluations.trainer_app import Client, Running
+from tests.unit.trainer.reviews.answered import (
+    BASE,
+    CANDIDATE,
+    answer,
+    choose,
+    choose_all,
+    client,
+    created,
+    evaluated,
+    following,
+    gateway,
+    leave_answers,
+    listed,
+    number_of,
+    reviewer,
+    trainer,
+)
 from trainer.errors import NothingToReview
-from trainer.evaluate.answers import Answer
-from trainer.evaluate.arms import ChatMessage, Question
+from trainer.evaluate.arms import ChatMessage
 from trainer.evaluate.endpoints import read_endpoints
-from trainer.evaluate.evaluations.spec import ANSWERS, EXAMPLE_SCORES, QUESTIONS, REPORT
+from trainer.evaluate.evaluations.spec import ANSWERS
 from trainer.evaluate.pairs import REVIEWS, ReviewPair
-from trainer.evaluate.revalidation import RecordedArm, VerdictScores
-from trainer.evaluate.spec import MetricOptions
 from trainer.reviews.stored_answers import draw_from
 from trainer.runs import records as run_records
 from trainer.runs.records import NewRun
 from trainer.runs.state import Status
 
-__all__ = ["gateway"]
-CANDIDATE = "voice@3"
-BASE = "base"
-TOML = """
-[endpoints.big]
-url = "http://127.0.0.1:1"
-[judges.strict]
-endpoint = "big"
-model = "large-1"
-rubric = "The better answer is right."
-least_reviews = 50
-"""
-
-
-@pytest.fixture
-async def trainer(tmp_path: Path, base_dir: Path, gateway: EvaluationGateway) -> AsyncIterator[Running]:
-    (tmp_path / "endpoints.toml").write_text(TOML)
-    async with running(tmp_path, base_dir, gateway, endpoints=tmp_path / "endpoints.toml") as found:
-        yield found
-
-
-@pytest.fixture
-def client(trainer: Running) -> Client:
-    return trainer.client()
-
-
-def answer(arm: str, number: int, text: str, repeat: int = 0) -> str:
-    return Answer(arm=arm, example=f"q{number}", repeat=repeat, request="r", text=text).model_dump_json() + "\n"
-
-
-def leave_answers(
-    directory: Path, differing: int = 6, alike: int = 0, metric: str = "rouge_l", units: tuple[int, ...] | None = None
-) -> None:
-    """What a worker leaves of an evaluation with a verdict: questions, all arms' answers of two runs, and scores."""
-    directory.mkdir(parents=True, exist_ok=True)
-    count = differing + alike
-    questions = [
-        Question(
-            id=f"q{number}",
-            turns=(ChatMessage(role="user", content=f"Question {number}?"),),
-            reference=f"Reference {number}.",
-        )
-        for number in range(count)
-    ]
-    (directory / QUESTIONS).write_text("".join(question.model_dump_json() + "\n" for question in questions))
-    lines = []
-    for number in range(count):
-        same = number >= differing
-        lines.append(answer(CANDIDATE, number, "Alike." if same else f"<think>hm</think>mine {number}"))
-        lines.append(answer(BASE, number, " Alike. " if same else f"other {number}"))
-        lines.append(answer(CANDIDATE, number, f"later run {number}", repeat=1))
-        lines.append(answer("base (list)", number, f"weaker base {number}"))
-    (directory / ANSWERS).write_text("".join(lines))
-    arms = {
-        label: RecordedArm(label=label, scores=(0.5,) * count, answers=("d",) * count) for label in (CANDIDATE, BASE)
-    }
-    scores = VerdictScores(
-        metric=MetricOptions(name=metric),
-        binary=False,
-        questions=tuple(question.id for question in questions),
-        candidate=arms[CANDIDATE],
-        base=arms[BASE],
-        units=units,
-    )
-    (directory / EXAMPLE_SCORES).write_text(scores.model_dump_json(by_alias=True))
-    (directory / REPORT).write_text('{"verdict": {"candidate": "voice@3"}, "metric": "rouge_l"}')
-
-
-async def evaluated(trainer: Running, client: Client, **answers: Any) -> str:
-    """The id of an evaluation that has ended, with its answers in its directory."""
-    evaluation = await client.made()
-    assert (await client.ended(evaluation))["status"] == "succeeded"
-    leave_answers(trainer.directories.path_of(evaluation), **answers)
-    return evaluation
-
-
-def reviewer(trainer: Running, key_id: str, **headers: str) -> httpx.AsyncClient:
-    """One person's way to the trainer: a key of its own."""
-    http = trainer.client().http
-    http.headers.update({"x-hatrack-key-id": key_id, **headers})
-    return http
-
-
-async def created(client: Client, evaluation: str, **more: Any) -> dict[str, Any]:
-    made = await client.http.post("/v1/reviews", json={"evaluation": evaluation, **more})
-    assert made.status_code == 200, made.text
-    queue: dict[str, Any] = made.json()
-    return queue
+__all__ = ["client", "gateway", "trainer"]
 
 
 async def refused(client: Client, evaluation: str, **more: Any) -> tuple[int, str, str]:
@@ -121,37 +44,6 @@ async def refused(client: Client, evaluation: str, **more: Any) -> tuple[int, st
     error = found.json()["error"]
     assert error["param"] == "evaluation"
     return found.status_code, error["code"], error["message"]
-
-
-async def listed(client: Client) -> dict[str, Any]:
-    (queue,) = (await client.http.get("/v1/reviews")).json()["data"]
-    found: dict[str, Any] = queue
-    return found
-
-
-async def following(http: httpx.AsyncClient, evaluation: str) -> dict[str, Any]:
-    found: dict[str, Any] = (await http.get("/v1/reviews/next", params={"evaluation": evaluation})).json()
-    return found
-
-
-def number_of(review: dict[str, Any]) -> int:
-    """The number of the question that a pair answers."""
-    return int(review["asked"][0]["content"].removeprefix("Question ").removesuffix("?"))
-
-
-async def choose(http: httpx.AsyncClient, review: dict[str, Any], better: str) -> httpx.Response:
-    """Choose the answer that begins with this word; `tie` for neither."""
-    choice = better if better == "tie" else "first" if review["first"].startswith(better) else "second"
-    return await http.post(f"/v1/reviews/{review['id']}", json={"choice": choice})
-
-
-async def choose_all(http: httpx.AsyncClient, evaluation: str, better: dict[int, str] | None = None) -> int:
-    """Choose on every pair that is left: `mine`, but for these numbers of questions; returns how many it chose on."""
-    chosen = 0
-    while (review := (await following(http, evaluation))["review"]) is not None:
-        assert (await choose(http, review, (better or {}).get(number_of(review), "mine"))).status_code == 200
-        chosen += 1
-    return chosen
 
 
 async def test_pairs_are_drawn_from_the_first_run_of_candidate_and_strongest_base(
@@ -310,66 +202,6 @@ async def test_what_people_prefer_is_shown_once_all_pairs_are_reviewed(trainer: 
     assert (refusal.status_code, refusal.json()["error"]["code"]) == (409, "review_final")
 
 
-async def test_several_reviewers_choose_on_each_pair_and_do_not_see_each_other(
-    trainer: Running, client: Client
-) -> None:
-    evaluation = await evaluated(trainer, client, differing=12)
-    queue = await created(client, evaluation, reviewers=2)
-    assert queue["sentence"].startswith("0 of 12 pairs are reviewed by 2 reviewers each")
-    ann, bob, cid = (reviewer(trainer, key) for key in ("key_ann", "key_bob", "key_cid"))
-    assert await choose_all(ann, evaluation) == 12
-    progress = await following(ann, evaluation)
-    assert (progress["review"], progress["reviewed"], progress["total"]) == (None, 12, 12)
-    assert ((await listed(client))["reviewed"], (await listed(client))["people"]) == (0, None)
-    shown = await following(bob, evaluation)
-    assert (shown["reviewed"], shown["review"]["choice"]) == (0, None)
-    of_ann = (await ann.get(f"/v1/reviews/{shown['review']['id']}")).json()
-    assert of_ann["choice"] is not None
-    assert (await choose(ann, of_ann, "other")).status_code == 200, "one's own choice may change"
-    assert await choose_all(bob, evaluation, {number_of(of_ann): "other"}) == 12
-    queue = await listed(client)
-    people = queue["people"]
-    assert (queue["final"], people["candidate"], people["base"], people["tie"]) == (True, 22, 2, 0)
-    assert (people["pairs"], people["reviewers"], people["agreed"]) == (12, 2, 1.0)
-    assert people["kappa"] == pytest.approx(1.0)
-    assert people["kappa_low"] < 1.0
-    assert "Two reviewers of a pair chose the same 100 times of 100: Fleiss' κ = 1.00" in people["sentence"]
-    assert (await following(cid, evaluation))["review"] is None
-
-
-async def test_a_pair_that_has_all_its_choices_takes_no_other_keys(trainer: Running, client: Client) -> None:
-    evaluation = await evaluated(trainer, client, differing=2)
-    await created(client, evaluation, reviewers=2)
-    ann, bob, cid = (reviewer(trainer, key) for key in ("key_ann", "key_bob", "key_cid"))
-    pair = (await following(ann, evaluation))["review"]
-    for http in (ann, bob):
-        own = (await http.get(f"/v1/reviews/{pair['id']}")).json()
-        assert (await choose(http, own, "mine")).status_code == 200
-    refusal = await choose(cid, pair, "mine")
-    assert (refusal.status_code, refusal.json()["error"]["code"]) == (409, "review_taken")
-    assert (await following(cid, evaluation))["review"]["id"] != pair["id"]
-    assert (await following(cid, evaluation))["reviewed"] == 1
-
-
-async def test_each_of_several_reviewers_has_an_order_of_its_own(trainer: Running, client: Client) -> None:
-    """Who always chooses the first answer agrees with nobody, and prefers neither side."""
-    evaluation = await evaluated(trainer, client, differing=40)
-    await created(client, evaluation, reviewers=2)
-    orders = []
-    for key in ("key_ann", "key_bob"):
-        http, order = reviewer(trainer, key), {}
-        while (review := (await following(http, evaluation))["review"]) is not None:
-            assert (await http.get(f"/v1/reviews/{review['id']}")).json() == review, "it stays the same"
-            order[review["id"]] = review["first"].startswith("mine")
-            await http.post(f"/v1/reviews/{review['id']}", json={"choice": "first"})
-        orders.append(order)
-    same = sum(orders[0][pair] == orders[1][pair] for pair in orders[0])
-    assert 8 <= same <= 32
-    people = (await listed(client))["people"]
-    assert people["agreed"] == pytest.approx(same / 40)
-    assert people["candidate"] == sum(map(sum, (order.values() for order in orders)))
-
-
 async def test_with_one_reviewer_any_key_of_the_project_may_change_a_choice(trainer: Running, client: Client) -> None:
     evaluation = await evaluated(trainer, client, differing=2)
     await created(client, evaluation)
@@ -428,7 +260,3 @@ async def test_a_jobs_answers_can_be_reviewed(trainer: Running, client: Client) 
     await trainer.trainer.database.run(lambda db: run_records.add(db, new, None))
     leave_answers(trainer.trainer.jobs.directories.path_of("ftjob-1"))
     assert (await created(client, "ftjob-1"))["pairs"] == 6
-
-
-def test_the_context_of_these_evaluations_is_of_the_adapter_that_keys_are_checked_for() -> None:
-    assert CONTEXT["candidate"] == CANDIDATE
