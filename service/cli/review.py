@@ -63,7 +63,7 @@ def review(
             if as_json:
                 terminal.print_json(queue)
                 return
-            typer.echo(f"{queue['pairs']} pairs to review.")
+            typer.echo(f"{queue['pairs']} pair{'' if queue['pairs'] == 1 else 's'} to review.")
         elif as_json or list_only:
             _list(list(client.reviews.list()), as_json)
             return

@@ -98,7 +98,7 @@ function Pair({ evaluation }) {
     <${Progress} done=${data.reviewed} total=${data.total} label="${data.reviewed} of ${data.total} reviewed" />
     ${state.error && html`<${Failure} error=${state.error} />`}
     ${pair ? html`<${Choice} pair=${pair} busy=${state.busy || next.loading} choose=${choose} skip=${skip} />`
-      : html`<${Empty} title=${after ? "Nothing else to review" : "All pairs are reviewed"}>
+      : html`<${Empty} title=${after ? "Nothing else to review" : "No pairs left to review"}>
         ${after ? html`<p><button class="link" onClick=${() => setAfter(undefined)}>Show the skipped pairs again</button></p>` : html`<p>Thank you. <a href="#/review">What came of it</a></p>`}<//>`}`}<//>`;
 }
 
