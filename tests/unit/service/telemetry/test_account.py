@@ -42,6 +42,22 @@ def test_a_streamed_answer_is_counted_in_every_metric() -> None:
     assert value(samples, "hatrack_request_duration_seconds_sum", route=CHAT) == 1.5
 
 
+def test_the_engines_time_is_counted_for_the_version_whatever_came_of_the_request() -> None:
+    counting = account(max_series=2)
+    counting(record(engine_s=0.5))
+    counting(record(outcome="left", usage=None, engine_s=0.25))
+    counting(record(target=BASE_TARGET, engine_s=4.0))
+    counting(record(target=target("third"), engine_s=1.0))
+    counting(record(target=target("fourth"), engine_s=2.0))
+    counting(refused())
+    samples = read(counting.families())
+    assert value(samples, "hatrack_engine_seconds_total", **OF_VOICE) == 0.75
+    assert value(samples, "hatrack_engine_seconds_total", project="shop", adapter=BASE, version="") == 4.0
+    assert value(samples, "hatrack_engine_seconds_total", project=OTHER, adapter=OTHER, version="") == 3.0
+    counted = [labels for name, labels in samples if name == "hatrack_engine_seconds_total"]
+    assert len(counted) == 3
+
+
 def test_an_answer_in_one_piece_has_no_time_to_first_token() -> None:
     counting = account()
     counting(record(stream=False, gaps=[]))
