@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from adapters.costs import amount_text
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.cli.usage import moment
@@ -183,7 +184,10 @@ def _print_year(year: YearAnswer) -> None:
         f"people check {rhythm['checked_share']:.0%} of the number of training examples each time."
     )
     if training is not None:
-        say(f"Last training: {training['job']}, {span(training['seconds'])}, {training['examples']:,} examples.")
+        say(
+            f"Last training: {training['job']}, {span(training['seconds'])}, "
+            f"{counted(training['examples'], 'example')}."
+        )
     elif not year["runs"]["available"]:
         say(f"The last training is not available: {terminal.clean(year['runs']['reason'] or '')}")
     rule = next((v["year"]["rule_of_thumb"] for v in year["versions"] if v["year"]["rule_of_thumb"]), None)
@@ -226,7 +230,7 @@ def print_estimate(estimate: JobEstimate, as_json: bool) -> None:
         else "measured now, by a few steps"
     )
     say(
-        f"{estimate['adapter']}: {estimate['examples']:,} examples, {estimate['epochs']} epochs, "
+        f"{estimate['adapter']}: {counted(estimate['examples'], 'example')}, {counted(estimate['epochs'], 'epoch')}, "
         f"{estimate['tokens']:,} tokens "
         f"at {speed['tokens_per_second']:,.0f} tokens/s ({source}, {estimate['device']})."
     )
