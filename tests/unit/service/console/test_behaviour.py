@@ -369,6 +369,42 @@ def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -
     assert answers.asked.count("POST /v1/reviews/review-2") == 1
 
 
+def test_a_review_without_a_judge_is_started_here_and_its_outcome_is_shown(page: Browser, answers: Answers) -> None:
+    missing = (404, {"error": {"message": "no reviews of the evaluation 'eval-1'", "code": "reviews_not_found"}})
+    review = {"id": "review-1", "asked": [{"role": "user", "content": "question 1"}], "first": "Yes.", "second": "No."}
+    pair = {"review": review | {"reference": None}, "reviewed": 0, "total": 12}
+    refused = (409, {"error": {"message": "its answers are no longer stored", "code": "nothing_to_review"}})
+    answers.told = {"GET /v1/reviews/next": [missing, pair], "POST /v1/reviews": [refused, {"id": "eval-1"}]}
+    show(page, "review.js", "ReviewView", evaluation="eval-1")
+    page.wait_for_text("Review eval-1 without a judge")
+    page.fill_labelled("Pairs", "12")
+    page.fill_labelled("Reviewers of each pair", "2")
+    page.click("Start the review")
+    page.wait_for_text("Its answers are no longer stored")
+    page.click("Start the review")
+    page.wait_for_text("question 1")
+    assert json.loads(answers.bodies["POST /v1/reviews"]) == {"evaluation": "eval-1", "pairs": 12, "reviewers": 2}
+
+    people = {"mean": 0.58, "low": 0.452, "high": 0.708, "sentence": "People chose voice@3 24 times."}
+    queue = {"id": "eval-1", "judge": None, "created_at": 0, "pairs": 12, "reviewed": 12, "reviewers": 2, "final": True}
+    queue |= {"agreement": None, "standing": None, "counted": False, "more_reviews": None, "people": people}
+    open_queue = queue | {"id": "eval-2", "people": None, "final": False, "reviewed": 3}
+    kappa = {"kappa": 0.71, "low": 0.5, "high": 0.9}
+    judged = {
+        "id": "eval-3",
+        "judge": "strict",
+        "agreement": kappa,
+        "sentence": "The judge strict counts.",
+        "counted": True,
+    }
+    answers.told = {"GET /v1/reviews": [{"data": [queue, open_queue, open_queue | judged], "has_more": False}]}
+    show(page, "review.js", "ReviewView")
+    for shown in ("58.0 of 100, 45.2 to 70.8; 50 is even", "People chose voice@3 24 times.", "by 2 reviewers each"):
+        page.wait_for_text(shown)
+    for shown in ("not shown before all pairs are reviewed", "kappa 0.71 0.50 to 0.90", "The judge strict counts."):
+        page.wait_for_text(shown)
+
+
 def test_a_load_that_is_slower_than_the_interval_is_let_finish(page: Browser) -> None:
     """The load ends when the test says so, long after ticks have come: no time is waited for but that of the ticks."""
     page.run(
