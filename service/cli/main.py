@@ -30,6 +30,7 @@ from service.cli import (
     usage,
 )
 from service.cli.apply import command as apply
+from service.cli.from_openai import command as from_openai
 from service.cli.terminal import examples
 from service.client.profiles import chosen_profile
 
@@ -219,6 +220,7 @@ app.command(
     )
 )(apply.apply)
 app.add_typer(data.app, name="data")
+app.add_typer(from_openai.app, name="import")
 app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
 app.command(
     epilog=examples(

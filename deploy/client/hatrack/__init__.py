@@ -2,7 +2,7 @@
 
     import hatrack
 
-    with hatrack.Client("https://hatrack.example.com", "hk-…") as client:
+    with hatrack.Client("https://hatrack.example.com", "hk_…") as client:
         version = client.adapters.push("brand-voice", "out/brand-voice")
         client.adapters.promote(f"brand-voice@{version['version']}")
 

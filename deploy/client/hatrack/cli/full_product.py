@@ -46,8 +46,8 @@ def local_base() -> tuple[Path, Path | None]:
 def _refuse(context: typer.Context) -> NoReturn:
     message = (
         f"`hatrack {context.info_name}` comes with the full product, `hatrack`. This is its light client, "
-        "`hatrack-client`, which speaks to a gateway that runs elsewhere. Install the full product on the machine where "
-        "the gateway runs, in an environment of its own."
+        "`hatrack-client`, which speaks to a gateway that runs elsewhere. Install the full product on the machine "
+        "where the gateway runs, in an environment of its own."
     )
     print_error(ClientError(0, "full_product_needed", message), as_json="--json" in context.args)
     raise typer.Exit(FAILED)
