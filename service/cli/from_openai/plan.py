@@ -223,7 +223,5 @@ def _left_behind(job: OpenAIJob) -> list[str]:
         )
     for integration in job.get("integrations") or []:
         project = (integration.get("wandb") or {}).get("project", "")
-        notes.append(
-            f"its integration {integration.get('type')} ({project}) is not taken: the key for it is in OpenAI's settings"
-        )
+        notes.append(f"its integration {integration.get('type')} ({project}) is not taken: OpenAI has the key for it")
     return notes

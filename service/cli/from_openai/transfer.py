@@ -64,7 +64,7 @@ class Interrupted(ClientError):
 
     def __init__(self, error: ClientError, outcomes: Sequence[Outcome], left: int) -> None:
         made = sum(outcome.result == "created" for outcome in outcomes)
-        rest = f"{made} jobs were created, {left} were not; run the command again for the rest."
+        rest = f"jobs created: {made}, not yet: {left}; run the command again for the rest"
         super().__init__(error.status, error.code, f"{error.message} ({rest})", error.param)
         self.outcomes = outcomes
 
