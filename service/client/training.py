@@ -197,10 +197,9 @@ class FineTuningJobs(Resource):
             )
             raise ClientError(0, "data_gone", message, "version") from error
 
-    def list(self, *, metadata: Mapping[str, str] | None = None) -> Iterator[FineTuningJob]:
-        """All jobs, newest first; with ``metadata`` those that have all of its pairs."""
-        filters = {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
-        return self._connection.pages(FineTuningJob, path_of("fine_tuning", "jobs"), filters)
+    def list(self) -> Iterator[FineTuningJob]:
+        """All jobs, newest first."""
+        return self._connection.pages(FineTuningJob, path_of("fine_tuning", "jobs"))
 
     def retrieve(self, job_id: str) -> FineTuningJob:
         """One job."""

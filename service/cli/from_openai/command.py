@@ -32,12 +32,12 @@ HATRACK_KEYS: Final = "hk_"
 """How a gateway's keys begin."""
 ENDED_BADLY: Final = frozenset({"failed", "cancelled"})
 
-app = typer.Typer(help="Take fine-tuning jobs along from another service.", no_args_is_help=True)
+app = typer.Typer(help="Import fine-tuning jobs from another service.", no_args_is_help=True)
 
 
 @app.callback()
 def root() -> None:
-    """Take fine-tuning jobs along from another service."""
+    """Import fine-tuning jobs from another service."""
 
 
 @app.command(
@@ -71,9 +71,10 @@ def import_openai(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; needed in scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make fine-tuning jobs of OpenAI's jobs here: their files, methods, hyperparameters, seeds, names and metadata.
+    """Import fine-tuning jobs from OpenAI: files, method, hyperparameters, seed, name and metadata become jobs here.
 
-    Reads OPENAI_API_KEY, which goes to OpenAI and nowhere else. Run again, it takes what is not here yet.
+    Shows what will be done and asks first. Reads OPENAI_API_KEY, which goes to OpenAI and nowhere else. Run again, it
+    takes what is not here yet.
     """
     names = _names(jobs or [])
     start = None if since is None else moment(since, "--since")

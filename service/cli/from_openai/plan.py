@@ -218,7 +218,7 @@ def _left_behind(job: OpenAIJob) -> list[str]:
     notes = []
     if job["model"].startswith("ft:"):
         notes.append(
-            f"it went on from {job['model']}, whose weights cannot be exported: it is trained from the base, on this "
+            f"it continued from {job['model']}, whose weights cannot be exported: it is trained from the base, on this "
             "job's data alone"
         )
     for integration in job.get("integrations") or []:

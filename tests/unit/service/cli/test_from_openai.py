@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -263,3 +267,38 @@ async def test_a_script_must_say_yes(gateway: ContractGateway, account: OpenAISt
     assert refused.exit_code == 2
     assert "give --yes to create the jobs" in refused.stderr
     assert await jobs_here(gateway, "ftjob-i1") == []
+
+
+async def test_at_a_terminal_it_asks_and_shows_each_file(
+    gateway: ContractGateway, account: OpenAIStandIn, run: Import, tmp_path: Path
+) -> None:
+    account.add_file("file-train", chat_lines(20, "j-parcel"), "parcels.jsonl")
+    account.add_job("ftjob-j1", "support")
+    refused = await asyncio.to_thread(at_a_terminal, account.url, "n")
+    assert "Create this job? [y/N]" in refused
+    assert await jobs_here(gateway, "ftjob-j1") == []
+    shown = await asyncio.to_thread(at_a_terminal, account.url, "y")
+    assert "parcels.jsonl from OpenAI" in shown
+    assert "parcels.jsonl to the gateway" in shown
+    assert "1 job created" in shown
+    assert len(await jobs_here(gateway, "ftjob-j1")) == 1
+
+
+def at_a_terminal(url: str, typed: str) -> str:
+    """What the command shows at a terminal where ``typed`` is the answer to its question."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "service.cli", "import", "openai", "--openai-url", url]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        os.write(ours, f"{typed}\n".encode())
+        shown = b""
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:
+            pass  # a terminal whose last writer has gone
+        finally:
+            os.close(ours)
+        process.wait(120)
+    return shown.decode()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
 from adapters.protocol.requests import MAX_METADATA
 from service.access.keys import PREFIX
-from service.cli.from_openai.command import HATRACK_KEYS
-from service.cli.from_openai.plan import JOB, MODEL, OPTIONS, PlannedJob, adapter_name, plan_job
+from service.cli.from_openai.command import HATRACK_KEYS, app
+from service.cli.from_openai.plan import JOB, METHODS, MODEL, OPTIONS, PlannedJob, adapter_name, plan_job
 from service.cli.from_openai.training_file import convert
 from service.client import ClientError
+from tests.conftest import REPO
 from tests.support.openai_account import RESOLVED, OpenAIStandIn, chat_lines
 from trainer.finetune.schemas import OPENAIS, UNSERVABLE, CreateBody, Options, read_body
 from trainer.tune.hyperparameters import HyperparameterRequest
+
+CODES = re.compile(r'"(openai_(?!job|model)[a-z_]+|not_openai|\w+_unsupported)"')
 
 
 def planned(job_id: str = "ftjob-1", **fields: Any) -> PlannedJob:
@@ -154,6 +159,18 @@ def test_a_full_set_of_metadata_leaves_room_for_what_is_made_here() -> None:
     assert "metadata `k14`, `k15` has no room" in plan.notes[0]
     assert plan.metadata[JOB] == "ftjob-1"
     CreateBody.model_validate(body_of(plan))
+
+
+def test_the_page_has_every_option_and_every_code() -> None:
+    page = (REPO / "service" / "cli" / "FROM_OPENAI.md").read_text()
+    command: Any = typer.main.get_command(app)
+    for parameter in command.commands["openai"].params:
+        assert any(f"`{option}" in page for option in parameter.opts), parameter.opts
+    sources = [*(REPO / "service" / "cli" / "from_openai").glob("*.py"), REPO / "service/client/openai_account.py"]
+    codes = {code for path in sources for code in CODES.findall(path.read_text())}
+    assert len(codes) > 10
+    assert not {code for code in codes if f"`{code}`" not in page}
+    assert not {name for names in METHODS.values() for name in names if f"`{name}`" not in page}
 
 
 def test_a_gateways_keys_are_known_by_their_beginning() -> None:
