@@ -182,6 +182,7 @@ def test_the_command_speaks_to_a_gateway(paths: str, gateway: Gateway) -> None:
     refused = run(paths, COMMAND, "ls", HATRACK_URL=gateway.url, HATRACK_KEY="wrong")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "[invalid_api_key]" in refused.stderr
+    assert "OPENAI_API_KEY" in run(paths, COMMAND, "import", "openai", "--help").stdout
 
 
 def test_help_names_the_commands_of_the_full_product_as_such(paths: str) -> None:
