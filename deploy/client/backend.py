@@ -1,10 +1,10 @@
 """Builds the light client (PEP 517): gathers the client's modules under the one import name `hatrack`, and packs them.
 
-The modules are those of `service/client` and `service/cli`, and whatever of `service` and `adapters` they import. Their
-imports, and the names of modules in their docstrings, are rewritten: `service.client` becomes `hatrack.client`,
-`adapters.names` becomes `hatrack.adapters.names`; so that nothing is in the way of another `adapters`, such as PyPI's.
-What is in `hatrack/` beside this file takes the place of the module of its name; what only that module imports stays
-out.
+The modules are all of `service/client`, the command in `service/cli`, and whatever of `service` and `adapters` these
+import. Their imports are rewritten, and the names of modules in their docstrings: `service.client` becomes
+`hatrack.client`, `adapters.names` becomes `hatrack.adapters.names`; so that nothing is in the way of another
+`adapters`, such as PyPI's. What is in `hatrack/` beside this file takes the place of the module of its name; what only
+that module imports stays out.
 
 Only setuptools and the standard library are used.
 """
@@ -25,9 +25,8 @@ REPO: Final = HERE.parent.parent
 PACKAGE: Final = "hatrack"
 NEW_NAMES: Final = {"service": PACKAGE, "adapters": f"{PACKAGE}.adapters"}
 """Top-level packages of the full product, and what becomes of them."""
-WHOLE: Final = ("service/client", "service/cli")
-SERVER_SIDE: Final = frozenset({"service.cli.run", "service.cli.engine", "service.cli.doctor"})
-"""The commands that start, stop and examine the product's processes."""
+CLIENT: Final = "service/client"
+COMMAND: Final = ("service.cli.main", "service.cli.__main__")
 OWN_BACKEND: Final = 'build-backend = "backend"\nbackend-path = ["."]'
 PLAIN_BACKEND: Final = 'build-backend = "setuptools.build_meta"'
 
@@ -91,12 +90,7 @@ def gather(target: Path) -> None:
 def needed() -> dict[str, Path]:
     """The modules that the client and the command are made of, with their files: theirs, and what they import."""
     replaced = {old_name(path) for path in replacements()}
-    waiting = [
-        name_of(path)
-        for folder in WHOLE
-        for path in sorted((REPO / folder).rglob("*.py"))
-        if name_of(path) not in SERVER_SIDE | replaced
-    ]
+    waiting = [*COMMAND, *(name_of(path) for path in sorted((REPO / CLIENT).rglob("*.py")))]
     modules: dict[str, Path] = {}
     while waiting:
         module = waiting.pop()

@@ -132,7 +132,30 @@ def test_the_wheel_has_one_import_name_and_the_client_and_the_command_under_it(w
         if not module.startswith(("hatrack.client.", "hatrack.cli.", "hatrack.adapters."))
     }
     assert beside == BESIDE_THE_CLIENT
-    assert not modules(wheel) & {"hatrack.cli.run", "hatrack.cli.engine", "hatrack.cli.doctor", "hatrack.app"}
+    for server_side in ("run", "engine", "doctor", "samples"):
+        assert f"hatrack.cli.{server_side}" not in modules(wheel)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("from .names import x", "imports relatively"),
+        ("import adapters.names", "write `from … import …`"),
+        ("from \\\n    adapters.names import x", "must follow `from `"),
+    ],
+)
+def test_an_import_that_is_not_rewritten_ends_the_build(tmp_path: Path, line: str, says: str) -> None:
+    (tmp_path / "module.py").write_text(f'"""Of adapters.names."""\n{line}\n')
+    code = "import re, sys, backend; from pathlib import Path; backend.rewritten(Path(sys.argv[1]), re.compile('x'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "module.py")],
+        cwd=CLIENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "CannotBuild" in done.stderr
+    assert says in done.stderr
 
 
 def test_the_wheel_says_what_the_project_says(wheel: Path) -> None:
