@@ -18,6 +18,8 @@ PEER: Final = "batch"
 """Stands for the client's address in the audit."""
 MAX_ATTEMPTS: Final = 3
 """How often a request is sent that the gateway or the engine fails to answer."""
+RETRY_STEP_S: Final = 1.0
+"""Wait before the second time, s; doubled before each further one."""
 DEFAULT_WAIT_S: Final = 5.0
 WAIT_CODES: Final = frozenset({"engine_unavailable", "queue_timeout", "overloaded"})
 """Codes of a 503 that say nothing about the request: it is asked until it is answered or the batch expires."""
@@ -112,7 +114,7 @@ def retry_of(answer: Answer, attempts: int) -> Retry | None:
     if answer.status == 429 or (answer.status == 503 and code in WAIT_CODES):
         return Retry(_retry_after(answer), whole_batch=True)
     final = answer.status < 500 or answer.headers.get("x-should-retry") == "false"
-    return None if final or attempts >= MAX_ATTEMPTS else Retry(float(2**attempts), whole_batch=False)
+    return None if final or attempts >= MAX_ATTEMPTS else Retry(RETRY_STEP_S * 2.0 ** (attempts - 1), whole_batch=False)
 
 
 def _retry_after(answer: Answer) -> float:

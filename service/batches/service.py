@@ -234,12 +234,10 @@ class Batches:
     async def families(self) -> Iterator[Family]:
         """Metrics: batches that have not ended, their requests in the gateway, and those answered since the start."""
         runs = list(self._runs.values())
-        by_status = dict.fromkeys(UNFINISHED, 0)
-        for run in runs:
-            by_status[run.row.status] = by_status.get(run.row.status, 0) + 1
+        statuses = [run.row.status for run in runs]
         return iter(
             [
-                metrics.BATCHES.values(((status,), count) for status, count in by_status.items()),
+                metrics.BATCHES.values(((status,), statuses.count(status)) for status in UNFINISHED),
                 metrics.BATCH_IN_FLIGHT.value(sum(run.asker.answering for run in runs)),
                 metrics.BATCH_ANSWERED.values(((name,), count) for name, count in self._context.answered.items()),
             ]
