@@ -42,7 +42,7 @@ def reply(text: str = "ahoy", status: int = 200) -> Reply:
 
 @dataclass
 class PromptEngine:
-    """Answers by the question: ``replies`` for it in turn, or an error or bytes of theirs, else an echo; those that it ``holds`` once ``held`` is set.
+    """Answers by the question: ``replies`` for it in turn, else an echo; those that it ``holds`` once ``held`` is set.
 
     ``down`` is what it fails with; ``on_asked`` is called with each question.
     """
@@ -181,7 +181,7 @@ class BatchesApp(FilesApp):
         """The batch once ``wanted`` is true of it."""
         async with asyncio.timeout(LIMIT_S):
             while not wanted(batch := await self.batch(batch_id)):
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # noqa: ASYNC110 (a state over HTTP)
         return batch
 
     async def ended(self, batch_id: str) -> dict[str, Any]:
