@@ -270,7 +270,9 @@ async def _batches(ask: Recorder) -> None:
     await ask.send("batch", "GET", f"/v1/batches/{batch}")
     await ask.send("batch that has ended cancelled", "POST", f"/v1/batches/{batch}/cancel")
     bad = await _file(ask, "bad requests uploaded", json.dumps(request).encode(), "batch", "r.jsonl")
-    refused = (await ask.send("batch of bad requests", "POST", "/v1/batches", json=wanted | {"input_file_id": bad}))["id"]
+    refused = (await ask.send("batch of bad requests", "POST", "/v1/batches", json=wanted | {"input_file_id": bad}))[
+        "id"
+    ]
     await ask.until(f"/v1/batches/{refused}", lambda body: body["status"] == "failed")
     await ask.send("batch with faults", "GET", f"/v1/batches/{refused}")
     await ask.send("batches", "GET", "/v1/batches")

@@ -41,7 +41,11 @@ def ended(client: openai.OpenAI, content: bytes, **more: Any) -> Any:
 
 
 def test_a_batch_answers_what_single_requests_answer(client: openai.OpenAI, gateway: Gateway) -> None:
-    content = line("adapter") + line("base", model=gateway.base_name) + line("long", messages=[{"role": "user", "content": "word " * 3000}])
+    content = (
+        line("adapter")
+        + line("base", model=gateway.base_name)
+        + line("long", messages=[{"role": "user", "content": "word " * 3000}])
+    )
     batch = ended(client, content, metadata={"test": "yes"})
     assert batch.status == "completed", batch
     assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (3, 2, 1)

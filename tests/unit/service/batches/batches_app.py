@@ -180,8 +180,8 @@ class BatchesApp(FilesApp):
     async def comes_to(self, batch_id: str, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         """The batch once ``wanted`` is true of it."""
         async with asyncio.timeout(LIMIT_S):
-            while not wanted(batch := await self.batch(batch_id)):
-                await asyncio.sleep(0.005)  # noqa: ASYNC110 (a state over HTTP)
+            while not wanted(batch := await self.batch(batch_id)):  # noqa: ASYNC110 (a state over HTTP)
+                await asyncio.sleep(0.005)
         return batch
 
     async def ended(self, batch_id: str) -> dict[str, Any]:

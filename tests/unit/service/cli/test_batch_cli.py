@@ -113,9 +113,7 @@ def test_requests_that_failed_are_written_beside_the_answers(
 
 
 def test_what_is_wrong_with_a_file_is_said_by_line(hatrack: Hatrack, gateway: Gateway) -> None:
-    errors = [
-        {"code": "invalid_value", "message": f"it is wrong {n}", "param": None, "line": n} for n in range(1, 26)
-    ]
+    errors = [{"code": "invalid_value", "message": f"it is wrong {n}", "param": None, "line": n} for n in range(1, 26)]
     gateway.states = [{"status": "failed", "errors": {"object": "list", "data": errors}}]
     result = hatrack("batch", "requests.jsonl", "--wait")
     assert result.exit_code == 1
