@@ -267,7 +267,7 @@ async def _batches(ask: Recorder) -> None:
     wanted = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     batch = (await ask.send("batch created", "POST", "/v1/batches", json=wanted))["id"]
     await ask.until(f"/v1/batches/{batch}", lambda body: body["status"] == "completed")
-    await ask.send("batch", "GET", f"/v1/batches/{batch}")
+    await ask.send("batch of requests", "GET", f"/v1/batches/{batch}")
     await ask.send("batch that has ended cancelled", "POST", f"/v1/batches/{batch}/cancel")
     bad = await _file(ask, "bad requests uploaded", json.dumps(request).encode(), "batch", "r.jsonl")
     refused = (await ask.send("batch of bad requests", "POST", "/v1/batches", json=wanted | {"input_file_id": bad}))[
