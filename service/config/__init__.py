@@ -20,6 +20,7 @@ from pydantic_settings import SettingsConfigDict
 from adapters.costs import CostSettings
 from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
+from service.config.batches import BatchSettings
 from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
 from service.config.server import ServerSettings
@@ -50,7 +51,7 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
+class Settings(EngineSettings, ServerSettings, GroundingSettings, BatchSettings, CostSettings):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
@@ -308,6 +309,10 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
     @property
     def files_dir(self) -> Path:
         return self.home / "files"
+
+    @property
+    def batches_dir(self) -> Path:
+        return self.home / "batches"
 
 
 def model_context(base_dir: Path) -> int | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
@@ -26,7 +24,7 @@ from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.http.checks import parse_body
 from service.http.stream import Relay, TokenUsage
-from service.inference.calls import Call, EngineCalls, with_prompt
+from service.inference.calls import CacheSalts, Call, EngineCalls, with_prompt
 from service.inference.dialect import Route
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import check_body
@@ -46,8 +44,6 @@ ReportSuspect = Callable[[str], None]
 OVERLOAD_RETRY_S = 1
 ADAPTER_FAULT_CODES = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
 """Error codes that are evidence of a fault in an adapter's weights or files."""
-MAX_SALTS = 4096
-"""Number of cached salts, one per project."""
 
 
 class Pipeline:
@@ -109,19 +105,22 @@ class Pipeline:
         self._engine_clock = engine_clock or EngineClock()
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
-        self._salt = secrets.token_bytes(32)
-        self._salts: dict[str, str] = {}
+        self._salts = CacheSalts()
         self.in_flight = 0
 
-    async def infer(self, route: Route, exchange: Exchange) -> None:
-        """Answer one request. Every error is sent to the client, and every request is recorded."""
+    async def infer(self, route: Route, exchange: Exchange, caller: Caller | None = None) -> None:
+        """Answer one request. Every error is sent to the client, and every request is recorded.
+
+        Args:
+            caller: Who asks, for a request of the gateway's own; None: whose key is in the headers.
+        """
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
         reservation: Reservation | None = None
         try:
             if self._tracer is not None:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
-            caller = record.caller = self.authenticator.authenticate(exchange.headers)
+            caller = record.caller = caller or self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
             self._check_budget(caller)
             if self._limiter is not None:
@@ -129,13 +128,7 @@ class Pipeline:
             raw = await exchange.read_json_body(self._max_body)
             body = parse_body(raw)
             target = record.target = self._resolve(caller, body, exchange.headers)
-            self._prompt_limit.check_ids(body, len(raw))
-            check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
-            route.dialect.force_tools(body)
-            options = None
-            if route.injector is not None:
-                options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
-            self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
+            options = self._check_fields(route, caller, target, body, len(raw))
             record.stream = bool(body.get("stream"))
             shown = self._estimate(record, route, target, body, len(raw))
             _name_adapter(exchange, target)
@@ -174,6 +167,30 @@ class Pipeline:
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
+
+    def check(self, route: Route, caller: Caller, raw: bytes) -> Target:
+        """Hold a body to what ``infer`` would refuse of it without asking anybody; returns its target.
+
+        Raises:
+            HatrackError: As ``infer`` would answer.
+        """
+        body = parse_body(raw)
+        target = self._resolve(caller, body, {})
+        self._check_fields(route, caller, target, body, len(raw))
+        return target
+
+    def _check_fields(
+        self, route: Route, caller: Caller, target: Target, body: dict[str, Any], size: int
+    ) -> RetrievalOptions | None:
+        """Check the fields of a body of ``size`` bytes, which it changes in place; returns what is to be retrieved."""
+        self._prompt_limit.check_ids(body, size)
+        check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+        route.dialect.force_tools(body)
+        options = None
+        if route.injector is not None:
+            options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
+        self._prompt_limit.check_text(body, size, only_tokenizes=not route.salted)
+        return options
 
     def _estimate(self, record: Record, route: Route, target: Target, body: dict[str, Any], body_bytes: int) -> int:
         """Note how many tokens the request may take, passages aside; returns those of the version's own examples."""
@@ -270,18 +287,8 @@ class Pipeline:
         model = target.engine_model if route.salted else self.catalog.base_name
         payload = {**body, "model": model, **route.dialect.gateway_fields(body)}
         if route.salted:
-            # a prefix cache per project: response times would otherwise reveal other projects' prompts
-            payload["cache_salt"] = self._salt_of(caller.project)
+            payload["cache_salt"] = self._salts.of(caller.project)
         return orjson.dumps(payload)
-
-    def _salt_of(self, project: str) -> str:
-        salt = self._salts.get(project)
-        if salt is None:
-            if len(self._salts) >= MAX_SALTS:
-                self._salts = {}
-            salt = hashlib.blake2b(project.encode(), key=self._salt, digest_size=16).hexdigest()
-            self._salts[project] = salt
-        return salt
 
     async def _forward(
         self,
