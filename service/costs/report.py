@@ -130,7 +130,7 @@ def merged(rows: list[dict[str, Any]], runs: Runs, selection: Selection) -> list
         group: Group = tuple(values[name] for name in selection.by)
         if selection.after is not None and group <= selection.after:
             continue
-        fresh = {name: values[name] for name in selection.by} | dict.fromkeys(COUNTS, 0)
+        fresh = {name: values[name] for name in selection.by} | dict.fromkeys((*COUNTS, "generating_tokens"), 0)
         row = groups.setdefault(group, fresh | {"serving": 0.0, "evaluating": 0.0, "training": 0.0})
         row["training"] += run.training_s
     return [groups[group] for group in sorted(groups)][: selection.limit]
@@ -157,6 +157,6 @@ def cost_row(row: dict[str, Any], selection: Selection, prices: Prices) -> dict[
             "seconds": {name: None if value is None else round(value, 6) for name, value in seconds.items()},
             "device_hours": None if spent_s is None else spent_s / SECONDS_AN_HOUR,
             "money": money,
-            "hosted": prices.hosted(row["prompt_tokens"], row["completion_tokens"]),
+            "hosted": prices.hosted(row["generating_tokens"], row["completion_tokens"]),
         }
     )

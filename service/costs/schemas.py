@@ -45,7 +45,8 @@ class CostRow(ApiModel):
     device_hours: float | None = Field(description="All of `seconds`; null if a part of it is not available.")
     money: Money | None = Field(description="Null without HATRACK_PRICE_DEVICE_HOUR.")
     hosted: float | None = Field(
-        description="The same tokens at HATRACK_PRICE_HOSTED_INPUT and …_OUTPUT; null unless both are set."
+        description="The same tokens, the embedder's aside, at HATRACK_PRICE_HOSTED_INPUT and …_OUTPUT; null unless "
+        "both are set."
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Final
 
 from service.admission.queue import Permit
 from service.errors import EngineUnavailable, HatrackError, Timeout
@@ -17,6 +19,27 @@ from service.inference.relay import engine_error
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Target
 from service.telemetry.record import Record
+
+MAX_SALTS: Final = 4096
+"""Number of cached salts, one per project."""
+
+
+class ProjectSalts:
+    """The salts of the projects' prefix caches, different after each start."""
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+        self._salts: dict[str, str] = {}
+
+    def of(self, project: str) -> str:
+        """The project's salt."""
+        salt = self._salts.get(project)
+        if salt is None:
+            if len(self._salts) >= MAX_SALTS:
+                self._salts = {}
+            salt = hashlib.blake2b(project.encode(), key=self._key, digest_size=16).hexdigest()
+            self._salts[project] = salt
+        return salt
 
 
 @dataclass(frozen=True, slots=True)
