@@ -73,32 +73,33 @@ MODEL: Final = {
         },
     },
 }
-EMBEDDINGS_SCHEMA: Final = {
-    "type": "object",
-    "required": ["object", "data", "model", "usage"],
-    "properties": {
-        "object": {"const": "list"},
-        "data": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["object", "index", "embedding"],
-                "properties": {
-                    "object": {"const": "embedding"},
-                    "index": {"type": "integer", "description": "Of the text in `input`."},
-                    "embedding": {
-                        "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}],
-                        "description": "Numbers; with `encoding_format: base64` those of little-endian float32.",
-                    },
-                },
+EMBEDDING_SCHEMAS: Final = {
+    "EmbeddingList": {
+        "type": "object",
+        "required": ["object", "data", "model", "usage"],
+        "properties": {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Embedding"}},
+            "model": {"type": "string", "description": "The name that was asked for."},
+            "usage": {"$ref": "#/components/schemas/EmbeddingUsage"},
+        },
+    },
+    "Embedding": {
+        "type": "object",
+        "required": ["object", "index", "embedding"],
+        "properties": {
+            "object": {"const": "embedding"},
+            "index": {"type": "integer", "description": "Of the text in `input`."},
+            "embedding": {
+                "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}],
+                "description": "Numbers; with `encoding_format: base64` those of little-endian float32.",
             },
         },
-        "model": {"type": "string", "description": "The name that was asked for."},
-        "usage": {
-            "type": "object",
-            "required": ["prompt_tokens", "total_tokens"],
-            "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
-        },
+    },
+    "EmbeddingUsage": {
+        "type": "object",
+        "required": ["prompt_tokens", "total_tokens"],
+        "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
     },
 }
 """Of the embedder; an engine that embeds adds fields to it."""
@@ -107,7 +108,7 @@ EMBEDDINGS_SCHEMA: Final = {
 def inference_paths(routes: Mapping[str, Route], schemas: dict[str, Any]) -> dict[str, Any]:
     """The paths of the data path; adds to ``schemas`` what they name."""
     schemas |= {"Model": MODEL, "AnthropicErrorResponse": ANTHROPIC_ERROR} | RENDERED_SCHEMAS
-    schemas["EmbeddingList"] = EMBEDDINGS_SCHEMA
+    schemas |= EMBEDDING_SCHEMAS
     paths: dict[str, Any] = {path: {"post": _operation(path, route)} for path, route in routes.items()}
     list_schema = {
         "type": "object",

@@ -26,8 +26,8 @@ class Embedding(TypedDict):
     object: Literal["embedding"]
     index: int
     """Of the text in the request."""
-    embedding: list[float]
-    """Of length 1."""
+    embedding: list[float] | str
+    """A vector of length 1; base64 only where the request asked for it."""
 
 
 class EmbeddingUsage(TypedDict):
