@@ -71,6 +71,8 @@ class InferenceEngine:
         if self.failure is not None:
             status, answer = self.failure
             return web.json_response(answer, status=status)
+        if request.path == "/v1/embeddings":
+            return web.json_response({"detail": "Not Found"}, status=404)  # the base makes none
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
         message = {"role": "assistant", "content": "ahoy"}
         answer = {"id": "c1", "object": "chat.completion", "model": body["model"], "usage": usage}
