@@ -50,6 +50,7 @@ from service.grounding.assemble import assemble as assemble_grounding
 from service.grounding.config import EMBEDDED
 from service.health import health
 from service.http.schema import add_routes
+from service.inference.embedding import EmbeddingRequests
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
 from service.inference.routes import MODELS, InferenceApp
@@ -184,7 +185,8 @@ def build(settings: Settings) -> Parts:
     limiter = KeyLimiter()
     keys = _keys(settings, database, limiter)
     base = describe_base(settings)
-    catalog = Catalog(settings.base_served_name, int((settings.base_dir / "config.json").stat().st_mtime))
+    made_at = int((settings.base_dir / "config.json").stat().st_mtime)
+    catalog = Catalog(settings.base_served_name, made_at, settings.embedder_served_name)
     store = Store(settings.store_dir)
     supervisor = engine_for(settings, base)
     engine_clock = EngineClock()
@@ -257,6 +259,9 @@ def _data_path(parts: Parts) -> tuple[InferenceApp, Batches]:
         grammars=parts.structured,
         engine_clock=parts.engine_clock,
         check_budget=budgets.check,
+        embeddings=None
+        if parts.knowledge is None
+        else EmbeddingRequests(settings, parts.knowledge.embedder, parts.admission.embedding),
     )
     telemetry.in_flight = lambda: pipeline.in_flight
     inference = InferenceApp(settings, pipeline, parts.refusals)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from service.client.access import Audit, Keys, Usage
     from service.client.adapters import Adapters
     from service.client.batches import Batches
-    from service.client.chat import Chat, Models
+    from service.client.chat import Chat, Embeddings, Models
     from service.client.costs import Budgets, Costs
     from service.client.datasets import Datasets
     from service.client.evaluations import Evaluations, Revalidations, Reviews
@@ -154,6 +154,13 @@ class HatrackClient:
         from service.client.datasets import Datasets
 
         return Datasets(self._connection)
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """Vectors of texts."""
+        from service.client.chat import Embeddings
+
+        return Embeddings(self._connection)
 
     @cached_property
     def evaluations(self) -> Evaluations:

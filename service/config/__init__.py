@@ -28,6 +28,7 @@ from service.errors import SettingsError
 
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
 DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
+DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 CPU_CONTEXT = 2048
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Keys under which a checkpoint's config states its context, as vLLM looks for them."""
@@ -248,6 +249,11 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, BatchSettings,
             )
         if self.trainer_url and not is_unix(self.trainer_url) and self.trainer_secret is None:
             raise ValueError("HATRACK_TRAINER_URL is not a Unix socket: HATRACK_TRAINER_SECRET must be set too")
+        if self.embedder_served_name == self.base_served_name:
+            raise ValueError(
+                f"the embedder would have the base's name, {self.base_served_name!r}: set HATRACK_EMBEDDINGS_NAME to "
+                "another one, or HATRACK_EMBEDDINGS_API=false"
+            )
         return self
 
     @property
@@ -279,6 +285,13 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, BatchSettings,
     def base_served_name(self) -> str:
         """The name that clients use for the base."""
         return self.base_name or slug(self.base_source)
+
+    @property
+    def embedder_served_name(self) -> str | None:
+        """The name that clients use for the embedder; None: it does not answer `/v1/embeddings`."""
+        if not (self.knowledge and self.embeddings_api):
+            return None
+        return self.embeddings_name or slug(self.embeddings_model or DEFAULT_EMBEDDER)
 
     @property
     def base_dir(self) -> Path:

@@ -32,6 +32,20 @@ class GroundingSettings(BaseSettings):
     )
     embeddings_key: SecretStr | None = Field(None, description="API key for `embeddings_url`.")
     embeddings_threads: int = Field(1, ge=1, le=64, description="Threads that the local model uses for one batch.")
+    embeddings_api: bool = Field(
+        True,
+        description=(
+            "Whether the embedder of the vector stores answers `POST /v1/embeddings`, too; with "
+            "`HATRACK_EMBEDDINGS_URL` callers' texts are sent there."
+        ),
+    )
+    embeddings_name: str = Field(
+        "",
+        description=(
+            "Name under which the embedder is served. Unset: derived from the model, as `all-minilm-l6-v2`. It must "
+            "not be the base's, and no new adapter can have it."
+        ),
+    )
     grounding_memory_mib: int = Field(
         1024, ge=16, description="Memory limit for the indexes of all vector stores together, and of each one, MiB."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
@@ -19,19 +19,20 @@ from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
 from service.engine.busy import EngineClock
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
-from service.errors import BadRequest, EngineCut, HatrackError, Unavailable, to_hatrack_error
+from service.errors import EngineCut, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.http.checks import parse_body
 from service.http.stream import Relay, TokenUsage
 from service.inference.calls import CacheSalts, Call, EngineCalls, with_prompt
 from service.inference.dialect import Route
+from service.inference.embedding import EmbeddingRequests
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import check_body
 from service.inference.length import PromptLimit
 from service.inference.prompt import rendered_prompt
 from service.inference.relay import Renamer, engine_error
-from service.inference.sticky import sticky
+from service.inference.sticky import resolve
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Catalog, Target
 from service.structured.checker import StructuredOutputs
@@ -62,6 +63,7 @@ class Pipeline:
         grammars: Checks structured outputs; None: they go to the engine unchecked.
         engine_clock: Measures each request's share of the engine's time; None: one of its own.
         check_budget: Refuses requests of projects whose budget is spent.
+        embeddings: Answers requests to the embedder; None: there is none.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Pipeline:
         grammars: StructuredOutputs | None = None,
         engine_clock: EngineClock | None = None,
         check_budget: Callable[[Caller], None] = lambda caller: None,
+        embeddings: EmbeddingRequests | None = None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -102,6 +105,7 @@ class Pipeline:
         self._hook = hook
         self._grammars = grammars
         self._check_budget = check_budget
+        self._embeddings = embeddings
         self._engine_clock = engine_clock or EngineClock()
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
@@ -127,7 +131,11 @@ class Pipeline:
                 reservation = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)
             body = parse_body(raw)
-            target = record.target = self._resolve(caller, body, exchange.headers)
+            target = record.target = resolve(self.catalog, caller, body, exchange.headers)
+            if target.embeds and self._embeddings is not None:  # it has a process, fields and a queue of its own
+                with self._admitted():
+                    await self._embeddings.answer(exchange, caller, target, record, body, reservation, began)
+                return
             options = self._check_fields(route, caller, target, body, len(raw))
             record.stream = bool(body.get("stream"))
             shown = self._estimate(record, route, target, body, len(raw))
@@ -146,14 +154,7 @@ class Pipeline:
                     if route.renders:
                         await self._render(exchange, target, record, body)
                         return
-                    async with self._admit_structured_output(route, body, caller):
-                        payload = self._payload(body, caller, target, route)
-                        call = Call(route.engine_path, payload, began)
-                        entered = await self._enter(caller, target, record, route)
-                        if route.salted:
-                            await self._forward(exchange, route, target, record, call, body, entered)
-                        else:
-                            await self._count(exchange, route, target, record, call, entered)
+                    await self._ask(exchange, route, caller, target, record, body, began)
         except ClientLeft:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
         except asyncio.CancelledError:
@@ -175,8 +176,11 @@ class Pipeline:
             HatrackError: As ``infer`` would answer.
         """
         body = parse_body(raw)
-        target = self._resolve(caller, body, {})
-        self._check_fields(route, caller, target, body, len(raw))
+        target = resolve(self.catalog, caller, body, {})
+        if target.embeds and self._embeddings is not None:
+            self._embeddings.check(route.engine_path, target, body)
+        else:
+            self._check_fields(route, caller, target, body, len(raw))
         return target
 
     def _check_fields(
@@ -231,6 +235,25 @@ class Pipeline:
         record.usage, record.counted = TokenUsage(), record.prompt
         await exchange.answer(200, rendered_prompt(body, target, record.grounded))
 
+    async def _ask(
+        self,
+        exchange: Exchange,
+        route: Route,
+        caller: Caller,
+        target: Target,
+        record: Record,
+        body: dict[str, Any],
+        began: float,
+    ) -> None:
+        """Send the finished request to the engine, in its turn, and answer with what it says."""
+        async with self._admit_structured_output(route, body, caller):
+            call = Call(route.engine_path, self._payload(body, caller, target, route), began)
+            entered = await self._enter(caller, target, record, route)
+            if route.salted:
+                await self._forward(exchange, route, target, record, call, body, entered)
+            else:
+                await self._count(exchange, route, target, record, call, entered)
+
     def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller
     ) -> AbstractAsyncContextManager[None, bool | None]:
@@ -258,14 +281,6 @@ class Pipeline:
             return await queue.enter(request, arrived + self._queue_timeout_s)
         finally:
             record.queue_s = asyncio.get_running_loop().time() - arrived
-
-    def _resolve(self, caller: Caller, body: dict[str, Any], headers: Mapping[str, str]) -> Target:
-        model, adapter = body.pop("model", None), body.pop("adapter", None)
-        if not isinstance(model, str):
-            raise BadRequest("`model` must be a string", param="model", code="missing_required_parameter")
-        if adapter is not None and not isinstance(adapter, str):
-            raise BadRequest("`adapter` must be a string", param="adapter")
-        return self.catalog.resolve(caller, model, adapter, sticky=sticky(body, headers))
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -307,7 +322,14 @@ class Pipeline:
             with closing(await self._calls.send(call, record)) as response:
                 if response.status != 200:
                     raise self._report_suspect(
-                        engine_error(response.status, await response.read(), target, route.engine_path), target
+                        engine_error(
+                            response.status,
+                            await response.read(),
+                            target,
+                            route.engine_path,
+                            self.catalog.embedder_name,
+                        ),
+                        target,
                     )
                 if record.stream:
                     relay: Relay = route.dialect.relay(renamer, body)

@@ -215,6 +215,9 @@ async def _inference(ask: Recorder) -> None:
     await ask.send("chat of no type", "POST", chat, content=b"{}")
     await ask.send("chat by GET", "GET", chat)
     await ask.send("embeddings of what cannot", "POST", "/v1/embeddings", json={"model": BASE, "input": "a"})
+    await ask.send("embeddings", "POST", "/v1/embeddings", json={"model": "e", "input": ["a", "b"]})
+    await ask.send("embeddings of token ids", "POST", "/v1/embeddings", json={"model": "e", "input": [1, 2]})
+    await ask.send("chat with the embedder", "POST", chat, json={"model": "e", "messages": CHAT})
     await ask.send("Anthropic's with an unknown model", "POST", "/v1/messages", json={
         "model": "nobody", "max_tokens": 4, "messages": CHAT
     })  # fmt: skip

@@ -13,7 +13,7 @@ const START = { question: "", system: "", max_tokens: 200, temperature: "", top_
 const remembered = () => { try { return JSON.parse(sessionStorage.getItem(REMEMBERED)) || {}; } catch { return {}; } };
 
 async function choices() {
-  const models = (await get("/v1/models")).data;
+  const models = (await get("/v1/models")).data.filter((model) => model.type !== "embedding");
   const optional = async (path) => {
     try { return (await list(path)).data; } catch (error) { if (error.status === 403) return null; throw error; }
   };

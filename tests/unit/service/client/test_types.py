@@ -84,6 +84,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "datasets.push": ("support", "FILE"),
     "datasets.versions.diff": ("support", 2, 1),
     "datasets.versions.download": ("support", 2, "FILE"),
+    "embeddings.create": ("minilm", "a text"),
     "evaluations.create": ("file-1",),
     "evaluations.list": (),
     "evaluations.retrieve": ("eval-1",),
