@@ -23,6 +23,7 @@ from service.client.addresses import is_loopback, is_unix
 from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
 from service.config.server import ServerSettings
+from service.config.sources import SourceSettings
 from service.errors import SettingsError
 
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
@@ -38,6 +39,7 @@ SECRETS = frozenset(
         "HATRACK_ENGINE_KEY",
         "HATRACK_EMBEDDINGS_KEY",
         "HATRACK_GROUNDING_SECRET",
+        "HATRACK_HUB_TOKEN",
         "HATRACK_METRICS_KEY",
         "HATRACK_TRAINER_SECRET",
     }
@@ -50,7 +52,7 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
+class Settings(EngineSettings, ServerSettings, GroundingSettings, SourceSettings, CostSettings):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")

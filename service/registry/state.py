@@ -232,9 +232,20 @@ class RegistryState:
         return shown
 
 
-def adapter_not_found(name: str) -> NotFound:
-    """The error for an adapter that does not exist or that the key may not see."""
-    return NotFound(f"the adapter `{name[:100]}` does not exist", code="adapter_not_found")
+class AdapterNotFound(NotFound):
+    """The adapter does not exist, or the key may not see it."""
+
+    default_code = "adapter_not_found"
+
+
+def adapter_not_found(name: str, similar: str | None = None) -> AdapterNotFound:
+    """The error for an adapter that does not exist or that the key may not see.
+
+    Args:
+        similar: What was probably meant, which the key may see.
+    """
+    hint = "" if similar is None else f"; did you mean `{similar}`?"
+    return AdapterNotFound(f"the adapter `{name[:100]}` does not exist{hint}")
 
 
 def _number(target: AliasTarget) -> int | None:
