@@ -89,8 +89,7 @@ def parse_source(text: str) -> Source:
         raise SourceInvalid(f"{text[:100]} must name a repository: hf://ORG/REPO.", param="source")
     if source.path and source.path[-1].lower().endswith(_FILE_SUFFIXES):
         raise SourceInvalid(
-            f"{text[:200]} names a file: name the folder that holds adapter_config.json and "
-            "adapter_model.safetensors.",
+            f"{text[:200]} names a file: name the folder that holds adapter_config.json and adapter_model.safetensors.",
             param="source",
         )
     return source

@@ -38,8 +38,11 @@ def is_allowed(address: str, networks: Sequence[Network]) -> bool:
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to a host of the internet, and not to this machine or its network."""
     ip = _ip(address)
-    inner = ip.sixtofour or _translated(ip) if isinstance(ip, IPv6Address) else None
-    return is_allowed(address, ()) and ip.is_global and (inner is None or inner.is_global)
+    inner = _translated(ip) if isinstance(ip, IPv6Address) else None
+    if inner is not None:
+        return is_public(str(inner))
+    tunnel = ip.sixtofour if isinstance(ip, IPv6Address) else None
+    return is_allowed(address, ()) and ip.is_global and (tunnel is None or tunnel.is_global)
 
 
 def is_address(host: str) -> bool:

@@ -17,8 +17,8 @@ from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest
 from adapters.names import parse_alias, parse_name
 from adapters.proof import Evidence
-from adapters.store import Staging
 from adapters.sources import Source
+from adapters.store import Staging
 from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.access.records import require_project

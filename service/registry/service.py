@@ -23,7 +23,7 @@ from service.concurrency import in_thread
 from service.config import Settings
 from service.database import Database
 from service.engine.client import EngineClient
-from service.errors import BadRequest, Conflict, NotFound
+from service.errors import BadRequest, Conflict
 from service.registry import records
 from service.registry.alias_service import AliasService
 from service.registry.audit_notes import system_actor

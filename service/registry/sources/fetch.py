@@ -56,7 +56,7 @@ ATTEMPTS: Final = 5
 """Attempts in a row that bring nothing."""
 HEADROOM_BYTES: Final = 64 * MIB
 SWEEP_S: Final = 3600.0
-PIECE_BYTES: Final = MIB
+PIECE_BYTES: Final = MIB // 4
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 _RETRIED: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 log = logging.getLogger("hatrack.sources")
@@ -261,11 +261,13 @@ class SourceFetcher:
             await self._accept(answer.response, partial)
             request.progress(Progress(WEIGHTS_FILE, partial.offset, partial.total))
             pending = bytearray()
-            async for chunk in answer.response.content.iter_any():
-                pending += chunk
-                if len(pending) >= PIECE_BYTES:
-                    await self._take(partial, pending, request)
-            await self._take(partial, pending, request)
+            try:
+                async for chunk in answer.response.content.iter_any():
+                    pending += chunk
+                    if len(pending) >= PIECE_BYTES:
+                        await self._take(partial, pending, request)
+            finally:  # also where it breaks off
+                await self._take(partial, pending, request)
         if partial.total is not None and partial.offset != partial.total:
             raise Interrupted(f"{partial.offset} of {partial.total} bytes came")
         return expected

@@ -78,7 +78,8 @@ class Partial:
         """Throw away what has come: a file of `total` bytes begins. Raises DiskFull."""
         self.offset, self.total, self.etag = 0, total, etag
         os.ftruncate(self._fd, 0)
-        self.checkpoint()
+        if self._durable:  # the record speaks of another file's bytes
+            self.checkpoint()
 
     def write(self, data: bytes | bytearray) -> None:
         """Append. Raises DiskFull."""
@@ -135,7 +136,6 @@ class Partial:
         self._record.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
-
     def _close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
@@ -154,7 +154,7 @@ class Partials:
         self._open: set[str] = set()
 
     def open(self, key: str) -> Partial:
-        """The partial file of a key, new or as an earlier fetch left it; give it back with ``close``. Raises DiskFull."""
+        """The partial file of a key, new or as an earlier fetch left it; ``close`` gives it back. Raises DiskFull."""
         with disk_errors(_disk_full):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._open.add(key)
