@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from service.cli import terminal
 from service.cli.terminal import AsJson
@@ -36,7 +32,8 @@ def export(
     if reference.version is None:
         raise typer.BadParameter(f"name a version, such as {reference.name}@1; got {version}.")
     directory, cache_dir = (base, None) if base is not None else _local_base()
-    with terminal.reporting(as_json), HatrackClient() as client, _bar(quiet=as_json) as progress:
+    bar = terminal.bytes_bar("reading the base", "merging", quiet=as_json)
+    with terminal.reporting(as_json), HatrackClient() as client, bar as progress:
         result = client.adapters.versions.export_merged(
             reference.name, reference.version, merged, base=directory, cache_dir=cache_dir, progress=progress
         )
@@ -57,16 +54,3 @@ def _local_base() -> tuple[Path, Path]:
     if not (settings.base_dir / "config.json").is_file():
         raise typer.BadParameter(f"give --base: no base model at {settings.base_dir}.")
     return settings.base_dir, settings.home / "base-cache"
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar of the bytes written, on a terminal's stderr."""
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
-        *(TransferSpeedColumn(), TimeRemainingColumn()),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("reading the base", total=None)
-        yield lambda done, total: bar.update(task, description="merging", completed=done, total=total)

@@ -34,6 +34,8 @@ class Faults:
     """Of each of the next large answers, how much is sent before the connection is closed."""
     came: threading.Event = field(default_factory=threading.Event)
     """The client has kept something: what lies unread in its buffers when a connection is cut, it loses."""
+    waits: bool = True
+    """Whether a cut waits for that."""
     statuses: list[int] = field(default_factory=list)
     """Of each of the next answers, the status instead of the file."""
     stalls: threading.Event | None = None
@@ -193,7 +195,8 @@ class FileServer(Server):
             faults.came.clear()
             request.wfile.write(body[: faults.cuts.pop(0)])
             request.wfile.flush()
-            faults.came.wait(60)
+            if faults.waits:
+                faults.came.wait(60)
             request.close_connection = True
             return
         if is_large and faults.stalls is not None:
