@@ -172,7 +172,7 @@ class Pushes:
             config,
             max_rank=self._settings.engine_max_rank,
             strict_base=self._settings.strict_base,
-            base_name=self._settings.base_source,
+            base_name=self._settings.base_label,
         )
 
     def _inspect(self, staging: Staging, upload: ReceivedUpload) -> Inspection:

@@ -255,6 +255,8 @@ class Hub(Server):
         path = urlsplit(request.path).path
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             self._describe(request, found[1], unquote(found[2] or "main"))
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
+            self._tree(request, found[1], unquote(found[2]))
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(request, found[1], unquote(found[2]), found[3])
         elif found := re.fullmatch(r"/api/resolve-cache/models/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path):
@@ -301,17 +303,25 @@ class Hub(Server):
 
     def _describe(self, request: QuietHandler, name: str, revision: str) -> None:
         found = self._find(request, name, revision)
+        if found is not None:
+            _json(request, {"id": name, "sha": found[0], "private": False, "tags": [], "siblings": []})
+
+    def _tree(self, request: QuietHandler, name: str, revision: str) -> None:
+        found = self._find(request, name, revision)
         if found is None:
             return
-        commit, files = found
-        siblings: list[dict[str, Any]] = []
-        for path, data in files.items():
-            entry: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": git_hash(data)}
+        entries: list[dict[str, Any]] = []
+        for path, data in found[1].items():
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_hash(data)}
             if path.endswith(".safetensors"):
-                entry["lfs"] = {"sha256": self.digests.get(path, sha256(data)), "size": len(data), "pointerSize": 134}
-            siblings.append(entry)
-        body = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
-        reply(request, 200, {"content-type": "application/json"}, json.dumps(body).encode())
+                oid = self.digests.get(path, sha256(data))
+                entry["lfs"] = {"oid": oid, "size": len(data), "pointerSize": 134}
+            entries.append(entry)
+        _json(request, entries)
+
+
+def _json(request: QuietHandler, value: Any) -> None:
+    reply(request, 200, {"content-type": "application/json"}, json.dumps(value).encode())
 
 
 ACCESS_KEY: Final = "AKIAIOSFODNN7EXAMPLE"

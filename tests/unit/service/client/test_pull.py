@@ -135,19 +135,20 @@ def test_another_file_is_not_overwritten_unless_forced(stage: Stage, name: str) 
 
 
 def test_a_connection_that_breaks_is_gone_on_with(stage: Stage) -> None:
-    stage.gateway.faults.cuts = [100_000]
+    stage.gateway.faults.cuts = [30_000]
     stage.pull(progress=lambda _done, _total: stage.gateway.faults.came.set())
     assert (stage.target / "adapter_model.safetensors").read_bytes() == stage.files.weights
     first, second = stage.ranges()
     assert first is None
-    assert 0 < int((second or "").removeprefix("bytes=").removesuffix("-")) <= 100_000
+    assert 0 < int((second or "").removeprefix("bytes=").removesuffix("-")) <= 30_000
 
 
 def test_a_pull_that_was_given_up_is_gone_on_with_by_the_next(stage: Stage) -> None:
-    def leave(done: int, _total: int) -> None:
-        if done:
-            raise KeyboardInterrupt
+    def leave(_done: int, _total: int) -> None:
+        stage.gateway.faults.came.set()
+        raise KeyboardInterrupt
 
+    stage.gateway.faults.cuts = [30_000]
     with pytest.raises(KeyboardInterrupt):
         stage.pull(progress=leave)
     (part,) = stage.target.iterdir()
@@ -211,11 +212,8 @@ def test_the_command(stage: Stage) -> None:
     assert CliRunner().invoke(app, pull).stdout == f"{stage.target} has voice@3 already\n"
     (stage.target / "settings.json").write_text("{}")
     refused = CliRunner().invoke(app, pull)
-    assert (refused.exit_code, "settings.json" in refused.stderr, "[target_exists]" in refused.stderr) == (
-        1,
-        True,
-        True,
-    )
+    assert refused.exit_code == 1
+    assert "other files than voice@3: settings.json" in refused.stderr
     forced = CliRunner().invoke(app, [*pull, "--force", "--json"])
     assert json.loads(forced.stdout)["written"] == ["settings.json"]
 

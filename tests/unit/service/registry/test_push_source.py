@@ -175,7 +175,8 @@ async def test_a_key_fetches_only_into_names_that_it_may_use(app: RegistryApp, h
 
 
 @pytest.mark.parametrize(
-    ("variant", "code"), [("nan", "weights_not_finite"), ("dora", "dora_unsupported"), ("unknown_layer", "module_unknown")]
+    ("variant", "code"),
+    [("nan", "weights_not_finite"), ("dora", "dora_unsupported"), ("unknown_layer", "module_unknown")],
 )
 async def test_what_was_fetched_is_inspected_as_an_upload_is(
     app: RegistryApp, hub: Hub, files: Files, variant: str, code: str
