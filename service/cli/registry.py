@@ -19,7 +19,8 @@ from service.cli.terminal import AsJson, examples
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
 
 if TYPE_CHECKING:
-    from service.client.types.adapters import AdapterAlias, AdapterVersion, PushProgress
+    from service.client.adapters import PushProgress
+    from service.client.types.adapters import AdapterAlias, AdapterVersion
 
 _FILE = {"exists": True, "dir_okay": False, "readable": True}
 MAX_PATH_CHARS: Final = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict, cast
 
 import httpx
 
@@ -17,7 +17,6 @@ from service.client.types.adapters import (
     AdapterPin,
     AdapterVersion,
     DeletedAlias,
-    PushProgress,
     RecordedVerdict,
 )
 from service.client.types.evaluations import Evaluation
@@ -36,6 +35,19 @@ WARMING: Final = httpx.Timeout(180, connect=CONNECT_S)
 """Moving an alias: the engine loads each target version first, and measures it where that was never done."""
 REVALIDATING: Final = httpx.Timeout(300, connect=CONNECT_S)
 """Starting evaluations, up to a hundred in one request."""
+
+
+class PushProgress(TypedDict):
+    """How far a push is whose files the gateway fetches."""
+
+    object: Literal["adapter.push"]
+    stage: Literal["fetching", "proving"]
+    file: NotRequired[str]
+    """Of `fetching`, the file that comes."""
+    bytes: NotRequired[int]
+    """How much of it has come."""
+    total: NotRequired[int | None]
+    """Its size; None if the source does not say."""
 
 
 class Adapters(Resource):

@@ -16,6 +16,7 @@ from service.access.caller import Caller, Scope
 from service.access.http import actor, needs, request_id
 from service.errors import (
     AdapterNotFinite,
+    AdapterNotFound,
     BadGateway,
     BadRequest,
     Conflict,
@@ -24,6 +25,8 @@ from service.errors import (
     Internal,
     NotFound,
     RateLimited,
+    SourceFailed,
+    SourceTimeout,
     Timeout,
     TooLarge,
     Unavailable,
@@ -51,8 +54,7 @@ from service.registry.schemas import (
     VerdictRequest,
 )
 from service.registry.service import Registry
-from service.registry.sources.http import SourceFailed, SourceTimeout
-from service.registry.state import AdapterNotFound, adapter_not_found
+from service.registry.state import adapter_not_found
 from service.registry.upload import ReceivedUpload, is_json, receive, require_name_allowed
 from service.registry.verdicts import MAX_BODY_BYTES
 
@@ -61,12 +63,15 @@ ENGINE_ERRORS: Final = (RateLimited, BadGateway, Unavailable, EngineUnavailable,
 LOADING_ERRORS: Final = (*ENGINE_ERRORS, Internal, AdapterNotFinite)
 """Of loading an adapter in the engine."""
 EVENT_STREAM: Final = "text/event-stream"
+STREAMED: Final = (
+    'Each event\'s data is `{"object": "adapter.push", "stage": "fetching" | "proving"}`, while fetching with `file`, '
+    "`bytes` and `total`; the last one's is the `AdapterVersion`, or has an `error` and its `status`."
+)
 PUSH_STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "model": AdapterVersion,
-        "description": "The version existed already and is ready. With `stream=true`: events, the last of which is the "
-        "version or has an `error` and its `status`.",
-        "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+        "description": "The version existed already and is ready. With `stream=true`: events.",
+        "content": {EVENT_STREAM: {"schema": {"type": "string", "description": STREAMED}}},
     }
 }
 DELETED: Final = answers(None, NotFound, Unprocessable, DiskFull, status=204, description="Deleted.")

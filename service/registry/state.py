@@ -16,7 +16,7 @@ from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.concurrency import Locks, in_thread
 from service.database import Database
-from service.errors import Conflict, NotFound, Unprocessable
+from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.registry.counts import NO_COUNTS, RegistryCounts
@@ -230,12 +230,6 @@ class RegistryState:
         shown["verdict"] = None if verdict_status is None else verdict_object(adapter, row, verdict_status.latest)
         shown["revalidation"] = None if revalidation is None else revalidation.shown()
         return shown
-
-
-class AdapterNotFound(NotFound):
-    """The adapter does not exist, or the key may not see it."""
-
-    default_code = "adapter_not_found"
 
 
 def adapter_not_found(name: str, similar: str | None = None) -> AdapterNotFound:

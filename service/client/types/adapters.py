@@ -310,16 +310,3 @@ class AdapterPin(TypedDict):
     pinned: bool
     versions: list[int]
     """Versions kept loaded: those that `live` points at and that have weights; empty if not pinned."""
-
-
-class PushProgress(TypedDict):
-    """How far a push is whose files the gateway fetches."""
-
-    object: Literal["adapter.push"]
-    stage: Literal["fetching", "proving"]
-    file: NotRequired[str]
-    """Of `fetching`, the file that comes."""
-    bytes: NotRequired[int]
-    """How much of it has come."""
-    total: NotRequired[int | None]
-    """Its size; None if the source does not say."""

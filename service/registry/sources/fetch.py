@@ -26,19 +26,16 @@ from adapters.sources import Source, parse_source
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from service.concurrency import Locks, in_thread, repeat
 from service.config import MIB
-from service.errors import TooLarge
-from service.registry.sources.http import (
-    Answer,
-    Interrupted,
-    SourceClient,
+from service.errors import (
     SourceDamaged,
     SourceFailed,
     SourceNotAllowed,
     SourceNotFound,
     SourceTimeout,
+    TooLarge,
     TooManyFetches,
-    pause,
 )
+from service.registry.sources.http import Answer, Interrupted, SourceClient, pause
 from service.registry.sources.origins import Expected, Origin, Origins, named_hosts
 from service.registry.sources.partial import Partial, Partials
 from service.registry.upload import SNIFFED_BYTES, refuse_unsafe

@@ -15,7 +15,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from service.errors import BadGateway, Forbidden, HatrackError, RateLimited, Timeout, Unprocessable
+from service.errors import HatrackError, SourceFailed, SourceNotAllowed
 from service.http.addresses import AddressNotAllowed, AllowedResolver, is_address, is_allowed, is_public
 from service.http.connection_errors import ConnectionErrors
 
@@ -26,43 +26,6 @@ STALL_S: Final = 30.0
 MAX_FIELD_BYTES: Final = 16 * 1024
 """A header of an answer; a CDN's signed addresses have some kilobytes."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-
-
-class SourceNotAllowed(Forbidden):
-    """The operator's settings do not let the gateway go there."""
-
-    default_code = "source_not_allowed"
-
-
-class SourceNotFound(Unprocessable):
-    """There is no such repository, folder or file, or not for the gateway's credentials."""
-
-    default_code = "source_not_found"
-
-
-class SourceDamaged(Unprocessable):
-    """What came is not what the source's digest, or the request's, says."""
-
-    default_code = "source_digest_mismatch"
-
-
-class SourceFailed(BadGateway):
-    """The source cannot be reached, or does not answer as it should."""
-
-    default_code = "source_failed"
-    retry = None
-
-
-class SourceTimeout(Timeout):
-    """The whole took too long; what has come is kept for the next attempt."""
-
-    default_code = "source_timeout"
-
-
-class TooManyFetches(RateLimited):
-    """Too many fetches run at once."""
-
-    default_code = "too_many_fetches"
 
 
 class Interrupted(Exception):

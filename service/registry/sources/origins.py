@@ -15,8 +15,8 @@ from yarl import URL
 
 from adapters.errors import SourceInvalid
 from adapters.sources import BUCKET, HUB, Source, parse_prefix
-from service.errors import SettingsError
-from service.registry.sources.http import Outgoing, SourceClient, SourceFailed
+from service.errors import SettingsError, SourceFailed
+from service.registry.sources.http import Outgoing, SourceClient
 
 if TYPE_CHECKING:
     from service.config import Settings

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from adapters.base import BaseDescription
+from service.client.adapters import PushProgress
 from service.registry import push_events
 from service.registry.push import PushResult, PushStage
 from service.registry.push_events import PushEvents
@@ -196,6 +197,12 @@ async def test_what_the_proof_does_not_show_leaves_no_version(app: RegistryApp, 
 
 
 # as events
+
+
+def test_the_client_knows_the_fields_of_an_event() -> None:
+    told = {"object": "adapter.push", **PushStage("adapter_model.safetensors", 1, 2).shown()}
+    assert told.keys() == PushProgress.__annotations__.keys()
+    assert PushStage().shown().keys() == PushProgress.__required_keys__ - {"object"}
 
 
 def events_of(text: str) -> list[dict[str, Any]]:

@@ -8,16 +8,17 @@ import threading
 import pytest
 
 from adapters.errors import PickleRefused
-from service.errors import HatrackError, TooLarge
-from service.registry.sources import fetch as fetch_module
-from service.registry.sources.fetch import MAX_README_BYTES, Progress
-from service.registry.sources.http import (
+from service.errors import (
+    HatrackError,
     SourceDamaged,
     SourceFailed,
     SourceNotFound,
     SourceTimeout,
+    TooLarge,
     TooManyFetches,
 )
+from service.registry.sources import fetch as fetch_module
+from service.registry.sources.fetch import MAX_README_BYTES, Progress
 from tests.support.sources import FileServer, Hub, Seen, sha256
 from tests.unit.service.registry.sources.conftest import CONFIG, README, WEIGHTS, Fetching
 

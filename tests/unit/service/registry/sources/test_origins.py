@@ -12,10 +12,10 @@ from yarl import URL
 from adapters.errors import SourceInvalid
 from adapters.sources import parse_prefix, parse_source
 from service.config import Settings
-from service.errors import SettingsError
+from service.errors import SettingsError, SourceFailed, SourceNotAllowed, SourceNotFound
 from service.registry.sources import origins
 from service.registry.sources.fetch import SourceFetcher
-from service.registry.sources.http import SourceClient, SourceFailed, SourceNotAllowed, SourceNotFound
+from service.registry.sources.http import SourceClient
 from service.registry.sources.origins import HubOrigin, Redirects, named_hosts
 from tests.support.sources import (
     ACCESS_KEY,
