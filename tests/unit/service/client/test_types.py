@@ -150,7 +150,10 @@ LAST = {"datasets.push", "datasets.versions.download"}
 NEW_JOB = {"training_file": "file-1", "model": "base", "adapter": "voice"}
 KEYWORDS = {"fine_tuning.jobs.create": NEW_JOB, "fine_tuning.jobs.estimate": NEW_JOB}
 
-COMPOSED = {"fine_tuning.jobs.repeat", "adapters.versions.export_merged", "teacher_client"}
+COMPOSED = {
+    *("fine_tuning.jobs.repeat", "teacher_client"),
+    *("adapters.push_from", "adapters.versions.export_merged", "adapters.versions.pull"),
+}
 """Methods of several requests, or of none, each with a file of tests of its own."""
 
 
