@@ -131,10 +131,11 @@ class Pipeline:
             target = record.target = self._resolve(caller, body, exchange.headers)
             self._prompt_limit.check_ids(body, len(raw))
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+            grounding, file_search = route.dialect.take_grounding(body)
             route.dialect.force_tools(body)
             options = None
             if route.injector is not None:
-                options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
+                options = retrieval_options(grounding, target.settings.grounding, caller.filters, file_search)
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             shown = self._estimate(record, route, target, body, len(raw))

@@ -97,6 +97,6 @@ def rendered_prompt(body: dict[str, Any], target: Target, grounded: GroundingRes
         "parameters": {name: value for name, value in body.items() if name not in _PROMPT},
         "grounding": None
         if grounded is None
-        else {"outcome": grounded.outcome, "citations": orjson.Fragment(grounded.citations)},
+        else {"outcome": grounded.outcome, "citations": grounded.citations.listed()},
     }
     return orjson.dumps(answer)
