@@ -66,6 +66,10 @@ RENDERED_SCHEMAS: Final[dict[str, Any]] = {
                 "type": "object",
                 "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "boolean"}, {"type": "number"}]},
             },
+            "used": {
+                "type": "boolean",
+                "description": "Whether the answer uses it; a rendered prompt, which has no answer, does not say.",
+            },
         },
         "additionalProperties": False,
     },
