@@ -2,8 +2,8 @@
 
 .venv/bin/python -m loadtests.grounding.threshold --data CRANFIELD --banking BANKING77 [--save results.json]
 
-Four stores: the facts of the two sample shops (`trainer/samples/NAME.grounded.jsonl`) and, where given, the two judged
-collections. A store is asked its own questions, for which the right passages are known, and others': general ones
+Five stores: the facts of the two sample shops (`trainer/samples/NAME.grounded.jsonl`), the example shop's policies and
+orders (`trainer/samples/marlow/`) and, where given, the two judged collections. A store is asked its own questions, for which the right passages are known, and others': general ones
 (`off_topic.txt`), which nothing in any store answers, and the other collections'. Tidewater's shop is also asked the
 same things in other words (`paraphrases.txt`, one for each question). As in a prompt, the best four passages count.
 `--save` keeps every question's scores, `--load` prints the table from them again.
@@ -43,6 +43,8 @@ SECOND: Final = ("What is in my order", "What is the number of the service desk"
 """Questions whose right passage is the second; of all others, it is the first."""
 BLOCK: Final = re.compile(r"\[\d\] \S+\n<<(\w+)\n(.+?)\n\1>>", re.DOTALL)
 
+MARLOW: Final = data_file(NAMES[0]).parent / "marlow"
+
 Asked = list[tuple[float, bool]]
 """The best passages of one question: score, and whether it is right."""
 
@@ -67,6 +69,17 @@ def shop(name: str) -> Collection:
     judged = [{at: 1 for at, fact in enumerate(facts) if fact.endswith(text)} for text in right]
     rows = "".join(json.dumps({"text": fact}) + "\n" for fact in facts)
     return Collection(name, [("facts.jsonl", rows)], [pair[1] for pair in answered], judged, rows=True)
+
+
+def marlow() -> Collection:
+    """The example shop's documents, and its customers' questions with the document that answers each."""
+    paths = sorted((MARLOW / "store").glob("*/*.*"))
+    places = {path.name: place for place, path in enumerate(paths)}
+    lines = [json.loads(line) for line in (MARLOW / "questions.jsonl").read_text().splitlines()]
+    answered = [line for line in lines if line["must_contain"]]
+    judged = [{places[line["source"]]: 1} for line in answered]
+    files = [(path.name, path.read_text()) for path in paths]
+    return Collection("marlow", files, [line["question"] for line in answered], judged)
 
 
 def best(part: IndexPart, terms: tuple[int, ...], vector: Vectors, judged: dict[int, int]) -> Asked:
@@ -107,7 +120,7 @@ async def measure(collections: Sequence[Collection]) -> dict[str, dict[str, list
             kinds = results[data.name] = {}
             for kind, questions in asked.items():
                 answered = kind == data.name or (kind == "paraphrased" and data.name == NAMES[0])
-                if not answered and kind in (*NAMES, "paraphrased"):
+                if not answered and kind in (*NAMES, "marlow", "paraphrased"):
                     continue  # one shop's questions are no stranger's to the other
                 judged = data.judged if answered else [{}] * len(questions)
                 kinds["own" if kind == data.name else kind] = [
@@ -150,7 +163,7 @@ def main() -> None:
     if given.load:
         results = json.loads(given.load.read_text())
     else:
-        collections = [shop(name) for name in NAMES]
+        collections = [*(shop(name) for name in NAMES), marlow()]
         collections += [read(path) for read, path in ((cranfield, given.data), (banking, given.banking)) if path]
         results = asyncio.run(measure(collections))
     if given.save:
