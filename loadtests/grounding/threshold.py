@@ -3,10 +3,11 @@
 .venv/bin/python -m loadtests.grounding.threshold --data CRANFIELD --banking BANKING77 [--save results.json]
 
 Five stores: the facts of the two sample shops (`trainer/samples/NAME.grounded.jsonl`), the example shop's policies and
-orders (`trainer/samples/marlow/`) and, where given, the two judged collections. A store is asked its own questions, for which the right passages are known, and others': general ones
-(`off_topic.txt`), which nothing in any store answers, and the other collections'. Tidewater's shop is also asked the
-same things in other words (`paraphrases.txt`, one for each question). As in a prompt, the best four passages count.
-`--save` keeps every question's scores, `--load` prints the table from them again.
+orders (`trainer/samples/marlow/`) and, where given, the two judged collections. A store is asked its own questions, for
+which the right passages are known, and others': general ones (`off_topic.txt`), which nothing in any store answers, and
+the other collections'. Tidewater's shop is also asked the same things in other words (`paraphrases.txt`, one for each
+question). As in a prompt, the best four passages count. `--save` keeps every question's scores, `--load` prints the
+table from them again.
 """
 
 from __future__ import annotations

@@ -122,9 +122,10 @@ class ResponsesCiter(Citer):
         return self._written(payload) if self._sequence else event
 
     def _written(self, payload: dict[str, Any]) -> bytes:
+        kind: str = payload["type"]
         payload["sequence_number"] = self._sequence
         self._sequence += 1
-        return b"event: " + payload["type"].encode() + b"\n" + _DATA + orjson.dumps(payload) + END
+        return b"event: " + kind.encode() + b"\n" + _DATA + orjson.dumps(payload) + END
 
     def _events(self, payload: dict[str, Any]) -> list[dict[str, Any]]:
         """The events to send for one of the engine's."""

@@ -87,6 +87,4 @@ def hook(
     quoter = PassageFormatter(bytes(32), ("<|im_start|>", "<|im_end|>"))
     # only one that is to be late is: on a busy machine any answer may take a while
     timeout_s = 0.2 if isinstance(provider, Told) and provider.late_s else 60.0
-    return Hook(
-        providers, quoter, context=context, on_failure=on_failure, timeout_s=timeout_s, min_score=min_score
-    )
+    return Hook(providers, quoter, context=context, on_failure=on_failure, timeout_s=timeout_s, min_score=min_score)

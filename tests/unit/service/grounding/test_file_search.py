@@ -19,7 +19,9 @@ from tests.unit.service.inference.fakes import Answer, World
 PATH = "/v1/responses"
 TOOL: dict[str, Any] = {"type": "file_search", "vector_store_ids": ["vs_a"]}
 FUNCTION: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
-VERSION = GroundingSettings(vector_store_ids=("vs_b",), max_num_results=3, score_threshold=0.1, template="So: {passages}")
+VERSION = GroundingSettings(
+    vector_store_ids=("vs_b",), max_num_results=3, score_threshold=0.1, template="So: {passages}"
+)
 RESULT = {
     "attributes": {},
     "file_id": "file-1",
@@ -122,8 +124,7 @@ async def test_a_stream_announces_the_call_first_and_shifts_the_others(found: tu
     made = world(Told(*found))
     pieces = [TEXT[:9], TEXT[9:]]
     made.engine.chunks = [
-        test_responses.event(kind, number, **payload)
-        for number, (kind, payload) in enumerate(response_events(pieces))
+        test_responses.event(kind, number, **payload) for number, (kind, payload) in enumerate(response_events(pieces))
     ]
     body = {"model": "voice", "input": "How long?", "stream": True, "tools": [TOOL]}
     answer = await made.ask(PATH, {**body, "include": ["file_search_call.results"]})
@@ -244,7 +245,7 @@ async def test_an_earlier_call_in_the_input_is_taken_and_says_nothing_to_the_mod
     turns = [{"role": "user", "content": "How long?"}, *first["output"], {"role": "user", "content": "And boots?"}]
     answer = await respond(made, tools=[TOOL], input=turns)
     assert answer.status == 200, answer.body
-    assert [item["type"] for item in made.engine.last.body["input"] if "type" in item and item["type"] != "message"] == []
+    assert {item.get("type", "message") for item in made.engine.last.body["input"]} == {"message"}
     answer = await respond(world(Told()), input=first["output"][:1])
     assert (answer.status, answer.error["param"]) == (400, "input")
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from service.config import Settings
-from service.grounding.config import GroundingSettings
 from service.grounding.attribution import MAX_COMPARED_CHARS, MIN_WORD_CHARS
 from service.grounding.citations import MAX_EXCERPT_CHARS
+from service.grounding.config import GroundingSettings
 from service.grounding.hook import MAX_HEADER_CHARS, MAX_QUESTION_CHARS
 from service.grounding.outcome import OUTCOMES
 from service.grounding.provider import Query
