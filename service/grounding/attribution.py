@@ -38,7 +38,7 @@ _STOP_WORDS: Final = frozenset(
     | {"doesn", "didn", "wasn", "aren", "haven", "hasn", "couldn", "wouldn", "shouldn"}
 )
 _WORD: Final = re.compile(r"\d+(?:[.,:]\d+)+|[^\W_]+")
-_SENTENCE_END: Final = re.compile(r"(?:[.!?…]+[\"')\]»”’]*(?=\s)|[。！？]|\n)\s*")
+_SENTENCE_END: Final = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"')\]»”’]*+(?=\s)|[。！？]|\n)\s*")
 _MARKER: Final = re.compile(r"\[\s*(\d{1,2}(?:\s*[,;]\s*\d{1,2})*)\s*\]")
 _MARKER_SHOWN: Final = re.compile(r"\[\s*(?:\d{1,2}|n|N|i|#|number)\s*\]")
 """How instructions show a reader what a marker looks like: `[1]`, `[n]`."""

@@ -131,11 +131,8 @@ class Pipeline:
             target = record.target = self._resolve(caller, body, exchange.headers)
             self._prompt_limit.check_ids(body, len(raw))
             check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
-            grounding, file_search = route.dialect.take_grounding(body)
+            options = _take_grounding(route, body, target, caller)
             route.dialect.force_tools(body)
-            options = None
-            if route.injector is not None:
-                options = retrieval_options(grounding, target.settings.grounding, caller.filters, file_search)
             self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
             record.stream = bool(body.get("stream"))
             shown = self._estimate(record, route, target, body, len(raw))
@@ -383,6 +380,14 @@ class Pipeline:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
         await exchange.fail(error)
+
+
+def _take_grounding(route: Route, body: dict[str, Any], target: Target, caller: Caller) -> RetrievalOptions | None:
+    """What to retrieve, as request and version say; the request's part is taken out of its body."""
+    grounding, file_search = route.dialect.take_grounding(body)
+    if route.injector is None:
+        return None
+    return retrieval_options(grounding, target.settings.grounding, caller.filters, file_search)
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:
