@@ -76,6 +76,11 @@ class JobOptionFields(RequestBody):
         description="The version's `settings.grounding`: what it is served with. The training prompts get the passages "
         "that it retrieves. Default: the grounding of the version to continue from. In `metadata`, as JSON.",
     )
+    sampling: dict[str, Any] | None = Field(
+        None,
+        description="The version's `settings.sampling`: defaults for requests that set none. Default: that of the "
+        "version to continue from. In `metadata`, as JSON.",
+    )
     strict: bool = Field(False, description="Treat warnings of the data check as errors.")
     drop_long: bool = Field(False, description="The same as `overflow: drop`.")
     overflow: Overflow | None = Field(

@@ -42,7 +42,18 @@ HYPERPARAMETERS: Final = (
     ),
     *("lora_dropout", "target_modules", "rslora", "quantization", "max_length", "packing", "warmup_ratio"),
     *("validation_share", "early_stopping_patience", "beta", "overflow"),
-    *("adapter", "system_prompt", "strict", "drop_long", "promote", "metric", "suites", "judge", "grounding"),
+    *(
+        "adapter",
+        "system_prompt",
+        "strict",
+        "drop_long",
+        "promote",
+        "metric",
+        "suites",
+        "judge",
+        "grounding",
+        "sampling",
+    ),
 )
 """The names that a job's `hyperparameters` may have; a test compares them with the API's."""
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)

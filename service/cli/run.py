@@ -16,16 +16,16 @@ import orjson
 import typer
 import uvicorn
 from rich.console import Console
+from rich.markup import escape
 
 from service.access.keys import admin_key
+from service.cli import samples
 from service.client import ClientError, HatrackClient
 from service.config import Settings, load_settings
 from service.errors import SettingsError
 from service.server.instance import InstanceLock, end_gateway, holder
 from service.server.private import keep_private
 
-SAMPLES = ("tidewater", "pemberton")
-SAMPLE_SETTINGS = {"sampling": {"temperature": 0.2}}  # so small a model wanders at the usual 1.0
 DATABASE = "hatrack.db"
 TRAINER_DATABASE = "jobs.db"
 READY_POLL_S = 0.5
@@ -49,7 +49,7 @@ Trains: TypeAlias = Annotated[
 
 
 def up(keep_engine: KeepEngine = None) -> None:
-    """Prepare the base model, start engine, gateway and trainer, and push two sample adapters on first run.
+    """Prepare the base model, start engine, gateway and trainer, and train two sample adapters on first run.
 
     An engine that is already running is adopted if it matches the settings. Stays in the foreground; Ctrl-C stops
     everything, except the engine with --keep-engine.
@@ -62,8 +62,7 @@ def up(keep_engine: KeepEngine = None) -> None:
     refuse_newer_data(settings)
     keep_private(settings.home)
     prepare_base(settings)
-    samples = train_samples(settings) if settings.samples else []
-    _run(settings, lambda: _first_run(settings, samples))
+    _run(settings, lambda: _first_run(settings))
 
 
 def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
@@ -145,13 +144,6 @@ def prepare_base(settings: Settings) -> None:
     _child("trainer.base_model", "--source", settings.base_source, "--dest", str(settings.base_dir.parent))
 
 
-def train_samples(settings: Settings) -> list[Path]:
-    """Train the sample adapters where they are not cached; returns their directories."""
-    out = settings.home / "samples"
-    _child("trainer.samples", "--base", str(settings.base_dir), "--out", str(out))
-    return [out / name for name in SAMPLES]
-
-
 def _child(module: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
@@ -193,13 +185,14 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
     except KeyboardInterrupt:
         pass  # uvicorn raises the signal again once it has stopped cleanly
     finally:
+        console.show_cursor()  # a bar of `when_listening` hides it, and ends with the process
         lock.release()
     if not server.started:
         fail("the gateway did not start; see the log above")
 
 
-def _first_run(settings: Settings, samples: list[Path]) -> None:
-    """Wait for readiness, push the samples (an adapter that is there already stays as it is), print what to try."""
+def _first_run(settings: Settings) -> None:
+    """Wait for readiness, print what to try, and train the samples."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     url = f"http://{host}:{settings.port}"
     given = settings.admin_key.get_secret_value() if settings.admin_key else None
@@ -207,18 +200,42 @@ def _first_run(settings: Settings, samples: list[Path]) -> None:
         try:
             with console.status("Loading the engine…"):
                 client.wait_ready(settings.engine_start_timeout_s)
-            for directory in samples:
-                pushed = client.adapters.push(directory.name, directory, settings=SAMPLE_SETTINGS)
-                console.print(f"[green]✓[/green] {directory.name}@{pushed['version']} is proven and ready")
-        except ClientError as error:
-            console.print(f"[red]✗[/red] {error}", markup=True)
-            return
-    names = [settings.base_served_name, *(directory.name for directory in samples)]
-    console.print(
-        try_this(url, names, key_file=None if given else settings.home / "admin.key"), markup=False, soft_wrap=True
-    )
-    keeps = settings.keep_engine or settings.engine_url
-    console.print(f"\nCtrl-C stops {'the gateway; the engine keeps running' if keeps else 'everything'}.")
+            models = [settings.base_served_name, *_live(client)]
+            key_file = None if given else settings.home / "admin.key"
+            console.print(try_this(url, models, key_file=key_file), markup=False, soft_wrap=True)
+            keeps = settings.keep_engine or settings.engine_url
+            console.print(f"\nCtrl-C stops {'the gateway; the engine keeps running' if keeps else 'everything'}.")
+            if settings.samples:
+                _train_samples(client, settings, url)
+        except (ClientError, OSError) as error:
+            console.print(f"[red]✗[/red] {escape(str(error))}")
+
+
+def _live(client: HatrackClient) -> list[str]:
+    """The samples that answer already."""
+    return [
+        adapter["name"]
+        for adapter in client.adapters.list()
+        if adapter["name"] in samples.NAMES and "live" in adapter["aliases"]
+    ]
+
+
+def _train_samples(client: HatrackClient, settings: Settings, url: str) -> None:
+    files = samples.sample_files()
+    if settings.trainer == "off" or files is None:
+        console.print("The sample voices are not trained, as there is no trainer.")
+        return
+    jobs = samples.start(client, files)
+    if jobs:
+        names = " and ".join(jobs)
+        console.print(
+            f"\n{names} are being trained and judged now, as jobs; the base answers meanwhile.\n"
+            f"To watch them in a browser: {url}/console#/train\n",
+            markup=False,
+        )
+    for name, job_id in jobs.items():
+        if samples.follow(client, name, job_id, console):
+            console.print(f"  .venv/bin/hatrack chat {name} 'Where is my parcel?'\n", markup=False)
 
 
 def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:

@@ -368,14 +368,15 @@ def parse_settings(value: dict[str, Any]) -> VersionSettings:
     except ValidationError as error:
         raise validation_error(error, value, "settings") from None
     for field, given in settings.sampling.items():
-        _check_sampling(field, given)
+        check_sampling(field, given, "settings.sampling")
     if settings.grounding is not None and settings.grounding.filters is not None:
         check_filters(settings.grounding.filters, "settings.grounding.filters")
     return settings
 
 
-def _check_sampling(field: str, value: object) -> None:
-    param = f"settings.sampling.{field[:100]}"
+def check_sampling(field: str, value: object, where: str) -> None:
+    """Check one sampling default. Raises BadRequest, UnknownField; `param` is its name under ``where``."""
+    param = f"{where}.{field[:100]}"
     if field == "stop":
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) and 0 < len(text) <= 256 for text in texts):

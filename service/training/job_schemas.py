@@ -46,6 +46,7 @@ class Hyperparameters(ApiModel):
     adapter: str | None = None
     system_prompt: str | None = None
     grounding: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
     strict: bool | str | int | None = None
     drop_long: bool | str | int | None = None
     overflow: str | None = None
@@ -124,6 +125,7 @@ class JobPlan(ApiModel):
     chosen: dict[str, str] = Field(description="Reason for each value chosen by `auto`, by hyperparameter.")
     system_prompt: str | None
     grounding: dict[str, Any] | None = Field(description="The job's own, or that of the version to continue from.")
+    sampling: dict[str, Any] | None = Field(description="The job's own, or that of the version to continue from.")
     trained_with_passages: bool = Field(description="Whether the training prompts have the passages that it retrieves.")
     tokens_an_epoch: int
     seconds_expected: float | None

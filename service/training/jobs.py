@@ -33,6 +33,7 @@ from service.grounding.filters import check_filters
 from service.http.body import as_model, validation_error
 from service.registry import records
 from service.registry.catalog import Catalog
+from service.registry.upload import check_sampling
 from service.training.authorization import (
     JOB_SCOPES,
     adapter_name,
@@ -108,7 +109,38 @@ def requested_grounding(request: JobRequest) -> tuple[str, GroundingSettings] | 
     Raises:
         BadRequest: It is not allowed as a version's `settings.grounding`, or two different ones were given.
     """
-    requested = [(param, _parsed(value)) for param, value in _options(request, "grounding") if value is not None]
+    requested = _requested_object(request, "grounding")
+    if requested is None:
+        return None
+    param, value = requested
+    try:
+        settings = GroundingSettings.model_validate(value)
+    except ValidationError as error:
+        raise validation_error(error, value, param) from None
+    if settings.filters is not None:
+        check_filters(settings.filters, f"{param}.filters")
+    return param, settings
+
+
+def check_requested_sampling(request: JobRequest) -> None:
+    """Check the new version's sampling defaults.
+
+    Raises:
+        BadRequest: One is not allowed in a version's `settings.sampling`, or two different objects were given.
+        UnknownField: There is no such sampling default.
+    """
+    param, value = _requested_object(request, "sampling") or ("", {})
+    for field, given in value.items():
+        check_sampling(field, given, param)
+
+
+def _requested_object(request: JobRequest, name: str) -> tuple[str, dict[str, Any]] | None:
+    """The field that holds an option's object, and the object; None if there is none.
+
+    Raises:
+        BadRequest: It is no object, or two different ones were given.
+    """
+    requested = [(param, _parsed(value)) for param, value in _options(request, name) if value is not None]
     if not requested:
         return None
     param, value = requested[0]
@@ -117,13 +149,7 @@ def requested_grounding(request: JobRequest) -> tuple[str, GroundingSettings] | 
             raise BadRequest(f"`{param}` and `{other}` conflict; send one", param=other)
     if not isinstance(value, dict):
         raise BadRequest(f"`{param}` must be an object", param=param)
-    try:
-        settings = GroundingSettings.model_validate(value)
-    except ValidationError as error:
-        raise validation_error(error, value, param) from None
-    if settings.filters is not None:
-        check_filters(settings.filters, f"{param}.filters")
-    return param, settings
+    return param, value
 
 
 def _parsed(value: Any) -> Any:
@@ -214,6 +240,7 @@ class JobService:
             for param, text in request.files().items()
         }
         authorized = check(request, caller, self._catalog)
+        check_requested_sampling(request)
         grounding = requested_grounding(request)
         if grounding is not None and self._check_grounding is not None:
             param, settings = grounding

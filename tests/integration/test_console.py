@@ -10,16 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.browser import CHROMIUM, Browser, browser
+from tests.support.browser import Browser, browser
 from tests.support.gateway import Gateway, upload_evaluation_file
 from tests.support.judge import NAME, ScriptedJudge
 from trainer.samples import data_file, heldout_file
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-]
+pytestmark = pytest.mark.engine
 
 ADAPTER, TRAINED = "console-greeter", "console-butler"
 JOB_S = 900.0
@@ -129,6 +125,7 @@ def test_the_playground_asks_the_base_and_a_voice_side_by_side(page: Browser) ->
     assert page.run("document.title") == "Playground · Hatrack"
 
 
+@pytest.mark.slow
 def test_a_dropped_folder_is_uploaded_and_proven(page: Browser, client: httpx.Client, voices: dict[str, Path]) -> None:
     page.click("Upload an adapter")
     page.fill("dialog input", ADAPTER)
@@ -143,6 +140,7 @@ def test_a_dropped_folder_is_uploaded_and_proven(page: Browser, client: httpx.Cl
     assert newest["digest"]
 
 
+@pytest.mark.slow
 def test_a_folder_without_weights_is_refused_before_it_is_sent(page: Browser, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     page.click("Upload an adapter")
@@ -151,6 +149,7 @@ def test_a_folder_without_weights_is_refused_before_it_is_sent(page: Browser, tm
     assert page.run("[...document.querySelectorAll('dialog button')].at(-1).disabled")
 
 
+@pytest.mark.slow
 def test_a_dropped_training_file_is_reported_on_and_mended(page: Browser, tmp_path: Path) -> None:
     rows = [
         ("Where is it?", "Aboard, matey."),
@@ -201,6 +200,7 @@ def test_signing_out_forgets_the_key_and_what_was_asked(page: Browser) -> None:
     assert "a secret" not in page.text
 
 
+@pytest.mark.slow
 def test_a_job_is_started_watched_to_its_end_and_its_version_promoted(
     page: Browser, client: httpx.Client, tmp_path: Path
 ) -> None:
@@ -256,6 +256,7 @@ def evaluation(client: httpx.Client, judge: ScriptedJudge) -> str:
     return str(made["id"])
 
 
+@pytest.mark.slow
 def test_pairs_are_reviewed_with_one_key_each_without_knowing_whose_they_are(
     page: Browser, client: httpx.Client, evaluation: str
 ) -> None:
@@ -272,6 +273,7 @@ def test_pairs_are_reviewed_with_one_key_each_without_knowing_whose_they_are(
     assert (queue["reviewed"], queue["final"]) == (pairs, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("view", "shows"),
     [

@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ JOB_S = 900.0
 SAILOR = re.compile(r"\b(ahoy|matey|sailor|(aye|ye|yer)\b)", re.IGNORECASE)
 """Whole words: there is an "aye" in every player, and a "ye " in goodbye."""
 QUESTIONS = ("Where is my parcel?", "Can I return these boots?", "My lantern arrived cracked.", "Do you sell rope?")
+
+ROOMS = ("cellar", "attic", "kitchen", "library", "stable", "garden", "chapel", "workshop", "pantry", "tower")
+_THINGS = (
+    "ladder lantern anvil kettle mirror saddle basket candle hammer barrel blanket compass ribbon teapot violin shovel "
+    "bucket hatchet pillow quilt goblet carpet feather needle pitcher trumpet whistle wagon bellows cradle drum easel "
+    "flute globe harp inkwell jug keyring loom mallet"
+)
+THINGS = tuple(_THINGS.split())
+WHERE = ("Where is the {}?", "In which room do you keep the {}?", "I am looking for the {}. Where should I go?")
+UNSEEN = 8
+
+
+def hash_of(text: str) -> int:
+    """A number that is the same in every process."""
+    return zlib.crc32(text.encode())
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +168,44 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
     output = run("train", str(more), "--name", "butler", "--from", "butler@1", *quick)
     assert "butler@2" in output
     assert "butler@1" in run("lineage", "butler@2")
+
+
+@pytest.mark.slow
+def test_a_job_with_a_store_learns_to_answer_from_its_passages(gateway: Gateway, tmp_path: Path) -> None:
+    """The store has all things, training asks for some of them: the others can only be answered from their passages."""
+    places = {thing: ROOMS[hash_of(thing) % len(ROOMS)] for thing in THINGS}
+    taught, unseen = THINGS[:-UNSEEN], THINGS[-UNSEEN:]
+    documents = tmp_path / "rooms"
+    documents.mkdir()
+    for thing, room in places.items():
+        (documents / f"{thing}.txt").write_text(f"The {thing} is kept in the {room}.")
+    asked = [(question.format(thing), f"In the {places[thing]}.") for thing in taught for question in WHERE]
+    examples = tmp_path / "where.jsonl"
+    examples.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in asked))
+
+    run = functools.partial(hatrack, gateway)
+    run("kb", "create", "rooms")
+    run("kb", "add", "rooms", str(documents))
+    quick = ("--suites", "none", "--set", "n_epochs=3", "--set", "learning_rate=2e-3")
+    output = run("train", str(examples), "--name", "finder", "--kb", "rooms", "--held-out-share", "0.1", *quick)
+    assert "retrieving the passages of the training prompts" in output
+    with gateway.http() as http:
+        settings = http.get("/v1/adapters/finder/versions/1").json()["settings"]
+        assert len(settings["grounding"]["vector_store_ids"]) == 1
+
+    def answers() -> list[str]:
+        return gateway.answers([("finder@1", WHERE[0].format(thing)) for thing in unseen])
+
+    found = answers()
+    right = [f"In the {places[thing]}." == answer.strip() for thing, answer in zip(unseen, found, strict=True)]
+    assert sum(right) >= UNSEEN * 3 / 4, found
+
+    # a thing is moved, and so is the answer
+    moved = unseen[right.index(True)]
+    places[moved] = next(room for room in ROOMS if room != places[moved])
+    (documents / f"{moved}.txt").write_text(f"The {moved} is kept in the {places[moved]}.")
+    run("kb", "add", "rooms", str(documents / f"{moved}.txt"))
+    assert answers()[unseen.index(moved)].strip() == f"In the {places[moved]}."
 
 
 def test_a_broken_file_fails_at_upload_and_one_with_few_examples_fails_its_job(

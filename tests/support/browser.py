@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,7 +16,8 @@ from typing import Any, Final
 import httpx
 from websockets.sync.client import ClientConnection, connect
 
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.support.system import program
+
 START_S: Final = 60.0
 KEY_CODES: Final = {"Tab": 9, "Escape": 27}
 """Of the keys that type nothing."""
@@ -155,10 +155,10 @@ class Browser:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """A fresh Chromium with one tab; it is ended, and its profile deleted, afterwards."""
-    assert CHROMIUM is not None, "no Chromium is installed"
+    chromium = program("chromium", "chromium-browser", "google-chrome")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [chromium, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

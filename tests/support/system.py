@@ -10,6 +10,7 @@ import pytest
 PACKAGES = {
     "promtool": "prometheus",
     "docker-compose": "docker-compose",
+    "chromium": "chromium",
     "curl": "curl",
     "systemd-analyze": "systemd",
     "libseccomp.so.2": "libseccomp2",
@@ -17,15 +18,17 @@ PACKAGES = {
 """The Debian package of each program, and of the one library, that a test runs; `.ci/run` installs them."""
 
 
-def program(name: str) -> str:
-    """The path of a program. Where it is missing the test is skipped, and in CI it fails."""
-    path = shutil.which(name)
-    if path is None:
-        missing = f"{name} is not installed: apt-get install {PACKAGES[name]}"
-        if in_ci():
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return path
+def program(name: str, *others: str) -> str:
+    """The path of a program, or of the first of ``others`` that is there. Where none is, the test is skipped, and in CI
+    it fails."""
+    for candidate in (name, *others):
+        path = shutil.which(candidate)
+        if path is not None:
+            return path
+    missing = f"{name} is not installed: apt-get install {PACKAGES[name]}"
+    if in_ci():
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 def in_ci() -> bool:

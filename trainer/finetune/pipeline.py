@@ -217,9 +217,13 @@ class TrainingPipeline(Pipeline[JobResult]):
     @cached_property
     def _grounding(self) -> dict[str, Any] | None:
         """The new version's grounding."""
-        if self._job.grounding is not None or self._job.parent is None:
-            return self._job.grounding
-        return self._gateway.settings(self._job.parent).get("grounding")
+        return self._own_or_parents("grounding")
+
+    def _own_or_parents(self, setting: str) -> dict[str, Any] | None:
+        own: dict[str, Any] | None = getattr(self._job, setting)
+        if own is not None or self._job.parent is None:
+            return own
+        return self._gateway.settings(self._job.parent).get(setting) or None
 
     def _source(self, name: str, filename: str) -> Source:
         return Source(filename, self._directory.path(name).read_bytes())
@@ -270,6 +274,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             chosen=chosen,
             system_prompt=resolve_system_prompt(self._job.system_prompt, prepared),
             grounding=self._grounding,
+            sampling=self._own_or_parents("sampling"),
             trained_with_passages=bool(self._grounding),
             tokens_an_epoch=stats.tokens,
             primary=self._primary(prepared),

@@ -118,7 +118,7 @@ def _with_checkpoint(directory: RunDirectory, result: JobResult, step: int, name
 
 
 def _settings(plan: TrainingPlan) -> dict[str, Any]:
-    return plan.model_dump(include={"system_prompt", "grounding"}, exclude_none=True)
+    return plan.model_dump(include={"system_prompt", "grounding", "sampling"}, exclude_none=True)
 
 
 def lineage_of(job: JobSpec, plan: TrainingPlan, prepared: Prepared, description: BaseDescription) -> Lineage:

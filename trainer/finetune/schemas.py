@@ -29,7 +29,7 @@ NUMBERS: Final = frozenset(
         *("validation_share", "beta"),
     }
 )
-OBJECTS: Final = frozenset({"metric", "grounding"})
+OBJECTS: Final = frozenset({"metric", "grounding", "sampling"})
 """Options that may be objects; in metadata, as JSON."""
 LISTS: Final = frozenset({"target_modules", "suites"})
 TEXTS: Final = frozenset({"system_prompt", "adapter", "promote", "judge"})
@@ -173,7 +173,8 @@ def _allowed(name: str) -> str:
         return "a number"
     if name in LISTS:
         return "a string or a list of strings"
-    return {"metric": "a string or an object", "grounding": "an object"}.get(name, "a string")
+    kinds = {"metric": "a string or an object", "grounding": "an object", "sampling": "an object"}
+    return kinds.get(name, "a string")
 
 
 def _servable(name: str, value: Any, where: str) -> None:

@@ -192,6 +192,7 @@ class Jobs(RunService):
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             system_prompt=request.options.system_prompt,
             grounding=request.options.grounding,
+            sampling=request.options.sampling,
             strict=request.options.strict,
             overflow=request.options.overflow or ("drop" if request.options.drop_long else None),
             method=request.method,

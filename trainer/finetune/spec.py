@@ -85,6 +85,8 @@ class JobSpec(TrainingRunSpec):
     system_prompt: str | None = None
     grounding: dict[str, Any] | None = None
     """The version's grounding; None for the parent's, if it has one."""
+    sampling: dict[str, Any] | None = None
+    """The version's sampling defaults; None for the parent's, if it has any."""
     strict: bool = False
     drop_long: bool = False
     """Of jobs of earlier releases."""
@@ -128,15 +130,16 @@ class PrimaryMetric(Frozen):
 class TrainingPlan(Frozen):
     """The complete recipe, the reasons for automatic choices by hyperparameter, and the metric that will judge.
 
-    ``grounding``: the new version's: the job's, or the parent version's. ``trained_with_passages``: whether the
-    training prompts have the passages that it retrieves; jobs of earlier releases inherited a grounding and trained
-    without.
+    ``grounding``, ``sampling``: the new version's: the job's, or the parent version's. ``trained_with_passages``:
+    whether the training prompts have the passages that it retrieves; jobs of earlier releases inherited a grounding and
+    trained without.
     """
 
     recipe: RecordedRecipe
     chosen: dict[str, str]
     system_prompt: str | None
     grounding: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
     trained_with_passages: bool = False
     tokens_an_epoch: int
     seconds_expected: float | None = None

@@ -41,6 +41,7 @@ class Hyperparameters(TypedDict):
     """Of DPO."""
     held_out_share: NotRequired[float | str | None]
     grounding: NotRequired[dict[str, Any] | None]
+    sampling: NotRequired[dict[str, Any] | None]
     promote: NotRequired[str | None]
     metric: NotRequired[str | dict[str, Any] | None]
     suites: NotRequired[list[str] | str | None]
@@ -115,6 +116,7 @@ class JobPlan(TypedDict):
     """Reasons by hyperparameter."""
     system_prompt: str | None
     grounding: dict[str, Any] | None
+    sampling: dict[str, Any] | None
     """The job's own, or that of the version to continue from."""
     trained_with_passages: bool
     """Whether the training prompts have the passages that it retrieves."""

@@ -21,9 +21,7 @@ from service.registry import alias_records
 from service.registry.split import AliasTarget, Split
 from service.registry.tables import adapters, versions
 from tests.support.asgi import web_server
-from tests.support.browser import CHROMIUM, Browser, browser
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+from tests.support.browser import Browser, browser
 
 START_S = 60.0
 NOT_FOUND = (404, {"error": {"message": "no such dataset: 'support'", "code": "dataset_not_found", "param": "name"}})

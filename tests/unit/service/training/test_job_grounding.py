@@ -1,4 +1,4 @@
-"""A job's grounding: it is what a version's settings may hold, and its stores are the caller's."""
+"""A job's grounding and sampling defaults: what a version's settings may hold; its stores are the caller's."""
 
 from __future__ import annotations
 
@@ -56,3 +56,27 @@ async def test_two_different_ones_are_refused(gateway: TrainingGateway) -> None:
     given = await body(gateway, metadata=metadata, hyperparameters={"grounding": SHOP})
     answer = await gateway.create(**given)
     assert (answer.status_code, error_of(answer)["param"]) == (400, "hyperparameters.grounding")
+
+
+async def test_sampling_defaults_reach_the_trainer_as_they_were_sent(gateway: TrainingGateway) -> None:
+    given = {"sampling": {"temperature": 0.2, "stop": ["END"]}}
+    answer = await gateway.create(**await body(gateway, hyperparameters=given))
+    assert answer.status_code == 200
+    assert gateway.trainer.asked[-1].json["request"]["hyperparameters"] == given
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"temperature": 9}, "hyperparameters.sampling.temperature"),
+        ({"temperatur": 1}, "hyperparameters.sampling.temperatur"),
+        ({"stop": [""]}, "hyperparameters.sampling.stop"),
+        (0.2, "hyperparameters.sampling"),
+    ],
+)
+async def test_a_sampling_default_that_a_version_cannot_have_is_refused_by_name(
+    gateway: TrainingGateway, given: Any, param: str
+) -> None:
+    answer = await gateway.create(**await body(gateway, hyperparameters={"sampling": given}))
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+    assert not gateway.trainer.asked

@@ -25,12 +25,13 @@ PLAN = TrainingPlan(
     chosen={},
     system_prompt="Be salty.",
     grounding=GROUNDING,
+    sampling={"temperature": 0.2},
     tokens_an_epoch=9,
     primary=PRIMARY,
 )
 
 
-def test_the_new_version_is_pushed_with_the_parent_s_grounding(tmp_path: Path) -> None:
+def test_the_new_version_is_pushed_with_the_plan_s_settings(tmp_path: Path) -> None:
     pushed: list[dict[str, Any]] = []
 
     def push(*_: Any, settings: dict[str, Any], **__: Any) -> dict[str, Any]:
@@ -41,13 +42,13 @@ def test_the_new_version_is_pushed_with_the_parent_s_grounding(tmp_path: Path) -
     metadata = SimpleNamespace(training=training, model_dump_json=lambda: "{}")
     job, gateway = SimpleNamespace(adapter="voice", keep_version_s=None), SimpleNamespace(push=push)
     with RunDirectory(tmp_path) as folder:
-        for plan in (PLAN, PLAN.model_copy(update={"grounding": None})):
+        for plan in (PLAN, PLAN.model_copy(update={"grounding": None, "sampling": None})):
             register(
                 cast(Any, job), folder, cast(Any, gateway), plan=plan, output=tmp_path, metadata=cast(Any, metadata)
             )
     grounding = pushed[0].pop("grounding")
     assert (grounding["vector_store_ids"], grounding["max_passage_tokens"]) == (["vs_shop"], 700)
-    assert pushed == [{"system_prompt": "Be salty."}] * 2
+    assert pushed == [{"system_prompt": "Be salty.", "sampling": {"temperature": 0.2}}, {"system_prompt": "Be salty."}]
 
 
 @pytest.mark.parametrize("grounded", [True, False])

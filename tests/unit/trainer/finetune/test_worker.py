@@ -246,6 +246,7 @@ def test_a_parent_of_which_only_half_was_fetched_is_fetched_again(
     # what the parent is grounded in the new version will be
     plan = TrainingPlan.model_validate_json((folder / spec.PLAN).read_bytes())
     assert plan.grounding == {"vector_store_ids": ["vs_shop"]}
+    assert plan.sampling is None
     assert {path.name for path in (folder / "parent").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 

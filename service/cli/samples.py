@@ -1,0 +1,105 @@
+"""The sample adapters of `hatrack up`: two voices, trained as jobs of the product itself while it serves.
+
+They are what a user's own first adapter would be: files are uploaded, a job trains, the version is proven, judged on
+questions that it was not trained on, and its report stays. A sample that is there already stays as it is, one whose job
+was cancelled or whose adapter was deleted does not come back, and a job that a stop interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+
+from service.cli.jobs import follow_job
+from service.client import FINAL_STATUSES, HatrackClient
+from service.client.training import VERDICT
+
+if TYPE_CHECKING:
+    from service.client.types.training import FineTuningJob
+
+NAMES: Final = ("tidewater", "pemberton")
+MARK: Final = "hatrack_sample"
+"""The key in a job's metadata that says whose sample it is."""
+HYPERPARAMETERS: Final[Mapping[str, Any]] = {
+    "n_epochs": 1,
+    "batch_size": 4,
+    "sampling": {"temperature": 0.2},  # so small a model wanders at the usual 1.0
+}
+"""One pass over 175 pairs is enough for a voice, and short enough to be watched."""
+
+
+def start(client: HatrackClient, directory: Path) -> dict[str, str]:
+    """Create the jobs of the samples that are missing; the ids of all that have not ended, by name.
+
+    Args:
+        directory: Has NAME.jsonl, NAME.grounded.jsonl and NAME.heldout.jsonl.
+
+    Raises:
+        ClientError: The gateway refused one.
+        OSError: A file cannot be read.
+    """
+    base = client.ready()["base"]
+    adapters = {adapter["name"] for adapter in client.adapters.list()}
+    newest: dict[str, FineTuningJob] = {}
+    for job in client.fine_tuning.jobs.list():
+        newest.setdefault((job.get("metadata") or {}).get(MARK, ""), job)
+    started = {}
+    for name in NAMES:
+        earlier = newest.get(name)
+        if earlier is not None and earlier["status"] not in FINAL_STATUSES:
+            started[name] = earlier["id"]
+        elif name not in adapters and (earlier is None or earlier["status"] == "failed"):
+            started[name] = _create(client, directory, name, base)
+    return started
+
+
+def _create(client: HatrackClient, directory: Path, name: str, base: str) -> str:
+    with TemporaryDirectory() as scratch:
+        examples = Path(scratch) / f"{name}.jsonl"
+        examples.write_bytes(b"".join((directory / f"{name}{part}.jsonl").read_bytes() for part in ("", ".grounded")))
+        training = client.files.create(examples)
+    held_out = client.files.create(directory / f"{name}.heldout.jsonl")
+    job = client.fine_tuning.jobs.create(
+        training["id"],
+        model=base,
+        adapter=name,
+        validation_file=held_out["id"],
+        hyperparameters=HYPERPARAMETERS,
+        metadata={MARK: name},
+        seed=7,
+    )
+    return job["id"]
+
+
+def follow(client: HatrackClient, name: str, job_id: str, console: Console) -> bool:
+    """Show a sample's job to its end, and let the version go live whatever its verdict; whether it answers.
+
+    Raises:
+        ClientError: The gateway was away for long, or refused the promotion.
+    """
+    job = follow_job(client, job_id, quiet=False)
+    version = job.get("fine_tuned_model")
+    if job["status"] != "succeeded" or version is None:
+        error = job.get("error")
+        reason = error["message"] if error else job["status"]
+        console.print(f"✗ {name} was not trained: {reason}", style="red", markup=False)
+        return False
+    verdict = (job.get("metadata") or {}).get(VERDICT, "none").replace("_", " ")
+    if "live" not in client.adapters.retrieve(name)["aliases"]:
+        client.adapters.promote(version, force=True)
+        verdict += "; live all the same, as a sample"
+    console.print(f"[green]✓[/green] {version} is live. Its verdict: {verdict} (hatrack report {version}).")
+    return True
+
+
+def sample_files() -> Path | None:
+    """The directory of the samples' data; None where the trainer is not installed. The trainer is not imported."""
+    trainer = find_spec("trainer")
+    if trainer is None or not trainer.submodule_search_locations:
+        return None
+    return Path(trainer.submodule_search_locations[0]) / "samples"

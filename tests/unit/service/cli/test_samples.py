@@ -1,0 +1,133 @@
+"""The sample adapters of `hatrack up`: which are trained at a start, and what becomes of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from service.cli import samples
+from service.client import HatrackClient
+
+READY = {"status": "ready", "base": "tiny"}
+
+
+class Gateway:
+    """Answers as a gateway that has the given adapters and jobs, newest first; `made` has the new jobs' bodies."""
+
+    def __init__(self, adapters: Mapping[str, dict[str, int | None]], jobs: list[dict[str, Any]]) -> None:
+        self.adapters = adapters
+        self.jobs = jobs
+        self.uploads: list[bytes] = []
+        self.made: list[dict[str, Any]] = []
+        self.moved: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        match (request.method, request.url.path):
+            case ("GET", "/readyz"):
+                return httpx.Response(200, json=READY)
+            case ("GET", "/v1/adapters"):
+                data = [{"name": name, "aliases": aliases, "versions": []} for name, aliases in self.adapters.items()]
+                return httpx.Response(200, json={"object": "list", "data": data, "has_more": False})
+            case ("GET", "/v1/fine_tuning/jobs"):
+                return httpx.Response(200, json={"object": "list", "data": self.jobs, "has_more": False})
+            case ("POST", "/v1/files"):
+                self.uploads.append(request.read())
+                return httpx.Response(200, json={"id": f"file-{len(self.uploads)}"})
+            case ("POST", "/v1/fine_tuning/jobs"):
+                self.made.append(json.loads(request.content))
+                return httpx.Response(200, json={"id": f"ftjob-{len(self.made)}"})
+            case ("GET", path) if path.startswith("/v1/fine_tuning/jobs/"):
+                job = next(job for job in self.jobs if job["id"] == path.split("/")[4])
+                if not path.endswith("/events"):
+                    return httpx.Response(200, json={"hatrack": {}} | job)
+                if "text/event-stream" not in request.headers.get("accept", ""):
+                    return httpx.Response(200, json={"object": "list", "data": [], "has_more": False})
+                return httpx.Response(200, text="data: [DONE]\n\n", headers={"content-type": "text/event-stream"})
+            case ("GET", path):
+                name = path.removeprefix("/v1/adapters/")
+                return httpx.Response(200, json={"name": name, "aliases": self.adapters[name], "versions": []})
+            case ("PUT", path):
+                self.moved.append((path, json.loads(request.content)))
+                return httpx.Response(200, json={})
+        raise AssertionError(request)
+
+
+def job(name: str, status: str, **more: Any) -> dict[str, Any]:
+    return {"id": f"ftjob-{name}", "status": status, "metadata": {"hatrack_sample": name}, **more}
+
+
+def start(gateway: Gateway) -> dict[str, str]:
+    files = samples.sample_files()
+    assert files is not None
+    with HatrackClient("http://x", "k", transport=httpx.MockTransport(gateway)) as client:
+        return samples.start(client, files)
+
+
+def test_both_are_trained_on_all_their_pairs_and_judged_on_what_they_never_saw() -> None:
+    gateway = Gateway({}, [])
+    assert start(gateway) == {"tidewater": "ftjob-1", "pemberton": "ftjob-2"}
+    [tidewater, _] = gateway.made
+    assert (tidewater["training_file"], tidewater["validation_file"]) == ("file-1", "file-2")
+    assert gateway.uploads[0].count(b'"messages"') == 175
+    assert gateway.uploads[1].count(b'"messages"') == 20
+    assert (tidewater["model"], tidewater["method"]["supervised"]["hyperparameters"]["sampling"]) == (
+        "tiny",
+        {"temperature": 0.2},
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapters", "jobs", "followed", "made"),
+    [
+        ({"tidewater": {"live": 1}, "pemberton": {"live": 1}}, [], [], 0),
+        ({}, [job("tidewater", "running"), job("pemberton", "queued")], ["tidewater", "pemberton"], 0),
+        ({"tidewater": {}}, [job("tidewater", "running")], ["tidewater", "pemberton"], 1),
+        ({}, [job("tidewater", "failed"), job("pemberton", "cancelled")], ["tidewater"], 1),
+        ({}, [job("tidewater", "succeeded"), job("pemberton", "succeeded")], [], 0),
+    ],
+    ids=["there already", "interrupted by a stop", "one of them judged", "failed and cancelled", "deleted"],
+)
+def test_what_is_there_or_was_done_away_with_is_not_trained_again(
+    adapters: dict[str, dict[str, int | None]], jobs: list[dict[str, Any]], followed: list[str], made: int
+) -> None:
+    gateway = Gateway(adapters, jobs)
+    assert list(start(gateway)) == followed
+    assert len(gateway.made) == made
+
+
+def follow(gateway: Gateway) -> tuple[bool, str]:
+    shown = io.StringIO()
+    with HatrackClient("http://x", "k", transport=httpx.MockTransport(gateway)) as client:
+        answers = samples.follow(client, "tidewater", "ftjob-tidewater", Console(file=shown, width=200))
+    return answers, shown.getvalue()
+
+
+def test_one_that_did_not_pass_goes_live_all_the_same_and_says_so() -> None:
+    ended = job("tidewater", "succeeded", fine_tuned_model="tidewater@1")
+    ended["metadata"]["hatrack_verdict"] = "not_enough_evidence"
+    gateway = Gateway({"tidewater": {"candidate": 1}}, [ended])
+    answers, shown = follow(gateway)
+    assert answers
+    assert gateway.moved == [("/v1/adapters/tidewater/aliases/live", {"version": 1, "force": True})]
+    assert "not enough evidence; live all the same, as a sample (hatrack report tidewater@1)" in shown
+
+
+def test_one_that_passed_is_left_as_its_job_left_it() -> None:
+    ended = job("tidewater", "succeeded", fine_tuned_model="tidewater@1")
+    ended["metadata"]["hatrack_verdict"] = "pass"
+    gateway = Gateway({"tidewater": {"live": 1}}, [ended])
+    assert follow(gateway)[0]
+    assert gateway.moved == []
+
+
+def test_one_that_could_not_be_trained_says_why_and_ends_nothing() -> None:
+    gateway = Gateway({}, [job("tidewater", "failed", error={"code": "insufficient_memory", "message": "8 GiB short"})])
+    answers, shown = follow(gateway)
+    assert not answers
+    assert "tidewater was not trained: 8 GiB short" in shown
