@@ -6,9 +6,9 @@ The rule, sentence by sentence of the answer:
    of at least four letters. A common word counts nothing, nor does one that most of the passages have.
 2. A term that several passages have is credited to the one that shares most terms with question and sentence together
    (to all of them if they share equally many, as copies do).
-3. A number of two or more digits, a code or a name is worth two points, any other term one, and so is each pair of
-   neighbours that are neighbours in the passage, too. Two points in one sentence and the passage is used; one suffices
-   if the sentence says nothing else and the passage has a word of the question.
+3. A number of two or more digits, a code or a name in one sentence decides: the passage is used. So do three points:
+   any other term is worth one, and so is each pair of neighbours that are neighbours in the passage, too. One point
+   suffices if the sentence says nothing else and the passage has a word of the question.
 
 So it tells whether the answer says what a passage says and the question did not, not where the model took it from. An
 answer that only says yes, or repeats the question, uses none. Deterministic, in linear time, without a model.
@@ -25,8 +25,9 @@ from typing import Final, NamedTuple
 
 from service.grounding.template import COMMON
 
-MIN_POINTS: Final = 2
-STRONG: Final = 2
+MIN_POINTS: Final = 3
+"""Chosen on answers that were given without the passages, see GROUNDING.md."""
+STRONG: Final = MIN_POINTS
 """Points of a number, code or name."""
 MIN_WORD_CHARS: Final = 4
 MAX_COMPARED_CHARS: Final = 16_384

@@ -74,8 +74,10 @@ def test_words_that_most_passages_have_are_no_evidence() -> None:
 
 def test_two_words_of_different_sentences_do_not_add_up() -> None:
     passages = ("The lantern needs brass polish.",)
-    assert used("I like lanterns. Polish is a language.", "What is your hobby?", passages) == []
-    assert used("Give the lantern some polish.", "What is your hobby?", passages) == [1]
+    assert used("I like lanterns. Brass is loud. Polish is a language.", "What is your hobby?", passages) == []
+    assert used("Polish the lantern until the brass shines.", "What is your hobby?", passages) == [1]
+    assert used("Brass polish is all it takes.", "What is your hobby?", passages) == [1], "they are neighbours"
+    assert used("Polish your lantern.", "What is your hobby?", passages) == [], "two words may meet by chance"
 
 
 @pytest.mark.parametrize("text", ["Cite as [1].", "Mark each fact with its number, [n].", "[number]"])
