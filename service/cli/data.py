@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from adapters.wording import counted
 from service.cli import datasets, terminal
 from service.cli import label as labelling
 from service.cli.datasets import EXAMPLES
@@ -75,7 +76,7 @@ def print_report(report: DataCheck) -> None:
     console = Console(highlight=False)
     lengths, held = report.get("lengths"), report["held_out"]
     lines = [
-        f"{report['file']}: {report['examples']} examples, format {report['format']}",
+        f"{report['file']}: {counted(report['examples'], 'example')}, format {report['format']}",
         f"{report['trained_on']} for training, {held['examples']} held out ({held['source']}), "
         f"{report['dropped']} left out as too long",
     ]
@@ -126,7 +127,10 @@ def lineage(
 def _facts(metadata: JsonObject) -> list[tuple[str, str]]:
     made: dict[str, Any] = metadata["lineage"]
     cost: dict[str, Any] = metadata.get("training") or {}
-    facts = [("data", f"{file['name']}: {file['examples']} examples, sha256 {file['sha256']}") for file in made["data"]]
+    facts = [
+        ("data", f"{file['name']}: {counted(file['examples'], 'example')}, sha256 {file['sha256']}")
+        for file in made["data"]
+    ]
     named = made.get("datasets") or {}
     facts += [(f"dataset: {field}", version) for field, version in named.items()]
     facts += [("files", ", ".join(made.get("files") or []) or "-"), ("job", made.get("job") or "-")]

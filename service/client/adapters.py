@@ -20,7 +20,15 @@ from service.client.types.adapters import (
     RecordedVerdict,
 )
 from service.client.types.evaluations import Evaluation
-from service.client.upload import CONFIG_FILE, README_FILE, WEIGHTS_FILE, AdapterDirectory, CountedFile, not_readable
+from service.client.upload import (
+    CONFIG_FILE,
+    README_FILE,
+    WEIGHTS_FILE,
+    AdapterDirectory,
+    CountedFile,
+    not_readable,
+    packages_missing,
+)
 from service.client.wire import ClientError
 
 if TYPE_CHECKING:
@@ -276,9 +284,13 @@ class AdapterVersions(Resource):
         Raises:
             ClientError: `version_not_ready`; `target_exists`; `other_base`: the directory has another base;
                 `base_invalid`: it is no checkpoint that can be merged into; `not_finite`: its dtype cannot hold a
-                merged value; `disk_full`, `not_writable`, `damaged`.
+                merged value; `disk_full`, `not_writable`, `damaged`; `packages_missing`: the light client is installed
+                without its extra `weights`.
         """
-        from service.client.export import export_merged  # numpy, which nothing else of the client needs
+        try:
+            from service.client.export import export_merged  # numpy, which nothing else of the client needs
+        except ModuleNotFoundError as error:
+            raise packages_missing(error) from error
 
         return export_merged(
             self.retrieve(name, version),

@@ -107,6 +107,12 @@ CACHED_TOKENS: Final = Metric(
     "hatrack_cached_prompt_tokens_total", "counter", "Prompt tokens served from the engine's prefix cache.", _TARGET
 )
 COMPLETION_TOKENS: Final = Metric("hatrack_completion_tokens_total", "counter", "Completion tokens.", _TARGET)
+ENGINE_S: Final = Metric(
+    "hatrack_engine_seconds_total",
+    "counter",
+    "The engine's time, shared equally among the requests in it, as in /v1/costs; proofs and warming are left out.",
+    _TARGET,
+)
 
 # the engine, as the gateway sees it
 ENGINE_STATE: Final = Metric(

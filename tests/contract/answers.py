@@ -327,6 +327,8 @@ async def _evaluations(ask: Recorder) -> None:
     await ask.send("evaluation without a held-out file", "POST", "/v1/evaluations", json={"model": "voice@1"})
     await ask.send("evaluation of nothing", "POST", "/v1/evaluations", json=wanted | {"model": "nobody"})
     held = await ask.send("evaluation that waits", "POST", "/v1/evaluations", json=wanted | {"metadata": {"hold": "1"}})
+    await ask.send("reviews of what has no verdict", "POST", "/v1/reviews", json={"evaluation": made["id"]})
+    await ask.send("reviews of what has not ended", "POST", "/v1/reviews", json={"evaluation": held["id"]})
     await ask.send("report that is not there yet", "GET", f"/v1/evaluations/{held['id']}/report")
     await ask.send("evaluation cancelled", "POST", f"/v1/evaluations/{held['id']}/cancel")
     await ask.send("no such evaluation", "GET", "/v1/evaluations/eval-nothing")

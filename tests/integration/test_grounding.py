@@ -411,7 +411,7 @@ def test_the_walkthrough_of_grounding_md_works_as_written(
         outputs.append(ran.stdout + ran.stderr)
         # the first command only fills the store
         answers.append([outputs[-1], *(paraphrased_answers() if len(outputs) > 1 else [])])
-    assert "2 of 2 files are indexed" in outputs[0]
+    assert "2 of 2 files indexed" in outputs[0]
     assert "orders.csv" in outputs[0]
     assert any(HERON in text for text in answers[1]), answers[1]
     assert "[1] orders.csv" in outputs[1]

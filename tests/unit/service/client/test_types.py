@@ -118,6 +118,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "models.list": (),
     "models.retrieve": ("voice",),
     "revalidations.create": (),
+    "reviews.create": ("eval-1",),
     "reviews.list": (),
     "reviews.next": (),
     "reviews.retrieve": ("rev-1",),
