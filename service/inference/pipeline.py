@@ -189,10 +189,8 @@ class Pipeline:
         """Check the fields of a body of ``size`` bytes, which it changes in place; returns what is to be retrieved."""
         self._prompt_limit.check_ids(body, size)
         check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+        options = _take_grounding(route, body, target, caller)
         route.dialect.force_tools(body)
-        options = None
-        if route.injector is not None:
-            options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
         self._prompt_limit.check_text(body, size, only_tokenizes=not route.salted)
         return options
 
@@ -411,6 +409,14 @@ class Pipeline:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
         await exchange.fail(error)
+
+
+def _take_grounding(route: Route, body: dict[str, Any], target: Target, caller: Caller) -> RetrievalOptions | None:
+    """What to retrieve, as request and version say; the request's part is taken out of its body."""
+    grounding, file_search = route.dialect.take_grounding(body)
+    if route.injector is None:
+        return None
+    return retrieval_options(grounding, target.settings.grounding, caller.filters, file_search)
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:
