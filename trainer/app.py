@@ -147,7 +147,7 @@ class Trainer:
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,
-            teachers=Teachers(endpoints),
+            teachers=Teachers(endpoints, database),
             webhook=webhook,
             tracking=TrackingFollower(database, notifier, trackers(settings, installation.directory), tracked_job),
         )

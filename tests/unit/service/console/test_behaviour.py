@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from adapters.dataset.formats import read_lines
 from service.console.routes import console
 from service.database import metadata
 from service.registry import alias_records
@@ -228,11 +229,12 @@ def dataset(*numbers: int) -> dict[str, Any]:
     return {"name": "support", "latest": numbers[-1], "versions": made}
 
 
+ASKED, ANSWER = "Where is it?", "Aboard."
 DATASET, PUSH, UPLOAD, LINE = "GET /v1/datasets/support", "POST /v1/datasets", "POST /v1/files", '{"messages": []}'
 
 
 def save(page: Browser) -> None:
-    show(page, "save_example.js", "SaveExample", question="Where is it?", answer="Aboard.")
+    show(page, "save_example.js", "SaveExample", question=ASKED, answer=ANSWER)
     page.fill("dialog input", "support")
     page.click("Save", "dialog")
 
@@ -251,6 +253,56 @@ def test_an_example_continues_the_newest_version_wherever_the_dataset_is_in_the_
     assert f'{LINE}\n{{"messages":[{{"role":"user","content":"Where is it?"}}' in answers.bodies[UPLOAD].decode()
     assert json.loads(answers.bodies[PUSH])["file"] == "file-new"
     assert "GET /v1/datasets" not in answers.asked
+
+
+def sharegpt(user: str, assistant: str, question: str = "q", answer: str = "a") -> dict[str, Any]:
+    return {"conversations": [{"from": user, "value": question}, {"from": assistant, "value": answer}]}
+
+
+@pytest.mark.parametrize(
+    ("first", "added"),
+    [
+        ('{"prompt": "p", "completion": "c"}', {"prompt": ASKED, "completion": ANSWER}),
+        ('\ufeff{"instruction": "i", "output": "o"}', {"instruction": ASKED, "input": "", "output": ANSWER}),
+        (f"no example\n{json.dumps(sharegpt('human', 'gpt'))}", sharegpt("human", "gpt", ASKED, ANSWER)),
+        (json.dumps(sharegpt("user", "assistant")), sharegpt("user", "assistant", ASKED, ANSWER)),
+    ],
+    ids=["prompt_completion", "alpaca", "sharegpt", "sharegpt_user"],
+)
+def test_an_example_is_written_as_the_dataset_writes_its_own(
+    page: Browser, answers: Answers, first: str, added: dict[str, Any]
+) -> None:
+    answers.told = {
+        DATASET: [dataset(1), dataset(1), dataset(1, 2)],
+        "GET /v1/files/file-1/content": [f"{first}\n"],
+        UPLOAD: [{"id": "file-new"}],
+        PUSH: [{"dataset": "support", "version": 2}],
+    }
+    save(page)
+    page.wait("window.called.includes('close')")
+    lines = answers.bodies[UPLOAD].decode().split("\r\n\r\n")[-1].split("\r\n--")[0].splitlines()
+    assert json.loads(lines[-1]) == added
+    reader, examples = read_lines(lines[-1].encode())
+    assert reader.problems == []
+    assert [message.content for message in examples[0].messages] == [ASKED, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ('{"input": {}, "preferred_output": [], "non_preferred_output": []}', "This dataset has pairs of answers"),
+        ('{"text": "no example"}', "The dataset's format is not known"),
+    ],
+)
+def test_an_example_that_a_dataset_cannot_take_is_refused_before_anything_is_stored(
+    page: Browser, answers: Answers, line: str, title: str
+) -> None:
+    answers.told = {DATASET: [dataset(1)], "GET /v1/files/file-1/content": [line]}
+    save(page)
+    page.wait_for_text(title)
+    page.wait_for_text("support@1")
+    assert UPLOAD not in answers.asked
+    assert PUSH not in answers.asked
 
 
 def test_an_example_begins_a_dataset_that_does_not_exist(page: Browser, answers: Answers) -> None:
