@@ -17,7 +17,6 @@ from rich.console import Console
 
 from service.cli.jobs import follow_job
 from service.client import FINAL_STATUSES, HatrackClient
-from service.client.training import VERDICT
 
 if TYPE_CHECKING:
     from service.client.types.training import FineTuningJob
@@ -89,6 +88,8 @@ def follow(client: HatrackClient, name: str, job_id: str, console: Console) -> b
         reason = error["message"] if error else job["status"]
         console.print(f"✗ {name} was not trained: {reason}", style="red", markup=False)
         return False
+    from service.client.training import VERDICT  # heavy, and `hatrack --help` need not wait for it
+
     verdict = (job.get("metadata") or {}).get(VERDICT, "none").replace("_", " ")
     if "live" not in client.adapters.retrieve(name)["aliases"]:
         client.adapters.promote(version, force=True)
