@@ -118,10 +118,20 @@ def lineage(
         version_object = client.adapters.versions.retrieve(reference.name, reference.version).get("metadata") or {}
     if as_json:
         terminal.print_json(version_object)
-    elif "lineage" in version_object:
-        terminal.print_table(["", version], [[name, value] for name, value in _facts(version_object)])
+    elif facts := [*_source_facts(version_object), *(_facts(version_object) if "lineage" in version_object else [])]:
+        terminal.print_table(["", version], [[name, value] for name, value in facts])
     else:
         typer.echo(f"{version} was uploaded without a lineage.")
+
+
+def _source_facts(metadata: JsonObject) -> list[tuple[str, str]]:
+    """Where the gateway fetched the files from; nothing where they were uploaded."""
+    source = metadata.get("source")
+    if not isinstance(source, dict):
+        return []
+    shown = ("url", "revision", "sha256", "checked_by")
+    facts = [(f"source: {name}", str(source[name])) for name in shown if source.get(name)]
+    return [*facts, ("source: fetched", terminal.when(source.get("fetched_at")))]
 
 
 def _facts(metadata: JsonObject) -> list[tuple[str, str]]:

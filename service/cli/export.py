@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from service.cli import full_product, terminal
 from service.cli.terminal import AsJson
@@ -34,7 +30,8 @@ def export(
     if reference.version is None:
         raise typer.BadParameter(f"name a version, such as {reference.name}@1; got {version}.")
     directory, cache_dir = (base, None) if base is not None else full_product.local_base()
-    with terminal.reporting(as_json), HatrackClient() as client, _bar(quiet=as_json) as progress:
+    bar = terminal.bytes_bar("reading the base", "merging", quiet=as_json)
+    with terminal.reporting(as_json), HatrackClient() as client, bar as progress:
         result = client.adapters.versions.export_merged(
             reference.name, reference.version, merged, base=directory, cache_dir=cache_dir, progress=progress
         )
@@ -44,16 +41,3 @@ def export(
     else:
         size = terminal.size(sum(file.bytes for file in result.files))
         typer.echo(f"{version} is merged in {merged}: {len(result.modules)} layers, {size}; see README.md there")
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar of the bytes written, on a terminal's stderr."""
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
-        *(TransferSpeedColumn(), TimeRemainingColumn()),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("reading the base", total=None)
-        yield lambda done, total: bar.update(task, description="merging", completed=done, total=total)

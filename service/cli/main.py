@@ -10,6 +10,7 @@ from service import __version__
 from service.cli import (
     access,
     advise,
+    batch,
     chat,
     cost,
     data,
@@ -19,6 +20,7 @@ from service.cli import (
     jobs,
     kb,
     profiles,
+    pull,
     registry,
     revalidate,
     review,
@@ -110,6 +112,7 @@ app.command(
     epilog=examples(
         "hatrack push brand-voice out/brand-voice",
         "hatrack push brand-voice out/brand-voice --alias canary",
+        "hatrack push brand-voice hf://acme/brand-voice@v2",
         'hatrack push brand-voice out/brand-voice --system-prompt "You are the voice of the shop."',
         "hatrack push brand-voice out/brand-voice --no-wait --json | jq .version",
         "hatrack push support --system-prompt prompt.txt --examples few.jsonl --kb policies   (no weights)",
@@ -147,6 +150,15 @@ app.command(
         "hatrack chat brand-voice < question.txt",
     )
 )(chat.chat)
+app.command(
+    epilog=examples(
+        "hatrack batch requests.jsonl --wait",
+        "hatrack batch requests.jsonl --wait --out answers.jsonl",
+        "hatrack batch batch_1a2b",
+        "hatrack batch batch_1a2b --cancel",
+    )
+)(batch.batch)
+app.command(epilog=examples("hatrack batches", "hatrack batches --json | jq '.[].request_counts'"))(batch.batches)
 app.command(
     epilog=examples(
         "hatrack usage",
@@ -222,6 +234,7 @@ app.command(
 app.add_typer(data.app, name="data")
 app.add_typer(from_openai.app, name="import")
 app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
+app.command(epilog=examples("hatrack pull brand-voice@3 ./brand-voice-3"))(pull.pull)
 app.command(
     epilog=examples(
         "hatrack export brand-voice@3 --merged ./brand-voice-3",

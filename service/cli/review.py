@@ -15,7 +15,7 @@ from rich.text import Text
 
 from service.cli import terminal
 from service.cli.terminal import AsJson
-from service.client import HatrackClient
+from service.client import ClientError, HatrackClient
 
 if TYPE_CHECKING:
     from service.client.evaluations import Choice
@@ -141,7 +141,13 @@ def _ask(client: HatrackClient, evaluation: str | None) -> None:
         if key == SKIP:
             skipped = str(pair["id"])
             continue
-        client.reviews.choose(pair["id"], KEYS[key])
+        try:
+            client.reviews.choose(pair["id"], KEYS[key])
+        except ClientError as error:
+            if error.code != "review_taken":
+                raise
+            typer.echo("Other reviewers have just made the last choices on this pair.")
+            continue
         reviewed += 1
 
 

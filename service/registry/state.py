@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.concurrency import Locks, in_thread
 from service.database import Database
-from service.errors import Conflict, NotFound, Unprocessable
+from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.registry.counts import NO_COUNTS, RegistryCounts
@@ -30,6 +31,7 @@ MAX_REMEMBERED: Final = 100_000
 """Digests whose files are remembered as sound: some 30 MB."""
 TOO_DEEP: Final = f"The metadata is nested more than {MAX_LEVELS} levels deep and is not shown."
 """Of a version from before such metadata was refused."""
+_LOG: Final = logging.getLogger("hatrack.registry")
 
 
 class RegistryState:
@@ -164,6 +166,16 @@ class RegistryState:
         self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         await self.recount()
 
+    def warn_of_hidden_embedder(self) -> None:
+        """Log the projects in which an adapter had the embedder's name before the embedder was served under it."""
+        name = self.catalog.embedder_name
+        projects = sorted(project for project, taken in self.catalog.snapshot.adapters if taken == name)
+        if projects:
+            _LOG.warning(
+                "the embedder is hidden where an adapter has its name: set HATRACK_EMBEDDINGS_NAME to another",
+                extra={"name_taken": name, "projects": projects[:20]},
+            )
+
     async def recount(self) -> None:
         """Update ``counts``."""
         states = await self.database.run(records.states)
@@ -232,9 +244,14 @@ class RegistryState:
         return shown
 
 
-def adapter_not_found(name: str) -> NotFound:
-    """The error for an adapter that does not exist or that the key may not see."""
-    return NotFound(f"the adapter `{name[:100]}` does not exist", code="adapter_not_found")
+def adapter_not_found(name: str, similar: str | None = None) -> AdapterNotFound:
+    """The error for an adapter that does not exist or that the key may not see.
+
+    Args:
+        similar: What was probably meant, which the key may see.
+    """
+    hint = "" if similar is None else f"; did you mean `{similar}`?"
+    return AdapterNotFound(f"the adapter `{name[:100]}` does not exist{hint}")
 
 
 def _number(target: AliasTarget) -> int | None:

@@ -77,7 +77,8 @@ function Pair({ evaluation }) {
       await post(`/v1/reviews/${encodeURIComponent(id)}`, { choice });
       setState({ turn: state.turn + 1, last: id, error: null, busy: false });
     } catch (error) {
-      setState({ ...state, busy: false, error });
+      // others have made the last choices on this pair: the next one comes instead
+      setState({ ...state, turn: state.turn + (error.code === "review_taken"), busy: false, error });
     }
   };
   const skip = () => setAfter(pair.id);

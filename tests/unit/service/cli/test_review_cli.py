@@ -34,12 +34,17 @@ class Reviews:
     judge: str | None = "strict"
     reviewers: int = 1
     others_are_done: bool = True
+    taken: str | None = None
+    """A pair that others take while it is looked at."""
     created: list[dict[str, Any]] = field(default_factory=list)
     asked: list[dict[str, list[str]]] = field(default_factory=list)
 
     def answer(self, name: str | None, query: dict[str, list[str]], body: Any) -> tuple[int, dict[str, Any]]:
         if body is not None and name is None:
             return self.create(body)
+        if body is not None and name == self.taken:
+            self.choices[str(name)] = "others"
+            return 409, {"error": {"message": "taken", "type": "t", "param": None, "code": "review_taken"}}
         if body is not None:
             self.choices[str(name)] = body["choice"]
             return 200, self.pair(str(name))
@@ -235,6 +240,15 @@ def test_with_several_reviewers_the_outcome_waits_for_the_others(hatrack: Hatrac
     assert reviews.created == [{"evaluation": "eval-1", "reviewers": 2}]
     assert "Other reviewers have yet to choose" in result.stdout
     assert "People chose" not in result.stdout
+
+
+def test_a_pair_that_others_take_meanwhile_is_passed_over(hatrack: Hatrack, reviews: Reviews) -> None:
+    reviews.taken = "rev-1"
+    result = hatrack("eval-1", stdin="1\n1\n2\n")
+    assert result.exit_code == 0, result.output
+    assert reviews.choices == {"rev-0": "first", "rev-1": "others", "rev-2": "second"}
+    assert "Other reviewers have just made the last choices on this pair." in result.stdout
+    assert "2 reviewed." in result.stdout
 
 
 def test_starting_twice_is_told(hatrack: Hatrack, reviews: Reviews) -> None:
