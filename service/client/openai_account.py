@@ -14,14 +14,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Literal, NotRequired, Self, TypedDict, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
 
 from service.client.addresses import on_this_machine, without_v1
 from service.client.connection import CONNECT_S, PAGE, path_of
-from service.client.types.openai import OpenAIFile, OpenAIJob
 from service.client.wire import ClientError, json_body
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
@@ -38,6 +37,49 @@ NOT_FOUND: Final = "openai_not_found"
 PIECE_BYTES: Final = 256 * 1024
 
 Item = TypeVar("Item")
+
+
+class OpenAIMethod(TypedDict):
+    """`method`: its type, and under the type's name its options."""
+
+    type: str
+    supervised: NotRequired[dict[str, Any] | None]
+    dpo: NotRequired[dict[str, Any] | None]
+    reinforcement: NotRequired[dict[str, Any] | None]
+
+
+class OpenAIJob(TypedDict):
+    """A `fine_tuning.job`."""
+
+    object: Literal["fine_tuning.job"]
+    id: str
+    created_at: int
+    status: str
+    model: str
+    """The model that was trained: one of OpenAI's, or `ft:…`, an earlier job's."""
+    fine_tuned_model: str | None
+    """`ft:MODEL:ORGANIZATION:SUFFIX:ID`; null unless the job succeeded."""
+    user_provided_suffix: NotRequired[str | None]
+    training_file: str
+    validation_file: NotRequired[str | None]
+    seed: NotRequired[int | None]
+    hyperparameters: NotRequired[dict[str, Any] | None]
+    """Of jobs older than `method`; of others the same as there."""
+    method: NotRequired[OpenAIMethod | None]
+    metadata: NotRequired[dict[str, str] | None]
+    integrations: NotRequired[list[dict[str, Any]] | None]
+
+
+class OpenAIFile(TypedDict):
+    """A `file`."""
+
+    object: Literal["file"]
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    expires_at: NotRequired[int | None]
 
 
 class OpenAIAccount:

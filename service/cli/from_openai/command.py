@@ -16,7 +16,7 @@ from service.cli.terminal import AsJson, examples
 from service.cli.usage import moment
 from service.client import ClientError, HatrackClient
 from service.client.addresses import without_v1
-from service.client.openai_account import NOT_FOUND, OPENAI_URL, OpenAIAccount
+from service.client.openai_account import NOT_FOUND, OPENAI_URL, OpenAIAccount, OpenAIFile, OpenAIJob
 from service.client.settings import ClientSettings
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from service.cli.from_openai.plan import PlannedJob
     from service.cli.from_openai.transfer import Bar, Outcome
-    from service.client.types.openai import OpenAIFile, OpenAIJob
     from service.client.types.training import FineTuningJob
 
 JOB_PREFIX: Final = "ftjob-"

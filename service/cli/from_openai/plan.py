@@ -13,7 +13,7 @@ from service.client.types.training import Hyperparameters
 from service.client.wire import FINAL_STATUSES
 
 if TYPE_CHECKING:
-    from service.client.types.openai import OpenAIFile, OpenAIJob
+    from service.client.openai_account import OpenAIFile, OpenAIJob
     from service.client.types.training import FineTuningJob
 
 JOB: Final = "openai_job"

@@ -16,8 +16,7 @@ from service.client.upload import file_sha256
 
 if TYPE_CHECKING:
     from service.cli.from_openai.plan import PlannedJob
-    from service.client.openai_account import OpenAIAccount
-    from service.client.types.openai import OpenAIFile
+    from service.client.openai_account import OpenAIAccount, OpenAIFile
 
 PURPOSE: Final = "fine-tune"
 ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
