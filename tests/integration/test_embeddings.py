@@ -22,7 +22,7 @@ FACTS = (
     "The lighthouse lamp was made by Agnes Pell in 1911.",
     "Parcels leave the warehouse on Tuesdays and Fridays.",
 )
-QUESTIONS = ("Can I return my shoes?", "Who built the lamp of the lighthouse?", "When is my order shipped?")
+QUESTIONS = ("Can I return my shoes?", "Who built the lamp of the lighthouse?", "On which weekdays are parcels shipped?")
 
 
 @pytest.fixture(scope="module")
