@@ -151,6 +151,17 @@ class Prices(CostModel):
         return (prompt_tokens * self.hosted_input + completion_tokens * self.hosted_output) / MILLION
 
 
+class TokenPrices(CostModel):
+    """What an endpoint outside charges for a million tokens of prompts and of answers, in the operator's currency."""
+
+    input: float
+    output: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / MILLION
+
+
 class YearCost(CostModel):
     """The cost of one year, by what it is for; amounts are None where a price that they need is not set.
 

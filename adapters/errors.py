@@ -1,7 +1,7 @@
 """Everything that can be wrong with an adapter, as one tree: a class for each reason, a code for each class.
 
 AdapterError
-├── NamingError (NameInvalid, NameReserved, ReferenceInvalid)
+├── NamingError (NameInvalid, NameReserved, ReferenceInvalid, SourceInvalid)
 ├── ConfigError (ConfigInvalid, UnknownConfigKey, RankTooLarge, PatternUnsupported, BaseMismatch)
 │   └── UnsupportedFeature (DoraUnsupported, BiasUnsupported, ...)
 ├── WeightsError (WeightsInvalid, PickleRefused, DtypeUnsupported, TensorNameInvalid, ModuleUnknown,
@@ -54,6 +54,12 @@ class ReferenceInvalid(NamingError):
     """Not `name`, `name@version` or `name:alias`."""
 
     code = "reference_invalid"
+
+
+class SourceInvalid(NamingError):
+    """Not the address of a folder in a hub, a bucket or on a web server."""
+
+    code = "source_invalid"
 
 
 # The config (adapter_config.json)
@@ -384,9 +390,6 @@ class Damaged(StoreError):
     """Files of this digest are missing, of another size, or (when hashed again) of another content."""
 
     code = "damaged"
-
-
-# The base
 
 
 class BaseInvalid(AdapterError):

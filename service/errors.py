@@ -8,7 +8,9 @@ Exception
     │   └── FieldRefused     400  a field that no caller may set
     ├── Unauthenticated      401
     ├── Forbidden            403
+    │   └── SourceNotAllowed 403
     ├── NotFound             404
+    │   ├── AdapterNotFound  404
     │   ├── ModelNotFound    404
     │   └── NoLiveVersion    404
     ├── MethodNotAllowed     405
@@ -19,20 +21,25 @@ Exception
     ├── WrongMediaType       415
     ├── RangeNotSatisfiable  416
     ├── Unprocessable        422  well formed, but cannot be done
+    │   ├── SourceNotFound   422  what a push names is not there
+    │   └── SourceDamaged    422  … or came with other bytes than its digest says
     ├── RateLimited          429
     │   ├── RequestsLimited  429  too many requests, a minute or at once
     │   ├── TokensLimited    429  too many tokens a minute
+    │   ├── TooManyFetches   429  of pushes from a source
     │   └── QuotaSpent       429  the day's tokens or the month's money: retrying soon does not help
     ├── HeadersTooLarge      431
     ├── Internal             500
     ├── AdapterNotFinite     500  the adapter's numbers are not numbers
     ├── BadGateway           502  the engine gave something that is no answer
-    │   └── EngineCut        502  it went away before the answer was complete
+    │   ├── EngineCut        502  it went away before the answer was complete
+    │   └── SourceFailed     502  what a push names cannot be fetched now
     ├── Unavailable          503
     │   ├── EngineUnavailable
     │   │   └── EngineUnreachable
     │   └── TrainerUnavailable
     ├── Timeout              504
+    │   └── SourceTimeout    504
     └── DiskFull             507
 """
 
@@ -149,6 +156,12 @@ def _meant_path(path: str, groups: Collection[str]) -> str:
     if path.strip("/").split("/")[0] in groups:
         return f"`/v1` is missing: did you mean /v1{path[:100]}? The base URL of a client ends in it."
     return ""
+
+
+class AdapterNotFound(NotFound):
+    """The adapter does not exist, or the key may not see it."""
+
+    default_code = "adapter_not_found"
 
 
 class ModelNotFound(NotFound):
@@ -280,6 +293,46 @@ class Timeout(HatrackError):
 class DiskFull(HatrackError):
     status, type, default_code = 507, "server_error", "disk_full"
     retry = False
+
+
+# pushes from a source
+
+
+class SourceNotAllowed(Forbidden):
+    """The operator's settings do not let the gateway go there."""
+
+    default_code = "source_not_allowed"
+
+
+class SourceNotFound(Unprocessable):
+    """There is no such repository, folder or file, or not for the gateway's credentials."""
+
+    default_code = "source_not_found"
+
+
+class SourceDamaged(Unprocessable):
+    """What came is not what the source's digest, or the request's, says."""
+
+    default_code = "source_digest_mismatch"
+
+
+class SourceFailed(BadGateway):
+    """The source cannot be reached, or does not answer as it should."""
+
+    default_code = "source_failed"
+    retry = None
+
+
+class SourceTimeout(Timeout):
+    """The whole took too long; what has come is kept for the next attempt."""
+
+    default_code = "source_timeout"
+
+
+class TooManyFetches(RateLimited):
+    """Too many fetches run at once."""
+
+    default_code = "too_many_fetches"
 
 
 _STATUS: Final[tuple[tuple[type[AdapterError], type[HatrackError]], ...]] = (

@@ -114,8 +114,9 @@ class Trainer:
         }
         housekeeper = Housekeeper(installation.gateway, settings, database, directories)
         endpoints = read_endpoints(settings.endpoints)
-        reviews, looks = Reviews(database, endpoints), LookStore(database)
         jobs, evaluations = directories[finetune_kind.NAME], directories[evaluation_kind.NAME]
+        answered = {evaluation_kind.NAME: evaluations, finetune_kind.NAME: jobs}
+        reviews, looks = Reviews(database, endpoints, answered), LookStore(database)
         finetune = finetune_kind.FinetuneKind(
             settings, installation, base, database, jobs, housekeeper, reviews, looks, command
         )
@@ -139,12 +140,14 @@ class Trainer:
             jobs=jobs_service,
             costs=JobCosts(finetune, database),
             estimates=JobEstimates(jobs_service, finetune, database, settings, installation),
-            evaluations=Evaluations(evaluation, settings, installation, model, database, notifier, supervisor.lines),
+            evaluations=Evaluations(
+                evaluation, settings, installation, model, database, notifier, supervisor.lines, reviews
+            ),
             ladders=Ladders(ladder, settings, installation, model, database, notifier, supervisor.lines, endpoints),
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,
-            teachers=Teachers(endpoints),
+            teachers=Teachers(endpoints, database),
             webhook=webhook,
             tracking=TrackingFollower(database, notifier, trackers(settings, installation.directory), tracked_job),
         )

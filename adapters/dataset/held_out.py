@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Final, Literal
 
+from adapters.wording import counted
+
 SHARE: Final = 0.1
 MIN_SHARE: Final = 0.01
 MAX_SHARE: Final = 0.5
@@ -84,11 +86,11 @@ def describe_shortage(
         share: The share that is split off.
         possible_share: A share that holds out enough; None if there is none.
     """
-    held = f"Only {held_out} examples are" if held_out else "No example is"
+    held = f"Only {counted(held_out, 'example is', 'examples are')}" if held_out else "No example is"
     shortage = f"{held} held out, but a pass needs {min_examples}, so the trained version cannot pass. "
     ways = []
     if source == "given":
-        ways.append(f"add at least {min_examples - held_out} examples to the validation file")
+        ways.append(f"add at least {counted(min_examples - held_out, 'example')} to the validation file")
     else:
         if held_out < held_out_target(examples, share):
             shortage += (

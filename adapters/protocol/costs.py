@@ -37,10 +37,37 @@ class RunTime(ProtocolModel):
     judging_s: float
 
 
+class EndpointCharge(ProtocolModel):
+    """What an endpoint outside has charged in one hour for one run, or for a key that asked it on its own.
+
+    Attributes:
+        run: None for a key on its own (`hatrack data label`).
+        key_id: Of the run's creator, or of who asked.
+        adapter, version: What the run trains, judges or advises on; "" and None where there is none.
+        endpoint: Its name in the operator's settings.
+        hour: Unix seconds of its beginning.
+        money: At the prices of that time, without what `unpriced` requests cost, which is not known.
+    """
+
+    run: str | None
+    project: str
+    key_id: str
+    adapter: str
+    version: int | None
+    endpoint: str
+    hour: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float
+    unpriced: int
+
+
 class DeviceTimes(ProtocolModel):
-    """The device time of all projects' runs in a period, oldest first."""
+    """What all projects' runs took in a period, oldest first: the device's time, and what endpoints outside charged."""
 
     data: tuple[RunTime, ...]
+    charges: tuple[EndpointCharge, ...] = ()
 
 
 class LastTraining(ProtocolModel):

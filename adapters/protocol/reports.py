@@ -195,6 +195,33 @@ class ReportJudge(ProtocolModel):
     numbers: dict[str, Any] = Field(default_factory=dict)
 
 
+class HumanPreference(ProtocolModel):
+    """Which answers people preferred, blind, on all pairs of an evaluation. It decides nothing in a verdict."""
+
+    of: str = Field(description="The candidate's arm.")
+    against: str = Field(description="The base's arm that it was compared with: the strongest.")
+    pairs: int
+    reviewers: int = Field(description="Choices on each pair, each by another key.")
+    candidate: int = Field(description="Choices for the candidate's answer.")
+    tie: int
+    base: int
+    mean: float = Field(
+        description="Mean over independent questions of 1 for the candidate, 0.5 for a tie, 0 for the base; 0.5: even."
+    )
+    low: float
+    high: float
+    confidence: float = Field(0.95, description="Of both intervals, two-sided.")
+    differing: int | None = Field(None, description="Questions with different answers, from which the pairs are drawn.")
+    alike: int | None = Field(None, description="Questions with the same answer twice; these are not shown.")
+    agreed: float | None = Field(
+        None, description="How often two reviewers of a pair chose the same; null with one reviewer."
+    )
+    kappa: float | None = Field(None, description="Fleiss' kappa; null with one reviewer, or if all chose the same.")
+    kappa_low: float | None = None
+    kappa_high: float | None = None
+    sentence: str
+
+
 class ReportMeasure(ProtocolModel):
     """A secondary metric: each arm's mean, by label."""
 

@@ -22,6 +22,8 @@ MAX_EXAMPLES: Final = 32
 MAX_METADATA: Final = 16
 MAX_INTEGRATIONS: Final = 5
 MAX_TRACKER_TAGS: Final = 20
+MAX_REVIEW_PAIRS: Final = 1_000
+MAX_REVIEWERS: Final = 5
 MAX_PROMPT_CHARS: Final = 32_768
 """What a version's settings may hold (the gateway's `VersionSettings`): a longer one could not be registered."""
 
@@ -239,6 +241,20 @@ class LadderFields(RequestBody):
         None, description="Expected traffic, for the cost of a year. Default: the operator's setting."
     )
     metadata: Metadata | None = None
+
+
+class ReviewQueueBody(RequestBody):
+    """Body of ``POST /v1/reviews``: which run's answers people compare."""
+
+    evaluation: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
+        description="Id of an evaluation or a job that has ended with a verdict."
+    )
+    pairs: Annotated[int, Field(strict=True, ge=1, le=MAX_REVIEW_PAIRS)] = Field(
+        50, description="How many pairs to draw; all of them if there are fewer."
+    )
+    reviewers: Annotated[int, Field(strict=True, ge=1, le=MAX_REVIEWERS)] = Field(
+        1, description="How many people, each with a key of their own, choose on every pair."
+    )
 
 
 class ChoiceBody(RequestBody):

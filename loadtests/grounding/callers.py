@@ -52,8 +52,8 @@ async def main() -> None:
             began = time.perf_counter()
             answer, tokens = await embedder.inputs(texts, **OPTIONS)
             seconds = time.perf_counter() - began
-            rate = tokens / seconds
-            print(f"{len(texts)} texts, {tokens} tokens: {seconds:.3f} s, {rate:.0f} tokens/s, {len(answer)} bytes")
+            pace = f"{tokens / seconds:.0f} tokens/s"
+            print(f"{len(texts)} texts, {tokens} tokens: {seconds:.3f} s, {pace}, {len(answer)} bytes")
         print("\n| a question's vector, ms | p50 | p95 | p99 | most |\n|---|---|---|---|---|")
         show("alone", await ask(embedder, questions))
         floods = [asyncio.create_task(flood(embedder)) for _ in range(EMBEDDING_WIDTH)]

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from adapters.costs import amount_text
 from adapters.protocol.requests import MAX_INSTRUCTIONS
+from adapters.wording import counted
 from service.cli import kb, terminal
 from service.cli.datasets import data_argument, find_source
 from service.cli.evaluate import EXIT_NOT_ENOUGH_EVIDENCE, POLL_S
@@ -196,7 +197,7 @@ def _documents(client: HatrackClient, docs: str | None, name: str, *, quiet: boo
     try:
         indexed = kb.add_documents(client, store, [path], quiet=quiet)
         if not quiet:
-            typer.echo(f"{indexed} documents are in the store {store} ({name}-docs)")
+            typer.echo(f"{counted(indexed, 'document is', 'documents are')} in the store {store} ({name}-docs)")
         yield [store]
     except Exception:
         client.vector_stores.delete(store)

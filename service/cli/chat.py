@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.completion import complete_model
 from service.cli.terminal import AsJson
@@ -101,7 +102,7 @@ def _show_prompt(
     typer.echo(f"parameters: {parameters or 'none'}", err=True)
     if rendered["grounding"] is not None:
         grounding = rendered["grounding"]
-        typer.echo(f"retrieval: {grounding['outcome']}, {len(grounding['citations'])} passages", err=True)
+        typer.echo(f"retrieval: {grounding['outcome']}, {counted(len(grounding['citations']), 'passage')}", err=True)
 
 
 class Conversation:
@@ -156,7 +157,8 @@ class Conversation:
         if echo:
             typer.echo()
             for citation in self.cited:
-                typer.echo(f"[{citation.get('index')}] {terminal.clean(str(citation.get('source')))}", err=True)
+                unused = " (not used)" if citation.get("used") is False else ""
+                typer.echo(f"[{citation.get('index')}] {terminal.clean(str(citation.get('source')))}{unused}", err=True)
         return answer
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from adapters.costs import amount_text
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.cli.usage import moment
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 BY: Final = ("adapter", "version", "project", "key")
 WIDTH: Final = 80
 NAME_CHARS: Final = 22
-"""Longest name in a table of that width."""
+"""Longest name in a table of that width …"""
+NARROW_NAME_CHARS: Final = 16
+"""… and in one that also has what endpoints outside charged."""
 
 
 def cost(
@@ -65,12 +68,13 @@ def _print_page(by: str, page: CostPage) -> None:
     rows = page["data"]
     priced = page["prices"]["device_hour"] is not None
     unit = page["currency"] or "MONEY"
+    has_outside = any(row["outside"] and row["outside"]["requests"] for row in rows)
     if rows:
-        table = [_row(by, row, priced=priced) for row in rows]
+        table = [_row(by, row, priced=priced, outside=has_outside) for row in rows]
         if len(rows) > 1:
-            table.append(_sum(rows, priced=priced))
-        columns = (by.upper(), "REQUESTS", "SERVING", "JUDGING", "TRAINING", unit if priced else "HOURS", "HOSTED")
-        terminal.print_table(columns, table)
+            table.append(_sum(rows, priced=priced, outside=has_outside))
+        shown = ("REQUESTS", "SERVING", "JUDGING", "TRAINING", *(("OUTSIDE",) if has_outside else ()))
+        terminal.print_table((by.upper(), *shown, unit if priced else "HOURS", "HOSTED"), table)
     else:
         say("Nothing was asked and nothing was trained in that time.")
     engine = page["engine"]
@@ -85,6 +89,12 @@ def _print_page(by: str, page: CostPage) -> None:
                 "not yet" if engine["measured_since"] is None else f"since {terminal.when(engine['measured_since'])}"
             )
             say(f"Engine time is measured {since}; earlier requests count as 0.")
+    unpriced = sum(row["outside"]["unpriced_requests"] for row in rows if row["outside"])
+    if unpriced:
+        say(
+            f"OUTSIDE is not known: {unpriced:,} of the requests to endpoints outside have no known price "
+            "(`price_input` and `price_output` in HATRACK_TRAINER_ENDPOINTS)."
+        )
     if not page["runs"]["available"]:
         say(f"The time of training is not available: {terminal.clean(page['runs']['reason'] or '')}")
     if not priced:
@@ -93,17 +103,23 @@ def _print_page(by: str, page: CostPage) -> None:
         say(budget_line(budget, page["currency"]))
 
 
-def _row(by: str, row: CostRow, *, priced: bool) -> list[str]:
+def _row(by: str, row: CostRow, *, priced: bool, outside: bool) -> list[str]:
     seconds = row["seconds"]
     return [
-        _name(by, row),
+        _name(by, row, NARROW_NAME_CHARS if outside else NAME_CHARS),
         f"{row['requests']:,}",
         span(seconds["serving"]),
         span(seconds["evaluating"]),
         span(seconds["training"]),
+        *([amount(_outside(row), unknown="?")] if outside else []),
         _total(row, priced=priced),
         amount(row["hosted"]),
     ]
+
+
+def _outside(row: CostRow) -> float | None:
+    """What endpoints outside charged; None if that is not known."""
+    return None if row["outside"] is None else row["outside"]["money"]
 
 
 def _total(row: CostRow, *, priced: bool) -> str:
@@ -112,7 +128,7 @@ def _total(row: CostRow, *, priced: bool) -> str:
     return "?" if row["money"] is None else amount(row["money"]["total"], unknown="?")
 
 
-def _sum(rows: list[CostRow], *, priced: bool) -> list[str]:
+def _sum(rows: list[CostRow], *, priced: bool, outside: bool) -> list[str]:
     """The last line."""
     seconds = [row["seconds"] for row in rows]
     totals = [row["money"]["total"] if priced and row["money"] else row["device_hours"] for row in rows]
@@ -123,6 +139,7 @@ def _sum(rows: list[CostRow], *, priced: bool) -> list[str]:
         span(_added([each["serving"] for each in seconds])),
         span(_added([each["evaluating"] for each in seconds])),
         span(_added([each["training"] for each in seconds])),
+        *([amount(_added([_outside(row) for row in rows]), unknown="?")] if outside else []),
         amount(whole, unknown="?"),
         amount(_added([row["hosted"] for row in rows])),
     ]
@@ -134,16 +151,17 @@ def _added(parts: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(parts) else None
 
 
-def _name(by: str, row: CostRow) -> str:
+def _name(by: str, row: CostRow, max_chars: int) -> str:
     if by == "project":
         name = str(row.get("project"))
     elif by == "key":
         name = str(row.get("key_name") or row.get("key"))
     else:
-        name = row.get("adapter") or "(no such model)"
+        # a key may ask a teacher outside, of which nobody knows yet what for
+        name = row.get("adapter") or ("(no such model)" if row["requests"] else "(labelling)")
         if by == "version" and row.get("version") is not None:
             name = f"{name}@{row.get('version')}"
-    return name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 1]}…"
+    return name if len(name) <= max_chars else f"{name[: max_chars - 1]}…"
 
 
 # a year
@@ -166,7 +184,10 @@ def _print_year(year: YearAnswer) -> None:
         f"people check {rhythm['checked_share']:.0%} of the number of training examples each time."
     )
     if training is not None:
-        say(f"Last training: {training['job']}, {span(training['seconds'])}, {training['examples']:,} examples.")
+        say(
+            f"Last training: {training['job']}, {span(training['seconds'])}, "
+            f"{counted(training['examples'], 'example')}."
+        )
     elif not year["runs"]["available"]:
         say(f"The last training is not available: {terminal.clean(year['runs']['reason'] or '')}")
     rule = next((v["year"]["rule_of_thumb"] for v in year["versions"] if v["year"]["rule_of_thumb"]), None)
@@ -209,7 +230,7 @@ def print_estimate(estimate: JobEstimate, as_json: bool) -> None:
         else "measured now, by a few steps"
     )
     say(
-        f"{estimate['adapter']}: {estimate['examples']:,} examples, {estimate['epochs']} epochs, "
+        f"{estimate['adapter']}: {counted(estimate['examples'], 'example')}, {counted(estimate['epochs'], 'epoch')}, "
         f"{estimate['tokens']:,} tokens "
         f"at {speed['tokens_per_second']:,.0f} tokens/s ({source}, {estimate['device']})."
     )

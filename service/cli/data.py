@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from adapters.wording import counted
 from service.cli import datasets, terminal
 from service.cli import label as labelling
 from service.cli.datasets import EXAMPLES
@@ -75,7 +76,7 @@ def print_report(report: DataCheck) -> None:
     console = Console(highlight=False)
     lengths, held = report.get("lengths"), report["held_out"]
     lines = [
-        f"{report['file']}: {report['examples']} examples, format {report['format']}",
+        f"{report['file']}: {counted(report['examples'], 'example')}, format {report['format']}",
         f"{report['trained_on']} for training, {held['examples']} held out ({held['source']}), "
         f"{report['dropped']} left out as too long",
     ]
@@ -117,16 +118,29 @@ def lineage(
         version_object = client.adapters.versions.retrieve(reference.name, reference.version).get("metadata") or {}
     if as_json:
         terminal.print_json(version_object)
-    elif "lineage" in version_object:
-        terminal.print_table(["", version], [[name, value] for name, value in _facts(version_object)])
+    elif facts := [*_source_facts(version_object), *(_facts(version_object) if "lineage" in version_object else [])]:
+        terminal.print_table(["", version], [[name, value] for name, value in facts])
     else:
         typer.echo(f"{version} was uploaded without a lineage.")
+
+
+def _source_facts(metadata: JsonObject) -> list[tuple[str, str]]:
+    """Where the gateway fetched the files from; nothing where they were uploaded."""
+    source = metadata.get("source")
+    if not isinstance(source, dict):
+        return []
+    shown = ("url", "revision", "sha256", "checked_by")
+    facts = [(f"source: {name}", str(source[name])) for name in shown if source.get(name)]
+    return [*facts, ("source: fetched", terminal.when(source.get("fetched_at")))]
 
 
 def _facts(metadata: JsonObject) -> list[tuple[str, str]]:
     made: dict[str, Any] = metadata["lineage"]
     cost: dict[str, Any] = metadata.get("training") or {}
-    facts = [("data", f"{file['name']}: {file['examples']} examples, sha256 {file['sha256']}") for file in made["data"]]
+    facts = [
+        ("data", f"{file['name']}: {counted(file['examples'], 'example')}, sha256 {file['sha256']}")
+        for file in made["data"]
+    ]
     named = made.get("datasets") or {}
     facts += [(f"dataset: {field}", version) for field, version in named.items()]
     facts += [("files", ", ".join(made.get("files") or []) or "-"), ("job", made.get("job") or "-")]

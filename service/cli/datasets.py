@@ -11,6 +11,7 @@ import typer
 
 from adapters.errors import AdapterError
 from adapters.names import Reference, parse_dataset
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient
@@ -106,7 +107,7 @@ def push(
     elif version["unchanged"]:
         typer.echo(f"{name}@{version['version']} already has these bytes; nothing was changed")
     else:
-        typer.echo(f"{name}@{version['version']}: {version['rows']} rows, {terminal.size(version['bytes'])}")
+        typer.echo(f"{name}@{version['version']}: {counted(version['rows'], 'row')}, {terminal.size(version['bytes'])}")
 
 
 def list_datasets(as_json: AsJson = False) -> None:
@@ -225,7 +226,7 @@ def pull(
         terminal.print_json(version)
     else:
         rows, size = version["rows"], terminal.size(version["bytes"])
-        typer.echo(f"{target.name}@{version['version']}: {rows} rows, {size}, written to {file}")
+        typer.echo(f"{target.name}@{version['version']}: {counted(rows, 'row')}, {size}, written to {file}")
 
 
 def delete(

@@ -265,6 +265,9 @@ def _print_report(report: EvaluationReport) -> None:
             for difference in differences
         ]
         terminal.print_table(["DIFFERENCE", "POINTS", "INTERVAL"], pairs)
+    people = report.get("people")
+    if people is not None:
+        console.print(Text(terminal.clean(people["sentence"])))
 
 
 def _points(share: Any, *, signed: bool = False) -> str:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from service.cli import terminal
+from service.cli import full_product, terminal
 from service.cli.terminal import AsJson
 from service.client import HatrackClient
-from service.config import load_settings
-from service.errors import SettingsError
 
 
 def export(
@@ -35,8 +29,9 @@ def export(
     reference = terminal.reference_argument(version)
     if reference.version is None:
         raise typer.BadParameter(f"name a version, such as {reference.name}@1; got {version}.")
-    directory, cache_dir = (base, None) if base is not None else _local_base()
-    with terminal.reporting(as_json), HatrackClient() as client, _bar(quiet=as_json) as progress:
+    directory, cache_dir = (base, None) if base is not None else full_product.local_base()
+    bar = terminal.bytes_bar("reading the base", "merging", quiet=as_json)
+    with terminal.reporting(as_json), HatrackClient() as client, bar as progress:
         result = client.adapters.versions.export_merged(
             reference.name, reference.version, merged, base=directory, cache_dir=cache_dir, progress=progress
         )
@@ -46,27 +41,3 @@ def export(
     else:
         size = terminal.size(sum(file.bytes for file in result.files))
         typer.echo(f"{version} is merged in {merged}: {len(result.modules)} layers, {size}; see README.md there")
-
-
-def _local_base() -> tuple[Path, Path]:
-    """The base of the gateway whose settings hold here, and the cache of its hashes."""
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        raise typer.BadParameter(f"give --base, since the settings here are invalid: {error}") from error
-    if not (settings.base_dir / "config.json").is_file():
-        raise typer.BadParameter(f"give --base: no base model at {settings.base_dir}.")
-    return settings.base_dir, settings.home / "base-cache"
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar of the bytes written, on a terminal's stderr."""
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
-        *(TransferSpeedColumn(), TimeRemainingColumn()),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("reading the base", total=None)
-        yield lambda done, total: bar.update(task, description="merging", completed=done, total=total)

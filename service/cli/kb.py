@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.terminal import AsJson, examples
 from service.client import ClientError, HatrackClient
@@ -125,7 +126,9 @@ def add(
         terminal.print_json(results)
     else:
         passages = sum(_count(file)[1] for file in results)
-        typer.echo(f"{len(results) - len(failed)} of {len(results)} files are indexed, {passages} passages")
+        typer.echo(
+            f"{len(results) - len(failed)} of {counted(len(results), 'file')} indexed, {counted(passages, 'passage')}"
+        )
     for file in failed:
         error = file.get("last_error")
         reason = (error and error.get("message")) or file["status"]
@@ -182,7 +185,8 @@ def rm(
         if file is None:
             if not yes:
                 typer.confirm(
-                    f"Delete {terminal.clean(store)} with its {target['file_counts']['total']} files?", abort=True
+                    f"Delete {terminal.clean(store)} with its {counted(target['file_counts']['total'], 'file')}?",
+                    abort=True,
                 )
             deleted: Sequence[object] = [client.vector_stores.delete(target["id"])]
         else:

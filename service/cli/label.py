@@ -25,6 +25,7 @@ from adapters.labelling.asking import (
 )
 from adapters.labelling.prompts import Prompts, PromptsInvalid, read_prompts
 from adapters.labelling.result import LabelFiles, Labelled, Outcome, sort_replies
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
@@ -227,9 +228,10 @@ def _bar(quiet: bool) -> Progress:
 def _print(summary: JsonObject, found: Prompts, files: LabelFiles) -> None:
     lines = [f"{summary['answered']} of {summary['prompts']} prompts are answered: {files.training}"]
     if found.repeated:
-        lines.append(f"{found.repeated} prompts repeat an earlier one and were asked once")
+        repeated = "prompt repeats an earlier one and was", "prompts repeat an earlier one and were"
+        lines.append(f"{counted(found.repeated, *repeated)} asked once")
     if found.answers:
-        lines.append(f"{found.answers} lines had an answer, which was left out")
+        lines.append(f"{counted(found.answers, 'line')} had an answer, which was left out")
     if summary["refused"]:
         lines.append(f"{summary['refused']} refused, set aside: {files.refused}")
     if summary["truncated"]:

@@ -10,20 +10,20 @@ from service import __version__
 from service.cli import (
     access,
     advise,
+    batch,
     chat,
     cost,
     data,
-    doctor,
-    engine,
     evaluate,
     export,
+    full_product,
     jobs,
     kb,
     profiles,
+    pull,
     registry,
     revalidate,
     review,
-    run,
     show,
     status,
     top,
@@ -32,6 +32,7 @@ from service.cli import (
     usage,
 )
 from service.cli.apply import command as apply
+from service.cli.from_openai import command as from_openai
 from service.cli.terminal import examples
 from service.client.profiles import chosen_profile
 
@@ -83,9 +84,10 @@ def root(
     context.call_on_close(lambda: chosen_profile.reset(token))
 
 
-app.command(epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up", "hatrack up --keep-engine"))(
-    run.up
-)
+app.command(
+    epilog=examples("hatrack up", "HATRACK_BASE_MODEL=/models/my-base hatrack up", "hatrack up --keep-engine"),
+    context_settings=full_product.CONTEXT,
+)(full_product.up)
 app.command(
     epilog=examples(
         "hatrack serve",
@@ -93,19 +95,24 @@ app.command(
         "hatrack serve --keep-engine",
         "hatrack serve --trainer",
         "HATRACK_ENGINE_URL=http://127.0.0.1:8001 hatrack serve",
-    )
-)(run.serve)
+    ),
+    context_settings=full_product.CONTEXT,
+)(full_product.serve)
 app.command(
     epilog=examples(
         "hatrack engine", "hatrack engine --host 0.0.0.0 --port 8001", "hatrack engine --uds /run/hatrack/engine.sock"
-    )
-)(engine.engine)
-app.command(epilog=examples("hatrack down", "hatrack down --keep-engine"))(run.down)
+    ),
+    context_settings=full_product.CONTEXT,
+)(full_product.engine)
+app.command(epilog=examples("hatrack down", "hatrack down --keep-engine"), context_settings=full_product.CONTEXT)(
+    full_product.down
+)
 app.command(epilog=examples("hatrack status", "hatrack status --json | jq .ready"))(status.status)
 app.command(
     epilog=examples(
         "hatrack push brand-voice out/brand-voice",
         "hatrack push brand-voice out/brand-voice --alias canary",
+        "hatrack push brand-voice hf://acme/brand-voice@v2",
         'hatrack push brand-voice out/brand-voice --system-prompt "You are the voice of the shop."',
         "hatrack push brand-voice out/brand-voice --no-wait --json | jq .version",
         "hatrack push support --system-prompt prompt.txt --examples few.jsonl --kb policies   (no weights)",
@@ -143,6 +150,15 @@ app.command(
         "hatrack chat brand-voice < question.txt",
     )
 )(chat.chat)
+app.command(
+    epilog=examples(
+        "hatrack batch requests.jsonl --wait",
+        "hatrack batch requests.jsonl --wait --out answers.jsonl",
+        "hatrack batch batch_1a2b",
+        "hatrack batch batch_1a2b --cancel",
+    )
+)(batch.batch)
+app.command(epilog=examples("hatrack batches", "hatrack batches --json | jq '.[].request_counts'"))(batch.batches)
 app.command(
     epilog=examples(
         "hatrack usage",
@@ -216,7 +232,9 @@ app.command(
     )
 )(apply.apply)
 app.add_typer(data.app, name="data")
+app.add_typer(from_openai.app, name="import")
 app.command(epilog=examples("hatrack lineage brand-voice@3"))(data.lineage)
+app.command(epilog=examples("hatrack pull brand-voice@3 ./brand-voice-3"))(pull.pull)
 app.command(
     epilog=examples(
         "hatrack export brand-voice@3 --merged ./brand-voice-3",
@@ -238,8 +256,9 @@ app.add_typer(registry.alias, name="alias")
 app.add_typer(access.keys, name="keys")
 app.command(epilog=examples("hatrack audit", "hatrack audit --project acme --action alias.promote -n 50"))(access.audit)
 app.command(
-    epilog=examples("hatrack doctor", "hatrack doctor --json | jq '.checks[] | select(.result == \"failed\")'")
-)(doctor.doctor)
+    epilog=examples("hatrack doctor", "hatrack doctor --json | jq '.checks[] | select(.result == \"failed\")'"),
+    context_settings=full_product.CONTEXT,
+)(full_product.doctor)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

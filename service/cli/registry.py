@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from adapters.names import DEFAULT_ALIAS
+from adapters.sources import is_source
 from service.cli import terminal
 from service.cli.completion import complete_adapter
 from service.cli.terminal import AsJson, examples
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
 
 if TYPE_CHECKING:
+    from service.client.adapters import PushProgress
     from service.client.types.adapters import AdapterAlias, AdapterVersion
 
 _FILE = {"exists": True, "dir_okay": False, "readable": True}
@@ -29,11 +32,12 @@ NOTHING_TO_PUSH: Final = (
 
 alias = typer.Typer(help="Aliases: names such as `live` and `canary` that point to versions.", no_args_is_help=True)
 Weights = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
-        metavar="DIR",
-        help="The directory written by PEFT's save_pretrained. Without it the version has no weights: the base "
-        "answers, with the settings below.",
+        metavar="DIR|SOURCE",
+        help="The directory written by PEFT's save_pretrained; or hf://ORG/REPO@REVISION, s3://BUCKET/FOLDER or "
+        "https://HOST/FOLDER, which the gateway fetches if its HATRACK_SOURCES allows it. Without it the version has "
+        "no weights: the base answers, with the settings below.",
         show_default=False,
     ),
 ]
@@ -61,6 +65,12 @@ Stores = Annotated[
 ]
 
 
+def _sha256_option(text: str | None) -> str | None:
+    if text is not None and re.fullmatch(r"[0-9a-f]{64}", text.lower()) is None:
+        raise typer.BadParameter("must be 64 hexadecimal digits.")
+    return None if text is None else text.lower()
+
+
 def push(
     name: Annotated[
         str,
@@ -86,34 +96,56 @@ def push(
     metadata: Annotated[
         Path | None, typer.Option(help="JSON file of metadata [default: DIR/metadata.json].", **_FILE)
     ] = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="Of a SOURCE: refuse weights with another SHA-256.", callback=_sha256_option),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a version of an adapter, of weights or of settings alone, and wait until it is proven."""
     if alias is not None and no_alias:
         raise typer.BadParameter("--alias and --no-alias cannot be combined.")
+    address = terminal.source_argument(directory) if directory is not None and is_source(directory) else None
+    if sha256 is not None and address is None:
+        raise typer.BadParameter("--sha256 is for a SOURCE: the files of a directory are sent as they are.")
     prompt = None if system_prompt is None else _text_or_file(system_prompt)
     with terminal.reporting(as_json):
-        source = None if directory is None else AdapterDirectory.read(directory)
-        stored = read_json_object(settings) if settings else dict((source.settings if source else None) or {})
+        local = None if directory is None or address is not None else AdapterDirectory.read(directory)
+        stored = read_json_object(settings) if settings else dict((local.settings if local else None) or {})
         version_settings = _with_options(stored, prompt, examples, temperature)
-        if source is None and not kb and not any(version_settings.values()):
+        if directory is None and not kb and not any(version_settings.values()):
             raise ClientError(0, "nothing_to_push", NOTHING_TO_PUSH)
-        total = 0 if source is None else source.weights.stat().st_size
-        with HatrackClient() as client, _progress(total, no_wait) as progress:
+        options: dict[str, Any] = {
+            "metadata": read_json_object(metadata) if metadata else None,
+            "alias": "" if no_alias else alias,
+            "wait": not no_wait,
+        }
+        with HatrackClient() as client:
             _set_grounding(version_settings, client, kb or (), required_filter or ())
-            version = client.adapters.push(
-                name,
-                source,
-                settings=version_settings or None,
-                metadata=read_json_object(metadata) if metadata else None,
-                alias="" if no_alias else alias,
-                wait=not no_wait,
-                progress=progress,
-            )
+            options["settings"] = version_settings or None
+            if address is not None:
+                version = _push_from(client, name, address, sha256=sha256, quiet=as_json, **options)
+            else:
+                total = 0 if local is None else local.weights.stat().st_size
+                with _progress(total, no_wait) as progress:
+                    version = client.adapters.push(name, local, progress=progress, **options)
     if as_json:
         terminal.print_json(version)
     else:
         _print_pushed(version)
+
+
+def _push_from(client: HatrackClient, name: str, source: str, *, quiet: bool, **options: Any) -> AdapterVersion:
+    """Push what the gateway fetches, with a bar of what has come."""
+    with terminal.bytes_bar("asking the source", "fetching", quiet=quiet) as update:
+
+        def show(progress: PushProgress) -> None:
+            if progress["stage"] == "fetching":
+                update(progress["bytes"], progress["total"])
+            else:
+                update(0, None, "proving")
+
+        return client.adapters.push_from(name, source, progress=show, **options)
 
 
 def _set_grounding(

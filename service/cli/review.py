@@ -19,7 +19,7 @@ from service.client import HatrackClient
 
 if TYPE_CHECKING:
     from service.client.evaluations import Choice
-    from service.client.types.evaluations import Agreement, Review, ReviewQueue
+    from service.client.types.reviews import Agreement, HumanPreference, Review, ReviewQueue
 
 KEYS: Final[dict[str, Choice]] = {"1": "first", "2": "second", "t": "tie"}
 SKIP: Final = "s"
@@ -27,20 +27,44 @@ QUIT: Final = "q"
 HELP: Final = "1 the first is better   2 the second   t tie   s skip   q quit"
 BESIDE_COLUMNS: Final = 100
 """Narrower terminals show one answer under the other."""
+NOTHING: Final = (
+    "Nothing to review. Evaluations with a judge add pairs for people to review; `hatrack review EVALUATION --start` "
+    "draws some from any other evaluation that has ended."
+)
 
 
 def review(
     evaluation: Annotated[
         str | None, typer.Argument(metavar="[EVALUATION]", help="eval-… or ftjob-… [default: the newest with pairs]")
     ] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="First draw pairs from the evaluation's stored answers, without a judge.")
+    ] = False,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="With --start: how many pairs to draw.  [default: 50]")
+    ] = None,
+    reviewers: Annotated[
+        int | None,
+        typer.Option(min=1, max=5, help="With --start: how many keys choose on each pair.  [default: 1]"),
+    ] = None,
     list_only: Annotated[
-        bool, typer.Option("--list", help="Only show the progress of the reviews and the agreement.")
+        bool, typer.Option("--list", help="Only show the progress and the outcome of the reviews.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the better of two answers, without knowing whose they are. A judge counts only if people agree with it."""
+    if start and (evaluation is None or list_only):
+        raise typer.BadParameter("--start needs EVALUATION, and does not go with --list.")
+    if not start and (pairs is not None or reviewers is not None):
+        raise typer.BadParameter("--pairs and --reviewers go with --start.")
     with terminal.reporting(as_json), HatrackClient() as client:
-        if as_json or list_only:
+        if start and evaluation is not None:
+            queue = client.reviews.create(evaluation, pairs=pairs, reviewers=reviewers)
+            if as_json:
+                terminal.print_json(queue)
+                return
+            typer.echo(f"{queue['pairs']} pair{'' if queue['pairs'] == 1 else 's'} to review.")
+        elif as_json or list_only:
             _list(list(client.reviews.list()), as_json)
             return
         _ask(client, evaluation)
@@ -50,33 +74,43 @@ def _list(queues: list[ReviewQueue], as_json: bool) -> None:
     if as_json:
         terminal.print_json(queues)
     elif not queues:
-        typer.echo("Nothing to review. Evaluations with a judge add pairs for people to review.")
+        typer.echo(NOTHING)
     else:
         rows = [
             [
                 str(queue["id"]),
-                str(queue["judge"]),
                 f"{queue['reviewed']} of {queue['pairs']}",
+                _people(queue.get("people")),
+                queue["judge"] or "-",
                 _kappa(queue["agreement"]),
                 _kappa(queue["standing"]),
-                "yes" if queue["counted"] else "no",
+                "-" if queue["judge"] is None else "yes" if queue["counted"] else "no",
                 _lean(queue["standing"]),
                 _more(queue),
             ]
             for queue in queues
         ]
-        headers = ["EVALUATION", "JUDGE", "LOOKED AT", "KAPPA", "KAPPA IN ALL", "COUNTS", "LEAN IN ALL", "MORE REVIEWS"]
-        terminal.print_table(headers, rows)
+        headers = ["EVALUATION", "REVIEWED", "PEOPLE PREFER IT", "JUDGE", "KAPPA", "KAPPA IN ALL", "COUNTS"]
+        terminal.print_table([*headers, "LEAN IN ALL", "MORE REVIEWS"], rows)
 
 
-def _kappa(agreement: Agreement) -> str:
-    if agreement.get("kappa") is None:
+def _people(figure: HumanPreference | None) -> str:
+    """How many of 100 people prefer the candidate, ties counting half; 50 is even."""
+    if figure is None:
+        return "-"
+    return f"{100 * figure['mean']:.1f} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f}; 50 is even)"
+
+
+def _kappa(agreement: Agreement | None) -> str:
+    if agreement is None or agreement.get("kappa") is None:
         return "-"
     return f"{agreement['kappa']:.2f} ({agreement['low']:.2f} to {agreement['high']:.2f}, {agreement['pairs']} pairs)"
 
 
-def _lean(agreement: Agreement) -> str:
+def _lean(agreement: Agreement | None) -> str:
     """How many points of 100 more the judge gives the candidate than people do."""
+    if agreement is None:
+        return "-"
     lean, low, high = agreement.get("lean"), agreement.get("lean_low"), agreement.get("lean_high")
     if lean is None or low is None or high is None:
         return "-"
@@ -113,12 +147,19 @@ def _ask(client: HatrackClient, evaluation: str | None) -> None:
 
 def _end(client: HatrackClient, evaluation: object, skipped: bool, reviewed: int) -> None:
     if evaluation is None:
-        typer.echo("Nothing to review. Evaluations with a judge add pairs for people to review.")
+        typer.echo(NOTHING)
         return
     typer.echo(f"{reviewed} reviewed." + (" Skipped pairs will be shown again next time." if skipped else ""))
     for queue in client.reviews.list():
-        if queue["id"] == evaluation and queue["final"]:
+        if queue["id"] != evaluation:
+            continue
+        people = queue.get("people")
+        if people is not None:
+            typer.echo(terminal.clean(people["sentence"]))
+        if queue["judge"] is not None and queue["final"]:
             typer.echo(terminal.clean(str(queue["sentence"])))
+        if not queue["final"] and not skipped and queue.get("reviewers", 1) > 1:
+            typer.echo("Other reviewers have yet to choose; what people prefer is shown once all have.")
 
 
 def show(console: Console, pair: Review, reviewed: int, total: int) -> None:

@@ -21,7 +21,7 @@ from rich.markup import escape
 from service.access.keys import admin_key
 from service.cli import samples
 from service.client import ClientError, HatrackClient
-from service.config import Settings, load_settings
+from service.config import Settings, inherited_environment, load_settings
 from service.errors import SettingsError
 from service.server.instance import InstanceLock, end_gateway, holder
 from service.server.private import keep_private
@@ -141,11 +141,17 @@ def prepare_base(settings: Settings) -> None:
     if (settings.base_dir / "config.json").exists():
         return
     console.print(f"Preparing the base model {settings.base_source} (once)…")
-    _child("trainer.base_model", "--source", settings.base_source, "--dest", str(settings.base_dir.parent))
+    arguments = ["--source", settings.base_source, "--dest", str(settings.base_dir.parent)]
+    if "hub_url" in settings.model_fields_set:
+        arguments += ["--hub", settings.hub_url]
+    token = settings.hub_token
+    _child("trainer.base_model", *arguments, **({} if token is None else {"HF_TOKEN": token.get_secret_value()}))
 
 
-def _child(module: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=False)
+def _child(module: str, *arguments: str, **variables: str) -> None:
+    """Run a module to its end, with further variables in its environment."""
+    command, environment = [sys.executable, "-m", module, *arguments], inherited_environment() | variables
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)
     if done.returncode != 0:
         fail(f"`python -m {module}` failed with exit code {done.returncode}; see its output above")
 

@@ -188,13 +188,21 @@ def _summary(version: AdapterVersion) -> list[tuple[str, str]]:
     rows += [*_settings_rows(version.get("settings") or {}), ("weights", _weights(version))]
     if proof := _proof(version.get("proof") or {}):
         rows.append(("proof", proof))
-    job = ((version.get("metadata") or {}).get("lineage") or {}).get("job")
-    rows.append(("made by", f"{job}; `hatrack lineage {label}` shows from what" if job else "an upload"))
+    rows.append(("made by", _maker(version, label)))
     rows.append(("created", terminal.when(version.get("created_at"))))
     if version.get("expires_at"):
         rows.append(("expires", terminal.when(version.get("expires_at"))))
     rows.append(("digest", str(version.get("digest") or "-")))
     return rows + [("warning", terminal.message_text(warning)) for warning in version.get("warnings") or []]
+
+
+def _maker(version: AdapterVersion, label: str) -> str:
+    """What made the version: a job, a push from a source, or an upload."""
+    metadata = version.get("metadata") or {}
+    if job := (metadata.get("lineage") or {}).get("job"):
+        return f"{job}; `hatrack lineage {label}` shows from what"
+    source = metadata.get("source")
+    return f"a push from {source['url']}" if isinstance(source, dict) and source.get("url") else "an upload"
 
 
 def _verdict_sentence(version: AdapterVersion, label: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
@@ -13,6 +13,7 @@ import typer
 
 from adapters.errors import AdapterError
 from adapters.names import Reference, parse_alias, parse_name, parse_reference
+from adapters.sources import parse_source
 from service.client import CannotConnect, ClientError
 
 if TYPE_CHECKING:
@@ -82,6 +83,29 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
     Console(file=sys.stdout, width=None if terminal else _PIPE_COLUMNS, highlight=False).print(table)
+
+
+@contextmanager
+def bytes_bar(first: str, then: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar of bytes on a terminal's stderr; yields what is called with those done, and all (None: unknown).
+
+    Args:
+        first: What is said before the first call.
+        then: What is said from then on, where the call does not say something else.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(first, total=None)
+
+        def update(done: int, total: int | None, doing: str = then) -> None:
+            bar.update(task, description=doing, completed=done, total=total)
+
+        yield update
 
 
 def clean(text: str) -> str:
@@ -159,6 +183,14 @@ def reference_argument(text: str) -> Reference:
     """Parse `name`, `name@3` or `name:alias`; a mistake is a usage error (exit code 2)."""
     try:
         return parse_reference(text)
+    except AdapterError as error:
+        raise typer.BadParameter(error.message) from error
+
+
+def source_argument(text: str) -> str:
+    """Check the address of a source; a mistake is a usage error."""
+    try:
+        return str(parse_source(text))
     except AdapterError as error:
         raise typer.BadParameter(error.message) from error
 

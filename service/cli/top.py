@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.metrics_scrape import AdapterStats, Frame, ScrapeWindow, parse, read_frame
 from service.client import ClientError, HatrackClient
@@ -93,7 +94,7 @@ def _head(frame: Frame, url: str) -> Text:
     text.append(terminal.clean(frame.engine), style=f"bold {ENGINE_STYLES.get(frame.engine, 'red')}")
     text.append(f" for {_age(frame.engine_for_s)}", style="dim")
     if frame.engine_restarts:
-        text.append(f", {frame.engine_restarts} restarts", style="yellow")
+        text.append(f", {counted(frame.engine_restarts, 'restart')}", style="yellow")
     return text
 
 

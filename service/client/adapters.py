@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NotRequired, TypedDict, cast
 
 import httpx
 
 from adapters.names import DEFAULT_ALIAS, parse_reference
-from service.client.connection import CONNECT_S, Connection, Resource, path_of
+from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
 from service.client.types.adapters import (
     Adapter,
     AdapterAlias,
@@ -20,18 +20,42 @@ from service.client.types.adapters import (
     RecordedVerdict,
 )
 from service.client.types.evaluations import Evaluation
-from service.client.upload import CONFIG_FILE, README_FILE, WEIGHTS_FILE, AdapterDirectory, CountedFile, not_readable
-from service.client.wire import ClientError
+from service.client.upload import (
+    CONFIG_FILE,
+    README_FILE,
+    WEIGHTS_FILE,
+    AdapterDirectory,
+    CountedFile,
+    not_readable,
+    packages_missing,
+)
+from service.client.wire import ClientError, error_of, event_of, events
 
 if TYPE_CHECKING:
     from adapters.merge import Merge
+    from service.client.pull import Pulled
 
 PROVING: Final = httpx.Timeout(60, connect=CONNECT_S, read=360)
 """An upload that waits for its proof; above the gateway's own limit, so that its answer arrives and not our timeout."""
+FETCHING: Final = httpx.Timeout(60, connect=CONNECT_S)
+"""Between two events of a push that fetches its files; the gateway sends something every 10 s."""
 WARMING: Final = httpx.Timeout(180, connect=CONNECT_S)
 """Moving an alias: the engine loads each target version first, and measures it where that was never done."""
 REVALIDATING: Final = httpx.Timeout(300, connect=CONNECT_S)
 """Starting evaluations, up to a hundred in one request."""
+
+
+class PushProgress(TypedDict):
+    """How far a push is whose files the gateway fetches."""
+
+    object: Literal["adapter.push"]
+    stage: Literal["fetching", "proving"]
+    file: NotRequired[str]
+    """Of `fetching`, the file that comes."""
+    bytes: NotRequired[int]
+    """How much of it has come."""
+    total: NotRequired[int | None]
+    """Its size; None if the source does not say."""
 
 
 class Adapters(Resource):
@@ -110,6 +134,48 @@ class Adapters(Resource):
             return self._connection.request(
                 AdapterVersion, "POST", path_of("adapters"), params=params, data=fields, files=files, timeout=PROVING
             )
+
+    def push_from(
+        self,
+        name: str,
+        source: str,
+        *,
+        sha256: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        alias: str | None = None,
+        wait: bool = True,
+        progress: Callable[[PushProgress], object] | None = None,
+    ) -> AdapterVersion:
+        """Have the gateway fetch a new version's files from a hub, a bucket or a web server.
+
+        A call that breaks off ends the fetch; the same call again goes on from what has come.
+
+        Args:
+            source: `hf://ORG/REPO@REVISION/FOLDER`, `s3://BUCKET/FOLDER` or `https://HOST/FOLDER`; the gateway's
+                setting HATRACK_SOURCES must cover it.
+            sha256: What the weights' SHA-256 must be, in hex. None: what the source says, if it does.
+            settings, metadata, alias, wait: As for ``push``; nothing but the two files and the README is fetched.
+            progress: Called as the files come, and when the proof begins.
+
+        Raises:
+            ClientError: `source_not_allowed` (403); `source_invalid`, `source_not_found`, `source_digest_mismatch`
+                (422); `source_failed` (502); `source_timeout` (504); and as for ``push``.
+        """
+        origin = {"url": source, **({} if sha256 is None else {"sha256": sha256})}
+        body = {"name": name, "source": origin, **given({"settings": settings, "metadata": metadata, "alias": alias})}
+        params = {"stream": "true", **({} if wait else {"wait": "false"})}
+        path = path_of("adapters")
+        with self._connection.stream("POST", path, params=params, json=body, timeout=FETCHING) as response:
+            for data in events(response.iter_bytes()):
+                event = event_of(data)
+                if "error" in event:
+                    raise error_of(int(event.get("status") or 0), event)
+                if event.get("object") != "adapter.push":
+                    return cast(AdapterVersion, event)
+                if progress is not None:
+                    progress(cast(PushProgress, event))
+        raise ClientError(0, "connection_lost", f"{self._connection.url} ended the push; push again to go on.")
 
     def _push_settings(
         self,
@@ -240,19 +306,39 @@ class AdapterVersions(Resource):
         Returns:
             Its size in bytes.
         """
-        target = Path(target)
-        part = target.with_name(target.name + ".part")
-        path = path_of("adapters", name, "versions", version, "files", file)
+        return self._connection.download(path_of("adapters", name, "versions", version, "files", file), target)
+
+    def pull(
+        self,
+        name: str,
+        version: int,
+        target: Path | str,
+        *,
+        force: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Pulled:
+        """Write a version's files into a directory: adapter_config.json, adapter_model.safetensors, README.md (a model
+        card), and settings.json and metadata.json if it has any; ``push`` takes the directory.
+
+        A version without weights has only the last three. The weights come first, into a hidden file from which a later
+        call goes on, and count once the digest is checked; files that are equal already are left alone.
+
+        Args:
+            force: Overwrite other files of these names.
+            progress: Called with the bytes of the weights that are there, and all that will be.
+
+        Raises:
+            ClientError: `version_not_ready`; `target_exists`: other files are there, and nothing was changed;
+                `damaged`, `disk_full`, `not_writable`; `packages_missing`: the light client is installed without its
+                extra `weights`.
+        """
         try:
-            headers = {"accept-encoding": "identity"}
-            with self._connection.stream("GET", path, headers=headers) as response, part.open("wb") as out:
-                for chunk in response.iter_bytes():
-                    out.write(chunk)
-            size = part.stat().st_size
-            part.replace(target)
-            return size
-        finally:
-            part.unlink(missing_ok=True)
+            from service.client.pull import pull  # numpy
+        except ModuleNotFoundError as error:
+            raise packages_missing(error) from error
+
+        version_object = self.retrieve(name, version)
+        return pull(self._connection, version_object, Path(target), force=force, progress=progress)
 
     def export_merged(
         self,
@@ -276,9 +362,13 @@ class AdapterVersions(Resource):
         Raises:
             ClientError: `version_not_ready`; `target_exists`; `other_base`: the directory has another base;
                 `base_invalid`: it is no checkpoint that can be merged into; `not_finite`: its dtype cannot hold a
-                merged value; `disk_full`, `not_writable`, `damaged`.
+                merged value; `disk_full`, `not_writable`, `damaged`; `packages_missing`: the light client is installed
+                without its extra `weights`.
         """
-        from service.client.export import export_merged  # numpy, which nothing else of the client needs
+        try:
+            from service.client.export import export_merged  # numpy
+        except ModuleNotFoundError as error:
+            raise packages_missing(error) from error
 
         return export_merged(
             self.retrieve(name, version),

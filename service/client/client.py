@@ -24,6 +24,7 @@ from service.client.wire import ClientError, json_body, refusal
 if TYPE_CHECKING:
     from service.client.access import Audit, Keys, Usage
     from service.client.adapters import Adapters
+    from service.client.batches import Batches
     from service.client.chat import Chat, Embeddings, Models
     from service.client.costs import Budgets, Costs
     from service.client.datasets import Datasets
@@ -118,6 +119,13 @@ class HatrackClient:
         from service.client.access import Audit
 
         return Audit(self._connection)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Requests in a file, answered in the background."""
+        from service.client.batches import Batches
+
+        return Batches(self._connection)
 
     @cached_property
     def chat(self) -> Chat:

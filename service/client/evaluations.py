@@ -7,14 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from service.client.adapters import REVALIDATING
 from service.client.connection import LONG, Resource, given, path_of
-from service.client.types.evaluations import (
-    Evaluation,
-    EvaluationReport,
-    NextReview,
-    Review,
-    ReviewQueue,
-    StartedRevalidations,
-)
+from service.client.types.evaluations import Evaluation, EvaluationReport, StartedRevalidations
+from service.client.types.reviews import NextReview, Review, ReviewQueue
 
 Choice: TypeAlias = Literal["first", "second", "tie"]
 
@@ -122,12 +116,26 @@ class Reviews(Resource):
     Every method raises ClientError: `not_found` (404).
     """
 
+    def create(self, evaluation: str, *, pairs: int | None = None, reviewers: int | None = None) -> ReviewQueue:
+        """Have people compare the candidate's answers with the strongest base's, without a judge.
+
+        Args:
+            evaluation: The id of an evaluation or a job that has ended with a verdict and still has its answers.
+            pairs: How many pairs to draw, 1 to 1,000. None: 50.
+            reviewers: How many people, each with a key of their own, choose on every pair, 1 to 5. None: 1.
+
+        Raises:
+            ClientError: `not_finished`, `nothing_to_review` or `reviews_exist` (409).
+        """
+        body = given({"evaluation": evaluation, "pairs": pairs, "reviewers": reviewers})
+        return self._connection.request(ReviewQueue, "POST", path_of("reviews"), json=body)
+
     def list(self) -> Iterator[ReviewQueue]:
-        """The project's evaluations with pairs to review, newest first, with progress and agreement."""
+        """The project's evaluations with pairs to review, newest first, with progress and outcome."""
         return self._connection.pages(ReviewQueue, path_of("reviews"))
 
     def next(self, evaluation: str | None = None, *, after: str | None = None) -> NextReview:
-        """The next pair that has no choice yet; its `review` is None if there is none.
+        """The next pair that needs a choice of this key; its `review` is None if there is none.
 
         Args:
             evaluation: The id of an evaluation or job. None: the newest one with pairs.
@@ -141,5 +149,9 @@ class Reviews(Resource):
         return self._connection.request(Review, "GET", path_of("reviews", review_id))
 
     def choose(self, review_id: str, choice: Choice) -> Review:
-        """Say which answer is better. Raises ClientError `review_final` (409) once all pairs have a choice."""
+        """Say which answer is better.
+
+        Raises ClientError `review_final` (409) once all pairs have their choices, `review_taken` (409) if several
+        reviewers choose on each pair and others have made all choices on this one.
+        """
         return self._connection.request(Review, "POST", path_of("reviews", review_id), json={"choice": choice})

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it was made of, and what is known about it."""
+"""The README.md of an exported model or a pulled adapter: what it was made of, and what is known about it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from adapters.merge import Merge, licence_files
 if TYPE_CHECKING:
     from service.client.types.adapters import AdapterVersion
 
+_LORA: Final = (
+    "A LoRA adapter as PEFT saves it: PEFT and vLLM load `adapter_config.json` and `adapter_model.safetensors`.",
+    "`hatrack push NAME DIR` makes it a version again, with the `settings.json` and `metadata.json` beside them.",
+)
+_NO_WEIGHTS: Final = (
+    "A version without weights: the base answers, with the settings in `settings.json`. To make it a version again:",
+    "`hatrack push NAME --settings settings.json`.",
+)
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 MAX_README_BYTES: Final = 1024 * 1024
 _LICENCE: Final = re.compile(r"^license:[ \t]*([A-Za-z0-9._+-]{1,64})[ \t]*$", re.MULTILINE)
 _FRONT_MATTER: Final = re.compile(r"\A---\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
@@ -32,8 +41,7 @@ def base_licence(base_dir: Path) -> str | None:
 def model_card(version: AdapterVersion, base_dir: Path, merge: Merge) -> str:
     """The text of the model card, in Markdown with the front matter that model hubs read."""
     name = f"{version['adapter']}@{version['version']}"
-    lineage: dict[str, Any] = version["metadata"].get("lineage") or {}
-    base_name = str(lineage.get("base_name") or base_dir.name)
+    base_name = _base_name(version) or base_dir.name
     licence = base_licence(base_dir)
     lines = [
         "---",
@@ -51,7 +59,7 @@ def model_card(version: AdapterVersion, base_dir: Path, merge: Merge) -> str:
         "",
         "## What it was made of",
         "",
-        *_table(_origin(version, lineage, base_name, merge)),
+        *_table(_origin(version, base_name, merge)),
         "",
         *_system_prompt(version),
         "## What is known about the adapter",
@@ -75,16 +83,85 @@ def model_card(version: AdapterVersion, base_dir: Path, merge: Merge) -> str:
     return "\n".join(lines)
 
 
-def _origin(version: AdapterVersion, lineage: Mapping[str, Any], base_name: str, merge: Merge) -> list[tuple[str, str]]:
-    base = version["base"]
-    facts = [
-        ("adapter", f"rank {version['rank']}, alpha {version['alpha']:g}, {', '.join(version['target_modules'])}"),
-        ("adapter's digest", _code(version["digest"])),
-        ("largest update", f"{merge.update_ratio:.3g} of its layer's weight (Frobenius norms)"),
-        ("base", f"{_code(base_name)}, weights {_code(base['weights'])}, config {_code(base['config'])}"),
+def adapter_card(version: AdapterVersion, base_name: str | None) -> str:
+    """The text of the model card of an adapter's own files, or of a version without weights.
+
+    Args:
+        base_name: What adapter_config.json calls the base; None if it says nothing.
+    """
+    name = f"{version['adapter']}@{version['version']}"
+    base_name = _base_name(version) or base_name or "the base model"
+    has_weights = version["digest"] is not None
+    is_hub_id = _HUB_ID.fullmatch(base_name) is not None
+    lines = [
+        "---",
+        "license: other",
+        "license_name: see-base-model",
+        *([f"base_model: {base_name}"] if is_hub_id else []),
+        *(["library_name: peft"] if has_weights else []),
+        f"tags: [hatrack, {'lora' if has_weights else 'prompt'}]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        *(_LORA if has_weights else _NO_WEIGHTS),
+        "",
+        "## What it was made of",
+        "",
+        *_table(_origin(version, base_name, None)),
+        "",
+        *_system_prompt(version),
+        *_other_settings(version),
+        "## What is known about it",
+        "",
+        *_evidence(version),
+        "",
+        "## Licence",
+        "",
+        "The base's licence holds for what is derived from it, and the training data may bring terms of their own:",
+        "look at where they came from before you pass this on.",
+        "",
     ]
+    return "\n".join(lines)
+
+
+def _lineage(version: AdapterVersion) -> dict[str, Any]:
+    """The version's lineage; empty where it has none, or one that is no object."""
+    lineage = version["metadata"].get("lineage")
+    return lineage if isinstance(lineage, dict) else {}
+
+
+def _base_name(version: AdapterVersion) -> str | None:
+    name = _lineage(version).get("base_name")
+    return _plain(name) if isinstance(name, str) and name else None
+
+
+def _origin(version: AdapterVersion, base_name: str, merge: Merge | None) -> list[tuple[str, str]]:
+    base = version["base"]
+    facts = []
+    if version["digest"] is not None:
+        modules = ", ".join(version["target_modules"])
+        facts.append(("adapter", f"rank {version['rank']}, alpha {version['alpha']:g}, {modules}"))
+        facts.append(("adapter's digest", _code(version["digest"])))
+    if merge is not None:
+        facts.append(("largest update", f"{merge.update_ratio:.3g} of its layer's weight (Frobenius norms)"))
+    facts.append(("base", f"{_code(base_name)}, weights {_code(base['weights'])}, config {_code(base['config'])}"))
+    source = version["metadata"].get("source")
+    if isinstance(source, dict) and source.get("url"):
+        facts.append(("fetched from", f"{_code(source['url'])}, SHA-256 {_code(source.get('sha256'))}"))
+    lineage = _lineage(version)
     if not lineage:
-        return [*facts, ("training", "not known: the adapter was pushed without a lineage")]
+        unknown = "not known: the adapter was pushed without a lineage"
+        return [*facts, ("training", unknown if version["digest"] is not None else "none: it has no weights")]
+    try:
+        return [*facts, *_training(lineage)]
+    except (AttributeError, KeyError, TypeError, ValueError):  # what an uploader sends as metadata is any JSON
+        return [*facts, ("training", "not known: the lineage is not as Hatrack writes it")]
+
+
+def _training(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the lineage of a job says."""
+    facts = []
     datasets: Mapping[str, str] = lineage.get("datasets") or {}
     for file in lineage.get("data") or []:
         named = f" ({_code(datasets['training_file'])})" if "training_file" in datasets else ""
@@ -117,16 +194,31 @@ def _system_prompt(version: AdapterVersion) -> list[str]:
     ]
 
 
+def _other_settings(version: AdapterVersion) -> list[str]:
+    """Settings beside the system prompt that a gateway serves the version with."""
+    settings = version["settings"]
+    examples = len(settings.get("examples") or [])
+    parts = [f"{examples} example{'s' if examples > 1 else ''} before every conversation"] if examples else []
+    if sampling := settings.get("sampling"):
+        parts.append("sampling " + ", ".join(f"{name} {_plain(str(value))}" for name, value in sampling.items()))
+    if settings.get("grounding"):
+        parts.append("passages of vector stores, by their ids in the gateway that it is from")
+    return ["", f"Served with, as `settings.json` has it: {'; '.join(parts)}.", ""] if parts else []
+
+
 def _evidence(version: AdapterVersion) -> list[str]:
     proof, verdict = version["proof"], version["verdict"]
     lines = []
-    if proof is not None and "distance" in proof:  # a version without weights has another proof, and is not exported
+    if proof is not None and "distance" in proof:
         lines.append(
             f"- Proof: over {proof['tokens']} tokens of probe texts, the adapter moved the base's log-probabilities by "
             f"{proof['distance']:.3g} nats a token in the engine (its own noise: {proof['noise']:.3g})."
         )
         if perplexity := proof.get("perplexity"):
             lines.append(f"- Perplexity of plain text: {perplexity['ratio']:.3g} times the base's.")
+    if proof is not None and "prompt_tokens" in proof:
+        fits = f"{proof['prompt_tokens']} of the context's {proof['context_tokens']} tokens"
+        lines.append(f"- Proof: its prompt renders, and has {fits}.")
     if verdict is None:
         lines.append("- Verdict: none; it was never evaluated.")
     else:

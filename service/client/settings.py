@@ -30,6 +30,8 @@ class ClientSettings(BaseSettings):
     profile_name: str | None = Field(None, validation_alias="HATRACK_PROFILE")
     openai_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
+    openai_organization: str | None = Field(None, validation_alias="OPENAI_ORG_ID")
+    openai_project: str | None = Field(None, validation_alias="OPENAI_PROJECT_ID")
     home: Path = Field(Path("var"), validation_alias="HATRACK_HOME")
     config_home: Path | None = Field(None, validation_alias="XDG_CONFIG_HOME")
 

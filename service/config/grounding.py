@@ -52,6 +52,16 @@ class GroundingSettings(BaseSettings):
     grounding_vector_weight: float = Field(
         0.5, ge=0, le=1, description="Weight of vector similarity in a passage's score, 0 to 1; BM25 has the rest."
     )
+    grounding_min_score: float = Field(
+        0.12,
+        ge=0,
+        le=1,
+        description=(
+            "Minimum score of a passage of the provider `embedded` for a prompt, where neither request nor version has "
+            "a `score_threshold`. Measured for the packaged model at the default weight: with another model or weight "
+            "it is 0 unless set."
+        ),
+    )
 
     # grounding: passages for a request
     grounding_on_failure: Literal["fail_open", "fail_closed"] = Field(
@@ -78,6 +88,14 @@ class GroundingSettings(BaseSettings):
             "except link-local and other special addresses."
         ),
     )
+
+    @property
+    def min_passage_score(self) -> float:
+        """`grounding_min_score`; 0 where it is unset and the scores are not those that its default was measured on."""
+        weight = type(self).model_fields["grounding_vector_weight"].default
+        is_measured = not self.embeddings_url and not self.embeddings_model and self.grounding_vector_weight == weight
+        is_set = "grounding_min_score" in self.model_fields_set
+        return self.grounding_min_score if is_set or is_measured else 0.0
 
     @field_validator("grounding_networks", mode="before")
     @classmethod

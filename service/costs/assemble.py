@@ -43,6 +43,7 @@ def assemble(
     trainer = TrainerCosts(sidecar.training.client, has_trainer)
     budgets = BudgetService(database, account, trainer, settings.prices)
     sidecar.training.check_budget = budgets.check_run
+    sidecar.training.check_request = budgets.check
     return Costs(
         CostReport(database, account, trainer, budgets, settings.prices),
         budgets,

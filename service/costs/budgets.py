@@ -1,9 +1,10 @@
-"""Budgets in money: what a project may spend on device time in a calendar month (UTC).
+"""Budgets in money: what a project may spend on device time and on endpoints outside in a calendar month (UTC).
 
-What counts is measured after the fact: the engine time of a request when it ends, the device time of a job while it
-runs, asked of the trainer every REFRESH_S. When the sum reaches the budget, requests of the project's keys and new
-runs are refused. So a budget can be passed by what was under way then: requests in the engine, and runs that were
-created before, which go on to their end with the requests of their own keys.
+What counts is measured after the fact: the engine time of a request when it ends; the device time of a job while it
+runs, and what teachers and judges outside have charged, both asked of the trainer every REFRESH_S. When the sum reaches
+the budget, requests of the project's keys and new runs are refused. So a budget can be passed by what was under way
+then: requests in the engine, and runs that were created before, which go on to their end with the requests of their own
+keys.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class BudgetService:
 
     Args:
         account: Writes the usage; what is pending is written before the month's sum is read.
-        trainer: Tells the device time of runs.
+        trainer: Tells the device time of runs, and what endpoints outside charged.
         wall: Unix time, seconds.
     """
 
@@ -62,6 +63,8 @@ class BudgetService:
         self._month = 0
         self._engine_s: dict[str, float] = {}
         self._training_s: dict[str, float] = {}
+        self._outside: dict[str, float] = {}
+        """What endpoints outside charged each project."""
         self._runs_told = False
 
     # the data path
@@ -178,14 +181,14 @@ class BudgetService:
 
     def _spent(self, project: str) -> float | None:
         """What the project has spent this month; None without a price."""
-        if self._prices.device_hour is None:
-            return None
-        return self._prices.device(self._engine_s.get(project, 0.0) + self._training_s.get(project, 0.0))
+        device = self._prices.device(self._engine_s.get(project, 0.0) + self._training_s.get(project, 0.0))
+        return None if device is None else device + self._outside.get(project, 0.0)
 
     def _begin_month(self) -> None:
         month = month_of(self._wall())
         if month > self._month:  # a clock that is set back begins none
-            self._month, self._engine_s, self._training_s, self._runs_told = month, {}, {}, False
+            self._month, self._engine_s, self._training_s, self._outside = month, {}, {}, {}
+            self._runs_told = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -225,11 +228,14 @@ class BudgetService:
             _LOG.debug("the budgets lack the time of runs: %s", error.message)
             self._runs_told = False
             return
-        spent: dict[str, float] = {}
+        trained_s: dict[str, float] = {}
+        charged: dict[str, float] = {}
         for run in times.data:
-            spent[run.project] = spent.get(run.project, 0.0) + run.training_s
+            trained_s[run.project] = trained_s.get(run.project, 0.0) + run.training_s
+        for charge in times.charges:
+            charged[charge.project] = charged.get(charge.project, 0.0) + charge.money
         if month == self._month:
-            self._training_s, self._runs_told = spent, True
+            self._training_s, self._outside, self._runs_told = trained_s, charged, True
 
 
 def month_of(now: float) -> int:

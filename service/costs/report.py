@@ -1,9 +1,10 @@
-"""``GET /v1/costs``: measured time of requests and runs, added up by what was asked for, at the operator's prices."""
+"""``GET /v1/costs``: measured time of requests and runs, added up by what was asked for, at the operator's prices, and
+what endpoints outside have charged."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapters.costs import SECONDS_AN_HOUR, Prices, total
-from adapters.protocol.costs import RunTime
+from adapters.protocol.costs import DeviceTimes, EndpointCharge, RunTime
 from service.access.caller import Caller, Scope
 from service.costs import records
 from service.costs.budgets import BudgetService
@@ -27,13 +28,15 @@ from service.usage.report import UsageQuery, own, place, selection_of
 Group = tuple[int | str, ...]
 """The values of what is grouped by, in its order."""
 COUNTS = ("requests", "prompt_tokens", "completion_tokens")
+CHARGED = (*COUNTS, "money", "unpriced")
+"""What is added up of the charges of endpoints outside."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The device time of runs; None and why, if it cannot be had."""
+    """The device time of runs, and what endpoints outside charged; None and why, if it cannot be had."""
 
-    times: tuple[RunTime, ...] | None
+    times: DeviceTimes | None
     reason: str | None = None
 
 
@@ -95,7 +98,7 @@ class CostReport:
 
     async def _runs(self, selection: Selection) -> Runs:
         try:
-            return Runs((await self._trainer.device_times(selection.start, selection.end)).data)
+            return Runs(await self._trainer.device_times(selection.start, selection.end))
         except HatrackError as error:
             return Runs(None, error.message)
 
@@ -111,44 +114,54 @@ class CostReport:
 
 
 def merged(rows: list[dict[str, Any]], runs: Runs, selection: Selection) -> list[dict[str, Any]]:
-    """Rows of requests with the ``training`` time of runs added, and rows of their own for runs without requests.
+    """Rows of requests with the ``training`` time of runs and the charges ``outside`` added, and rows of their own for
+    runs and keys without requests here.
 
     ``rows`` are the first ``selection.limit`` after ``selection.after``, so those of both are the first of both.
     """
+    if runs.times is None:
+        return [row | {"training": None, "outside": None} for row in rows]
     groups: dict[Group, dict[str, Any]] = {
-        tuple(row[name] for name in selection.by): row | {"training": 0.0 if runs.times is not None else None}
+        tuple(row[name] for name in selection.by): row | {"training": 0.0, "outside": dict.fromkeys(CHARGED, 0)}
         for row in rows
     }
-    for run in _selected(runs.times or (), selection):
+    for told in _selected((*runs.times.data, *runs.times.charges), selection):
         values: dict[str, int | str] = {
-            "hour": run.hour - run.hour % selection.width_s,
-            "project": run.project,
-            "key": run.key_id,
-            "adapter": run.adapter,
-            "version": run.version or 0,
+            "hour": told.hour - told.hour % selection.width_s,
+            "project": told.project,
+            "key": told.key_id,
+            "adapter": told.adapter,
+            "version": told.version or 0,
         }
         group: Group = tuple(values[name] for name in selection.by)
         if selection.after is not None and group <= selection.after:
             continue
-        fresh = {name: values[name] for name in selection.by} | dict.fromkeys((*COUNTS, "generating_tokens"), 0)
-        row = groups.setdefault(group, fresh | {"serving": 0.0, "evaluating": 0.0, "training": 0.0})
-        row["training"] += run.training_s
+        fresh: dict[str, Any] = {name: values[name] for name in selection.by}
+        fresh |= dict.fromkeys((*COUNTS, "generating_tokens"), 0)
+        fresh |= {"serving": 0.0, "evaluating": 0.0, "training": 0.0, "outside": dict.fromkeys(CHARGED, 0)}
+        row = groups.setdefault(group, fresh)
+        if isinstance(told, RunTime):
+            row["training"] += told.training_s
+        else:
+            row["outside"] = {name: row["outside"][name] + getattr(told, name) for name in CHARGED}
     return [groups[group] for group in sorted(groups)][: selection.limit]
 
 
-def _selected(times: Iterable[RunTime], selection: Selection) -> Iterable[RunTime]:
+def _selected(told: Iterable[RunTime | EndpointCharge], selection: Selection) -> Iterator[RunTime | EndpointCharge]:
     wanted = {"project": selection.project, "key_id": selection.key, "adapter": selection.adapter}
     filters = {name: value for name, value in wanted.items() if value is not None}
-    return (run for run in times if all(getattr(run, name) == value for name, value in filters.items()))
+    return (each for each in told if all(getattr(each, name) == value for name, value in filters.items()))
 
 
 def cost_row(row: dict[str, Any], selection: Selection, prices: Prices) -> dict[str, Any]:
     """A row as the API shows it."""
     seconds = {name: row[name] for name in ("serving", "evaluating", "training")}
     spent_s = total(*seconds.values())
+    outside = _outside(row["outside"])
     money = None
     if prices.device_hour is not None:
         parts = {name: None if value is None else prices.device(value) for name, value in seconds.items()}
+        parts["outside"] = None if outside is None else outside["money"]
         money = parts | {"total": total(*parts.values())}
     return (
         place(row, selection, "cost")
@@ -156,7 +169,16 @@ def cost_row(row: dict[str, Any], selection: Selection, prices: Prices) -> dict[
         | {
             "seconds": {name: None if value is None else round(value, 6) for name, value in seconds.items()},
             "device_hours": None if spent_s is None else spent_s / SECONDS_AN_HOUR,
+            "outside": outside,
             "money": money,
             "hosted": prices.hosted(row["generating_tokens"], row["completion_tokens"]),
         }
     )
+
+
+def _outside(charged: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What endpoints outside charged, as the API shows it: an amount that is not known whole is not shown."""
+    if charged is None:
+        return None
+    money = None if charged["unpriced"] else float(charged["money"])
+    return {name: charged[name] for name in COUNTS} | {"money": money, "unpriced_requests": charged["unpriced"]}

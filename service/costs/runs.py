@@ -33,7 +33,7 @@ _LAST: Final[TypeAdapter[LastTraining | None]] = TypeAdapter(LastTraining | None
 
 
 class TrainerCosts:
-    """Asks the trainer for the time of its runs.
+    """Asks the trainer for the time of its runs, and for what endpoints outside charged.
 
     Args:
         client: The trainer's client.
@@ -45,7 +45,7 @@ class TrainerCosts:
         self._has_trainer = has_trainer
 
     async def device_times(self, start: int, end: int) -> DeviceTimes:
-        """Device time of all projects' runs in the hours from ``start`` to ``end``, Unix seconds.
+        """Device time and charges of all projects in the hours from ``start`` to ``end``, Unix seconds.
 
         Raises:
             TrainerUnavailable, Timeout, BadGateway: It cannot be had.

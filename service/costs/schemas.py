@@ -17,12 +17,27 @@ class Seconds(ApiModel):
     training: float | None = Field(description="Jobs' workers until the version was registered; null: not available.")
 
 
+class Outside(ApiModel):
+    """What the operator's endpoints outside were asked: teachers, judges, compared arms. Counted in no other field."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float | None = Field(
+        description="At the prices of the time of each answer; null if the cost of one of the requests is not known."
+    )
+    unpriced_requests: int = Field(
+        description="Whose cost is not known: the endpoint has no `price_input` and `price_output`, or told no usage."
+    )
+
+
 class Money(ApiModel):
-    """The same at the price of the device."""
+    """The same at the price of the device, and what endpoints outside charged."""
 
     serving: float
     evaluating: float
     training: float | None
+    outside: float | None = Field(description="`outside.money` of the row.")
     total: float | None = Field(description="Null if a part of it is not available.")
 
 
@@ -36,13 +51,17 @@ class CostRow(ApiModel):
     project: str = ""
     key: str = Field("", description="The key's id. Runs and their requests count for the key that created them.")
     key_name: str | None = None
-    adapter: str | None = Field(None, description="The base's name where the base answered; null where nothing did.")
+    adapter: str | None = Field(
+        None,
+        description="The base's name where the base answered; null where nothing did, and where a key asked a teacher.",
+    )
     version: int | None = None
     requests: int
     prompt_tokens: int
     completion_tokens: int
     seconds: Seconds
     device_hours: float | None = Field(description="All of `seconds`; null if a part of it is not available.")
+    outside: Outside | None = Field(description="Endpoints outside; null: not available, as the trainer is down.")
     money: Money | None = Field(description="Null without HATRACK_PRICE_DEVICE_HOUR.")
     hosted: float | None = Field(
         description="The same tokens, the embedder's aside, at HATRACK_PRICE_HOSTED_INPUT and …_OUTPUT; null unless "
@@ -65,7 +84,7 @@ class EngineCost(ApiModel):
 
 
 class RunsPart(ApiModel):
-    """Whether the time of runs is in the answer."""
+    """Whether the time of runs, and what endpoints outside charged, is in the answer."""
 
     available: bool
     reason: str | None
@@ -90,7 +109,9 @@ class Budget(ApiModel):
     remaining: float | None = Field(description="Below 0 by what was under way when it was spent.")
     exhausted: bool = Field(description="Inference and new runs answer 429 `insufficient_quota`.")
     resets_at: int
-    runs_available: bool = Field(description="Whether the trainer has told the time of its runs this month.")
+    runs_available: bool = Field(
+        description="Whether the trainer has told the time and the charges of its runs this month."
+    )
 
 
 class CostPage(ApiModel):

@@ -22,16 +22,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import socket
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Any, Final
 
 import aiohttp
 import orjson
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from yarl import URL
 
@@ -39,13 +35,11 @@ from adapters.protocol.webhooks import signed_headers, signing_key
 from service.errors import HatrackError, SettingsError
 from service.grounding.config import MAX_RESULTS
 from service.grounding.provider import Passage, Query
+from service.http.addresses import AllowedResolver, Network, is_address, is_allowed
 from service.http.connection_errors import ConnectionErrors
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_CONNECTIONS: Final = 64
-METADATA: Final = frozenset({ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
-"""Clouds' metadata services that are not link-local."""
-Network = IPv4Network | IPv6Network
 
 
 class WebhookFailed(HatrackError):
@@ -92,45 +86,6 @@ class _WebhookResponse(BaseModel):
     passages: Annotated[list[_WebhookPassage], Field(max_length=4 * MAX_RESULTS)]
 
 
-def is_allowed(address: str, networks: Sequence[Network]) -> bool:
-    """Whether requests may go to an IP address: to ``networks``, or if there are none, to any host's address.
-
-    Link-local addresses and METADATA are none of these without a network that names them: there, clouds give out
-    credentials.
-    """
-    ip = ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    if networks:
-        return any(ip in network for network in networks)
-    if ip in METADATA:
-        return False
-    if ip.is_loopback:
-        return True  # ::1 lies in a range that counts as reserved
-    return not (ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved)
-
-
-class AllowedResolver(AbstractResolver):
-    """Resolves names to allowed addresses only."""
-
-    def __init__(self, networks: Sequence[Network]) -> None:
-        self._inner = ThreadedResolver()
-        self._networks = networks
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """The host's allowed addresses. Raises OSError if there is none."""
-        results = await self._inner.resolve(host, port, family)
-        allowed = [result for result in results if is_allowed(result["host"], self._networks)]
-        if not allowed:
-            raise OSError(f"{host} resolves only to addresses outside HATRACK_GROUNDING_NETWORKS")
-        return allowed
-
-    async def close(self) -> None:
-        """Close the inner resolver."""
-        await self._inner.close()
-
-
 class Webhook:
     """The provider that asks the retriever at ``url``.
 
@@ -158,14 +113,15 @@ class Webhook:
         self._session: aiohttp.ClientSession | None = None
         host = self._url.host or ""
         # a name is looked at when it is resolved, an address is not resolved
-        if _is_address(host) and not is_allowed(host, self._networks):
+        if is_address(host) and not is_allowed(host, self._networks):
             raise SettingsError(f"HATRACK_GROUNDING_URL: {host} is not in HATRACK_GROUNDING_NETWORKS")
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(
-                limit=MAX_CONNECTIONS, resolver=AllowedResolver(self._networks), use_dns_cache=False
+            resolver = AllowedResolver(
+                lambda _host, address: is_allowed(address, self._networks), "outside HATRACK_GROUNDING_NETWORKS"
             )
+            connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, resolver=resolver, use_dns_cache=False)
             self._session = aiohttp.ClientSession(
                 connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
             )
@@ -248,11 +204,3 @@ def _parse_passages(body: bytes, query: Query) -> list[Passage]:
         )
         for passage in passages
     ]
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True

@@ -24,8 +24,18 @@ MAX_SALTS: Final = 4096
 """Number of cached salts, one per project."""
 
 
-class ProjectSalts:
-    """The salts of the projects' prefix caches, different after each start."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to the engine; ``began`` is its arrival at the gateway, on the performance counter."""
+
+    path: str
+    payload: bytes
+    began: float
+
+
+class CacheSalts:
+    """A secret salt for each project's prefix cache, the same while the gateway runs: with one cache for all, response
+    times would reveal other projects' prompts."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -40,15 +50,6 @@ class ProjectSalts:
             salt = hashlib.blake2b(project.encode(), key=self._key, digest_size=16).hexdigest()
             self._salts[project] = salt
         return salt
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request to the engine; ``began`` is its arrival at the gateway, on the performance counter."""
-
-    path: str
-    payload: bytes
-    began: float
 
 
 class EngineCalls:

@@ -63,6 +63,23 @@ class EmbeddingRequests:
         self._timeout_s = settings.request_timeout_s
         self._queue_timeout_s = settings.queue_timeout_s
 
+    def check(self, path: str, target: Target, body: dict[str, Any]) -> None:
+        """Refuse what the embedder need not be asked for.
+
+        Raises:
+            NotFound: It wants something other than embeddings.
+            HatrackError: A field is not valid.
+        """
+        if path != EMBEDDINGS:
+            raise NotFound(
+                f"`{target.label}` is an embedding model, which only answers POST {EMBEDDINGS}; ask "
+                f"`{self._base_name}` or an adapter (those in GET /v1/models whose `type` is `chat`)",
+                param="model",
+                code="model_only_embeds",
+            )
+        # nothing lets unknown fields pass: there is no engine behind this that may know them
+        check_body(body, self._table, ("input",), pass_unknown=False)
+
     async def answer(
         self,
         exchange: Exchange,
@@ -84,15 +101,7 @@ class EmbeddingRequests:
             NotFound: It wants something other than embeddings.
             HatrackError: It is not valid, over a limit, or cannot be answered.
         """
-        if exchange.path != EMBEDDINGS:
-            raise NotFound(
-                f"`{target.label}` is an embedding model, which only answers POST {EMBEDDINGS}; ask "
-                f"`{self._base_name}` or an adapter (those in GET /v1/models whose `type` is `chat`)",
-                param="model",
-                code="model_only_embeds",
-            )
-        # nothing lets unknown fields pass: there is no engine behind this that may know them
-        check_body(body, self._table, ("input",), pass_unknown=False)
+        self.check(exchange.path, target, body)
         given = body["input"]
         texts = [given] if isinstance(given, str) else given
         size = sum(len(text.encode()) for text in texts)

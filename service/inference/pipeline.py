@@ -24,7 +24,7 @@ from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.http.checks import parse_body
 from service.http.stream import Relay, TokenUsage
-from service.inference.calls import Call, EngineCalls, ProjectSalts, with_prompt
+from service.inference.calls import CacheSalts, Call, EngineCalls, with_prompt
 from service.inference.dialect import Route
 from service.inference.embedding import EmbeddingRequests
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
@@ -109,18 +109,22 @@ class Pipeline:
         self._engine_clock = engine_clock or EngineClock()
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
-        self._salts = ProjectSalts()
+        self._salts = CacheSalts()
         self.in_flight = 0
 
-    async def infer(self, route: Route, exchange: Exchange) -> None:
-        """Answer one request. Every error is sent to the client, and every request is recorded."""
+    async def infer(self, route: Route, exchange: Exchange, caller: Caller | None = None) -> None:
+        """Answer one request. Every error is sent to the client, and every request is recorded.
+
+        Args:
+            caller: Who asks, for a request of the gateway's own; None: whose key is in the headers.
+        """
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
         reservation: Reservation | None = None
         try:
             if self._tracer is not None:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
-            caller = record.caller = self.authenticator.authenticate(exchange.headers)
+            caller = record.caller = caller or self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
             self._check_budget(caller)
             if self._limiter is not None:
@@ -132,13 +136,7 @@ class Pipeline:
                 with self._admitted():
                     await self._embeddings.answer(exchange, caller, target, record, body, reservation, began)
                 return
-            self._prompt_limit.check_ids(body, len(raw))
-            check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
-            route.dialect.force_tools(body)
-            options = None
-            if route.injector is not None:
-                options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
-            self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
+            options = self._check_fields(route, caller, target, body, len(raw))
             record.stream = bool(body.get("stream"))
             shown = self._estimate(record, route, target, body, len(raw))
             _name_adapter(exchange, target)
@@ -170,6 +168,31 @@ class Pipeline:
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
+
+    def check(self, route: Route, caller: Caller, raw: bytes) -> Target:
+        """Hold a body to what ``infer`` would refuse of it without asking anybody; returns its target.
+
+        Raises:
+            HatrackError: As ``infer`` would answer.
+        """
+        body = parse_body(raw)
+        target = resolve(self.catalog, caller, body, {})
+        if target.embeds and self._embeddings is not None:
+            self._embeddings.check(route.engine_path, target, body)
+        else:
+            self._check_fields(route, caller, target, body, len(raw))
+        return target
+
+    def _check_fields(
+        self, route: Route, caller: Caller, target: Target, body: dict[str, Any], size: int
+    ) -> RetrievalOptions | None:
+        """Check the fields of a body of ``size`` bytes, which it changes in place; returns what is to be retrieved."""
+        self._prompt_limit.check_ids(body, size)
+        check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+        options = _take_grounding(route, body, target, caller)
+        route.dialect.force_tools(body)
+        self._prompt_limit.check_text(body, size, only_tokenizes=not route.salted)
+        return options
 
     def _estimate(self, record: Record, route: Route, target: Target, body: dict[str, Any], body_bytes: int) -> int:
         """Note how many tokens the request may take, passages aside; returns those of the version's own examples."""
@@ -277,7 +300,6 @@ class Pipeline:
         model = target.engine_model if route.salted else self.catalog.base_name
         payload = {**body, "model": model, **route.dialect.gateway_fields(body)}
         if route.salted:
-            # a prefix cache per project: response times would otherwise reveal other projects' prompts
             payload["cache_salt"] = self._salts.of(caller.project)
         return orjson.dumps(payload)
 
@@ -387,6 +409,14 @@ class Pipeline:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
         await exchange.fail(error)
+
+
+def _take_grounding(route: Route, body: dict[str, Any], target: Target, caller: Caller) -> RetrievalOptions | None:
+    """What to retrieve, as request and version say; the request's part is taken out of its body."""
+    grounding, file_search = route.dialect.take_grounding(body)
+    if route.injector is None:
+        return None
+    return retrieval_options(grounding, target.settings.grounding, caller.filters, file_search)
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:

@@ -196,6 +196,7 @@ class Catalog:
         self.base_name = base_name
         self.base_created_at = base_created_at
         self.embedder_name = embedder_name
+        self._models = (base_name,) if embedder_name is None else (base_name, embedder_name)
         self.snapshot = CatalogSnapshot()
 
     def replace(self, snapshot: CatalogSnapshot) -> None:
@@ -258,10 +259,10 @@ class Catalog:
         try:
             reference = parse_reference(name)
         except AdapterError:
-            raise _missing(name, param, self._similar(caller, name)) from None
+            raise _missing(name, param, self.similar(caller, name, *self._models)) from None
         entry = self.snapshot.adapters.get((caller.project, reference.name))
         if entry is None or not caller.may_use(reference.name):
-            raise _missing(name, param, self._similar(caller, reference.name))
+            raise _missing(name, param, self.similar(caller, reference.name, *self._models))
         if reference.version is not None:
             if reference.version not in entry.versions:
                 newest = max(entry.versions, default=None)
@@ -280,18 +281,17 @@ class Catalog:
         similar = closest(alias, entry.aliases)
         raise _missing(name, param, None if similar is None else f"{entry.name}:{similar}")
 
-    def _similar(self, caller: Caller, name: str) -> str | None:
-        """The base, the embedder or an adapter that the caller may use whose name is like ``name``; None: none is."""
+    def similar(self, caller: Caller, name: str, *others: str) -> str | None:
+        """The adapter that the caller may use, or other name, that is most like ``name``; None if none is."""
         adapters = self.snapshot.adapters
-        ours = [self.base_name] if self.embedder_name is None else [self.base_name, self.embedder_name]
         if len(adapters) <= FEW:
             visible = [known for project, known in adapters if project == caller.project and caller.may_use(known)]
-            return closest(name[: MAX_NAME_LENGTH + 1], [*ours, *visible])
+            return closest(name[: MAX_NAME_LENGTH + 1], [*others, *visible])
 
         def usable(edited: str) -> bool:
             return (caller.project, edited) in adapters and caller.may_use(edited)
 
-        return one_character_off(name, usable) or closest(name[: MAX_NAME_LENGTH + 1], ours)
+        return one_character_off(name, usable) or closest(name[: MAX_NAME_LENGTH + 1], others)
 
     def _target(self, entry: AdapterEntry, number: int, *, label: str, param: str) -> Target:
         version = entry.versions.get(number)

@@ -17,8 +17,9 @@ from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest
 from adapters.names import parse_alias, parse_name
 from adapters.proof import Evidence
+from adapters.sources import Source
 from adapters.store import Staging
-from service.access.audit import Actor
+from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.access.records import require_project
 from service.concurrency import in_thread
@@ -29,6 +30,7 @@ from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
+from service.registry.sources.fetch import FetchRequest, Progress, SourceFetcher
 from service.registry.state import RegistryState, find_equal_version
 from service.registry.upload import ReceivedUpload, require_name_allowed
 
@@ -44,6 +46,21 @@ class PushResult:
     status: int
 
 
+@dataclass(frozen=True, slots=True)
+class PushStage:
+    """What a push does now: it is fetching a file, or, with ``file`` None, proving the version."""
+
+    file: str | None = None
+    bytes: int = 0
+    total: int | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """The stage in the API's form."""
+        if self.file is None:
+            return {"stage": "proving"}
+        return {"stage": "fetching", "file": self.file, "bytes": self.bytes, "total": self.total}
+
+
 class Pushes:
     """Makes versions of uploads.
 
@@ -52,6 +69,7 @@ class Pushes:
         proving: Proves versions with weights.
         prompts: Checks those without.
         aliases: Move to a new version, if the upload says so.
+        fetcher: Brings the files that an upload only names.
     """
 
     def __init__(
@@ -61,12 +79,14 @@ class Pushes:
         proving: Proving,
         prompts: PromptChecker,
         aliases: AliasService,
+        fetcher: SourceFetcher,
     ) -> None:
         self._settings = settings
         self._state = state
         self._proving = proving
         self._prompts = prompts
         self._aliases = aliases
+        self._fetcher = fetcher
 
     @property
     def max_weights(self) -> int:
@@ -108,13 +128,56 @@ class Pushes:
         finally:
             self._proving.release(digest)
 
-    def _inspect(self, staging: Staging, upload: ReceivedUpload) -> Inspection:
-        manifest = Manifest.parse(
-            upload.config,
+    async def push_from(
+        self,
+        caller: Caller,
+        upload: ReceivedUpload,
+        source: Source,
+        sha256: str | None,
+        *,
+        wait: bool,
+        actor: Actor,
+        progress: Callable[[PushStage], object] = lambda _stage: None,
+    ) -> PushResult:
+        """As ``push``, for files that are fetched first; the version's metadata say from where (``source``).
+
+        Args:
+            upload: What was sent beside the source; the caller may use its name.
+            source: Covered by the operator's list.
+            sha256: What the weights' SHA-256 must be, in hex; None: whatever the source says.
+
+        Raises:
+            AdapterError, HatrackError: As ``push`` and ``SourceFetcher.fetch``.
+        """
+        parse_name(upload.name, base_name=self._state.base.served_name)
+        if upload.alias:
+            parse_alias(upload.alias)
+        reference_of(upload.metadata)
+
+        def tell(step: Progress) -> None:
+            progress(PushStage(step.file, step.bytes, step.total))
+
+        async def receive(write: Callable[[bytes], object]) -> ReceivedUpload:
+            request = FetchRequest(caller.project, source, sha256, self._parse_config, tell)
+            fetched = await self._fetcher.fetch(request, write)
+            await self._state.database.run(lambda db: note(db, actor, "adapter.fetch", upload.name, fetched.record))
+            progress(PushStage())
+            metadata = {**upload.metadata, "source": fetched.record}
+            return replace(upload, config=fetched.config, readme=fetched.readme, metadata=metadata)
+
+        return await self.push(caller, receive, wait=wait, actor=actor)
+
+    def _parse_config(self, config: bytes) -> Manifest:
+        """Read an adapter_config.json. Raises ConfigError."""
+        return Manifest.parse(
+            config,
             max_rank=self._settings.engine_max_rank,
             strict_base=self._settings.strict_base,
-            base_name=self._settings.base_source,
+            base_name=self._settings.base_label,
         )
+
+    def _inspect(self, staging: Staging, upload: ReceivedUpload) -> Inspection:
+        manifest = self._parse_config(upload.config)
         staging.weights.finish()
         return inspect_weights(
             staging.weights.path, manifest, self._state.base, max_update_ratio=self._settings.max_update_ratio

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from adapters.errors import AdapterError
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
-from service.access.http import actor, needs
+from service.access.http import actor, needs, request_id
 from service.errors import (
     AdapterNotFinite,
+    AdapterNotFound,
     BadGateway,
     BadRequest,
     Conflict,
@@ -23,6 +25,8 @@ from service.errors import (
     Internal,
     NotFound,
     RateLimited,
+    SourceFailed,
+    SourceTimeout,
     Timeout,
     TooLarge,
     Unavailable,
@@ -33,6 +37,8 @@ from service.errors import (
 from service.http.body import as_model, read_json, read_object
 from service.http.download import RANGE_ANSWERS, Download
 from service.http.schema import Page, answers, takes
+from service.registry.json_upload import receive_json
+from service.registry.push import PushResult
 from service.registry.revalidation import RevalidationState
 from service.registry.schemas import (
     Adapter,
@@ -49,13 +55,25 @@ from service.registry.schemas import (
 )
 from service.registry.service import Registry
 from service.registry.state import adapter_not_found
-from service.registry.upload import receive, require_name_allowed
+from service.registry.upload import ReceivedUpload, is_json, receive, require_name_allowed
 from service.registry.verdicts import MAX_BODY_BYTES
 
 ENGINE_ERRORS: Final = (RateLimited, BadGateway, Unavailable, EngineUnavailable, Timeout)
 """Of a proof, which the engine is asked for."""
 LOADING_ERRORS: Final = (*ENGINE_ERRORS, Internal, AdapterNotFinite)
 """Of loading an adapter in the engine."""
+EVENT_STREAM: Final = "text/event-stream"
+STREAMED: Final = (
+    'Each event\'s data is `{"object": "adapter.push", "stage": "fetching" | "proving"}`, while fetching with `file`, '
+    "`bytes` and `total`; the last one's is the `AdapterVersion`, or has an `error` and its `status`."
+)
+PUSH_STREAM: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "model": AdapterVersion,
+        "description": "The version existed already and is ready. With `stream=true`: events.",
+        "content": {EVENT_STREAM: {"schema": {"type": "string", "description": STREAMED}}},
+    }
+}
 DELETED: Final = answers(None, NotFound, Unprocessable, DiskFull, status=204, description="Deleted.")
 
 
@@ -77,11 +95,19 @@ InState = Annotated[
 ]
 
 
-async def allowed(name: str, caller: CurrentCaller) -> str:
-    """The adapter's name in the path. Raises NotFound if the key's globs do not match it."""
-    if not caller.may_use(name):
-        raise adapter_not_found(name)
-    return name
+async def allowed(name: str, caller: CurrentCaller, registry: CurrentRegistry) -> AsyncIterator[str]:
+    """The adapter's name in the path.
+
+    Raises:
+        AdapterNotFound: The key's globs do not match it, or the route finds none; the two get the same answer, with the
+            name that was probably meant.
+    """
+    try:
+        if not caller.may_use(name):
+            raise adapter_not_found(name)
+        yield name
+    except AdapterNotFound:
+        raise adapter_not_found(name, registry.similar(caller, name)) from None
 
 
 Name = Annotated[str, Depends(allowed)]
@@ -90,10 +116,10 @@ Name = Annotated[str, Depends(allowed)]
 @router.post(
     "",
     status_code=201,
-    responses=answers(AdapterVersion, description="The version existed already and is ready.")
+    responses=PUSH_STREAM
     | answers(
         AdapterVersion,
-        *(NotFound, TooLarge, WrongMediaType, Unprocessable, *LOADING_ERRORS, DiskFull),
+        *(NotFound, TooLarge, WrongMediaType, Unprocessable, *LOADING_ERRORS, SourceFailed, SourceTimeout, DiskFull),
         status=201,
         description="The version is new and is ready.",
     )
@@ -106,16 +132,24 @@ async def push(
     actor: CurrentActor,
     registry: CurrentRegistry,
     wait: Annotated[bool, Query(description="Respond only once the version is proven; otherwise at once.")] = True,
-) -> JSONResponse:
-    """Upload a version and prove that the engine serves it.
+    stream: Annotated[
+        bool, Query(description="With a `source`: answer 200 with server-sent events on how far it is.")
+    ] = False,
+) -> Response:
+    """Upload a version, or name a `source` to fetch it from, and prove that the engine serves it.
 
-    Without the files `config` and `weights`, or sent as JSON, it is a version without weights: the base answers with
-    its `settings`, and the proof is that the prompt renders and fits, and that its vector stores exist.
+    Without the files `config` and `weights`, or sent as JSON without a `source`, it is a version without weights: the
+    base answers with its `settings`, and the proof is that the prompt renders and fits, and that its vector stores
+    exist.
 
     422: the upload was received but cannot be served; `code` says what is wrong with it, or what the proof did not
-    show. 429 `too_many_proving`: too many versions are waiting for their proof.
+    show. 429 `too_many_proving`: too many versions are waiting for their proof. Of a `source`: 403
+    `source_not_allowed`: HATRACK_SOURCES does not cover it; 422 `source_not_found`, `source_digest_mismatch`; 429
+    `too_many_fetches`; 502 `source_failed` and 504 `source_timeout`: what has come is kept, the same request goes on.
     """
     try:
+        if is_json(request.headers):
+            return await _push_json(request, caller, actor, registry, wait=wait, stream=stream)
         pushed = await registry.pushes.push(
             caller,
             lambda write: receive(
@@ -132,6 +166,33 @@ async def push(
         raise BadRequest("the client disconnected during the upload", code="client_disconnected") from None
     except AdapterError as error:
         raise to_http(error) from error
+    return _pushed(pushed)
+
+
+async def _push_json(
+    request: Request, caller: Caller, actor: Actor, registry: Registry, *, wait: bool, stream: bool
+) -> Response:
+    upload = await receive_json(request.headers, request.stream(), partial(require_name_allowed, caller))
+    received, source = upload.received, upload.source
+    if source is None:
+
+        async def as_sent(_write: object) -> ReceivedUpload:
+            return received
+
+        return _pushed(await registry.pushes.push(caller, as_sent, wait=wait, actor=actor))
+    push = partial(
+        registry.pushes.push_from,
+        *(caller, received, registry.fetcher.parse(source.url), source.sha256),
+        wait=wait,
+        actor=actor,
+    )
+    if not stream:
+        return _pushed(await push())
+    events = registry.push_events.stream(lambda progress: push(progress=progress), request_id(request))
+    return StreamingResponse(events, media_type=EVENT_STREAM, headers={"cache-control": "no-store"})
+
+
+def _pushed(pushed: PushResult) -> JSONResponse:
     where = f"/v1/adapters/{pushed.version['adapter']}/versions/{pushed.version['version']}"
     return JSONResponse(pushed.version, status_code=pushed.status, headers={"location": where})
 

@@ -22,6 +22,7 @@ from service.errors import BadRequest
 from service.http.schema import ApiModel
 from service.registry.alias_service import ExpectedVersion
 from service.registry.catalog import Servable, VersionSettings
+from service.registry.json_upload import SourceBody
 from service.registry.proof_schemas import AdapterProof
 from service.registry.readiness import SettingsProof
 from service.registry.revalidation import RevalidationState
@@ -117,13 +118,21 @@ class AdapterUpload(BaseModel):
 
 
 class SettingsUpload(BaseModel):
-    """A version without weights: the base answers, with these settings."""
+    """A version whose files the gateway fetches from a `source`, or one without weights: the base answers, with these
+    settings."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=NAME, description="The adapter's name.")
-    settings: AdapterSettings = Field(description="At least one of them is set.")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="As in an upload with weights.")
+    source: SourceBody | None = Field(None, description="Left out: the version has no weights.")
+    settings: AdapterSettings = Field(
+        default_factory=AdapterSettings, description="Without a `source` at least one of them is set."
+    )
+    metadata: dict[str, Any] = Field(
+        default_factory=dict,
+        description="As in an upload with weights. With a `source`, the gateway writes into the field `source` what it "
+        "fetched: `url`, `revision` (the commit), `sha256`, `bytes`, `checked_by`, `fetched_at`.",
+    )
     alias: str | None = Field(None, description="As in an upload with weights.")
     expires_at: int | None = Field(None, description="As in an upload with weights.")
 

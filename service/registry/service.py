@@ -23,7 +23,7 @@ from service.concurrency import in_thread
 from service.config import Settings
 from service.database import Database
 from service.engine.client import EngineClient
-from service.errors import BadRequest, Conflict, NotFound
+from service.errors import BadRequest, Conflict
 from service.registry import records
 from service.registry.alias_service import AliasService
 from service.registry.audit_notes import system_actor
@@ -36,11 +36,13 @@ from service.registry.pins import PinLoader, Pins
 from service.registry.proof import Prober
 from service.registry.proving import ENGINE_EVIDENCE, Proving
 from service.registry.push import Pushes
+from service.registry.push_events import PushEvents
 from service.registry.readiness import CheckStores, PromptChecker, no_stores
 from service.registry.records import AdapterWithVersions
 from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.rollback import LiveRollback
-from service.registry.state import RegistryState, require_weights
+from service.registry.sources.fetch import SourceFetcher
+from service.registry.state import RegistryState, adapter_not_found, require_weights
 from service.registry.verdicts import Verdicts
 
 
@@ -87,7 +89,9 @@ class Registry:
         self._proving = Proving(self._state, self._prober, self._prompts)
         self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
         self.aliases = AliasService(self._state, self._prober, settings.engine_slots)
-        self.pushes = Pushes(settings, self._state, self._proving, self._prompts, self.aliases)
+        self.fetcher = SourceFetcher(settings)
+        self.pushes = Pushes(settings, self._state, self._proving, self._prompts, self.aliases, self.fetcher)
+        self.push_events = PushEvents()
         self._pin_loader = PinLoader(catalog, residency, self._prober, settings.engine_slots)
         self.pins = Pins(self._state, self._pin_loader, settings.engine_slots)
         self._live_rollback = LiveRollback(self._state, self.aliases)
@@ -106,16 +110,23 @@ class Registry:
             asyncio.create_task(self._corruption_checker.work(), name="registry-corruption"),
             asyncio.create_task(self._pin_loader.work(), name="registry-pins"),
             asyncio.create_task(self.deletion.work(), name="registry-expiry"),
+            asyncio.create_task(self.fetcher.work(), name="registry-sources"),
         ]
         if self._settings.revalidate_rollback:
             self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-rollback"))
 
     async def close(self) -> None:
         """Stop background tasks; the next ``open`` resumes interrupted proofs."""
+        await self.push_events.close()
         await self._proving.close()
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+        await self.fetcher.close()
+
+    def similar(self, caller: Caller, name: str) -> str | None:
+        """The adapter that the caller may use whose name is most like ``name``; None if none is."""
+        return self._state.catalog.similar(caller, name)
 
     @property
     def counts(self) -> RegistryCounts:
@@ -173,7 +184,7 @@ class Registry:
         """One adapter in the API's form, with its versions; those in the state ``only``. Raises NotFound."""
         adapter = await self._state.adapter(project, name)
         if all(row.state == "rejected" for row in adapter.versions):
-            raise NotFound(f"the adapter `{name}` does not exist", code="adapter_not_found")
+            raise adapter_not_found(name)
         return (await self._state.adapter_objects([adapter], only))[0]
 
     async def adapters(

@@ -17,7 +17,7 @@ from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.concurrency import Locks, in_thread
 from service.database import Database
-from service.errors import Conflict, NotFound, Unprocessable
+from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.registry.counts import NO_COUNTS, RegistryCounts
@@ -244,9 +244,14 @@ class RegistryState:
         return shown
 
 
-def adapter_not_found(name: str) -> NotFound:
-    """The error for an adapter that does not exist or that the key may not see."""
-    return NotFound(f"the adapter `{name[:100]}` does not exist", code="adapter_not_found")
+def adapter_not_found(name: str, similar: str | None = None) -> AdapterNotFound:
+    """The error for an adapter that does not exist or that the key may not see.
+
+    Args:
+        similar: What was probably meant, which the key may see.
+    """
+    hint = "" if similar is None else f"; did you mean `{similar}`?"
+    return AdapterNotFound(f"the adapter `{name[:100]}` does not exist{hint}")
 
 
 def _number(target: AliasTarget) -> int | None:

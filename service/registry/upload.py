@@ -1,6 +1,6 @@
 """The body of an upload: multipart/form-data, read as it comes, its weights handed on while they arrive.
 
-A version without weights is sent without the two files, or as JSON.
+A version without weights is sent without the two files, or as JSON (``json_upload``).
 
 Nothing of the size of an adapter is ever in memory, and nothing is believed: not the length that the client declares,
 not a file's name. Files that can run code when they are opened are refused by name and by their first bytes, unread.
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from adapters.base import Fingerprint
 from adapters.errors import PickleRefused
@@ -24,7 +23,7 @@ from adapters.validation import shown
 from service.access.caller import Caller
 from service.errors import BadRequest, Forbidden, TooLarge, UnknownField
 from service.grounding.filters import check_filters
-from service.http.body import as_model, parse, validation_error
+from service.http.body import parse, validation_error
 from service.http.multipart import FRAMING_BYTES, MultipartForm, feed_body, parse_boundary
 from service.registry.catalog import VersionSettings
 from service.registry.records import VersionDraft
@@ -136,6 +135,11 @@ class ReceivedUpload:
         )
 
 
+def is_json(headers: Mapping[str, str]) -> bool:
+    """Whether a body is JSON, by its headers, names in lower case."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == JSON_TYPE
+
+
 def require_name_allowed(caller: Caller, name: str) -> None:
     """Raise Forbidden where the key's globs do not match the name, of an adapter that may or may not exist."""
     if not caller.may_use(name):
@@ -166,59 +170,18 @@ async def receive(
             what it raises ends the upload.
 
     Raises:
-        WrongMediaType: Neither multipart/form-data nor JSON.
+        WrongMediaType: Not multipart/form-data (JSON is read by ``service.registry.json_upload``).
         TooLarge: A part, or the whole, is over its bound.
         BadRequest: Not well formed, or a part (`param`) is missing, repeated, unknown or not what it should be.
         PickleRefused: The weights are a pickle or an archive.
     """
-    if headers.get("content-type", "").partition(";")[0].strip().lower() == JSON_TYPE:
-        return await _receive_json(headers, body, check_name)
     form = _AdapterForm(parse_boundary(headers.get("content-type", ""), WANTED), write, max_weights, check_name)
     max_bytes = max_weights + sum(BOUNDS.values()) + FRAMING_BYTES
     await feed_body(headers, body, form.feed, max_bytes=max_bytes)
     return form.upload()
 
 
-class _SettingsBody(BaseModel):
-    """A version without weights, as JSON."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str
-    settings: dict[str, Any]
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    alias: str | None = None
-    expires_at: int | None = None
-
-
-async def _receive_json(
-    headers: Mapping[str, str], body: AsyncIterator[bytes], check_name: Callable[[str], object]
-) -> ReceivedUpload:
-    content = bytearray()
-    await feed_body(headers, body, content.extend, max_bytes=sum(BOUNDS[part] for part in _SettingsBody.model_fields))
-    value = parse(content)
-    if not isinstance(value, dict):
-        raise BadRequest("the body must be a JSON object", code="invalid_json")
-    given = as_model(value, _SettingsBody)
-    for part in ("metadata", "settings"):
-        if len(orjson.dumps(value.get(part))) > BOUNDS[part]:
-            raise TooLarge(f"`{part}` must have at most {BOUNDS[part]} bytes", param=part)
-    check_name(given.name)
-    settings = parse_settings(given.settings)
-    _require_settings(settings, "settings")
-    return ReceivedUpload(
-        name=given.name,
-        config=b"",
-        readme=None,
-        metadata=given.metadata,
-        settings=settings,
-        alias=given.alias,
-        has_weights=False,
-        expires_at=_future(given.expires_at),
-    )
-
-
-def _future(expires_at: str | int | None) -> int | None:
+def future(expires_at: str | int | None) -> int | None:
     """A Unix time in seconds. Raises BadRequest where it is none, or has passed."""
     digits = str(expires_at)
     if expires_at is None or (digits.isascii() and digits.isdecimal() and time.time() < int(digits[:12]) < 10**11):
@@ -227,7 +190,7 @@ def _future(expires_at: str | int | None) -> int | None:
     raise BadRequest(f"{wanted}; got {shown(expires_at)}", param="expires_at")
 
 
-def _require_settings(settings: VersionSettings, param: str) -> None:
+def require_settings(settings: VersionSettings, param: str) -> None:
     """Raise BadRequest where a version without weights has no settings either."""
     if settings.is_empty:
         raise BadRequest(
@@ -267,7 +230,7 @@ class _AdapterForm(MultipartForm):
                 raise BadRequest(f"the part `{part}` is missing", param=part, code="missing_required_parameter")
         settings = parse_settings(self._object("settings"))
         if not has_weights:
-            _require_settings(settings, "weights")
+            require_settings(settings, "weights")
         readme = self._parts.get("readme")
         return ReceivedUpload(
             name=self._text("name") or "",
@@ -277,7 +240,7 @@ class _AdapterForm(MultipartForm):
             settings=settings,
             alias=self._text("alias"),
             has_weights=has_weights,
-            expires_at=_future(self._text("expires_at") or None),
+            expires_at=future(self._text("expires_at") or None),
         )
 
     def _text(self, part: str) -> str | None:

@@ -41,6 +41,7 @@ class Series:
         "cached",
         "completion",
         "digest",
+        "engine_s",
         "faults",
         "first_token",
         "flow",
@@ -58,6 +59,7 @@ class Series:
         self.requests: dict[tuple[str, str], int] = {}
         self.faults: dict[str, int] = {}
         self.prompt = self.cached = self.completion = 0
+        self.engine_s = 0.0
         self.first_token: Histogram | None = None
         self.inter_token: Histogram | None = None
         self.queue: Histogram | None = None
@@ -96,6 +98,7 @@ class MetricsAccount:
             series.prompt += usage.prompt_tokens
             series.cached += usage.cached_tokens
             series.completion += usage.completion_tokens
+        series.engine_s += record.engine_s
         if record.queue_s is not None:
             if series.queue is None:
                 series.queue = Histogram(metrics.WAIT_S)
@@ -186,6 +189,8 @@ class MetricsAccount:
         for metric, count_of in _COUNTS:
             for chunk in chunks:
                 yield metric.values((series.labels, count_of(series)) for series in chunk if series.prompt)
+        for chunk in chunks:  # also of requests that ended before the engine counted a token
+            yield metrics.ENGINE_S.values((series.labels, series.engine_s) for series in chunk if series.engine_s)
         for metric, histogram_of in _HISTOGRAMS:
             for chunk in chunks:
                 rows = ((series.labels, histogram_of(series)) for series in chunk)

@@ -107,6 +107,12 @@ CACHED_TOKENS: Final = Metric(
     "hatrack_cached_prompt_tokens_total", "counter", "Prompt tokens served from the engine's prefix cache.", _TARGET
 )
 COMPLETION_TOKENS: Final = Metric("hatrack_completion_tokens_total", "counter", "Completion tokens.", _TARGET)
+ENGINE_S: Final = Metric(
+    "hatrack_engine_seconds_total",
+    "counter",
+    "The engine's time, shared equally among the requests in it, as in /v1/costs; proofs and warming are left out.",
+    _TARGET,
+)
 
 # the engine, as the gateway sees it
 ENGINE_STATE: Final = Metric(
@@ -199,6 +205,18 @@ LIMIT_HITS: Final = Metric(
 USAGE_ROWS: Final = Metric("hatrack_usage_rows_written_total", "counter", "Usage rows written to the database.")
 USAGE_PENDING: Final = Metric("hatrack_usage_rows_pending", "gauge", "Usage rows not yet written.")
 USAGE_ERRORS: Final = Metric("hatrack_usage_write_errors_total", "counter", "Failed writes of usage.")
+
+# batches
+BATCHES: Final = Metric("hatrack_batches", "gauge", "Batches that have not ended, by status.", ("status",))
+BATCH_IN_FLIGHT: Final = Metric(
+    "hatrack_batch_requests_in_flight", "gauge", "Requests of batches that are being answered, the queue included."
+)
+BATCH_ANSWERED: Final = Metric(
+    "hatrack_batch_requests_total",
+    "counter",
+    "Answered requests of batches: with 200 (completed), or otherwise (failed).",
+    ("result",),
+)
 
 # the registry
 REGISTRY_ADAPTERS: Final = Metric("hatrack_registry_adapters", "gauge", "Adapters with a ready version.")

@@ -10,6 +10,7 @@ from adapters.protocol.reports import (
     ArmDifference,
     ArmMean,
     EvaluationProgress,
+    HumanPreference,
     LossPoint,
     QualityReport,
     ReportCost,
@@ -161,6 +162,9 @@ class EvaluationReport(ApiModel):
     judged: ReportJudge | None = None
     voice: ReportVoice | None = None
     revalidation: ReportRevalidation | None = None
+    people: HumanPreference | None = Field(
+        None, description="What people preferred, blind, once they have reviewed all pairs; it decides nothing."
+    )
     labels: list[str] = Field(description="The arms' labels in display order.")
     served: dict[str, str] = Field(description="The model that answered for each arm.")
     measures: list[ReportMeasure]
@@ -212,14 +216,16 @@ class ReviewQueue(ApiModel):
 
     object: Literal["review.queue"]
     id: str = Field(description="Id of the evaluation or the job.")
-    judge: str
+    judge: str | None = Field(description="The judge that people's choices validate; null if there is none.")
     created_at: int
     pairs: int
-    reviewed: int
+    reviewed: int = Field(description="Pairs that have all their choices.")
+    reviewers: int = Field(1, description="Choices on each pair, each by another key.")
     final: bool = Field(description="Every pair has been reviewed; choices can no longer change.")
-    agreement: Agreement
-    standing: Agreement = Field(description="Agreement over all evaluations of the project.")
-    counted: bool
+    agreement: Agreement | None = Field(description="Of the judge with people; null without a judge.")
+    standing: Agreement | None = Field(description="Agreement over all evaluations of the project.")
+    counted: bool = Field(description="Whether the judge counts; false without a judge.")
+    people: HumanPreference | None = Field(None, description="What people preferred; null until all are reviewed.")
     more_reviews: int | None = Field(
         None, description="Further reviews that would make the judge count if the estimates are true; null if unknown."
     )
@@ -243,7 +249,9 @@ class Review(ApiModel):
     reference: str | None
     first: str
     second: str
-    choice: Literal["first", "second", "tie"] | None
+    choice: Literal["first", "second", "tie"] | None = Field(
+        description="With several reviewers, the choice of this key."
+    )
     chosen_at: int | None
     first_is: Literal["candidate", "base"] | None = None
     judge_vote: Literal["candidate", "base", "tie"] | None = None
@@ -256,7 +264,7 @@ class NextReview(ApiModel):
     object: Literal["review.next"]
     review: Review | None = Field(description="Null if none is left.")
     evaluation: str | None
-    reviewed: int
+    reviewed: int = Field(description="Pairs that need no choice of this key any more.")
     total: int
 
 

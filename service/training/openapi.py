@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
-from adapters.protocol.requests import ChoiceBody, Overflow, TeacherBody
+from adapters.protocol.requests import ChoiceBody, Overflow, ReviewQueueBody, TeacherBody
 from service.errors import (
     BadGateway,
     Conflict,
@@ -240,6 +240,12 @@ def get_ladder_page(ladder_id: str) -> None:
 @reviews.get("", responses=trainers(Page[ReviewQueue], NotFound))
 def list_reviews(after: After = None, limit: Limit = 20) -> None:
     """The project's evaluations with pairs for human review, newest first."""
+
+
+@reviews.post("", responses=trainers(ReviewQueue, NotFound, Conflict, TooLarge))
+@takes(ReviewQueueBody)
+def create_reviews() -> None:
+    """Have people review the answers of an evaluation or a job that has ended, without a judge."""
 
 
 @reviews.get("/next", responses=trainers(NextReview, NotFound))

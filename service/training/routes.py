@@ -133,7 +133,8 @@ async def change_job(
 
 @router.post("/teachers/{name}", include_in_schema=False)
 async def ask_teacher(name: str, request: Request, caller: TrainCaller, trainer: TrainerGateway) -> Response:
-    """Ask a teacher, which may take as long as a long answer takes."""
+    """Ask a teacher, which may take as long as a long answer takes; its price counts for the project's budget."""
+    trainer.check_request(caller)
     headers = headers_of(request, caller) | {"content-type": "application/json"}
     body = orjson.dumps(await read_object(request, max_bytes=MAX_JSON_BYTES))
     return Forward(trainer.client, "POST", target_of(request), headers, body, timeout_s=TEACHER_TIMEOUT_S)

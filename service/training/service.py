@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from adapters.protocol.runs import REPLAYED_HEADER, RUN_KEY_HEADER, RUN_KEY_ID_HEADER
 from service.access.audit import Actor, note
+from service.access.caller import Caller
 from service.access.records import KeyDraft
 from service.access.service import Keys
 from service.database import Database
@@ -84,7 +85,8 @@ class Training:
         keys: Creates and revokes a job's key.
         files: Holds a job's files.
 
-    ``check_budget`` refuses a new run of a project whose budget is spent; None: there are no budgets.
+    ``check_budget`` refuses a new run of a project whose budget is spent; None: there are no budgets. ``check_request``
+    refuses a request of a caller whose project's budget is spent.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Training:
         self._keys = keys
         self._files = files
         self.check_budget: Callable[[str], Awaitable[None]] | None = None
+        self.check_request: Callable[[Caller], None] = lambda caller: None
         self._settling: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:

@@ -102,7 +102,7 @@ async def answers(gateway: ContractGateway) -> Document:
     """All answers by their requests' names."""
     recorder = Recorder(gateway)
     parts = (_public, _keys, _adapters, _inference, _files, _datasets, _stores, _jobs, _evaluations, _observed)
-    for part in (*parts, _deletions):
+    for part in (*parts, _batches, _deletions):
         await part(recorder)
     return recorder.found
 
@@ -263,6 +263,26 @@ async def _datasets(ask: Recorder) -> None:
     await ask.send("dataset deleted", "DELETE", "/v1/datasets/support")
 
 
+async def _batches(ask: Recorder) -> None:
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": BASE}}
+    good = json.dumps(request | {"body": {"model": BASE, "messages": CHAT}}).encode()
+    file = await _file(ask, "requests uploaded", good, "batch", "r.jsonl")
+    wanted = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = (await ask.send("batch created", "POST", "/v1/batches", json=wanted))["id"]
+    await ask.until(f"/v1/batches/{batch}", lambda body: body["status"] == "completed")
+    await ask.send("batch of requests", "GET", f"/v1/batches/{batch}")
+    await ask.send("batch that has ended cancelled", "POST", f"/v1/batches/{batch}/cancel")
+    bad = await _file(ask, "bad requests uploaded", json.dumps(request).encode(), "batch", "r.jsonl")
+    refused = (await ask.send("batch of bad requests", "POST", "/v1/batches", json=wanted | {"input_file_id": bad}))[
+        "id"
+    ]
+    await ask.until(f"/v1/batches/{refused}", lambda body: body["status"] == "failed")
+    await ask.send("batch with faults", "GET", f"/v1/batches/{refused}")
+    await ask.send("batches", "GET", "/v1/batches")
+    await ask.send("batch with a bad endpoint", "POST", "/v1/batches", json=wanted | {"endpoint": "/v1/images"})
+    await ask.send("no such batch", "GET", "/v1/batches/batch_nothing")
+
+
 async def _stores(ask: Recorder) -> None:
     body = {"name": "handbook", "metadata": {"of": "shop"}}
     store = await ask.send("store made", "POST", "/v1/vector_stores", json=body)
@@ -330,6 +350,8 @@ async def _evaluations(ask: Recorder) -> None:
     await ask.send("evaluation without a held-out file", "POST", "/v1/evaluations", json={"model": "voice@1"})
     await ask.send("evaluation of nothing", "POST", "/v1/evaluations", json=wanted | {"model": "nobody"})
     held = await ask.send("evaluation that waits", "POST", "/v1/evaluations", json=wanted | {"metadata": {"hold": "1"}})
+    await ask.send("reviews of what has no verdict", "POST", "/v1/reviews", json={"evaluation": made["id"]})
+    await ask.send("reviews of what has not ended", "POST", "/v1/reviews", json={"evaluation": held["id"]})
     await ask.send("report that is not there yet", "GET", f"/v1/evaluations/{held['id']}/report")
     await ask.send("evaluation cancelled", "POST", f"/v1/evaluations/{held['id']}/cancel")
     await ask.send("no such evaluation", "GET", "/v1/evaluations/eval-nothing")

@@ -268,7 +268,7 @@ def test_pairs_are_reviewed_with_one_key_each_without_knowing_whose_they_are(
         page.wait("[...document.querySelectorAll('.pane button')].some((each) => !each.disabled)")
         assert "tidewater" not in page.text
         page.press(("1", "2", "0")[reviewed % 3])
-    page.wait_for_text("All pairs are reviewed")
+    page.wait_for_text("No pairs left to review")
     (queue,) = [each for each in client.get("/v1/reviews").json()["data"] if each["id"] == evaluation]
     assert (queue["reviewed"], queue["final"]) == (pairs, True)
 

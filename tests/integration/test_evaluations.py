@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.commands import hatrack
-from tests.support.gateway import Gateway, upload_evaluation_file
+from tests.support.commands import hatrack, run_hatrack
+from tests.support.gateway import TIMEOUT, Gateway, upload_evaluation_file
 from tests.support.waiting import wait_until
 from trainer.samples import heldout_file
 
@@ -104,6 +104,29 @@ def test_a_version_that_passes_goes_live_by_itself(
         timeout_s=PATIENCE_S,
     )
     assert "mate@1" in hatrack(gateway, "evaluations")
+    _review_without_a_judge(gateway, http, verdict["evaluation_id"])
+
+
+def _review_without_a_judge(gateway: Gateway, http: httpx.Client, evaluation: str) -> None:
+    """People compare its answers in the terminal, after the fact; the report then says what they prefer."""
+    before = http.get(f"/v1/evaluations/{evaluation}/report").json()
+    stranger = http.post("/v1/keys", json={"name": "r", "project": "elsewhere", "scopes": ["train"]}).json()
+    headers = {"authorization": f"Bearer {stranger['key']}"}
+    refused = httpx.post(f"{gateway.url}/v1/reviews", json={"evaluation": evaluation}, headers=headers, timeout=TIMEOUT)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+    assert http.post("/v1/reviews", json={"evaluation": evaluation, "pairs": 4}).json()["pairs"] == 4
+    shown = http.get("/v1/reviews/next", params={"evaluation": evaluation}).json()["review"]
+    assert shown["first"] != shown["second"]
+    assert "mate" not in json.dumps(shown)
+    done = run_hatrack(gateway, "review", evaluation, stdin="1\n2\nt\n1\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 reviewed." in done.stdout
+    assert "It decides nothing in the verdict." in done.stdout
+    report = http.get(f"/v1/evaluations/{evaluation}/report").json()
+    people = report.pop("people")
+    assert (people["of"], people["pairs"], people["tie"], people["candidate"] + people["base"]) == ("mate@1", 4, 1, 3)
+    assert report == before
+    assert "What people prefer" in http.get(f"/v1/evaluations/{evaluation}/report.html").text
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def steps(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_the_report_finds_1000_examples_and_nothing_wrong_with_them() -> None:
     [report] = printed_by("data")
-    assert "1000 examples" in report
+    assert "1,000 examples" in report
     assert "near-duplicate" not in report
     assert "warning" not in report
 

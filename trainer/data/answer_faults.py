@@ -10,6 +10,7 @@ from typing import Final
 from ftfy.badness import is_bad
 
 from adapters.dataset.refusals import refuses
+from adapters.wording import counted
 from trainer.data.findings import finding
 from trainer.data.format import Example
 from trainer.data.report import Finding
@@ -84,13 +85,19 @@ def _is_broken(text: str) -> bool:
 def _html(examples: Sequence[Example]) -> Iterator[Finding]:
     lines = [example.line for example in examples if _found(_HTML, answer(example))]
     if 0 < len(lines) < HTML_BY_DESIGN * len(examples):
-        yield finding("leftover_html", f"{len(lines)} answers have HTML, the others do not", lines)
+        yield finding(
+            "leftover_html", f"{counted(len(lines), 'answer has', 'answers have')} HTML, the others do not", lines
+        )
 
 
 def _repeated_questions(examples: Sequence[Example]) -> Iterator[Finding]:
     lines = [example.line for example in examples if _wording(answer(example)) == _wording(question(example))]
     if lines:
-        yield finding("repeated_questions", f"{len(lines)} answers only repeat the question", lines)
+        yield finding(
+            "repeated_questions",
+            f"{counted(len(lines), 'answer only repeats', 'answers only repeat')} the question",
+            lines,
+        )
 
 
 def _wording(text: str) -> str:
@@ -103,7 +110,8 @@ def _cut(examples: Sequence[Example]) -> Iterator[Finding]:
     prose = [example for example in examples if len(answer(example)) >= MIN_PROSE_CHARS]
     lines = [example.line for example in prose if not _found(_SENTENCE_END, answer(example)[-20:])]
     if len(prose) >= MIN_PROSE_ANSWERS and 0 < len(lines) <= (1 - ENDS_IN_PUNCTUATION) * len(prose):
-        yield finding("cut_answers", f"{len(lines)} answers end within a sentence: were they cut?", lines)
+        ends = "answer ends within a sentence: was it cut?", "answers end within a sentence: were they cut?"
+        yield finding("cut_answers", counted(len(lines), *ends), lines)
 
 
 def changing_facts(examples: Sequence[Example]) -> list[Finding]:

@@ -6,7 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+from adapters.dataset.formats import IgnoredKey
 from adapters.dataset.lines import show
+from adapters.wording import counted
 from trainer.data.format import Dataset, Example
 from trainer.data.personal import PersonalDataDetector
 from trainer.data.report import SHOWN_LINES, Finding
@@ -48,9 +50,9 @@ def ignored_keys(data: Dataset, file: File = "training") -> list[Finding]:
             code="ignored_keys",
             severity="note",
             message=(
-                f"the key {show(key.name)} is not used; {key.count} rows have it, the first in line {key.lines[0]}"
+                f"the key {show(key.name)} is not used; {_rows_have(key)} it, the first in line {key.lines[0]}"
                 if key.name is not None
-                else f"more keys are not used; {key.count} rows have one, the first in line {key.lines[0]}"
+                else f"more keys are not used; {_rows_have(key)} one, the first in line {key.lines[0]}"
             ),
             file=file,
             count=key.count,
@@ -58,6 +60,10 @@ def ignored_keys(data: Dataset, file: File = "training") -> list[Finding]:
         )
         for key in data.ignored_keys
     ]
+
+
+def _rows_have(key: IgnoredKey) -> str:
+    return counted(key.count, "row has", "rows have")
 
 
 def split_turns(sequences: Mapping[int, int]) -> list[Finding]:
@@ -86,13 +92,10 @@ def duplicates(examples: Sequence[Example]) -> list[Finding]:
     for group in groups([f"{question(example)}\n{answer(example)}" for example in examples]):
         same += [examples[index].line for index in group[1:]]
     if same:
-        findings.append(
-            finding(
-                "near_duplicates",
-                f"{len(same)} examples are near-duplicates of an earlier one: they add weight but nothing to learn",
-                same,
-            )
-        )
+        they_are = counted(len(same), "example is a near-duplicate", "examples are near-duplicates")
+        they_add = "it adds" if len(same) == 1 else "they add"
+        message = f"{they_are} of an earlier one: {they_add} weight but nothing to learn"
+        findings.append(finding("near_duplicates", message, same))
     answers: dict[tuple[str | None, str], list[tuple[str, int]]] = defaultdict(list)
     for example in examples:
         normalized = NormalizedExample.example(example)
@@ -158,7 +161,8 @@ def personal(examples: Sequence[Example], file: File = "training") -> list[Findi
     return [
         finding(
             "personal_data" if kind[0].islower() else "secret",
-            f"{len(set(at))} examples seem to contain: {kind}. A trained model can reproduce it",
+            f"{counted(len(set(at)), 'example seems', 'examples seem')} to contain: {kind}. "
+            "A trained model can reproduce it",
             at,
             file=file,
         )

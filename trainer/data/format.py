@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adapters.dataset.chat import Example, Message, Role
 from adapters.dataset.formats import Format, IgnoredKey, read_lines, split_lines
+from adapters.wording import counted
 from trainer.errors import DataInvalid, DataTooSmall
 
 __all__ = ["Dataset", "Example", "Message", "Role", "parse_chat", "read_chat", "split_lines"]
@@ -34,7 +35,7 @@ def read_chat(path: Path, *, min_examples: int = 1) -> Dataset:
     content = path.read_bytes()
     examples = parse_chat(content)
     if len(examples) < min_examples:
-        raise DataTooSmall(f"{path.name} has {len(examples)} examples; at least {min_examples} are needed.")
+        raise DataTooSmall(f"{path.name} has {counted(len(examples), 'example')}; at least {min_examples} are needed.")
     return Dataset(name=path.name, sha256=hashlib.sha256(content).hexdigest(), examples=examples)
 
 

@@ -6,6 +6,7 @@ import hashlib
 
 from adapters.dataset.formats import Format, read_lines
 from adapters.dataset.lines import Problem
+from adapters.wording import counted
 from trainer.data.format import Dataset
 from trainer.errors import DataInvalid, DataTooSmall
 
@@ -29,6 +30,6 @@ def read_dataset(name: str, content: bytes, *, min_examples: int = 1) -> tuple[F
     if reader.kind is None:
         raise DataInvalid([Problem(1, "the file is empty")])
     if len(examples) < min_examples:
-        raise DataTooSmall(f"{name} has {len(examples)} examples; at least {min_examples} are needed.")
+        raise DataTooSmall(f"{name} has {counted(len(examples), 'example')}; at least {min_examples} are needed.")
     sha256 = hashlib.sha256(content).hexdigest()
     return reader.kind, Dataset(name, sha256, examples, reader.ignored_keys)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from adapters.wording import counted
 from trainer.data.findings import finding
 from trainer.data.format import Example
 from trainer.data.report import Finding
@@ -75,7 +76,8 @@ def label_noise(examples: Sequence[Example]) -> list[Finding]:
     lines = [example.line for example, is_questioned in zip(examples, questioned, strict=True) if is_questioned]
     if not lines:
         return []
-    message = f"{len(lines)} examples have another label than at least {CLEAR_MAJORITY} very similar questions"
+    examples_have = counted(len(lines), "example has", "examples have")
+    message = f"{examples_have} another label than at least {CLEAR_MAJORITY} very similar questions"
     return [finding("questionable_labels", message, lines)]
 
 

@@ -16,6 +16,7 @@ from itertools import combinations
 from typing import Final
 
 from adapters.dataset.lines import edits
+from adapters.wording import counted
 from trainer.data.findings import finding
 from trainer.data.format import Example
 from trainer.data.report import Finding
@@ -72,8 +73,8 @@ def near_contradictions(
     lines = [(examples[first].line, examples[second].line) for first, second in sorted(found)]
     shown = ", ".join(f"{first} and {second}" for first, second in lines[:SHOWN_PAIRS])
     message = (
-        f"{len(lines)} pairs of nearly the same question have contradictory answers, such as lines {shown}: the model "
-        "can only guess; correct or remove one of each pair"
+        f"{counted(len(lines), 'pair of nearly the same question has', 'pairs of nearly the same question have')} "
+        f"contradictory answers, such as lines {shown}: the model can only guess; correct or remove one of each pair"
     )
     return [finding("near_contradictions", message, (line for pair in lines for line in pair))]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters.protocol.requests import Overflow
+from adapters.wording import counted
 from trainer.data import findings
 from trainer.data.format import Example
 from trainer.data.render import Renderer, TokenSequence
@@ -77,25 +78,27 @@ def too_long(renderer: Renderer, part: RenderedPart, overflow: Overflow, file: f
     problems = []
     if part.shortened:
         message = (
-            f"{len(part.shortened)} examples are longer than max_length ({renderer.max_length} tokens) and are "
-            f"truncated, as requested: {len(part.cut)} lost the end of their answer, all others only their oldest turns"
+            f"{_longer(len(part.shortened), renderer)}, truncated as requested: {len(part.cut)} lost the end of the "
+            "answer, all others only the oldest turns"
         )
         problems.append(findings.finding("truncated", message, part.shortened, file=file))
     if not part.long:
         return problems
-    lengths = (
-        f"{len(part.long)} examples are longer than max_length ({renderer.max_length} tokens), up to "
-        f"{max(part.long.values())}"
-    )
+    lengths = f"{_longer(len(part.long), renderer)}, up to {max(part.long.values())}"
     if overflow == "refuse":
         message = f"{lengths}. Raise max_length, or set overflow to drop or truncate"
         return [*problems, findings.finding("too_long", message, part.long, refused=True, file=file)]
     dropped = (
-        f"{lengths}; they are dropped, as requested"
+        f"{lengths}; {'it is' if len(part.long) == 1 else 'they are'} dropped, as requested"
         if overflow == "drop"
-        else f"{lengths}; truncated, nothing worth training on would be left of them, so they are dropped"
+        else f"{lengths}; truncated, nothing worth training on would be left, so "
+        f"{'it is' if len(part.long) == 1 else 'they are'} dropped"
     )
     return [*problems, findings.finding("dropped_too_long", dropped, part.long, file=file)]
+
+
+def _longer(count: int, renderer: Renderer) -> str:
+    return f"{counted(count, 'example is', 'examples are')} longer than max_length ({renderer.max_length} tokens)"
 
 
 def tools_unsupported(examples: Sequence[Example], renderer: Renderer, file: findings.File) -> list[Finding]:
@@ -104,8 +107,8 @@ def tools_unsupported(examples: Sequence[Example], renderer: Renderer, file: fin
     if not lines or renderer.supports_tools:
         return []
     message = (
-        f"{len(lines)} examples have tools, tool calls or tool messages, which the base's chat template does not "
-        "render: a request with tools would reach the model without them. Choose a base whose chat template has tools, "
-        "or remove these examples"
+        f"{counted(len(lines), 'example has', 'examples have')} tools, tool calls or tool messages, which the base's "
+        "chat template does not render: a request with tools would reach the model without them. Choose a base whose "
+        "chat template has tools, or remove what has them"
     )
     return [findings.finding("tools_unsupported", message, lines, refused=True, file=file)]

@@ -10,6 +10,7 @@ from typing import Final, Literal, Self
 from pydantic import PrivateAttr
 
 from adapters.protocol.reports import DataFinding, HeldOutExamples, QualityReport
+from adapters.wording import counted
 
 SHOWN_LINES: Final = 20
 TOO_FEW_HELD_OUT: Final = "too_few_held_out"
@@ -62,13 +63,14 @@ def describe_size(examples: int, distinct_answers: int, closed: bool) -> str:
             if each < 10
             else "expect all answers to be learned"
         )
-        return f"{examples} examples over {distinct_answers} answers, {each:.0f} each: {expectation}."
+        return f"{counted(examples, 'example')} over {distinct_answers} answers, {each:.0f} each: {expectation}."
     if examples < 50:
         return (
-            f"{examples} examples: expect no more than a hint of the style; a prompt with three of them may do as well."
+            f"{counted(examples, 'example')}: expect no more than a hint of the style; a prompt with three of them may "
+            "do as well."
         )
     if examples < 500:
-        return f"{examples} examples: expect the style to be learned, not full coverage."
+        return f"{counted(examples, 'example')}: expect the style to be learned, not full coverage."
     if examples < 5000:
-        return f"{examples} examples: enough for style and common cases; facts belong in retrieval."
-    return f"{examples} examples: more than style needs; 1,000 curated ones may do better."
+        return f"{counted(examples, 'example')}: enough for style and common cases; facts belong in retrieval."
+    return f"{counted(examples, 'example')}: more than style needs; 1,000 curated ones may do better."

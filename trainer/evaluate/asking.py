@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
 from trainer.evaluate.answers import Answer, Key, RecordFile
 from trainer.evaluate.arms import Arm, Question, calls_json, with_filters
-from trainer.evaluate.endpoint_client import Endpoint, EndpointClient
+from trainer.evaluate.endpoint_client import Endpoint, EndpointClient, charge_of
 from trainer.runs.gateway import PATIENCE_S
+from trainer.runs.protocol import OutsideCharge
 
 CHAT_PATH: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256
@@ -38,6 +39,10 @@ class ArmRequest:
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of answers so far and the total; may raise to stop."""
+
+
+OnCharge = Callable[[OutsideCharge], None]
+"""Called with what each answer of an endpoint outside cost, before it is stored."""
 
 
 class Answerer(Protocol):
@@ -85,6 +90,7 @@ class HttpAnswerer:
         concurrency: Maximum concurrent requests, over all endpoints.
         wait: Awaited instead of sleeping; may raise to stop waiting.
         patience_s: How long an endpoint may be unreachable, in seconds.
+        on_charge: Hears what endpoints outside charge; answers that are read from the file cost nothing again.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class HttpAnswerer:
         concurrency: int = CONCURRENCY,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
         patience_s: float = PATIENCE_S,
+        on_charge: OnCharge | None = None,
     ) -> None:
         self._endpoints = {**(endpoints or {})}
         self._gateway = gateway
@@ -109,6 +116,7 @@ class HttpAnswerer:
         self._concurrency = concurrency
         self._wait = wait
         self._patience_s = patience_s
+        self._on_charge = on_charge
 
     async def answer(self, requests: Sequence[ArmRequest], on_progress: OnProgress | None = None) -> list[Answer]:
         """See `Answerer`. Also raises what `on_progress` raises."""
@@ -141,7 +149,7 @@ class HttpAnswerer:
                     nonlocal done
                     for request, body in pending:
                         try:
-                            record_file.add(await _ask(clients[request.arm.endpoint], request, body))
+                            record_file.add(await self._ask(clients[request.arm.endpoint], request, body))
                         except (AnswerRefused, AnswerUnreadable) as error:
                             if not (skip_refused and _is_about_the_question(error)):
                                 raise
@@ -152,6 +160,14 @@ class HttpAnswerer:
 
                 await all_or_first_error(work() for _ in range(min(self._concurrency, len(missing))))
             return [None if _key(request) in skipped else record_file.records[_key(request)] for request in requests]
+
+    async def _ask(self, client: EndpointClient, request: ArmRequest, body: dict[str, Any]) -> Answer:
+        started_at = time.monotonic()
+        reply, headers = await _post(client, request, body)
+        name = request.arm.endpoint
+        if name is not None and self._on_charge is not None:
+            self._on_charge(charge_of(name, self._endpoints[name].prices, reply.get("usage")))
+        return _answer(request, body, reply, headers, time.monotonic() - started_at)
 
     def _body(self, request: ArmRequest) -> dict[str, Any]:
         """The request of an ask. Outside endpoints get OpenAI's documented fields alone, and what the settings name."""
@@ -199,16 +215,24 @@ async def all_or_first_error(coroutines: Iterator[Awaitable[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _ask(client: EndpointClient, request: ArmRequest, body: dict[str, Any]) -> Answer:
-    started_at = time.monotonic()
+async def _post(
+    client: EndpointClient, request: ArmRequest, body: dict[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The reply and its headers. Raises what `EndpointClient.post` does, refusals with the name of the arm."""
     try:
-        reply, headers = await client.post(CHAT_PATH, body)
+        return await client.post(CHAT_PATH, body)
     except AnswerRefused as error:
         kind = ArmUnservable if isinstance(error, ArmUnservable) else AnswerRefused
         message = (
             f"{request.arm.label!r} ({request.arm.model}) did not answer example {request.question.id}: {error.message}"
         )
         raise kind(error.status, error.answer_code, message) from error
+
+
+def _answer(
+    request: ArmRequest, body: dict[str, Any], reply: dict[str, Any], headers: Mapping[str, str], seconds: float
+) -> Answer:
+    """What a reply answers. Raises AnswerUnreadable if it has no text."""
     try:
         choice = reply["choices"][0]
         usage = reply.get("usage") or {}
@@ -221,7 +245,7 @@ async def _ask(client: EndpointClient, request: ArmRequest, body: dict[str, Any]
             finish_reason=choice.get("finish_reason"),
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
             completion_tokens=int(usage.get("completion_tokens") or 0),
-            seconds=round(time.monotonic() - started_at, 4),
+            seconds=round(seconds, 4),
             version=headers.get("x-hatrack-adapter"),
             digest=headers.get("x-hatrack-digest"),
         )

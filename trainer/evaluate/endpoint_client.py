@@ -15,14 +15,18 @@ from typing import Any, Final
 import httpx
 from pydantic import SecretStr
 
+from adapters.costs import TokenPrices
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, GatewayUnreachable
 from trainer.runs.gateway import PATIENCE_S, RETRY_S, RETRYABLE_EXCEPT_CONFLICT
+from trainer.runs.protocol import OutsideCharge
 
 TIMEOUT: Final = httpx.Timeout(30, connect=5, read=600)
 """Background requests wait in the queue behind callers'."""
 ATTEMPT_TIMEOUT_S: Final = 660.0
 """Limit for one attempt, in seconds: a body that trickles in never hits the read timeout."""
 MAX_RETRY_AFTER_S: Final = 60.0
+MAX_TOKENS: Final = 10**9
+"""Of one answer: an endpoint that claims more is not believed."""
 ARM_UNSERVABLE: Final = frozenset({404, 409, 410})
 """Statuses that refuse the arm, not the example: its version was deleted, or this engine cannot serve it."""
 
@@ -38,6 +42,7 @@ class Endpoint:
             `max_completion_tokens`.
         temperature: Whether to send `temperature`: reasoning models may refuse it.
         fields: Added to every request; they override the others.
+        prices: What its tokens cost; None for the gateway, and where the settings do not say.
     """
 
     url: str
@@ -45,11 +50,25 @@ class Endpoint:
     max_tokens_field: str = "max_tokens"
     temperature: bool = True
     fields: Mapping[str, Any] = field(default_factory=dict)
+    prices: TokenPrices | None = None
 
     def sampling(self, max_tokens: int) -> dict[str, Any]:
         """The sampling fields of a request: greedy decoding with at most `max_tokens` tokens."""
         greedy = {"temperature": 0} if self.temperature else {}
         return {**greedy, self.max_tokens_field: max_tokens, **self.fields}
+
+
+def charge_of(name: str, prices: TokenPrices | None, usage: Any) -> OutsideCharge:
+    """What an answer of the endpoint of that name cost. ``usage``: that of the answer, as it came."""
+    counts = usage if isinstance(usage, dict) else {}
+    tokens = [_count(counts.get(field)) for field in ("prompt_tokens", "completion_tokens")]
+    money = prices.of(*tokens) if prices is not None and any(tokens) else None
+    return OutsideCharge(endpoint=name, prompt_tokens=tokens[0], completion_tokens=tokens[1], money=money)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 for what is none."""
+    return value if type(value) is int and 0 < value <= MAX_TOKENS else 0
 
 
 class EndpointClient:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
+from adapters.costs import TokenPrices
 from trainer.config import secret_from_environment
 from trainer.errors import EndpointUnknown, SettingsError
 from trainer.evaluate.endpoint_client import Endpoint
@@ -42,6 +43,13 @@ class EndpointSettings(Frozen):
     teacher: bool = False
     price_input: float | None = Field(None, ge=0)
     price_output: float | None = Field(None, ge=0)
+
+    @property
+    def prices(self) -> TokenPrices | None:
+        """What its tokens cost; None unless both prices are set."""
+        if self.price_input is None or self.price_output is None:
+            return None
+        return TokenPrices(input=self.price_input, output=self.price_output)
 
     @field_validator("fields")
     @classmethod
@@ -160,6 +168,7 @@ class OperatorEndpoints(Frozen):
                 max_tokens_field=endpoint.max_tokens_field,
                 temperature=endpoint.send_temperature,
                 fields=endpoint.fields,
+                prices=endpoint.prices,
             )
             for name, endpoint in self.endpoints.items()
         }

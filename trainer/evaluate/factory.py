@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from trainer.config import Settings
 from trainer.errors import SuiteUnavailable
 from trainer.evaluate import endpoints
-from trainer.evaluate.asking import CONCURRENCY, HttpAnswerer
+from trainer.evaluate.asking import CONCURRENCY, HttpAnswerer, OnCharge
 from trainer.evaluate.endpoint_client import Endpoint
 from trainer.evaluate.judge import JUDGEMENTS, ModelJudge
 from trainer.evaluate.likelihood import Scorer
@@ -31,13 +31,17 @@ CACHE_DIRECTORY: Final = "suites"
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What a worker has: the gateway with the job's key, a scorer, the evaluation's folder and the settings."""
+    """What a worker has: the gateway with the job's key, a scorer, the evaluation's folder and the settings.
+
+    ``on_charge`` hears what a judge outside charges.
+    """
 
     gateway: Endpoint
     scorer: Scorer
     folder: Path
     settings: Settings
     concurrency: int = CONCURRENCY
+    on_charge: OnCharge | None = None
 
 
 def suites_of(spec: EvaluationSpec, context: WorkerContext) -> dict[str, Suite]:
@@ -80,6 +84,7 @@ def judge_of(spec: EvaluationSpec, context: WorkerContext) -> ModelJudge | None:
         endpoints=operator_endpoints.reachable(),
         max_tokens=settings.max_tokens,
         concurrency=context.concurrency,
+        on_charge=context.on_charge,
     )
     return ModelJudge(
         *(spec.judge, settings, answerer, context.folder),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from trainer.evaluate.asking import ArmRequest, LenientAnswerer
 from trainer.evaluate.compare import Comparison, OnStage
 from trainer.evaluate.endpoints import JudgeSettings
 from trainer.evaluate.paired_difference import IntervalMethod
-from trainer.evaluate.pairs import REVIEWS, SCORES, JudgeAgreement, ReviewPair, Vote
+from trainer.evaluate.pairs import REVIEWS, SCORES, JudgeAgreement, ReviewPair, Side, Vote, draw_pairs
 from trainer.evaluate.spec import Preference
 from trainer.evaluate.statistics.paired import as_array, interval
 from trainer.evaluate.verdict_text import points
@@ -187,13 +186,10 @@ class ModelJudge:
         reviewable = [index for index, vote in enumerate(votes) if not (vote.alike or vote.refused)]
         count = max(self._settings.least_reviews, math.ceil(self._settings.review_share * len(reviewable)))
         seed = json.dumps([self._settings.digest, candidate, [comparison.questions[index].id for index in reviewable]])
-        rng = random.Random(seed)  # noqa: S311 (the same pairs again after a crash)
-        indices = rng.sample(reviewable, min(count, len(reviewable)))
         answers = {"candidate": comparison.result(candidate).answers, "base": comparison.result(base).answers}
         pairs = []
-        for index in indices:
-            first: Literal["candidate", "base"] = "candidate" if rng.random() < 0.5 else "base"
-            second: Literal["candidate", "base"] = "base" if first == "candidate" else "candidate"
+        for index, first in draw_pairs(reviewable, count, seed):
+            second: Side = "base" if first == "candidate" else "candidate"
             question = comparison.questions[index]
             pairs.append(
                 ReviewPair(

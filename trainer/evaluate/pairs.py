@@ -6,6 +6,7 @@ Separate from the judge itself, so that the trainer's API process, which stores 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Final, Literal, Self
@@ -26,6 +27,7 @@ PLANNED_POWER: Final = 0.8
 """How likely the planned number of reviews is to be enough if the estimates are true."""
 
 Vote = Literal["candidate", "base", "tie"]
+Side = Literal["candidate", "base"]
 SCORES: Final[Mapping[Vote, float]] = {"candidate": 1.0, "tie": 0.5, "base": 0.0}
 
 
@@ -170,9 +172,9 @@ class JudgeAgreement(Frozen):
         if self.lean is None or self.lean_low is None or self.lean_high is None:
             return kappa
         return (
-            f"{kappa}, and it gives the candidate {_points(abs(self.lean))} points of 100 "
-            f"{'fewer' if self.lean < 0 else 'more'} than people do ({percent} interval {_points(self.lean_low)} to "
-            f"{_points(self.lean_high)}; the upper end must be below {_points(judge.max_lean)})"
+            f"{kappa}, and it gives the candidate {points_of(abs(self.lean))} points of 100 "
+            f"{'fewer' if self.lean < 0 else 'more'} than people do ({percent} interval {points_of(self.lean_low)} to "
+            f"{points_of(self.lean_high)}; the upper end must be below {points_of(judge.max_lean)})"
         )
 
     def _base_lean(self) -> str:
@@ -189,23 +191,38 @@ class JudgeAgreement(Frozen):
         return f" About {more} more reviews would be enough if these estimates are true."
 
 
-def _points(share: float) -> str:
-    """A share in hundredths, with one decimal."""
+def points_of(share: float) -> str:
+    """A share in hundredths, with one decimal and a true minus sign."""
     text = f"{100 * share:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text.replace("-", "−")
 
 
 class ReviewPair(Frozen):
-    """A pair to review. ``first_is``: whose answer is shown first; ``vote``: the judge's. Reviewers see neither."""
+    """A pair to review. ``first_is``: whose answer is shown first; ``vote``: the judge's. Reviewers see neither.
 
-    judge: str
-    digest: str
+    ``judge``, ``digest``: empty without a judge, and ``vote`` is None. ``unit``: the number of the question's
+    independent unit, if several questions share one.
+    """
+
+    judge: str = ""
+    digest: str = ""
     example: str
     turns: tuple[ChatMessage, ...]
     reference: str
     first: str
     second: str
-    first_is: Literal["candidate", "base"]
-    vote: Vote
+    first_is: Side
+    vote: Vote | None = None
     candidate: str
     base: str
+    unit: int | None = None
+
+
+def draw_pairs(reviewable: Sequence[int], count: int, seed: str) -> list[tuple[int, Side]]:
+    """A random sample of up to ``count`` of these indices, and of each whose answer is shown first.
+
+    The same for the same arguments, so that a run that is repeated after a crash draws the same pairs.
+    """
+    rng = random.Random(seed)  # noqa: S311 - no secret
+    indices = rng.sample(reviewable, min(count, len(reviewable)))
+    return [(index, "candidate" if rng.random() < 0.5 else "base") for index in indices]

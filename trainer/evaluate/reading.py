@@ -32,12 +32,17 @@ _MARKS_AROUND: Final = "*_ \t"
 
 
 def form_of(metric: Metric) -> AnswerForm:
-    """The form of the answers that a metric scores. A pattern that asks for a thinking block reads all of it."""
-    if metric.name == "exact_match":
+    """The form of the answers that a metric scores."""
+    return form_named(metric.name, metric.pattern if isinstance(metric, Regex) else None)
+
+
+def form_named(metric: str, pattern: str | None) -> AnswerForm:
+    """The same by the metric's name and pattern. A pattern that asks for a thinking block reads all of it."""
+    if metric == "exact_match":
         return "label"
-    if isinstance(metric, Regex) and "think" in metric.pattern:
+    if pattern is not None and "think" in pattern:
         return "verbatim"
-    return "json" if metric.name.startswith("json_") else "text"
+    return "json" if metric.startswith("json_") else "text"
 
 
 def read_answer(answer: str, reference: str, form: AnswerForm) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -83,6 +84,24 @@ class EvaluationReport(Frozen):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingSummary:
+    """What a report shows of how the candidate was made, and of what that and the evaluation cost.
+
+    Attributes:
+        loss_curve: From `loss_curve`.
+        data: The report on the training data.
+    """
+
+    loss_curve: tuple[LossPoint, ...] = ()
+    data: DataReport | None = None
+    lineage: Lineage | None = None
+    cost: ReportCost | None = None
+
+
+NO_TRAINING: Final = TrainingSummary()
+
+
 def build(
     comparison: Comparison,
     verdict: Verdict | None,
@@ -97,10 +116,7 @@ def build(
     notes: Sequence[str] = (),
     held_out: int | None = None,
     rules: Rules | None = None,
-    loss_curve: Sequence[LossPoint] = (),
-    data: DataReport | None = None,
-    lineage: Lineage | None = None,
-    cost: ReportCost | None = None,
+    training: TrainingSummary = NO_TRAINING,
 ) -> EvaluationReport:
     """Build a report.
 
@@ -115,7 +131,7 @@ def build(
         notes: Notes on the comparison, one sentence each.
         held_out: Number of held-out examples, if not all were asked.
         rules: How intervals are computed if there is no verdict.
-        loss_curve, data, lineage, cost: From `loss_curve`, and the data's report, the lineage and cost of a training.
+        training: How the candidate was made, as far as that is known.
     """
     labels = _labels(comparison, verdict)
     results = [comparison.result(label) for label in labels]
@@ -126,12 +142,7 @@ def build(
         verdict=verdict,
         metric=comparison.metric,
         why=why,
-        notes=(
-            *notes,
-            *_stopped_notes(comparison, verdict),
-            *_cut_notes(results),
-            *([] if voice is None else [voice.note()]),
-        ),
+        notes=(*notes, *_stopped_notes(comparison, verdict), *_cut_notes(results), *_voice_notes(voice)),
         means=_means(comparison, results, method),
         differences=_differences(comparison, labels, method) if verdict is None else (),
         held_out=len(comparison.questions) if held_out is None else held_out,
@@ -143,10 +154,10 @@ def build(
         measures=_measures(comparison, labels),
         voice=voice,
         samples=_samples(comparison, *_sides(verdict, labels), seed=method.seed),
-        loss_curve=tuple(loss_curve),
-        data=data,
-        lineage=lineage,
-        cost=cost,
+        loss_curve=training.loss_curve,
+        data=training.data,
+        lineage=training.lineage,
+        cost=training.cost,
         asked_tokens=_tokens(comparison, results),
         cut={result.arm.label: result.cut for result in results},
     )
@@ -186,6 +197,11 @@ def _cut_notes(results: Sequence[ArmResult]) -> list[str]:
         for result in results
         if result.cut > CUT_OFTEN * len(result.answers)
     ]
+
+
+def _voice_notes(voice: Voice | None) -> list[str]:
+    """What the measure of the voice is worth, if it was taken."""
+    return [] if voice is None else [voice.note()]
 
 
 def _labels(comparison: Comparison, verdict: Verdict | None) -> tuple[str, ...]:

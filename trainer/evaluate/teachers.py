@@ -1,11 +1,13 @@
 """``/v1/teachers``: the operator's endpoints that answer prompts to train on.
 
-A request names a teacher and never a URL. Nothing is retried here: who asks hears when to come back.
+A request names a teacher and never a URL. Nothing is retried here: who asks hears when to come back. What each answer
+cost is recorded before it is passed on (`trainer.runs.outside`).
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
@@ -13,20 +15,25 @@ from fastapi import APIRouter, Depends, Request
 from adapters.labelling.asking import PromptRefused, TeacherBusy
 from adapters.labelling.completion import raise_if_for_later_or_for_the_prompt, read_completion
 from adapters.protocol.requests import TeacherBody
+from trainer.database import Database
 from trainer.errors import (
     AnswerRefused,
     AnswerUnreadable,
     GatewayUnreachable,
     NotFound,
+    RequestError,
     TeacherBusyNow,
     TeacherFailed,
     TeacherRefused,
     UnsupportedValue,
 )
 from trainer.evaluate.asking import CHAT_PATH
-from trainer.evaluate.endpoint_client import EndpointClient
+from trainer.evaluate.endpoint_client import EndpointClient, charge_of
 from trainer.evaluate.endpoints import EndpointSettings, OperatorEndpoints
-from trainer.http import Caller, list_object
+from trainer.http import Caller, CurrentCaller, list_object
+from trainer.runs import outside
+from trainer.runs.outside import Payer
+from trainer.runs.protocol import OutsideCharge
 
 MAX_IN_FLIGHT: Final = 64
 """Requests to one teacher at a time, over all callers."""
@@ -39,10 +46,12 @@ class Teachers:
 
     Args:
         endpoints: The operator's; those with `teacher = true` are teachers.
+        database: Where what they charge is recorded.
     """
 
-    def __init__(self, endpoints: OperatorEndpoints) -> None:
+    def __init__(self, endpoints: OperatorEndpoints, database: Database) -> None:
         self._endpoints = endpoints
+        self._database = database
         self._clients: dict[str, EndpointClient] = {}
         self._in_flight: dict[str, int] = {}
 
@@ -56,7 +65,7 @@ class Teachers:
         teachers = sorted((name, each) for name, each in self._endpoints.endpoints.items() if each.teacher)
         return list_object([_teacher(name, settings) for name, settings in teachers], has_more=False)
 
-    async def answer(self, name: str, body: TeacherBody) -> dict[str, Any]:
+    async def answer(self, caller: CurrentCaller, name: str, body: TeacherBody) -> dict[str, Any]:
         """A teacher's answer, as a chat completion.
 
         Raises:
@@ -82,11 +91,13 @@ class Teachers:
             )
         self._in_flight[name] = self._in_flight.get(name, 0) + 1
         try:
-            return await self._ask(name, settings, body)
+            # before it is asked: a run that ends meanwhile has no key any more
+            payer = await self._database.run(lambda db: outside.payer_of(db, caller.project, caller.key_id))
+            return await self._ask(name, settings, body, payer)
         finally:
             self._in_flight[name] -= 1
 
-    async def _ask(self, name: str, settings: EndpointSettings, body: TeacherBody) -> dict[str, Any]:
+    async def _ask(self, name: str, settings: EndpointSettings, body: TeacherBody, payer: Payer) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": settings.model,
             "messages": [message.model_dump() for message in body.messages],
@@ -96,6 +107,7 @@ class Teachers:
             request["temperature"] = body.temperature
         try:
             value, _ = await self._client(name).post(CHAT_PATH, {**request, **settings.fields})
+            await self._record(payer, charge_of(name, settings.prices, value.get("usage")))
             reply = read_completion(value, served_by=None, seconds=0, max_tokens=body.max_tokens)
         except GatewayUnreachable as error:
             _LOG.warning("teacher %s cannot be reached", name)
@@ -115,6 +127,12 @@ class Teachers:
                 "total_tokens": reply.prompt_tokens + reply.completion_tokens,
             },
         }
+
+    async def _record(self, payer: Payer, charge: OutsideCharge) -> None:
+        try:
+            await self._database.run(lambda db: outside.add(db, payer, charge, time.time()))
+        except RequestError:  # the answer has been paid for, and is passed on
+            _LOG.exception("what the teacher %s charged could not be recorded: %s", charge.endpoint, charge)
 
     def _client(self, name: str) -> EndpointClient:
         """Raises SettingsError if the endpoint's key is gone since the trainer started."""
@@ -168,6 +186,6 @@ async def list_teachers(_caller: Caller, service: Service) -> dict[str, Any]:
 
 
 @router.post("/{name}")
-async def ask_teacher(name: str, body: TeacherBody, _caller: Caller, service: Service) -> dict[str, Any]:
+async def ask_teacher(name: str, body: TeacherBody, caller: Caller, service: Service) -> dict[str, Any]:
     """One answer of a teacher."""
-    return await service.answer(name, body)
+    return await service.answer(caller, name, body)

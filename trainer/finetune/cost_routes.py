@@ -56,7 +56,7 @@ async def estimate(
 
 @router.get(DEVICE_TIME_PATH)
 async def device_time(costs: Costs, start: Time, end: Time) -> dict[str, Any]:
-    """The device time of all projects' jobs in a period."""
+    """The device time of all projects' jobs in a period, and what endpoints outside charged."""
     return (await costs.device_times(start, end)).model_dump(mode="json")
 
 

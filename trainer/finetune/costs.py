@@ -1,4 +1,5 @@
-"""What the trainer knows about costs: the device time of its jobs, by hour, and the last training of an adapter."""
+"""What the trainer knows about costs: the device time of its jobs and the charges of endpoints outside, by hour, and
+the last training of an adapter."""
 
 from __future__ import annotations
 
@@ -8,19 +9,22 @@ import time
 import sqlalchemy as sa
 
 from adapters.names import parse_reference
-from adapters.protocol.costs import DeviceTimes, LastTraining, RunTime
+from adapters.protocol.costs import DeviceTimes, EndpointCharge, LastTraining, RunTime
 from trainer.database import Database
 from trainer.finetune import kind
 from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.spec import JobDetails, JobResult
-from trainer.runs import device_time
+from trainer.runs import device_time, outside
 from trainer.runs.device_time import DeviceTime
+from trainer.runs.outside import ChargedHour
 from trainer.runs.state import Run, Status
 from trainer.runs.tables import runs
 
 
 class JobCosts:
-    """The device time of jobs; evaluations and ladders have none of their own, as the engine works for them.
+    """The device time of jobs, and what endpoints outside charge for runs of any kind and for keys.
+
+    Evaluations and ladders have no device time of their own, as the engine works for them.
 
     Args:
         finetune: Knows since when a job's worker has judged.
@@ -31,15 +35,16 @@ class JobCosts:
         self._database = database
 
     async def device_times(self, start: int, end: int) -> DeviceTimes:
-        """Of all projects' jobs in the hours from ``start`` to ``end``; a running worker counts up to now."""
+        """Of all projects in the hours from ``start`` to ``end``; a running worker counts up to now."""
 
-        def read(db: sa.Connection) -> tuple[list[DeviceTime], list[Run]]:
-            return device_time.recorded(db, start, end), device_time.under_way(db, (kind.NAME,))
+        def read(db: sa.Connection) -> tuple[list[DeviceTime], list[Run], list[ChargedHour]]:
+            workers = device_time.under_way(db, (kind.NAME,))
+            return device_time.recorded(db, start, end), workers, outside.recorded(db, start, end)
 
-        recorded, workers = await self._database.run(read)
+        recorded, workers, charged = await self._database.run(read)
         judging = {run.id: await asyncio.to_thread(self._finetune.judging_since, run.id) for run in workers}
         now = device_time.so_far(workers, judging, start, end, time.time())
-        return DeviceTimes(data=tuple(map(_run_time, [*recorded, *now])))
+        return DeviceTimes(data=tuple(map(_run_time, [*recorded, *now])), charges=tuple(map(_charge, charged)))
 
     async def last_training(self, project: str, adapter: str) -> LastTraining | None:
         """The adapter's last job that made a version; None if there is none."""
@@ -88,6 +93,36 @@ def _run_time(spent: DeviceTime) -> RunTime:
         training_s=spent.training_s,
         judging_s=spent.judging_s,
     )
+
+
+def _charge(charged: ChargedHour) -> EndpointCharge:
+    run = charged.run
+    adapter, version = ("", None) if run is None else _subject(run)
+    return EndpointCharge(
+        run=None if run is None else run.id,
+        project=charged.payer.project,
+        key_id=charged.payer.key_id,
+        adapter=adapter,
+        version=version,
+        endpoint=charged.endpoint,
+        hour=charged.hour,
+        requests=charged.requests,
+        prompt_tokens=charged.prompt_tokens,
+        completion_tokens=charged.completion_tokens,
+        money=charged.money,
+        unpriced=charged.unpriced,
+    )
+
+
+def _subject(run: Run) -> tuple[str, int | None]:
+    """The adapter that a run is about, and its version: of a job what it makes, of an evaluation its candidate."""
+    if run.kind == kind.NAME:
+        return str(run.details["adapter"]), _version(run)
+    for arm in run.details.get("arms", ()):
+        if arm.get("role") == "candidate" and "@" in str(arm["model"]):
+            candidate = parse_reference(str(arm["model"]))
+            return candidate.name, candidate.version
+    return next(iter(run.adapters), ""), None
 
 
 def _version(run: Run) -> int | None:

@@ -33,7 +33,7 @@ from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repea
 from trainer.evaluate.evaluations.planning import rules_of
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer, live_to_compare, promote
 from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
-from trainer.evaluate.report import EvaluationReport, build, loss_curve
+from trainer.evaluate.report import EvaluationReport, TrainingSummary, build, loss_curve
 from trainer.evaluate.revalidation import scores_of
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, Outcome, most_frequent_answers
 from trainer.evaluate.verdict import RULE
@@ -284,15 +284,17 @@ class Judging:
             outcome.verdict,
             adapter=self._name,
             created_at=datetime.now(UTC),
-            loss_curve=loss_curve(self._directory.metrics()),
-            data=self._prepared.report,
-            lineage=self._metadata.lineage,
-            cost=ReportCost(
-                training_s=training.seconds,
-                trained_tokens=training.trained_tokens,
-                device=training.device,
-                price=training.cost or 0.0,
-                evaluation_s=seconds,
+            training=TrainingSummary(
+                loss_curve=loss_curve(self._directory.metrics()),
+                data=self._prepared.report,
+                lineage=self._metadata.lineage,
+                cost=ReportCost(
+                    training_s=training.seconds,
+                    trained_tokens=training.trained_tokens,
+                    device=training.device,
+                    price=training.cost or 0.0,
+                    evaluation_s=seconds,
+                ),
             ),
             suites=outcome.suites,
             judged=outcome.judged,

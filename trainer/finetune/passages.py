@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.dataset.chat import GROUP
+from adapters.wording import counted
 from trainer.data.format import Example, Message
 from trainer.errors import DataInvalid, Problem
 from trainer.finetune.spec import PASSAGES, TrainingPlan
@@ -45,7 +46,7 @@ def passages_for(
     directory.emit_event("retrieving the passages of the training prompts, as in serving")
 
     def report(count: int) -> None:
-        directory.emit_event(f"{count} prompts have their passages")
+        directory.emit_event(f"{counted(count, 'prompt has its', 'prompts have their')} passages")
 
     return TrainingPassages(directory.path(PASSAGES), gateway, model, grounding, report)
 

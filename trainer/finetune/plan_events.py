@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from adapters.wording import counted
 from trainer.data.prepare import Prepared
 from trainer.data.report import SHOWN_LINES, TOO_FEW_HELD_OUT
 from trainer.finetune.spec import JobSpec, TrainingPlan
@@ -21,16 +22,18 @@ def emit_plan_events(emit_event: Callable[..., None], job: JobSpec, prepared: Pr
         emit_event(finding.message, level=level, code=finding.code, lines=list(finding.lines))
     emit_event(f"{report.file}: format {report.format}. {report.size}")
     if report.held_out.source == "split":
-        emit_event(f"{report.held_out.examples} examples are held out (seed {report.held_out.seed}) and not trained on")
+        examples_are = counted(report.held_out.examples, "example is", "examples are")
+        emit_event(f"{examples_are} held out (seed {report.held_out.seed}) and not trained on")
     if report.validation is not None:
-        emit_event(
-            f"{report.validation.examples} more are not trained on: their loss chooses the best epoch, and no verdict"
-        )
+        more_are = counted(report.validation.examples, "more is", "more are")
+        emit_event(f"{more_are} not trained on: the loss there chooses the best epoch, and no verdict")
     if plan.recipe.patience and report.validation is None:
         emit_event("early_stopping_patience has no effect: too few examples for a validation part", level="warn")
     lines = lines_with_other_prompt(job.system_prompt, prepared)
     if lines:
-        message = f"{len(lines)} examples have a system message other than `system_prompt`; they keep their own"
+        examples_have = counted(len(lines), "example has", "examples have")
+        keep_their = "keeps its" if len(lines) == 1 else "keep their"
+        message = f"{examples_have} a system message other than `system_prompt`, and {keep_their} own"
         emit_event(message, level="warn", code="system_prompts_differ", lines=lines[:SHOWN_LINES])
     for name, why in plan.chosen.items():
         emit_event(f"{name} auto: {why}", hyperparameter=name)

@@ -35,6 +35,7 @@ from adapters.labelling.completion import (
 )
 from adapters.labelling.prompts import Prompt, PromptsInvalid, read_prompts
 from adapters.labelling.result import Labelled, Outcome, sort_replies
+from adapters.wording import counted
 from trainer.data.format import Example
 from trainer.data.prepare import MIN_EXAMPLES
 from trainer.data.trained_examples import NormalizedExample, TrainedExamples
@@ -90,7 +91,9 @@ def usable_prompts(
     kept = [prompt for index, prompt in enumerate(prompts) if index not in leaks]
     notes = []
     if leaks:
-        notes.append(f"{len(leaks)} prompts of {name} repeat or nearly repeat held-out questions, and are left out")
+        one = f"prompt of {name} repeats or nearly repeats a held-out question, and is left out"
+        several = f"prompts of {name} repeat or nearly repeat held-out questions, and are left out"
+        notes.append(counted(len(leaks), one, several))
     if limit is not None and len(kept) > limit:
         notes.append(f"quick: the teacher is asked {limit} of {len(kept)} prompts")
         drawn = {prompt.digest for prompt in sorted(kept, key=lambda prompt: prompt.digest)[:limit]}

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from adapters.labelling.result import Outcome, draw, sample_page
 from adapters.protocol.runs import FileRef
+from adapters.wording import counted
 from trainer.data.format import Example, parse_chat
 from trainer.data.formats import read_dataset
 from trainer.data.split import answer, question
@@ -273,7 +274,7 @@ class LadderPipeline(Pipeline[LadderResult]):
         rungs = directory.read(spec.RUNGS, Rungs) or Rungs()
         write = partial(directory.write, spec.LABELS)
         labelling = Labelling(self._job, plan, rungs.instructions, directory, self._check, write)
-        directory.emit_event(f"{labelling.teacher.name} answers {plan.prompts} prompts")
+        directory.emit_event(f"{labelling.teacher.name} answers {counted(plan.prompts, 'prompt')}")
         labels, labelled = labelling.run(directory.path(protocol.KEY).read_text().strip())
         if labels.error is None:
             labels = labels.model_copy(update={"file": self._upload("labelled", training_file(labelled))})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.dataset.formats import Format, split_lines
+from adapters.wording import counted
 from trainer.base_model import chat_template
 from trainer.data.findings import closed_answers
 from trainer.data.format import Example
@@ -186,8 +187,9 @@ def _parts(
     held_out = [examples[index] for index in divided.held_out]
     if len(held_out) < MIN_EXAMPLES:
         raise DataTooSmall(
-            f"{len(examples)} examples are too few to advise on: {len(held_out)} of them can be held out, and at least "
-            f"{MIN_EXAMPLES} are needed for an interval that says anything. Bring {2 * MIN_EXAMPLES} or more."
+            f"{counted(len(examples), 'example is', 'examples are')} too few to advise on: {len(held_out)} of them can "
+            f"be held out, and at least {MIN_EXAMPLES} are needed for an interval that says anything. "
+            f"Bring {2 * MIN_EXAMPLES} or more."
         )
     rest = [examples[index] for index in divided.training]
     again = split(rest, seed=CHOOSING_SEED, share=min(0.25, CHOOSING / len(rest)))

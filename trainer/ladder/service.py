@@ -7,6 +7,7 @@ import secrets
 from functools import partial
 from typing import Any, Final
 
+from adapters.costs import TokenPrices
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import LadderContext
 from trainer.config import Installation, Settings
@@ -25,7 +26,6 @@ from trainer.ladder.spec import (
     LadderDetails,
     LadderSpec,
     Rungs,
-    TokenPrices,
     scores_file,
 )
 from trainer.runs.kind import RunDraft
@@ -143,9 +143,7 @@ class Ladders(RunService):
                 param="teacher",
                 code="teacher_not_found",
             )
-        if endpoint.price_input is None or endpoint.price_output is None:
-            return None
-        return TokenPrices(input=endpoint.price_input, output=endpoint.price_output)
+        return endpoint.prices
 
     # reading
 

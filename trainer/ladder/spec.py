@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
-from adapters.costs import Prices
+from adapters.costs import Prices, TokenPrices
 from adapters.protocol.requests import LadderFields
 from adapters.protocol.runs import FileRef, LadderContext
 from trainer.evaluate.evaluations.spec import OperatorRules, ServedModel
@@ -119,17 +119,6 @@ class LadderBody(LadderFields):
     """Body of ``POST /v1/ladders``."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
-
-
-class TokenPrices(Frozen):
-    """What an outside teacher charges for a million tokens of prompts and of answers, in the operator's currency."""
-
-    input: float
-    output: float
-
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What so many tokens cost."""
-        return (prompt_tokens * self.input + completion_tokens * self.output) / 1_000_000
 
 
 class LadderSpec(TrainingRunSpec, ServedModel, OperatorRules):

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from trainer.evaluate.pairs import ReviewPair, Vote
-from trainer.reviews.tables import pairs, queues
+from trainer.evaluate.pairs import ReviewPair, Side, Vote
+from trainer.reviews.tables import choices, pairs, queues
 
 Choice = Literal["first", "second", "tie"]
 Globs = Sequence[str] | None
 """Patterns for adapter names; None matches all."""
 _WITH_QUEUE: Final = pairs.join(queues, pairs.c.queue == queues.c.number)
+_WITH_CHOICES: Final = _WITH_QUEUE.join(choices, choices.c.pair == pairs.c.number)
+_CHOICES: Final = (
+    sa.select(sa.func.count())
+    .select_from(choices)
+    .where(choices.c.pair == pairs.c.number)
+    .correlate(pairs)
+    .scalar_subquery()
+)
+"""How many choices a pair has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """An evaluation's pairs: how many there are, and how many have been reviewed."""
+    """An evaluation's pairs: how many there are, and how many have been reviewed.
+
+    Attributes:
+        judge, digest: Empty if no judge has voted on the pairs.
+        reviewers: How many choices each pair gets, each by another key.
+        differing, alike: How many questions have different answers, and how many the same twice; None with a judge.
+        reviewed: The pairs that have all their choices.
+    """
 
     number: int
     evaluation: str
@@ -32,6 +49,9 @@ class Queue:
     base: str
     created_at: int
     adapters: Sequence[str] | None
+    reviewers: int
+    differing: int | None
+    alike: int | None
     pairs: int
     reviewed: int
 
@@ -43,7 +63,12 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """One pair and its choice, if any."""
+    """One pair as a reviewer sees it, and the choice, if any: with several reviewers, this one's.
+
+    Attributes:
+        vote: The judge's; empty if there is none.
+        reviewers: How many choices it gets.
+    """
 
     number: int
     id: str
@@ -54,8 +79,10 @@ class Review:
     reference: str
     first: str
     second: str
-    first_is: Literal["candidate", "base"]
-    vote: Vote
+    first_is: Side
+    vote: Vote | Literal[""]
+    unit: int | None
+    reviewers: int
     choice: Choice | None
     chosen_at: int | None
 
@@ -63,6 +90,15 @@ class Review:
     def preferred(self) -> Vote | None:
         """The reviewer's choice as a vote for an arm."""
         return None if self.choice is None else preferred(self.choice, self.first_is)
+
+
+@dataclass(frozen=True, slots=True)
+class PairChoices:
+    """What all reviewers of one pair preferred. ``unit``: the question's independent unit; None: its own."""
+
+    pair: int
+    unit: int | None
+    votes: tuple[Vote, ...]
 
 
 def preferred(choice: Choice, first_is: str) -> Vote:
@@ -73,12 +109,21 @@ def preferred(choice: Choice, first_is: str) -> Vote:
 
 
 def add(
-    db: sa.Connection, project: str, evaluation: str, review_pairs: Sequence[ReviewPair], adapters: Collection[str] = ()
+    db: sa.Connection,
+    project: str,
+    evaluation: str,
+    review_pairs: Sequence[ReviewPair],
+    adapters: Collection[str] = (),
+    *,
+    reviewers: int = 1,
+    differing: int | None = None,
+    alike: int | None = None,
 ) -> bool:
-    """Store an evaluation's pairs in their order; False if they are already stored.
+    """Store an evaluation's pairs in their order; False if it already has some.
 
     Args:
         adapters: Names of the adapters whose answers are compared.
+        reviewers, differing, alike: See `Queue`.
     """
     if db.execute(sa.select(queues.c.number).where(queues.c.evaluation == evaluation)).first() is not None:
         return False
@@ -94,6 +139,9 @@ def add(
             base=first.base,
             created_at=int(time.time()),
             adapters=sorted(adapters),
+            reviewers=reviewers,
+            differing=differing,
+            alike=alike,
         )
         .returning(queues.c.number)
     ).scalar_one()
@@ -109,7 +157,8 @@ def add(
                 "first": pair.first,
                 "second": pair.second,
                 "first_is": pair.first_is,
-                "vote": pair.vote,
+                "vote": pair.vote or "",
+                "unit": pair.unit,
             }
             for pair in review_pairs
         ],
@@ -117,28 +166,47 @@ def add(
     return True
 
 
-def find(db: sa.Connection, project: str, review_id: str, globs: Globs = None) -> Review | None:
-    """The project's review with that id, if the globs match its adapters."""
-    row = db.execute(_reviews().where(_visible(project, globs), pairs.c.id == review_id)).first()
-    return None if row is None else _review(row)
+def find(db: sa.Connection, project: str, review_id: str, key_id: str, globs: Globs = None) -> Review | None:
+    """The project's review with that id as this key sees it, if the globs match its adapters."""
+    row = db.execute(_reviews(key_id).where(_visible(project, globs), pairs.c.id == review_id)).first()
+    return None if row is None else _review(row, key_id)
 
 
 def following(
-    db: sa.Connection, project: str, *, evaluation: str | None, after: int, globs: Globs = None
+    db: sa.Connection, project: str, key_id: str, *, evaluation: str | None, after: int, globs: Globs = None
 ) -> Review | None:
-    """The first pair without a choice after pair number ``after``, of the given or else the newest evaluation."""
-    query = _reviews().where(_visible(project, globs), pairs.c.choice.is_(None), pairs.c.number > after)
+    """The first pair after pair number ``after`` that this key may choose on, of the given or else the newest
+    evaluation."""
+    query = _reviews(key_id).where(_visible(project, globs), _open_to(key_id), pairs.c.number > after)
     if evaluation is not None:
         query = query.where(queues.c.evaluation == evaluation)
     row = db.execute(query.order_by(queues.c.number.desc(), pairs.c.number).limit(1)).first()
-    return None if row is None else _review(row)
+    return None if row is None else _review(row, key_id)
 
 
-def choose(db: sa.Connection, review_id: str, choice: Choice, key_id: str) -> Review:
-    """Store a choice; returns the updated review."""
-    values = {"choice": choice, "key_id": key_id, "chosen_at": int(time.time())}
-    db.execute(pairs.update().where(pairs.c.id == review_id).values(**values))
-    return _review(db.execute(_reviews().where(pairs.c.id == review_id)).one())
+def open_pairs(db: sa.Connection, queue_number: int, key_id: str) -> int:
+    """How many pairs of a queue this key may still choose on."""
+    query = sa.select(sa.func.count()).select_from(_WITH_QUEUE).where(queues.c.number == queue_number, _open_to(key_id))
+    return db.execute(query).scalar_one()
+
+
+def choose(db: sa.Connection, review: Review, choice: Choice, key_id: str) -> Review | None:
+    """Store a key's choice; returns the updated review, or None if the pair has all its choices, of other keys.
+
+    A key may change its own choice. With one reviewer a pair any key may change it.
+    """
+    on_pair = choices.c.pair == review.number
+    values = {"choice": choice, "key_id": key_id, "first_is": review.first_is, "chosen_at": int(time.time())}
+    if review.reviewers == 1:
+        changed = db.execute(choices.update().where(on_pair).values(**values))
+    else:
+        changed = db.execute(choices.update().where(on_pair, choices.c.key_id == key_id).values(**values))
+    if changed.rowcount == 0:
+        made = db.execute(sa.select(sa.func.count()).select_from(choices).where(on_pair)).scalar_one()
+        if made >= review.reviewers:
+            return None
+        db.execute(choices.insert().values(pair=review.number, **values))
+    return _review(db.execute(_reviews(key_id).where(pairs.c.id == review.id)).one(), key_id)
 
 
 def queue(db: sa.Connection, project: str, evaluation: str, globs: Globs = None) -> Queue | None:
@@ -155,17 +223,34 @@ def page(db: sa.Connection, project: str, *, before: int | None, limit: int, glo
     return [Queue(**row._mapping) for row in db.execute(query.order_by(queues.c.number.desc()).limit(limit))]
 
 
-def votes(
-    db: sa.Connection, project: str, *, digest: str | None = None, evaluation: str | None = None
-) -> list[tuple[Vote, Vote]]:
-    """(judge's vote, reviewer's vote) of each reviewed pair, optionally of one judge or one evaluation."""
-    query = sa.select(pairs.c.vote, pairs.c.choice, pairs.c.first_is).select_from(_WITH_QUEUE)
-    query = query.where(queues.c.project == project, pairs.c.choice.is_not(None))
-    if digest is not None:
-        query = query.where(queues.c.digest == digest)
+def votes(db: sa.Connection, project: str, *, digest: str, evaluation: str | None = None) -> list[tuple[Vote, Vote]]:
+    """(judge's vote, reviewer's vote) of each pair that people and the judge with this digest compared.
+
+    Args:
+        evaluation: Only the pairs of this one; None for those of all evaluations.
+    """
+    query = sa.select(pairs.c.vote, choices.c.choice, choices.c.first_is).select_from(_WITH_CHOICES)
+    query = query.where(queues.c.project == project, queues.c.digest == digest, pairs.c.vote != "")
     if evaluation is not None:
         query = query.where(queues.c.evaluation == evaluation)
-    return [(row.vote, preferred(row.choice, row.first_is)) for row in db.execute(query)]
+    rows = db.execute(query.order_by(pairs.c.number))
+    return [(row.vote, preferred(row.choice, row.first_is)) for row in rows]
+
+
+def all_choices(db: sa.Connection, queue_number: int) -> list[PairChoices]:
+    """What people chose on each pair of a queue, in the pairs' order; pairs without a choice are left out."""
+    query = sa.select(pairs.c.number, pairs.c.unit, choices.c.choice, choices.c.first_is).select_from(_WITH_CHOICES)
+    found: dict[int, PairChoices] = {}
+    for row in db.execute(query.where(queues.c.number == queue_number).order_by(pairs.c.number, choices.c.key_id)):
+        earlier = found.get(row.number, PairChoices(row.number, row.unit, ()))
+        found[row.number] = replace(earlier, votes=(*earlier.votes, preferred(row.choice, row.first_is)))
+    return list(found.values())
+
+
+def _open_to(key_id: str) -> sa.ColumnElement[bool]:
+    """Condition for the pairs that still need a choice, and on which this key has made none."""
+    own = sa.select(sa.literal(1)).where(choices.c.pair == pairs.c.number, choices.c.key_id == key_id)
+    return sa.and_(queues.c.reviewers > _CHOICES, sa.not_(own.correlate(pairs).exists()))
 
 
 def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:
@@ -179,13 +264,22 @@ def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:
     return sa.and_(in_project, queues.c.adapters.is_not(None), sa.not_(unmatched))
 
 
-def _reviews() -> sa.Select[Any]:
-    columns = [column for column in pairs.c if column.name != "key_id"]
-    return sa.select(*columns, queues.c.evaluation).select_from(_WITH_QUEUE)
+def _reviews(key_id: str) -> sa.Select[Any]:
+    """The pairs with the choice that a key sees: its own, or with one reviewer a pair the only one."""
+    seen = sa.and_(choices.c.pair == pairs.c.number, sa.or_(queues.c.reviewers == 1, choices.c.key_id == key_id))
+    return sa.select(
+        *pairs.c, queues.c.evaluation, queues.c.reviewers, choices.c.choice, choices.c.chosen_at
+    ).select_from(_WITH_QUEUE.outerjoin(choices, seen))
 
 
-def _review(row: sa.Row[Any]) -> Review:
-    return Review(**row._mapping)
+def _review(row: sa.Row[Any], key_id: str) -> Review:
+    """With several reviewers each sees the answers in an order of its own, so that a habit of choosing the first does
+    not look like agreement. It depends on pair and key, and stays the same."""
+    review = Review(**row._mapping)
+    if review.reviewers == 1 or hashlib.sha256(f"{review.id}/{key_id}".encode()).digest()[0] % 2:
+        return review
+    other: Side = "base" if review.first_is == "candidate" else "candidate"
+    return replace(review, first=review.second, second=review.first, first_is=other)
 
 
 def _queues() -> sa.Select[Any]:
@@ -193,7 +287,7 @@ def _queues() -> sa.Select[Any]:
         sa.select(
             *queues.c,
             sa.func.count(pairs.c.number).label("pairs"),
-            sa.func.count(pairs.c.choice).label("reviewed"),
+            sa.func.sum(sa.case((queues.c.reviewers <= _CHOICES, 1), else_=0)).label("reviewed"),
         )
         .select_from(_WITH_QUEUE)
         .group_by(queues.c.number)

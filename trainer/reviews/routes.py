@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from adapters.protocol.requests import ChoiceBody
+from adapters.protocol.requests import ChoiceBody, ReviewQueueBody
 from trainer.http import DEFAULT_LISTED, After, Caller, Limit
 from trainer.reviews.service import Reviews
 
@@ -28,6 +28,12 @@ async def list_reviews(
 ) -> dict[str, Any]:
     """The project's evaluations with pairs for human review, newest first."""
     return await service.page(caller, after=after, limit=limit)
+
+
+@router.post("")
+async def create_reviews(body: ReviewQueueBody, caller: Caller, service: Service) -> dict[str, Any]:
+    """Have people review the answers of an evaluation or a job that has ended, without a judge."""
+    return await service.create(caller, body)
 
 
 @router.get("/next")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -12,13 +13,20 @@ from typing import Any, Final
 import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 
+from adapters.protocol.reports import HumanPreference
+from adapters.protocol.requests import ReviewQueueBody
 from trainer.database import Database
-from trainer.errors import NotFound, ReviewFinal
+from trainer.errors import NotFinished, NotFound, ReviewFinal, ReviewsExist, ReviewTaken
 from trainer.evaluate.endpoints import JudgeSettings, OperatorEndpoints
-from trainer.evaluate.pairs import AGREEMENT, REVIEWS, JudgeAgreement, ReviewPair
+from trainer.evaluate.pairs import AGREEMENT, REVIEWS, JudgeAgreement, ReviewPair, Vote
 from trainer.http import CurrentCaller, list_object
 from trainer.reviews import records
-from trainer.reviews.records import Choice, Queue, Review
+from trainer.reviews.outcome import human_preference
+from trainer.reviews.records import Choice, PairChoices, Queue, Review
+from trainer.reviews.stored_answers import draw_from
+from trainer.runs import records as run_records
+from trainer.runs.directories import RunDirectories
+from trainer.runs.state import Run
 
 _PAIR: Final = TypeAdapter(ReviewPair)
 _LOG = logging.getLogger("hatrack.trainer.reviews")
@@ -30,11 +38,15 @@ class Reviews:
     Args:
         database: Stores the reviews.
         endpoints: The operator's judges.
+        directories: Of the kinds of runs whose answers people may review, by the kind's name.
     """
 
-    def __init__(self, database: Database, endpoints: OperatorEndpoints) -> None:
+    def __init__(
+        self, database: Database, endpoints: OperatorEndpoints, directories: Mapping[str, RunDirectories]
+    ) -> None:
         self._database = database
         self._endpoints = endpoints
+        self._directories = directories
 
     # used by the services that run evaluations
 
@@ -71,7 +83,62 @@ class Reviews:
         votes = await self._database.run(partial(records.votes, project=project, digest=judge.digest))
         return JudgeAgreement.of_votes(judge.digest, votes)
 
+    async def preference(self, caller: CurrentCaller, evaluation: str) -> HumanPreference | None:
+        """What people preferred on an evaluation's pairs; None unless it has pairs and each has all its choices."""
+
+        def read(db: sa.Connection) -> tuple[Queue, list[PairChoices]] | None:
+            queue = records.queue(db, caller.project, evaluation, caller.adapters)
+            return None if queue is None or not queue.final else (queue, records.all_choices(db, queue.number))
+
+        found = await self._database.run(read)
+        return None if found is None else await asyncio.to_thread(human_preference, *found)
+
     # used by the routes
+
+    async def create(self, caller: CurrentCaller, body: ReviewQueueBody) -> dict[str, Any]:
+        """Draw pairs from the stored answers of a run that has ended; returns their queue. No judge is involved.
+
+        Raises:
+            NotFound: There is no such evaluation or job.
+            NotFinished: It has not ended.
+            ReviewsExist: It has pairs already.
+            NothingToReview: It has no answers of a candidate and a base to compare.
+        """
+        run = await self._database.run(partial(self._run_to_review, caller=caller, run_id=body.evaluation))
+        directory = self._directories[run.kind].path_of(run.id)
+        drawn = await asyncio.to_thread(draw_from, directory, run.id, body.pairs)
+
+        def store(db: sa.Connection) -> Queue:
+            added = records.add(
+                db,
+                run.project,
+                run.id,
+                drawn.pairs,
+                run.adapters,
+                reviewers=body.reviewers,
+                differing=drawn.differing,
+                alike=drawn.alike,
+            )
+            if not added:
+                raise _already_queued(run.id)
+            return _queue(db, caller, run.id)
+
+        return self._summary(await self._database.run(store), None, None, None)
+
+    def _run_to_review(self, db: sa.Connection, caller: CurrentCaller, run_id: str) -> Run:
+        found = (run_records.find(db, kind, caller.project, run_id) for kind in self._directories)
+        run = next((run for run in found if run is not None and caller.may_see(run.adapters)), None)
+        if run is None:
+            raise NotFound(f"no evaluation or job with the id {run_id!r}", param="evaluation")
+        if not run.over:
+            raise NotFinished(
+                f"`{run.id}` is {run.shown_status}: its answers can be reviewed once it has ended",
+                param="evaluation",
+                retry_after_s=5,
+            )
+        if records.queue(db, caller.project, run.id) is not None:
+            raise _already_queued(run.id)
+        return run
 
     async def following(self, caller: CurrentCaller, *, evaluation: str | None, after: str | None) -> dict[str, Any]:
         """The next pair to review, blind. Raises NotFound if the evaluation or review does not exist."""
@@ -79,14 +146,17 @@ class Reviews:
         def work(db: sa.Connection) -> dict[str, Any]:
             number = 0 if after is None else _find(db, caller, after).number
             queue = None if evaluation is None else _queue(db, caller, evaluation)
-            review = records.following(db, caller.project, evaluation=evaluation, after=number, globs=caller.adapters)
+            review = records.following(
+                db, caller.project, caller.key_id, evaluation=evaluation, after=number, globs=caller.adapters
+            )
             if review is not None and queue is None:
                 queue = _queue(db, caller, review.evaluation)
+            left = 0 if queue is None else records.open_pairs(db, queue.number, caller.key_id)
             return {
                 "object": "review.next",
                 "review": None if review is None else blind(review),
                 "evaluation": None if queue is None else queue.evaluation,
-                "reviewed": 0 if queue is None else queue.reviewed,
+                "reviewed": 0 if queue is None else queue.pairs - left,
                 "total": 0 if queue is None else queue.pairs,
             }
 
@@ -107,6 +177,7 @@ class Reviews:
         Raises:
             NotFound: The pair does not exist.
             ReviewFinal: All pairs have been reviewed.
+            ReviewTaken: Several reviewers choose on each pair, and this one has all its choices, of other keys.
         """
 
         def work(db: sa.Connection) -> dict[str, Any]:
@@ -117,50 +188,93 @@ class Reviews:
                 raise ReviewFinal(
                     f"every pair of {review.evaluation} has been reviewed; its choices can no longer change"
                 )
-            return blind(records.choose(db, review_id, choice, caller.key_id))
+            chosen = records.choose(db, review, choice, caller.key_id)
+            if chosen is None:
+                raise ReviewTaken(f"`{review.id}` has {review.reviewers} choices of other keys, and needs no more")
+            return blind(chosen)
 
         return await self._database.run(work)
 
     async def page(self, caller: CurrentCaller, *, after: str | None, limit: int) -> dict[str, Any]:
-        """The project's evaluations with pairs, newest first, with the progress and agreement of the reviews."""
+        """The project's evaluations with pairs, newest first, with the progress and outcome of the reviews."""
 
-        def work(db: sa.Connection) -> dict[str, Any]:
+        def read(db: sa.Connection) -> list[_QueueChoices]:
             before = None if after is None else _queue(db, caller, after).number
             queues = records.page(db, caller.project, before=before, limit=limit + 1, globs=caller.adapters)
-            rows = [
-                self._summary(
-                    queue,
-                    JudgeAgreement.of_votes(
-                        queue.digest, records.votes(db, caller.project, evaluation=queue.evaluation)
-                    ),
-                    JudgeAgreement.of_votes(queue.digest, records.votes(db, caller.project, digest=queue.digest)),
-                )
-                for queue in queues[:limit]
-            ]
-            return list_object(rows, len(queues) > limit)
+            return [_choices_of(db, queue) for queue in queues]
 
-        return await self._database.run(work)
+        queues = await self._database.run(read)
+        rows = await asyncio.to_thread(lambda: [self._with_outcome(queue) for queue in queues[:limit]])
+        return list_object(rows, len(queues) > limit)
 
-    def _summary(self, queue: Queue, here: JudgeAgreement, overall: JudgeAgreement) -> dict[str, Any]:
+    def _with_outcome(self, found: _QueueChoices) -> dict[str, Any]:
+        """A queue's summary with its statistics. Blocks for some milliseconds."""
+        queue, here, overall = found.queue, None, None
+        if queue.digest:
+            here = JudgeAgreement.of_votes(queue.digest, found.votes)
+            overall = JudgeAgreement.of_votes(queue.digest, found.all_votes)
+        people = human_preference(queue, found.choices) if queue.final else None
+        return self._summary(queue, here, overall, people)
+
+    def _summary(
+        self,
+        queue: Queue,
+        here: JudgeAgreement | None,
+        overall: JudgeAgreement | None,
+        people: HumanPreference | None,
+    ) -> dict[str, Any]:
         """``agreement`` covers this evaluation's pairs; ``standing`` covers all reviewed pairs of its judge."""
         judge = self._endpoints.judges.get(queue.judge)
-        is_current = judge is not None and judge.digest == queue.digest
+        counted, more = False, None
+        if overall is None:
+            sentence = _progress(queue) if people is None else people.sentence
+        elif judge is not None and judge.digest == queue.digest:
+            counted, more = overall.counts(judge), overall.more_reviews(judge)
+            sentence = overall.sentence(queue.judge, judge)
+        else:
+            sentence = f"The settings no longer contain the judge {queue.judge} with this model and rubric."
         return {
             "object": "review.queue",
             "id": queue.evaluation,
-            "judge": queue.judge,
+            "judge": queue.judge or None,
             "created_at": queue.created_at,
             "pairs": queue.pairs,
             "reviewed": queue.reviewed,
+            "reviewers": queue.reviewers,
             "final": queue.final,
-            "agreement": here.model_dump(exclude={"digest"}),
-            "standing": overall.model_dump(exclude={"digest"}),
-            "counted": judge is not None and is_current and overall.counts(judge),
-            "more_reviews": overall.more_reviews(judge) if judge is not None and is_current else None,
-            "sentence": overall.sentence(queue.judge, judge)
-            if judge is not None and is_current
-            else f"The settings no longer contain the judge {queue.judge} with this model and rubric.",
+            "agreement": None if here is None else here.model_dump(exclude={"digest"}),
+            "standing": None if overall is None else overall.model_dump(exclude={"digest"}),
+            "counted": counted,
+            "more_reviews": more,
+            "people": None if people is None else people.model_dump(mode="json"),
+            "sentence": sentence,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _QueueChoices:
+    """A queue; with a judge, the votes of both on its pairs and on all pairs; and, if it is final, all choices."""
+
+    queue: Queue
+    votes: list[tuple[Vote, Vote]]
+    all_votes: list[tuple[Vote, Vote]]
+    choices: list[PairChoices]
+
+
+def _choices_of(db: sa.Connection, queue: Queue) -> _QueueChoices:
+    judged = partial(records.votes, db, queue.project, digest=queue.digest)
+    return _QueueChoices(
+        queue=queue,
+        votes=judged(evaluation=queue.evaluation) if queue.digest else [],
+        all_votes=judged() if queue.digest else [],
+        choices=records.all_choices(db, queue.number) if queue.final else [],
+    )
+
+
+def _progress(queue: Queue) -> str:
+    """How far the reviews of a queue without a judge are."""
+    by = "" if queue.reviewers == 1 else f" by {queue.reviewers} reviewers each"
+    return f"{queue.reviewed} of {queue.pairs} pairs are reviewed{by}; what people prefer is shown once all are."
 
 
 def blind(review: Review) -> dict[str, Any]:
@@ -180,11 +294,15 @@ def blind(review: Review) -> dict[str, Any]:
 
 def unblinded(review: Review) -> dict[str, Any]:
     """A pair with the arms' positions and the votes, for a queue that is final."""
-    return blind(review) | {"first_is": review.first_is, "judge_vote": review.vote, "vote": review.preferred}
+    return blind(review) | {
+        "first_is": review.first_is,
+        "judge_vote": review.vote or None,
+        "vote": review.preferred,
+    }
 
 
 def _find(db: sa.Connection, caller: CurrentCaller, review_id: str) -> Review:
-    review = records.find(db, caller.project, review_id, caller.adapters)
+    review = records.find(db, caller.project, review_id, caller.key_id, caller.adapters)
     if review is None:
         raise NotFound(f"no such review: {review_id[:64]!r}", code="review_not_found")
     return review
@@ -197,6 +315,13 @@ def _queue(db: sa.Connection, caller: CurrentCaller, evaluation: str) -> Queue:
             f"no reviews of the evaluation {evaluation[:64]!r}", code="reviews_not_found", param="evaluation"
         )
     return queue
+
+
+def _already_queued(run_id: str) -> ReviewsExist:
+    return ReviewsExist(
+        f"`{run_id}` already has pairs to review (`hatrack review {run_id}`); an evaluation has them once",
+        param="evaluation",
+    )
 
 
 def _read_pairs(path: Path) -> list[ReviewPair]:

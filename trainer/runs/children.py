@@ -2,7 +2,8 @@
 
 They are scheduled like all other runs of their kinds. They work with their parent's key, which is revoked at the
 parent's end; they do not count towards the project's maximum of unfinished runs. What is requested of the parent
-(cancel, pause, resume) is recorded for its unfinished children in the same transaction (`records.request_control`).
+(cancel, pause, resume) is recorded for its unfinished children in the same transaction (`records.request_control`). A
+child's worker that does not exit soon after its parent was cancelled is killed (`Supervisor`): its step may be long.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from trainer.durable import replace_file
 from trainer.errors import RunDirectoryBusy
 from trainer.runs import protocol
-from trainer.runs.protocol import Control, WorkerEvent
+from trainer.runs.protocol import Control, OutsideCharge, WorkerEvent
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -65,12 +65,16 @@ class RunDirectory:
         message: str,
         *,
         level: Literal["info", "warn", "error"] = "info",
-        type: Literal["message", "metrics"] = "message",
+        type: Literal["message", "metrics", "charge"] = "message",
         **data: Any,
     ) -> None:
         """Append an event."""
         event = WorkerEvent(at=time.time(), level=level, type=type, message=message, data=data)
         os.write(self._events, event.model_dump_json().encode() + b"\n")
+
+    def record_charge(self, charge: OutsideCharge) -> None:
+        """Append what an endpoint outside has charged: once this returns, a kill of this process does not lose it."""
+        self.emit_event(f"{charge.endpoint} answered", type="charge", **charge.model_dump())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The data of all `metrics` events so far, one per step, ordered by step."""

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from trainer.runs import records
-from trainer.runs.protocol import WorkerEvent
+from trainer.runs import outside, records
+from trainer.runs.protocol import OutsideCharge, WorkerEvent
 from trainer.runs.state import CheckpointRow, Event, Run, Status
 from trainer.runs.tables import checkpoints, events
 
@@ -41,13 +41,18 @@ def record_event(
 
 
 def append(db: sa.Connection, run: Run, new_events: Sequence[WorkerEvent], offset: int) -> Run:
-    """Append events and update the run's pauses, checkpoints and estimated finish from them; returns the run.
+    """Append events and update the run's pauses, checkpoints and estimated finish from them; returns the run. Charges
+    are added to what the run has cost, and are no events.
 
     Args:
         run: The run as recorded now.
         new_events: In order.
         offset: The offset in events.jsonl after them.
     """
+    payer = outside.Payer(run.project, run.key_id, run.id)
+    for charge in (event for event in new_events if event.type == "charge"):
+        outside.add(db, payer, OutsideCharge.model_validate(charge.data), charge.at)
+    new_events = [event for event in new_events if event.type != "charge"]
     changes: dict[str, Any] = {"events_offset": offset, "next_event": run.next_event + len(new_events)}
     if new_events:
         rows = [

@@ -67,15 +67,30 @@ class WorkerEvent(Frozen):
     valid_mean_token_accuracy and full_valid_mean_token_accuracy; of DPO, `reward_accuracy` stands for
     `mean_token_accuracy` in all of these names. ``data`` during the judging:
     stage, done, total. ``data`` of the verdict's event: verdict, metric, examples. ``data`` of the event of a worker
-    that stands still: waits_for (`live_traffic` or `gateway`); it goes on when another event follows.
+    that stands still: waits_for (`live_traffic` or `gateway`); it goes on when another event follows. ``data`` of a
+    `charge`: an `OutsideCharge`; it is added to the costs and is no event of the run.
     """
 
     at: float
     """Unix seconds."""
     level: Literal["info", "warn", "error"] = "info"
-    type: Literal["message", "metrics"] = "message"
+    type: Literal["message", "metrics", "charge"] = "message"
     message: str
     data: dict[str, Any] = {}
+
+
+class OutsideCharge(Frozen):
+    """What one answered request to an endpoint outside cost.
+
+    Attributes:
+        endpoint: Its name in the operator's settings.
+        money: At the settings' prices; None if they are not set, or if the endpoint did not tell its usage.
+    """
+
+    endpoint: str
+    prompt_tokens: int
+    completion_tokens: int
+    money: float | None
 
 
 class Failure(Frozen):

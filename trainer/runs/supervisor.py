@@ -34,6 +34,9 @@ from trainer.runs.waiting import WaitingLines
 
 TICK_S: Final = 0.25
 TURN_S: Final = 1.0
+CHILD_PATIENCE_S: Final = 1.0
+"""How long a child run's worker may take to exit when its parent has been cancelled, too: a step may take minutes, and
+nobody will read what it leaves."""
 T = TypeVar("T")
 _LOG = logging.getLogger("hatrack.trainer.runs")
 
@@ -272,12 +275,22 @@ class Supervisor:
     async def _wait(self, watch: Watch) -> WorkerExit:
         while (end := await asyncio.to_thread(watch.worker.poll)) is None:
             await self._ingest(watch.kind, watch.run_id)
-            patience_s = watch.kind.cancel_patience_s
-            if watch.cancelled_at is not None and time.monotonic() - watch.cancelled_at > patience_s:
+            cancelled_at = watch.cancelled_at
+            if cancelled_at is not None and time.monotonic() - cancelled_at > await self._patience_s(watch):
                 _LOG.warning("the worker of %s does not exit after its run was cancelled; killing it", watch.run_id)
                 watch.worker.signal(signal.SIGKILL)
             await asyncio.sleep(TICK_S)
         return end
+
+    async def _patience_s(self, watch: Watch) -> float:
+        """How long the worker of a cancelled run may take to exit before it is killed, in seconds."""
+
+        def is_abandoned(db: sa.Connection) -> bool:
+            parent = records.get(db, watch.run_id).parent
+            return parent is not None and records.get(db, parent).wanted is Control.CANCEL
+
+        patience_s = watch.kind.cancel_patience_s
+        return min(CHILD_PATIENCE_S, patience_s) if await self._database.run(is_abandoned) else patience_s
 
     async def _ingest(self, kind: AnyKind, run_id: str) -> bool:
         """Record the worker's new events; returns whether there were any."""

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from adapters.protocol.runs import ParentShape
 from adapters.validation import faults, message, shown
+from adapters.wording import counted
 from trainer.errors import InvalidHyperparameter
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.recipe import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS, Recipe
@@ -185,7 +186,8 @@ def _batch(wish: HyperparameterRequest, chosen: dict[str, str], stats: DatasetSt
     if wish.batch_size != "auto":
         return wish.batch_size
     batch = 4 if stats.examples < 500 else 8 if stats.examples < 2000 else 16
-    chosen["batch_size"] = f"{batch}: {stats.examples} examples make {math.ceil(stats.examples / batch)} steps an epoch"
+    steps = counted(math.ceil(stats.examples / batch), "step")
+    chosen["batch_size"] = f"{batch}: {counted(stats.examples, 'example makes', 'examples make')} {steps} an epoch"
     return batch
 
 
@@ -201,7 +203,9 @@ def _patience(wish: HyperparameterRequest, chosen: dict[str, str], stats: Datase
     if wish.early_stopping_patience != "auto":
         return wish.early_stopping_patience
     if stats.validation == 0:
-        chosen["early_stopping_patience"] = f"0: {stats.examples} examples have no validation part to stop by"
+        chosen["early_stopping_patience"] = (
+            f"0: {counted(stats.examples, 'example has', 'examples have')} no validation part to stop by"
+        )
         return 0
     chosen["early_stopping_patience"] = (
         f"{PATIENCE}: the training stops after as many measurements of the {stats.validation} validation examples "

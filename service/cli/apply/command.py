@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient
@@ -53,7 +54,7 @@ def apply(
                 else:
                     _print_secrets(plan.progress)
     if not as_json and made:
-        typer.echo(f"{made} change{'' if made == 1 else 's'} made.")
+        typer.echo(f"{counted(made, 'change')} made.")
 
 
 def _result(plan: Plan) -> dict[str, object]:
@@ -69,9 +70,7 @@ def _print_plan(plan: Plan, url: str) -> None:
         line = f"{SIGNS[change.action]} {change.kind} {change.name}  {change.detail}"
         typer.echo(terminal.clean(line))
     same = f"{plan.unchanged} unchanged" if plan.unchanged else "nothing else named"
-    changes = (
-        f"{len(plan.changes)} change{'' if len(plan.changes) == 1 else 's'}" if plan.changes else "Nothing to change"
-    )
+    changes = counted(len(plan.changes), "change") if plan.changes else "Nothing to change"
     typer.echo(terminal.clean(f"{changes} at {url}, {same}."))
 
 
@@ -90,8 +89,8 @@ def _make(client: HatrackClient, plan: Plan, *, quiet: bool) -> int:
             change.make(client, plan.progress)
             plan.progress.made += 1
         except ClientError as error:
-            rest = f"{done} of {len(plan.changes)} changes were made; apply the file again for the rest."
-            message = f"{change.kind} {change.name}: {error.message} ({rest})"
+            made = f"{done} of {counted(len(plan.changes), 'change was', 'changes were')} made"
+            message = f"{change.kind} {change.name}: {error.message} ({made}; apply the file again for the rest.)"
             raise ClientError(error.status, error.code, message, error.param) from error
         if not quiet:
             typer.echo(terminal.clean(f"done: {change.kind} {change.name}{_number(change, plan.progress)}"))

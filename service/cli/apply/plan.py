@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adapters.names import is_checkpoint_alias
+from adapters.wording import counted
+from service.access.caller import Scope
 from service.cli import terminal
 from service.cli.apply.document import THIS, AdapterState, Desired, KeyState
 from service.cli.apply.keys import key_differences, key_text, own_keys
@@ -77,6 +79,7 @@ class Planner:
 
     def plan(self) -> Plan:
         """Read the gateway's state and compare. Raises ClientError; nothing is changed."""
+        self._check_admin_keys()
         stores = list(self._client.vector_stores.list()) if self._needs_stores() else []
         listed = self._client.adapters.list() if self._needs_adapters() else ()
         adapters = {adapter["name"]: adapter for adapter in listed}
@@ -219,6 +222,17 @@ class Planner:
 
     # keys
 
+    def _check_admin_keys(self) -> None:
+        """Raise ClientError if the file makes a key with the scope `admin` in a project, which the gateway refuses."""
+        for name, state in (self._desired.keys or {}).items():
+            if Scope.ADMIN in state.scopes and self._project != DEFAULT_PROJECT:
+                where = f"keys.{name}.scopes"
+                message = (
+                    f"{where}: a key with the scope `admin` acts in every project, and this file is applied to the "
+                    f"project {self._project}; name the key in a file for the project {DEFAULT_PROJECT}."
+                )
+                raise ClientError(0, "file_invalid", message, where)
+
     def _keys_of_project(self, keys: list[KeyObject]) -> list[KeyObject]:
         """The keys that people have made; those of jobs come and go with them."""
         return [key for key in keys if key["project"] == self._project and not key["background"]]
@@ -274,7 +288,7 @@ class Planner:
     def _pruned(self, adapters: Mapping[str, Adapter]) -> Iterator[Change]:
         for name, adapter in adapters.items() if self._desired.adapters is not None else ():
             if name not in self._adapters:
-                detail = f"with {len(adapter['versions'])} versions"
+                detail = f"with {counted(len(adapter['versions']), 'version')}"
                 yield Change("delete", "adapter", name, detail, _deleting("adapters", name))
             elif (named := self._adapters[name].aliases) is not None:
                 for alias in _targets(adapter):
@@ -295,7 +309,7 @@ class Planner:
     def _pruned_stores(self, stores: list[VectorStore], used: set[str]) -> Iterator[Change]:
         for store in stores if self._desired.stores is not None else ():
             if store["id"] not in used:
-                detail = f"{store['id']}, with {store['file_counts']['total']} files"
+                detail = f"{store['id']}, with {counted(store['file_counts']['total'], 'file')}"
                 yield Change("delete", "store", str(store.get("name")), detail, _deleting("stores", store["id"]))
 
     def _pruned_keys(self, keys: list[KeyObject], own: list[KeyObject]) -> Iterator[Change]:

@@ -10,7 +10,7 @@ from typing import Final
 from adapters.errors import AdapterError
 from service.cli.apply.document import stored_settings
 from service.client import AdapterDirectory, ClientError
-from service.client.upload import file_sha256
+from service.client.upload import file_sha256, packages_missing
 
 ANY_RANK: Final = 1 << 16
 
@@ -30,9 +30,12 @@ def read_directory(folder: Path, weights: Path, field_name: str) -> AdapterDirec
 
 def digest_of_directory(directory: AdapterDirectory, field_name: str) -> str:
     """The digest that the gateway will give to these weights. Raises ClientError."""
-    from adapters.inspect import modules_in  # numpy
-    from adapters.manifest import Manifest
-    from adapters.store import digest_of
+    try:
+        from adapters.inspect import modules_in  # numpy
+        from adapters.manifest import Manifest
+        from adapters.store import digest_of
+    except ModuleNotFoundError as error:
+        raise packages_missing(error) from error
 
     with _naming(field_name):
         manifest = Manifest.parse(directory.config.read_bytes(), max_rank=ANY_RANK)

@@ -14,12 +14,25 @@ class Seconds(TypedDict):
     """Jobs' workers until the version was registered; None: not available."""
 
 
+class Outside(TypedDict):
+    """What the operator's endpoints outside were asked: teachers, judges, compared arms."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float | None
+    """At the prices of the time of each answer; None if the cost of one of the requests is not known."""
+    unpriced_requests: int
+    """Whose cost is not known."""
+
+
 class Money(TypedDict):
-    """The same at the price of the device."""
+    """The same at the price of the device, and what endpoints outside charged."""
 
     serving: float
     evaluating: float
     training: float | None
+    outside: float | None
     total: float | None
     """None if a part is not available."""
 
@@ -42,6 +55,8 @@ class CostRow(TypedDict):
     completion_tokens: int
     seconds: Seconds
     device_hours: float | None
+    outside: Outside | None
+    """None: not available."""
     money: Money | None
     hosted: float | None
     """The same tokens at a hosted model's prices."""
@@ -62,7 +77,7 @@ class EngineCost(TypedDict):
 
 
 class RunsPart(TypedDict):
-    """Whether the time of runs is in the answer."""
+    """Whether the time of runs, and what endpoints outside charged, is in the answer."""
 
     available: bool
     reason: str | None

@@ -1,10 +1,11 @@
-"""Evaluations, their reports, revalidations and reviews."""
+"""Evaluations, their reports and revalidations."""
 
 from typing import Any, Literal, NotRequired, TypedDict
 
 from service.client.types.adapters import VerdictWord
 from service.client.types.data import QualityReport
 from service.client.types.gateway import Error
+from service.client.types.reviews import HumanPreference
 from service.client.types.training import JobError, Waiting
 
 
@@ -271,6 +272,8 @@ class EvaluationReport(TypedDict):
     judged: NotRequired[ReportJudge | None]
     voice: NotRequired[ReportVoice | None]
     revalidation: NotRequired[ReportRevalidation | None]
+    people: NotRequired[HumanPreference | None]
+    """What people preferred, blind, once they have reviewed all pairs; it decides nothing."""
     labels: list[str]
     """Arms in display order."""
     served: dict[str, str]
@@ -305,78 +308,3 @@ class StartedRevalidations(TypedDict):
     data: list[StartedRevalidation]
     left: int
     """Number of due versions left for the next call."""
-
-
-class Agreement(TypedDict):
-    """Agreement between a judge and people."""
-
-    pairs: int
-    kappa: float | None
-    """Cohen's kappa."""
-    low: float | None
-    high: float | None
-    observed: float | None
-    """Share of pairs on which they agree."""
-    lean: NotRequired[float | None]
-    """How much more the judge favours the candidate than people do, from -1 to 1; 0.1: 10 points of 100."""
-    lean_low: NotRequired[float | None]
-    lean_high: NotRequired[float | None]
-    confidence: NotRequired[float]
-    """Of both intervals, two-sided."""
-
-
-class ReviewQueue(TypedDict):
-    """The pairs that an evaluation leaves for people to review."""
-
-    object: Literal["review.queue"]
-    id: str
-    """Id of the evaluation or job."""
-    judge: str
-    created_at: int
-    pairs: int
-    reviewed: int
-    final: bool
-    """Every pair is reviewed; choices can no longer change."""
-    agreement: Agreement
-    standing: Agreement
-    """Over all evaluations of the project."""
-    counted: bool
-    more_reviews: NotRequired[int | None]
-    """Further reviews that would make the judge count if the estimates are true; None if unknown."""
-    sentence: str
-
-
-class ReviewTurn(TypedDict):
-    """A message of the conversation."""
-
-    role: str
-    content: str
-
-
-class Review(TypedDict):
-    """A pair of answers to choose between. Whose they are is revealed once all pairs are reviewed."""
-
-    object: Literal["review"]
-    id: str
-    evaluation: str
-    asked: list[ReviewTurn]
-    reference: str | None
-    first: str
-    second: str
-    choice: Literal["first", "second", "tie"] | None
-    chosen_at: int | None
-    first_is: NotRequired[Literal["candidate", "base"] | None]
-    judge_vote: NotRequired[Literal["candidate", "base", "tie"] | None]
-    vote: NotRequired[Literal["candidate", "base", "tie"] | None]
-    """The person's vote."""
-
-
-class NextReview(TypedDict):
-    """The next pair to review."""
-
-    object: Literal["review.next"]
-    review: Review | None
-    """None if no pair is left."""
-    evaluation: str | None
-    reviewed: int
-    total: int

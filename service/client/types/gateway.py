@@ -47,7 +47,7 @@ class EmbeddingList(TypedDict):
 
 
 class Citation(TypedDict):
-    """A passage that was put into the prompt of a grounded answer, whether or not the answer uses it."""
+    """A passage that was put into the prompt of a grounded answer."""
 
     index: int
     """Its number in the prompt, from 1."""
@@ -62,6 +62,8 @@ class Citation(TypedDict):
     """The beginning of the passage, up to 1,000 characters."""
     attributes: dict[str, str | bool | float]
     """Metadata of the document."""
+    used: NotRequired[bool]
+    """Whether the answer uses it; missing before there is an answer."""
 
 
 class RenderedGrounding(TypedDict):

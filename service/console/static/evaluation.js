@@ -6,6 +6,7 @@ import { ago, count, decimal, duration, isOver, plural, VERDICTS } from "./forma
 import { Confirm, download, Loaded, Progress, useEvery, useLoaded } from "./ui.js";
 import { Status, waitingWords } from "./train.js";
 import { IntervalBar } from "./chart.js";
+import { People } from "./review.js";
 
 const MARKS = { kept: ["✓", "good", "kept"], broken: ["✗", "bad", "broken"], open: ["?", "warn", "not shown either way"] };
 const TONES = { pass: "good", fail: "bad", not_enough_evidence: "warn" };
@@ -26,6 +27,7 @@ export function EvaluationView({ id }) {
     <header class="view"><div><h1>${evaluation.model || "Comparison"} <${Status} status=${evaluation.status} /></h1>
         <p>${evaluation.id}, begun ${ago(evaluation.created_at)}${evaluation.seconds ? `, took ${duration(evaluation.seconds)}` : ""}</p></div>
       <div class="actions">${report && html`<button onClick=${page}>Download the whole report</button>`}
+        ${report?.verdict && html`<a class="button" href="#/review/${encodeURIComponent(id)}">Review its answers</a>`}
         ${!over && html`<button class="danger" onClick=${() => setAsking(true)}>Cancel the evaluation</button>`}</div></header>
     ${asking && html`<${Confirm} title="Cancel the evaluation" action="Cancel the evaluation" danger run=${() => post(`/v1/evaluations/${encodeURIComponent(id)}/cancel`)}
       onClose=${() => setAsking(false)} onDone=${() => { setAsking(false); loaded.reload(); }}><p>It ends without a verdict. Answers that were given so far are lost.</p><//>`}
@@ -72,6 +74,7 @@ function EvaluationReport({ report }) {
     ${report.suites.length > 0 && html`<section aria-label="Suites"><h2>Suites</h2><ul class="findings">${report.suites.map((each) => html`<li key=${each.name}>
       <span class="mark ${MARKS[each.state][1]}">${MARKS[each.state][0]}</span><span>${each.sentence}</span></li>`)}</ul></section>`}
     ${report.judged && html`<p>${report.judged.sentence}</p>`}
+    ${report.people && html`<section aria-label="What people prefer"><h2>What people prefer</h2><${People} people=${report.people} /></section>`}
     ${report.notes.length > 0 && html`<details><summary>${plural(report.notes.length, "note")}</summary><ul class="plain small">${report.notes.map((each) => html`<li key=${each}>${each}</li>`)}</ul></details>`}
     ${report.samples.length > 0 && html`<section aria-label="Answers"><h2>Answers</h2>${report.samples.map((each) => html`<${Sample} key=${each.kind + each.id} sample=${each} points=${points} />`)}</section>`}`;
 }

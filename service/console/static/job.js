@@ -88,7 +88,7 @@ function Outcome({ job }) {
   return html`<div class="notice ${tone}"><strong>${verdict ? `Verdict: ${VERDICTS[verdict.verdict]}` : `${name} is ready, without a verdict`}</strong>
     ${verdict && html`<p>${verdict.sentence}</p>`}
     ${name && html`<p class="links"><a href="#/adapters/${encodeURIComponent(name.split("@")[0])}">${name}</a>${verdict?.live ? html` <${Badge} tone="live">live<//>` : ""}
-      ${verdict && html`<a href="#/train/${encodeURIComponent(name)}">the report</a>`} <a href="#/playground/${encodeURIComponent(name)}">ask it</a></p>`}</div>`;
+      ${verdict && html`<a href="#/train/${encodeURIComponent(name)}">the report</a> <a href="#/review/${encodeURIComponent(job.id)}">review its answers</a>`} <a href="#/playground/${encodeURIComponent(name)}">ask it</a></p>`}</div>`;
 }
 
 function Loss({ job, metrics, over }) {

@@ -3,7 +3,8 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, list, post, url } from "./api.js";
 import { ago, decimal, plural } from "./format.js";
-import { Badge, Empty, Failure, Loaded, Progress, useLoaded } from "./ui.js";
+import { IntervalBar } from "./chart.js";
+import { Badge, Empty, Failure, Field, Loaded, Progress, useLoaded } from "./ui.js";
 
 const KEYS = { 1: "first", ArrowLeft: "first", 2: "second", ArrowRight: "second", 0: "tie", "=": "tie" };
 
@@ -12,18 +13,56 @@ export function ReviewView({ evaluation }) {
     ${evaluation ? html`<${Pair} key=${evaluation} evaluation=${evaluation} />` : html`<${Queues} />`}`;
 }
 
+function Start({ evaluation, onDone }) {
+  const [wanted, setWanted] = useState({ pairs: 50, reviewers: 1 });
+  const [state, setState] = useState({ busy: false, error: null });
+  const start = async (event) => {
+    event.preventDefault();
+    setState({ busy: true, error: null });
+    try {
+      await post("/v1/reviews", { evaluation, ...wanted });
+      onDone();
+    } catch (error) {
+      setState({ busy: false, error });
+    }
+  };
+  const number = (name) => (event) => setWanted({ ...wanted, [name]: Number(event.target.value) });
+  return html`<form class="panel" onSubmit=${start}><h2>Review ${evaluation} without a judge</h2>
+    <p>Pairs are drawn at random from the answers of the candidate and of the strongest base, where these differ. What people prefer is shown here and in the report once all pairs are reviewed; it decides nothing in the verdict.</p>
+    <${Field} label="Pairs" hint="Fewer if there are not so many different answers."><input type="number" min="1" max="1000" required value=${wanted.pairs} onInput=${number("pairs")} /><//>
+    <${Field} label="Reviewers of each pair" hint="Each with a key of their own. With two or more it is shown how far they agree, and the reviews end only when all have chosen."><input type="number" min="1" max="5" required value=${wanted.reviewers} onInput=${number("reviewers")} /><//>
+    ${state.error && html`<${Failure} error=${state.error} />`}
+    <div class="actions"><button class="primary" disabled=${state.busy}>Start the review</button></div></form>`;
+}
+
 function Queues() {
   const queues = useLoaded(() => list("/v1/reviews"));
   return html`<${Loaded} of=${queues}>${({ data }) => (data.length ? html`<div class="scroll"><table class="cards">
-    <thead><tr><th>Evaluation</th><th>Judge</th><th>Reviewed</th><th>Agreement, kappa</th><th></th></tr></thead>
+    <thead><tr><th>Evaluation</th><th>Reviewed</th><th>What people prefer</th><th>Judge</th><th></th></tr></thead>
     <tbody>${data.map((each) => html`<tr key=${each.id}><td data-label="Evaluation"><strong class="mono">${each.id}</strong><div class="dim small">${ago(each.created_at)}</div></td>
-      <td data-label="Judge">${each.judge} ${each.counted && html`<${Badge} tone="good" title="People agree with it">counts<//>`}</td>
-      <td data-label="Reviewed">${each.reviewed} of ${each.pairs}${each.more_reviews ? html`<div class="dim small">${plural(each.more_reviews, "more review")} may make the judge count</div>` : ""}</td>
-      <td data-label="Agreement">${each.agreement.kappa === null ? "–" : html`${decimal(each.agreement.kappa)} <span class="dim small">${decimal(each.agreement.low)} to ${decimal(each.agreement.high)}</span>`}
-        <div class="dim small">${each.sentence}</div></td>
+      <td data-label="Reviewed">${each.reviewed} of ${each.pairs}${each.reviewers > 1 ? html`<div class="dim small">by ${each.reviewers} reviewers each</div>` : ""}</td>
+      <td data-label="What people prefer">${each.people ? html`<${People} people=${each.people} />` : html`<span class="dim">not shown before all pairs are reviewed</span>`}</td>
+      <td data-label="Judge">${each.judge ? html`<${Judge} queue=${each} />` : html`<span class="dim">none</span>`}</td>
       <td class="row-actions">${each.final ? html`<${Badge}>finished<//>` : html`<a class="button" href="#/review/${each.id}">Review</a>`}</td></tr>`)}</tbody></table></div>`
     : html`<${Empty} title="Nothing to review"><p>Evaluations with a judge leave pairs of answers for people to choose between; their choices say whether the judge is to be believed.</p>
-      <p>Start one with <code>hatrack evaluate NAME@VERSION --held-out FILE --judge JUDGE</code>; the operator names the judges in <code>HATRACK_TRAINER_ENDPOINTS</code>.</p><//>`)}<//>`;
+      <p>Of any other evaluation that has ended, and of a job, people can compare the answers, too: open it under <a href="#/train">Train</a>, and choose "Review its answers".</p>
+      <p>Start one with a judge with <code>hatrack evaluate NAME@VERSION --held-out FILE --judge JUDGE</code>; the operator names the judges in <code>HATRACK_TRAINER_ENDPOINTS</code>.</p><//>`)}<//>`;
+}
+
+/** What people preferred; 50 of 100 is even. It decides nothing in a verdict, which its sentence says. */
+export function People({ people }) {
+  const share = (value) => decimal(100 * value, 1);
+  return html`<div><strong>${share(people.mean)}</strong> <span class="dim small">of 100, ${share(people.low)} to ${share(people.high)}; 50 is even</span>
+    <${IntervalBar} ...${people} max=${1} /></div>
+    <div class="dim small">${people.sentence}</div>`;
+}
+
+function Judge({ queue }) {
+  const { agreement } = queue;
+  return html`${queue.judge} ${queue.counted && html`<${Badge} tone="good" title="People agree with it">counts<//>`}
+    <div>${agreement.kappa === null ? "" : html`kappa ${decimal(agreement.kappa)} <span class="dim small">${decimal(agreement.low)} to ${decimal(agreement.high)}</span>`}</div>
+    <div class="dim small">${queue.sentence}</div>
+    ${queue.more_reviews ? html`<div class="dim small">${plural(queue.more_reviews, "more review")} may make the judge count</div>` : ""}`;
 }
 
 function Pair({ evaluation }) {
@@ -53,11 +92,13 @@ function Pair({ evaluation }) {
     addEventListener("keydown", pressed);
     return () => removeEventListener("keydown", pressed);
   });
-  return html`<p class="crumb"><a href="#/review">All reviews</a></p><${Loaded} of=${next}>${(data) => html`
+  const crumb = html`<p class="crumb"><a href="#/review">All reviews</a></p>`;
+  if (next.error?.code === "reviews_not_found") return html`${crumb}<${Start} evaluation=${evaluation} onDone=${next.reload} />`;
+  return html`${crumb}<${Loaded} of=${next}>${(data) => html`
     <${Progress} done=${data.reviewed} total=${data.total} label="${data.reviewed} of ${data.total} reviewed" />
     ${state.error && html`<${Failure} error=${state.error} />`}
     ${pair ? html`<${Choice} pair=${pair} busy=${state.busy || next.loading} choose=${choose} skip=${skip} />`
-      : html`<${Empty} title=${after ? "Nothing else to review" : "All pairs are reviewed"}>
+      : html`<${Empty} title=${after ? "Nothing else to review" : "No pairs left to review"}>
         ${after ? html`<p><button class="link" onClick=${() => setAfter(undefined)}>Show the skipped pairs again</button></p>` : html`<p>Thank you. <a href="#/review">What came of it</a></p>`}<//>`}`}<//>`;
 }
 

@@ -67,16 +67,19 @@ function Over({ bars, bucket, group, rows, costs, period }) {
       <td data-label="from the cache" class="num">${each.prompt_tokens ? percent(each.cached_tokens / each.prompt_tokens) : "–"}</td>
       <td data-label="Tokens out" class="num">${count(each.completion_tokens)}</td>
       <td data-label="Device time" class="num" title=${seconds(each.cost)}>${each.cost?.device_hours === null || !each.cost ? "–" : duration(each.cost.device_hours * HOUR)}</td>
-      ${priced && html`<td data-label="Cost" class="num">${each.cost?.money?.total === undefined ? "–" : decimal(each.cost.money.total)}</td>`}</tr>`)}</tbody></table></div>
+      ${priced && html`<td data-label="Cost" class="num" title=${outside(each.cost)}>${each.cost?.money?.total === undefined ? "–" : decimal(each.cost.money.total)}</td>`}</tr>`)}</tbody></table></div>
     ${costs.error && html`<${Failure} error=${costs.error} />`}
     ${!costs.error && !priced && html`<p class="dim small">No price is set, so there is device time and no money: <code>HATRACK_PRICE_DEVICE_HOUR</code>.</p>`}
-    ${costs.runs && !costs.runs.available && html`<p class="dim small">Training is not counted: ${costs.runs.reason}</p>`}</section>
+    ${costs.runs && !costs.runs.available && html`<p class="dim small">Training, and what endpoints outside charged, is not counted: ${costs.runs.reason}</p>`}</section>
     ${costs.budgets.length > 0 && html`<section aria-label="Budgets"><h2>Budgets of this month</h2><ul class="plain">${costs.budgets.map((each) => html`<li key=${each.project}>
       <strong>${each.project}</strong> ${each.spent === null ? "–" : decimal(each.spent)} of ${decimal(each.monthly)} ${costs.currency || ""}
       ${each.exhausted && html` <${Badge} tone="bad">used up<//>`}</li>`)}</ul></section>`}`;
 }
 
 const seconds = (cost) => (cost ? ["serving", "evaluating", "training"].map((each) => `${each} ${duration(cost.seconds[each])}`).join(", ") : "");
+
+/** What teachers and judges outside have charged, as a part of the cost; empty where none was asked. */
+const outside = (cost) => (cost?.outside?.requests ? `outside ${decimal(cost.outside.money)}` : "");
 
 const RATE_S = 5;
 const FIRST_TOKEN = "hatrack_time_to_first_token_seconds";

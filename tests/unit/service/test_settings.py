@@ -30,6 +30,43 @@ def test_every_setting_is_documented_as_the_code_has_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("base_model", "name", "label"),
+    [
+        ("hf://acme/My.Base@v1.0", "my.base", "acme/My.Base"),
+        ("acme/My.Base@refs/pr/3", "my.base", "acme/My.Base"),
+        ("acme/My.Base", "my.base", "acme/My.Base"),
+        ("/models/My.Base@v1", "my.base-v1", "/models/My.Base@v1"),
+    ],
+)
+def test_a_base_from_a_hub_is_named_without_its_revision(base_model: str, name: str, label: str) -> None:
+    settings = Settings(base_model=base_model)
+    assert (settings.base_dir.name, settings.base_served_name, settings.base_label) == (name, name, label)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HATRACK_SOURCES", "hf://acme ftp://files.example"),
+        ("HATRACK_SOURCES", "https://user:secret@files.example"),
+        ("HATRACK_SOURCES", "s3://"),
+        ("HATRACK_SOURCE_REDIRECTS", "*.hf.co https://cdn.example"),
+        ("HATRACK_SOURCE_REDIRECTS", "*"),
+        ("HATRACK_HUB_URL", "hub.example"),
+        ("HATRACK_HUB_URL", "https://user:secret@hub.example"),
+    ],
+)
+def test_a_source_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        load_settings()
+
+
+def test_sources_are_separated_by_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_SOURCES", " hf://acme  s3://models/a/ ")
+    assert [str(prefix) for prefix in load_settings().source_prefixes] == ["hf://acme", "s3://models/a"]
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("HATRACK_PORT", "99999"),

@@ -108,7 +108,7 @@ def test_a_line_at_fault_is_named_with_its_number(kind: Format, row: object, rea
 
 
 def test_too_few_examples_are_refused() -> None:
-    with pytest.raises(DataTooSmall, match="1 examples; at least 2"):
+    with pytest.raises(DataTooSmall, match="1 example; at least 2"):
         read_dataset("f", lines(CHAT), min_examples=2)
 
 

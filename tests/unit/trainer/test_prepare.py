@@ -196,7 +196,7 @@ def test_a_refusal_blames_the_file_that_is_at_fault() -> None:
         with pytest.raises(DataRefused) as caught:
             prepare(source(rows), source(held), renderer(), DataRules())
         assert caught.value.param == blamed
-        assert ("the validation file: 1 examples are longer" in caught.value.message) is (len(held) == 11)
+        assert ("the validation file: 1 example is longer" in caught.value.message) is (len(held) == 11)
 
 
 def shortage(found: Prepared) -> str:

@@ -167,7 +167,8 @@ class Evaluator:
         path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
         endpoint = Endpoint(self._run.gateway, SecretStr(path(protocol.KEY).read_text().strip()))
         scorer = HttpScorer(endpoint, path(spec.SCORES), concurrency=concurrency)
-        context = WorkerContext(endpoint, scorer, self._directory.directory, settings, concurrency)
+        on_charge = self._directory.record_charge
+        context = WorkerContext(endpoint, scorer, self._directory.directory, settings, concurrency, on_charge)
         return await run(
             evaluation,
             questions,
@@ -179,6 +180,7 @@ class Evaluator:
                 required_filters=evaluation.required_filters,
                 template_switches=evaluation.template_switches,
                 concurrency=concurrency,
+                on_charge=on_charge,
             ),
             scorer=scorer,
             suites=suites_of(evaluation, context),

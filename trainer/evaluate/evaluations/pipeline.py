@@ -40,7 +40,7 @@ from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, com
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
 from trainer.evaluate.evaluations.spec import PROGRESS, REVALIDATION, EvaluationJob, EvaluationResult, UploadedFiles
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE
-from trainer.evaluate.report import EvaluationReport, build
+from trainer.evaluate.report import EvaluationReport, TrainingSummary, build
 from trainer.evaluate.revalidation import (
     Incomparable,
     RevalidationResult,
@@ -316,8 +316,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             notes=plan.notes,
             held_out=plan.held_out,
             rules=plan.evaluation.rules,
-            lineage=self._lineage(),
-            cost=ReportCost(evaluation_s=seconds),
+            training=TrainingSummary(lineage=self._lineage(), cost=ReportCost(evaluation_s=seconds)),
         )
 
     def _lineage(self) -> Lineage | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ from trainer.evaluate.arms import base_label
 from trainer.evaluate.evaluations.kind import EvaluationKind
 from trainer.evaluate.evaluations.objects import evaluation_object
 from trainer.evaluate.evaluations.schemas import EvaluationBody, read_request
-from trainer.evaluate.evaluations.spec import EvaluationDetails, EvaluationJob, ServedModel, operator_rules
+from trainer.evaluate.evaluations.spec import PAGE, EvaluationDetails, EvaluationJob, ServedModel, operator_rules
 from trainer.http import CurrentCaller
+from trainer.reviews.outcome import with_section
+from trainer.reviews.service import Reviews
 from trainer.runs.kind import RunDraft
 from trainer.runs.notifier import Notifier
 from trainer.runs.service import RunKey, RunService
@@ -36,8 +39,10 @@ class Evaluations(RunService):
         database: Database,
         notifier: Notifier,
         lines: WaitingLines,
+        reviews: Reviews,
     ) -> None:
         super().__init__(evaluation, settings, database, notifier, lines)
+        self._reviews = reviews
         self._evaluation = evaluation
         self._installation = installation
         self._model = model
@@ -47,6 +52,19 @@ class Evaluations(RunService):
         running = run.status is Status.RUNNING
         progress = await asyncio.to_thread(self._evaluation.worker_progress, run.id) if running else None
         return evaluation_object(run, progress, waiting)
+
+    async def output(self, caller: CurrentCaller, run_id: str, name: str) -> bytes:
+        """See RunService. The report and its page also show what people preferred, once they have reviewed all pairs.
+
+        The files that the worker wrote stay as they are.
+        """
+        content = await super().output(caller, run_id, name)
+        people = await self._reviews.preference(caller, run_id)
+        if people is None:
+            return content
+        if name == PAGE:
+            return with_section(content.decode(), people).encode()
+        return json.dumps(json.loads(content) | {"people": people.model_dump(mode="json")}).encode()
 
     async def create(
         self,

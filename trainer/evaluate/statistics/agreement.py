@@ -90,6 +90,49 @@ def _kappa_variance(shares: NDArray[np.float64], kappa: float) -> float:
     return max(0.0, variance) / (1 - chance) ** 2
 
 
+def reviewer_agreement(pairs: Sequence[Sequence[str]], *, confidence: float) -> Agreement:
+    """Agreement of several reviewers who need not be the same on every pair: Fleiss' kappa.
+
+    J. L. Fleiss, Measuring nominal scale agreement among many raters, Psychological Bulletin 76 (1971), 378-382. The
+    variance is that of K. L. Gwet, British Journal of Mathematical and Statistical Psychology 61 (2008), 29-48, for
+    pairs drawn from many, with Student's quantile. It is zero where reviewers always agree, so each end is the wider of
+    that interval's and of Wilson's for the observed agreement, as in `agreement`.
+
+    Args:
+        pairs: The verdicts on each pair, at least two and equally many on each.
+        confidence: Two-sided.
+
+    Returns:
+        ``observed``: how often two reviewers of a pair chose the same.
+
+    Raises:
+        EvaluationInvalid: There are no pairs, or some have fewer verdicts than others or than two.
+    """
+    counts_of_pairs = {len(verdicts) for verdicts in pairs}
+    if len(counts_of_pairs) != 1 or min(counts_of_pairs) < 2:
+        raise EvaluationInvalid("the agreement of reviewers needs equally many verdicts, two or more, on each pair")
+    reviewers, count = counts_of_pairs.pop(), len(pairs)
+    options = sorted({verdict for verdicts in pairs for verdict in verdicts})
+    table = np.array([[Counter(verdicts)[option] for option in options] for verdicts in pairs], dtype=np.float64)
+    agreed = (table * (table - 1)).sum(axis=1) / (reviewers * (reviewers - 1))
+    observed = float(agreed.mean())
+    if len(options) == 1:
+        return Agreement(None, None, None, observed, count)
+    shares = table.mean(axis=0) / reviewers
+    beyond_chance = 1 - float(shares @ shares)
+    kappa = 1 - (1 - observed) / beyond_chance
+    low, high = (1 - (1 - end) / beyond_chance for end in _wilson(observed, count, quantiles.normal(confidence)))
+    if count > 1:
+        chance = table @ shares / reviewers
+        linear = (agreed - 1 + beyond_chance) / beyond_chance - 2 * (1 - kappa) * (
+            chance - 1 + beyond_chance
+        ) / beyond_chance
+        error = math.sqrt(float(linear.var(ddof=1)) / count)
+        half_width = quantiles.student(confidence, count - 1) * error
+        low, high = min(low, kappa - half_width), max(high, kappa + half_width)
+    return Agreement(kappa, max(-1.0, low), min(1.0, high), observed, count)
+
+
 def _wilson(share: float, count: int, z: float) -> tuple[float, float]:
     """Wilson's score interval of a share."""
     weight = z * z / count

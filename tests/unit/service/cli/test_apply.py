@@ -233,6 +233,26 @@ async def test_the_key_in_use_is_not_replaced(
     assert refused_now.status_code == 401
 
 
+async def test_an_admins_key_in_a_project_is_refused_before_anything_changes(
+    gateway: GatewayApp, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "stores: {policies: }\nkeys: {first: {}, boss: {scopes: [infer, admin]}}"
+    for applied, environment in ((f"project: acme\n{text}", None), (text, "acme")):
+        if environment is not None:
+            monkeypatch.setenv("HATRACK_PROJECT", environment)
+        refused = await apply(applied, "--yes", "--json")
+        assert refused.exit_code == 1
+        error = json.loads(refused.stderr)["error"]
+        assert (error["code"], error["param"]) == ("file_invalid", "keys.boss.scopes")
+        assert "acts in every project, and this file is applied to the project acme" in error["message"]
+        assert (await get(gateway, "keys"))["data"] == []
+        assert (await get(gateway, "vector_stores"))["data"] == []
+    monkeypatch.delenv("HATRACK_PROJECT")
+    done = await apply(f"project: default\n{text}", "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    assert sorted(json.loads(done.stdout)["keys"]) == ["boss", "first"]
+
+
 async def test_a_key_that_differs_is_replaced_only_if_asked(gateway: GatewayApp, apply: Apply) -> None:
     first = json.loads((await apply("keys: {shop: {}}", "--yes", "--json")).stdout)["keys"]["shop"]
     changed = "keys: {shop: {limits: {concurrent: 2}}}"

@@ -14,11 +14,12 @@ from service.cli.main import app
 from service.client import HatrackClient
 
 SECONDS = {"serving": 4_000.0, "evaluating": 61.5, "training": 90.0}
-MONEY = {"serving": 2.22, "evaluating": 0.03, "training": 0.05, "total": 2.3}
+MONEY = {"serving": 2.22, "evaluating": 0.03, "training": 0.05, "outside": 0.0, "total": 2.3}
+OUTSIDE = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "money": 0.0, "unpriced_requests": 0}
 ROW = {
     "object": "cost", "id": "x", "start": 0, "end": 3600, "adapter": "a-very-long-adapter-name-of-64", "version": 12,
     "requests": 1_234_567, "prompt_tokens": 10, "completion_tokens": 5, "seconds": SECONDS, "device_hours": 1.15,
-    "money": MONEY, "hosted": 123.456,
+    "outside": OUTSIDE, "money": MONEY, "hosted": 123.456,
 }  # fmt: skip
 ENGINE = {
     "busy_seconds": 4061.5, "idle_seconds": 90_000.0, "own_seconds": 3.0, "busy_money": 2.2, "idle_money": 50.0,
@@ -119,6 +120,21 @@ def test_what_is_not_known_is_no_number(hatrack: Callable[..., Result]) -> None:
     total = next(line for line in shown.output.splitlines() if line.startswith("total"))
     assert total.split()[-3:] == ["?", "?", "246.91"]
     assert "The time of training is not available: the trainer is not reachable" in shown.output
+
+
+@pytest.mark.parametrize(("unpriced", "total"), [(0, ["1.50", "4.60", "246.91"]), (2, ["?", "4.60", "246.91"])])
+def test_what_endpoints_outside_charged_has_a_column_where_there_is_any(
+    hatrack: Callable[..., Result], unpriced: int, total: list[str]
+) -> None:
+    charged = OUTSIDE | {"requests": 3, "money": None if unpriced else 1.5, "unpriced_requests": unpriced}
+    shown = hatrack("/v1/costs", PAGE | {"data": [ROW, ROW | {"outside": charged}]}, "cost")
+    narrow(shown.output)
+    assert "OUTSIDE" in shown.output.splitlines()[0]
+    assert next(line for line in shown.output.splitlines() if line.startswith("total")).split()[-3:] == total
+    assert ("2 of the requests to endpoints outside have no known price" in " ".join(shown.output.split())) is bool(
+        unpriced
+    )
+    assert "OUTSIDE" not in hatrack("/v1/costs", PAGE, "cost").output
 
 
 def test_without_prices_there_are_hours(hatrack: Callable[..., Result]) -> None:

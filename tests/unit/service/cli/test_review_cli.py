@@ -31,9 +31,15 @@ class Reviews:
 
     url: str = ""
     choices: dict[str, str | None] = field(default_factory=lambda: {f"rev-{at}": None for at in range(3)})
+    judge: str | None = "strict"
+    reviewers: int = 1
+    others_are_done: bool = True
+    created: list[dict[str, Any]] = field(default_factory=list)
     asked: list[dict[str, list[str]]] = field(default_factory=list)
 
     def answer(self, name: str | None, query: dict[str, list[str]], body: Any) -> tuple[int, dict[str, Any]]:
+        if body is not None and name is None:
+            return self.create(body)
         if body is not None:
             self.choices[str(name)] = body["choice"]
             return 200, self.pair(str(name))
@@ -54,6 +60,19 @@ class Reviews:
             **counted,
         }
 
+    def create(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if self.created:
+            error = {
+                "message": "`eval-1` already has pairs",
+                "type": "t",
+                "param": "evaluation",
+                "code": "reviews_exist",
+            }
+            return 409, {"error": error}
+        self.created.append(body)
+        self.judge, self.reviewers = None, body.get("reviewers", 1)
+        return 200, self.summary()
+
     def pair(self, name: str) -> dict[str, Any]:
         return {
             "object": "review",
@@ -68,6 +87,23 @@ class Reviews:
 
     def summary(self) -> dict[str, Any]:
         reviewed = sum(each is not None for each in self.choices.values())
+        final = reviewed == len(self.choices) and self.others_are_done
+        if self.judge is None:
+            people = {"mean": 0.58, "low": 0.452, "high": 0.708, "sentence": "People chose voice@3 24 times."}
+            return {
+                "id": "eval-1",
+                "judge": None,
+                "pairs": len(self.choices),
+                "reviewed": reviewed,
+                "reviewers": self.reviewers,
+                "final": final,
+                "agreement": None,
+                "standing": None,
+                "counted": False,
+                "more_reviews": None,
+                "people": people if final else None,
+                "sentence": people["sentence"] if final else "0 of 3 pairs are reviewed.",
+            }
         kappa = {"kappa": 0.71, "low": 0.5, "high": 0.9, "observed": 0.9, "pairs": 60}
         return {
             "id": "eval-1",
@@ -173,12 +209,58 @@ def test_nothing_to_look_at(hatrack: Hatrack, reviews: Reviews) -> None:
 
 def test_the_list_says_how_far_people_are_and_agree(hatrack: Hatrack) -> None:
     result = hatrack("--list")
-    row = re.search(r"eval-1 +strict .*", result.stdout)
+    row = re.search(r"eval-1 +0 of 3 .*", result.stdout)
     assert row is not None
     assert re.split(r" {2,}", row[0].strip())[1:] == [
-        *("strict", "0 of 3", "0.71 (0.50 to 0.90, 60 pairs)", "-", "yes", "+3.0 (-4.0 to +10.0)", "40"),
+        *("0 of 3", "-", "strict", "0.71 (0.50 to 0.90, 60 pairs)", "-", "yes", "+3.0 (-4.0 to +10.0)", "40"),
     ]
     assert json.loads(hatrack("--json").stdout)[0]["agreement"]["kappa"] == 0.71
+
+
+def test_pairs_are_drawn_without_a_judge_and_reviewed_at_once(hatrack: Hatrack, reviews: Reviews) -> None:
+    result = hatrack("eval-1", "--start", "--pairs", "3", stdin="1\n2\nt\n")
+    assert result.exit_code == 0, result.output
+    assert reviews.created == [{"evaluation": "eval-1", "pairs": 3}]
+    assert list(reviews.choices.values()) == ["first", "second", "tie"]
+    assert "3 pairs to review." in result.stdout
+    assert result.stdout.count("People chose voice@3 24 times.") == 1
+    row = re.search(r"eval-1 +3 of 3 .*", hatrack("--list").stdout)
+    assert row is not None
+    assert re.split(r" {2,}", row[0].strip())[2:] == ["58.0 (45.2 to 70.8; 50 is even)", *["-"] * 6]
+
+
+def test_with_several_reviewers_the_outcome_waits_for_the_others(hatrack: Hatrack, reviews: Reviews) -> None:
+    reviews.others_are_done = False
+    result = hatrack("eval-1", "--start", "--reviewers", "2", stdin="1\n1\n1\n")
+    assert reviews.created == [{"evaluation": "eval-1", "reviewers": 2}]
+    assert "Other reviewers have yet to choose" in result.stdout
+    assert "People chose" not in result.stdout
+
+
+def test_starting_twice_is_told(hatrack: Hatrack, reviews: Reviews) -> None:
+    assert json.loads(hatrack("eval-1", "--start", "--json").stdout)["judge"] is None
+    result = hatrack("eval-1", "--start", stdin="1\n")
+    assert result.exit_code == 1
+    assert "`eval-1` already has pairs [reviews_exist]" in result.stderr
+    assert list(reviews.choices.values()) == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--start"], "--start needs EVALUATION"),
+        (["eval-1", "--start", "--list"], "does not go with --list"),
+        (["eval-1", "--pairs", "5"], "go with --start"),
+        (["eval-1", "--start", "--reviewers", "6"], "less than or equal to 5"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    hatrack: Hatrack, reviews: Reviews, arguments: list[str], message: str
+) -> None:
+    result = hatrack(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert reviews.created == []
 
 
 def test_a_refusal_is_told(hatrack: Hatrack) -> None:

@@ -326,7 +326,7 @@ def test_a_file_from_which_no_version_can_pass_is_told_before_it_is_sent(
     assert "held_out_share" in hatrack(*asked, "--set", "held_out_share=0.2").stderr
     held_out = tmp_path / "held.jsonl"
     held_out.write_text('{"prompt": "q", "completion": "a"}\n' * 29)
-    assert "add at least 1 examples to the validation file" in hatrack(*asked, "--held-out", str(held_out)).stderr
+    assert "add at least 1 example to the validation file" in hatrack(*asked, "--held-out", str(held_out)).stderr
     both = hatrack(*asked, "--held-out", str(held_out), "--held-out-share", "0.25")
     assert both.exit_code == 2
 

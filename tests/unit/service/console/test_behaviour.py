@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from adapters.dataset.formats import read_lines
 from service.console.routes import console
 from service.database import metadata
 from service.registry import alias_records
@@ -228,11 +229,12 @@ def dataset(*numbers: int) -> dict[str, Any]:
     return {"name": "support", "latest": numbers[-1], "versions": made}
 
 
+ASKED, ANSWER = "Where is it?", "Aboard."
 DATASET, PUSH, UPLOAD, LINE = "GET /v1/datasets/support", "POST /v1/datasets", "POST /v1/files", '{"messages": []}'
 
 
 def save(page: Browser) -> None:
-    show(page, "save_example.js", "SaveExample", question="Where is it?", answer="Aboard.")
+    show(page, "save_example.js", "SaveExample", question=ASKED, answer=ANSWER)
     page.fill("dialog input", "support")
     page.click("Save", "dialog")
 
@@ -251,6 +253,56 @@ def test_an_example_continues_the_newest_version_wherever_the_dataset_is_in_the_
     assert f'{LINE}\n{{"messages":[{{"role":"user","content":"Where is it?"}}' in answers.bodies[UPLOAD].decode()
     assert json.loads(answers.bodies[PUSH])["file"] == "file-new"
     assert "GET /v1/datasets" not in answers.asked
+
+
+def sharegpt(user: str, assistant: str, question: str = "q", answer: str = "a") -> dict[str, Any]:
+    return {"conversations": [{"from": user, "value": question}, {"from": assistant, "value": answer}]}
+
+
+@pytest.mark.parametrize(
+    ("first", "added"),
+    [
+        ('{"prompt": "p", "completion": "c"}', {"prompt": ASKED, "completion": ANSWER}),
+        ('\ufeff{"instruction": "i", "output": "o"}', {"instruction": ASKED, "input": "", "output": ANSWER}),
+        (f"no example\n{json.dumps(sharegpt('human', 'gpt'))}", sharegpt("human", "gpt", ASKED, ANSWER)),
+        (json.dumps(sharegpt("user", "assistant")), sharegpt("user", "assistant", ASKED, ANSWER)),
+    ],
+    ids=["prompt_completion", "alpaca", "sharegpt", "sharegpt_user"],
+)
+def test_an_example_is_written_as_the_dataset_writes_its_own(
+    page: Browser, answers: Answers, first: str, added: dict[str, Any]
+) -> None:
+    answers.told = {
+        DATASET: [dataset(1), dataset(1), dataset(1, 2)],
+        "GET /v1/files/file-1/content": [f"{first}\n"],
+        UPLOAD: [{"id": "file-new"}],
+        PUSH: [{"dataset": "support", "version": 2}],
+    }
+    save(page)
+    page.wait("window.called.includes('close')")
+    lines = answers.bodies[UPLOAD].decode().split("\r\n\r\n")[-1].split("\r\n--")[0].splitlines()
+    assert json.loads(lines[-1]) == added
+    reader, examples = read_lines(lines[-1].encode())
+    assert reader.problems == []
+    assert [message.content for message in examples[0].messages] == [ASKED, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ('{"input": {}, "preferred_output": [], "non_preferred_output": []}', "This dataset has pairs of answers"),
+        ('{"text": "no example"}', "The dataset's format is not known"),
+    ],
+)
+def test_an_example_that_a_dataset_cannot_take_is_refused_before_anything_is_stored(
+    page: Browser, answers: Answers, line: str, title: str
+) -> None:
+    answers.told = {DATASET: [dataset(1)], "GET /v1/files/file-1/content": [line]}
+    save(page)
+    page.wait_for_text(title)
+    page.wait_for_text("support@1")
+    assert UPLOAD not in answers.asked
+    assert PUSH not in answers.asked
 
 
 def test_an_example_begins_a_dataset_that_does_not_exist(page: Browser, answers: Answers) -> None:
@@ -315,6 +367,42 @@ def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -
     page.wait_for_text("question 2")
     page.wait("performance.getEntriesByName(`${location.origin}/v1/reviews/review-2`).length === 1")
     assert answers.asked.count("POST /v1/reviews/review-2") == 1
+
+
+def test_a_review_without_a_judge_is_started_here_and_its_outcome_is_shown(page: Browser, answers: Answers) -> None:
+    missing = (404, {"error": {"message": "no reviews of the evaluation 'eval-1'", "code": "reviews_not_found"}})
+    review = {"id": "review-1", "asked": [{"role": "user", "content": "question 1"}], "first": "Yes.", "second": "No."}
+    pair = {"review": review | {"reference": None}, "reviewed": 0, "total": 12}
+    refused = (409, {"error": {"message": "its answers are no longer stored", "code": "nothing_to_review"}})
+    answers.told = {"GET /v1/reviews/next": [missing, pair], "POST /v1/reviews": [refused, {"id": "eval-1"}]}
+    show(page, "review.js", "ReviewView", evaluation="eval-1")
+    page.wait_for_text("Review eval-1 without a judge")
+    page.fill_labelled("Pairs", "12")
+    page.fill_labelled("Reviewers of each pair", "2")
+    page.click("Start the review")
+    page.wait_for_text("Its answers are no longer stored")
+    page.click("Start the review")
+    page.wait_for_text("question 1")
+    assert json.loads(answers.bodies["POST /v1/reviews"]) == {"evaluation": "eval-1", "pairs": 12, "reviewers": 2}
+
+    people = {"mean": 0.58, "low": 0.452, "high": 0.708, "sentence": "People chose voice@3 24 times."}
+    queue = {"id": "eval-1", "judge": None, "created_at": 0, "pairs": 12, "reviewed": 12, "reviewers": 2, "final": True}
+    queue |= {"agreement": None, "standing": None, "counted": False, "more_reviews": None, "people": people}
+    open_queue = queue | {"id": "eval-2", "people": None, "final": False, "reviewed": 3}
+    kappa = {"kappa": 0.71, "low": 0.5, "high": 0.9}
+    judged = {
+        "id": "eval-3",
+        "judge": "strict",
+        "agreement": kappa,
+        "sentence": "The judge strict counts.",
+        "counted": True,
+    }
+    answers.told = {"GET /v1/reviews": [{"data": [queue, open_queue, open_queue | judged], "has_more": False}]}
+    show(page, "review.js", "ReviewView")
+    for shown in ("58.0 of 100, 45.2 to 70.8; 50 is even", "People chose voice@3 24 times.", "by 2 reviewers each"):
+        page.wait_for_text(shown)
+    for shown in ("not shown before all pairs are reviewed", "kappa 0.71 0.50 to 0.90", "The judge strict counts."):
+        page.wait_for_text(shown)
 
 
 def test_a_load_that_is_slower_than_the_interval_is_let_finish(page: Browser) -> None:

@@ -11,7 +11,7 @@ import httpx
 from fastapi import FastAPI
 
 from adapters.costs import Prices
-from adapters.protocol.costs import DeviceTimes, LastTraining, RunTime
+from adapters.protocol.costs import DeviceTimes, EndpointCharge, LastTraining, RunTime
 from service.access.audit import ADMIN_ID
 from service.access.authentication import Authenticator, KeyEntry
 from service.access.caller import Caller, Scope
@@ -54,12 +54,14 @@ class StandInTrainer:
 
     def __init__(self) -> None:
         self.times: list[RunTime] = []
+        self.charges: list[EndpointCharge] = []
         self.last: LastTraining | None = None
         self.reachable = True
 
     async def device_times(self, start: int, end: int) -> DeviceTimes:
         self._answer()
-        return DeviceTimes(data=tuple(run for run in self.times if start <= run.hour < end))
+        charges = tuple(charge for charge in self.charges if start <= charge.hour < end)
+        return DeviceTimes(data=tuple(run for run in self.times if start <= run.hour < end), charges=charges)
 
     async def last_training(self, project: str, adapter: str) -> LastTraining | None:
         self._answer()
@@ -72,6 +74,12 @@ class StandInTrainer:
     def ran(self, hour: int, seconds: float, *, key: str = "key_a", project: str = "acme", **more: Any) -> None:
         run = {"run": f"ftjob-{len(self.times)}", "adapter": "voice", "version": None, "judging_s": 0.0} | more
         self.times.append(RunTime(project=project, key_id=key, hour=hour, training_s=seconds, **run))
+
+    def charged(self, hour: int, money: float, *, key: str = "key_a", project: str = "acme", **more: Any) -> None:
+        """Three answers of an endpoint outside, of 10 tokens in and 5 out each."""
+        values = {"run": "eval-1", "adapter": "voice", "version": None, "endpoint": "big", "unpriced": 0} | more
+        tokens = {"requests": 3, "prompt_tokens": 30, "completion_tokens": 15}
+        self.charges.append(EndpointCharge(project=project, key_id=key, hour=hour, money=money, **tokens, **values))
 
 
 class CostsApp:

@@ -73,6 +73,21 @@ async def test_training_counts_and_a_new_run_is_refused_by_what_the_trainer_says
         app.budgets.check(app.callers["key_a"])
 
 
+async def test_what_endpoints_outside_charge_counts(app: CostsApp) -> None:
+    app.ask("key_a", 4)
+    app.trainer.charged(HOUR, 5.5)
+    app.trainer.charged(HOUR, 0.0, unpriced=3)
+    app.trainer.charged(HOUR, 90.0, project="bolt")
+    app.trainer.charged(month_of(HOUR) - 3600, 90.0)
+    set_now = await budget(app, 10)
+    assert (set_now["spent"], set_now["exhausted"]) == (9.5, False)
+    app.trainer.charged(HOUR, 0.5)
+    with pytest.raises(QuotaSpent):
+        await app.budgets.check_run("acme")
+    app.clock.pass_s(next_month(app.clock.unix) - app.clock.unix)
+    app.budgets.check(app.callers["key_a"])
+
+
 async def test_runs_that_are_under_way_go_on(app: CostsApp) -> None:
     await budget(app, 1)
     app.ask("key_run", 2)

@@ -36,7 +36,7 @@ async def test_engine_time_of_callers_and_runs_and_device_time_of_runs_stand_apa
     rows = by(page, "adapter", "version")
     assert rows["voice", 1]["seconds"] == {"serving": 5, "evaluating": 0, "training": 0}
     assert rows["voice", 2]["seconds"] == {"serving": 0, "evaluating": 4, "training": 50}
-    assert rows["voice", 2]["money"] == {"serving": 0, "evaluating": 4, "training": 50, "total": 54}
+    assert rows["voice", 2]["money"] == {"serving": 0, "evaluating": 4, "training": 50, "outside": 0, "total": 54}
     assert rows["voice", 1]["device_hours"] == pytest.approx(5 / 3600)
     assert rows["voice", 1]["hosted"] == pytest.approx(2 * (10 * 2 + 5 * 8) / 1e6)
     assert (page["currency"], page["runs"]) == ("EUR", {"available": True, "reason": None})
@@ -88,6 +88,54 @@ async def test_a_trainer_that_is_down_leaves_a_gap_and_not_a_zero(app: CostsApp)
     (row,) = page["data"]
     assert (row["seconds"]["serving"], row["seconds"]["training"], row["device_hours"]) == (1, None, None)
     assert (row["money"]["serving"], row["money"]["total"]) == (1, None)
+    assert (row["outside"], row["money"]["outside"]) == (None, None)
+
+
+async def test_what_endpoints_outside_charge_is_a_cost_of_its_own(app: CostsApp) -> None:
+    app.ask("key_a", 3)
+    app.trainer.ran(HOUR, 50, version=2)
+    app.trainer.charged(HOUR, 0.5, version=2)
+    app.trainer.charged(HOUR, 0.25, version=2, endpoint="another")
+    app.trainer.charged(HOUR, 2.0, run=None, adapter="")
+    rows = by(await app.costs(group_by="version"), "adapter", "version")
+    assert rows["voice", 2]["outside"] == {
+        "requests": 6,
+        "prompt_tokens": 60,
+        "completion_tokens": 30,
+        "money": 0.75,
+        "unpriced_requests": 0,
+    }
+    assert rows["voice", 2]["money"] == {"serving": 0, "evaluating": 0, "training": 50, "outside": 0.75, "total": 50.75}
+    assert (rows["voice", 2]["requests"], rows["voice", 2]["prompt_tokens"]) == (0, 0)
+    assert (rows["voice", 1]["outside"]["money"], rows["voice", 1]["money"]["total"]) == (0, 3)
+    assert (rows[None, None]["outside"]["money"], rows[None, None]["money"]["total"]) == (2, 2)
+    (acme,) = (await app.costs(group_by="project"))["data"]
+    assert (acme["outside"]["money"], acme["money"]["total"]) == (2.75, 55.75)
+
+
+async def test_a_charge_that_is_not_known_is_no_zero(app: CostsApp) -> None:
+    app.trainer.charged(HOUR, 0.5)
+    app.trainer.charged(HOUR, 0.0, unpriced=2)
+    (row,) = (await app.costs())["data"]
+    assert (row["outside"]["money"], row["outside"]["unpriced_requests"]) == (None, 2)
+    assert (row["money"]["training"], row["money"]["outside"], row["money"]["total"]) == (0, None, None)
+
+
+async def test_charges_are_seen_by_the_key_that_they_are_on_the_bill_of(app: CostsApp) -> None:
+    app.trainer.charged(HOUR, 0.5)
+    app.trainer.charged(HOUR, 2.0, key="key_b")
+    app.trainer.charged(HOUR, 4.0, key="key_c", project="bolt")
+    seen = {
+        key: [row["outside"]["money"] for row in (await app.costs(key))["data"]] for key in ("key_a", "key_b", "admin")
+    }
+    assert seen == {"key_a": [0.5], "key_b": [2.0], "admin": [6.5]}
+
+
+async def test_without_a_price_of_the_device_the_charges_of_others_are_known(tmp_path: Path) -> None:
+    async with CostsApp(tmp_path, Prices()).open() as app:
+        app.trainer.charged(HOUR, 0.5)
+        (row,) = (await app.costs())["data"]
+    assert (row["outside"]["money"], row["money"]) == (0.5, None)
 
 
 async def test_without_a_price_there_is_time_and_no_money(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from aiohttp import web
 
 from service.errors import SettingsError
 from service.grounding.provider import Passage, Query
-from service.grounding.webhook import MAX_ANSWER_BYTES, Webhook, WebhookFailed, is_allowed
+from service.grounding.webhook import MAX_ANSWER_BYTES, Webhook, WebhookFailed
+from service.http.addresses import is_allowed
 
 SECRET = "a-shared-secret-of-32-characters"
 GOOD = {"passages": [{"id": "p", "text": "t", "score": 1, "source": "s", "attributes": {"a": True}, "more": 1}]}

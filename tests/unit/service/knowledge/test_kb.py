@@ -57,7 +57,7 @@ async def test_from_nothing_to_an_answer_and_back(hatrack: Hatrack, docs: Path) 
     assert "is policies" in made.output
     added = await hatrack("add", "policies", docs, "--attribute", "region=eu", "--attribute", "year=2026")
     assert added.exit_code == 0, added.output
-    assert "2 of 2 files are indexed, 2 passages" in added.output
+    assert "2 of 2 files indexed, 2 passages" in added.output
     found = await hatrack("search", "policies", "How many days for unworn goods?", "-k", 1)
     assert "[1]" in found.output
     assert "returns.md" in found.output
@@ -134,7 +134,7 @@ async def test_what_cannot_be_read_takes_nobodys_place(hatrack: Hatrack, docs: P
     (docs / "returns.md").write_bytes(b"\x00\xff\xfe\x00" * 100)
     failed = await hatrack("add", "policies", docs / "returns.md")
     assert failed.exit_code == 1
-    assert "0 of 1 files are indexed" in failed.output
+    assert "0 of 1 file indexed, 0 passages" in failed.output
     assert "hatrack: docs/returns.md: " in failed.output
     assert "45 days" in (await hatrack("search", "policies", "days")).output
 

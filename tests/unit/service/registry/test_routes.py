@@ -105,6 +105,30 @@ async def test_what_does_not_exist_is_404(registry_app: RegistryApp, path: str) 
     assert (await registry_app.http.get(f"/v1/adapters/{path}")).status_code == 404
 
 
+async def test_what_was_probably_meant_is_named(registry_app: RegistryApp, files: Files) -> None:
+    await registry_app.push("tidewater", files(seed=1))
+    for path in ("", "/versions/1", "/aliases/live", "/versions/1/files/config"):
+        error = (await registry_app.http.get(f"/v1/adapters/tidewatr{path}")).json()["error"]
+        assert error["code"] == "adapter_not_found"
+        assert error["message"] == "the adapter `tidewatr` does not exist; did you mean `tidewater`?"
+    for name in ("nobody", "tiny"):  # the base is no adapter
+        assert "did you mean" not in (await registry_app.http.get(f"/v1/adapters/{name}")).text
+
+
+async def test_only_what_the_key_may_use_is_named(registry_app: RegistryApp, files: Files) -> None:
+    await registry_app.push("tidewater", files(seed=1))
+    await registry_app.push("tidewater-2", files(seed=2))
+    key = await registry_app.key(adapters=("*-2", "tidewatr"))
+    for name in ("tidewatr", "tidewater"):  # one that does not exist, and one that is not the key's
+        answer = await registry_app.http.get(f"/v1/adapters/{name}", headers=key)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (
+            404,
+            f"the adapter `{name}` does not exist; did you mean `tidewater-2`?",
+        )
+    other = await registry_app.key(project="other")
+    assert "did you mean" not in (await registry_app.http.get("/v1/adapters/tidewatr", headers=other)).text
+
+
 async def test_promotions_at_once_end_in_one_of_them(registry_app: RegistryApp, files: Files) -> None:
     for seed in (1, 2, 3):
         await registry_app.push("voice", files(seed=seed))

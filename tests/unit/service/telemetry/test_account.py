@@ -42,6 +42,25 @@ def test_a_streamed_answer_is_counted_in_every_metric() -> None:
     assert value(samples, "hatrack_request_duration_seconds_sum", route=CHAT) == 1.5
 
 
+def test_the_engines_time_is_counted_for_the_version_whatever_came_of_the_request() -> None:
+    counting = account(max_series=2)
+    who = caller("default")
+    counting(record(caller=who, engine_s=0.5))
+    counting(record(caller=who, outcome="left", usage=None, engine_s=0.25))
+    counting(record(caller=who, target=BASE_TARGET, engine_s=4.0))
+    counting(record(caller=who, target=target("third"), engine_s=1.0))  # beyond the maximum
+    counting(record(caller=who, target=target("fourth"), engine_s=2.0))
+    counting(refused(caller=who))
+    samples = read(counting.families())
+    counted = {labels: seconds for (name, labels), seconds in samples.items() if name == "hatrack_engine_seconds_total"}
+    of_version = [(dict(labels), seconds) for labels, seconds in counted.items()]
+    assert {(labels["adapter"], labels["version"]): seconds for labels, seconds in of_version} == {
+        ("voice", "3"): 0.75,
+        (BASE, ""): 4.0,
+        (OTHER, ""): 3.0,
+    }
+
+
 def test_an_answer_in_one_piece_has_no_time_to_first_token() -> None:
     counting = account()
     counting(record(stream=False, gaps=[]))

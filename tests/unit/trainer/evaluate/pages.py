@@ -12,7 +12,7 @@ from trainer.data.report import Report as DataReport
 from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.report import EvaluationReport, build
+from trainer.evaluate.report import EvaluationReport, TrainingSummary, build
 from trainer.evaluate.verdict import Rules, decide
 from trainer.tune.lineage import Lineage
 from trainer.tune.recipe import Recipe
@@ -59,19 +59,12 @@ def report(found: Comparison | None = None, lost: Forgetting | None = None, *, w
     when = datetime(2026, 3, 4, 15, 6, tzinfo=UTC)
     if not whole:
         return build(found, verdict, adapter="voice@3", created_at=when)
-    curve = [
+    curve = tuple(
         LossPoint(step=at, training=4 / at, held_out=4 / at + 0.2 if at % 20 == 0 else None) for at in range(1, 61)
-    ]
-    return build(
-        found,
-        verdict,
-        adapter="voice@3",
-        created_at=when,
-        loss_curve=curve,
-        data=data_report(),
-        lineage=lineage(),
-        cost=ReportCost(training_s=3725, trained_tokens=123456, device="cpu", price=1.25, evaluation_s=42),
     )
+    cost = ReportCost(training_s=3725, trained_tokens=123456, device="cpu", price=1.25, evaluation_s=42)
+    training = TrainingSummary(loss_curve=curve, data=data_report(), lineage=lineage(), cost=cost)
+    return build(found, verdict, adapter="voice@3", created_at=when, training=training)
 
 
 def data_report() -> DataReport:

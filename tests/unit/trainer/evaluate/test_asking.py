@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from adapters.costs import TokenPrices
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
 from tests.unit.trainer.evaluate.worlds import asked, questions
 from trainer.errors import (
@@ -24,6 +25,7 @@ from trainer.errors import (
 from trainer.evaluate.arms import Arm, Prompt
 from trainer.evaluate.asking import ArmRequest, HttpAnswerer
 from trainer.evaluate.endpoint_client import Endpoint
+from trainer.runs.protocol import OutsideCharge
 
 TUNED = Arm(label="tuned", model="voice@3")
 BASE = Arm(label="base", model="smol", prompt=Prompt(system="Be kind."))
@@ -235,6 +237,39 @@ async def test_outside_endpoints_are_those_of_the_settings(gateway: Gateway, ans
         await answerer(endpoints={"other": Endpoint(gateway.url, SecretStr("theirs"))}).answer(asks(1, outside))
     found = await answerer(endpoints={"other": Endpoint(gateway.url, SecretStr(KEY))}).answer(asks(1, outside))
     assert found[0].text == f"big-model says {asked(0)}"
+
+
+async def test_what_endpoints_outside_charge_is_told_for_every_answer_once(gateway: Gateway, answerer: Any) -> None:
+    charges: list[OutsideCharge] = []
+    prices = TokenPrices(input=2.0, output=10.0)
+    theirs = {
+        "other": Endpoint(gateway.url, SecretStr(KEY), prices=prices),
+        "own": Endpoint(gateway.url, SecretStr(KEY)),
+    }
+    arms = [Arm(label=name, model="big-model", endpoint=name) for name in theirs]
+    for _ in range(2):  # the second time all answers are in the file
+        await answerer(endpoints=theirs, on_charge=charges.append).answer(asks(2, TUNED, *arms))
+    tokens = {"prompt_tokens": 7, "completion_tokens": 3}
+    priced, unpriced = (
+        {"endpoint": name, "money": money, **tokens} for name, money in (("other", 44e-6), ("own", None))
+    )
+    assert sorted((each.model_dump() for each in charges), key=lambda each: each["endpoint"]) == [
+        *[priced] * 2,
+        *[unpriced] * 2,
+    ]
+
+
+@pytest.mark.parametrize("usage", [None, {}, "much", {"prompt_tokens": True}, {"prompt_tokens": -1}])
+async def test_an_answer_without_text_has_been_charged_and_one_without_usage_has_no_known_price(
+    gateway: Gateway, answerer: Any, usage: Any
+) -> None:
+    charges: list[OutsideCharge] = []
+    priced = Endpoint(gateway.url, SecretStr(KEY), prices=TokenPrices(input=2.0, output=10.0))
+    outside = answerer(endpoints={"other": priced}, on_charge=charges.append)
+    gateway.raw = {"choices": [], "usage": usage}
+    with pytest.raises(AnswerUnreadable):
+        await outside.answer(asks(1, Arm(label="other", model="big-model", endpoint="other")))
+    assert charges == [OutsideCharge(endpoint="other", prompt_tokens=0, completion_tokens=0, money=None)]
 
 
 async def test_the_progress_callback_may_stop_the_evaluation(gateway: Gateway, answerer: Any) -> None:

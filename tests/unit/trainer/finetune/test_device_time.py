@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.unit.trainer.finetune.conftest import FakeGateway
 from tests.unit.trainer.finetune.trainers import installation
@@ -17,8 +19,9 @@ from trainer.app import Trainer
 from trainer.config import Settings
 from trainer.finetune import capacity, spec
 from trainer.finetune.spec import JobResult
-from trainer.runs import protocol, records
+from trainer.runs import outside, protocol, records
 from trainer.runs.kind import RunOutcome
+from trainer.runs.protocol import OutsideCharge
 from trainer.runs.state import Run, Status
 from trainer.runs.transitions import Transitions
 
@@ -127,3 +130,33 @@ async def test_without_a_price_a_job_has_seconds_and_no_cost(stopped: Stopped) -
 def test_an_earlier_releases_nothing_is_no_cost() -> None:
     assert JobResult(status="succeeded", cost=0.0).known_cost is None
     assert JobResult(status="succeeded", cost=0.5).known_cost == 0.5
+
+
+async def test_charges_from_outside_name_what_their_run_is_about(stopped: Stopped) -> None:
+    arms = [{"label": "b", "model": "smol", "role": "base"}, {"label": "c", "model": "support@3", "role": "candidate"}]
+    others = {
+        "evaluation": {"id": "eval-1", "adapters": ("billing", "support"), "details": {"arms": arms}},
+        "ladder": {"id": "ladder-1", "adapters": ("advised",), "details": {"adapter": "advised"}},
+    }
+    result = JobResult(status="succeeded", fine_tuned_model="voice@7").model_dump(mode="json")
+
+    def record(db: sa.Connection) -> None:
+        for number, (name, changes) in enumerate(others.items(), start=2):
+            records.add(db, replace(new_run(number), kind=name, **changes), None)
+        records.change(db, JOB, result=result)
+        for run in (JOB, "eval-1", "ladder-1", outside.NO_RUN):
+            payer = outside.Payer("default", "k", run)
+            outside.add(db, payer, OutsideCharge(endpoint="big", prompt_tokens=3, completion_tokens=2, money=0.5), 10.0)
+
+    await stopped.database.run(record)
+    charges = (await stopped.costs.device_times(0, 3600)).charges
+    assert {(charge.run, charge.adapter, charge.version) for charge in charges} == {
+        (JOB, "voice", 7),
+        ("eval-1", "support", 3),
+        ("ladder-1", "advised", None),
+        (None, "", None),
+    }
+    assert {(charge.project, charge.key_id, charge.requests, charge.money) for charge in charges} == {
+        ("default", "k", 1, 0.5)
+    }
+    assert (await stopped.costs.device_times(3600, 7200)).charges == ()

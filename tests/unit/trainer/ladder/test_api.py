@@ -9,13 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.costs import TokenPrices
 from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.conftest import gateway
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway
 from tests.unit.trainer.evaluate.evaluations.trainer_app import Running, running
 from tests.unit.trainer.ladder.test_kind import file_ref
 from trainer.ladder import spec
-from trainer.ladder.spec import Labels, LadderSpec, TokenPrices
+from trainer.ladder.spec import Labels, LadderSpec
 from trainer.runs.supervisor import Supervisor
 
 __all__ = ["gateway"]

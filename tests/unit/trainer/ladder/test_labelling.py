@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from adapters.costs import Prices
+from adapters.costs import Prices, TokenPrices
 from adapters.protocol.runs import TeacherRef
 from tests.support.http import serving
 from tests.support.system import plain_environment
@@ -26,7 +26,7 @@ from trainer.errors import DataError, GatewayRefused
 from trainer.ladder import spec
 from trainer.ladder.costs import one_time
 from trainer.ladder.labelling import Labelling, teacher_of, training_file, usable_prompts
-from trainer.ladder.spec import Labels, TokenPrices
+from trainer.ladder.spec import Labels
 from trainer.runs.control import Interrupted
 from trainer.runs.directory import RunDirectory
 from trainer.runs.protocol import PAUSED

@@ -33,12 +33,14 @@ class Task(Frozen):
         number: Which one it is.
         parts: Its child tasks, in rounds: each round starts when the one before has ended.
         hold: The worker of its last stage waits until this file exists.
+        deaf: It does not look at what is asked of it meanwhile, as in a long step of a training.
         between: So does the one between two rounds, of a kind that has it.
     """
 
     number: int = 0
     parts: tuple[tuple[Task, ...], ...] = ()
     hold: Path | None = None
+    deaf: bool = False
     between: Path | None = None
 
 
@@ -119,6 +121,9 @@ def work(directory: RunDirectory, stage: str) -> int:
             time.sleep(POLL_S)
         return DONE
     while task.hold is not None and not task.hold.exists():
+        if task.deaf:
+            time.sleep(POLL_S)
+            continue
         if directory.control() is Control.PAUSE:
             return PAUSED
         if directory.control() is Control.CANCEL:

@@ -196,6 +196,24 @@ async def test_a_cancelled_run_takes_its_child_runs_with_it(trainer: Trainer, ga
     await until(lambda: KEY not in gateway.keys)
 
 
+async def test_a_child_in_a_long_step_is_ended_at_once_if_its_parent_is_cancelled_and_not_if_it_alone_is(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "CHILD_PATIENCE_S", 0.0)
+    monkeypatch.setattr(TaskKind, "cancel_patience_s", 100 * PATIENCE_S)
+    parent = await trainer.create(Task(parts=((Task(hold=tmp_path / "never", deaf=True),),)))
+    child = await trainer.child_at_work(parent)
+    await trainer.database.run(partial(records.request_control, run_id=child.id, control=Control.CANCEL))
+    watch = trainer.supervisor._watches[child.id]
+    await until(lambda: watch.cancelled_at is not None)
+    await asyncio.sleep(10 * supervisor.TICK_S)  # at any of these ticks it could be killed
+    assert trainer.kind.directories.worker(child.id) is not None
+    await trainer.tasks.cancel(CALLER, parent)
+    assert (await trainer.ended(parent)).status is Status.CANCELLED
+    assert (await trainer.get(child.id)).status is Status.CANCELLED
+    assert trainer.kind.directories.worker(child.id) is None
+
+
 async def test_a_paused_run_pauses_its_child_runs_until_it_is_resumed(trainer: Trainer, tmp_path: Path) -> None:
     hold = tmp_path / "go"
     parent = await trainer.create(Task(parts=((Task(hold=hold), Task(number=2)),)))

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import trainer.evaluate.evaluations.look_store
 import trainer.reviews.tables
 import trainer.runs.device_time
+import trainer.runs.outside
 import trainer.tracking.records
 import trainer.webhook.outbox  # noqa: F401 (the same)
 from trainer.database import Database, metadata

@@ -17,6 +17,7 @@ import orjson
 import psutil
 import pytest
 
+from service.config import Settings
 from service.errors import BadRequest
 from service.knowledge.embedder.model import INDEXING_NICE, INPUTS_NICE, LocalModel, ModelError
 from service.knowledge.types import Chunking
@@ -35,6 +36,11 @@ Parcels leave the warehouse on Tuesdays and Fridays.
 Wipe salt off with a damp cloth and let leather dry away from heat.
 """
 
+ORDERS = """order,item,carrier,arrives
+TW-2041,oilskin jacket,Blue Heron Freight,Thursday
+TW-2042,brass lantern,Grey Seal Couriers,Monday
+"""
+
 
 def deadline(seconds: float = 240) -> float:
     return asyncio.get_running_loop().time() + seconds
@@ -51,6 +57,20 @@ async def test_a_question_finds_what_means_the_same(tmp_path: Path, minilm: Shar
         assert best[0].text.startswith("Care\n")
         unrelated = await local_stores.search(store, "Who won the chess world championship?", threshold=None)
         assert unrelated[0].score < best[0].score / 2, "a score means something by itself"
+
+
+async def test_the_default_minimum_score_tells_a_question_from_one_about_anything_else(
+    tmp_path: Path, minilm: SharedEmbedder
+) -> None:
+    least = Settings.model_fields["grounding_min_score"].default
+    async with LocalStores(tmp_path, minilm).open() as local_stores:
+        store = await local_stores.store()
+        await local_stores.add(store, "shop.md", SHOP)
+        await local_stores.add(store, "orders.csv", ORDERS)
+        for question in ("Where is TW-2041?", "What is the way to look after leather?", "When do you send parcels?"):
+            assert await local_stores.search(store, question, k=4, threshold=least), question
+        for question in ("Who won the World Cup?", "What is the capital of Portugal?", "How many planets are there?"):
+            assert await local_stores.search(store, question, k=4, threshold=least) == [], question
 
 
 async def test_vectors_have_length_one_and_are_the_models(minilm: SharedEmbedder) -> None:

@@ -24,6 +24,7 @@ from trainer.config import Settings
 from trainer.evaluate.arms import ChatMessage, Question
 from trainer.evaluate.evaluations.spec import PAGE, REPORT
 from trainer.evaluate.report import EvaluationReport
+from trainer.reviews.stored_answers import draw_from
 from trainer.runs.directory import RunDirectory
 from trainer.runs.protocol import DONE
 
@@ -69,6 +70,22 @@ def test_a_better_version_passes_and_is_promoted(gateway: EvaluationGateway, mak
         "max_tokens": 48,
         "repeats": 2,
     }
+
+
+def test_what_a_worker_leaves_can_be_reviewed_by_people(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    """Of both arms' answers to 36 questions, as scored, those where they differ; the base is the strongest one."""
+    gateway.say = lambda model, asked: right(asked) if model == "voice@3" else f"The answer is {INTENTS[0]}"
+    folder = make_folder()
+    run(folder)
+    drawn = draw_from(folder, "eval-1", 10)
+    assert (len(drawn.pairs), drawn.differing, drawn.alike) == (10, 24, 12)
+    report = EvaluationReport.model_validate_json((folder / REPORT).read_bytes())
+    assert report.verdict is not None
+    for pair in drawn.pairs:
+        assert (pair.candidate, pair.base) == ("voice@3", report.verdict.base)
+        answers = {pair.first_is: pair.first} | {"base" if pair.first_is == "candidate" else "candidate": pair.second}
+        assert answers == {"candidate": right(pair.turns[-1].content), "base": INTENTS[0]}
+        assert pair.reference == answers["candidate"]
 
 
 def test_the_base_gets_the_version_s_system_prompt(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from trainer.evaluate.pairs import AGREEMENT, JudgeAgreement
 from trainer.evaluate.run import run
 from trainer.evaluate.spec import SUITES, EvaluationSpec, MetricOptions
 from trainer.evaluate.verdict import Rules
+from trainer.runs.protocol import OutsideCharge
 
 RUBRIC = "The better answer is right, and says so shortly."
 
@@ -71,6 +73,8 @@ async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, context:
     gateway.say = say
     gateway.likely = {"base": {"A"}, "shop@3": {"A"}}
     spec = wanted("mmlu", judge="strict")
+    charges: list[OutsideCharge] = []
+    context = replace(context, on_charge=charges.append)
     outcome = await run(
         spec,
         questions(10),
@@ -83,6 +87,8 @@ async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, context:
     assert outcome.judged is not None
     assert (outcome.judged.judge, outcome.judged.counted) == ("strict", False)
     assert "people have looked at 0 of its votes" in outcome.judged.sentence
+    assert len(charges) == len([model for model, _ in gateway.asked() if model == "large-1"]) > 0
+    assert {each.endpoint for each in charges} == {"big"}
     assert outcome.verdict is not None
     assert "judge" not in {check.name for check in outcome.verdict.checks}
 
