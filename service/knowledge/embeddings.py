@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -229,7 +230,8 @@ class Embedder:
         except TimeoutError:
             raise Unavailable("the embedder is starting; try again soon", code="embedder_unavailable") from None
         with _ERRORS:
-            async with self._pool.session.post(f"{_URL}/embeddings", data=body) as response:
+            # as a file: megabytes are sent in pieces, between which the event loop does other things
+            async with self._pool.session.post(f"{_URL}/embeddings", data=BytesIO(body)) as response:
                 if response.status == 200:
                     return await response.read(), int(response.headers[TOKENS_HEADER])
                 if response.status == 400:

@@ -17,12 +17,18 @@ from tokenizers import Tokenizer
 from tests.support.gateway import Gateway
 
 NAME = "all-minilm-l6-v2"
+TEXTS = 64
+"""Of each request of the flood: two seconds of the embedder's time."""
 FACTS = (
     "Unworn goods may be sent back within 45 days of delivery.",
     "The lighthouse lamp was made by Agnes Pell in 1911.",
     "Parcels leave the warehouse on Tuesdays and Fridays.",
 )
-QUESTIONS = ("Can I return my shoes?", "Who built the lamp of the lighthouse?", "When is my order shipped?")
+QUESTIONS = (
+    "Can I return my shoes?",
+    "Who built the lamp of the lighthouse?",
+    "On which weekdays are parcels shipped?",
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,7 @@ def test_each_kind_of_model_is_listed_and_says_whom_to_ask(gateway: Gateway, cli
 
 
 def test_a_search_does_not_wait_for_a_flood_of_texts(gateway: Gateway, client: openai.OpenAI) -> None:
-    flood = ["The keeper writes at length about boots, parcels and the lamp of the lighthouse. " * 12] * 128
+    flood = ["The keeper writes at length about boots, parcels and the lamp of the lighthouse. " * 12] * TEXTS
     with (
         openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key, max_retries=0, timeout=300) as admin,
         ThreadPoolExecutor(3) as pool,
@@ -91,4 +97,4 @@ def test_a_search_does_not_wait_for_a_flood_of_texts(gateway: Gateway, client: o
         [found] = admin.vector_stores.search(store.id, query=QUESTIONS[1]).data
         assert found.filename == "facts.txt"
         assert not any(each.done() for each in floods)
-        assert {len(each.result().data) for each in floods} == {128}
+        assert {len(each.result().data) for each in floods} == {TEXTS}
