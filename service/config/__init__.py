@@ -77,7 +77,9 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, SourceSettings
     )
     base_name: str = Field("", description="Name under which the base is served. Unset: derived from `base_model`.")
 
-    samples: bool = Field(True, description="`hatrack up` trains two sample adapters at first run and pushes them.")
+    samples: bool = Field(
+        True, description="`hatrack up` trains two sample adapters at first run, as jobs, while it serves."
+    )
 
     # what a request may ask for
     max_body_mib: float = Field(8, gt=0, description="Largest body of an inference request, MiB.")
