@@ -36,10 +36,12 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def parse_name(text: str, *, base_name: str | None = None, noun: str = "adapter") -> str:
+def parse_name(
+    text: str, *, base_name: str | None = None, embedder_name: str | None = None, noun: str = "adapter"
+) -> str:
     """Return `text` if it is a valid name of an adapter, or of what `noun` says in messages.
 
-    Raises NameInvalid; NameReserved for a digest's form or for `base_name`, the base's served name.
+    Raises NameInvalid; NameReserved for a digest's form, or for the served name of the base or the embedder.
     """
     if _NAME.fullmatch(text) is None:
         raise NameInvalid(
@@ -54,6 +56,8 @@ def parse_name(text: str, *, base_name: str | None = None, noun: str = "adapter"
         )
     if text == base_name:
         raise NameReserved(f"'{text}' is the base model's name.", param="name")
+    if text == embedder_name:
+        raise NameReserved(f"'{text}' is the embedding model's name.", param="name")
     return text
 
 

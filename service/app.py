@@ -25,6 +25,8 @@ from service.access.refusals import Refusals
 from service.access.routes import router as access_router
 from service.access.service import Keys
 from service.admission.admission import Admission
+from service.batches.routes import router as batches_router
+from service.batches.service import Batches
 from service.config import GIB, MIB, Settings
 from service.console.routes import console
 from service.cors import Cors
@@ -48,6 +50,7 @@ from service.grounding.assemble import assemble as assemble_grounding
 from service.grounding.config import EMBEDDED
 from service.health import health
 from service.http.schema import add_routes
+from service.inference.embedding import EmbeddingRequests
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
 from service.inference.routes import MODELS, InferenceApp
@@ -116,11 +119,12 @@ def create_app(settings: Settings) -> ASGIApp:
         SettingsError: The base model, the store or the admin key cannot be used.
     """
     parts = build(settings)
+    inference, batches = _data_path(parts)
     # no redirects of slashes: they would go to wherever the request's Host header says
     api = FastAPI(
         title="Hatrack",
         version=__version__,
-        lifespan=_lifespan(parts),
+        lifespan=_lifespan(parts, batches),
         openapi_url=None,
         redirect_slashes=False,
     )
@@ -147,10 +151,10 @@ def create_app(settings: Settings) -> ASGIApp:
     )
     api.state.jobs, api.state.ladders = parts.sidecar.jobs, parts.sidecar.ladders
     add_routes(api, training_router)
+    add_routes(api, batches_router)
     add_routes(api, revalidation_router)
-    api.state.telemetry = parts.telemetry
+    api.state.telemetry, api.state.batches = parts.telemetry, batches
     add_routes(api, metrics_router)
-    inference = _inference(parts)
     fingerprint = parts.base.fingerprint.digest
     add_routes(api, health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
     add_routes(api, pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
@@ -181,7 +185,8 @@ def build(settings: Settings) -> Parts:
     limiter = KeyLimiter()
     keys = _keys(settings, database, limiter)
     base = describe_base(settings)
-    catalog = Catalog(settings.base_served_name, int((settings.base_dir / "config.json").stat().st_mtime))
+    made_at = int((settings.base_dir / "config.json").stat().st_mtime)
+    catalog = Catalog(settings.base_served_name, made_at, settings.embedder_served_name)
     store = Store(settings.store_dir)
     supervisor = engine_for(settings, base)
     engine_clock = EngineClock()
@@ -232,8 +237,8 @@ def build(settings: Settings) -> Parts:
     return parts
 
 
-def _inference(parts: Parts) -> InferenceApp:
-    """The data path."""
+def _data_path(parts: Parts) -> tuple[InferenceApp, Batches]:
+    """The data path, and the batches, whose requests go through it."""
     settings, telemetry, supervisor = parts.settings, parts.telemetry, parts.supervisor
     budgets = parts.costs.budgets
     accounts = Accounts(LogAccount(), parts.usage, budgets, RefusalAccount(parts.refusals), *telemetry.accounts)
@@ -254,9 +259,15 @@ def _inference(parts: Parts) -> InferenceApp:
         grammars=parts.structured,
         engine_clock=parts.engine_clock,
         check_budget=budgets.check,
+        embeddings=None
+        if parts.knowledge is None
+        else EmbeddingRequests(settings, parts.knowledge.embedder, parts.admission.embedding),
     )
     telemetry.in_flight = lambda: pipeline.in_flight
-    return InferenceApp(settings, pipeline, parts.refusals)
+    inference = InferenceApp(settings, pipeline, parts.refusals)
+    batches = Batches.from_settings(settings, parts.database, parts.files, inference, supervisor, budgets.check)
+    telemetry.watch(batches)
+    return inference, batches
 
 
 def _sources(parts: Parts) -> tuple[Source, ...]:
@@ -357,7 +368,7 @@ def engine_version() -> str:
     return "unknown"
 
 
-def _lifespan(parts: Parts) -> Any:
+def _lifespan(parts: Parts, batches: Batches) -> Any:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -383,6 +394,7 @@ def _lifespan(parts: Parts) -> Any:
             await parts.supervisor.start()
             await stack.enter_async_context(parts.sidecar.running())
             await stack.enter_async_context(parts.costs.budgets.running())
+            await stack.enter_async_context(batches.running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
             gc.collect()
             gc.freeze()

@@ -26,7 +26,18 @@ DESCRIPTION: Final = (
 )
 REF: Final = "#/components/schemas/{model}"
 TAGS: Final = (
-    *("inference", "adapters", "files", "datasets", "fine-tuning", "training", "evaluations", "ladders", "reviews"),
+    *(
+        "inference",
+        "batches",
+        "adapters",
+        "files",
+        "datasets",
+        "fine-tuning",
+        "training",
+        "evaluations",
+        "ladders",
+        "reviews",
+    ),
     "teachers",
     *("revalidation", "vector stores", "access", "usage", "costs", "telemetry", "health"),
 )

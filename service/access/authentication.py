@@ -46,6 +46,7 @@ class Authenticator:
     def __init__(self, admin_key: str, secret: bytes | None = None) -> None:
         self._secret = secret if secret is not None else secrets.token_bytes(32)
         self._entries: Mapping[bytes, KeyEntry] = {}
+        self._by_id: Mapping[str, KeyEntry] = {}
         self._cache: dict[str, KeyEntry] = {}
         self._admin_entry = KeyEntry(Caller(ADMIN_ID, DEFAULT_PROJECT, frozenset({Scope.ADMIN})))
         self._admin = key_hmac(self._secret, admin_key)
@@ -65,6 +66,7 @@ class Authenticator:
     def load(self, entries: Mapping[bytes, KeyEntry]) -> None:
         """Replace all keys but the admin key."""
         self._entries, self._cache = entries, {}
+        self._by_id = {entry.caller.key_id: entry for entry in entries.values()}
 
     def set_admin_key(self, key: str) -> None:
         """Replace the admin key."""
@@ -92,6 +94,22 @@ class Authenticator:
             raise _refusal("the API key has expired")
         project = headers.get("openai-project")
         return entry.caller if project is None else _in_project(entry.caller, project)
+
+    def caller_with_id(self, key_id: str, project: str) -> Caller:
+        """The caller of a key that was authenticated earlier, for work that outlives its request.
+
+        Args:
+            project: The one that it acted in then.
+
+        Raises:
+            Unauthenticated: The key was revoked or has expired since.
+        """
+        entry = self._admin_entry if key_id == ADMIN_ID else self._by_id.get(key_id)
+        if entry is None:
+            raise _refusal(f"the API key {key_id} was revoked")
+        if entry.expires_at <= time.time():
+            raise _refusal(f"the API key {key_id} has expired")
+        return entry.caller if entry.caller.project == project else replace(entry.caller, project=project)
 
     def _look_up(self, key: str) -> KeyEntry:
         if len(key) > MAX_KEY_CHARS:

@@ -37,6 +37,8 @@ class Admission:
         self.queue = AdmissionQueue(Policy.from_settings(settings), self.residency)
         self.counting = AdmissionQueue(Policy.for_counting(settings))
         """For requests that only need the engine's tokenizer."""
+        self.embedding = AdmissionQueue(Policy.for_embedding(settings))
+        """For requests to the embedder; retrieval does not pass it."""
         self.residency.activity = lambda: self.queue.scheduler.counts.admitted
         self.background_engine = BackgroundEngine(engine, self.queue, settings.base_served_name, clock)
         """For proofs and warming, which yield to callers."""

@@ -13,6 +13,9 @@ GPU_PREFILL: Final = 16384
 COUNTING_WIDTH: Final = 2
 """How many of the engine's tokenizer threads (`service.engine.config.RENDERER_THREADS`) requests that run no model may
 use, so that prompts always find one free."""
+EMBEDDING_WIDTH: Final = 4
+"""How many requests the embedder works on at once, in turns; what is queued beyond that is fair between projects and
+keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Policy:
     """Maximum number of background requests in the engine while no caller waits."""
     background_patience_s: float = 5.0
     """After this wait, s, one background request is admitted ahead of waiting callers; at most one per period."""
+    server: str = "the engine"
+    """What is waited for, in messages."""
 
     @property
     def draining(self) -> int:
@@ -59,6 +64,18 @@ class Policy:
             slots=None,
             queue_size=settings.queue_size,
             queue_share=settings.queue_share,
+        )
+
+    @classmethod
+    def for_embedding(cls, settings: Settings) -> Policy:
+        """For the embedder: one of its places is kept for those who have asked for little."""
+        return cls(
+            width=EMBEDDING_WIDTH,
+            common=EMBEDDING_WIDTH - 1,
+            slots=None,
+            queue_size=settings.queue_size,
+            queue_share=settings.queue_share,
+            server="the embedder",
         )
 
     @classmethod

@@ -330,7 +330,7 @@ class Scheduler:
         if self.queued >= policy.queue_size:
             self.counts.overloaded += 1
             raise Unavailable(
-                f"the queue is full: {self.queued} requests are waiting for the engine (HATRACK_QUEUE_SIZE)",
+                f"the queue is full: {self.queued} requests are waiting for {policy.server} (HATRACK_QUEUE_SIZE)",
                 retry_after=self.retry_after(self.queued),
                 code="overloaded",
             )

@@ -157,7 +157,8 @@ class Conversation:
         if echo:
             typer.echo()
             for citation in self.cited:
-                typer.echo(f"[{citation.get('index')}] {terminal.clean(str(citation.get('source')))}", err=True)
+                unused = " (not used)" if citation.get("used") is False else ""
+                typer.echo(f"[{citation.get('index')}] {terminal.clean(str(citation.get('source')))}{unused}", err=True)
         return answer
 
 

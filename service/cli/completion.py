@@ -20,6 +20,6 @@ def complete_model(incomplete: str) -> list[str]:
 def _models() -> list[str]:
     try:
         with HatrackClient(patience_s=PATIENCE_S) as client:
-            return [str(model["id"]) for model in client.models.list()]
+            return [str(model["id"]) for model in client.models.list() if model.get("type") != "embedding"]
     except ClientError:
         return []

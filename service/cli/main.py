@@ -10,6 +10,7 @@ from service import __version__
 from service.cli import (
     access,
     advise,
+    batch,
     chat,
     cost,
     data,
@@ -149,6 +150,15 @@ app.command(
         "hatrack chat brand-voice < question.txt",
     )
 )(chat.chat)
+app.command(
+    epilog=examples(
+        "hatrack batch requests.jsonl --wait",
+        "hatrack batch requests.jsonl --wait --out answers.jsonl",
+        "hatrack batch batch_1a2b",
+        "hatrack batch batch_1a2b --cancel",
+    )
+)(batch.batch)
+app.command(epilog=examples("hatrack batches", "hatrack batches --json | jq '.[].request_counts'"))(batch.batches)
 app.command(
     epilog=examples(
         "hatrack usage",

@@ -15,8 +15,8 @@ from service.client import ClientError
 
 WINDOW_S: Final = 30.0
 MAX_SCRAPES: Final = 64
-PSEUDO_ADAPTERS: Final = ("(base)", "(other)")
-"""What is counted beside adapters: the base, and what exceeds the maximum number of series."""
+PSEUDO_ADAPTERS: Final = ("(base)", "(embedder)", "(other)")
+"""What is counted beside adapters: the base, the embedder, and what exceeds the maximum number of series."""
 Labels = frozenset[tuple[str, str]]
 Samples = Mapping[str, Mapping[Labels, float]]
 

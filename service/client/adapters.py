@@ -306,19 +306,7 @@ class AdapterVersions(Resource):
         Returns:
             Its size in bytes.
         """
-        target = Path(target)
-        part = target.with_name(target.name + ".part")
-        path = path_of("adapters", name, "versions", version, "files", file)
-        try:
-            headers = {"accept-encoding": "identity"}
-            with self._connection.stream("GET", path, headers=headers) as response, part.open("wb") as out:
-                for chunk in response.iter_bytes():
-                    out.write(chunk)
-            size = part.stat().st_size
-            part.replace(target)
-            return size
-        finally:
-            part.unlink(missing_ok=True)
+        return self._connection.download(path_of("adapters", name, "versions", version, "files", file), target)
 
     def pull(
         self,

@@ -1,4 +1,4 @@
-"""`client.models` and `client.chat`: what can be asked, and answers as they are generated. Needs the scope `infer`.
+"""`client.models`, `client.chat` and `client.embeddings`: what can be asked, and asking it. Needs the scope `infer`.
 
 Applications use the `openai` client; this is what the `hatrack` command needs.
 """
@@ -10,12 +10,12 @@ from typing import Any, Final, TypedDict
 
 import httpx
 
-from service.client.connection import CONNECT_S, Connection, Resource, path_of
-from service.client.types.gateway import Citation, Model, RenderedPrompt
+from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
+from service.client.types.gateway import Citation, EmbeddingList, Model, RenderedPrompt
 from service.client.wire import ClientError, error_of, event_of, events
 
 GENERATING: Final = httpx.Timeout(60, connect=CONNECT_S, read=600)
-"""Between two pieces of a streamed answer; the first may wait for a slot."""
+"""Between two pieces of an answer; the first may wait for its turn."""
 
 
 class _ModelList(TypedDict):
@@ -38,6 +38,26 @@ class Models(Resource):
             ClientError: `model_not_found` or `no_live_version` (404).
         """
         return self._connection.request(Model, "GET", path_of("models", model))
+
+
+class Embeddings(Resource):
+    """`client.embeddings`: vectors of texts."""
+
+    def create(self, model: str, input: str | Sequence[str], *, dimensions: int | None = None) -> EmbeddingList:
+        """Embed texts.
+
+        Args:
+            model: The embedding model's name: the one in `client.models.list()` whose `type` is `embedding`.
+            input: A text, or up to 2,048 of them.
+            dimensions: That the vectors are to have. None: as many as the model has.
+
+        Raises:
+            ClientError: `context_length_exceeded` (400) if a text is longer than the model's window;
+                `embedder_unavailable` (503) while the embedder starts.
+        """
+        texts = input if isinstance(input, str) else list(input)
+        body = given({"model": model, "input": texts, "dimensions": dimensions})
+        return self._connection.request(EmbeddingList, "POST", path_of("embeddings"), json=body, timeout=GENERATING)
 
 
 class Chat(Resource):

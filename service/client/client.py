@@ -24,7 +24,8 @@ from service.client.wire import ClientError, json_body, refusal
 if TYPE_CHECKING:
     from service.client.access import Audit, Keys, Usage
     from service.client.adapters import Adapters
-    from service.client.chat import Chat, Models
+    from service.client.batches import Batches
+    from service.client.chat import Chat, Embeddings, Models
     from service.client.costs import Budgets, Costs
     from service.client.datasets import Datasets
     from service.client.evaluations import Evaluations, Revalidations, Reviews
@@ -120,6 +121,13 @@ class HatrackClient:
         return Audit(self._connection)
 
     @cached_property
+    def batches(self) -> Batches:
+        """Requests in a file, answered in the background."""
+        from service.client.batches import Batches
+
+        return Batches(self._connection)
+
+    @cached_property
     def chat(self) -> Chat:
         """Chat completions, as they are generated."""
         from service.client.chat import Chat
@@ -146,6 +154,13 @@ class HatrackClient:
         from service.client.datasets import Datasets
 
         return Datasets(self._connection)
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """Vectors of texts."""
+        from service.client.chat import Embeddings
+
+        return Embeddings(self._connection)
 
     @cached_property
     def evaluations(self) -> Evaluations:

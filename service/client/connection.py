@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
@@ -106,6 +107,21 @@ class Connection:
                 response.read()
                 raise refusal(response)
             yield response
+
+    def download(self, path: str, target: Path | str) -> int:
+        """Save the bytes at a path; ``target`` is created only once they are complete. Returns their number."""
+        target = Path(target)
+        part = target.with_name(target.name + ".part")
+        try:
+            headers = {"accept-encoding": "identity"}
+            with self.stream("GET", path, headers=headers) as response, part.open("wb") as out:
+                for chunk in response.iter_bytes():
+                    out.write(chunk)
+            size = part.stat().st_size
+            part.replace(target)
+            return size
+        finally:
+            part.unlink(missing_ok=True)
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ MAX_BATCH: Final = 2000
 
 
 class Files(Resource):
-    """`client.files`: uploaded files. Needs a key with the scope `train` or `knowledge`.
+    """`client.files`: uploaded files. Needs a key with the scope `train` or `knowledge`; a batch's need `infer`.
 
     Every method raises ClientError: `file_not_found` (404) for what does not exist or is hidden from the key.
     """
@@ -49,7 +49,7 @@ class Files(Resource):
 
         Args:
             purpose: `fine-tune` (examples to train on; checked line by line), `evals` (examples to judge on),
-                `assistants` or `user_data` (documents).
+                `assistants` or `user_data` (documents), `batch` (requests of a batch).
             filename: What the gateway calls it. None: the name of ``path``.
             progress: Called with the number of bytes sent since its last call.
 
@@ -78,8 +78,12 @@ class Files(Resource):
         """The bytes of a file."""
         return self._connection.checked("GET", path_of("files", file_id, "content"), timeout=LONG).content
 
+    def download(self, file_id: str, target: Path | str) -> int:
+        """Save the bytes of a file; ``target`` is created only once the download is complete. Returns their number."""
+        return self._connection.download(path_of("files", file_id, "content"), target)
+
     def delete(self, file_id: str) -> DeletedFile:
-        """Delete a file. Its bytes stay as long as a version, vector store or job needs them.
+        """Delete a file. Its bytes stay as long as a version, vector store, job or batch needs them.
 
         Raises:
             ClientError: `file_in_use` (409) if it is a version of a dataset.

@@ -20,6 +20,7 @@ from pydantic_settings import SettingsConfigDict
 from adapters.costs import CostSettings
 from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
+from service.config.batches import BatchSettings
 from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
 from service.config.server import ServerSettings
@@ -28,6 +29,7 @@ from service.errors import SettingsError
 
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
 DEFAULT_BASE_GPU = "Qwen/Qwen3-4B-Instruct-2507"
+DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 CPU_CONTEXT = 2048
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Keys under which a checkpoint's config states its context, as vLLM looks for them."""
@@ -53,7 +55,7 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(EngineSettings, ServerSettings, GroundingSettings, SourceSettings, CostSettings):
+class Settings(EngineSettings, ServerSettings, GroundingSettings, BatchSettings, SourceSettings, CostSettings):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")
@@ -252,6 +254,11 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, SourceSettings
             )
         if self.trainer_url and not is_unix(self.trainer_url) and self.trainer_secret is None:
             raise ValueError("HATRACK_TRAINER_URL is not a Unix socket: HATRACK_TRAINER_SECRET must be set too")
+        if self.embedder_served_name == self.base_served_name:
+            raise ValueError(
+                f"the embedder would have the base's name, {self.base_served_name!r}: set HATRACK_EMBEDDINGS_NAME to "
+                "another one, or HATRACK_EMBEDDINGS_API=false"
+            )
         return self
 
     @property
@@ -293,6 +300,13 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, SourceSettings
         return self.base_name or slug(self.base_label)
 
     @property
+    def embedder_served_name(self) -> str | None:
+        """The name that clients use for the embedder; None: it does not answer `/v1/embeddings`."""
+        if not (self.knowledge and self.embeddings_api):
+            return None
+        return self.embeddings_name or slug(self.embeddings_model or DEFAULT_EMBEDDER)
+
+    @property
     def base_dir(self) -> Path:
         """The directory of the prepared checkpoint: the given local one, else a folder under home."""
         given = Path(self.base_source)
@@ -321,6 +335,10 @@ class Settings(EngineSettings, ServerSettings, GroundingSettings, SourceSettings
     @property
     def files_dir(self) -> Path:
         return self.home / "files"
+
+    @property
+    def batches_dir(self) -> Path:
+        return self.home / "batches"
 
 
 def model_context(base_dir: Path) -> int | None:

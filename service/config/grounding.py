@@ -32,11 +32,35 @@ class GroundingSettings(BaseSettings):
     )
     embeddings_key: SecretStr | None = Field(None, description="API key for `embeddings_url`.")
     embeddings_threads: int = Field(1, ge=1, le=64, description="Threads that the local model uses for one batch.")
+    embeddings_api: bool = Field(
+        True,
+        description=(
+            "Whether the embedder of the vector stores answers `POST /v1/embeddings`, too; with "
+            "`HATRACK_EMBEDDINGS_URL` callers' texts are sent there."
+        ),
+    )
+    embeddings_name: str = Field(
+        "",
+        description=(
+            "Name under which the embedder is served. Unset: derived from the model, as `all-minilm-l6-v2`. It must "
+            "not be the base's, and no new adapter can have it."
+        ),
+    )
     grounding_memory_mib: int = Field(
         1024, ge=16, description="Memory limit for the indexes of all vector stores together, and of each one, MiB."
     )
     grounding_vector_weight: float = Field(
         0.5, ge=0, le=1, description="Weight of vector similarity in a passage's score, 0 to 1; BM25 has the rest."
+    )
+    grounding_min_score: float = Field(
+        0.12,
+        ge=0,
+        le=1,
+        description=(
+            "Minimum score of a passage of the provider `embedded` for a prompt, where neither request nor version has "
+            "a `score_threshold`. Measured for the packaged model at the default weight: with another model or weight "
+            "it is 0 unless set."
+        ),
     )
 
     # grounding: passages for a request
@@ -64,6 +88,14 @@ class GroundingSettings(BaseSettings):
             "except link-local and other special addresses."
         ),
     )
+
+    @property
+    def min_passage_score(self) -> float:
+        """`grounding_min_score`; 0 where it is unset and the scores are not those that its default was measured on."""
+        weight = type(self).model_fields["grounding_vector_weight"].default
+        is_measured = not self.embeddings_url and not self.embeddings_model and self.grounding_vector_weight == weight
+        is_set = "grounding_min_score" in self.model_fields_set
+        return self.grounding_min_score if is_set or is_measured else 0.0
 
     @field_validator("grounding_networks", mode="before")
     @classmethod

@@ -20,6 +20,9 @@ _creator: Final[sa.ColumnElement[str]] = sa.func.coalesce(keys.c.parent_key_id, 
 """What a run asks is on the bill of the key that created it."""
 _serving: Final = sa.case((_by_run, 0.0), else_=usage.c.engine_s)
 _evaluating: Final = sa.case((_by_run, usage.c.engine_s), else_=0.0)
+_embedded: Final = sa.and_(usage.c.engine_s == 0, usage.c.completion_tokens == 0)
+"""The row is the embedder's: tokens were read, and the engine did nothing."""
+_generating: Final = sa.case((_embedded, 0), else_=usage.c.prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,12 @@ class Traffic:
 
 
 def select(db: sa.Connection, selection: Selection) -> list[dict[str, Any]]:
-    """Rows of requests, tokens and engine time (s), by the dimensions of the selection; the key is the creator's."""
+    """Rows of requests, tokens and engine time (s), by the dimensions of the selection; the key is the creator's.
+
+    ``generating_tokens`` are the prompt tokens without the embedder's.
+    """
     sums = [added(usage.c[name], name) for name in ("requests", "prompt_tokens", "completion_tokens")]
-    sums += [added(_serving, "serving"), added(_evaluating, "evaluating")]
+    sums += [added(_generating, "generating_tokens"), added(_serving, "serving"), added(_evaluating, "evaluating")]
     return usage_records.select(db, selection, sums, _with_keys, _creator)
 
 

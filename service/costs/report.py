@@ -136,7 +136,8 @@ def merged(rows: list[dict[str, Any]], runs: Runs, selection: Selection) -> list
         group: Group = tuple(values[name] for name in selection.by)
         if selection.after is not None and group <= selection.after:
             continue
-        fresh: dict[str, Any] = {name: values[name] for name in selection.by} | dict.fromkeys(COUNTS, 0)
+        fresh: dict[str, Any] = {name: values[name] for name in selection.by}
+        fresh |= dict.fromkeys((*COUNTS, "generating_tokens"), 0)
         fresh |= {"serving": 0.0, "evaluating": 0.0, "training": 0.0, "outside": dict.fromkeys(CHARGED, 0)}
         row = groups.setdefault(group, fresh)
         if isinstance(told, RunTime):
@@ -170,7 +171,7 @@ def cost_row(row: dict[str, Any], selection: Selection, prices: Prices) -> dict[
             "device_hours": None if spent_s is None else spent_s / SECONDS_AN_HOUR,
             "outside": outside,
             "money": money,
-            "hosted": prices.hosted(row["prompt_tokens"], row["completion_tokens"]),
+            "hosted": prices.hosted(row["generating_tokens"], row["completion_tokens"]),
         }
     )
 

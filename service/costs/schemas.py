@@ -64,7 +64,8 @@ class CostRow(ApiModel):
     outside: Outside | None = Field(description="Endpoints outside; null: not available, as the trainer is down.")
     money: Money | None = Field(description="Null without HATRACK_PRICE_DEVICE_HOUR.")
     hosted: float | None = Field(
-        description="The same tokens at HATRACK_PRICE_HOSTED_INPUT and …_OUTPUT; null unless both are set."
+        description="The same tokens, the embedder's aside, at HATRACK_PRICE_HOSTED_INPUT and …_OUTPUT; null unless "
+        "both are set."
     )
 
 

@@ -16,7 +16,7 @@ from service.access.tables import keys
 from service.files.purposes import DOCUMENTS
 from service.files.tables import file_holds, files, stores
 
-VERSION, KEY, STORE, DATASET = "version", "key", "store", "dataset"
+VERSION, KEY, STORE, DATASET, BATCH = "version", "key", "store", "dataset", "batch"
 """Kinds of holds. A key's globs over adapters are held against the names of datasets, too."""
 
 

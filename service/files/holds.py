@@ -1,4 +1,4 @@
-"""Holds on files: versions trained or judged on a file, and running jobs, keep its bytes after it was deleted.
+"""Holds on files: versions trained or judged on a file, running jobs and batches keep its bytes after it was deleted.
 
 A dataset's version is its file: the file cannot be deleted before the version is.
 
@@ -18,7 +18,7 @@ from service.access.audit import ADMIN_ID, SYSTEM_ID
 from service.access.caller import Caller
 from service.access.records import find as find_key
 from service.access.tables import keys
-from service.files.accessible import DATASET, KEY, VERSION, accessible
+from service.files.accessible import BATCH, DATASET, KEY, VERSION, accessible
 from service.files.records import is_listed, now
 from service.files.tables import file_holds, files
 
@@ -127,6 +127,18 @@ def release_dataset(db: sa.Connection, version: str, file_id: str) -> None:
             file_holds.c.file_id == file_id, file_holds.c.kind == DATASET, file_holds.c.holder == version
         )
     )
+
+
+def hold_for_batch(db: sa.Connection, project: str, batch_id: str, file_id: str) -> bool:
+    """Hold the input file of a batch until ``release_batch``. False, and no hold, if it is off the list."""
+    held = _reachable(db, project, [file_id])
+    _insert_holds(db, BATCH, batch_id, held)
+    return bool(held)
+
+
+def release_batch(db: sa.Connection, batch_id: str) -> None:
+    """Release the hold of a batch that has ended."""
+    db.execute(file_holds.delete().where(file_holds.c.kind == BATCH, file_holds.c.holder == batch_id))
 
 
 def dataset_versions(db: sa.Connection, file_id: str) -> list[str]:

@@ -17,30 +17,39 @@ class Purpose(StrEnum):
     RESULTS = "fine-tune-results"
     ASSISTANTS = "assistants"
     USER_DATA = "user_data"
+    BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
 
 
-UPLOADED: Final = (Purpose.FINE_TUNE, Purpose.ASSISTANTS, Purpose.USER_DATA, Purpose.EVALS)
-"""What people upload; `fine-tune-results` is written by jobs."""
+UPLOADED: Final = (Purpose.FINE_TUNE, Purpose.ASSISTANTS, Purpose.USER_DATA, Purpose.EVALS, Purpose.BATCH)
+"""What people upload; `fine-tune-results` is written by jobs, `batch_output` by batches."""
 DOCUMENTS: Final = frozenset({Purpose.ASSISTANTS, Purpose.USER_DATA})
+BATCH_FILES: Final = frozenset({Purpose.BATCH, Purpose.BATCH_OUTPUT})
+_BY_SCOPE: Final = (
+    (Scope.TRAIN, frozenset(Purpose) - BATCH_FILES),
+    (Scope.KNOWLEDGE, DOCUMENTS),
+    (Scope.INFER, BATCH_FILES),
+)
 
 
 def visible(caller: Caller) -> frozenset[Purpose]:
-    """The purposes whose files the caller may see: all with the scope ``train``, documents with ``knowledge``.
+    """The purposes whose files the caller may see: those of batches with the scope ``infer``, documents with
+    ``knowledge``, and all but those of batches with ``train``.
 
     Raises:
-        Forbidden: The key has neither scope.
+        Forbidden: The key has none of these scopes.
     """
-    if caller.may(Scope.TRAIN):
-        return frozenset(Purpose)
-    if caller.may(Scope.KNOWLEDGE):
-        return DOCUMENTS
-    raise Forbidden("files need the scope `train` or `knowledge`; the API key has neither")
+    purposes = frozenset[Purpose]().union(*(purposes for scope, purposes in _BY_SCOPE if caller.may(scope)))
+    if not purposes:
+        raise Forbidden("files need the scope `train`, `knowledge` or `infer`; the API key has none of them")
+    return purposes
 
 
 def demand(caller: Caller, purpose: Purpose) -> None:
     """Raise Forbidden, naming the missing scope, if the caller may not see files of this purpose."""
     if purpose not in visible(caller):
-        raise Forbidden(f"the API key is missing the scope `train`, which files with the purpose `{purpose}` need")
+        scope = Scope.INFER if purpose in BATCH_FILES else Scope.TRAIN
+        raise Forbidden(f"the API key is missing the scope `{scope}`, which files with the purpose `{purpose}` need")
 
 
 def parse_purpose(text: str, allowed: tuple[Purpose, ...] = tuple(Purpose)) -> Purpose:

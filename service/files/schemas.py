@@ -18,7 +18,7 @@ class FileForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    purpose: Purpose = Field(description="`fine-tune-results` is for jobs' own keys.")
+    purpose: Purpose = Field(description="`fine-tune-results` is for jobs' own keys, `batch_output` for batches.")
     expires_after_anchor: Literal["created_at"] | None = Field(None, alias=ANCHOR)
     expires_after_seconds: int | None = Field(None, alias=SECONDS, ge=MIN_EXPIRY_S, le=MAX_EXPIRY_S)
     file: FileContent
@@ -40,7 +40,7 @@ class FileObject(ApiModel):
 
 
 class DeletedFile(ApiModel):
-    """A file that is off the list; its bytes are kept as long as a version, a vector store or a job needs them."""
+    """A file that is off the list; its bytes are kept as long as a version, vector store, job or batch needs them."""
 
     object: Literal["file"]
     id: str

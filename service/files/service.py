@@ -6,7 +6,8 @@ import asyncio
 import logging
 import secrets
 import string
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,15 @@ _LOG = logging.getLogger("hatrack.files")
 
 Receive = Callable[[Incoming], Awaitable[FileUpload]]
 """Reads an upload: writes the file's bytes to the ``Incoming``, and returns the other fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedFile:
+    """A file of the gateway's own that is stored and not listed yet."""
+
+    id: str
+    bytes: int
+    sha256: str
 
 
 class Files:
@@ -160,7 +170,7 @@ class Files:
         visible(caller)
         await self._database.run(lambda db: self._check_room(db, caller.project))
         incoming = self._blobs.receive(max_bytes=self.max_file_bytes)
-        file_id = "file-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_CHARS))
+        file_id = _new_id()
         try:
             upload = await receive(incoming)
         except BaseException:
@@ -205,8 +215,25 @@ class Files:
         finally:
             incoming.discard()
 
+    def path(self, file_id: str) -> Path:
+        """Where the bytes of a file are that something holds."""
+        return self._blobs.path(file_id)
+
+    async def adopt(self, source: Path) -> AdoptedFile:
+        """Store a complete file that the gateway has written itself. Nobody sees it before ``records.add`` lists it.
+
+        The source stays: until the file is listed, the next start removes what was stored here. Raises DiskFull.
+        """
+        file_id = _new_id()
+        sha256 = await in_thread(self._blobs.adopt, source, file_id)
+        return AdoptedFile(file_id, source.stat().st_size, sha256)
+
+    async def discard(self, file_ids: Collection[str]) -> None:
+        """Remove adopted files that could not be listed."""
+        await in_thread(self._blobs.remove, file_ids)
+
     async def delete(self, caller: Caller, file_id: str, *, actor: Actor) -> None:
-        """Delete a file from the list; its bytes are removed once no version, job or store holds it.
+        """Delete a file from the list; its bytes are removed once no version, job, batch or store holds it.
 
         Raises:
             NotFound: The file does not exist, or the caller may not access it.
@@ -255,6 +282,10 @@ class Files:
         if file_ids:
             await in_thread(self._blobs.remove, file_ids)
         return file_ids
+
+
+def _new_id() -> str:
+    return "file-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_CHARS))
 
 
 def _refuse_dataset(db: sa.Connection, caller: Caller, file_id: str) -> None:

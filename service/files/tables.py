@@ -36,7 +36,7 @@ file_holds = sa.Table(
     metadata,
     sa.Column("file_id", sa.Text, sa.ForeignKey(files.c.id), primary_key=True),
     # `version` (of an adapter) and `dataset` with `name@number`, both of the file's project; `store` with a store's id,
-    # `key` with the id of a job's key
+    # `key` with the id of a job's key, `batch` with that of a batch that has not ended
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("holder", sa.Text, primary_key=True),
     sa.Index("ix_file_holds_kind_holder", "kind", "holder"),

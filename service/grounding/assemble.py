@@ -56,5 +56,6 @@ def assemble(settings: Settings, secret: bytes, builtin_providers: Mapping[str, 
         context=settings.context or model_context(settings.base_dir),
         on_failure=settings.grounding_on_failure,
         timeout_s=settings.grounding_timeout_s,
+        min_score=settings.min_passage_score,
     )
     return Grounding(hook, webhook)

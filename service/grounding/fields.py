@@ -22,6 +22,7 @@ from service.grounding.config import (
     PROVIDER_NAME,
     GroundingSettings,
 )
+from service.grounding.file_search import FileSearch
 from service.grounding.filters import check_filters
 from service.grounding.provider import Filters
 from service.grounding.required_filters import required_values, restrict, without_values
@@ -40,9 +41,7 @@ from service.http.checks import (
 )
 
 FIELD: Final = "grounding"
-STORES_PARAM: Final = "grounding.vector_store_ids"
 PROVIDER_PARAM: Final = "grounding.provider"
-FILTERS_PARAM: Final = "grounding.filters"
 
 
 def _provider(value: Any, path: str) -> None:
@@ -120,6 +119,7 @@ class RetrievalOptions:
         max_passage_tokens: Upper bound on the tokens of all passages together.
         on_failure: `fail_open` or `fail_closed`; None: the gateway's setting.
         timeout_s: Time limit for the provider, s; None: the gateway's setting.
+        file_search: The tool that says so instead of the field `grounding`; None: the request has none.
     """
 
     requested: bool
@@ -134,13 +134,22 @@ class RetrievalOptions:
     max_passage_tokens: int
     on_failure: str | None
     timeout_s: float | None
+    file_search: FileSearch | None = None
+
+    @property
+    def path(self) -> str:
+        """The request's field that names the stores, for errors."""
+        return FIELD if self.file_search is None else self.file_search.path
 
 
 _NOTHING: Final = GroundingSettings()
 
 
 def retrieval_options(
-    grounding: Any, settings: GroundingSettings | None, key_filters: Mapping[str, FilterValue] = NO_FILTERS
+    grounding: Any,
+    settings: GroundingSettings | None,
+    key_filters: Mapping[str, FilterValue] = NO_FILTERS,
+    file_search: FileSearch | None = None,
 ) -> RetrievalOptions | None:
     """Merge the request's checked `grounding` with its version's settings; None: nothing is retrieved.
 
@@ -150,12 +159,16 @@ def retrieval_options(
             A request whose only member is `filters` narrows a search, and asks for none by itself.
         settings: The version's settings; None: it has none.
         key_filters: What the API key restricts every search to.
+        file_search: The tool that says the same as a field `grounding`; there is not both.
 
     Raises:
         BadRequest: Neither the request nor the version names a store, and the embedded provider needs one; or a value
             of a required filter is missing.
         Forbidden: The request asks for another value than the key carries.
     """
+    path = FIELD
+    if file_search is not None:
+        grounding, path = file_search.grounding(), file_search.path
     if grounding is False or (grounding is None and settings is None):
         return None
     defaults = settings or _NOTHING
@@ -166,9 +179,10 @@ def retrieval_options(
     if not stores and provider == EMBEDDED:
         if grounding is None or set(given) == {"filters"}:
             return None
-        raise BadRequest(f"`{STORES_PARAM}` is missing", param=STORES_PARAM, code="missing_required_parameter")
+        param = f"{path}.vector_store_ids"
+        raise BadRequest(f"`{param}` is missing", param=param, code="missing_required_parameter")
     names = {*defaults.required_filters, *given.get("required_filters", ())}
-    required = required_values(sorted(names), key_filters, given.get("filters"), FILTERS_PARAM)
+    required = required_values(sorted(names), key_filters, given.get("filters"), f"{path}.filters")
     own_filters = without_values(given.get("filters"), names)
     return RetrievalOptions(
         requested=grounding is not None,
@@ -183,4 +197,5 @@ def retrieval_options(
         max_passage_tokens=given.get("max_passage_tokens", defaults.max_passage_tokens),
         on_failure=given.get("on_failure", defaults.on_failure),
         timeout_s=given.get("timeout_s", defaults.timeout_s),
+        file_search=file_search,
     )

@@ -19,9 +19,12 @@ import orjson
 from service.access.caller import Caller
 from service.admission.estimate import answer_tokens
 from service.errors import BadRequest, Unavailable
-from service.grounding.config import GroundingSettings, OnFailure
+from service.grounding.attribution import shows_markers
+from service.grounding.citations import NO_CITATIONS, Citations, citation
+from service.grounding.config import EMBEDDED, GroundingSettings, OnFailure
 from service.grounding.counts import GroundingCounts
-from service.grounding.fields import PROVIDER_PARAM, STORES_PARAM, RetrievalOptions
+from service.grounding.fields import PROVIDER_PARAM, RetrievalOptions
+from service.grounding.file_search import FileSearchCall
 from service.grounding.injectors import PromptInjector
 from service.grounding.outcome import GroundingResult, Outcome
 from service.grounding.provider import MAX_PASSAGE_CHARS, Passage, Provider, Query, StoreAwareProvider, store_not_found
@@ -36,7 +39,6 @@ from service.grounding.template import (
 
 RETRY_S: Final = 5
 MAX_ID_CHARS: Final = 200
-MAX_EXCERPT_CHARS: Final = 1000
 MAX_HEADER_CHARS: Final = 1024
 SPARE: Final = 0.03
 """Share of the context that is kept free, because token counts are estimates here."""
@@ -54,6 +56,8 @@ class Hook:
         context: The engine's context in tokens; None: unknown, and only the limit on the passages applies.
         on_failure: Default for versions that do not set it.
         timeout_s: Default for versions that do not set it.
+        min_score: Minimum score of the provider `embedded`'s passages where neither request nor version sets one. The
+            scores of other providers have scales of their own.
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class Hook:
         context: int | None,
         on_failure: OnFailure,
         timeout_s: float,
+        min_score: float = 0.0,
     ) -> None:
         self._providers = dict(providers)
         self._formatter = formatter
         self._context = context
         self._on_failure = on_failure
         self._timeout_s = timeout_s
+        self._min_score = min_score
         self.counts = GroundingCounts()
 
     @property
@@ -102,41 +108,62 @@ class Hook:
         if provider is None and options.provider_requested:
             raise BadRequest(
                 f"no grounding provider {options.provider!r}; available: {', '.join(self.providers)}",
-                param=PROVIDER_PARAM,
+                param=PROVIDER_PARAM if options.file_search is None else options.path,
             )
-        await _demand_readable(provider, options.provider, options.store_ids, caller, STORES_PARAM)
+        stores_param = f"{options.path}.vector_store_ids"
+        await _demand_readable(provider, options.provider, options.store_ids, caller, stores_param)
         question = injector.question(body)
         if not question.strip() and not options.requested:
             return GroundingResult("empty", injector, 0.0, headers=_headers("empty", ()))
         if not question.strip():
-            raise BadRequest("grounding needs a question, but no user message contains text", param="grounding")
-        query = Query(
+            raise BadRequest("grounding needs a question, but no user message contains text", param=options.path)
+        query = self._query(question, options, caller, adapter, injector.conversation(body))
+        started = time.perf_counter()
+        passages = await self._retrieve(provider, query, options)
+        seconds = time.perf_counter() - started
+        outcome: Outcome
+        citations, tokens = NO_CITATIONS, 0
+        if isinstance(passages, str):
+            outcome = passages
+        else:
+            outcome = "no_room" if passages else "empty"
+            room = self._budget(options, body, injector, reserved_tokens)
+            formatted = self._formatter.format(caller.project, options.template, passages, room) if passages else None
+            if formatted is not None:
+                outcome, tokens = "ok", formatted.tokens
+                citations = _citations(formatted, query, options.template)
+                injector.inject(body, formatted)
+        self.counts.record(options.provider, outcome, seconds, len(citations.passages))
+        self._raise_if_closed(options, outcome)
+        search = None
+        if options.file_search is not None:
+            failed = outcome in ("late", "broken")
+            search = FileSearchCall.of(options.file_search, query.text, citations, failed=failed)
+        headers = _headers(outcome, citations.passages)
+        return GroundingResult(outcome, injector, seconds, citations, headers, tokens, search)
+
+    def _query(
+        self,
+        question: str,
+        options: RetrievalOptions,
+        caller: Caller,
+        adapter: str | None,
+        messages: Sequence[Mapping[str, str]],
+    ) -> Query:
+        threshold = options.threshold
+        if threshold is None and options.provider == EMBEDDED and self._min_score > 0:
+            threshold = self._min_score
+        return Query(
             text=question[-MAX_QUESTION_CHARS:],
-            messages=injector.conversation(body),
+            messages=messages,
             adapter=adapter,
             project=caller.project,
             store_ids=options.store_ids,
             filters=options.filters,
             k=options.k,
-            threshold=options.threshold,
+            threshold=threshold,
             required=options.required,
         )
-        started = time.perf_counter()
-        passages = await self._retrieve(provider, query, options)
-        seconds = time.perf_counter() - started
-        if isinstance(passages, str):
-            outcome: Outcome = passages
-        else:
-            room = self._budget(options, body, injector, reserved_tokens)
-            formatted = self._formatter.format(caller.project, options.template, passages, room) if passages else None
-            if formatted is not None:
-                self.counts.record(options.provider, "ok", seconds, len(formatted.used))
-                injector.inject(body, formatted)
-                return _result(formatted, injector, seconds)
-            outcome = "no_room" if passages else "empty"
-        self.counts.record(options.provider, outcome, seconds, 0)
-        self._raise_if_closed(options, outcome)
-        return GroundingResult(outcome, injector, seconds, headers=_headers(outcome, ()))
 
     async def check_settings(
         self, settings: GroundingSettings, caller: Caller, param: str = "settings.grounding"
@@ -255,7 +282,7 @@ def _check(passage: Passage, query: Query) -> None:
         names = ", ".join(query.required)
         raise ValueError(f"a passage's attributes do not show the required value of {names}")
     # fails for what JSON cannot hold: a lone surrogate, or an integer of more than 64 bits
-    orjson.dumps((passage.text, _citation(0, passage)))
+    orjson.dumps((passage.text, citation(0, passage)))
 
 
 def _is_well_typed(passage: Passage) -> bool:
@@ -269,29 +296,10 @@ def _is_well_typed(passage: Passage) -> bool:
     )
 
 
-def _result(formatted: FormattedPassages, injector: PromptInjector, seconds: float) -> GroundingResult:
-    return GroundingResult(
-        "ok",
-        injector,
-        seconds,
-        citations=orjson.dumps([_citation(n, passage) for n, passage in enumerate(formatted.used, start=1)]),
-        headers=_headers("ok", formatted.used),
-        tokens=formatted.tokens,
-        passages=len(formatted.used),
-    )
-
-
-def _citation(number: int, passage: Passage) -> dict[str, Any]:
-    return {
-        "index": number,
-        "id": passage.id,
-        "source": passage.source,
-        "file_id": passage.file_id,
-        "vector_store_id": passage.store_id or None,
-        "score": passage.score,
-        "text": passage.text[:MAX_EXCERPT_CHARS],
-        "attributes": dict(passage.attributes),
-    }
+def _citations(formatted: FormattedPassages, query: Query, template: str) -> Citations:
+    asked = (message["content"] for message in query.messages if message["role"] in ("system", "developer", "user"))
+    by_marker = shows_markers([template, *asked])
+    return Citations(formatted.used, formatted.texts, query.text, by_marker)
 
 
 def _headers(outcome: Outcome, cited: Sequence[Passage]) -> tuple[tuple[bytes, str], ...]:

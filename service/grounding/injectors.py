@@ -1,20 +1,18 @@
-"""Inserts passages into requests and citations into answers: one injector for each API dialect.
+"""Inserts passages into requests: one injector for each API dialect, which names what cites them in the answer.
 
 Passages go into the last user message, before its own text: the system prompt stays the version's or the caller's, and
-text by third parties gets no more authority than a quotation in a question. Answers are not parsed: citations are
-inserted at byte sequences that cannot occur inside a JSON string, as in `service.inference.relay`.
+text by third parties gets no more authority than a quotation in a question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import orjson
 
-from service.errors import HatrackError
+from service.grounding.citing import Citer, MessagesCiter, ResponsesCiter
 from service.grounding.template import FormattedPassages
-from service.http.stream import END, Relay, TokenUsage
 
 _IMAGES: Final = frozenset({"image", "image_url", "input_image"})
 _PROTOCOL_FIELDS: Final = frozenset({"type", "role"})
@@ -30,8 +28,8 @@ class PromptInjector:
     _text_part = "text"
     _prompt_fields: tuple[str, ...] = ("messages",)
     """The fields that make up the prompt, besides the tools."""
-    _marker = b'"finish_reason":"'
-    """Occurs in exactly those stream events that get the citations."""
+    citer: ClassVar[type[Citer]] = Citer
+    """Adds the citations to the answers."""
 
     def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
         messages: Sequence[Any] = body["messages"]
@@ -78,23 +76,14 @@ class PromptInjector:
     def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
         body["messages"] = messages
 
-    def cite(self, answer: bytes, citations: bytes) -> bytes:
-        """The answer, a JSON object, with the top-level member `citations` (a JSON array) added."""
-        return add_citations(answer, citations)
-
-    def cite_event(self, event: bytes, citations: bytes) -> bytes:
-        """The event (without its terminator), with the citations added if it is one that carries them."""
-        return add_citations(event, citations) if self._marker in event else event
-
 
 class ResponsesInjector(PromptInjector):
-    """For `/v1/responses`: citations go into the response object, in a stream that of the last event."""
+    """For `/v1/responses`."""
 
-    _marker = b'"response":{'
+    citer = ResponsesCiter
     _text_part = "input_text"
     _prompt_fields = ("instructions", "input")
     _system = "instructions"
-    _last = (b"event: response.completed\n", b"event: response.incomplete\n")
 
     def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
         items = body["input"]
@@ -103,64 +92,18 @@ class ResponsesInjector(PromptInjector):
     def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
         body["input"] = messages
 
-    def cite_event(self, event: bytes, citations: bytes) -> bytes:
-        """The event with the citations added to its response object."""
-        if not event.startswith(self._last):
-            return event
-        before, marker, after = event.partition(self._marker)
-        return before + marker + b'"citations":' + citations + b"," + after if marker else event
-
 
 class MessagesInjector(PromptInjector):
-    """For `/v1/messages`: in a stream, citations go into `message_delta`, next to the stop reason."""
+    """For `/v1/messages`."""
 
+    citer = MessagesCiter
     _prompt_fields = ("system", "messages")
     _system = "system"
-
-    def cite_event(self, event: bytes, citations: bytes) -> bytes:
-        return add_citations(event, citations) if event.startswith(b"event: message_delta\n") else event
 
 
 CHAT_INJECTOR: Final = PromptInjector()
 RESPONSES_INJECTOR: Final = ResponsesInjector()
 MESSAGES_INJECTOR: Final = MessagesInjector()
-
-
-class CitationRelay:
-    """Wraps a relay and adds the citations to its last event with content."""
-
-    __slots__ = ("_citations", "_injector", "_inner")
-
-    def __init__(self, inner: Relay, injector: PromptInjector, citations: bytes) -> None:
-        self._inner = inner
-        self._injector = injector
-        self._citations = citations
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The bytes to send to the client now."""
-        block = self._inner.feed(chunk)
-        if not block:
-            return block
-        cite, citations = self._injector.cite_event, self._citations
-        return b"".join(cite(event, citations) + END for event in block.split(END)[:-1])
-
-    @property
-    def done(self) -> bool:
-        """Whether the engine has sent its last event."""
-        return self._inner.done
-
-    @property
-    def error(self) -> bytes | None:
-        """The engine's error event, if it has sent one."""
-        return self._inner.error
-
-    def counted(self) -> TokenUsage | None:
-        """The engine's token count, or an estimate of it."""
-        return self._inner.counted()
-
-    def error_event(self, error: HatrackError, request_id: str) -> bytes:
-        """The event that reports an error to the client."""
-        return self._inner.error_event(error, request_id)
 
 
 def text_of(content: Any) -> str:
@@ -193,9 +136,3 @@ def wrap_content(content: Any, formatted: FormattedPassages, part_type: str) -> 
         return f"{formatted.before}{content}{formatted.after}"
     parts = [{"type": part_type, "text": formatted.before}, *content]
     return [*parts, {"type": part_type, "text": formatted.after}] if formatted.after else parts
-
-
-def add_citations(data: bytes, citations: bytes) -> bytes:
-    """The bytes of a JSON object with the member `citations` appended."""
-    before, brace, after = data.rpartition(b"}")
-    return before + b',"citations":' + citations + brace + after

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from service.grounding.injectors import CitationRelay, PromptInjector
+from service.grounding.citations import NO_CITATIONS, Citations
+from service.grounding.citing import CitationRelay
+from service.grounding.file_search import FileSearchCall
+from service.grounding.injectors import PromptInjector
 from service.http.stream import Relay
 
 Outcome = Literal["ok", "empty", "no_room", "late", "broken"]
@@ -19,26 +22,31 @@ class GroundingResult:
 
     Attributes:
         outcome: How retrieval ended.
-        injector: Adds the citations to the answer.
+        injector: The dialect's; its citer adds the citations to the answer.
         seconds: Duration of retrieval.
-        citations: A JSON array.
+        citations: The passages in the prompt.
         headers: Response headers.
         tokens: Upper bound on the tokens added to the prompt.
-        passages: Number of passages added to the prompt.
+        search: The call of the tool `file_search` that asked for them; None: the request has no such tool.
     """
 
     outcome: Outcome
     injector: PromptInjector
     seconds: float
-    citations: bytes = b"[]"
+    citations: Citations = NO_CITATIONS
     headers: tuple[tuple[bytes, str], ...] = ()
     tokens: int = 0
-    passages: int = 0
+    search: FileSearchCall | None = None
+
+    @property
+    def passages(self) -> int:
+        """Number of passages added to the prompt."""
+        return len(self.citations.passages)
 
     def relay(self, inner: Relay) -> Relay:
         """Wrap a stream's relay to add the citations."""
-        return CitationRelay(inner, self.injector, self.citations)
+        return CitationRelay(inner, self.injector.citer(self.citations, self.search))
 
     def cite(self, answer: bytes) -> bytes:
         """Add the citations to a whole answer."""
-        return self.injector.cite(answer, self.citations)
+        return self.injector.citer(self.citations, self.search).whole(answer)

@@ -130,12 +130,14 @@ class FormattedPassages:
         before: The text before the question.
         after: The text after it; usually empty.
         used: The passages that fit, in the order in which they are numbered from 1.
+        texts: Their texts as they are in the prompt, the first perhaps truncated.
         tokens: Upper bound on the tokens of both texts.
     """
 
     before: str
     after: str
     used: tuple[Passage, ...]
+    texts: tuple[str, ...]
     tokens: int
 
 
@@ -183,7 +185,8 @@ class PassageFormatter:
         delimiter = make_delimiter(self._secret, project, blocks)
         quotations = "\n".join(_block(number, *block, delimiter) for number, block in enumerate(blocks, start=1))
         before = head + quotations + (between if has_question else between.rstrip() + "\n\n")
-        return FormattedPassages(before, after, tuple(passages[: len(blocks)]), used_tokens)
+        texts = tuple(text for _, text in blocks)
+        return FormattedPassages(before, after, tuple(passages[: len(blocks)]), texts, used_tokens)
 
     def _texts(self, passages: Sequence[Passage], max_chars: int) -> list[tuple[str, str, bool]]:
         """Source and text of each passage, and whether it is complete; at most ``max_chars`` characters in all."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Final
 
 from service.admission.queue import Permit
 from service.errors import EngineUnavailable, HatrackError, Timeout
@@ -18,6 +20,9 @@ from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Target
 from service.telemetry.record import Record
 
+MAX_SALTS: Final = 4096
+"""Number of cached salts, one per project."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -26,6 +31,25 @@ class Call:
     path: str
     payload: bytes
     began: float
+
+
+class CacheSalts:
+    """A secret salt for each project's prefix cache, the same while the gateway runs: with one cache for all, response
+    times would reveal other projects' prompts."""
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+        self._salts: dict[str, str] = {}
+
+    def of(self, project: str) -> str:
+        """The project's salt."""
+        salt = self._salts.get(project)
+        if salt is None:
+            if len(self._salts) >= MAX_SALTS:
+                self._salts = {}
+            salt = hashlib.blake2b(project.encode(), key=self._key, digest_size=16).hexdigest()
+            self._salts[project] = salt
+        return salt
 
 
 class EngineCalls:

@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from service.errors import HatrackError
+from service.grounding.fields import FIELD
+from service.grounding.file_search import FileSearch
 from service.grounding.injectors import PromptInjector
 from service.http.stream import TokenUsage
 from service.inference.fields import SAMPLING_FIELDS, Table
@@ -72,6 +74,14 @@ class Dialect:
         messages = body[self.turns]
         after = count_system_messages(messages)
         body[self.turns] = [*messages[:after], *examples, *messages[after:]]
+
+    def take_grounding(self, body: dict[str, Any]) -> tuple[Any, FileSearch | None]:
+        """Take out of the body what it says about grounding: the field, or the tool that says the same.
+
+        Raises:
+            BadRequest: It says so twice.
+        """
+        return body.pop(FIELD, None), None
 
     def force_tools(self, body: dict[str, Any]) -> None:
         """Make forced tool calls follow the function's schema; changes the request's tools in place.

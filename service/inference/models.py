@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the base, and what a caller may ask for beside it."""
+"""`GET /v1/models`: the base, and what a caller may ask for beside it; `type` says what for."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from service.errors import Conflict
 from service.registry.catalog import AdapterEntry, Catalog, ResolvedName, Servable
 
 OWNER = "hatrack"
+CHAT, EMBEDDING = "chat", "embedding"
+"""What a model is for: everything that generates, or `/v1/embeddings` alone."""
 
 
 def list_models(catalog: Catalog, caller: Caller) -> dict[str, Any]:
-    """OpenAI's list of models: the base first, then the adapters with a live version, oldest first."""
+    """OpenAI's list of models: the base, then the adapters with a live version, oldest first, then the embedder."""
     cards = [_base(catalog)]
     for entry in catalog.served(caller):
         root = _root(ResolvedName(entry, DEFAULT_ALIAS, entry.aliases[DEFAULT_ALIAS]))
         cards.append(_card(entry.name, entry.created_at, root=root, parent=catalog.base_name))
+    if catalog.embedder_name is not None and catalog.is_embedder(caller, catalog.embedder_name):
+        cards.append(_embedder(catalog, catalog.embedder_name))
     return {"object": "list", "data": cards}
 
 
 def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
-    """OpenAI's model object for the base, `name`, `name@2` or `name:alias`.
+    """OpenAI's model object for the base, the embedder, `name`, `name@2` or `name:alias`.
 
     Raises:
         ModelNotFound, NoLiveVersion, Conflict: As for an inference request that asks for it. A split alias is shown as
@@ -30,6 +34,8 @@ def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
     """
     if model == catalog.base_name:
         return _base(catalog)
+    if catalog.is_embedder(caller, model):
+        return _embedder(catalog, model)
     resolved = catalog.find(caller, model)
     entry, target = resolved.entry, resolved.target
     if isinstance(target, int):
@@ -61,5 +67,11 @@ def _base(catalog: Catalog) -> dict[str, Any]:
     return _card(catalog.base_name, catalog.base_created_at, root=catalog.base_name, parent=None)
 
 
-def _card(name: str, created: int, *, root: str, parent: str | None) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "root": root, "parent": parent}
+def _embedder(catalog: Catalog, name: str) -> dict[str, Any]:
+    """It has no date of its own: the base's stands for when this installation was made."""
+    return _card(name, catalog.base_created_at, root=name, parent=None, kind=EMBEDDING)
+
+
+def _card(name: str, created: int, *, root: str, parent: str | None, kind: str = CHAT) -> dict[str, Any]:
+    card = {"id": name, "object": "model", "created": created, "owned_by": OWNER, "root": root, "parent": parent}
+    return {**card, "type": kind}

@@ -9,8 +9,11 @@ from service.http.checks import schema_of
 from service.inference.anthropic import MESSAGES
 from service.inference.dialect import Route
 from service.inference.fields import FieldRule
+from service.inference.models import CHAT, EMBEDDING
 from service.inference.prompt import RENDER_PATH, RENDERED_SCHEMAS
+from service.inference.relay import EMBEDDINGS
 
+EMBEDDINGS_REF: Final = {"$ref": "#/components/schemas/EmbeddingList"}
 RENDERED: Final = {"$ref": "#/components/schemas/RenderedPrompt"}
 ERROR: Final = {"$ref": "#/components/schemas/ErrorResponse"}
 ANTHROPIC_ERROR_REF: Final = {"$ref": "#/components/schemas/AnthropicErrorResponse"}
@@ -21,7 +24,7 @@ SUMMARIES: Final = {
     "/v1/responses": "Response (stateless)",
     "/v1/messages": "Message (Anthropic's API)",
     "/v1/messages/count_tokens": "Count a message's tokens (Anthropic's API)",
-    "/v1/embeddings": "Embeddings, where the base makes some",
+    "/v1/embeddings": "Embeddings, of the embedder or of a base that makes some",
     "/tokenize": "Text or messages to tokens",
     "/v1/tokenize": "Text or messages to tokens",
     "/detokenize": "Tokens to text",
@@ -64,13 +67,48 @@ MODEL: Final = {
         "owned_by": {"type": "string"},
         "root": {"type": "string", "description": "The version behind the name; of a split, the alias."},
         "parent": {"type": ["string", "null"], "description": "The base."},
+        "type": {
+            "enum": [CHAT, EMBEDDING],
+            "description": "`embedding`: it answers `/v1/embeddings` alone; `chat`: the routes that generate.",
+        },
     },
 }
+EMBEDDING_SCHEMAS: Final = {
+    "EmbeddingList": {
+        "type": "object",
+        "required": ["object", "data", "model", "usage"],
+        "properties": {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Embedding"}},
+            "model": {"type": "string", "description": "The name that was asked for."},
+            "usage": {"$ref": "#/components/schemas/EmbeddingUsage"},
+        },
+    },
+    "Embedding": {
+        "type": "object",
+        "required": ["object", "index", "embedding"],
+        "properties": {
+            "object": {"const": "embedding"},
+            "index": {"type": "integer", "description": "Of the text in `input`."},
+            "embedding": {
+                "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}],
+                "description": "Numbers; with `encoding_format: base64` those of little-endian float32.",
+            },
+        },
+    },
+    "EmbeddingUsage": {
+        "type": "object",
+        "required": ["prompt_tokens", "total_tokens"],
+        "properties": {"prompt_tokens": {"type": "integer"}, "total_tokens": {"type": "integer"}},
+    },
+}
+"""Of the embedder; an engine that embeds adds fields to it."""
 
 
 def inference_paths(routes: Mapping[str, Route], schemas: dict[str, Any]) -> dict[str, Any]:
     """The paths of the data path; adds to ``schemas`` what they name."""
     schemas |= {"Model": MODEL, "AnthropicErrorResponse": ANTHROPIC_ERROR} | RENDERED_SCHEMAS
+    schemas |= EMBEDDING_SCHEMAS
     paths: dict[str, Any] = {path: {"post": _operation(path, route)} for path, route in routes.items()}
     list_schema = {
         "type": "object",
@@ -96,7 +134,8 @@ def _operation(path: str, route: Route) -> dict[str, Any]:
     description, error = (ANTHROPIC, ANTHROPIC_ERROR_REF) if route.dialect is MESSAGES else (OPENAI, ERROR)
     if route.renders:
         description = "The request as the engine would get it."
-    content: dict[str, Any] = {"application/json": {"schema": RENDERED if route.renders else {"type": "object"}}}
+    schema = RENDERED if route.renders else EMBEDDINGS_REF if path == EMBEDDINGS else {"type": "object"}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
     if route.generates and not route.renders:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
@@ -21,19 +19,20 @@ from service.admission.request import AdmissionRequest
 from service.config import MIB, Settings
 from service.engine.busy import EngineClock
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
-from service.errors import BadRequest, EngineCut, HatrackError, Unavailable, to_hatrack_error
+from service.errors import EngineCut, HatrackError, Unavailable, to_hatrack_error
 from service.grounding.fields import FIELD, RetrievalOptions, retrieval_options
 from service.grounding.hook import Hook
 from service.http.checks import parse_body
 from service.http.stream import Relay, TokenUsage
-from service.inference.calls import Call, EngineCalls, with_prompt
+from service.inference.calls import CacheSalts, Call, EngineCalls, with_prompt
 from service.inference.dialect import Route
+from service.inference.embedding import EmbeddingRequests
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import check_body
 from service.inference.length import PromptLimit
 from service.inference.prompt import rendered_prompt
 from service.inference.relay import Renamer, engine_error
-from service.inference.sticky import sticky
+from service.inference.sticky import resolve
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Catalog, Target
 from service.structured.checker import StructuredOutputs
@@ -46,8 +45,6 @@ ReportSuspect = Callable[[str], None]
 OVERLOAD_RETRY_S = 1
 ADAPTER_FAULT_CODES = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
 """Error codes that are evidence of a fault in an adapter's weights or files."""
-MAX_SALTS = 4096
-"""Number of cached salts, one per project."""
 
 
 class Pipeline:
@@ -66,6 +63,7 @@ class Pipeline:
         grammars: Checks structured outputs; None: they go to the engine unchecked.
         engine_clock: Measures each request's share of the engine's time; None: one of its own.
         check_budget: Refuses requests of projects whose budget is spent.
+        embeddings: Answers requests to the embedder; None: there is none.
     """
 
     def __init__(
@@ -87,6 +85,7 @@ class Pipeline:
         grammars: StructuredOutputs | None = None,
         engine_clock: EngineClock | None = None,
         check_budget: Callable[[Caller], None] = lambda caller: None,
+        embeddings: EmbeddingRequests | None = None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -106,36 +105,38 @@ class Pipeline:
         self._hook = hook
         self._grammars = grammars
         self._check_budget = check_budget
+        self._embeddings = embeddings
         self._engine_clock = engine_clock or EngineClock()
         self._context = settings.context
         self._queue_timeout_s = settings.queue_timeout_s
-        self._salt = secrets.token_bytes(32)
-        self._salts: dict[str, str] = {}
+        self._salts = CacheSalts()
         self.in_flight = 0
 
-    async def infer(self, route: Route, exchange: Exchange) -> None:
-        """Answer one request. Every error is sent to the client, and every request is recorded."""
+    async def infer(self, route: Route, exchange: Exchange, caller: Caller | None = None) -> None:
+        """Answer one request. Every error is sent to the client, and every request is recorded.
+
+        Args:
+            caller: Who asks, for a request of the gateway's own; None: whose key is in the headers.
+        """
         record = Record(request_id=exchange.request_id, route=exchange.path, peer=exchange.peer)
         began = time.perf_counter()
         reservation: Reservation | None = None
         try:
             if self._tracer is not None:
                 record.span = self._tracer.begin(exchange.path, exchange.headers, exchange.request_id)
-            caller = record.caller = self.authenticator.authenticate(exchange.headers)
+            caller = record.caller = caller or self.authenticator.authenticate(exchange.headers)
             caller.demand(Scope.INFER)
             self._check_budget(caller)
             if self._limiter is not None:
                 reservation = self._limiter.enter(caller)
             raw = await exchange.read_json_body(self._max_body)
             body = parse_body(raw)
-            target = record.target = self._resolve(caller, body, exchange.headers)
-            self._prompt_limit.check_ids(body, len(raw))
-            check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
-            route.dialect.force_tools(body)
-            options = None
-            if route.injector is not None:
-                options = retrieval_options(body.pop(FIELD, None), target.settings.grounding, caller.filters)
-            self._prompt_limit.check_text(body, len(raw), only_tokenizes=not route.salted)
+            target = record.target = resolve(self.catalog, caller, body, exchange.headers)
+            if target.embeds and self._embeddings is not None:  # it has a process, fields and a queue of its own
+                with self._admitted():
+                    await self._embeddings.answer(exchange, caller, target, record, body, reservation, began)
+                return
+            options = self._check_fields(route, caller, target, body, len(raw))
             record.stream = bool(body.get("stream"))
             shown = self._estimate(record, route, target, body, len(raw))
             _name_adapter(exchange, target)
@@ -153,14 +154,7 @@ class Pipeline:
                     if route.renders:
                         await self._render(exchange, target, record, body)
                         return
-                    async with self._admit_structured_output(route, body, caller):
-                        payload = self._payload(body, caller, target, route)
-                        call = Call(route.engine_path, payload, began)
-                        entered = await self._enter(caller, target, record, route)
-                        if route.salted:
-                            await self._forward(exchange, route, target, record, call, body, entered)
-                        else:
-                            await self._count(exchange, route, target, record, call, entered)
+                    await self._ask(exchange, route, caller, target, record, body, began)
         except ClientLeft:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
         except asyncio.CancelledError:
@@ -174,6 +168,31 @@ class Pipeline:
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
+
+    def check(self, route: Route, caller: Caller, raw: bytes) -> Target:
+        """Hold a body to what ``infer`` would refuse of it without asking anybody; returns its target.
+
+        Raises:
+            HatrackError: As ``infer`` would answer.
+        """
+        body = parse_body(raw)
+        target = resolve(self.catalog, caller, body, {})
+        if target.embeds and self._embeddings is not None:
+            self._embeddings.check(route.engine_path, target, body)
+        else:
+            self._check_fields(route, caller, target, body, len(raw))
+        return target
+
+    def _check_fields(
+        self, route: Route, caller: Caller, target: Target, body: dict[str, Any], size: int
+    ) -> RetrievalOptions | None:
+        """Check the fields of a body of ``size`` bytes, which it changes in place; returns what is to be retrieved."""
+        self._prompt_limit.check_ids(body, size)
+        check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
+        options = _take_grounding(route, body, target, caller)
+        route.dialect.force_tools(body)
+        self._prompt_limit.check_text(body, size, only_tokenizes=not route.salted)
+        return options
 
     def _estimate(self, record: Record, route: Route, target: Target, body: dict[str, Any], body_bytes: int) -> int:
         """Note how many tokens the request may take, passages aside; returns those of the version's own examples."""
@@ -214,6 +233,25 @@ class Pipeline:
         record.usage, record.counted = TokenUsage(), record.prompt
         await exchange.answer(200, rendered_prompt(body, target, record.grounded))
 
+    async def _ask(
+        self,
+        exchange: Exchange,
+        route: Route,
+        caller: Caller,
+        target: Target,
+        record: Record,
+        body: dict[str, Any],
+        began: float,
+    ) -> None:
+        """Send the finished request to the engine, in its turn, and answer with what it says."""
+        async with self._admit_structured_output(route, body, caller):
+            call = Call(route.engine_path, self._payload(body, caller, target, route), began)
+            entered = await self._enter(caller, target, record, route)
+            if route.salted:
+                await self._forward(exchange, route, target, record, call, body, entered)
+            else:
+                await self._count(exchange, route, target, record, call, entered)
+
     def _admit_structured_output(
         self, route: Route, body: dict[str, Any], caller: Caller
     ) -> AbstractAsyncContextManager[None, bool | None]:
@@ -242,14 +280,6 @@ class Pipeline:
         finally:
             record.queue_s = asyncio.get_running_loop().time() - arrived
 
-    def _resolve(self, caller: Caller, body: dict[str, Any], headers: Mapping[str, str]) -> Target:
-        model, adapter = body.pop("model", None), body.pop("adapter", None)
-        if not isinstance(model, str):
-            raise BadRequest("`model` must be a string", param="model", code="missing_required_parameter")
-        if adapter is not None and not isinstance(adapter, str):
-            raise BadRequest("`adapter` must be a string", param="adapter")
-        return self.catalog.resolve(caller, model, adapter, sticky=sticky(body, headers))
-
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         if self.in_flight >= self._max_in_flight:
@@ -270,18 +300,8 @@ class Pipeline:
         model = target.engine_model if route.salted else self.catalog.base_name
         payload = {**body, "model": model, **route.dialect.gateway_fields(body)}
         if route.salted:
-            # a prefix cache per project: response times would otherwise reveal other projects' prompts
-            payload["cache_salt"] = self._salt_of(caller.project)
+            payload["cache_salt"] = self._salts.of(caller.project)
         return orjson.dumps(payload)
-
-    def _salt_of(self, project: str) -> str:
-        salt = self._salts.get(project)
-        if salt is None:
-            if len(self._salts) >= MAX_SALTS:
-                self._salts = {}
-            salt = hashlib.blake2b(project.encode(), key=self._salt, digest_size=16).hexdigest()
-            self._salts[project] = salt
-        return salt
 
     async def _forward(
         self,
@@ -300,7 +320,14 @@ class Pipeline:
             with closing(await self._calls.send(call, record)) as response:
                 if response.status != 200:
                     raise self._report_suspect(
-                        engine_error(response.status, await response.read(), target, route.engine_path), target
+                        engine_error(
+                            response.status,
+                            await response.read(),
+                            target,
+                            route.engine_path,
+                            self.catalog.embedder_name,
+                        ),
+                        target,
                     )
                 if record.stream:
                     relay: Relay = route.dialect.relay(renamer, body)
@@ -382,6 +409,14 @@ class Pipeline:
             record.outcome = "refused" if error.status < 500 else "failed"
         record.code = error.code
         await exchange.fail(error)
+
+
+def _take_grounding(route: Route, body: dict[str, Any], target: Target, caller: Caller) -> RetrievalOptions | None:
+    """What to retrieve, as request and version say; the request's part is taken out of its body."""
+    grounding, file_search = route.dialect.take_grounding(body)
+    if route.injector is None:
+        return None
+    return retrieval_options(grounding, target.settings.grounding, caller.filters, file_search)
 
 
 def _name_adapter(exchange: Exchange, target: Target) -> None:

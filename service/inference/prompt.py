@@ -66,6 +66,10 @@ RENDERED_SCHEMAS: Final[dict[str, Any]] = {
                 "type": "object",
                 "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "boolean"}, {"type": "number"}]},
             },
+            "used": {
+                "type": "boolean",
+                "description": "Whether the answer uses it; a rendered prompt, which has no answer, does not say.",
+            },
         },
         "additionalProperties": False,
     },
@@ -97,6 +101,6 @@ def rendered_prompt(body: dict[str, Any], target: Target, grounded: GroundingRes
         "parameters": {name: value for name, value in body.items() if name not in _PROMPT},
         "grounding": None
         if grounded is None
-        else {"outcome": grounded.outcome, "citations": orjson.Fragment(grounded.citations)},
+        else {"outcome": grounded.outcome, "citations": grounded.citations.listed()},
     }
     return orjson.dumps(answer)

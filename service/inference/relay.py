@@ -156,7 +156,7 @@ class ChatRelay(EventRelay):
         return b"".join(output)
 
 
-def engine_error(status: int, body: bytes, target: Target, path: str) -> HatrackError:
+def engine_error(status: int, body: bytes, target: Target, path: str, embedder: str | None = None) -> HatrackError:
     """Convert an engine's error to the error for the client.
 
     Args:
@@ -164,6 +164,7 @@ def engine_error(status: int, body: bytes, target: Target, path: str) -> Hatrack
         body: The engine's JSON, or whatever it sent.
         target: The requested model; its digest never appears in a message.
         path: The engine's route.
+        embedder: The name of the model that embeds where the requested one does not; None: there is none.
     """
     error = _error_object(body)
     code = error.get("code")
@@ -178,8 +179,9 @@ def engine_error(status: int, body: bytes, target: Target, path: str) -> Hatrack
     if fault is not None:
         return BadGateway(f"the engine could not answer for `{target.label}`", code=fault)
     if status == 404 and path == EMBEDDINGS:
+        hint = "" if embedder is None else f"; ask `{embedder}`"
         return NotFound(
-            f"the model `{target.label}` does not support embeddings", param="model", code="model_not_embedding"
+            f"the model `{target.label}` does not support embeddings{hint}", param="model", code="model_not_embedding"
         )
     if status == 503:
         return EngineUnavailable("the engine cannot take requests now")

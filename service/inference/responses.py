@@ -15,7 +15,10 @@ from typing import Any, ClassVar
 
 import orjson
 
-from service.errors import HatrackError
+from service.errors import BadRequest, HatrackError
+from service.grounding.config import MAX_STORES_NAMED
+from service.grounding.fields import FIELD
+from service.grounding.file_search import FILE_SEARCH, RESULTS, FileSearch
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
 from service.inference.relay import EventRelay, Renamer
@@ -129,6 +132,34 @@ class Responses(Dialect):
             body["input"] = [{"type": "message", "role": "user", "content": body["input"]}]
         super().add_examples(body, [{"type": "message", **message} for message in examples])
 
+    def take_grounding(self, body: dict[str, Any]) -> tuple[Any, FileSearch | None]:
+        grounding = body.pop(FIELD, None)
+        with_results = RESULTS in body.get("include", ())
+        if with_results:
+            body["include"] = [name for name in body["include"] if name != RESULTS]
+        tools, choice = body.get("tools") or [], body.get("tool_choice")
+        chosen = isinstance(choice, dict) and choice["type"] == FILE_SEARCH
+        places = [place for place, tool in enumerate(tools) if tool["type"] == FILE_SEARCH]
+        if not places and chosen:
+            raise BadRequest(f"`tool_choice` names {FILE_SEARCH!r}, which is not in `tools`", param="tool_choice")
+        if not places:
+            return grounding, None
+        _demand_one_search(places, grounding)
+        place = places[0]
+        rest = [*tools[:place], *tools[place + 1 :]]
+        if rest:
+            body["tools"] = rest
+        else:
+            del body["tools"]
+        if choice == "none":
+            if not rest:
+                del body["tool_choice"]
+            return None, None
+        # the search is made before the model answers: that is the call which the choice may demand
+        is_met = choice == "required" or chosen or not rest
+        met = body.pop("tool_choice", None) if is_met else None
+        return None, FileSearch(tools[place], place, met, with_results=with_results)
+
     def force_tools(self, body: dict[str, Any]) -> None:
         choice = body.get("tool_choice")
         tools = body.get("tools", ())
@@ -150,6 +181,21 @@ class Responses(Dialect):
 
     def usage(self, answer: bytes) -> TokenUsage | None:
         return response_usage(answer)
+
+
+def _demand_one_search(places: Sequence[int], grounding: Any) -> None:
+    """Raise BadRequest if a request says more than once what is to be retrieved."""
+    if len(places) > 1:
+        raise BadRequest(
+            f"`tools` has {len(places)} tools of type {FILE_SEARCH!r}; only one is allowed, with up to "
+            f"{MAX_STORES_NAMED} `vector_store_ids`",
+            param=f"tools.{places[1]}",
+        )
+    if grounding is not None:
+        raise BadRequest(
+            f"`{FIELD}` and the tool {FILE_SEARCH!r} both say what is to be retrieved; send one of them",
+            param=f"tools.{places[0]}",
+        )
 
 
 RESPONSES = Responses()

@@ -1,6 +1,7 @@
 """The fields of `POST /v1/responses`, and what its input may hold.
 
-Nothing is stored, so whatever points to something stored is refused; tools that would run on the server are, too.
+Nothing is stored, so whatever points to something stored is refused; tools that would run on the server are, too, but
+for `file_search`, which the gateway itself is.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from service.config import Settings
-from service.errors import FieldRefused
+from service.errors import BadRequest, FieldRefused
 from service.grounding.fields import check_grounding
+from service.grounding.file_search import CALL, FILE_SEARCH, RESULTS, check_call, check_tool
 from service.http.checks import (
     INT64,
     Check,
@@ -42,7 +44,7 @@ from service.inference.values import (
 )
 
 STATELESS = "this server does not store responses"
-BUILT_IN = "tools that run on the server are not supported"
+BUILT_IN = "no other tool runs on the server"
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -126,6 +128,7 @@ _item = by_type(
         "custom_tool_call": _call("input", text()),
         "custom_tool_call_output": _OUTPUT,
         "reasoning": _reasoning,
+        CALL: check_call,
     },
     default="message",
     otherwise=f"{STATELESS}, and {BUILT_IN}",
@@ -134,7 +137,7 @@ _items = list_of(_item, min_items=1, max_items=MAX_MESSAGES)
 
 
 def check_input(value: Any, path: str) -> None:
-    """Check a text or a list of items and drop null and empty parts; changes the items in place.
+    """Check a text or a list of items and drop null and empty parts, and earlier searches; changes the items in place.
 
     Raises:
         BadRequest: An item or one of its parts is not well formed.
@@ -142,6 +145,10 @@ def check_input(value: Any, path: str) -> None:
             given as `data:`.
     """
     either((str, text()), (list, _items), allowed="a string or an array of items")(value, path)
+    if isinstance(value, list):
+        value[:] = [item for item in value if item.get("type") != CALL]
+        if not value:
+            raise BadRequest(f"`{path}` contains no item for the model", param=path)
 
 
 with_schema(check_input, {"anyOf": [{"type": "string"}, schema_of(_items)]})
@@ -168,6 +175,7 @@ _tool = by_type(
             },
             required=("name",),
         ),
+        FILE_SEARCH: check_tool,
     },
     otherwise=BUILT_IN,
 )
@@ -177,7 +185,8 @@ def _tool_choice(value: Any, path: str) -> None:
     if isinstance(value, str):
         return one_of("none", "auto", "required")(value, path)
     named = fields({"type": text(), "name": text(256)}, required=("name",))
-    return by_type({"function": named, "custom": named}, otherwise=BUILT_IN)(value, path)
+    search = fields({"type": text()})
+    return by_type({"function": named, "custom": named, FILE_SEARCH: search}, otherwise=BUILT_IN)(value, path)
 
 
 with_schema(_tool_choice, {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object"}]})
@@ -228,12 +237,13 @@ with_schema(
 
 
 def _include(value: Any, path: str) -> None:
-    """Log-probabilities; encrypted reasoning is asked for by every stateless client, and there is none to give."""
-    list_of(one_of(LOGPROBS, ENCRYPTED), max_items=16)(value, path)
+    """Log-probabilities, and the passages of a search; encrypted reasoning is asked for by every stateless client, and
+    there is none to give."""
+    list_of(one_of(LOGPROBS, RESULTS, ENCRYPTED), max_items=16)(value, path)
     value[:] = [name for name in value if name != ENCRYPTED]
 
 
-with_schema(_include, {"type": "array", "maxItems": 16, "items": {"enum": [LOGPROBS, ENCRYPTED]}})
+with_schema(_include, {"type": "array", "maxItems": 16, "items": {"enum": [LOGPROBS, RESULTS, ENCRYPTED]}})
 
 
 def responses_table(settings: Settings) -> Table:

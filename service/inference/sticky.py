@@ -1,12 +1,14 @@
-"""The id by which a caller stays with one version while an alias is split over several."""
+"""What a request's model stands for, and the id by which a caller stays with one version of a split alias."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from service.access.caller import Caller
 from service.errors import BadRequest
 from service.inference.values import MAX_HINT_CHARS
+from service.registry.catalog import Catalog, Target
 
 STICKY_HEADER = "x-hatrack-sticky"
 
@@ -36,3 +38,18 @@ def sticky(body: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
             param=STICKY_HEADER,
         )
     return header or None
+
+
+def resolve(catalog: Catalog, caller: Caller, body: dict[str, Any], headers: Mapping[str, str]) -> Target:
+    """What the request's `model` and `adapter` stand for; takes both out of ``body``.
+
+    Raises:
+        BadRequest: One of them is missing or no string.
+        HatrackError: As ``Catalog.resolve``.
+    """
+    model, adapter = body.pop("model", None), body.pop("adapter", None)
+    if not isinstance(model, str):
+        raise BadRequest("`model` must be a string", param="model", code="missing_required_parameter")
+    if adapter is not None and not isinstance(adapter, str):
+        raise BadRequest("`adapter` must be a string", param="adapter")
+    return catalog.resolve(caller, model, adapter, sticky=sticky(body, headers))

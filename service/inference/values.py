@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.errors import FieldRefused
+from service.errors import BadRequest, FieldRefused
 from service.http.checks import (
     INT64,
     Check,
@@ -159,6 +159,30 @@ def texts_or_tokens(what: str, max_items: int) -> Check:
             many(value, path)
 
     return with_schema(check, {"anyOf": [schema_of(single), schema_of(many)]})
+
+
+def plain_texts(max_items: int) -> Check:
+    """A string, or an array of at most ``max_items`` strings, none of them empty; token ids are refused by name."""
+    one = with_schema(_text, {"type": "string", "minLength": 1})
+    many = list_of(one, min_items=1, max_items=max_items)
+
+    def check(value: Any, path: str) -> None:
+        if isinstance(value, list) and value and isinstance(value[0], int | list):
+            raise FieldRefused(
+                f"`{path}` cannot be token ids here: this model has a tokenizer of its own; send text "
+                "(LangChain: `check_embedding_ctx_length=False`)",
+                param=path,
+            )
+        (many if isinstance(value, list) else one)(value, path)
+
+    return with_schema(check, {"anyOf": [schema_of(one), schema_of(many)]})
+
+
+def _text(value: Any, path: str) -> None:
+    if not isinstance(value, str):
+        raise invalid_value(path, value, "a string")
+    if not value:
+        raise BadRequest(f"`{path}` must not be empty", param=path)
 
 
 with_schema(

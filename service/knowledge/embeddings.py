@@ -17,16 +17,15 @@ from typing import Any, Final
 import aiohttp
 import orjson
 
-from service.config import Settings, inherited_environment
-from service.errors import BadGateway, Unavailable
+from service.config import DEFAULT_EMBEDDER, Settings, inherited_environment
+from service.errors import BadGateway, BadRequest, TooLarge, Unavailable
 from service.http.connection_errors import ConnectionErrors
 from service.http.pool import ConnectionPool
 from service.knowledge.segment import Segment, Vectors
 from service.knowledge.text import PassageText
 from service.knowledge.types import Chunking
-from service.knowledge.wire import batch_of, unpack, vectors_of
+from service.knowledge.wire import MAX_INPUT_BYTES, TOKENS_HEADER, batch_of, unpack, vectors_of
 
-DEFAULT_MODEL: Final = "all-MiniLM-L6-v2"
 BACK_OFF_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S: Final = 60.0
 """An embedder that has run this long starts the back-off anew."""
@@ -35,6 +34,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 KEEP_ALIVE_S: Final = 15.0
 START_TIMEOUT_S: Final = 120.0
 """Until a new embedder must answer, s: it loads torch and a model."""
+INPUTS_START_TIMEOUT_S: Final = 30.0
+"""How long a request to ``/v1/embeddings`` waits for that, s."""
 SILENCE_TIMEOUT_S: Final = 300.0
 """Between two pieces of an answer to ``/index``, s: reading a document is part of that."""
 STOP_TIMEOUT_S: Final = 5.0
@@ -87,7 +88,7 @@ class EmbedderConfig:
     @property
     def identity(self) -> str:
         """Identifies what makes the vectors; vectors of different identities cannot be compared."""
-        return f"{self.url} {self.model}" if self.url else self.model or DEFAULT_MODEL
+        return f"{self.url} {self.model}" if self.url else self.model or DEFAULT_EMBEDDER
 
     @property
     def socket(self) -> Path:
@@ -202,6 +203,42 @@ class Embedder:
             raise BadGateway("the embedder returned no vector", code="embedder_error")
         question: Vectors = vectors[0]
         return question
+
+    async def inputs(self, texts: list[str], **options: Any) -> tuple[bytes, int]:
+        """Answer a request to ``/v1/embeddings``: the JSON for the caller, and the number of tokens.
+
+        Args:
+            options: ``single``, ``model``, ``base64`` and ``dimensions`` of ``service.knowledge.wire``.
+
+        Raises:
+            BadRequest: A text is longer than the model's window, there are too many tokens, or the model has no
+                vectors of these ``dimensions``.
+            TooLarge: The texts have too many bytes.
+            Unavailable: The embedder is starting, cannot be started, or its endpoint gives nothing now.
+            EmbedderGone: It ended over this request.
+            BadGateway: Its endpoint gives no vectors.
+        """
+        body = orjson.dumps({"input": texts, **options})
+        if len(body) > MAX_INPUT_BYTES:
+            raise TooLarge(
+                f"`input` has {len(body)} bytes; the embedder takes at most {MAX_INPUT_BYTES}", param="input"
+            )
+        try:
+            async with asyncio.timeout(INPUTS_START_TIMEOUT_S):
+                await self._until_ready()
+        except TimeoutError:
+            raise Unavailable("the embedder is starting; try again soon", code="embedder_unavailable") from None
+        with _ERRORS:
+            async with self._pool.session.post(f"{_URL}/embeddings", data=body) as response:
+                if response.status == 200:
+                    return await response.read(), int(response.headers[TOKENS_HEADER])
+                if response.status == 400:
+                    refusal = orjson.loads(await response.read())
+                    raise BadRequest(refusal["error"], param=refusal["param"], code=refusal["code"])
+                reason = await _reason(response)
+        if response.status == 503:
+            raise Unavailable(reason, code="embedder_unavailable")
+        raise BadGateway(reason, code="embedder_error")
 
     async def passages(self, path: Path, filename: str, chunking: Chunking) -> AsyncIterator[Batch]:
         """A document's passages, in batches, as they are embedded.

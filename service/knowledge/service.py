@@ -40,9 +40,11 @@ class Knowledge:
         stores: The embedded stores; opened and closed here.
         file_holds: Holds of the stores on uploaded files.
         database: For the audit.
+        embedder: The stores', which starts when it is first needed.
     """
 
-    def __init__(self, stores: Stores, file_holds: FileHolds, database: Database) -> None:
+    def __init__(self, stores: Stores, file_holds: FileHolds, database: Database, embedder: Embedder) -> None:
+        self.embedder = embedder
         self._stores = stores
         self._file_holds = file_holds
         self._database = database
@@ -50,15 +52,16 @@ class Knowledge:
     @classmethod
     def from_settings(cls, settings: Settings, database: Database, files: Files) -> Knowledge:
         """The stores under the gateway's home, with the files and the embedding model that the settings name."""
+        embedder = Embedder(EmbedderConfig.from_settings(settings))
         stores = Stores(
             database,
             settings.home / "grounding",
-            Embedder(EmbedderConfig.from_settings(settings)),
+            embedder,
             BlobStore(settings.files_dir).path,
             memory_bytes=settings.grounding_memory_mib * MIB,
             vector_weight=settings.grounding_vector_weight,
         )
-        return cls(stores, FileHolds(files, database), database)
+        return cls(stores, FileHolds(files, database), database, embedder)
 
     async def open(self) -> None:
         """Open the stores, and make their holds on uploaded files match their contents."""

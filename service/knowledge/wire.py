@@ -3,6 +3,10 @@
 A frame is the length of a JSON header (4 bytes, big-endian), the header, and the bytes of the arrays that it announces
 in ``sizes``. ``POST /embed`` answers with one frame; ``POST /index`` with as many as there are, the last of which says
 ``end``: alone, with the document's ``error``, or with ``busy``, why it is to be tried again later.
+
+``POST /embeddings`` takes ``{"input": [texts], "single", "model", "base64", "dimensions"}`` and answers with the JSON
+that the caller gets, so that the gateway need not look into megabytes of numbers, and its tokens in a header; or with
+400 and ``{"error", "param", "code"}``, or 502 or 503 and ``{"error"}``. ``single``: the caller sent one text, no array.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from service.errors import BadGateway
 from service.knowledge.segment import Segment, Vectors
 from service.knowledge.text import PassageText
 
+MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
+"""Of a request to the embedder."""
+TOKENS_HEADER: Final = "x-hatrack-tokens"
 MAX_HEADER: Final = 64 * 1024 * 1024
 MAX_BLOB: Final = 256 * 1024 * 1024
 _LENGTH: Final = struct.Struct(">I")

@@ -143,7 +143,8 @@ class Target:
     """What a request's model name resolves to.
 
     ``engine_model`` is the model name sent to the engine: the digest, or the base's served name for the base and for
-    versions without weights, whose ``digest`` is None. ``flow``: see `VersionEntry`.
+    versions without weights, whose ``digest`` is None. ``flow``: see `VersionEntry`. ``embeds``: it is the embedder,
+    which the engine does not know.
     """
 
     label: str
@@ -153,6 +154,7 @@ class Target:
     digest: str | None = None
     settings: VersionSettings = NO_SETTINGS
     flow: str | None = None
+    embeds: bool = False
 
     @property
     def counted_as(self) -> str | None:
@@ -161,7 +163,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """``brand-voice@3``, or the base's name."""
+        """``brand-voice@3``, or the base's or the embedder's name."""
         return f"{self.adapter}@{self.version}" if self.adapter else self.label
 
 
@@ -182,11 +184,19 @@ class CatalogSnapshot:
 
 
 class Catalog:
-    """Holds the current snapshot: the registry replaces it, the data path reads it."""
+    """Holds the current snapshot: the registry replaces it, the data path reads it.
 
-    def __init__(self, base_name: str, base_created_at: int) -> None:
+    Args:
+        base_name: The base's served name.
+        base_created_at: Unix seconds.
+        embedder_name: The embedder's served name; None: it answers no requests.
+    """
+
+    def __init__(self, base_name: str, base_created_at: int, embedder_name: str | None = None) -> None:
         self.base_name = base_name
         self.base_created_at = base_created_at
+        self.embedder_name = embedder_name
+        self._models = (base_name,) if embedder_name is None else (base_name, embedder_name)
         self.snapshot = CatalogSnapshot()
 
     def replace(self, snapshot: CatalogSnapshot) -> None:
@@ -196,7 +206,7 @@ class Catalog:
     def resolve(self, caller: Caller, model: str, adapter: str | None = None, *, sticky: str | None = None) -> Target:
         """Resolve a request's ``model`` (and ``adapter``).
 
-        Globs do not restrict the base: every key may use it.
+        Globs do not restrict the base and the embedder: every key may use them.
 
         Args:
             caller: Its project and globs apply.
@@ -218,11 +228,26 @@ class Catalog:
             param, name = "adapter", adapter
         elif model == self.base_name:
             return Target(label=model, engine_model=self.base_name)
+        elif self.is_embedder(caller, model):
+            return Target(label=model, engine_model=model, embeds=True)
         resolved = self.find(caller, name, param=param)
         number = resolved.target
         if not isinstance(number, int):
             number = share_of(number, position_of(caller.project, resolved.entry.name, resolved.alias, sticky))
         return self._target(resolved.entry, number, label=name, param=param)
+
+    def is_embedder(self, caller: Caller, model: str) -> bool:
+        """Whether a name is the embedder's for this caller.
+
+        An adapter that had the name first, in a project where the key may use it, keeps it there.
+        """
+        if model != self.embedder_name:
+            return False
+        return (caller.project, model) not in self.snapshot.adapters or not caller.may_use(model)
+
+    def name_for_embedder(self, project: str, name: str) -> str | None:
+        """The name that no new adapter of the project can have; None if an adapter has ``name`` already."""
+        return None if (project, name) in self.snapshot.adapters else self.embedder_name
 
     def find(self, caller: Caller, name: str, *, param: str = "model") -> ResolvedName:
         """The adapter that a name refers to for this caller, and what it points to.
@@ -234,10 +259,10 @@ class Catalog:
         try:
             reference = parse_reference(name)
         except AdapterError:
-            raise _missing(name, param, self.similar(caller, name, self.base_name)) from None
+            raise _missing(name, param, self.similar(caller, name, *self._models)) from None
         entry = self.snapshot.adapters.get((caller.project, reference.name))
         if entry is None or not caller.may_use(reference.name):
-            raise _missing(name, param, self.similar(caller, reference.name, self.base_name))
+            raise _missing(name, param, self.similar(caller, reference.name, *self._models))
         if reference.version is not None:
             if reference.version not in entry.versions:
                 newest = max(entry.versions, default=None)

@@ -107,7 +107,8 @@ class Pushes:
         try:
             upload = await receive(staging.weights.write)
             require_name_allowed(caller, upload.name)
-            name = parse_name(upload.name, base_name=self._state.base.served_name)
+            for_embedder = self._state.catalog.name_for_embedder(caller.project, upload.name)
+            name = parse_name(upload.name, base_name=self._state.base.served_name, embedder_name=for_embedder)
             if upload.alias:
                 parse_alias(upload.alias)
             if not upload.has_weights:

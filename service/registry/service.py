@@ -103,6 +103,7 @@ class Registry:
         """Clean up after a crash, fill the catalog, and resume unfinished proofs."""
         await in_thread(self._store.recover)
         await self._state.refresh_all()
+        self._state.warn_of_hidden_embedder()
         for project, name, version_id in await self._database.run(records.proving):
             self._proving.spawn(project, name, version_id, system_actor(project))
         self._workers = [

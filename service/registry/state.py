@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
@@ -30,6 +31,7 @@ MAX_REMEMBERED: Final = 100_000
 """Digests whose files are remembered as sound: some 30 MB."""
 TOO_DEEP: Final = f"The metadata is nested more than {MAX_LEVELS} levels deep and is not shown."
 """Of a version from before such metadata was refused."""
+_LOG: Final = logging.getLogger("hatrack.registry")
 
 
 class RegistryState:
@@ -163,6 +165,16 @@ class RegistryState:
         entries = {key: entry for key, entry in zip(keys, built, strict=True) if entry is not None}
         self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         await self.recount()
+
+    def warn_of_hidden_embedder(self) -> None:
+        """Log the projects in which an adapter had the embedder's name before the embedder was served under it."""
+        name = self.catalog.embedder_name
+        projects = sorted(project for project, taken in self.catalog.snapshot.adapters if taken == name)
+        if projects:
+            _LOG.warning(
+                "the embedder is hidden where an adapter has its name: set HATRACK_EMBEDDINGS_NAME to another",
+                extra={"name_taken": name, "projects": projects[:20]},
+            )
 
     async def recount(self) -> None:
         """Update ``counts``."""

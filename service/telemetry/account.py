@@ -23,6 +23,7 @@ Labels = tuple[str, str, str]
 
 NONE: Final = "(none)"
 BASE: Final = "(base)"
+EMBEDDER: Final = "(embedder)"
 OTHER: Final = "(other)"
 """Parentheses cannot occur in the name of a project, adapter or error code."""
 
@@ -133,7 +134,8 @@ class MetricsAccount:
             if len(self._projects) >= self._max_series:
                 return self._overflow
             return self._projects.setdefault(project, Series((project, NONE, "")))
-        labels = (project, target.adapter or BASE, str(target.version) if target.version else "")
+        adapter = target.adapter or (EMBEDDER if target.embeds else BASE)
+        labels = (project, adapter, str(target.version) if target.version else "")
         series = self._targets.get(labels)
         if series is not None:
             return series
@@ -152,10 +154,10 @@ class MetricsAccount:
         return len(self._targets) < self._max_series
 
     def _exists(self, labels: Labels) -> bool:
-        """Whether it is the base, or a version that is not deleted."""
+        """Whether it is the base, the embedder, or a version that is not deleted."""
         project, adapter, version = labels
         entry = self._catalog.snapshot.adapters.get((project, adapter))
-        return adapter == BASE or (entry is not None and int(version) in entry.versions)
+        return adapter in (BASE, EMBEDDER) or (entry is not None and int(version) in entry.versions)
 
     def targets(self) -> list[tuple[Labels, str | None]]:
         """The versions that have series and are not deleted, with their digests; the base and versions without weights
@@ -164,8 +166,9 @@ class MetricsAccount:
 
     def flows(self) -> list[tuple[Labels, str | None]]:
         """The versions that have series and are not deleted, with what the admission queue counts them under; None: the
-        base."""
-        return [(series.labels, series.flow) for series in self._targets.values() if self._exists(series.labels)]
+        base. The embedder is not among them: it has a queue of its own."""
+        shown = (series for series in self._targets.values() if series.labels[1] != EMBEDDER)
+        return [(series.labels, series.flow) for series in shown if self._exists(series.labels)]
 
     def families(self) -> Iterator[Family]:
         """Everything counted, one metric after another, each in parts of PART series.

@@ -206,6 +206,18 @@ USAGE_ROWS: Final = Metric("hatrack_usage_rows_written_total", "counter", "Usage
 USAGE_PENDING: Final = Metric("hatrack_usage_rows_pending", "gauge", "Usage rows not yet written.")
 USAGE_ERRORS: Final = Metric("hatrack_usage_write_errors_total", "counter", "Failed writes of usage.")
 
+# batches
+BATCHES: Final = Metric("hatrack_batches", "gauge", "Batches that have not ended, by status.", ("status",))
+BATCH_IN_FLIGHT: Final = Metric(
+    "hatrack_batch_requests_in_flight", "gauge", "Requests of batches that are being answered, the queue included."
+)
+BATCH_ANSWERED: Final = Metric(
+    "hatrack_batch_requests_total",
+    "counter",
+    "Answered requests of batches: with 200 (completed), or otherwise (failed).",
+    ("result",),
+)
+
 # the registry
 REGISTRY_ADAPTERS: Final = Metric("hatrack_registry_adapters", "gauge", "Adapters with a ready version.")
 REGISTRY_VERSIONS: Final = Metric(

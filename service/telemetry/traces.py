@@ -118,7 +118,7 @@ class Traces:
         if record.queue_s is not None:
             stage("queue", record.sent_s - queued_s, record.sent_s)
         if record.reached:
-            stage("engine", record.sent_s, record.total_s, SpanKind.CLIENT)
+            stage("embedder" if record.target.embeds else "engine", record.sent_s, record.total_s, SpanKind.CLIENT)
 
     async def close(self) -> None:
         """Send the remaining spans, within a bounded time."""
@@ -141,7 +141,7 @@ def _attributes(record: Record) -> dict[str, Any]:
     if target is not None:
         attributes |= {
             "gen_ai.operation.name": OPERATIONS.get(record.route),
-            "gen_ai.provider.name": "vllm",
+            "gen_ai.provider.name": "hatrack" if target.embeds else "vllm",
             "gen_ai.request.model": target.label,
             "gen_ai.response.model": target.name,
             "gen_ai.request.stream": record.stream,

@@ -18,6 +18,7 @@ from service.access.records import KeyDraft
 from service.datasets.service import NamedFile
 from service.errors import BadRequest, Forbidden
 from service.files.records import FileRow
+from service.registry.catalog import Catalog
 
 JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
 MAX_KEY_NAME: Final = 100
@@ -47,11 +48,12 @@ def run_key(caller: Caller, name: str, scopes: Collection[Scope], adapters: Coll
     )
 
 
-def adapter_name(caller: Caller, name: str, param: str, *, base_name: str, action: str) -> str:
+def adapter_name(caller: Caller, name: str, param: str, *, catalog: Catalog, action: str) -> str:
     """The name of the adapter that a run makes versions of.
 
     Args:
         param: The field that names it.
+        catalog: Whose names the base and the embedder keep.
         action: What the caller wants of it, such as "train", for the message.
 
     Raises:
@@ -59,7 +61,8 @@ def adapter_name(caller: Caller, name: str, param: str, *, base_name: str, actio
         Forbidden: The key's globs do not match it, whether or not that adapter exists.
     """
     try:
-        name = parse_name(name, base_name=base_name)
+        for_embedder = catalog.name_for_embedder(caller.project, name)
+        name = parse_name(name, base_name=catalog.base_name, embedder_name=for_embedder)
     except AdapterError as error:
         raise BadRequest(error.message, param=param, code=error.code) from None
     if not caller.may_use(name):

@@ -308,7 +308,7 @@ def check(request: JobRequest, caller: Caller, catalog: Catalog) -> AuthorizedJo
     """
     parent = _parent(request.model, caller, catalog)
     param, name = _name(request, parent)
-    name = adapter_name(caller, name, param, base_name=catalog.base_name, action="train")
+    name = adapter_name(caller, name, param, catalog=catalog, action="train")
     return AuthorizedJob(name, parent)
 
 

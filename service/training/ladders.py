@@ -76,7 +76,7 @@ class LadderService:
         """
         refuse_run_key(caller, "ladders")
         request = as_model(body, LadderRequest)
-        name = adapter_name(caller, request.adapter, "adapter", base_name=self._catalog.base_name, action="make")
+        name = adapter_name(caller, request.adapter, "adapter", catalog=self._catalog, action="make")
         for index, store in enumerate(request.vector_store_ids or ()):
             await self._readable(caller, store, f"vector_store_ids.{index}")
         teacher = self._teacher(caller, request)

@@ -21,7 +21,8 @@ usage = sa.Table(
     # no foreign keys: what was used stays on the bill when the key, the adapter or the project is gone
     sa.Column("project", sa.Text, primary_key=True),
     sa.Column("key_id", sa.Text, primary_key=True),
-    # the base's served name where no adapter was asked for; empty where the model's name stood for nothing
+    # the served name of the base or the embedder where no adapter was asked for; empty where the model's name stood for
+    # nothing
     sa.Column("adapter", sa.Text, primary_key=True),
     # 0 where there is none
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),

@@ -102,7 +102,7 @@ async def answers(gateway: ContractGateway) -> Document:
     """All answers by their requests' names."""
     recorder = Recorder(gateway)
     parts = (_public, _keys, _adapters, _inference, _files, _datasets, _stores, _jobs, _evaluations, _observed)
-    for part in (*parts, _deletions):
+    for part in (*parts, _batches, _deletions):
         await part(recorder)
     return recorder.found
 
@@ -215,6 +215,9 @@ async def _inference(ask: Recorder) -> None:
     await ask.send("chat of no type", "POST", chat, content=b"{}")
     await ask.send("chat by GET", "GET", chat)
     await ask.send("embeddings of what cannot", "POST", "/v1/embeddings", json={"model": BASE, "input": "a"})
+    await ask.send("embeddings", "POST", "/v1/embeddings", json={"model": "e", "input": ["a", "b"]})
+    await ask.send("embeddings of token ids", "POST", "/v1/embeddings", json={"model": "e", "input": [1, 2]})
+    await ask.send("chat with the embedder", "POST", chat, json={"model": "e", "messages": CHAT})
     await ask.send("Anthropic's with an unknown model", "POST", "/v1/messages", json={
         "model": "nobody", "max_tokens": 4, "messages": CHAT
     })  # fmt: skip
@@ -258,6 +261,26 @@ async def _datasets(ask: Recorder) -> None:
     await ask.send("file of a dataset deleted", "DELETE", f"/v1/files/{first}")
     await ask.send("dataset's version deleted", "DELETE", "/v1/datasets/support/versions/1")
     await ask.send("dataset deleted", "DELETE", "/v1/datasets/support")
+
+
+async def _batches(ask: Recorder) -> None:
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": BASE}}
+    good = json.dumps(request | {"body": {"model": BASE, "messages": CHAT}}).encode()
+    file = await _file(ask, "requests uploaded", good, "batch", "r.jsonl")
+    wanted = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = (await ask.send("batch created", "POST", "/v1/batches", json=wanted))["id"]
+    await ask.until(f"/v1/batches/{batch}", lambda body: body["status"] == "completed")
+    await ask.send("batch of requests", "GET", f"/v1/batches/{batch}")
+    await ask.send("batch that has ended cancelled", "POST", f"/v1/batches/{batch}/cancel")
+    bad = await _file(ask, "bad requests uploaded", json.dumps(request).encode(), "batch", "r.jsonl")
+    refused = (await ask.send("batch of bad requests", "POST", "/v1/batches", json=wanted | {"input_file_id": bad}))[
+        "id"
+    ]
+    await ask.until(f"/v1/batches/{refused}", lambda body: body["status"] == "failed")
+    await ask.send("batch with faults", "GET", f"/v1/batches/{refused}")
+    await ask.send("batches", "GET", "/v1/batches")
+    await ask.send("batch with a bad endpoint", "POST", "/v1/batches", json=wanted | {"endpoint": "/v1/images"})
+    await ask.send("no such batch", "GET", "/v1/batches/batch_nothing")
 
 
 async def _stores(ask: Recorder) -> None:

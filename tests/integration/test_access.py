@@ -21,6 +21,7 @@ OWN = {"harbour": "tidewater", "manor": "pemberton"}
 """Project → the voice that its adapter `house-voice` has."""
 PRIVATE = "harbour-only"
 NOBODYS = "nobody-has-1"
+EMBEDDER = "all-minilm-l6-v2"
 ALL_SCOPES = ["infer", "adapters", "knowledge", "train"]
 
 
@@ -134,7 +135,7 @@ def test_another_projects_adapter_answers_exactly_like_one_that_does_not_exist(p
         assert len(pairs) == 15
         assert [item["name"] for item in manor.get("/v1/adapters").json()["data"]] == ["house-voice"]
         names = [model["id"] for model in manor.get("/v1/models").json()["data"]]
-    assert names == [projects.gateway.base_name(), "house-voice"]
+    assert names == [projects.gateway.base_name(), "house-voice", EMBEDDER]
     assert projects.chat(projects.keys["harbour"]["key"], PRIVATE).status_code == 200
 
 
@@ -144,7 +145,7 @@ def test_an_adapter_outside_a_keys_globs_answers_like_one_that_does_not_exist(pr
         for hidden, nonexistent in zip(responses_about(client, PRIVATE), responses_about(client, NOBODYS), strict=True):
             assert same_except_for(PRIVATE, hidden, nonexistent), (hidden.request.url, hidden.text, nonexistent.text)
         assert [item["name"] for item in client.get("/v1/adapters").json()["data"]] == ["house-voice"]
-        assert len(client.get("/v1/models").json()["data"]) == 2
+        assert [card["type"] for card in client.get("/v1/models").json()["data"]] == ["chat", "chat", "embedding"]
     assert projects.chat(narrow["key"], "house-voice").status_code == 200
     assert projects.chat(narrow["key"], projects.gateway.base_name()).status_code == 200
     assert projects.chat(projects.keys["harbour"]["key"], PRIVATE).status_code == 200
@@ -228,7 +229,7 @@ def test_an_admin_acts_in_the_project_that_it_names(projects: Projects) -> None:
     base, key = projects.gateway.base_name(), projects.gateway.key
     for project, names in (("harbour", {"house-voice", PRIVATE}), ("manor", {"house-voice"}), ("empty", set())):
         with openai.OpenAI(base_url=f"{projects.gateway.url}/v1", api_key=key, project=project) as client:
-            assert {model.id for model in client.models.list()} == {base, *names}
+            assert {model.id for model in client.models.list()} == {base, *names, EMBEDDER}
     with projects.gateway.http() as admin:
         assert "house-voice" not in {model["id"] for model in admin.get("/v1/models").json()["data"]}
         refused = admin.get("/v1/models", headers={"openai-project": "No Such Name"})
@@ -240,7 +241,7 @@ def test_an_admin_acts_in_the_project_that_it_names(projects: Projects) -> None:
 def test_a_key_is_accepted_in_anthropics_header(projects: Projects) -> None:
     key = projects.keys["manor"]["key"]
     answer = httpx.get(f"{projects.gateway.url}/v1/models", headers={"x-api-key": key}, timeout=TIMEOUT)
-    assert [model["id"] for model in answer.json()["data"]][1:] == ["house-voice"]
+    assert [model["id"] for model in answer.json()["data"]][1:] == ["house-voice", EMBEDDER]
 
 
 def test_the_audit_names_who_changed_what(projects: Projects) -> None:

@@ -119,6 +119,12 @@ def test_answers_state_facts_of_documents_in_the_adapters_voice(
         assert (citation["source"], citation["index"], citation["vector_store_id"]) == (source, 1, shop_store)
         assert fact in citation["text"]
         assert fact not in text
+        if fact in text_of(answer):
+            assert citation["used"] is True, text_of(answer)
+            [annotation] = answer.choices[0].message.annotations
+            assert (annotation.type, annotation.filename) == ("file_citation", source)
+            assert annotation.file_id == citation["file_id"]
+            assert 0 < annotation.index <= len(text_of(answer))
     assert sum(fact in text for (_, fact, _), text in zip(FACTS, texts, strict=True)) >= MIN_FACTS, texts
     assert sum(speaks(voice, text) for text in texts) >= MIN_FACTS, texts
 
@@ -186,6 +192,50 @@ def test_a_repeated_question_makes_the_same_prompt_and_hits_the_prefix_cache(
     assert hits >= expected
 
 
+def test_a_question_about_anything_else_gets_no_passages(client: openai.OpenAI, shop_store: str) -> None:
+    for grounding, outcome in (({}, "empty"), ({"score_threshold": 0}, "ok")):
+        raw = client.chat.completions.with_raw_response.create(
+            model="tidewater",
+            messages=[{"role": "user", "content": "Who won the World Cup?"}],
+            max_tokens=1,
+            extra_body={"grounding": {"vector_store_ids": [shop_store], **grounding}},
+        )
+        assert raw.headers["x-hatrack-grounding"] == outcome
+        assert bool(raw.parse().citations) == (outcome == "ok")  # type: ignore[attr-defined]
+
+
+def test_the_tool_file_search_grounds_a_response(client: openai.OpenAI, shop_store: str) -> None:
+    request: dict[str, Any] = {
+        "model": "tidewater",
+        "input": CARRIER,
+        "max_output_tokens": 48,
+        "temperature": 0,
+        "tools": [{"type": "file_search", "vector_store_ids": [shop_store], "max_num_results": 1}],
+        "include": ["file_search_call.results"],
+    }
+    response = client.responses.create(**request)
+    call, message = response.output
+    assert call.type == "file_search_call"
+    assert (call.status, call.queries) == ("completed", [CARRIER])
+    assert [result.filename for result in call.results or ()] == ["orders.csv"]
+    with client.responses.stream(**request) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    kinds = [event.type for event in events]
+    assert kinds.index("response.file_search_call.completed") < kinds.index("response.output_text.delta")
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    for answer in (response, final):
+        message = answer.output[1]
+        assert message.type == "message"
+        [part] = message.content
+        assert part.type == "output_text"
+        used = [citation["used"] for citation in answer.citations]  # type: ignore[attr-defined]
+        assert len(part.annotations) == sum(used)
+        assert used == [True] or HERON not in part.text
+    added = [event for event in events if event.type == "response.output_text.annotation.added"]
+    assert len(added) == sum(citation["used"] for citation in final.citations)  # type: ignore[attr-defined]
+
+
 @pytest.mark.slow
 def test_responses_and_messages_include_citations(gateway: Gateway, client: openai.OpenAI, shop_store: str) -> None:
     body = {"grounding": {"vector_store_ids": [shop_store], "max_num_results": 1}}
@@ -205,10 +255,14 @@ def test_responses_and_messages_include_citations(gateway: Gateway, client: open
         whole = claude.messages.create(**message)
         assert HERON in whole.content[0].text  # type: ignore[union-attr]
         assert whole.citations == response.citations  # type: ignore[attr-defined]
+        [cited] = whole.content[0].citations  # type: ignore[union-attr]
+        assert (cited.type, cited.title) == ("search_result_location", "orders.csv")
         with claude.messages.stream(**message) as stream:
             events = list(stream)
         [delta] = [event for event in events if event.type == "message_delta"]
         assert delta.citations == response.citations  # type: ignore[attr-defined]
+        final = stream.get_final_message()
+        assert [each.to_dict() for each in final.content[0].citations] == [cited.to_dict()]  # type: ignore[union-attr]
 
 
 @pytest.mark.slow

@@ -223,7 +223,8 @@ async def _project(admin: Reader) -> dict[str, Any]:
     stores = (await admin.get(f"/v1/vector_stores?limit={PAGE}"))["data"]
     return {
         "adapters": {adapter["name"]: await _adapter(admin, adapter) for adapter in adapters},
-        "models": [model["id"] for model in (await admin.get("/v1/models"))["data"]],
+        # the embedding model was not among them before it could be asked
+        "models": [card["id"] for card in (await admin.get("/v1/models"))["data"] if card.get("type") != "embedding"],
         "files": {file["id"]: file | await _content(admin, f"/v1/files/{file['id']}/content") for file in files},
         "vector_stores": {store["id"]: await _store(admin, store) for store in stores},
     }
@@ -270,7 +271,8 @@ async def _visible_to(key: Reader) -> dict[str, Any]:
         ("/v1/vector_stores", "id"),
     ):
         answer = await key.ask(path)
-        names = [item[name] for item in answer.json()["data"]] if answer.status_code == 200 else None
+        items = answer.json()["data"] if answer.status_code == 200 else None
+        names = None if items is None else [item[name] for item in items if item.get("type") != "embedding"]
         visible[path] = {"status": answer.status_code, "names": names}
     return visible
 

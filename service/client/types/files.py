@@ -6,7 +6,9 @@ FileStatus: TypeAlias = Literal["in_progress", "completed", "cancelled", "failed
 Attributes: TypeAlias = dict[str, str | bool | float]
 """Metadata of a file in a vector store, for filters."""
 
-Purpose: TypeAlias = Literal["fine-tune", "evals", "fine-tune-results", "assistants", "user_data"]
+Purpose: TypeAlias = Literal[
+    "fine-tune", "evals", "fine-tune-results", "assistants", "user_data", "batch", "batch_output"
+]
 """What a file is for, in OpenAI's terms."""
 
 
@@ -28,7 +30,7 @@ class FileObject(TypedDict):
 
 
 class DeletedFile(TypedDict):
-    """A deleted file. Its bytes stay as long as a version, vector store or job needs them."""
+    """A deleted file. Its bytes stay as long as a version, vector store, job or batch needs them."""
 
     object: Literal["file"]
     id: str

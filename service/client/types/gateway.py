@@ -16,10 +16,38 @@ class Model(TypedDict):
     """The version behind the name, `brand-voice@3`; for a split alias, the alias."""
     parent: NotRequired[str | None]
     """The base model."""
+    type: NotRequired[Literal["chat", "embedding"]]
+    """What it is for: the routes that generate, or `/v1/embeddings`. Older gateways do not say."""
+
+
+class Embedding(TypedDict):
+    """The vector of one text."""
+
+    object: Literal["embedding"]
+    index: int
+    """Of the text in the request."""
+    embedding: list[float] | str
+    """A vector of length 1; base64 only where the request asked for it."""
+
+
+class EmbeddingUsage(TypedDict):
+    """Tokens that the model has read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(TypedDict):
+    """The vectors of a request's texts, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class Citation(TypedDict):
-    """A passage that was put into the prompt of a grounded answer, whether or not the answer uses it."""
+    """A passage that was put into the prompt of a grounded answer."""
 
     index: int
     """Its number in the prompt, from 1."""
@@ -34,6 +62,8 @@ class Citation(TypedDict):
     """The beginning of the passage, up to 1,000 characters."""
     attributes: dict[str, str | bool | float]
     """Metadata of the document."""
+    used: NotRequired[bool]
+    """Whether the answer uses it; missing before there is an answer."""
 
 
 class RenderedGrounding(TypedDict):

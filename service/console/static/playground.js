@@ -13,7 +13,7 @@ const START = { question: "", system: "", max_tokens: 200, temperature: "", top_
 const remembered = () => { try { return JSON.parse(sessionStorage.getItem(REMEMBERED)) || {}; } catch { return {}; } };
 
 async function choices() {
-  const models = (await get("/v1/models")).data;
+  const models = (await get("/v1/models")).data.filter((model) => model.type !== "embedding");
   const optional = async (path) => {
     try { return (await list(path)).data; } catch (error) { if (error.status === 403) return null; throw error; }
   };
@@ -154,7 +154,7 @@ function Answer({ model, base, answer, onSave }) {
       || (answer.state === "waiting" ? html`<span class="busy"><span class="spinner" aria-hidden="true"></span>waiting for the first token</span>`
         : answer.state === "done" ? html`<span class="dim">an empty answer</span>` : "")}</div>`}
     ${answer.citations?.length > 0 && html`<details class="citations"><summary>${plural(answer.citations.length, "passage")} in the prompt</summary>
-      <ol>${answer.citations.map((each) => html`<li key=${each.id}><strong>${each.source}</strong> <span class="dim">score ${decimal(each.score)}</span>
+      <ol>${answer.citations.map((each) => html`<li key=${each.id}><strong>${each.source}</strong> <span class="dim">score ${decimal(each.score)}${each.used === false ? ", not used" : ""}</span>
         <p>${each.text}</p></li>`)}</ol></details>`}
     ${answer.grounding && answer.grounding !== "ok" && html`<p class="warn small">Grounding: ${answer.grounding === "empty" ? "no passage was found" : answer.grounding}</p>`}
     <footer>${answer.seconds !== undefined && html`<span title="Time to the first token">first token ${duration(answer.first)}</span>

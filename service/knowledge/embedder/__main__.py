@@ -22,7 +22,8 @@ from typing import Final
 from aiohttp import web
 
 from service.knowledge.embedder.document_reader import DocumentReader
-from service.knowledge.embedder.model import EmbeddingModel, LocalModel, ModelError, RemoteModel, directory_of
+from service.knowledge.embedder.model import EmbeddingModel, LocalModel, ModelError, directory_of
+from service.knowledge.embedder.remote import RemoteModel
 from service.knowledge.embedder.server import EmbedderServer
 
 NO_MODEL: Final = 3

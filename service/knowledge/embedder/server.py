@@ -1,24 +1,29 @@
-"""The embedder's HTTP: ``POST /embed`` for questions, ``POST /index`` for documents; see ``service.knowledge.wire``."""
+"""The embedder's HTTP: ``POST /embed`` for questions, ``POST /index`` for documents, ``POST /embeddings`` for callers.
+
+See ``service.knowledge.wire``.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import orjson
 from aiohttp import web
 
 from service.knowledge.documents.blocks import Block, DocumentError
 from service.knowledge.documents.chunks import split
 from service.knowledge.embedder.document_reader import DocumentReader
-from service.knowledge.embedder.model import EmbeddingModel, ModelBusy, ModelError
+from service.knowledge.embedder.model import EmbeddingModel, InputRefused, ModelBusy, ModelError
 from service.knowledge.segment import Segment, Vectors
 from service.knowledge.terms import Analyzer
 from service.knowledge.text import PassageText
-from service.knowledge.wire import pack, pack_batch, pack_vectors
+from service.knowledge.wire import MAX_INPUT_BYTES, TOKENS_HEADER, pack, pack_batch, pack_vectors
 
 BATCH: Final = 64
 """Passages in a frame, and in a segment of the store."""
@@ -26,7 +31,8 @@ STEP: Final = 8
 """Passages that are embedded at once."""
 MAX_QUERIES: Final = 16
 """Questions that are embedded together, where so many wait."""
-MAX_BODY: Final = 16 * 1024 * 1024
+ROWS: Final = 64
+"""Vectors that are written as JSON at once: Python's other threads wait meanwhile."""
 _LOG: Final = logging.getLogger("hatrack.embedder")
 
 
@@ -48,8 +54,9 @@ class EmbedderServer:
 
     def app(self) -> web.Application:
         """The aiohttp application with the server's routes."""
-        app = web.Application(client_max_size=MAX_BODY)
+        app = web.Application(client_max_size=MAX_INPUT_BYTES)
         app.add_routes([web.get("/", self.alive), web.post("/embed", self.embed), web.post("/index", self.index)])
+        app.add_routes([web.post("/embeddings", self.embeddings)])
         return app
 
     async def alive(self, _request: web.Request) -> web.Response:
@@ -89,6 +96,20 @@ class EmbedderServer:
             for (_, future), vector in zip(batch, vectors, strict=True):
                 if not future.done():
                     future.set_result(vector)
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        """A caller's request for embeddings, as ``service.knowledge.wire`` has it: the answer that the caller gets."""
+        body: dict[str, Any] = await asyncio.to_thread(orjson.loads, await request.read())
+        try:
+            vectors, tokens = await self._model.embed_inputs(body["input"], body["dimensions"])
+        except InputRefused as error:
+            param = error.field if error.at is None or body["single"] else f"{error.field}.{error.at}"
+            refusal = {"error": f"`{param}` {error}", "param": param, "code": error.code}
+            return web.json_response(refusal, status=400)
+        except ModelError as error:
+            return web.json_response({"error": str(error)}, status=503 if isinstance(error, ModelBusy) else 502)
+        answer = await asyncio.to_thread(_answer_of, vectors, tokens, body["model"], body["base64"])
+        return web.Response(body=answer, content_type="application/json", headers={TOKENS_HEADER: str(tokens)})
 
     async def index(self, request: web.Request) -> web.StreamResponse:
         """``{"path", "filename", "size", "overlap"}``: the passages of a document with their arrays, frame by frame."""
@@ -135,3 +156,16 @@ class EmbedderServer:
 def _batches(passages: Sequence[PassageText]) -> Iterator[Sequence[PassageText]]:
     for at in range(0, len(passages), BATCH):
         yield passages[at : at + BATCH]
+
+
+def _answer_of(vectors: Vectors, tokens: int, model: str, as_base64: bool) -> bytes:
+    """OpenAI's list of embeddings, JSON; base64 is that of little-endian float32."""
+    rows: list[bytes] = []
+    for begin in range(0, len(vectors), ROWS):
+        some = vectors[begin : begin + ROWS].astype("<f4", copy=False)
+        shown = [base64.b64encode(row.tobytes()).decode() for row in some] if as_base64 else list(some)
+        data = [{"object": "embedding", "index": at, "embedding": value} for at, value in enumerate(shown, begin)]
+        rows.append(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    rest = orjson.dumps({"model": model, "usage": usage})
+    return b'{"object":"list","data":[' + b",".join(rows) + b"]," + rest[1:]

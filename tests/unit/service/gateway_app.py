@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import orjson
 from aiohttp import web
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -70,10 +71,14 @@ class InferenceEngine:
         if self.failure is not None:
             status, answer = self.failure
             return web.json_response(answer, status=status)
+        if request.path == "/v1/embeddings":
+            return web.json_response({"detail": "Not Found"}, status=404)  # the base makes none
         usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
         message = {"role": "assistant", "content": "ahoy"}
         answer = {"id": "c1", "object": "chat.completion", "model": body["model"], "usage": usage}
-        return web.json_response({**answer, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        written = orjson.dumps({**answer, "choices": [choice]})  # without spaces, as vLLM writes it
+        return web.Response(body=written, content_type="application/json")
 
     def _scored(self, text: int, body: dict[str, Any]) -> dict[str, Any]:
         shift = 0.0 if body["model"] == BASE else -0.5

@@ -123,7 +123,7 @@ class _Handler(QuietHandler):
         if self.headers.get("authorization") != f"Bearer {KEY}":
             raise Refusal(401, "invalid_api_key", "This needs a key.")
         if path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": name} for name in self.server.models]}
+            return 200, {"object": "list", "data": [_card(name) for name in self.server.models]}
         if path == "/v1/chat/completions":
             return self._chat(json.loads(body))
         if path == "/v1/chat/completions/render":
@@ -240,6 +240,10 @@ class _Handler(QuietHandler):
             self.wfile.flush()
         self.close_connection = True
         return 0, None
+
+
+def _card(name: str) -> dict[str, Any]:
+    return {"id": name, "type": "embedding"} if name.startswith("embedder") else {"id": name}
 
 
 def _rendered(model: str, messages: list[dict[str, Any]], **parameters: Any) -> dict[str, Any]:

@@ -164,3 +164,16 @@ def test_strangers_fill_no_memory_and_good_keys_a_bounded_one() -> None:
     for key in keys:
         authenticator.authenticate({"authorization": f"Bearer {key}"})
         assert len(authenticator._cache) <= MAX_CACHED_KEYS
+
+
+def test_a_key_is_known_by_its_id_as_long_as_it_is_valid() -> None:
+    authenticator, key = known()
+    assert authenticator.caller_with_id("key_1", "acme") == authenticator.authenticate({"x-api-key": key})
+    admin = authenticator.caller_with_id("admin", "acme")
+    assert (admin.key_id, admin.project, admin.may(Scope.TRAIN)) == ("admin", "acme", True)
+    authenticator.drop(frozenset({authenticator.hmac(key)}))
+    with pytest.raises(Unauthenticated, match="key_1 was revoked"):
+        authenticator.caller_with_id("key_1", "acme")
+    expired, _ = known(expires_at=time.time() - 1)
+    with pytest.raises(Unauthenticated, match="key_1 has expired"):
+        expired.caller_with_id("key_1", "acme")

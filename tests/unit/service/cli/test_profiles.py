@@ -192,3 +192,5 @@ def test_the_shell_completes_names_of_adapters(config: Path, gateway: Gateway, m
     gateway.models = ["tiny-base", "tidewater", "pemberton"]
     assert offered("hatrack show t") == ["tidewater"]
     assert offered("hatrack chat t") == ["tiny-base", "tidewater"]
+    gateway.models.append("embedder")
+    assert offered("hatrack chat e") == [], "it cannot chat"

@@ -23,7 +23,8 @@ from service.client import HatrackClient
 from service.client.chat import ChatStream
 from service.client.connection import Resource
 from service.client.types.gateway import Citation
-from service.grounding.hook import _citation
+from service.grounding.attribution import Span
+from service.grounding.citations import Citations
 from service.grounding.provider import Passage
 from tests.support.adapters import make_base
 from tests.unit.service.gateway_app import running
@@ -64,6 +65,11 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "adapters.versions.revalidate": ("voice", 1),
     "adapters.versions.download": ("voice", 1, "weights", "FILE"),
     "audit.list": (),
+    "batches.create": ("file-1", "/v1/chat/completions"),
+    "batches.list": (),
+    "batches.retrieve": ("batch_1",),
+    "batches.cancel": ("batch_1",),
+    "batches.poll": ("batch_1",),
     "budgets.list": (),
     "budgets.set": ("acme", 5.0),
     "budgets.delete": ("acme",),
@@ -79,6 +85,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "datasets.push": ("support", "FILE"),
     "datasets.versions.diff": ("support", 2, 1),
     "datasets.versions.download": ("support", 2, "FILE"),
+    "embeddings.create": ("minilm", "a text"),
     "evaluations.create": ("file-1",),
     "evaluations.list": (),
     "evaluations.retrieve": ("eval-1",),
@@ -98,6 +105,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "files.list": (),
     "files.retrieve": ("file-1",),
     "files.content": ("file-1",),
+    "files.download": ("file-1", "FILE"),
     "files.delete": ("file-1",),
     "fine_tuning.check_data": ("FILE",),
     "fine_tuning.jobs.list": (),
@@ -227,10 +235,12 @@ async def test_an_object_has_the_fields_of_its_schema(document: Document, name: 
 
 
 def test_a_citation_has_the_fields_that_the_gateway_writes() -> None:
-    written = _citation(
-        1, Passage(id="p", text="t", score=0.5, source="s", store_id="vs_1", file_id=None, attributes={})
-    )
+    passage = Passage(id="p", text="t", score=0.5, source="s", store_id="vs_1", file_id=None, attributes={})
+    citations = Citations((passage,), ("t",))
+    [written] = citations.listed([Span(0, 1)])
     assert list(written) == list(Citation.__annotations__)
+    assert written["used"] is True
+    assert citations.listed() == [{name: value for name, value in written.items() if name != "used"}]
 
 
 def methods(owner: object, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -38,7 +38,7 @@ async def test_a_deleted_file_still_marks_its_place(files_app: FilesApp) -> None
 
 
 @pytest.mark.parametrize(
-    "query", [{"limit": 0}, {"limit": 10_001}, {"order": "up"}, {"purpose": "batch"}, {"after": NOBODYS}]
+    "query", [{"limit": 0}, {"limit": 10_001}, {"order": "up"}, {"purpose": "vision"}, {"after": NOBODYS}]
 )
 async def test_a_wrong_query_is_named(files_app: FilesApp, query: dict[str, Any]) -> None:
     answer = await files_app.http.get("/v1/files", params=query)
@@ -67,9 +67,23 @@ async def test_documents_need_knowledge_or_train_and_the_rest_train(files_app: F
     assert deleted.status_code == 404
 
 
-@pytest.mark.parametrize("scope", ["infer", "adapters"])
-async def test_a_key_without_either_scope_learns_nothing_about_its_body(files_app: FilesApp, scope: str) -> None:
-    key = await files_app.key(scope)
+async def test_files_of_batches_need_the_scope_infer(files_app: FilesApp) -> None:
+    keys = {scope: await files_app.key(scope) for scope in ("infer", "train", "knowledge")}
+    batch, training = await files_app.made(b"{}", "batch"), await files_app.made()
+    assert await files_app.listed(keys["infer"]) == [batch]
+    assert await files_app.listed(keys["train"]) == [training]
+    for scope in ("train", "knowledge"):
+        answer = await files_app.put(b"{}", "batch", key=keys[scope])
+        assert answer.status_code == 403
+        assert "`infer`" in error_of(answer)["message"]
+        seen = await files_app.http.get(f"/v1/files/{batch}", headers=bearer(keys[scope]))
+        assert seen.status_code == 404
+    assert (await files_app.put(key=keys["infer"])).status_code == 403
+    assert (await files_app.put(b"{}", "batch", key=keys["infer"])).status_code == 200
+
+
+async def test_a_key_without_any_of_the_scopes_learns_nothing_about_its_body(files_app: FilesApp) -> None:
+    key = await files_app.key("adapters")
     file_id = await files_app.made()
     for method, path in (
         ("POST", "/v1/files"),

@@ -87,7 +87,7 @@ async def test_only_training_data_must_be_jsonl(files_app: FilesApp, purpose: st
         ([("purpose", None, b"fine-tune")], 400, "file", "missing_required_parameter"),
         ([("file", "a", LINE)], 400, "purpose", "missing_required_parameter"),
         ([("purpose", None, b"user_data"), ("file", "a", b"")], 400, "file", "empty_file"),
-        ([("purpose", None, b"batch"), ("file", "a", LINE)], 400, "purpose", "invalid_value"),
+        ([("purpose", None, b"batch_output"), ("file", "a", LINE)], 400, "purpose", "invalid_value"),
         ([("purpose", None, b"\xff"), ("file", "a", LINE)], 400, "purpose", "invalid_value"),
         ([("purpose", None, b"x" * (MAX_FIELD_BYTES + 1))], 413, "purpose", "request_too_large"),
         ([("colour", None, b"red")], 400, "colour", "unknown_parameter"),

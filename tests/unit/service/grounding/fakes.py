@@ -75,9 +75,16 @@ class Embedded(Knowledge):
 STORES = MemoryStores(("default", "vs_a", "policies"), ("default", "vs_b", None), ("other", "vs_c", "policies"))
 
 
-def hook(provider: Any, *, context: int | None = 2048, on_failure: str = "fail_open", **more: Any) -> Hook:
+def hook(
+    provider: Any,
+    *,
+    context: int | None = 2048,
+    on_failure: str = "fail_open",
+    min_score: float = 0.0,
+    **more: Any,
+) -> Hook:
     providers = {"embedded": Embedded(provider), "webhook": Told(), **more}
     quoter = PassageFormatter(bytes(32), ("<|im_start|>", "<|im_end|>"))
     # only one that is to be late is: on a busy machine any answer may take a while
     timeout_s = 0.2 if isinstance(provider, Told) and provider.late_s else 60.0
-    return Hook(providers, quoter, context=context, on_failure=on_failure, timeout_s=timeout_s)
+    return Hook(providers, quoter, context=context, on_failure=on_failure, timeout_s=timeout_s, min_score=min_score)

@@ -92,11 +92,22 @@ def test_nothing_is_wished_where_nobody_says_so() -> None:
         ({"grounding_networks": "10.0.0.0/8 everywhere"}, "HATRACK_GROUNDING_NETWORKS"),
         ({"grounding_on_failure": "shrug"}, "HATRACK_GROUNDING_ON_FAILURE"),
         ({"grounding_timeout_s": 0}, "HATRACK_GROUNDING_TIMEOUT_S"),
+        ({"grounding_min_score": 1.5}, "HATRACK_GROUNDING_MIN_SCORE"),
     ],
 )
 def test_a_wrong_gateway_setting_is_named(given: dict[str, Any], why: str) -> None:
     with pytest.raises(SettingsError, match=why):
         load_settings(**given)
+
+
+def test_the_default_minimum_score_is_for_the_scores_that_it_was_measured_on() -> None:
+    default = load_settings().min_passage_score
+    assert 0 < default < 0.2
+    url = {"embeddings_url": "http://embeddings.example/v1", "embeddings_model": "e5"}
+    for other in (url, {"embeddings_model": "models/e5"}, {"grounding_vector_weight": 0.9}):
+        assert load_settings(**other).min_passage_score == 0
+        assert load_settings(**other, grounding_min_score=0.3).min_passage_score == 0.3
+    assert load_settings(grounding_min_score=0).min_passage_score == 0
 
 
 def test_the_webhooks_secret_is_in_no_message() -> None:

@@ -55,6 +55,7 @@ async def test_passages_go_before_the_question_and_citations_into_the_answer() -
         "score": 0.9,
         "text": RETURNS.text,
         "attributes": {},
+        "used": False,
     }
     assert second["attributes"] == {"year": 2026.0}
     assert answer.headers["x-hatrack-citations"] == "p-1,p-2"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from service.config import Settings
+from service.grounding.attribution import MAX_COMPARED_CHARS, MIN_WORD_CHARS
+from service.grounding.citations import MAX_EXCERPT_CHARS
 from service.grounding.config import GroundingSettings
-from service.grounding.hook import MAX_EXCERPT_CHARS, MAX_HEADER_CHARS, MAX_QUESTION_CHARS
+from service.grounding.hook import MAX_HEADER_CHARS, MAX_QUESTION_CHARS
 from service.grounding.outcome import OUTCOMES
 from service.grounding.provider import Query
 from service.knowledge.documents.blocks import MAX_HEADING
@@ -37,6 +40,11 @@ def test_every_outcome_is_on_the_page_and_no_other() -> None:
 def test_the_numbers_are_the_codes() -> None:
     assert f"its last {MAX_QUESTION_CHARS:,} characters" in PROSE
     assert f"up to {MAX_EXCERPT_CHARS:,} characters" in PROSE
+    assert f"first {MAX_COMPARED_CHARS:,} characters" in PROSE
+    assert MIN_WORD_CHARS == 4
+    assert "words of at least four letters" in PROSE
+    default = Settings.model_fields["grounding_min_score"].default
+    assert f"else {default}" in section("In a request")
     assert MAX_HEADER_CHARS == 1024
     assert "the ids, up to 1 KiB" in PROSE
 

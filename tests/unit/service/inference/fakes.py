@@ -12,10 +12,12 @@ import orjson
 
 from service.access.authentication import Authenticator
 from service.access.limits import KeyLimiter
+from service.admission.policy import Policy
 from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.errors import HatrackError
 from service.grounding.hook import Hook
+from service.inference.embedding import Embedder, EmbeddingRequests
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
@@ -23,6 +25,7 @@ from service.telemetry.record import Record
 
 KEY = "a-key-of-the-tests"
 BASE = "smol"
+EMBEDDER = "minilm"
 DIGESTS = {number: f"{number:x}" * 64 for number in (1, 2, 3)}
 PIRATE = VersionSettings(system_prompt="You are a pirate.", sampling={"temperature": 0.25, "max_tokens": 7})
 
@@ -167,6 +170,7 @@ class World:
         limiter: KeyLimiter | None = None,
         hook: Hook | None = None,
         counting: AdmissionQueue | None = None,
+        embedder: Embedder | None = None,
         **settings: Any,
     ) -> None:
         settings.setdefault("engine_context", 2048)
@@ -176,6 +180,11 @@ class World:
         self.suspects: list[str] = []
         self.signs = 0
         self.catalog = catalog()
+        self.embedding = AdmissionQueue(Policy.for_embedding(self.settings))
+        embeddings = None
+        if embedder is not None:
+            self.catalog.embedder_name = EMBEDDER
+            embeddings = EmbeddingRequests(self.settings, embedder, self.embedding)
         pipeline = Pipeline(
             self.settings,
             authenticator or Authenticator(KEY),
@@ -188,6 +197,7 @@ class World:
             limiter=limiter,
             hook=hook,
             counting=counting,
+            embeddings=embeddings,
         )
         self.app = InferenceApp(self.settings, pipeline)
 

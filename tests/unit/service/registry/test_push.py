@@ -90,6 +90,22 @@ async def test_a_refusal_leaves_nothing_behind(
     assert (await registry_app.push("voice", files(seed=3))).json()["version"] == 1
 
 
+async def test_the_embedders_name_is_taken_but_for_whom_had_it_first(
+    registry_app: RegistryApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await registry_app.push_settings("meaning", system_prompt="Be brief.")).status_code == 201
+    registry_app.catalog.embedder_name = "meaning"
+    again = await registry_app.push_settings("meaning", system_prompt="Be kind.")
+    assert (again.status_code, again.json()["version"]) == (201, 2)
+    assert not registry_app.catalog.resolve(ADMIN, "meaning").embeds
+    await registry_app.registry.close()
+    await registry_app.registry.open()
+    [warning] = [record for record in caplog.records if "the embedder is hidden" in record.message]
+    assert (vars(warning)["name_taken"], vars(warning)["projects"]) == ("meaning", ["default"])
+    registry_app.catalog.embedder_name = "another"
+    assert code(await registry_app.push_settings("another", system_prompt="Be brief.")) == (422, "name_reserved")
+
+
 async def test_refusals_with_a_status_of_their_own(registry_app: RegistryApp, files: Files) -> None:
     assert code(await registry_app.push("voice", files(), weights_name="adapter_model.bin")) == (415, "pickle_refused")
     assert code(await registry_app.push(BASE, files())) == (422, "name_reserved")

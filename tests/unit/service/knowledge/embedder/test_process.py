@@ -20,7 +20,8 @@ from aiohttp import web
 from service.errors import Unavailable
 from service.knowledge import embeddings
 from service.knowledge.embedder.document_reader import DocumentReader
-from service.knowledge.embedder.model import ModelBusy, ModelError, RemoteModel, directory_of, word_tokens
+from service.knowledge.embedder.model import InputRefused, ModelBusy, ModelError, directory_of, word_tokens
+from service.knowledge.embedder.remote import RemoteModel
 from service.knowledge.embedder.server import EmbedderServer
 from service.knowledge.embeddings import Embedder, EmbedderConfig, EmbedderGone
 from service.knowledge.types import Chunking
@@ -136,6 +137,46 @@ async def test_an_endpoint_is_asked_as_openais_with_the_key(suffix: str) -> None
     await runner.cleanup()
 
 
+async def test_a_callers_texts_are_counted_by_the_endpoint_and_its_refusals_are_told() -> None:
+    asked: list[Any] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        asked.append({name: value for name, value in body.items() if name != "input"})
+        if "long" in body["input"]:
+            error = {"message": "at most 8192 tokens", "code": "context_length_exceeded"}
+            return web.json_response({"error": error}, status=400)
+        if "odd" in body["input"]:
+            return web.json_response("no", status=422)
+        rows = [{"index": n, "embedding": [3.0, 4.0]} for n in range(len(body["input"]))]
+        usage = {} if "uncounted" in body["input"] else {"usage": {"prompt_tokens": 5000 * len(rows)}}
+        return web.json_response({"data": rows, **usage})
+
+    runner, url = await serve(answer)
+    model = RemoteModel(url, "m", None)
+    found, tokens = await model.embed_inputs(["a", "b"], 2)
+    assert found == pytest.approx(np.array([[0.6, 0.8]] * 2))
+    assert (tokens, asked) == (10_000, [{"model": "m", "encoding_format": "float", "dimensions": 2}])
+    assert (await model.embed_inputs(["uncounted", "as words."], None))[1] == 4
+    for text, code, reason in (
+        ("long", "context_length_exceeded", "at most 8192 tokens"),
+        ("odd", "invalid_value", "its endpoint returned status 422"),
+    ):
+        with pytest.raises(InputRefused, match=reason) as refused:
+            await model.embed_inputs([text], None)
+        assert (refused.value.code, refused.value.field) == (code, "input")
+        with pytest.raises(ModelError, match="returned status 4"):
+            await model.embed([text], query=True)
+    asked.clear()
+    with pytest.raises(
+        InputRefused, match="has 320000 tokens in its first 64 of 200 texts; a request may have at most"
+    ):
+        await model.embed_inputs(["a"] * 200, None)
+    assert len(asked) == 1, "the rest was not sent"
+    await model.close()
+    await runner.cleanup()
+
+
 @pytest.mark.parametrize(
     "body",
     [{}, {"data": []}, {"data": [{"index": 0}]}, {"data": [{"index": 0, "embedding": ["x"]}]}, {"data": 7}, []],
@@ -218,6 +259,9 @@ async def test_a_question_that_nobody_waits_for_is_not_embedded() -> None:
         async def embed(self, texts: Sequence[str], *, query: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
             asked.extend(texts)
             return np.zeros((len(texts), 2), dtype=np.float32)
+
+        async def embed_inputs(self, texts: Sequence[str], dimensions: int | None) -> Any:
+            raise AssertionError("nobody has asked for embeddings")
 
         async def close(self) -> None:
             pass

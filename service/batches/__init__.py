@@ -1,0 +1,1 @@
+"""Batches: a file of inference requests, answered in the background within a day (`/v1/batches`)."""

@@ -1,0 +1,188 @@
+"""Asks the requests of one batch that have no result yet, a bounded number at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import orjson
+
+from service.access.caller import Caller
+from service.batches.asking import Answer, Ask, retry_of
+from service.batches.lines import InputLines, LineRequest
+from service.batches.pace import Pace
+from service.batches.results import Result, ResultLog, ResultWriter, Usage, result_line, usage_of
+from service.concurrency import in_thread
+from service.errors import Unauthenticated
+
+CLOCK_CHECK_S: Final = 60.0
+CANCEL_GRACE_S: Final = 60.0
+"""How long a batch that is stopped waits for the requests that are being answered, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskContext:
+    """What the batches share: ``slots`` bounds the requests of all of them, there are ``concurrency``; ``answered``
+    counts requests since the start by `completed` and `failed`."""
+
+    ask: Ask
+    slots: asyncio.Semaphore
+    concurrency: int
+    answered: dict[str, int]
+
+
+class Asker:
+    """Asks for one batch.
+
+    Args:
+        context: What it shares with other batches.
+        pace: Says when it may ask.
+        log: Opened before :meth:`ask_all`; knows which requests have a result.
+        writer: Writes results to it.
+    """
+
+    def __init__(self, context: AskContext, pace: Pace, log: ResultLog, writer: ResultWriter) -> None:
+        self._context = context
+        self._slots = context.slots
+        self._pace = pace
+        self._log = log
+        self._writer = writer
+        self.stopping = asyncio.Event()
+        """No request is begun any more."""
+        self.key_error: Unauthenticated | None = None
+        """Why the batch's key is not valid any more."""
+        self._failure: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.answering = 0
+        """Requests that are being answered now."""
+
+    async def ask_all(
+        self, open_input: Callable[[], InputLines], endpoint: str, expires_at: int
+    ) -> Literal["done", "expired", "stopped", "key_gone"]:
+        """Ask every request that has no result, in the order of their lines; returns why it ends.
+
+        Raises:
+            Exception: Whatever failed unexpectedly; it can be called again.
+        """
+        self._failure, grace_s = None, 0.0
+        feeding = asyncio.create_task(self._feed(open_input, endpoint))
+        stopping = asyncio.create_task(self.stopping.wait())
+        try:
+            while not feeding.done() and not stopping.done():
+                left_s = expires_at - time.time()
+                if left_s <= 0:
+                    return "expired"
+                # the clock on the wall may be set meanwhile
+                await asyncio.wait(
+                    {feeding, stopping}, timeout=min(left_s, CLOCK_CHECK_S), return_when=asyncio.FIRST_COMPLETED
+                )
+            if feeding.done():
+                feeding.result()
+            grace_s = CANCEL_GRACE_S
+        finally:
+            stopping.cancel()
+            feeding.cancel()
+            await asyncio.gather(feeding, stopping, return_exceptions=True)
+            await self._drain(grace_s)
+        if self._failure is not None:
+            self.stopping.clear()
+            raise self._failure
+        if self.key_error is not None:
+            return "key_gone"
+        return "stopped" if self.stopping.is_set() else "done"
+
+    async def _feed(self, open_input: Callable[[], InputLines], endpoint: str) -> None:
+        try:
+            caller = await self._pace.turn()
+            parallel = asyncio.Semaphore(_parallel(caller, self._context.concurrency))
+            parts = open_input().requests(endpoint, self._log.tally.has)
+            while (part := await in_thread(next, parts, None)) is not None:
+                for request in part:
+                    await parallel.acquire()
+                    await self._pace.turn()
+                    await self._slots.acquire()  # one at a time for each batch, so that they take turns
+                    task = asyncio.create_task(self._request(request, endpoint, parallel), name="batch-request")
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+        except Unauthenticated as error:
+            self._stop(key_error=error)
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _stop(self, *, key_error: Unauthenticated | None = None, failure: BaseException | None = None) -> None:
+        self.key_error = key_error or self.key_error
+        self._failure = failure or self._failure
+        self.stopping.set()
+
+    async def _request(self, request: LineRequest, endpoint: str, parallel: asyncio.Semaphore) -> None:
+        """Ask one request until it has a result. It begins with a slot, and has none while it waits."""
+        body, attempts, has_slot = orjson.dumps(request.body), 0, True
+        try:
+            while not self.stopping.is_set():
+                caller = self._pace.now() if has_slot else None
+                if caller is None:
+                    if has_slot:
+                        self._slots.release()
+                        has_slot = False
+                    await self._pace.turn()
+                    await self._slots.acquire()
+                    has_slot = True
+                    continue
+                attempts += 1
+                answer = await self._answer(caller, endpoint, body)
+                retry = retry_of(answer, attempts)
+                if retry is None:
+                    return await self._write(request, answer)
+                if retry.whole_batch:
+                    attempts -= 1  # it was not sent, or is not at fault
+                    self._pace.pause(retry.after_s, str(answer.error.get("code")), str(answer.error.get("message")))
+                else:
+                    self._slots.release()
+                    has_slot = False
+                    await asyncio.sleep(retry.after_s)
+        except Unauthenticated as error:
+            self._stop(key_error=error)
+        except Exception as error:
+            self._stop(failure=error)
+        finally:
+            if has_slot:
+                self._slots.release()
+            parallel.release()
+
+    async def _answer(self, caller: Caller, endpoint: str, body: bytes) -> Answer:
+        self.answering += 1
+        try:
+            return await self._context.ask(caller, endpoint, body)
+        finally:
+            self.answering -= 1
+
+    async def _write(self, request: LineRequest, answer: Answer) -> None:
+        response = {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
+        text = result_line(self._log.id_of(request.number), request.custom_id, response, None)
+        succeeded = answer.status == 200
+        usage = usage_of(answer.body) if succeeded else Usage()
+        self.answering += 1  # a batch that is stopped waits for it
+        try:
+            await self._writer.add(Result(request.number, succeeded, text, usage))
+            self._context.answered["completed" if succeeded else "failed"] += 1
+        finally:
+            self.answering -= 1
+
+    async def _drain(self, grace_s: float) -> None:
+        """End the requests in progress; those that are being answered may take ``grace_s``."""
+        deadline = time.monotonic() + grace_s
+        while self._tasks and self.answering and (left_s := deadline - time.monotonic()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _parallel(caller: Caller, concurrency: int) -> int:
+    """How many requests of one batch may be asked at once; of a key's own limit one place is left to its callers."""
+    limit = caller.limits.concurrent
+    return concurrency if limit is None else max(1, min(concurrency, limit - 1))

@@ -1,0 +1,123 @@
+"""Asks one request of a batch through the data path, inside the process, and says when to ask it again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import orjson
+
+from service.access.caller import Caller
+from service.http.disconnect import DISCONNECT, Disconnect
+from service.inference.exchange import Exchange
+from service.inference.routes import InferenceApp
+
+PEER: Final = "batch"
+"""Stands for the client's address in the audit."""
+MAX_ATTEMPTS: Final = 3
+"""How often a request is sent that the gateway or the engine fails to answer."""
+RETRY_STEP_S: Final = 1.0
+"""Wait before the second time, s; doubled before each further one."""
+DEFAULT_WAIT_S: Final = 5.0
+WAIT_CODES: Final = frozenset({"engine_unavailable", "queue_timeout", "overloaded"})
+"""Codes of a 503 that say nothing about the request: it is asked until it is answered or the batch expires."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one request: its body is JSON; names of headers are in lower case."""
+
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+    @property
+    def request_id(self) -> str:
+        return self.headers.get("x-request-id", "")
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error in the body; empty if there is none."""
+        error = self.body.get("error") if isinstance(self.body, dict) else None
+        return error if isinstance(error, dict) else {}
+
+
+class Ask(Protocol):
+    """Sends requests with a caller's rights; ``caller.background`` makes them yield to others."""
+
+    async def __call__(self, caller: Caller, endpoint: str, body: bytes) -> Answer:
+        """The answer, whatever its status."""
+
+    def check(self, caller: Caller, endpoint: str, body: bytes) -> str:
+        """Check a body without asking; returns the name of its model. Raises HatrackError if it would be refused."""
+
+
+class DataPath:
+    """``Ask`` through the gateway's own data path: limits, budgets, queue, usage, metrics and traces are a client's."""
+
+    def __init__(self, inference: InferenceApp) -> None:
+        self._inference = inference
+
+    def check(self, caller: Caller, endpoint: str, body: bytes) -> str:
+        return self._inference.pipeline.check(self._inference.routes[endpoint], caller, body).label
+
+    async def __call__(self, caller: Caller, endpoint: str, body: bytes) -> Answer:
+        route = self._inference.routes[endpoint]
+        pending: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def receive() -> MutableMapping[str, Any]:
+            return pending.pop() if pending else await asyncio.Future()
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": endpoint,
+            "headers": [(b"content-type", b"application/json")],
+            "client": (PEER, 0),
+            "state": {DISCONNECT: Disconnect()},
+        }
+        exchange = Exchange(scope, receive, send)
+        exchange.set_dialect(route.dialect.error_body, route.dialect.id_header)
+        await self._inference.pipeline.infer(route, exchange, caller)
+        return _answer(sent)
+
+
+def _answer(sent: list[MutableMapping[str, Any]]) -> Answer:
+    start, *parts = sent
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
+    try:
+        body = orjson.loads(b"".join(part.get("body", b"") for part in parts))
+    except orjson.JSONDecodeError:
+        message = "the engine's answer is not JSON"
+        error = {"message": message, "type": "server_error", "param": None, "code": "engine_error"}
+        return Answer(502, {"error": error}, headers)
+    return Answer(start["status"], body, headers)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When to ask a request again; ``whole_batch``: until then, no other request of the batch either."""
+
+    after_s: float
+    whole_batch: bool
+
+
+def retry_of(answer: Answer, attempts: int) -> Retry | None:
+    """Whether an answer is not the last word on a request that was sent ``attempts`` times; None: it is."""
+    code = answer.error.get("code")
+    if answer.status == 429 or (answer.status == 503 and code in WAIT_CODES):
+        return Retry(_retry_after(answer), whole_batch=True)
+    final = answer.status < 500 or answer.headers.get("x-should-retry") == "false"
+    return None if final or attempts >= MAX_ATTEMPTS else Retry(RETRY_STEP_S * 2.0 ** (attempts - 1), whole_batch=False)
+
+
+def _retry_after(answer: Answer) -> float:
+    """Seconds that the answer's `Retry-After` asks for, at least 1."""
+    given = answer.headers.get("retry-after", "")
+    return max(1.0, float(given)) if given.isascii() and given.isdigit() else DEFAULT_WAIT_S

@@ -1,0 +1,110 @@
+"""When a batch may ask its next request: the engine is ready, and neither a limit nor the budget says to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from service.access.caller import Caller
+from service.errors import HatrackError, QuotaSpent
+
+ENGINE_POLL_S: Final = 0.5
+MAX_POLL_S: Final = 60.0
+"""How often a batch that waits looks again whether its key is valid, and whether an admin has raised the budget, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a batch waits for; ``until`` is Unix seconds, None if that is not known."""
+
+    code: str
+    message: str
+    until: int | None = None
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As the API shows it."""
+        return {"code": self.code, "message": self.message, "until": self.until}
+
+
+class Pace:
+    """The pace of one batch.
+
+    Args:
+        find_caller: Returns the caller that created the batch; raises Unauthenticated once the key is gone.
+        check_budget: Raises QuotaSpent if the project's budget is spent.
+        engine_trouble: Why the engine takes no requests; None: it takes them.
+    """
+
+    def __init__(
+        self,
+        find_caller: Callable[[], Caller],
+        check_budget: Callable[[Caller], None],
+        engine_trouble: Callable[[], str | None],
+    ) -> None:
+        self._find_caller = find_caller
+        self._check_budget = check_budget
+        self._engine_trouble = engine_trouble
+        self._paused_until = 0.0
+        self._pause: Waiting | None = None
+        self._waiting: Waiting | None = None
+        self._disk: Waiting | None = None
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the batch waits for; None: it does not wait."""
+        return self._disk or self._waiting
+
+    async def turn(self) -> Caller:
+        """Wait until the batch may ask; returns the caller as ``now`` does."""
+        while (caller := self.now()) is None:
+            left_s = self._paused_until - time.monotonic()
+            await asyncio.sleep(min(left_s, MAX_POLL_S) if left_s > 0 else self._poll_s)
+        return caller
+
+    def now(self) -> Caller | None:
+        """The caller with whose rights the batch may ask, in the class that yields to others; None: it must wait.
+
+        Raises:
+            Unauthenticated: The key was revoked or has expired.
+        """
+        caller = self._find_caller()
+        trouble = self._engine_trouble()
+        if trouble is not None:
+            self._waiting = Waiting("engine_unavailable", f"the engine is not ready: {trouble}")
+            return None
+        if self._paused_until > time.monotonic():
+            self._waiting = self._pause
+            return None
+        try:
+            # as for any other caller: an evaluation that is under way may end, a batch could spend without end
+            self._check_budget(caller)
+        except QuotaSpent as error:
+            self._waiting = _waiting_for(error)
+            return None
+        self._waiting = None
+        return replace(caller, background=True)
+
+    @property
+    def _poll_s(self) -> float:
+        return ENGINE_POLL_S if self._engine_trouble() is not None else MAX_POLL_S
+
+    def pause(self, after_s: float, code: str, message: str) -> None:
+        """Ask nothing for some seconds; a longer pause that is in effect stays."""
+        until = time.monotonic() + after_s
+        if until > self._paused_until:
+            self._paused_until = until
+            self._pause = self._waiting = Waiting(code, message, int(time.time() + after_s))
+
+    def disk_trouble(self, error: HatrackError | None) -> None:
+        """Results cannot be written, or can again."""
+        self._disk = None if error is None else _waiting_for(error)
+
+
+def _waiting_for(error: HatrackError) -> Waiting:
+    retry_after = error.headers.get("retry-after", "")
+    until = int(time.time()) + int(retry_after) if retry_after.isdigit() else None
+    return Waiting(error.code or "unavailable", error.message, until)

@@ -1,0 +1,195 @@
+"""What goes wrong around a batch: the engine, limits, budgets, the key, the disk, and the gateway itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.batches.asking import MAX_ATTEMPTS, Answer
+from service.batches.results import ResultLog
+from service.errors import DiskFull, EngineCut, EngineUnavailable, HatrackError, QuotaSpent, Timeout
+from tests.unit.service.batches.batches_app import BatchesApp, line, reply, text_of
+from tests.unit.service.files.files_app import bearer
+
+
+async def test_without_an_engine_a_batch_waits_and_asks_nobody(gateway: BatchesApp) -> None:
+    gateway.trouble = "it was killed by signal 9"
+    batch_id = await gateway.start("one", "two")
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    assert batch["waiting"] == {
+        "code": "engine_unavailable",
+        "message": "the engine is not ready: it was killed by signal 9",
+        "until": None,
+    }
+    assert (batch["status"], gateway.world.records) == ("in_progress", []), "no request was made only to fail"
+    gateway.trouble = None
+    batch = await gateway.ended(batch_id)
+    assert (batch["request_counts"]["completed"], batch["waiting"]) == (2, None)
+
+
+async def test_an_engine_that_is_gone_when_it_is_asked_is_waited_for(gateway: BatchesApp) -> None:
+    gateway.engine.down = EngineUnavailable("it has just gone", retry_after=1)
+    batch_id = await gateway.start("one")
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    assert batch["waiting"]["code"] == "engine_unavailable"
+    assert batch["waiting"]["until"] >= batch["in_progress_at"] + 1
+    gateway.engine.down = None
+    assert (await gateway.ended(batch_id))["request_counts"]["completed"] == 1
+
+
+@pytest.mark.parametrize("fault", [EngineCut("it is gone"), Timeout("too long"), b"{not json"])
+async def test_a_request_without_an_answer_is_sent_a_bounded_number_of_times(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch, fault: HatrackError | bytes
+) -> None:
+    monkeypatch.setattr("service.batches.asking.RETRY_STEP_S", 0.001)
+    gateway.engine.replies["twice"] = [fault, fault, reply("well")]
+    gateway.engine.replies["always"] = [fault] * 5
+    batch = await gateway.ended(await gateway.start("twice", "always"))
+    assert text_of((await gateway.lines_of(batch["output_file_id"]))["twice"]) == "well"
+    failed = (await gateway.lines_of(batch["error_file_id"]))["always"]
+    code = fault.code if isinstance(fault, HatrackError) else "engine_error"
+    assert failed["response"]["body"]["error"]["code"] == code
+    assert gateway.engine.asked.count("always") == MAX_ATTEMPTS == 3
+    assert batch["usage"]["total_tokens"] == 16
+
+
+async def test_an_answer_that_another_try_would_not_change_is_the_result(gateway: BatchesApp) -> None:
+    gateway.engine.replies["one"] = [reply("oh", status=500)]
+    batch = await gateway.ended(await gateway.start("one"))
+    failed = (await gateway.lines_of(batch["error_file_id"]))["one"]
+    assert (failed["response"]["status_code"], failed["response"]["body"]["error"]["code"]) == (502, "engine_error")
+    assert gateway.engine.asked == ["one"]
+
+
+async def test_a_limit_of_the_key_is_waited_for(gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key with 60 requests a minute gets one a second; the batch waits as long as the answer says."""
+    now = [0.0]
+    monkeypatch.setattr(gateway.limiter, "_clock", lambda: now[0])
+    key = await gateway.key("infer", limits={"requests_per_minute": 2})
+    batch_id = await gateway.start("one", "two", "three", key=key)
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"] and len(gateway.engine.asked) == 2)
+    assert batch["waiting"]["code"] == "rate_limit_exceeded"
+    assert batch["waiting"]["until"] - batch["in_progress_at"] >= 25, "as long as Retry-After says"
+    assert len(gateway.engine.asked) == 2
+    now[0] += 30
+    run = gateway.batches._runs[batch_id]
+    run.pace._paused_until = 0.0  # as if that time had passed
+    assert (await gateway.ended(batch_id))["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+
+
+async def test_of_a_keys_concurrent_requests_one_is_left_to_its_callers(gateway: BatchesApp) -> None:
+    key = await gateway.key("infer", limits={"concurrent": 3})
+    batch = await gateway.ended(await gateway.start(*map(str, range(8)), key=key))
+    assert (batch["request_counts"]["completed"], gateway.engine.most_in_flight) == (8, 2)
+
+
+async def test_a_spent_budget_is_waited_for(gateway: BatchesApp) -> None:
+    gateway.engine.held = asyncio.Event()
+    batch_id = await gateway.start(*map(str, range(6)))
+    await gateway.comes_to(batch_id, lambda _: gateway.engine.in_flight == 4)
+    gateway.budget = QuotaSpent("the budget is spent", headers={"retry-after": "86400"})
+    gateway.engine.held.set()
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    assert (batch["waiting"]["code"], len(gateway.engine.asked)) == ("insufficient_quota", 4)
+    gateway.budget = None
+    assert (await gateway.ended(batch_id))["request_counts"]["completed"] == 6
+
+
+async def test_a_revoked_key_ends_its_batch_with_words(gateway: BatchesApp) -> None:
+    key = await gateway.key("infer")
+    key_id = (await gateway.http.get("/v1/keys")).json()["data"][0]["id"]
+    gateway.engine.held = asyncio.Event()
+    batch_id = await gateway.start(*map(str, range(10)), key=key)
+    await gateway.comes_to(batch_id, lambda _: gateway.engine.in_flight == 4)
+    await gateway.http.delete(f"/v1/keys/{key_id}")
+    gateway.engine.held.set()
+    batch = await gateway.ended(batch_id)
+    assert batch["status"] == "failed"
+    (error,) = batch["errors"]["data"]
+    assert error["code"] == "invalid_api_key"
+    assert error["message"] == f"the API key {key_id} was revoked; 4 of 10 requests have a result"
+    assert batch["request_counts"] == {"total": 10, "completed": 4, "failed": 6}
+    assert len(await gateway.lines_of(batch["output_file_id"])) == 4, "what was answered is kept"
+    rest = await gateway.lines_of(batch["error_file_id"])
+    assert {each["error"]["code"] for each in rest.values()} == {"batch_failed"}
+    assert len(gateway.engine.asked) == 4
+
+
+async def test_a_key_that_is_revoked_while_the_batch_waits_ends_it(gateway: BatchesApp) -> None:
+    key = await gateway.key("infer")
+    key_id = (await gateway.http.get("/v1/keys")).json()["data"][0]["id"]
+    gateway.trouble = "it is asleep"
+    batch_id = await gateway.start("one", key=key)
+    await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    await gateway.http.delete(f"/v1/keys/{key_id}")
+    assert (await gateway.ended(batch_id))["errors"]["data"][0]["code"] == "invalid_api_key"
+
+
+async def test_an_adapter_that_is_deleted_meanwhile_fails_its_requests_alone(gateway: BatchesApp) -> None:
+    gateway.trouble = "it is asleep"
+    file_id = await gateway.upload([line("one", model="voice"), line("two")])
+    batch_id = str((await gateway.create(file_id))["id"])
+    await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    gateway.world.catalog.replace(type(gateway.world.catalog.snapshot)())
+    gateway.trouble = None
+    batch = await gateway.ended(batch_id)
+    failed = (await gateway.lines_of(batch["error_file_id"]))["one"]
+    assert failed["response"]["body"]["error"]["code"] == "model_not_found"
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+
+
+async def test_answers_wait_for_room_on_the_disk(gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, full = ResultLog.append, [True]
+
+    def append_if_room(self: ResultLog, results: Any) -> None:
+        if full[0]:
+            raise DiskFull("the disk is full; the results of batches wait for room")
+        append(self, results)
+
+    monkeypatch.setattr(ResultLog, "append", append_if_room)
+    batch_id = await gateway.start(*map(str, range(6)))
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    assert batch["waiting"]["code"] == "disk_full"
+    assert len(gateway.engine.asked) <= 4, "no more is asked than can be kept"
+    full[0] = False
+    batch = await gateway.ended(batch_id)
+    assert batch["request_counts"]["completed"] == 6
+    assert len(gateway.engine.asked) == 6, "no request was asked again for it"
+
+
+async def test_a_fault_of_the_gateway_is_tried_again_and_then_said(
+    gateway: BatchesApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = [RuntimeError("once")]
+
+    async def faulty(*given: Any) -> Answer:
+        if faults:
+            raise faults.pop()
+        return await ask(*given)
+
+    ask = gateway.batches._context.ask
+    object.__setattr__(gateway.context, "ask", faulty)
+    faulty.check = ask.check  # type: ignore[attr-defined]
+    batch = await gateway.ended(await gateway.start("one", "two"))
+    assert batch["request_counts"]["completed"] == 2
+    assert "a batch failed unexpectedly" in caplog.text
+    faults.extend([RuntimeError("again and again")] * 100)
+    batch = await gateway.ended(await gateway.start("one", "two"))
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "internal_error")
+    assert set(await gateway.lines_of(batch["error_file_id"])) == {"one", "two"}
+
+
+async def test_callers_traffic_is_not_refused_for_a_batch(gateway: BatchesApp) -> None:
+    """The key's own requests go on while its batch waits."""
+    key = await gateway.key("infer")
+    gateway.engine.held = asyncio.Event()
+    gateway.engine.holds = lambda question: question.isdigit()
+    batch_id = await gateway.start(*map(str, range(6)), key=key)
+    await gateway.comes_to(batch_id, lambda _: gateway.engine.in_flight == 4)
+    body = {"model": "smol", "messages": [{"role": "user", "content": "hello"}]}
+    answer = await gateway.world.ask("/v1/chat/completions", body, headers=bearer(key))
+    assert answer.status == 200
+    gateway.engine.held.set()
+    await gateway.ended(batch_id)
