@@ -246,7 +246,8 @@ def test_what_reads_weights_says_what_to_install(paths: str, gateway: Gateway, t
     exported = run(
         paths, COMMAND, "export", "voice@1", "--merged", str(tmp_path / "out"), "--base", str(weights), **environment
     )
-    for done in (applied, exported):
+    pulled = run(paths, COMMAND, "pull", "voice@1", str(tmp_path / "pulled"), **environment)
+    for done in (applied, exported, pulled):
         assert done.returncode == 1, done.stdout + done.stderr
         assert "install `hatrack-client[weights]`. [packages_missing]" in done.stderr
     unnamed = run(paths, COMMAND, "export", "voice@1", "--merged", str(tmp_path / "out"), **environment)
