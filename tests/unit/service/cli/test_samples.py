@@ -76,8 +76,8 @@ def test_both_are_trained_on_all_their_pairs_and_judged_on_what_they_never_saw()
     assert start(gateway) == {"tidewater": "ftjob-1", "pemberton": "ftjob-2"}
     [tidewater, _] = gateway.made
     assert (tidewater["training_file"], tidewater["validation_file"]) == ("file-1", "file-2")
-    assert gateway.uploads[0].count(b'"messages"') == 175
-    assert gateway.uploads[1].count(b'"messages"') == 20
+    assert gateway.uploads[0].count(b'"messages"') == 155
+    assert gateway.uploads[1].count(b'"messages"') == 40
     assert (tidewater["model"], tidewater["method"]["supervised"]["hyperparameters"]["sampling"]) == (
         "tiny",
         {"temperature": 0.2},
