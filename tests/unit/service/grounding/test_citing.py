@@ -21,7 +21,7 @@ from service.inference.relay import ChatRelay, Renamer
 from service.inference.responses import ResponsesRelay
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Told, hook
 from tests.unit.service.inference import test_anthropic, test_responses
-from tests.unit.service.inference.fakes import DIGESTS, DONE, World, event, usage_event
+from tests.unit.service.inference.fakes import DIGESTS, DONE, World, completion, event, usage_event
 
 PAGE = Passage("w-1", "The shop was founded in 1887.", 0.4, "https://shop.example/history")
 NOTE = Passage("n-1", "The cat is called Marmalade.", 0.3, "a note")
@@ -333,3 +333,24 @@ async def test_whole_answers_of_each_door(path: str, body: dict[str, Any], answe
         assert parsed["output"][0]["content"][0]["annotations"] == [annotation]
     else:
         assert parsed["content"][0]["citations"] == [location(0)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([("system", "Cite as [1]."), ("user", "How long?")], True),
+        ([("user", "How long? Cite as [n].")], True),
+        ([("user", "Cite as [1]."), ("assistant", "Aye."), ("user", "How long?")], False),
+        ([("user", "My log says [1]."), ("assistant", "Like [1]?"), ("user", "sys.argv[1] is empty. How long?")], False),
+    ],
+)
+async def test_instructions_and_the_question_ask_for_markers_and_nothing_else(
+    messages: list[tuple[str, str]], expected: bool
+) -> None:
+    made = World(hook=hook(Told(RETURNS, ORDERS)))
+    made.engine.chunks = [completion("Aye, the second [2].")]
+    asked = [{"role": role, "content": text} for role, text in messages]
+    got = await made.ask(
+        "/v1/chat/completions", {"model": "voice", "messages": asked, "grounding": {"vector_store_ids": ["vs_a"]}}
+    )
+    assert used(got.json()["citations"]) == [False, expected]
