@@ -170,6 +170,15 @@ async def test_the_rest_of_the_body_is_checked_before_anything_is_fetched(
     assert hub.seen == []
 
 
+async def test_the_embedders_name_is_refused_before_anything_is_fetched(
+    app: RegistryApp, hub: Hub, adapter: AdapterFiles
+) -> None:
+    app.catalog.embedder_name = "meaning"
+    answer = await push(app, name="meaning")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "name_reserved")
+    assert hub.seen == []
+
+
 async def test_a_key_fetches_only_into_names_that_it_may_use(app: RegistryApp, hub: Hub, adapter: AdapterFiles) -> None:
     key = await app.key(adapters=("shop-*",))
     body = {"name": "voice", "source": {"url": SOURCE}}
