@@ -134,6 +134,7 @@ class BatchRun:
         if self.row.ending is None:
             reason = "stopped" if self.row.status == "cancelling" else await self._ask_all()
             await self._decide(ENDINGS[reason])
+        await self._writer.sync()  # answers that waited for room on the disk are results, too
         if self.row.ending in NOT_EXECUTED:
             await self._write_not_executed(*NOT_EXECUTED[self.row.ending])
         await self._writer.sync()

@@ -156,6 +156,15 @@ def test_what_was_cut_off_is_removed(tmp_path: Path) -> None:
     assert log.path(ERRORS).read_bytes().count(b"\n") == 1
 
 
+def test_of_two_results_of_one_line_the_first_counts(tmp_path: Path) -> None:
+    log = ResultLog(tmp_path / "batch_1", "batch_1")
+    log.open()
+    text = result_line(log.id_of(1), "a", None, None)
+    log.append([Result(1, True, text), Result(1, False, text), Result(1, True, text)])
+    assert (log.path(OUTPUT).read_bytes(), log.path(ERRORS).read_bytes()) == (text, b"")
+    assert (log.tally.completed, log.tally.failed) == (1, 0)
+
+
 async def test_a_line_without_room_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that fails in its midst: what it left is overwritten by the next."""
     log = ResultLog(tmp_path / "batch_1", "batch_1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +159,33 @@ async def test_answers_wait_for_room_on_the_disk(gateway: BatchesApp, monkeypatc
     batch = await gateway.ended(batch_id)
     assert batch["request_counts"]["completed"] == 6
     assert len(gateway.engine.asked) == 6, "no request was asked again for it"
+
+
+async def test_answers_that_wait_for_room_when_the_window_ends_are_kept(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, full = ResultLog.append, [True]
+
+    def append_if_room(self: ResultLog, results: Any) -> None:
+        if full[0]:
+            raise DiskFull("the disk is full; the results of batches wait for room")
+        append(self, results)
+
+    monkeypatch.setattr(ResultLog, "append", append_if_room)
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr("service.batches.asker.time", clock)
+    batch_id = await gateway.start(*map(str, range(6)))
+    await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    answered = set(gateway.engine.asked)
+    clock.time = lambda: time.time() + 86_400
+    await gateway.comes_to(batch_id, lambda batch: batch["status"] == "finalizing")
+    full[0] = False
+    batch = await gateway.ended(batch_id)
+    output, rest = [await gateway.lines_of(batch[f"{name}_file_id"]) for name in ("output", "error")]
+    assert output.keys() | rest.keys() == set(map(str, range(6)))
+    assert output.keys() & rest.keys() == set(), "no request has two results"
+    assert set(output) == answered
+    assert batch["request_counts"] == {"total": 6, "completed": len(output), "failed": len(rest)}
 
 
 async def test_a_fault_of_the_gateway_is_tried_again_and_then_said(
