@@ -214,10 +214,18 @@ class BatchRun:
         self.row = await self._context.database.run(work)
 
     async def _write_not_executed(self, code: str, message: str) -> None:
-        """Write the requests that have no result to the error file."""
+        """Write the requests that have no result to the error file; none if the input is gone: the batch ends all the
+        same."""
         parts = self._input().requests(self.row.endpoint, self._log.tally.has)
         error = {"code": code, "message": message}
-        while (part := await in_thread(next, parts, None)) is not None:
+        while True:
+            try:
+                part = await in_thread(next, parts, None)
+            except FileNotFoundError:
+                _LOG.exception("the input file of a batch is missing", extra={"batch": self.row.id})
+                return
+            if part is None:
+                return
             results = (
                 Result(line.number, False, result_line(self._log.id_of(line.number), line.custom_id, None, error))
                 for line in part
