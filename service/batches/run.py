@@ -235,10 +235,10 @@ class BatchRun:
     async def _finish(self) -> None:
         """List the result files and end the batch, both in one transaction."""
         context, row, counts = self._context, self.row, self._log.tally.columns
-        adopted = {name: await context.files.adopt(path) for name, path in self._log.files().items()}
-        ids = {f"{NAMES[name]}_file_id": file.id for name, file in adopted.items()}
+        adopted: dict[str, AdoptedFile] = {}
 
         def work(db: sa.Connection) -> BatchRow:
+            ids = {f"{NAMES[name]}_file_id": file.id for name, file in adopted.items()}
             for name, file in adopted.items():
                 file_records.add(db, _result_file(row, NAMES[name], file))
             release_batch(db, row.id)
@@ -247,8 +247,10 @@ class BatchRun:
             return records.update(db, row.id, status=row.ending, ended_at=_now(), **counts, **ids)
 
         try:
+            for name, path in self._log.files().items():
+                adopted[name] = await context.files.adopt(path)
             self.row = await context.database.run(work)
-        except HatrackError:
+        except Exception:  # whatever it is, all of it is done again
             await context.files.discard([file.id for file in adopted.values()])
             raise
         await in_thread(shutil.rmtree, self._log.directory, ignore_errors=True)

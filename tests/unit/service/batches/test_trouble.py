@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from service.batches.asking import MAX_ATTEMPTS, Answer
 from service.batches.results import ResultLog
 from service.errors import DiskFull, EngineCut, EngineUnavailable, HatrackError, QuotaSpent, Timeout
+from service.files.service import AdoptedFile
 from tests.unit.service.batches.batches_app import BatchesApp, line, reply, text_of
 from tests.unit.service.files.files_app import bearer
 
@@ -208,6 +210,25 @@ async def test_a_fault_of_the_gateway_is_tried_again_and_then_said(
     batch = await gateway.ended(await gateway.start("one", "two"))
     assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "internal_error")
     assert set(await gateway.lines_of(batch["error_file_id"])) == {"one", "two"}
+
+
+@pytest.mark.parametrize("fault", [DiskFull("the disk is full"), RuntimeError("once")])
+async def test_an_end_that_is_tried_again_leaves_no_copy_of_its_files(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    adopt, adopted = gateway.files.adopt, []
+
+    async def adopt_one_at_first(source: Path) -> AdoptedFile:
+        adopted.append(source)
+        if len(adopted) == 2:
+            raise fault
+        return await adopt(source)
+
+    monkeypatch.setattr(gateway.files, "adopt", adopt_one_at_first)
+    gateway.engine.replies["bad"] = [reply("no", status=400)]
+    batch = await gateway.ended(await gateway.start("one", "bad"))
+    assert (batch["status"], len(adopted)) == ("completed", 4)
+    assert gateway.on_disk() == {batch[f"{name}_file_id"] for name in ("input", "output", "error")}
 
 
 async def test_callers_traffic_is_not_refused_for_a_batch(gateway: BatchesApp) -> None:
