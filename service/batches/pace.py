@@ -13,8 +13,8 @@ from service.errors import HatrackError, QuotaSpent
 
 ENGINE_POLL_S: Final = 0.5
 MAX_POLL_S: Final = 60.0
-"""How often a batch that waits looks again whether its key is valid, and whether an admin has raised the budget or a limit,
-s."""
+"""How often a batch that waits looks again whether its key is valid, and whether an admin has raised the budget or a
+limit, s."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
-"""Which files a key may access: all of its project or, if the key has globs, those of the objects that they match. A key
-with filters accesses only what it has uploaded or its batches have written: no filter says whose a file is.
+"""Which files a key may access: all of its project or, if the key has globs, those of the objects that they match.
+
+A key with filters accesses only what it has uploaded or its batches have written: no filter says whose a file is.
 
 A file belongs to the versions, datasets, vector stores and jobs that hold it, and to the job that wrote it. A narrowed
 key also accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is
