@@ -86,7 +86,8 @@ async def test_a_line_that_a_lowered_limit_refuses_is_a_result_and_no_trouble(tm
     object.__setattr__(first.context, "max_body", 4 * ENVELOPE_BYTES)
     first.trouble = "it is asleep"
     async with first.run():
-        file_id = await first.upload([line("one"), line("long", user="u" * (2 * ENVELOPE_BYTES)), line("two")])
+        long = orjson.dumps(line("long"))[:-1] + b" " * 2 * ENVELOPE_BYTES + b"}\n"
+        file_id = await first.upload([line("one"), long, line("two")])
         batch_id = str((await first.create(file_id))["id"])
         await first.comes_to(batch_id, lambda batch: batch["waiting"])
         if expired:
