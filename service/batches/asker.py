@@ -11,7 +11,7 @@ from typing import Final, Literal
 import orjson
 
 from service.access.caller import Caller
-from service.batches.asking import Answer, Ask, retry_of
+from service.batches.asking import Answer, Ask, GroundingPatience, retry_of
 from service.batches.lines import InputLines, LineRequest, RefusedLine
 from service.batches.pace import Pace
 from service.batches.results import Result, ResultLog, ResultWriter, Usage, result_line, usage_of
@@ -55,6 +55,7 @@ class Asker:
         self.key_error: Unauthenticated | None = None
         """Why the batch's key is not valid any more."""
         self._failure: BaseException | None = None
+        self._patience = GroundingPatience()
         self._tasks: set[asyncio.Task[None]] = set()
         self.answering = 0
         """Requests that are being answered now."""
@@ -136,12 +137,12 @@ class Asker:
                     continue
                 attempts += 1
                 answer = await self._answer(caller, endpoint, body)
-                retry = retry_of(answer, attempts)
+                retry = retry_of(answer, attempts, self._patience)
                 if retry is None:
                     return await self._write(request, answer)
                 if retry.whole_batch:
                     attempts -= 1  # it was not sent, or is not at fault
-                    self._pace.pause(retry.after_s, str(answer.error.get("code")), str(answer.error.get("message")))
+                    self._pace.pause(retry.after_s, retry.code, retry.message)
                 else:
                     self._slots.release()
                     has_slot = False

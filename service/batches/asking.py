@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -24,6 +25,17 @@ DEFAULT_WAIT_S: Final = 5.0
 WAIT_CODES: Final = frozenset({"engine_unavailable", "queue_timeout", "overloaded"})
 """Codes of a 503 that say nothing about the request: it is asked until it is answered or the batch expires."""
 
+GROUNDING_CODES: Final = frozenset({"grounding_unavailable", "embedder_unavailable"})
+"""Codes of a 503 while what finds passages, or embeds, starts or is broken."""
+UNGROUNDED: Final = frozenset({"late", "broken"})
+"""Values of `x-hatrack-grounding` of an answer that was made without passages, because they could not be found."""
+GROUNDING_WAIT_S: Final = 600.0
+"""How long a batch waits for passages or the embedder, all its waits together, s: a start takes less, and what is
+broken for good must not keep it from its end."""
+GROUNDING_STEP_S: Final = 5.0
+"""The first such wait, s; doubled before each further one, up to GROUNDING_MAX_STEP_S."""
+GROUNDING_MAX_STEP_S: Final = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -42,6 +54,13 @@ class Answer:
         """The error in the body; empty if there is none."""
         error = self.body.get("error") if isinstance(self.body, dict) else None
         return error if isinstance(error, dict) else {}
+
+    @property
+    def lacks_passages(self) -> bool:
+        """Whether it, or the refusal in its place, is for want of passages or of the embedder."""
+        if self.status == 200:
+            return self.headers.get("x-hatrack-grounding") in UNGROUNDED
+        return self.status == 503 and self.error.get("code") in GROUNDING_CODES
 
 
 class Ask(Protocol):
@@ -102,17 +121,48 @@ def _answer(sent: list[MutableMapping[str, Any]]) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When to ask a request again; ``whole_batch``: until then, no other request of the batch either."""
+    """When to ask a request again; ``whole_batch``: until then, no other request of the batch either, and this is why:
+    ``code`` and ``message``."""
 
     after_s: float
     whole_batch: bool
+    code: str = ""
+    message: str = ""
 
 
-def retry_of(answer: Answer, attempts: int) -> Retry | None:
+class GroundingPatience:
+    """How long a batch still waits for passages: GROUNDING_WAIT_S in all, in growing steps."""
+
+    def __init__(self) -> None:
+        self._left_s = GROUNDING_WAIT_S
+        self._step_s = GROUNDING_STEP_S
+        self._waits_until = 0.0
+
+    def retry_of(self, answer: Answer) -> Retry | None:
+        """When to ask again for an answer that lacks passages; None: the wait is over, the answer is the result.
+
+        Requests that were asked at the same time wait together, and it counts once.
+        """
+        now = time.monotonic()
+        if now >= self._waits_until:
+            if self._left_s <= 0:
+                return None
+            step_s = min(self._step_s, self._left_s)
+            self._left_s -= step_s
+            self._step_s = min(2 * self._step_s, GROUNDING_MAX_STEP_S)
+            self._waits_until = now + step_s
+        code = str(answer.error.get("code") or "grounding_unavailable")
+        message = str(answer.error.get("message") or "no passages could be found for its requests")
+        return Retry(self._waits_until - now, True, code, message)
+
+
+def retry_of(answer: Answer, attempts: int, patience: GroundingPatience) -> Retry | None:
     """Whether an answer is not the last word on a request that was sent ``attempts`` times; None: it is."""
+    if answer.lacks_passages:
+        return patience.retry_of(answer)
     code = answer.error.get("code")
     if answer.status == 429 or (answer.status == 503 and code in WAIT_CODES):
-        return Retry(_retry_after(answer), whole_batch=True)
+        return Retry(_retry_after(answer), True, str(code), str(answer.error.get("message")))
     final = answer.status < 500 or answer.headers.get("x-should-retry") == "false"
     return None if final or attempts >= MAX_ATTEMPTS else Retry(RETRY_STEP_S * 2.0 ** (attempts - 1), whole_batch=False)
 

@@ -22,6 +22,7 @@ from service.batches.routes import router
 from service.batches.run import RunContext
 from service.batches.service import Batches
 from service.errors import HatrackError
+from service.grounding.hook import Hook
 from service.http.schema import add_routes
 from tests.unit.service.files.files_app import FilesApp, bearer
 from tests.unit.service.inference.fakes import BASE, World
@@ -101,7 +102,15 @@ class EngineAnswer:
 class BatchesApp(FilesApp):
     """The batches under test with the files that they read and write, and a client of both with the admin key."""
 
-    def __init__(self, home: Path, *, concurrency: int = 4, max_requests: int = 100, max_unfinished: int = 3) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        concurrency: int = 4,
+        max_requests: int = 100,
+        max_unfinished: int = 3,
+        hook: Hook | None = None,
+    ) -> None:
         super().__init__(home)
         self.engine = PromptEngine()
         self.trouble: str | None = None
@@ -115,7 +124,7 @@ class BatchesApp(FilesApp):
             return await enter(request, deadline)
 
         queue.enter = enter_and_note  # type: ignore[method-assign]
-        self.world = World(self.keys.authenticator, gate=queue, limiter=self.limiter)
+        self.world = World(self.keys.authenticator, gate=queue, limiter=self.limiter, hook=hook)
         self.world.engine.send = self.engine.send  # type: ignore[method-assign, assignment]
         self.budget: HatrackError | None = None
         context = RunContext(

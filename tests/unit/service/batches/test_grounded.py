@@ -1,0 +1,88 @@
+"""A batch whose requests need passages waits for what finds them, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from service.batches.asking import Answer, GroundingPatience, retry_of
+from service.grounding.provider import Passage, Query
+from tests.unit.service.batches.batches_app import BatchesApp, line, text_of
+from tests.unit.service.grounding.fakes import hook
+
+PASSAGE = Passage(id="p1", text="Orders sail on Tuesdays.", score=0.9, source="faq.md", store_id="vs_a")
+
+
+class Starting:
+    """Finds a passage once it has failed ``failures`` times, as a provider whose embedder starts."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+
+    async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("it is starting")
+        return [PASSAGE]
+
+
+def grounded(on_failure: str) -> dict[str, Any]:
+    return line("when", grounding={"vector_store_ids": ["vs_a"], "on_failure": on_failure})
+
+
+async def answered(home: Path, provider: Starting, on_failure: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """A batch of one grounded request once it has ended, its result, and how often it was sent to the engine."""
+    gateway = BatchesApp(home, hook=hook(provider))
+    async with gateway.run():
+        made = await gateway.create(await gateway.upload([grounded(on_failure)]))
+        batch = await gateway.ended(made["id"])
+        (result,) = (await gateway.lines_of(batch["output_file_id"] or batch["error_file_id"])).values()
+    return batch, result, len(gateway.engine.asked)
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batches.asking.GROUNDING_STEP_S", 0.01)
+    monkeypatch.setattr("service.batches.asking.GROUNDING_WAIT_S", 1.0)
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("on_failure", ["fail_open", "fail_closed"])
+async def test_no_request_is_answered_without_its_passages_while_the_embedder_starts(
+    tmp_path: Path, on_failure: str
+) -> None:
+    batch, result, _ = await answered(tmp_path, Starting(4), on_failure)
+    assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+    assert [each["text"] for each in result["response"]["body"]["citations"]] == [PASSAGE.text]
+
+
+@pytest.mark.usefixtures("short_waits")
+async def test_what_never_finds_a_passage_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    batch, result, asked = await answered(tmp_path / "open", Starting(10_000), "fail_open")
+    assert (batch["request_counts"]["completed"], result["response"]["body"]["citations"]) == (1, [])
+    assert text_of(result), "the answer without passages is kept"
+    assert asked > 1
+    batch, result, asked = await answered(tmp_path / "closed", Starting(10_000), "fail_closed")
+    assert (batch["status"], batch["request_counts"]["failed"], asked) == ("completed", 1, 0)
+    assert result["response"]["body"]["error"]["code"] == "grounding_unavailable"
+
+
+def test_the_waits_of_a_batch_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("service.batches.asking.time", SimpleNamespace(monotonic=lambda: now[0]))
+    patience, waits = GroundingPatience(), []
+    starting = Answer(503, {"error": {"code": "embedder_unavailable", "message": "it is starting"}}, {})
+    late = Answer(200, {}, {"x-hatrack-grounding": "late"})
+    while (retry := retry_of(late if len(waits) % 2 else starting, 1, patience)) is not None:
+        assert retry.whole_batch
+        together = retry_of(late, 1, patience)
+        assert together is not None
+        assert together.after_s == retry.after_s, "what was asked at the same time waits no longer"
+        waits.append(retry.after_s)
+        now[0] += retry.after_s
+    assert (waits[:5], sum(waits)) == ([5, 10, 20, 40, 60], 600)
+    assert retry_of(Answer(200, {}, {"x-hatrack-grounding": "empty"}), 1, GroundingPatience()) is None
