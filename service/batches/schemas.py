@@ -11,7 +11,7 @@ from service.batches.records import COUNTS, BatchRow, Status
 from service.files.form import MAX_EXPIRY_S, MIN_EXPIRY_S
 from service.http.schema import ApiModel
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 """The routes whose requests may be in a batch. Another route of the data path needs no more than its name here."""
 WINDOWS_S: Final = {"24h": 86_400}
 

@@ -110,6 +110,7 @@ class BatchesApp(FilesApp):
         max_requests: int = 100,
         max_unfinished: int = 3,
         hook: Hook | None = None,
+        embedder: Any = None,
     ) -> None:
         super().__init__(home)
         self.engine = PromptEngine()
@@ -124,7 +125,7 @@ class BatchesApp(FilesApp):
             return await enter(request, deadline)
 
         queue.enter = enter_and_note  # type: ignore[method-assign]
-        self.world = World(self.keys.authenticator, gate=queue, limiter=self.limiter, hook=hook)
+        self.world = World(self.keys.authenticator, gate=queue, limiter=self.limiter, hook=hook, embedder=embedder)
         self.world.engine.send = self.engine.send  # type: ignore[method-assign, assignment]
         self.budget: HatrackError | None = None
         context = RunContext(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ from service.access.tables import audit
 from service.files.tables import file_holds
 from tests.unit.service.batches.batches_app import CHAT, BatchesApp, line, reply, text_of
 from tests.unit.service.files.files_app import bearer, error_of
-from tests.unit.service.inference.fakes import until
+from tests.unit.service.inference.fakes import EMBEDDER, until
+from tests.unit.service.inference.test_embedding import FakeEmbedder
 
 
 async def test_every_request_is_answered_and_the_files_have_openai_s_form(gateway: BatchesApp) -> None:
@@ -104,6 +106,27 @@ async def test_different_models_may_be_in_one_batch(gateway: BatchesApp) -> None
     assert (batch["status"], batch["model"]) == ("completed", None)
     output = await gateway.lines_of(batch["output_file_id"])
     assert output["two"]["response"]["body"]["model"] == "voice"
+
+
+async def test_texts_are_embedded_by_the_embedder(tmp_path: Path) -> None:
+    embedder = FakeEmbedder()
+    gateway = BatchesApp(tmp_path, embedder=embedder)
+    lines = [
+        {"custom_id": text, "method": "POST", "url": "/v1/embeddings", "body": {"model": EMBEDDER, "input": text}}
+        for text in ("two words", "one")
+    ]
+    async with gateway.run():
+        made = await gateway.create(await gateway.upload(lines), endpoint="/v1/embeddings")
+        batch = await gateway.ended(made["id"])
+        output = await gateway.lines_of(batch["output_file_id"])
+        wrong = [{**lines[0], "body": lines[0]["body"] | {"input": 7}}, line("chat") | {"url": "/v1/embeddings"}]
+        made = await gateway.create(await gateway.upload(wrong), endpoint="/v1/embeddings")
+        refused = await gateway.ended(made["id"])
+    assert (batch["status"], batch["model"], set(output)) == ("completed", EMBEDDER, {"two words", "one"})
+    assert {each["response"]["body"]["object"] for each in output.values()} == {"list"}
+    assert sorted(texts[0] for texts, _ in embedder.asked) == ["one", "two words"]
+    assert sum(record.tokens for record in gateway.world.records) == 3, "as any caller's: counted by the embedder"
+    assert [error["param"] for error in refused["errors"]["data"]] == ["body.input", "body.messages"]
 
 
 async def test_a_cancelled_batch_keeps_the_answers_that_were_coming(gateway: BatchesApp) -> None:
@@ -268,7 +291,7 @@ async def test_the_list_has_pages(gateway: BatchesApp) -> None:
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint", "invalid_value"),
+        ({"endpoint": "/v1/moderations"}, "endpoint", "invalid_value"),
         ({"completion_window": "1h"}, "completion_window", "invalid_value"),
         ({"input_file_id": None}, "input_file_id", "invalid_value"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_value"),
