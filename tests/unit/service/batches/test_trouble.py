@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from service.batches.asking import MAX_ATTEMPTS, Answer
+from service.batches.pace import Pace
 from service.batches.results import ResultLog
 from service.errors import DiskFull, EngineCut, EngineUnavailable, HatrackError, QuotaSpent, Timeout
 from service.files.service import AdoptedFile
-from tests.unit.service.batches.batches_app import BatchesApp, line, reply, text_of
+from tests.unit.service.batches.batches_app import LIMIT_S, BatchesApp, line, reply, text_of
 from tests.unit.service.files.files_app import bearer
 
 
@@ -79,6 +80,19 @@ async def test_a_limit_of_the_key_is_waited_for(gateway: BatchesApp, monkeypatch
     assert len(gateway.engine.asked) == 2
     now[0] += 30  # the batch looks again long before its own clock says so: a limit that is raised is noticed, too
     assert (await gateway.ended(batch_id))["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+
+
+async def test_a_long_wait_is_tried_again_soon(gateway: BatchesApp) -> None:
+    """A day's tokens are used up until midnight, or until an admin raises the limit, which nobody tells the batch."""
+    caller = gateway.keys.authenticator.caller_with_id("admin", "default")
+    pace = Pace(lambda: caller, lambda _: None, lambda: None)
+    pace.pause(3600.0, "rate_limit_exceeded", "the day is used up")
+    assert pace.now() is None
+    assert pace.waiting is not None
+    assert (pace.waiting.until or 0) >= time.time() + 3000, "what is shown is what the limit says"
+    async with asyncio.timeout(LIMIT_S):
+        await pace.turn()
+    assert pace.waiting is None
 
 
 async def test_of_a_keys_concurrent_requests_one_is_left_to_its_callers(gateway: BatchesApp) -> None:
