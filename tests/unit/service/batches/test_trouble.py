@@ -178,9 +178,10 @@ async def test_answers_wait_for_room_on_the_disk(gateway: BatchesApp, monkeypatc
 async def test_answers_that_wait_for_room_when_the_window_ends_are_kept(
     gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, full = ResultLog.append, [True]
+    append, full, waiting = ResultLog.append, [True], [0]
 
     def append_if_room(self: ResultLog, results: Any) -> None:
+        waiting[0] = len(results)
         if full[0]:
             raise DiskFull("the disk is full; the results of batches wait for room")
         append(self, results)
@@ -188,8 +189,9 @@ async def test_answers_that_wait_for_room_when_the_window_ends_are_kept(
     monkeypatch.setattr(ResultLog, "append", append_if_room)
     clock = SimpleNamespace(time=time.time, monotonic=time.monotonic)
     monkeypatch.setattr("service.batches.asker.time", clock)
+    gateway.engine.replies["0"] = [reply("no", status=400)]
     batch_id = await gateway.start(*map(str, range(6)))
-    await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    await gateway.comes_to(batch_id, lambda _: waiting[0] == 4)
     answered = set(gateway.engine.asked)
     clock.time = lambda: time.time() + 86_400
     await gateway.comes_to(batch_id, lambda batch: batch["status"] == "finalizing")
@@ -198,7 +200,8 @@ async def test_answers_that_wait_for_room_when_the_window_ends_are_kept(
     output, rest = [await gateway.lines_of(batch[f"{name}_file_id"]) for name in ("output", "error")]
     assert output.keys() | rest.keys() == set(map(str, range(6)))
     assert output.keys() & rest.keys() == set(), "no request has two results"
-    assert set(output) == answered
+    assert set(output) == answered - {"0"}
+    assert (rest["0"]["response"] or {}).get("status_code") == 400, "an answer that failed is one, too"
     assert batch["request_counts"] == {"total": 6, "completed": len(output), "failed": len(rest)}
 
 
