@@ -37,7 +37,7 @@ from service.errors import (
 )
 from service.registry.sources.http import Answer, Interrupted, SourceClient, pause
 from service.registry.sources.origins import Expected, Origin, Origins, named_hosts
-from service.registry.sources.partial import Partial, Partials
+from service.registry.sources.partial import Partial, Partials, key_of
 from service.registry.upload import SNIFFED_BYTES, refuse_unsafe
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class SourceFetcher:
         config = await self._small(origin, CONFIG_FILE, MAX_CONFIG_BYTES)
         await in_thread(request.check_config, config)
         readme = await self._readme(origin)
-        key = _key(request, origin)
+        key = key_of(request.project, str(origin.address), request.sha256 or "")
         async with self._locks.hold(key):
             partial = await in_thread(self._partials.open, key)
             try:
@@ -312,12 +312,6 @@ class SourceFetcher:
             f"the weights must have at most {self._max_weights:,} bytes (HATRACK_MAX_ADAPTER_MIB){have}",
             param="source.url",
         )
-
-
-def _key(request: FetchRequest, origin: Origin) -> str:
-    """The name of the partial file: of one project, folder, commit and digest."""
-    parts = (request.project, str(origin.address), request.sha256 or "")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _continuing(partial: Partial, *, is_checked: bool) -> dict[str, str]:
