@@ -88,8 +88,12 @@ class FetchRequest:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The small files, and ``record``, what the version's metadata keep: url, revision, digest, size, time."""
+    """The small files, and ``record``, what the version's metadata keep: url, revision, digest, size, time.
 
+    ``key`` names the weights' file, which stays until ``SourceFetcher.forget``.
+    """
+
+    key: str
     config: bytes
     readme: bytes | None
     record: dict[str, Any]
@@ -153,6 +157,10 @@ class SourceFetcher:
                     param="source.url",
                 ) from None
 
+    async def forget(self, fetched: Fetched) -> None:
+        """Remove what a fetch has brought: it is a version now, or can never be one."""
+        await in_thread(self._partials.remove, fetched.key)
+
     async def work(self) -> None:
         """Remove what nobody came back for, until cancelled."""
         await repeat(lambda: in_thread(self._partials.sweep), SWEEP_S)
@@ -188,7 +196,6 @@ class SourceFetcher:
                 expected = await self._weights(origin, partial, request)
                 sha256 = await in_thread(_hand_over, partial, expected, request.sha256, write)
                 size = partial.offset
-                await in_thread(partial.discard)
             finally:
                 await in_thread(self._partials.close, partial)
         record = {
@@ -199,7 +206,7 @@ class SourceFetcher:
             "checked_by": "request" if request.sha256 else "source" if expected else None,
             "fetched_at": int(time.time()),
         }
-        return Fetched(config, readme, record)
+        return Fetched(key, config, readme, record)
 
     # small files
 
