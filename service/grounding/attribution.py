@@ -1,4 +1,4 @@
-"""Which passages an answer uses: by its markers where the prompt asks for them, else by the words that it shares.
+"""Which passages an answer uses: by its markers where the prompt asks for them, and by the words that it shares.
 
 The rule, sentence by sentence of the answer:
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -40,8 +40,14 @@ _STOP_WORDS: Final = frozenset(
 )
 _WORD: Final = re.compile(r"\d+(?:[.,:]\d+)+|[^\W_]+")
 _SENTENCE_END: Final = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"')\]»”’]*+(?=\s)|[。！？]|\n)\s*")
-_MARKER: Final = re.compile(r"\[\s*(\d{1,2}(?:\s*[,;]\s*\d{1,2})*)\s*\]")
-_MARKER_SHOWN: Final = re.compile(r"\[\s*(?:\d{1,2}|n|N|i|#|number)\s*\]")
+_NO_INDEX: Final = r"(?<![A-Za-z0-9_\])])"
+"""Before a bracket that is no index into something, as in `argv[1]`, `f(x)[0]` or `rows[1][2]`. Letters of ASCII alone:
+text without spaces between words has its markers right behind a word."""
+_NUMBERS: Final = r"\[\s*\d{1,2}(?:\s*[,;]\s*\d{1,2})*\s*\]"
+_MARKER: Final = re.compile(rf"{_NO_INDEX}{_NUMBERS}(?:{_NUMBERS})*+")
+"""One or several in a row: `[1]`, `[1, 2]`, `[1][2]`."""
+_ONE_MARKER: Final = re.compile(_NUMBERS)
+_MARKER_SHOWN: Final = re.compile(_NO_INDEX + r"\[\s*(?:\d{1,2}|n|N|i|#|number)\s*\]")
 """How instructions show a reader what a marker looks like: `[1]`, `[n]`."""
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
@@ -80,30 +86,32 @@ def used_spans(answer: str, question: str, passages: Sequence[str], *, by_marker
 
     Args:
         passages: Their texts as in the prompt; the first has the number 1.
-        by_marker: The prompt asks for markers such as `[1]`: if the answer has any of a passage's, they alone count,
-            and the span is the first marker.
+        by_marker: The prompt asks for markers such as `[1]`: a passage whose marker the answer has is used, and the span
+            is the first of them. The words decide about the others.
     """
     answer = answer[:MAX_COMPARED_CHARS]
-    if by_marker:
-        marked = _marked(answer, passages)
-        if any(marked):
-            return marked
-    return _shared(answer, question, passages)
+    spans = _shared(answer, question, passages)
+    if not by_marker:
+        return spans
+    return [marker or span for marker, span in zip(_marked(answer, passages), spans, strict=True)]
 
 
 def _marked(answer: str, passages: Sequence[str]) -> list[Span | None]:
     """The first marker of each passage. One that a passage's own text has may have been copied, and does not count."""
-    quoted = {number for text in passages for found in _MARKER.finditer(text) for number in _numbers(found)}
+    quoted = {number for text in passages for number, _ in _markers(text)}
     spans: list[Span | None] = [None] * len(passages)
-    for found in _MARKER.finditer(_CODE.sub(lambda code: " " * len(code[0]), answer)):
-        for number in _numbers(found):
-            if 1 <= number <= len(passages) and number not in quoted and spans[number - 1] is None:
-                spans[number - 1] = Span(*found.span())
+    for number, span in _markers(_CODE.sub(lambda code: " " * len(code[0]), answer)):
+        if 1 <= number <= len(passages) and number not in quoted and spans[number - 1] is None:
+            spans[number - 1] = span
     return spans
 
 
-def _numbers(marker: re.Match[str]) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", marker[1])]
+def _markers(text: str) -> Iterator[tuple[int, Span]]:
+    """The numbers of a text's markers, and where these stand."""
+    for row in _MARKER.finditer(text):
+        for marker in _ONE_MARKER.finditer(text, *row.span()):
+            for number in re.findall(r"\d+", marker[0]):
+                yield int(number), Span(*marker.span())
 
 
 def _shared(answer: str, question: str, passages: Sequence[str]) -> list[Span | None]:

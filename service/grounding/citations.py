@@ -58,17 +58,31 @@ class Citations:
         A passage of a file is a `file_citation`, one whose source is an address a `url_citation`; one that is neither
         has no annotation.
         """
-        used = [(span, passage) for span, passage in zip(spans, self.passages, strict=True) if span is not None]
-        used.sort(key=lambda pair: pair[0].end)
         found = []
-        for span, passage in used:
+        for span, passage in self._used(spans):
             if passage.file_id is not None:
                 file = {"file_id": passage.file_id, "filename": passage.source}
                 found.append({"type": "file_citation", **file, "index": span.end})
-            elif passage.source.startswith(("https://", "http://")):
-                place = {"start_index": span.start, "end_index": span.end}
-                found.append({"type": "url_citation", **place, "title": passage.source, "url": passage.source})
+            elif _is_address(passage.source):
+                found.append({"type": "url_citation", **_url(span, passage)})
         return found
+
+    def chat_annotations(self, spans: Spans) -> list[dict[str, Any]]:
+        """OpenAI's annotations as in chat completions, in the order of the text.
+
+        Its schema has `url_citation` alone there, and clients that hold an answer to it would lose the whole answer
+        over another type: a passage whose source is no address has none, file or not.
+        """
+        return [
+            {"type": "url_citation", "url_citation": _url(span, passage)}
+            for span, passage in self._used(spans)
+            if _is_address(passage.source)
+        ]
+
+    def _used(self, spans: Spans) -> list[tuple[Span, Passage]]:
+        """The passages that a text uses, in the order of the text."""
+        used = [(span, passage) for span, passage in zip(spans, self.passages, strict=True) if span is not None]
+        return sorted(used, key=lambda pair: pair[0].end)
 
     def search_locations(self, spans: Spans) -> list[dict[str, Any]]:
         """Anthropic's citations of the passages that a text uses: each is a search result with one block."""
@@ -88,6 +102,15 @@ class Citations:
 
 
 NO_CITATIONS: Final = Citations()
+
+
+def _is_address(source: str) -> bool:
+    return source.startswith(("https://", "http://"))
+
+
+def _url(span: Span, passage: Passage) -> dict[str, Any]:
+    place = {"start_index": span.start, "end_index": span.end}
+    return {**place, "title": passage.source, "url": passage.source}
 
 
 def citation(number: int, passage: Passage) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Citer:
             if choice.get("finish_reason") is not None:
                 is_last = True
                 spans = self._citations.spans(self._text(number).text)
-                delta["annotations"] = _chat_annotations(self._citations, spans)
+                delta["annotations"] = self._citations.chat_annotations(spans)
                 chunk["citations"] = self._citations.listed(spans)
         return (_DATA + orjson.dumps(chunk) if is_last else event) + END
 
@@ -76,7 +76,7 @@ class Citer:
         for choice in answer["choices"]:
             message = choice["message"]
             spans = self._judge(message.get("content"))
-            message["annotations"] = _chat_annotations(self._citations, spans)
+            message["annotations"] = self._citations.chat_annotations(spans)
         answer["citations"] = self._listed()
 
     def _text(self, number: int) -> _Text:
@@ -273,16 +273,6 @@ def _place(payload: dict[str, Any]) -> tuple[int, int]:
 def _annotate(part: dict[str, Any], annotations: list[dict[str, Any]] | None) -> None:
     if annotations is not None and part.get("type") == "output_text":
         part["annotations"] = annotations
-
-
-def _chat_annotations(citations: Citations, spans: Spans) -> list[dict[str, Any]]:
-    """The annotations in the form of chat completions, which nest what a `url_citation` says."""
-    return [
-        {"type": kind, kind: {name: value for name, value in annotation.items() if name != "type"}}
-        if (kind := annotation["type"]) == "url_citation"
-        else annotation
-        for annotation in citations.annotations(spans)
-    ]
 
 
 def add_citations(data: bytes, citations: bytes) -> bytes:

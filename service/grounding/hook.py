@@ -297,8 +297,10 @@ def _is_well_typed(passage: Passage) -> bool:
 
 
 def _citations(formatted: FormattedPassages, query: Query, template: str) -> Citations:
-    asked = (message["content"] for message in query.messages if message["role"] in ("system", "developer", "user"))
-    by_marker = shows_markers([template, *asked])
+    # of what the user has said only the question itself: any conversation may have come upon an `[1]` that is none
+    asked = [message["content"] for message in query.messages if message["role"] in ("system", "developer")]
+    said = [message["content"] for message in query.messages if message["role"] == "user"]
+    by_marker = shows_markers([template, *asked, *said[-1:]])
     return Citations(formatted.used, formatted.texts, query.text, by_marker)
 
 

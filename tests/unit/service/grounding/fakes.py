@@ -64,7 +64,7 @@ class Embedded(Knowledge):
     """The real check of who may read which store, over stores in memory; the passages are another provider's."""
 
     def __init__(self, provider: Any) -> None:
-        super().__init__(STORES, None, None)  # type: ignore[arg-type]  # the one method that is asked
+        super().__init__(STORES, None, None, None)  # type: ignore[arg-type]  # the one method that is asked
         self._provider = provider
 
     async def retrieve(self, query: Query, deadline: float) -> Sequence[Passage]:

@@ -85,16 +85,36 @@ def test_instructions_ask_for_markers_by_showing_one(text: str) -> None:
     assert shows_markers(["Be kind.", text])
 
 
-@pytest.mark.parametrize("text", ["{passages}\n\n{question}", "a[i+1]", "[x] done", "list the numbers", "[1999]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{passages}\n\n{question}",
+        "a[i+1]",
+        "[x] done",
+        "list the numbers",
+        "[1999]",
+        "sys.argv[1] is empty",
+        "why is rows[0][1] None?",
+        "f(x)[0]",
+        "for i in a: print(b[i])",
+    ],
+)
 def test_other_brackets_ask_for_nothing(text: str) -> None:
     assert not shows_markers([text])
 
 
-def test_markers_count_alone_where_they_are_asked_for() -> None:
-    answer = "Blue Heron Freight [2]. It was 45 days [3, 4]."
-    assert used(answer, CARRIER, by_marker=True) == [2, 3, 4]
-    assert used(answer, CARRIER) == [1, 3], "nobody asked for them"
-    assert used_spans(answer, CARRIER, ROWS, by_marker=True)[1] == Span(19, 22)
+def test_markers_decide_where_they_are_asked_for_and_words_about_the_passages_without_one() -> None:
+    answer = "She sails today [2]. It was settled [3, 4]. Blue Heron Freight has yours."
+    assert used(answer, CARRIER, by_marker=True) == [1, 2, 3, 4]
+    assert used(answer, CARRIER) == [1], "nobody asked for them"
+    spans = used_spans(answer, CARRIER, ROWS, by_marker=True)
+    assert spans[1:] == [Span(16, 19), Span(36, 42), Span(36, 42)]
+    assert spans[0] == used_spans(answer, CARRIER, ROWS, by_marker=False)[0]
+
+
+def test_markers_may_stand_in_a_row_and_behind_a_word_of_a_text_without_spaces() -> None:
+    assert used_spans("So it is [2][3].", CARRIER, ROWS, by_marker=True)[1:3] == [Span(9, 12), Span(12, 15)]
+    assert used("由蓝鹭货运承运[2]。", CARRIER, by_marker=True) == [2]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +125,8 @@ def test_markers_count_alone_where_they_are_asked_for() -> None:
         "Blue Heron Freight. `rows[2]`",
         "Blue Heron Freight.\n```\nprint(rows[2])\n```",
         "Blue Heron Freight [2a] [b2]",
+        "Blue Heron Freight, since sys.argv[2] is empty.",
+        "Blue Heron Freight, by rows[0][2] and f(x)[3].",
     ],
 )
 def test_what_is_no_passages_marker_leaves_the_words_to_decide(answer: str) -> None:

@@ -21,7 +21,7 @@ from service.inference.relay import ChatRelay, Renamer
 from service.inference.responses import ResponsesRelay
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Told, hook
 from tests.unit.service.inference import test_anthropic, test_responses
-from tests.unit.service.inference.fakes import DIGESTS, DONE, World, event, usage_event
+from tests.unit.service.inference.fakes import DIGESTS, DONE, World, completion, event, usage_event
 
 PAGE = Passage("w-1", "The shop was founded in 1887.", 0.4, "https://shop.example/history")
 NOTE = Passage("n-1", "The cat is called Marmalade.", 0.3, "a note")
@@ -35,6 +35,8 @@ END_OF_FIRST = len("You have 45 days for that.")
 FILE = {"type": "file_citation", "file_id": "file-1", "filename": "returns.md", "index": END_OF_FIRST}
 PLACE = {"start_index": END_OF_FIRST + 1, "end_index": len(ANSWER)}
 URL = {"type": "url_citation", **PLACE, "title": PAGE.source, "url": PAGE.source}
+NESTED = {"type": "url_citation", "url_citation": {name: URL[name] for name in URL if name != "type"}}
+"""As chat completions have it."""
 
 
 def location(index: int) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def used(citations: list[dict[str, Any]]) -> list[bool]:
 
 def chunk(delta: dict[str, Any], number: int = 0, reason: str | None = None) -> bytes:
     choice = {"index": number, "delta": delta, "finish_reason": reason}
-    return event(id="c1", model=DIGESTS[3], choices=[choice])
+    return event(id="c1", object="chat.completion.chunk", created=1, model=DIGESTS[3], choices=[choice])
 
 
 CHAT = b"".join(
@@ -95,8 +97,7 @@ def test_a_chat_stream_is_cited_where_it_finishes(cuts: list[int]) -> None:
     assert ["citations" in data_of(sent) for sent in events[:-1]] == [*[False] * (len(PIECES) + 1), True, False]
     last = data_of(events[-3])
     assert used(last["citations"]) == USED
-    nested = {"type": "url_citation", "url_citation": {name: URL[name] for name in URL if name != "type"}}
-    assert last["choices"][0]["delta"]["annotations"] == [FILE, nested]
+    assert last["choices"][0]["delta"]["annotations"] == [NESTED]
     assert "".join(data_of(sent)["choices"][0]["delta"].get("content", "") for sent in events[:-2]) == ANSWER
 
 
@@ -115,7 +116,16 @@ def test_each_of_several_choices_has_its_own() -> None:
     choices = [{"index": at, "message": {"content": text}} for at, text in enumerate(["45 days.", "Marmalade!"])]
     whole = orjson.loads(Citer(CITATIONS).whole(orjson.dumps({"choices": choices})))
     assert used(whole["citations"]) == [True, False, False, True], "what any of them uses"
-    assert [len(choice["message"]["annotations"]) for choice in whole["choices"]] == [1, 0]
+    assert [choice["message"]["annotations"] for choice in whole["choices"]] == [[], []], "a file's are in Responses"
+
+
+def test_a_file_whose_source_is_an_address_has_that_in_chat_completions() -> None:
+    passage = Passage("w-2", PAGE.text, 0.4, PAGE.source, "vs_a", "file-3")
+    citations = Citations((passage,), (passage.text,), QUESTION)
+    [annotation] = citations.chat_annotations(citations.spans("We began in 1887."))
+    assert (annotation["type"], annotation["url_citation"]["url"]) == ("url_citation", PAGE.source)
+    [annotation] = citations.annotations(citations.spans("We began in 1887."))
+    assert (annotation["type"], annotation["file_id"]) == ("file_citation", "file-3")
 
 
 def test_a_stream_without_passages_is_not_parsed() -> None:
@@ -318,8 +328,29 @@ async def test_whole_answers_of_each_door(path: str, body: dict[str, Any], answe
     assert b"returns.md" in orjson.dumps(made.engine.last.body)
     annotation = {**FILE, "index": len(TEXT)}
     if path == "/v1/chat/completions":
-        assert parsed["choices"][0]["message"]["annotations"] == [annotation]
+        assert parsed["choices"][0]["message"]["annotations"] == []
     elif path == "/v1/responses":
         assert parsed["output"][0]["content"][0]["annotations"] == [annotation]
     else:
         assert parsed["content"][0]["citations"] == [location(0)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([("system", "Cite as [1]."), ("user", "How long?")], True),
+        ([("user", "How long? Cite as [n].")], True),
+        ([("user", "Cite as [1]."), ("assistant", "Aye."), ("user", "How long?")], False),
+        ([("user", "My log says [1]."), ("assistant", "Like [1]?"), ("user", "sys.argv[1] is empty. How long?")], False),
+    ],
+)
+async def test_instructions_and_the_question_ask_for_markers_and_nothing_else(
+    messages: list[tuple[str, str]], expected: bool
+) -> None:
+    made = World(hook=hook(Told(RETURNS, ORDERS)))
+    made.engine.chunks = [completion("Aye, the second [2].")]
+    asked = [{"role": role, "content": text} for role, text in messages]
+    got = await made.ask(
+        "/v1/chat/completions", {"model": "voice", "messages": asked, "grounding": {"vector_store_ids": ["vs_a"]}}
+    )
+    assert used(got.json()["citations"]) == [False, expected]

@@ -12,6 +12,7 @@ import httpx2
 import openai
 import orjson
 from anthropic.types import Message, RawMessageStreamEvent
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
@@ -19,6 +20,7 @@ from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Told, hook
 from tests.unit.service.grounding.test_citing import (
     CHAT,
     FILE,
+    NESTED,
     NOTE,
     PAGE,
     PIECES,
@@ -59,9 +61,6 @@ def dumped(values: Sequence[Any] | None) -> list[dict[str, Any]]:
     return [value.model_dump(exclude_unset=True) for value in values or ()]
 
 
-NESTED = {"type": "url_citation", "url_citation": {name: URL[name] for name in URL if name != "type"}}
-
-
 async def test_chat_completions() -> None:
     answer = {"role": "assistant", "content": "".join(PIECES), "annotations": None}
     whole = {
@@ -73,14 +72,29 @@ async def test_chat_completions() -> None:
     }
     asked: dict[str, Any] = {"model": "voice", "messages": [{"role": "user", "content": QUESTION}]}
     async with openai_client(world(orjson.dumps(whole))) as client:
-        completion = await client.chat.completions.create(**asked, extra_body=GROUNDING)
-    assert dumped(completion.choices[0].message.annotations) == [FILE, NESTED]
-    async with openai_client(world(CHAT)) as client:
-        stream = await client.chat.completions.create(**asked, stream=True, extra_body=GROUNDING)
+        raw = await client.chat.completions.with_raw_response.create(**asked, extra_body=GROUNDING)
+    ChatCompletion.model_validate_json(raw.content)
+    completion = raw.parse()
+    assert dumped(completion.choices[0].message.annotations) == [NESTED]
+    assert [each["used"] for each in completion.citations] == [True, False, True, True]  # type: ignore[attr-defined]
+
+
+async def test_a_stream_of_chat_completions() -> None:
+    asked: dict[str, Any] = {"model": "voice", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    made = world(CHAT)
+    async with openai_client(made) as client:
+        stream = await client.chat.completions.create(**asked, extra_body=GROUNDING)
         chunks = [chunk async for chunk in stream]
     [last] = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason]
-    assert last.choices[0].delta.annotations == [FILE, NESTED]  # type: ignore[attr-defined]
+    annotations = last.choices[0].delta.annotations  # type: ignore[attr-defined]
+    assert annotations == [NESTED]
     assert [each["used"] for each in last.citations] == [True, False, True, True]  # type: ignore[attr-defined]
+    answer = await made.ask("/v1/chat/completions", {**asked, **GROUNDING})
+    for sent in answer.body.split(b"\n\n")[:-2]:
+        ChatCompletionChunk.model_validate_json(sent.removeprefix(b"data: "))
+    # a client that puts the pieces together holds the whole to the schema
+    message = {"role": "assistant", "content": "".join(PIECES), "refusal": None, "annotations": annotations}
+    ChatCompletionMessage.model_validate(message)
 
 
 async def test_responses() -> None:
