@@ -25,6 +25,15 @@ MAX_README_BYTES: Final = 1024 * 1024
 _LICENCE: Final = re.compile(r"^license:[ \t]*([A-Za-z0-9._+-]{1,64})[ \t]*$", re.MULTILINE)
 _FRONT_MATTER: Final = re.compile(r"\A---\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 
+_BLANK_CARD: Final = re.compile(
+    r"\A(?:---\n.*?\n---\s*\n)?\s*# Model Card for Model ID\n\s*"
+    r"(?:<!-- Provide a quick summary of what the model is/does\. -->\s*)?## Model Details\n",
+    re.DOTALL,
+)
+_TO_FILL_IN: Final = "[More Information Needed]"
+_BLANKS: Final = 38
+"""Of the form that nobody has touched."""
+
 
 def base_licence(base_dir: Path) -> str | None:
     """The licence that the base's own model card states in its front matter; None if there is none."""
@@ -123,6 +132,23 @@ def adapter_card(version: AdapterVersion, base_name: str | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def is_adapter_card(text: str, version: AdapterVersion) -> bool:
+    """Whether a README begins as ``adapter_card`` of this version does, whatever was known of it at the time."""
+    text = text.replace("\r\n", "\n")
+    front_matter = _FRONT_MATTER.match(text)
+    if front_matter is None or "tags: [hatrack, " not in front_matter[1]:
+        return False
+    return text[front_matter.end() :].lstrip("\n").startswith(f"# {version['adapter']}@{version['version']}\n")
+
+
+def is_blank_card(text: str) -> bool:
+    """Whether a README is the form that PEFT saves beside an adapter, and nobody has filled it in.
+
+    The form is `modelcard_template.md` of huggingface_hub: its title stands for a name, and no summary follows it.
+    """
+    return _BLANK_CARD.match(text.replace("\r\n", "\n")) is not None and text.count(_TO_FILL_IN) >= _BLANKS
 
 
 def _lineage(version: AdapterVersion) -> dict[str, Any]:

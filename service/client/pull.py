@@ -17,7 +17,7 @@ from adapters.inspect import modules_in
 from adapters.manifest import Manifest
 from adapters.store import digest_of
 from service.client.connection import Connection, path_of
-from service.client.model_card import adapter_card
+from service.client.model_card import MAX_README_BYTES, adapter_card, is_adapter_card, is_blank_card
 from service.client.upload import CONFIG_FILE, METADATA_FILE, README_FILE, SETTINGS_FILE, WEIGHTS_FILE, file_sha256
 from service.client.wire import ClientError
 
@@ -89,7 +89,7 @@ class _Puller:
         is_new = digest is not None and not has_weights
         changed = [name for name, data in texts.items() if not _is_equal(self._target / name, data)]
         changed += [WEIGHTS_FILE] if is_new else []
-        existing = sorted(name for name in changed if (self._target / name).exists())
+        existing = sorted(name for name in changed if (self._target / name).exists() and not self._may_replace(name))
         if existing and not force:
             label = f"{version['adapter']}@{version['version']}"
             raise ClientError(
@@ -116,6 +116,14 @@ class _Puller:
         base_name = Manifest.parse(config, max_rank=ANY_RANK).base_model_name if config else None
         texts[README_FILE] = adapter_card(version, base_name).encode()
         return texts
+
+    def _may_replace(self, name: str) -> bool:
+        """Whether a file holds nothing of the user's: an earlier card of the version, or the form that PEFT leaves."""
+        path = self._target / name
+        if name != README_FILE or not path.is_file() or path.stat().st_size > MAX_README_BYTES:
+            return False
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return is_adapter_card(text, self._version) or is_blank_card(text)
 
     def _has_weights(self, config: bytes, digest: str) -> bool:
         """Whether the directory has the version's weights already."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from adapters.errors import AdapterError, DiskFull
 from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest
 from adapters.names import parse_alias, parse_name
@@ -30,7 +31,7 @@ from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
-from service.registry.sources.fetch import FetchRequest, Progress, SourceFetcher
+from service.registry.sources.fetch import Fetched, FetchRequest, Progress, SourceFetcher
 from service.registry.state import RegistryState, find_equal_version
 from service.registry.upload import ReceivedUpload, require_name_allowed
 
@@ -152,6 +153,9 @@ class Pushes:
         if upload.alias:
             parse_alias(upload.alias)
         reference_of(upload.metadata)
+        if not wait:
+            self._proving.require_room()
+        arrived: list[Fetched] = []
 
         def tell(step: Progress) -> None:
             progress(PushStage(step.file, step.bytes, step.total))
@@ -159,12 +163,25 @@ class Pushes:
         async def receive(write: Callable[[bytes], object]) -> ReceivedUpload:
             request = FetchRequest(caller.project, source, sha256, self._parse_config, tell)
             fetched = await self._fetcher.fetch(request, write)
+            arrived.append(fetched)
             await self._state.database.run(lambda db: note(db, actor, "adapter.fetch", upload.name, fetched.record))
             progress(PushStage())
             metadata = {**upload.metadata, "source": fetched.record}
             return replace(upload, config=fetched.config, readme=fetched.readme, metadata=metadata)
 
-        return await self.push(caller, receive, wait=wait, actor=actor)
+        try:
+            pushed = await self.push(caller, receive, wait=wait, actor=actor)
+        except DiskFull:
+            raise  # like an engine that is not ready, it says nothing of the files: the next push needs no download
+        except AdapterError:
+            await self._forget(arrived)
+            raise
+        await self._forget(arrived)
+        return pushed
+
+    async def _forget(self, arrived: list[Fetched]) -> None:
+        for fetched in arrived:
+            await self._fetcher.forget(fetched)
 
     def _checked_name(self, project: str, name: str) -> str:
         """The name of an adapter of the project, new or not. Raises NameInvalid, NameReserved."""

@@ -37,7 +37,7 @@ from service.errors import (
 )
 from service.registry.sources.http import Answer, Interrupted, SourceClient, pause
 from service.registry.sources.origins import Expected, Origin, Origins, named_hosts
-from service.registry.sources.partial import Partial, Partials
+from service.registry.sources.partial import Partial, Partials, key_of
 from service.registry.upload import SNIFFED_BYTES, refuse_unsafe
 
 if TYPE_CHECKING:
@@ -88,8 +88,12 @@ class FetchRequest:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The small files, and ``record``, what the version's metadata keep: url, revision, digest, size, time."""
+    """The small files, and ``record``, what the version's metadata keep: url, revision, digest, size, time.
 
+    ``key`` names the weights' file, which stays until ``SourceFetcher.forget``.
+    """
+
+    key: str
     config: bytes
     readme: bytes | None
     record: dict[str, Any]
@@ -153,6 +157,10 @@ class SourceFetcher:
                     param="source.url",
                 ) from None
 
+    async def forget(self, fetched: Fetched) -> None:
+        """Remove what a fetch has brought: it is a version now, or can never be one."""
+        await in_thread(self._partials.remove, fetched.key)
+
     async def work(self) -> None:
         """Remove what nobody came back for, until cancelled."""
         await repeat(lambda: in_thread(self._partials.sweep), SWEEP_S)
@@ -181,14 +189,13 @@ class SourceFetcher:
         config = await self._small(origin, CONFIG_FILE, MAX_CONFIG_BYTES)
         await in_thread(request.check_config, config)
         readme = await self._readme(origin)
-        key = _key(request, origin)
+        key = key_of(request.project, str(origin.address), request.sha256 or "")
         async with self._locks.hold(key):
             partial = await in_thread(self._partials.open, key)
             try:
                 expected = await self._weights(origin, partial, request)
                 sha256 = await in_thread(_hand_over, partial, expected, request.sha256, write)
                 size = partial.offset
-                await in_thread(partial.discard)
             finally:
                 await in_thread(self._partials.close, partial)
         record = {
@@ -199,7 +206,7 @@ class SourceFetcher:
             "checked_by": "request" if request.sha256 else "source" if expected else None,
             "fetched_at": int(time.time()),
         }
-        return Fetched(config, readme, record)
+        return Fetched(key, config, readme, record)
 
     # small files
 
@@ -312,12 +319,6 @@ class SourceFetcher:
             f"the weights must have at most {self._max_weights:,} bytes (HATRACK_MAX_ADAPTER_MIB){have}",
             param="source.url",
         )
-
-
-def _key(request: FetchRequest, origin: Origin) -> str:
-    """The name of the partial file: of one project, folder, commit and digest."""
-    parts = (request.project, str(origin.address), request.sha256 or "")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _continuing(partial: Partial, *, is_checked: bool) -> dict[str, str]:

@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from adapters.errors import DiskFull
 
 MAX_AGE_S: Final = 24 * 3600.0
 MAX_PARTIALS: Final = 16
+MAX_PROJECT_PARTIALS: Final = 4
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
 READ_BYTES: Final = 1 << 20
 _PART: Final = ".part"
@@ -142,6 +144,12 @@ class Partial:
             os.close(fd)
 
 
+def key_of(project: str, *parts: str) -> str:
+    """The name of the partial file of a project's fetch; its beginning is the project's alone."""
+    owner, whole = (hashlib.sha256("\n".join(texts).encode()).hexdigest() for texts in ((project,), (project, *parts)))
+    return f"{owner[:16]}-{whole}"
+
+
 class Partials:
     """The files of all fetches. The caller opens each key once at a time.
 
@@ -159,7 +167,7 @@ class Partials:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._open.add(key)
         try:
-            self.sweep()
+            self.sweep(for_key=key)
             return Partial(self.root / key)
         except BaseException:
             self._open.discard(key)
@@ -172,28 +180,50 @@ class Partials:
         finally:
             self._open.discard(partial.path.stem)
 
-    def sweep(self, *, max_age_s: float = MAX_AGE_S, max_count: int = MAX_PARTIALS) -> int:
-        """Remove what nobody came back for: older than `max_age_s`, or the oldest beyond `max_count`; returns how many.
+    def remove(self, key: str) -> None:
+        """Remove the file of a key, unless a fetch has it open."""
+        if key not in self._open:
+            for suffix in (_PART, _RECORD, ".new"):
+                (self.root / f"{key}{suffix}").unlink(missing_ok=True)
 
-        Files that a fetch has open are kept.
+    def sweep(self, *, for_key: str | None = None) -> int:
+        """Remove what nobody came back for; returns how many files.
+
+        Those go that are older than ``MAX_AGE_S``, a project's oldest beyond ``MAX_PROJECT_PARTIALS``, and beyond
+        ``MAX_PARTIALS`` of all the oldest of the project that ``for_key`` is opened for, or, where it has none, of the
+        one with the most. Files that a fetch has open count and are kept.
         """
         ages: dict[str, float] = {}
         for path in self._files():
             if path.stem not in self._open:
                 ages[path.stem] = min(_age_s(path), ages.get(path.stem, math.inf))
-        kept, removed = max(0, max_count - len(self._open)), 0
-        for rank, (key, age) in enumerate(sorted(ages.items(), key=lambda item: item[1])):
-            if age > max_age_s or rank >= kept:
-                for suffix in (_PART, _RECORD, ".new"):
-                    (self.root / f"{key}{suffix}").unlink(missing_ok=True)
-                removed += 1
-        return removed
+        removed = [key for key, age in ages.items() if age > MAX_AGE_S]
+        closed: dict[str, list[str]] = {}
+        for key in sorted(ages.keys() - set(removed), key=lambda key: ages[key]):
+            closed.setdefault(_owner(key), []).append(key)  # newest first
+        opened = Counter(map(_owner, self._open))
+        for owner, keys in closed.items():
+            kept = max(0, MAX_PROJECT_PARTIALS - opened[owner])
+            removed += keys[kept:]
+            del keys[kept:]
+        while sum(map(len, closed.values())) > max(0, MAX_PARTIALS - opened.total()):
+            own = closed.get(_owner(for_key)) if for_key is not None else None
+            most = max(closed.values(), key=lambda keys: (len(keys), ages[keys[-1]] if keys else 0.0))
+            removed.append((own or most).pop())
+        for key in removed:
+            self.remove(key)
+        return len(removed)
 
     def _files(self) -> list[Path]:
         try:
             return list(self.root.iterdir())
         except FileNotFoundError:
             return []
+
+
+def _owner(key: str) -> str:
+    """What the keys of a project have in common; an earlier release's keys name none, and are one project's here."""
+    return key.rpartition("-")[0]
 
 
 def _age_s(path: Path) -> float:

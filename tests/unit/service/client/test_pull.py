@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard, ModelCardData
 from typer.testing import CliRunner
 
 from adapters.inspect import inspect_weights
@@ -132,6 +133,41 @@ def test_another_file_is_not_overwritten_unless_forced(stage: Stage, name: str) 
     assert name in stage.pull(force=True).written
     assert (stage.target / name).read_bytes() != b"mine"
     assert (stage.target / "notes.txt").read_text() == "mine, too"
+
+
+def test_an_earlier_card_of_the_version_is_replaced(stage: Stage) -> None:
+    stage.pull()
+    (stage.target / "README.md").write_bytes((stage.target / "README.md").read_bytes().replace(b"\n", b"\r\n"))
+    stage.serve(stage.version | {"verdict": None, "revalidation": None})
+    assert stage.pull().written == ("README.md",)
+    assert "never evaluated" in (stage.target / "README.md").read_text()
+
+
+def test_a_card_of_another_version_is_not_replaced(stage: Stage) -> None:
+    stage.pull()
+    card = (stage.target / "README.md").read_text()
+    for other in (card.replace("# voice@3\n", "# voice@33\n"), card.replace("# voice@3\n", "# voice@3, merged\n")):
+        (stage.target / "README.md").write_text(other)
+        with pytest.raises(ClientError, match=r"README\.md") as caught:
+            stage.pull()
+        assert caught.value.code == "target_exists"
+
+
+def test_the_form_that_peft_leaves_is_replaced_only_while_nobody_has_filled_it_in(stage: Stage) -> None:
+    form = str(ModelCard.from_template(ModelCardData(library_name="peft", base_model="acme/base")))
+    form += "### Framework versions\n\n- PEFT 0.21.0\n"
+    stage.target.mkdir(parents=True)
+    for mine in (
+        form.replace("[More Information Needed]", "Jo", 1),
+        form.replace("Model ID", "Sailor"),
+        form.replace("## Model Details", "It answers like a sailor.\n\n## Model Details"),
+    ):
+        (stage.target / "README.md").write_text(mine)
+        with pytest.raises(ClientError, match=r"README\.md"):
+            stage.pull()
+    (stage.target / "README.md").write_text(form)
+    assert "README.md" in stage.pull().written
+    assert "# voice@3" in (stage.target / "README.md").read_text()
 
 
 def test_a_connection_that_breaks_is_gone_on_with(stage: Stage) -> None:

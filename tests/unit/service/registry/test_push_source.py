@@ -14,7 +14,8 @@ import pytest
 
 from adapters.base import BaseDescription
 from service.client.adapters import PushProgress
-from service.registry import push_events
+from service.errors import EngineUnavailable
+from service.registry import proving, push_events
 from service.registry.push import PushResult, PushStage
 from service.registry.push_events import PushEvents
 from service.registry.sources import fetch as fetch_module
@@ -206,6 +207,47 @@ async def test_what_the_proof_does_not_show_leaves_no_version(app: RegistryApp, 
     answer = await push(app)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "not_applied")
     assert (await app.http.get("/v1/adapters/voice")).status_code == 404
+
+
+def kept(app: RegistryApp) -> list[str]:
+    """What is kept of fetches."""
+    folder = app.settings.home / "sources"
+    return sorted(path.suffix for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def weights_asked(hub: Hub) -> list[str | None]:
+    return [seen.range for seen in hub.cdn.seen]
+
+
+async def test_without_room_for_its_proof_nothing_is_fetched(
+    app: RegistryApp, hub: Hub, adapter: AdapterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proving, "MAX_PROVING", 0)
+    answer = await push(app, query="?wait=false")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_proving")
+    assert hub.seen == []
+
+
+async def test_an_engine_that_was_not_ready_costs_no_second_download(
+    app: RegistryApp, hub: Hub, adapter: AdapterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(app.engine, "logprobs", not_ready)
+        assert (await push(app)).status_code == 503
+    assert kept(app) == [".json", ".part"]
+    assert (await push(app)).status_code == 201
+    assert weights_asked(hub)[-1] == f"bytes={len(adapter.weights) - 1}-"
+    assert kept(app) == []
+
+
+async def not_ready(*_arguments: object) -> None:
+    raise EngineUnavailable("the engine is starting")
+
+
+async def test_of_what_can_never_be_a_version_nothing_is_kept(app: RegistryApp, hub: Hub, files: Files) -> None:
+    hub.put("acme/voice", in_hub(files(variant="nan")))
+    assert (await push(app)).status_code == 422
+    assert kept(app) == []
 
 
 # as events

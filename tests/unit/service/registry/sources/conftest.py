@@ -63,7 +63,9 @@ class Fetching:
 
         async with self.start(**options) as fetcher:
             request = FetchRequest(project, fetcher.parse(url), sha256, check_config, tell)
-            return await fetcher.fetch(request, self.written.extend)
+            fetched = await fetcher.fetch(request, self.written.extend)
+            await fetcher.forget(fetched)
+            return fetched
 
     def leftovers(self) -> list[str]:
         """The partial files under the home."""

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from service.registry.sources import partial as partial_module
-from service.registry.sources.partial import MAX_PARTIALS, Partials
+from service.registry.sources.partial import MAX_PARTIALS, MAX_PROJECT_PARTIALS, Partials, key_of
 from tests.support.sources import FileServer, git_hash
 from tests.unit.service.registry.sources.conftest import WEIGHTS, Fetching
 
@@ -104,15 +105,43 @@ def test_old_files_are_swept_and_open_ones_stay(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.iterdir()} == {"new", "open"}
 
 
-def test_of_too_many_files_the_oldest_go(tmp_path: Path) -> None:
-    now = time.time()
-    for age in range(MAX_PARTIALS + 3):
-        path = tmp_path / f"key-{age}.part"
+def kept_of(root: Path, project: str, ages: Sequence[float]) -> list[str]:
+    """Files of a project, this many seconds old; returns their keys."""
+    keys = [key_of(project, str(age)) for age in ages]
+    for key, age in zip(keys, ages, strict=True):
+        path = root / f"{key}.part"
         path.write_bytes(b"abc")
-        os.utime(path, (now - age, now - age))
+        os.utime(path, (time.time() - age, time.time() - age))
+    return keys
+
+
+def keys_in(root: Path) -> set[str]:
+    return {path.stem for path in root.iterdir()}
+
+
+def test_of_a_projects_too_many_files_its_oldest_go(tmp_path: Path) -> None:
+    other = kept_of(tmp_path, "other", [5000.0])
+    keys = kept_of(tmp_path, "shop", [10.0 * age for age in range(MAX_PROJECT_PARTIALS + 3)])
     assert Partials(tmp_path).sweep() == 3
-    assert not (tmp_path / f"key-{MAX_PARTIALS}.part").exists()
-    assert (tmp_path / f"key-{MAX_PARTIALS - 1}.part").exists()
+    assert keys_in(tmp_path) == {*other, *keys[:MAX_PROJECT_PARTIALS]}
+
+
+def test_where_all_have_too_many_a_project_loses_its_own_oldest(tmp_path: Path) -> None:
+    projects = [f"p{number}" for number in range(MAX_PARTIALS // MAX_PROJECT_PARTIALS)]
+    old = [key for name in projects for key in kept_of(tmp_path, name, [500.0, 1000.0, 2000.0, 3000.0])]
+    partials = Partials(tmp_path)
+    own = kept_of(tmp_path, "late", [100.0])
+    assert partials.sweep(for_key=key_of("late", "another")) == 1
+    assert keys_in(tmp_path) == set(old), "the late project's own goes first, though it is the newest of all"
+    partials.open(key_of("late", "another"))
+    assert own[0] not in keys_in(tmp_path)
+    assert len(keys_in(tmp_path)) == MAX_PARTIALS, "one of a project with the most makes room for a project with none"
+
+
+def test_an_earlier_releases_files_are_bounded_too(tmp_path: Path) -> None:
+    for number in range(MAX_PROJECT_PARTIALS + 1):
+        (tmp_path / f"{number:064x}.part").write_bytes(b"abc")
+    assert Partials(tmp_path).sweep() == 1
 
 
 def fetch_until_killed(home: Path, url: str, *, at: int) -> None:
