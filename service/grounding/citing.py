@@ -107,7 +107,7 @@ class ResponsesCiter(Citer):
     With passages or a search every event is written anew, because what is inserted moves the numbers of the others.
     """
 
-    _last = (b"event: response.completed\n", b"event: response.incomplete\n")
+    _last = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
     def __init__(self, citations: Citations, search: FileSearchCall | None = None) -> None:
         super().__init__(citations, search)
@@ -270,7 +270,7 @@ class _Text:
 
 
 _OPENING: Final = ("response.created", "response.in_progress")
-_ENDS: Final = ("response.completed", "response.incomplete")
+_ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
 
 
 def _place(payload: dict[str, Any]) -> tuple[int, int]:
