@@ -53,10 +53,11 @@ def check(draft: KeyDraft, now: float) -> None:
                 raise BadRequest(f"`{param}` cannot restrict a key with the scope `admin`; omit it", param=param)
     wider = sorted(draft.scopes - {Scope.INFER})
     if draft.filters and wider:
-        # files, their attributes, answers of evaluations: none of them is filtered
+        # documents, their attributes, answers of evaluations: none of them is filtered. The files that `infer` gives,
+        # those of batches, are narrowed to the key's own
         raise BadRequest(
-            f"a key with `filters` can only have the scope `infer`, which reads documents through searches alone; got "
-            f"`{wider[0]}`, too",
+            f"a key with `filters` can only have the scope `infer`, which reads documents through searches alone, and "
+            f"files only of the key's own batches; got `{wider[0]}`, too",
             param="filters",
         )
 

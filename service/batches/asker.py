@@ -12,7 +12,7 @@ import orjson
 
 from service.access.caller import Caller
 from service.batches.asking import Answer, Ask, retry_of
-from service.batches.lines import InputLines, LineRequest
+from service.batches.lines import InputLines, LineRequest, RefusedLine
 from service.batches.pace import Pace
 from service.batches.results import Result, ResultLog, ResultWriter, Usage, result_line, usage_of
 from service.concurrency import in_thread
@@ -101,6 +101,9 @@ class Asker:
             parts = open_input().requests(endpoint, self._log.tally.has)
             while (part := await in_thread(next, parts, None)) is not None:
                 for request in part:
+                    if isinstance(request, RefusedLine):
+                        await self._refuse(request)
+                        continue
                     await parallel.acquire()
                     await self._pace.turn()
                     await self._slots.acquire()  # one at a time for each batch, so that they take turns
@@ -170,6 +173,12 @@ class Asker:
             self._context.answered["completed" if succeeded else "failed"] += 1
         finally:
             self.answering -= 1
+
+    async def _refuse(self, line: RefusedLine) -> None:
+        error = {"code": line.error.code, "message": line.error.message}
+        text = result_line(self._log.id_of(line.number), line.custom_id, None, error)
+        await self._writer.add(Result(line.number, False, text))
+        self._context.answered["failed"] += 1
 
     async def _drain(self, grace_s: float) -> None:
         """End the requests in progress; those that are being answered may take ``grace_s``."""

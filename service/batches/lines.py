@@ -6,13 +6,14 @@ depend on the file's size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from adapters.json_depth import MAX_LEVELS, too_deep_text
-from service.errors import BadRequest, TooLarge
+from service.errors import BadRequest, HatrackError, TooLarge
 from service.http.checks import describe, invalid_value
 from service.http.json_text import load_json
 
@@ -21,15 +22,20 @@ ENVELOPE_BYTES: Final = 64 * 1024
 """What a line may have beside the body of its request."""
 MAX_CUSTOM_ID_CHARS: Final = 512
 FIELDS: Final = ("custom_id", "method", "url", "body")
+HEAD_BYTES: Final = 8 * 1024
+"""What is kept of a line that is too long."""
+_FIRST_FIELD: Final = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class InputLine:
-    """A line that is not blank; ``number`` counts from 1, ``text`` is None if it is too long."""
+    """A line that is not blank; ``number`` counts from 1, ``text`` is None if it is too long: then there is its
+    ``head``."""
 
     number: int
     text: bytes | None
+    head: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,16 @@ class LineRequest:
     number: int
     custom_id: str
     body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedLine:
+    """A line that was right when the batch was created and is not any more: a limit was lowered since. Of a
+    ``custom_id`` that cannot be read nothing is left."""
+
+    number: int
+    custom_id: str
+    error: HatrackError
 
 
 class InputLines:
@@ -70,18 +86,40 @@ class InputLines:
                     text = text.removeprefix(BYTE_ORDER_MARK)
                 size += len(text)
                 if len(text) > self._max_line_bytes:
+                    head = text[:HEAD_BYTES]
                     while text and not text.endswith(b"\n"):
                         text = file.readline(PART_BYTES)
-                    lines.append(InputLine(self._number, None))
+                    lines.append(InputLine(self._number, None, head))
                 elif text.strip():
                     lines.append(InputLine(self._number, text))
             self._offset = file.tell()
         return lines
 
-    def requests(self, endpoint: str, is_done: Callable[[int], bool]) -> Iterator[list[LineRequest]]:
+    def requests(self, endpoint: str, is_done: Callable[[int], bool]) -> Iterator[list[LineRequest | RefusedLine]]:
         """The requests, part after part, of a file that was checked; without lines that are done, by their number."""
         while part := self.next_part():
-            yield [parse_line(line, endpoint) for line in part if not is_done(line.number)]
+            yield [_request_of(line, endpoint) for line in part if not is_done(line.number)]
+
+
+def _request_of(line: InputLine, endpoint: str) -> LineRequest | RefusedLine:
+    try:
+        return parse_line(line, endpoint)
+    except HatrackError as error:
+        return RefusedLine(line.number, _custom_id(line), error)
+
+
+def _custom_id(line: InputLine) -> str:
+    """The `custom_id` of a line that is not valid; of one that is too long, if it comes first. Else empty."""
+    try:
+        if line.text is not None:
+            value = load_json(line.text.strip())
+            found = value.get("custom_id") if isinstance(value, dict) else None
+        else:
+            first = _FIRST_FIELD.match(line.head)
+            found = None if first is None else load_json(first[1])
+    except BadRequest:
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def parse_line(line: InputLine, endpoint: str) -> LineRequest:

@@ -13,7 +13,8 @@ from service.errors import HatrackError, QuotaSpent
 
 ENGINE_POLL_S: Final = 0.5
 MAX_POLL_S: Final = 60.0
-"""How often a batch that waits looks again whether its key is valid, and whether an admin has raised the budget, s."""
+"""How often a batch that waits looks again whether its key is valid, and whether an admin has raised the budget or a limit,
+s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ class Pace:
         return ENGINE_POLL_S if self._engine_trouble() is not None else MAX_POLL_S
 
     def pause(self, after_s: float, code: str, message: str) -> None:
-        """Ask nothing for some seconds; a longer pause that is in effect stays."""
-        until = time.monotonic() + after_s
+        """Ask nothing for some seconds, but try after MAX_POLL_S whether that still holds; a longer pause stays."""
+        until = time.monotonic() + min(after_s, MAX_POLL_S)
         if until > self._paused_until:
             self._paused_until = until
             self._pause = self._waiting = Waiting(code, message, int(time.time() + after_s))

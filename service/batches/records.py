@@ -141,7 +141,7 @@ def count_unfinished(db: sa.Connection, project: str) -> int:
 
 
 def _visible(caller: Caller) -> sa.ColumnElement[bool]:
-    """A key with globs sees what it has created itself; others see all of their project."""
-    narrowed = caller.adapters is not None or caller.stores is not None
+    """A key with globs or filters sees what it has created itself; others see all of their project."""
+    narrowed = caller.adapters is not None or caller.stores is not None or bool(caller.filters)
     own = batches.c.key_id == caller.key_id if narrowed else sa.true()
     return sa.and_(batches.c.project == caller.project, own)

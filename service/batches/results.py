@@ -144,16 +144,19 @@ class ResultLog:
         return True
 
     def append(self, results: Iterable[Result]) -> None:
-        """Write results, and sync them if the last sync is a second ago.
+        """Write results, and sync them if the last sync is a second ago. The first result of a line counts.
 
         Raises:
             DiskFull: There is no room; none of them is written to a file that had none.
         """
         by_file: dict[str, list[Result]] = {}
+        numbers: set[int] = set()
         for result in results:
+            if result.number in numbers or self.tally.has(result.number):
+                continue
+            numbers.add(result.number)
             by_file.setdefault(OUTPUT if result.succeeded else ERRORS, []).append(result)
         for name, chosen in by_file.items():
-            chosen = [result for result in chosen if not self.tally.has(result.number)]
             self._write(name, b"".join(result.text for result in chosen))
             for result in chosen:
                 self.tally.add(result.number, result.succeeded, result.usage)

@@ -47,7 +47,7 @@ async def list_batches(
     after: Annotated[str | None, Query(max_length=64, description="The `last_id` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """The project's batches, newest first; with a key with globs those that it has created."""
+    """The project's batches, newest first; with a key with globs or filters those that it has created."""
     return await service.page(caller, after=after, limit=limit)
 
 

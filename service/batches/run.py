@@ -134,6 +134,7 @@ class BatchRun:
         if self.row.ending is None:
             reason = "stopped" if self.row.status == "cancelling" else await self._ask_all()
             await self._decide(ENDINGS[reason])
+        await self._writer.sync()  # answers that waited for room on the disk are results, too
         if self.row.ending in NOT_EXECUTED:
             await self._write_not_executed(*NOT_EXECUTED[self.row.ending])
         await self._writer.sync()
@@ -213,10 +214,18 @@ class BatchRun:
         self.row = await self._context.database.run(work)
 
     async def _write_not_executed(self, code: str, message: str) -> None:
-        """Write the requests that have no result to the error file."""
+        """Write the requests that have no result to the error file; none if the input is gone: the batch ends all the
+        same."""
         parts = self._input().requests(self.row.endpoint, self._log.tally.has)
         error = {"code": code, "message": message}
-        while (part := await in_thread(next, parts, None)) is not None:
+        while True:
+            try:
+                part = await in_thread(next, parts, None)
+            except FileNotFoundError:
+                _LOG.exception("the input file of a batch is missing", extra={"batch": self.row.id})
+                return
+            if part is None:
+                return
             results = (
                 Result(line.number, False, result_line(self._log.id_of(line.number), line.custom_id, None, error))
                 for line in part
@@ -226,10 +235,10 @@ class BatchRun:
     async def _finish(self) -> None:
         """List the result files and end the batch, both in one transaction."""
         context, row, counts = self._context, self.row, self._log.tally.columns
-        adopted = {name: await context.files.adopt(path) for name, path in self._log.files().items()}
-        ids = {f"{NAMES[name]}_file_id": file.id for name, file in adopted.items()}
+        adopted: dict[str, AdoptedFile] = {}
 
         def work(db: sa.Connection) -> BatchRow:
+            ids = {f"{NAMES[name]}_file_id": file.id for name, file in adopted.items()}
             for name, file in adopted.items():
                 file_records.add(db, _result_file(row, NAMES[name], file))
             release_batch(db, row.id)
@@ -238,8 +247,10 @@ class BatchRun:
             return records.update(db, row.id, status=row.ending, ended_at=_now(), **counts, **ids)
 
         try:
+            for name, path in self._log.files().items():
+                adopted[name] = await context.files.adopt(path)
             self.row = await context.database.run(work)
-        except HatrackError:
+        except Exception:  # whatever it is, all of it is done again
             await context.files.discard([file.id for file in adopted.values()])
             raise
         await in_thread(shutil.rmtree, self._log.directory, ignore_errors=True)

@@ -214,9 +214,10 @@ class Batches:
                 raise _not_found(batch_id)
             if row.status in ("cancelling", "cancelled"):
                 return row
-            if row.status not in ("validating", "in_progress"):
+            if row.status not in ("validating", "in_progress") or row.ending is not None:
+                about = "" if row.ending is None else f" and about to be `{row.ending}`"
                 raise Conflict(
-                    f"the batch {row.id} cannot be cancelled: its status is `{row.status}`", code="batch_final"
+                    f"the batch {row.id} cannot be cancelled: its status is `{row.status}`{about}", code="batch_final"
                 )
             note(db, actor, "batch.cancel", row.id)
             return records.update(db, row.id, status="cancelling", cancelling_at=int(time.time()))

@@ -29,6 +29,7 @@ from service.server.private import keep_private
 DATABASE = "hatrack.db"
 TRAINER_DATABASE = "jobs.db"
 READY_POLL_S = 0.5
+TRAINER_START_S = 120.0
 console = Console(stderr=True, highlight=False)
 
 KeepEngine: TypeAlias = Annotated[
@@ -228,8 +229,8 @@ def _live(client: HatrackClient) -> list[str]:
 
 def _train_samples(client: HatrackClient, settings: Settings, url: str) -> None:
     files = samples.sample_files()
-    if settings.trainer == "off" or files is None:
-        console.print("The sample voices are not trained, as there is no trainer.")
+    if files is None or not samples.wait_for_trainer(client, TRAINER_START_S):
+        console.print("The sample voices are not trained, as no trainer answers.")
         return
     jobs = samples.start(client, files)
     if jobs:
@@ -240,8 +241,11 @@ def _train_samples(client: HatrackClient, settings: Settings, url: str) -> None:
             markup=False,
         )
     for name, job_id in jobs.items():
-        if samples.follow(client, name, job_id, console):
-            console.print(f"  .venv/bin/hatrack chat {name} 'Where is my parcel?'\n", markup=False)
+        try:
+            if samples.follow(client, name, job_id, console):
+                console.print(f"  .venv/bin/hatrack chat {name} 'Where is my parcel?'\n", markup=False)
+        except ClientError as error:
+            console.print(f"[red]✗[/red] {name}: {escape(str(error))}")
 
 
 def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:

@@ -2,11 +2,12 @@
 
 They are what a user's own first adapter would be: files are uploaded, a job trains, the version is proven, judged on
 questions that it was not trained on, and its report stays. A sample that is there already stays as it is, one whose job
-was cancelled or whose adapter was deleted does not come back, and a job that a stop interrupted goes on.
+was cancelled or whose adapter was deleted does not come back, and what a stop interrupted goes on.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,13 +28,17 @@ MARK: Final = "hatrack_sample"
 HYPERPARAMETERS: Final[Mapping[str, Any]] = {
     "n_epochs": 1,
     "batch_size": 4,
+    "validation_share": 0,  # there is no second epoch to choose from
     "sampling": {"temperature": 0.2},  # so small a model wanders at the usual 1.0
 }
-"""One pass over 175 pairs is enough for a voice, and short enough to be watched."""
+"""One pass over 155 pairs is enough for a voice, and short enough to be watched."""
+HELD_OUT_EVERY: Final = 7
+"""Of NAME.jsonl, every seventh pair is held out, too: with the twenty of NAME.heldout.jsonl 40, enough for a pass."""
+POLL_S: Final = 0.5
 
 
 def start(client: HatrackClient, directory: Path) -> dict[str, str]:
-    """Create the jobs of the samples that are missing; the ids of all that have not ended, by name.
+    """Create the jobs of the samples that are missing; the ids of all whose version is not live yet, by name.
 
     Args:
         directory: Has NAME.jsonl, NAME.grounded.jsonl and NAME.heldout.jsonl.
@@ -43,26 +48,33 @@ def start(client: HatrackClient, directory: Path) -> dict[str, str]:
         OSError: A file cannot be read.
     """
     base = client.ready()["base"]
-    adapters = {adapter["name"] for adapter in client.adapters.list()}
+    adapters = {adapter["name"]: adapter["aliases"] for adapter in client.adapters.list()}
     newest: dict[str, FineTuningJob] = {}
     for job in client.fine_tuning.jobs.list():
         newest.setdefault((job.get("metadata") or {}).get(MARK, ""), job)
     started = {}
     for name in NAMES:
         earlier = newest.get(name)
-        if earlier is not None and earlier["status"] not in FINAL_STATUSES:
-            started[name] = earlier["id"]
+        trained = earlier is not None and earlier["status"] == "succeeded" and name in adapters
+        if earlier is not None and (earlier["status"] not in FINAL_STATUSES or trained):
+            if "live" not in adapters.get(name, {}):
+                started[name] = earlier["id"]
         elif name not in adapters and (earlier is None or earlier["status"] == "failed"):
             started[name] = _create(client, directory, name, base)
     return started
 
 
 def _create(client: HatrackClient, directory: Path, name: str, base: str) -> str:
+    pairs, grounded, unseen = (
+        (directory / f"{name}{part}.jsonl").read_bytes().splitlines(keepends=True)
+        for part in ("", ".grounded", ".heldout")
+    )
+    taught = [pair for number, pair in enumerate(pairs) if number % HELD_OUT_EVERY]
     with TemporaryDirectory() as scratch:
-        examples = Path(scratch) / f"{name}.jsonl"
-        examples.write_bytes(b"".join((directory / f"{name}{part}.jsonl").read_bytes() for part in ("", ".grounded")))
-        training = client.files.create(examples)
-    held_out = client.files.create(directory / f"{name}.heldout.jsonl")
+        examples, judged = Path(scratch) / f"{name}.jsonl", Path(scratch) / f"{name}.heldout.jsonl"
+        examples.write_bytes(b"".join((*taught, *grounded)))
+        judged.write_bytes(b"".join((*unseen, *pairs[::HELD_OUT_EVERY])))
+        training, held_out = client.files.create(examples), client.files.create(judged)
     job = client.fine_tuning.jobs.create(
         training["id"],
         model=base,
@@ -81,7 +93,9 @@ def follow(client: HatrackClient, name: str, job_id: str, console: Console) -> b
     Raises:
         ClientError: The gateway was away for long, or refused the promotion.
     """
-    job = follow_job(client, job_id, quiet=False)
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    if job["status"] not in FINAL_STATUSES:
+        job = follow_job(client, job_id, quiet=False)
     version = job.get("fine_tuned_model")
     if job["status"] != "succeeded" or version is None:
         error = job.get("error")
@@ -95,6 +109,16 @@ def follow(client: HatrackClient, name: str, job_id: str, console: Console) -> b
         client.adapters.promote(version, force=True)
         verdict += "; live all the same, as a sample"
     console.print(f"[green]✓[/green] {version} is live. Its verdict: {verdict} (hatrack report {version}).")
+    return True
+
+
+def wait_for_trainer(client: HatrackClient, within_s: float) -> bool:
+    """Wait until the trainer answers, which may start later than the engine; false if there is none, or not by then."""
+    deadline = time.monotonic() + within_s
+    while (state := client.ready()["trainer"]["state"]) != "up":
+        if state == "off" or time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
     return True
 
 

@@ -125,6 +125,7 @@ class OpenAIAccount:
             timeout=ANSWERING,
             transport=transport,
             follow_redirects=True,  # to another host the key does not follow
+            event_hooks={"request": [self._require_tls]},  # each redirect is a request of its own
             trust_env=not on_this_machine(self.url),
         )
         self._key = key
@@ -136,6 +137,13 @@ class OpenAIAccount:
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
+
+    def _require_tls(self, request: httpx.Request) -> None:
+        """Raise ClientError where a redirect leads off TLS, on which the files would be anyone's to read and change."""
+        url, own = request.url, httpx.URL(self.url)
+        if url.scheme != "https" and (url.scheme, url.host, url.port) != (own.scheme, own.host, own.port):
+            message = f"{self.url} redirects to {url.scheme}://{url.host}, which is not https; nothing was asked there."
+            raise ClientError(0, "openai_refused", message)
 
     def jobs(self) -> Iterator[OpenAIJob]:
         """All fine-tuning jobs, newest first; each page is requested when the iteration reaches it."""

@@ -1,4 +1,5 @@
-"""Which files a key may access: all of its project or, if the key has globs, those of the objects that they match.
+"""Which files a key may access: all of its project or, if the key has globs, those of the objects that they match. A key
+with filters accesses only what it has uploaded or its batches have written: no filter says whose a file is.
 
 A file belongs to the versions, datasets, vector stores and jobs that hold it, and to the job that wrote it. A narrowed
 key also accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is
@@ -22,6 +23,8 @@ VERSION, KEY, STORE, DATASET, BATCH = "version", "key", "store", "dataset", "bat
 
 def accessible(caller: Caller) -> sa.ColumnElement[bool]:
     """SQL condition on ``files`` (of the caller's project): the caller may see and use the file."""
+    if caller.filters:
+        return files.c.key_id == caller.key_id
     if caller.adapters is None and caller.stores is None:
         return sa.true()
     is_document = files.c.purpose.in_(sorted(DOCUMENTS))

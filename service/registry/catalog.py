@@ -196,7 +196,6 @@ class Catalog:
         self.base_name = base_name
         self.base_created_at = base_created_at
         self.embedder_name = embedder_name
-        self._models = (base_name,) if embedder_name is None else (base_name, embedder_name)
         self.snapshot = CatalogSnapshot()
 
     def replace(self, snapshot: CatalogSnapshot) -> None:
@@ -259,10 +258,10 @@ class Catalog:
         try:
             reference = parse_reference(name)
         except AdapterError:
-            raise _missing(name, param, self.similar(caller, name, *self._models)) from None
+            raise _missing(name, param, self.similar(caller, name, *self._models())) from None
         entry = self.snapshot.adapters.get((caller.project, reference.name))
         if entry is None or not caller.may_use(reference.name):
-            raise _missing(name, param, self.similar(caller, reference.name, *self._models))
+            raise _missing(name, param, self.similar(caller, reference.name, *self._models()))
         if reference.version is not None:
             if reference.version not in entry.versions:
                 newest = max(entry.versions, default=None)
@@ -280,6 +279,10 @@ class Catalog:
             )
         similar = closest(alias, entry.aliases)
         raise _missing(name, param, None if similar is None else f"{entry.name}:{similar}")
+
+    def _models(self) -> tuple[str, ...]:
+        """The served names of the models that are no adapters."""
+        return (self.base_name,) if self.embedder_name is None else (self.base_name, self.embedder_name)
 
     def similar(self, caller: Caller, name: str, *others: str) -> str | None:
         """The adapter that the caller may use, or other name, that is most like ``name``; None if none is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final
@@ -17,7 +16,7 @@ from service.http.multipart import feed_body
 from service.registry.upload import BOUNDS, ReceivedUpload, future, parse_settings, require_settings
 
 SOURCE_BYTES: Final = 4096
-_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_SHA256: Final = r"^[0-9a-f]{64}$"
 
 
 class SourceBody(BaseModel):
@@ -29,7 +28,7 @@ class SourceBody(BaseModel):
         description="The folder of adapter_config.json and adapter_model.safetensors: `hf://ORG/REPO@REVISION/FOLDER`, "
         "`s3://BUCKET/FOLDER` or `https://HOST/FOLDER`. HATRACK_SOURCES of the gateway must cover it."
     )
-    sha256: Annotated[str, StringConstraints(pattern=_SHA256.pattern)] | None = Field(
+    sha256: Annotated[str, StringConstraints(pattern=_SHA256)] | None = Field(
         None,
         description="What the SHA-256 of the weights must be, in hex. A hub states its own, which is always checked; "
         "of a bucket or a web server only this one is.",

@@ -107,8 +107,7 @@ class Pushes:
         try:
             upload = await receive(staging.weights.write)
             require_name_allowed(caller, upload.name)
-            for_embedder = self._state.catalog.name_for_embedder(caller.project, upload.name)
-            name = parse_name(upload.name, base_name=self._state.base.served_name, embedder_name=for_embedder)
+            name = self._checked_name(caller.project, upload.name)
             if upload.alias:
                 parse_alias(upload.alias)
             if not upload.has_weights:
@@ -149,7 +148,7 @@ class Pushes:
         Raises:
             AdapterError, HatrackError: As ``push`` and ``SourceFetcher.fetch``.
         """
-        parse_name(upload.name, base_name=self._state.base.served_name)
+        self._checked_name(caller.project, upload.name)
         if upload.alias:
             parse_alias(upload.alias)
         reference_of(upload.metadata)
@@ -166,6 +165,11 @@ class Pushes:
             return replace(upload, config=fetched.config, readme=fetched.readme, metadata=metadata)
 
         return await self.push(caller, receive, wait=wait, actor=actor)
+
+    def _checked_name(self, project: str, name: str) -> str:
+        """The name of an adapter of the project, new or not. Raises NameInvalid, NameReserved."""
+        for_embedder = self._state.catalog.name_for_embedder(project, name)
+        return parse_name(name, base_name=self._state.base.served_name, embedder_name=for_embedder)
 
     def _parse_config(self, config: bytes) -> Manifest:
         """Read an adapter_config.json. Raises ConfigError."""

@@ -43,7 +43,7 @@ def ended(client: openai.OpenAI, content: bytes, **more: Any) -> Any:
 def test_a_batch_answers_what_single_requests_answer(client: openai.OpenAI, gateway: Gateway) -> None:
     content = (
         line("adapter")
-        + line("base", model=gateway.base_name)
+        + line("base", model=gateway.base_name())
         + line("long", messages=[{"role": "user", "content": "word " * 3000}])
     )
     batch = ended(client, content, metadata={"test": "yes"})
@@ -52,7 +52,7 @@ def test_a_batch_answers_what_single_requests_answer(client: openai.OpenAI, gate
     assert batch.metadata == {"test": "yes"}
     lines = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
     answers = {each["custom_id"]: each["response"]["body"] for each in lines}
-    assert (answers["adapter"]["model"], answers["base"]["model"]) == ("tidewater", gateway.base_name)
+    assert (answers["adapter"]["model"], answers["base"]["model"]) == ("tidewater", gateway.base_name())
     assert batch.usage.total_tokens == sum(answer["usage"]["total_tokens"] for answer in answers.values())
     assert all(answer["choices"][0]["message"]["content"] for answer in answers.values())
     (failed,) = map(json.loads, client.files.content(batch.error_file_id).text.splitlines())

@@ -8,7 +8,8 @@ import time
 
 import sqlalchemy as sa
 
-from adapters.names import parse_reference
+from adapters.errors import AdapterError
+from adapters.names import Reference, parse_reference
 from adapters.protocol.costs import DeviceTimes, EndpointCharge, LastTraining, RunTime
 from trainer.database import Database
 from trainer.finetune import kind
@@ -115,17 +116,30 @@ def _charge(charged: ChargedHour) -> EndpointCharge:
 
 
 def _subject(run: Run) -> tuple[str, int | None]:
-    """The adapter that a run is about, and its version: of a job what it makes, of an evaluation its candidate."""
+    """The adapter that a run is about, and its version: of a job what it makes, of an evaluation its candidate.
+
+    A candidate at an endpoint outside is none of ours, whatever its model's name looks like.
+    """
     if run.kind == kind.NAME:
         return str(run.details["adapter"]), _version(run)
     for arm in run.details.get("arms", ()):
-        if arm.get("role") == "candidate" and "@" in str(arm["model"]):
-            candidate = parse_reference(str(arm["model"]))
-            return candidate.name, candidate.version
+        if arm.get("role") == "candidate" and arm.get("endpoint") is None and "@" in str(arm.get("model")):
+            candidate = _reference(arm["model"])
+            if candidate is not None:
+                return candidate.name, candidate.version
     return next(iter(run.adapters), ""), None
 
 
 def _version(run: Run) -> int | None:
     """The number of the version that a job has made; None as long as it has made none."""
     name = (run.result or {}).get("fine_tuned_model")
-    return None if name is None else parse_reference(str(name)).version
+    made = None if name is None else _reference(name)
+    return None if made is None else made.version
+
+
+def _reference(text: object) -> Reference | None:
+    """What a run's record names; None if it is no reference: one odd record must not hide what all others cost."""
+    try:
+        return parse_reference(str(text))
+    except AdapterError:
+        return None

@@ -220,6 +220,30 @@ async def test_a_key_with_globs_sees_its_own_batches_and_their_results(gateway: 
     assert answer.status_code == 404
 
 
+async def test_a_key_with_filters_reaches_no_batch_and_no_batch_file_but_its_own(gateway: BatchesApp) -> None:
+    mine, twin = [await gateway.key("infer", filters={"customer": name}) for name in ("c-1", "c-2")]
+    batches = {key: await gateway.ended(await gateway.start("one", key=key)) for key in (None, mine, twin)}
+    own = batches[mine]
+    assert text_of((await gateway.lines_of(own["output_file_id"], mine))["one"]) == "one!"
+    listed = (await gateway.http.get("/v1/batches", headers=bearer(mine))).json()["data"]
+    assert [each["id"] for each in listed] == [own["id"]]
+    assert set(await gateway.listed(mine)) == {own["input_file_id"], own["output_file_id"]}
+    for theirs in (batches[None], batches[twin]):
+        for method, path in (("GET", ""), ("POST", "/cancel")):
+            answer = await gateway.http.request(method, f"/v1/batches/{theirs['id']}{path}", headers=bearer(mine))
+            assert (answer.status_code, error_of(answer)["code"]) == (404, "batch_not_found")
+        for file_id in (theirs["input_file_id"], theirs["output_file_id"]):
+            for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+                answer = await gateway.http.request(method, f"/v1/files/{file_id}{path}", headers=bearer(mine))
+                assert (answer.status_code, error_of(answer)["code"]) == (404, "file_not_found")
+        body = {"input_file_id": theirs["input_file_id"], "endpoint": CHAT, "completion_window": "24h"}
+        answer = await gateway.http.post("/v1/batches", json=body, headers=bearer(mine))
+        assert (answer.status_code, error_of(answer)["code"]) == (404, "file_not_found")
+    answer = await gateway.http.delete(f"/v1/files/{own['output_file_id']}", headers=bearer(mine))
+    assert answer.status_code == 200
+    assert set(await gateway.listed()) > {batches[None]["output_file_id"], batches[twin]["output_file_id"]}
+
+
 @pytest.mark.parametrize("scope", ["train", "knowledge", "adapters"])
 async def test_batches_need_the_scope_infer(gateway: BatchesApp, scope: str) -> None:
     answer = await gateway.http.get("/v1/batches", headers=bearer(await gateway.key(scope)))

@@ -13,9 +13,10 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
+from service.batches.lines import ENVELOPE_BYTES
 from service.batches.records import batches
 from service.batches.results import ERRORS, OUTPUT, Result, ResultLog, Tally, Usage, result_line
-from tests.unit.service.batches.batches_app import BatchesApp
+from tests.unit.service.batches.batches_app import BatchesApp, line
 from tests.unit.service.batches.killed_gateway import note_in
 
 KILLED_S = 120.0
@@ -77,6 +78,43 @@ async def test_a_batch_whose_window_ended_while_the_gateway_was_off_expires(tmp_
         batch = await second.ended(batch_id)
         assert (batch["status"], second.engine.asked) == ("expired", [])
         assert set(await second.lines_of(batch["error_file_id"])) == {"one", "two"}
+
+
+@pytest.mark.parametrize("expired", [False, True])
+async def test_a_line_that_a_lowered_limit_refuses_is_a_result_and_no_trouble(tmp_path: Path, expired: bool) -> None:
+    first = BatchesApp(tmp_path)
+    object.__setattr__(first.context, "max_body", 4 * ENVELOPE_BYTES)
+    first.trouble = "it is asleep"
+    async with first.run():
+        file_id = await first.upload([line("one"), line("long", user="u" * (2 * ENVELOPE_BYTES)), line("two")])
+        batch_id = str((await first.create(file_id))["id"])
+        await first.comes_to(batch_id, lambda batch: batch["waiting"])
+        if expired:
+            await first.database.run(lambda db: db.execute(batches.update().values(expires_at=1)) and None)
+    second = BatchesApp(tmp_path)
+    async with second.run():
+        batch = await second.ended(batch_id)
+        errors = await second.lines_of(batch["error_file_id"])
+    found = {custom_id: each["error"]["code"] for custom_id, each in errors.items()}
+    if expired:
+        assert (batch["status"], found) == ("expired", dict.fromkeys(("one", "long", "two"), "batch_expired"))
+    else:
+        assert (batch["status"], found) == ("completed", {"long": "line_too_long"})
+        assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+
+
+async def test_a_batch_whose_input_is_missing_ends(tmp_path: Path) -> None:
+    first = BatchesApp(tmp_path)
+    first.trouble = "it is asleep"
+    async with first.run():
+        batch_id = await first.start("one", "two")
+        batch = await first.comes_to(batch_id, lambda batch: batch["waiting"])
+    first.files.path(batch["input_file_id"]).unlink()
+    second = BatchesApp(tmp_path)
+    async with second.run():
+        batch = await second.ended(batch_id)
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "internal_error")
+    assert (batch["request_counts"]["failed"], batch["error_file_id"]) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +192,15 @@ def test_what_was_cut_off_is_removed(tmp_path: Path) -> None:
     assert log.path(OUTPUT).read_bytes().startswith(whole)
     assert log.path(OUTPUT).read_bytes().count(b"\n") == 3
     assert log.path(ERRORS).read_bytes().count(b"\n") == 1
+
+
+def test_of_two_results_of_one_line_the_first_counts(tmp_path: Path) -> None:
+    log = ResultLog(tmp_path / "batch_1", "batch_1")
+    log.open()
+    text = result_line(log.id_of(1), "a", None, None)
+    log.append([Result(1, True, text), Result(1, False, text), Result(1, True, text)])
+    assert (log.path(OUTPUT).read_bytes(), log.path(ERRORS).read_bytes()) == (text, b"")
+    assert (log.tally.completed, log.tally.failed) == (1, 0)
 
 
 async def test_a_line_without_room_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from service.batches.asking import MAX_ATTEMPTS, Answer
 from service.batches.results import ResultLog
 from service.errors import DiskFull, EngineCut, EngineUnavailable, HatrackError, QuotaSpent, Timeout
+from service.files.service import AdoptedFile
 from tests.unit.service.batches.batches_app import BatchesApp, line, reply, text_of
 from tests.unit.service.files.files_app import bearer
 
@@ -73,9 +77,7 @@ async def test_a_limit_of_the_key_is_waited_for(gateway: BatchesApp, monkeypatch
     assert batch["waiting"]["code"] == "rate_limit_exceeded"
     assert batch["waiting"]["until"] - batch["in_progress_at"] >= 25, "as long as Retry-After says"
     assert len(gateway.engine.asked) == 2
-    now[0] += 30
-    run = gateway.batches._runs[batch_id]
-    run.pace._paused_until = 0.0  # as if that time had passed
+    now[0] += 30  # the batch looks again long before its own clock says so: a limit that is raised is noticed, too
     assert (await gateway.ended(batch_id))["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
 
 
@@ -159,6 +161,33 @@ async def test_answers_wait_for_room_on_the_disk(gateway: BatchesApp, monkeypatc
     assert len(gateway.engine.asked) == 6, "no request was asked again for it"
 
 
+async def test_answers_that_wait_for_room_when_the_window_ends_are_kept(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, full = ResultLog.append, [True]
+
+    def append_if_room(self: ResultLog, results: Any) -> None:
+        if full[0]:
+            raise DiskFull("the disk is full; the results of batches wait for room")
+        append(self, results)
+
+    monkeypatch.setattr(ResultLog, "append", append_if_room)
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr("service.batches.asker.time", clock)
+    batch_id = await gateway.start(*map(str, range(6)))
+    await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    answered = set(gateway.engine.asked)
+    clock.time = lambda: time.time() + 86_400
+    await gateway.comes_to(batch_id, lambda batch: batch["status"] == "finalizing")
+    full[0] = False
+    batch = await gateway.ended(batch_id)
+    output, rest = [await gateway.lines_of(batch[f"{name}_file_id"]) for name in ("output", "error")]
+    assert output.keys() | rest.keys() == set(map(str, range(6)))
+    assert output.keys() & rest.keys() == set(), "no request has two results"
+    assert set(output) == answered
+    assert batch["request_counts"] == {"total": 6, "completed": len(output), "failed": len(rest)}
+
+
 async def test_a_fault_of_the_gateway_is_tried_again_and_then_said(
     gateway: BatchesApp, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,6 +208,25 @@ async def test_a_fault_of_the_gateway_is_tried_again_and_then_said(
     batch = await gateway.ended(await gateway.start("one", "two"))
     assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "internal_error")
     assert set(await gateway.lines_of(batch["error_file_id"])) == {"one", "two"}
+
+
+@pytest.mark.parametrize("fault", [DiskFull("the disk is full"), RuntimeError("once")])
+async def test_an_end_that_is_tried_again_leaves_no_copy_of_its_files(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    adopt, adopted = gateway.files.adopt, []
+
+    async def adopt_one_at_first(source: Path) -> AdoptedFile:
+        adopted.append(source)
+        if len(adopted) == 2:
+            raise fault
+        return await adopt(source)
+
+    monkeypatch.setattr(gateway.files, "adopt", adopt_one_at_first)
+    gateway.engine.replies["bad"] = [reply("no", status=400)]
+    batch = await gateway.ended(await gateway.start("one", "bad"))
+    assert (batch["status"], len(adopted)) == ("completed", 4)
+    assert gateway.on_disk() == {batch[f"{name}_file_id"] for name in ("input", "output", "error")}
 
 
 async def test_callers_traffic_is_not_refused_for_a_batch(gateway: BatchesApp) -> None:

@@ -10,7 +10,9 @@ import orjson
 import pytest
 
 from service.batches.lines import ENVELOPE_BYTES, PART_BYTES, InputLines
+from service.batches.run import BatchRun
 from tests.unit.service.batches.batches_app import BatchesApp, line
+from tests.unit.service.files.files_app import error_of
 
 
 async def failed(gateway: BatchesApp, *lines: dict[str, Any] | bytes, **more: Any) -> list[dict[str, Any]]:
@@ -140,6 +142,29 @@ async def test_a_batch_can_be_cancelled_while_its_file_is_checked(
     await gateway.http.post(f"/v1/batches/{batch_id}/cancel")
     batch = await gateway.ended(batch_id)
     assert (batch["status"], batch["request_counts"]["total"], batch["output_file_id"]) == ("cancelled", 0, None)
+
+
+async def test_a_batch_that_is_about_to_fail_cannot_be_cancelled(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines are wrong, and that is written down: a cancellation would be promised and not kept."""
+    decided, goes_on = asyncio.Event(), asyncio.Event()
+    finish = BatchRun._finish
+
+    async def slow_finish(self: BatchRun) -> None:
+        decided.set()
+        await goes_on.wait()
+        await finish(self)
+
+    monkeypatch.setattr(BatchRun, "_finish", slow_finish)
+    batch_id = await gateway.start("one", "one")
+    await decided.wait()
+    answer = await gateway.http.post(f"/v1/batches/{batch_id}/cancel")
+    assert (answer.status_code, error_of(answer)["code"]) == (409, "batch_final")
+    assert "about to be `failed`" in error_of(answer)["message"]
+    goes_on.set()
+    batch = await gateway.ended(batch_id)
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "duplicate_custom_id")
 
 
 def test_a_large_file_is_read_in_parts(tmp_path: Path) -> None:

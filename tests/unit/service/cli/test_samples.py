@@ -26,11 +26,13 @@ class Gateway:
         self.uploads: list[bytes] = []
         self.made: list[dict[str, Any]] = []
         self.moved: list[tuple[str, dict[str, Any]]] = []
+        self.trainer = ["up"]
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         match (request.method, request.url.path):
             case ("GET", "/readyz"):
-                return httpx.Response(200, json=READY)
+                state = self.trainer.pop(0) if len(self.trainer) > 1 else self.trainer[0]
+                return httpx.Response(200, json=READY | {"trainer": {"state": state}})
             case ("GET", "/v1/adapters"):
                 data = [{"name": name, "aliases": aliases, "versions": []} for name, aliases in self.adapters.items()]
                 return httpx.Response(200, json={"object": "list", "data": data, "has_more": False})
@@ -74,8 +76,8 @@ def test_both_are_trained_on_all_their_pairs_and_judged_on_what_they_never_saw()
     assert start(gateway) == {"tidewater": "ftjob-1", "pemberton": "ftjob-2"}
     [tidewater, _] = gateway.made
     assert (tidewater["training_file"], tidewater["validation_file"]) == ("file-1", "file-2")
-    assert gateway.uploads[0].count(b'"messages"') == 175
-    assert gateway.uploads[1].count(b'"messages"') == 20
+    assert gateway.uploads[0].count(b'"messages"') == 155
+    assert gateway.uploads[1].count(b'"messages"') == 40
     assert (tidewater["model"], tidewater["method"]["supervised"]["hyperparameters"]["sampling"]) == (
         "tiny",
         {"temperature": 0.2},
@@ -90,8 +92,16 @@ def test_both_are_trained_on_all_their_pairs_and_judged_on_what_they_never_saw()
         ({"tidewater": {}}, [job("tidewater", "running")], ["tidewater", "pemberton"], 1),
         ({}, [job("tidewater", "failed"), job("pemberton", "cancelled")], ["tidewater"], 1),
         ({}, [job("tidewater", "succeeded"), job("pemberton", "succeeded")], [], 0),
+        ({"tidewater": {"candidate": 1}, "pemberton": {"live": 1}}, [job("tidewater", "succeeded")], ["tidewater"], 0),
     ],
-    ids=["there already", "interrupted by a stop", "one of them judged", "failed and cancelled", "deleted"],
+    ids=[
+        "there already",
+        "interrupted by a stop",
+        "one of them judged",
+        "failed and cancelled",
+        "deleted",
+        "stopped before it went live",
+    ],
 )
 def test_what_is_there_or_was_done_away_with_is_not_trained_again(
     adapters: dict[str, dict[str, int | None]], jobs: list[dict[str, Any]], followed: list[str], made: int
@@ -131,3 +141,16 @@ def test_one_that_could_not_be_trained_says_why_and_ends_nothing() -> None:
     answers, shown = follow(gateway)
     assert not answers
     assert "tidewater was not trained: 8 GiB short" in shown
+
+
+@pytest.mark.parametrize(
+    ("states", "answers"), [(["starting", "down", "up"], True), (["off"], False), (["down"], False)], ids=str
+)
+def test_a_trainer_that_starts_later_than_the_engine_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, states: list[str], answers: bool
+) -> None:
+    monkeypatch.setattr(samples, "POLL_S", 0.001)
+    gateway = Gateway({}, [])
+    gateway.trainer = states
+    with HatrackClient("http://x", "k", transport=httpx.MockTransport(gateway)) as client:
+        assert samples.wait_for_trainer(client, 60 if answers else 0.05) is answers

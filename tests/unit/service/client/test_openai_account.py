@@ -229,6 +229,23 @@ def test_the_key_goes_to_openai_alone(tmp_path: Path) -> None:
     assert "authorization" not in second.headers
 
 
+@pytest.mark.parametrize("target", ["http://files.test/content", "http://api.test/v1/content", "http://127.0.0.1:9/x"])
+def test_a_redirect_off_tls_is_not_followed(target: str, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def redirecting(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.scheme == "https":
+            return httpx.Response(302, headers={"location": target})
+        return httpx.Response(200, content=CONTENT)
+
+    with opened("https://api.test", transport=httpx.MockTransport(redirecting)) as account:
+        file: Any = {"id": "file-1", "filename": "a.jsonl", "bytes": len(CONTENT)}
+        error = error_of(lambda: account.download(file, tmp_path / "a.jsonl"))
+    assert (error.code, asked, list(tmp_path.iterdir())) == ("openai_refused", ["api.test"], [])
+    assert "not https" in error.message
+
+
 @pytest.mark.parametrize("url", ["http://api.openai.com/v1", "api.openai.com", "ftp://x", "https://", "http://[::1"])
 def test_an_address_that_would_show_the_key_is_refused(url: str) -> None:
     assert error_of(lambda: opened(url)).code == "openai_url_invalid"

@@ -269,8 +269,10 @@ async def test_a_key_with_filters_finds_its_own_rows_and_what_is_everyones(knowl
         shopper.vector_stores.files.content(ids[0], vector_store_id=store.id),
         shopper.vector_stores.files.update(ids[0], vector_store_id=store.id, attributes={"customer": "c-1"}),
         shopper.vector_stores.files.list(store.id),
-        shopper.files.content(ids[0]),
-        shopper.files.list(),
     ):
         with pytest.raises(openai.PermissionDeniedError):
             await attempt
+    # the scope `infer` shows files of batches alone, and such a key its own
+    with pytest.raises(openai.NotFoundError):
+        await shopper.files.content(ids[0])
+    assert (await shopper.files.list()).data == []

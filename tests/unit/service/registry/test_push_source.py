@@ -132,6 +132,9 @@ async def test_without_the_setting_every_source_is_403(registry_app: RegistryApp
         ({"url": ""}, 400, "invalid_value", "source.url"),
         ({"url": 3}, 400, "invalid_value", "source.url"),
         ({"url": SOURCE, "sha256": "abc"}, 400, "invalid_value", "source.sha256"),
+        ({"url": SOURCE, "sha256": "0" * 65}, 400, "invalid_value", "source.sha256"),
+        ({"url": SOURCE, "sha256": "sha256:" + "0" * 64}, 400, "invalid_value", "source.sha256"),
+        ({"url": SOURCE, "sha256": "0" * 64 + "\n"}, 400, "invalid_value", "source.sha256"),
         ({"url": SOURCE, "headers": {}}, 400, "unknown_parameter", "source.headers"),
         ({}, 400, "missing_required_parameter", "source.url"),
         ("hf://acme/voice", 400, "invalid_value", "source"),
@@ -164,6 +167,15 @@ async def test_the_rest_of_the_body_is_checked_before_anything_is_fetched(
 ) -> None:
     answer = await push(app, **body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert hub.seen == []
+
+
+async def test_the_embedders_name_is_refused_before_anything_is_fetched(
+    app: RegistryApp, hub: Hub, adapter: AdapterFiles
+) -> None:
+    app.catalog.embedder_name = "meaning"
+    answer = await push(app, name="meaning")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "name_reserved")
     assert hub.seen == []
 
 

@@ -160,3 +160,36 @@ async def test_charges_from_outside_name_what_their_run_is_about(stopped: Stoppe
         ("default", "k", 1, 0.5)
     }
     assert (await stopped.costs.device_times(3600, 7200)).charges == ()
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"model": "claude-sonnet@default", "endpoint": "big"},
+        {"model": "other@3", "endpoint": "big"},
+        {"model": "No name@x"},
+    ],
+)
+async def test_a_candidate_that_is_no_version_of_ours_leaves_the_list_whole(
+    stopped: Stopped, arm: dict[str, str]
+) -> None:
+    arms = [{"label": "b", "model": "support@2", "role": "base"}, {"label": "c", "role": "candidate", **arm}]
+    evaluation: dict[str, Any] = {
+        "id": "eval-1",
+        "kind": "evaluation",
+        "adapters": ("support",),
+        "details": {"arms": arms},
+    }
+
+    def record(db: sa.Connection) -> None:
+        records.add(db, replace(new_run(2), **evaluation), None)
+        for run in (JOB, "eval-1"):
+            payer = outside.Payer("default", "k", run)
+            outside.add(db, payer, OutsideCharge(endpoint="big", prompt_tokens=3, completion_tokens=2, money=0.5), 10.0)
+
+    await stopped.database.run(record)
+    charges = (await stopped.costs.device_times(0, 3600)).charges
+    assert {charge.run: (charge.adapter, charge.version) for charge in charges} == {
+        JOB: ("voice", None),
+        "eval-1": ("support", None),
+    }
