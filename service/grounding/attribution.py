@@ -5,20 +5,22 @@ The rule, sentence by sentence of the answer:
 1. What counts are its terms that the question does not have, and that a passage shares: numbers, codes, names and words
    of at least four letters. A common word counts nothing, nor does one that most of the passages have.
 2. A term that several passages have is credited to the one that shares most terms with question and sentence together
-   (to all of them if they share equally many, as copies do).
+   (to all of them if they share equally many, as copies do; to none of more than eight).
 3. A number of two or more digits, a code or a name in one sentence decides: the passage is used. So do three points:
    any other term is worth one, and so is each pair of neighbours that are neighbours in the passage, too. One point
    suffices if the sentence says nothing else and the passage has a word of the question.
 
 So it tells whether the answer says what a passage says and the question did not, not where the model took it from. An
-answer that only says yes, or repeats the question, uses none. Deterministic, in linear time, without a model.
+answer that only says yes, or repeats the question, uses none. Deterministic, without a model. Its time grows with the
+texts' length, of which `MAX_COMPARED_CHARS` are compared, and for each sentence with the passages that its terms occur
+in: the terms of the same passages are counted at once, and at most eight passages get credit for a term.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -34,6 +36,8 @@ MAX_COMPARED_CHARS: Final = 16_384
 """Characters of an answer that are looked at, and of all passages together: this runs on the event loop."""
 MIN_PASSAGES_FOR_COMMON: Final = 3
 """From so many passages on, a word that most of them have is no evidence."""
+MAX_CREDITED: Final = 8
+"""A term that more passages share equally tells none of them from the others, and is no evidence."""
 _STOP_WORDS: Final = frozenset(
     {*COMMON.split("|"), "yes", "please", "does", "doing", "done", "having", "being", "within", "whose", "whom"}
     | {"doesn", "didn", "wasn", "aren", "haven", "hasn", "couldn", "wouldn", "shouldn"}
@@ -86,8 +90,8 @@ def used_spans(answer: str, question: str, passages: Sequence[str], *, by_marker
 
     Args:
         passages: Their texts as in the prompt; the first has the number 1.
-        by_marker: The prompt asks for markers such as `[1]`: a passage whose marker the answer has is used, and the span
-            is the first of them. The words decide about the others.
+        by_marker: The prompt asks for markers such as `[1]`: a passage whose marker the answer has is used, and the
+            span is the first of them. The words decide about the others.
     """
     answer = answer[:MAX_COMPARED_CHARS]
     spans = _shared(answer, question, passages)
@@ -132,38 +136,58 @@ class _Passages:
     def __init__(self, question: str, passages: Sequence[str]) -> None:
         room = MAX_COMPARED_CHARS
         self._bags: list[_Bag] = []
-        self._holders: dict[str, list[int]] = {}
+        holders: dict[str, list[int]] = {}
         for number, text in enumerate(passages):
             bag = _bag(_terms(text[: max(room, 0)]))
             room -= len(text)
             self._bags.append(bag)
             for key in bag.keys:
-                self._holders.setdefault(key, []).append(number)
+                holders.setdefault(key, []).append(number)
+        groups: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._holders = {key: groups.setdefault(group := tuple(found), group) for key, found in holders.items()}
+        """By term the passages that have it; terms of the same passages share one object."""
         self._asked = _bag(_terms(question)).keys
         self._asked_shared = [len(self._asked & bag.keys) for bag in self._bags]
 
     def used_by(self, sentence: _Bag) -> list[tuple[int, int]]:
         """The passages that a sentence uses, by their place, and their points."""
-        new = {key: self._holders.get(key, []) for key in sentence.keys - self._asked}
-        affinity: dict[int, int] = {}
-        for holders in new.values():
-            for number in holders:
-                affinity[number] = affinity.get(number, self._asked_shared[number]) + 1
+        new = sentence.keys - self._asked
+        by_group: dict[int, tuple[tuple[int, ...], list[str]]] = {}
+        for key in new:
+            holders = self._holders.get(key)
+            if holders is not None:
+                by_group.setdefault(id(holders), (holders, []))[1].append(key)
         credited: dict[int, dict[str, int]] = {}
-        for key, holders in new.items():
-            most = max((affinity[number] for number in holders), default=0)
-            for number in holders:
-                worth = _worth(key, sentence, self._bags[number])
-                if affinity[number] == most and (worth == STRONG or not self._is_common(holders)):
-                    credited.setdefault(number, {})[key] = worth
+        for holders, best, keys in self._closest(by_group.values()):
+            is_common = self._is_common(holders)
+            for number in best:
+                for key in keys:
+                    worth = _worth(key, sentence, self._bags[number])
+                    if worth == STRONG or not is_common:
+                        credited.setdefault(number, {})[key] = worth
         used = []
         for number, terms in credited.items():
-            neighbours = sum(1 for pair in sentence.pairs & self._bags[number].pairs if terms.keys() & set(pair))
+            pairs = self._bags[number].pairs
+            neighbours = sum(pair in pairs and not terms.keys().isdisjoint(pair) for pair in sentence.pairs)
             points = sum(terms.values()) + neighbours
-            says_all = terms.keys() == new.keys() and self._asked_shared[number] > 0
+            says_all = len(terms) == len(new) and self._asked_shared[number] > 0
             if points >= MIN_POINTS or says_all:
                 used.append((number, points))
         return used
+
+    def _closest(
+        self, groups: Collection[tuple[tuple[int, ...], list[str]]]
+    ) -> Iterator[tuple[tuple[int, ...], list[int], list[str]]]:
+        """Of each group's passages those that share most with question and sentence; none where too many do."""
+        affinity: dict[int, int] = {}
+        for holders, keys in groups:
+            for number in holders:
+                affinity[number] = affinity.get(number, self._asked_shared[number]) + len(keys)
+        for holders, keys in groups:
+            most = max(affinity[number] for number in holders)
+            best = [number for number in holders if affinity[number] == most]
+            if len(best) <= MAX_CREDITED:
+                yield holders, best, keys
 
     def _is_common(self, holders: Sequence[int]) -> bool:
         return len(self._bags) >= MIN_PASSAGES_FOR_COMMON and 2 * len(holders) > len(self._bags)
@@ -172,8 +196,8 @@ class _Passages:
 def _worth(key: str, sentence: _Bag, passage: _Bag) -> int:
     if not key.isalpha():
         return STRONG if len(key) > 1 else 1
-    is_name = key in sentence.capitals & passage.capitals and key in sentence.names | passage.names
-    return STRONG if is_name else 1
+    is_capital = key in sentence.capitals and key in passage.capitals
+    return STRONG if is_capital and (key in sentence.names or key in passage.names) else 1
 
 
 def _sentences(text: str) -> list[Span]:

@@ -38,6 +38,8 @@ class Citer:
         self._texts: dict[int, _Text] = {}
         self._spans: Spans | None = None
         """Of all texts of the answer so far."""
+        self._judged: dict[str, Spans] = {}
+        """By text: a stream of Responses has each of them again in its last event."""
 
     def whole(self, answer: bytes) -> bytes:
         """The answer, a JSON object, with its citations."""
@@ -85,9 +87,14 @@ class Citer:
 
     def _judge(self, text: str | None) -> Spans:
         """What one of the answer's texts uses; counted for the whole answer, too."""
-        spans = self._citations.spans(text or "")
+        spans = self._spans_of(text or "")
         self._spans = merge(self._spans, spans)
         return spans
+
+    def _spans_of(self, text: str) -> Spans:
+        if text not in self._judged:
+            self._judged[text] = self._citations.spans(text)
+        return self._judged[text]
 
     def _listed(self) -> list[dict[str, Any]]:
         """The member `citations` of the answer as far as it has been judged."""
@@ -100,7 +107,7 @@ class ResponsesCiter(Citer):
     With passages or a search every event is written anew, because what is inserted moves the numbers of the others.
     """
 
-    _last = (b"event: response.completed\n", b"event: response.incomplete\n")
+    _last = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
     def __init__(self, citations: Citations, search: FileSearchCall | None = None) -> None:
         super().__init__(citations, search)
@@ -151,7 +158,7 @@ class ResponsesCiter(Citer):
 
     def _annotation_events(self, done: dict[str, Any]) -> list[dict[str, Any]]:
         """What announces the annotations of a text, before the event with which it is done."""
-        annotations = self._citations.annotations(self._citations.spans(done["text"]))
+        annotations = self._citations.annotations(self._spans_of(done["text"]))
         self._annotations[_place(done)] = annotations
         place = {name: done[name] for name in ("item_id", "output_index", "content_index")}
         kind = "response.output_text.annotation.added"
@@ -263,7 +270,7 @@ class _Text:
 
 
 _OPENING: Final = ("response.created", "response.in_progress")
-_ENDS: Final = ("response.completed", "response.incomplete")
+_ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
 
 
 def _place(payload: dict[str, Any]) -> tuple[int, int]:

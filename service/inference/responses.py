@@ -145,16 +145,14 @@ class Responses(Dialect):
         if not places:
             return grounding, None
         _demand_one_search(places, grounding)
+        if choice == "none":  # nor does the version's own grounding search; the engine repeats the tool in its answer
+            return False, None
         place = places[0]
         rest = [*tools[:place], *tools[place + 1 :]]
         if rest:
             body["tools"] = rest
         else:
             del body["tools"]
-        if choice == "none":
-            if not rest:
-                del body["tool_choice"]
-            return None, None
         # the search is made before the model answers: that is the call which the choice may demand
         is_met = choice == "required" or chosen or not rest
         met = body.pop("tool_choice", None) if is_met else None

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from loadtests.grounding.attribution_cost import QUESTION, TABLES, lines, rows
 from loadtests.grounding.threshold import grounded_pairs
 from service.grounding.attribution import MAX_COMPARED_CHARS, Span, shows_markers, used_spans
 from trainer.samples import NAMES
@@ -59,10 +60,17 @@ def test_an_answer_that_states_nothing_of_theirs_uses_none(answer: str, question
 
 
 def test_a_fact_that_several_have_is_credited_to_the_one_about_the_question() -> None:
-    rows = tuple(f"order: TW-20{number}\ncarrier: Blue Heron Freight\narrives: Thursday" for number in range(41, 47))
-    assert used("Blue Heron Freight brings it on Thursday.", "Who carries TW-2044?", rows) == [4]
+    orders = tuple(f"order: TW-20{number}\ncarrier: Blue Heron Freight\narrives: Thursday" for number in range(41, 47))
+    assert used("Blue Heron Freight brings it on Thursday.", "Who carries TW-2044?", orders) == [4]
     same = (ROWS[0], ROWS[1], ROWS[0])
     assert used("Blue Heron Freight.", CARRIER, same) == [1, 3], "copies cannot be told apart"
+
+
+def test_a_fact_that_many_share_equally_is_evidence_for_none_of_them() -> None:
+    orders = tuple(f"order: TW-20{number}\ncarrier: Blue Heron Freight, box 4711" for number in range(41, 81))
+    assert used("Blue Heron Freight brings it, box 4711.", "Who carries my orders?", orders) == []
+    assert used("Blue Heron Freight brings it, box 4711.", "Who carries TW-2044?", orders) == [4]
+    assert used("Blue Heron Freight, box 4711.", "Who carries my orders?", orders[:8]) == list(range(1, 9))
 
 
 def test_words_that_most_passages_have_are_no_evidence() -> None:
@@ -176,6 +184,13 @@ BOUND_S = seconds(WORDS, WORDS[:4096], (WORDS,))
 
 def test_texts_longer_than_what_is_compared_take_no_longer() -> None:
     assert seconds(WORDS * 10, WORDS[:4096], (WORDS * 10,) * 50) < 20 * BOUND_S
+
+
+@pytest.mark.parametrize("shared", TABLES.values(), ids=TABLES)
+def test_fifty_rows_of_one_table_take_little_more_than_one(shared: str) -> None:
+    passages = tuple(rows(shared))
+    answer = lines(rows(shared), words_a_line=12)
+    assert seconds(answer, QUESTION, passages) < 5 * seconds(answer, QUESTION, passages[:1])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadGateway
-from service.grounding.citations import NO_CITATIONS, Citations
+from service.grounding.citations import NO_CITATIONS, Citations, Spans
 from service.grounding.citing import CitationRelay, Citer, MessagesCiter, ResponsesCiter
 from service.grounding.provider import Passage
 from service.http.stream import Relay
@@ -229,6 +229,24 @@ def test_a_response_stream_without_passages_is_passed_on_with_an_empty_list(cuts
     assert last == data_of(plain[-1])
 
 
+def test_a_response_stream_that_fails_without_passages_has_an_empty_list() -> None:
+    whole = test_responses.event("response.failed", 0, response=response_object([]))
+    assert data_of(feed(responses_relay(NO_CITATIONS), whole)[-1])["response"]["citations"] == []
+
+
+def test_a_response_stream_judges_each_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    judge = Citations.spans
+
+    def noted(citations: Citations, text: str) -> Spans:
+        judged.append(text)
+        return judge(citations, text)
+
+    monkeypatch.setattr(Citations, "spans", noted)
+    feed(responses_relay(), response_stream())
+    assert judged == [ANSWER]
+
+
 def test_an_error_in_a_response_stream_has_the_next_number() -> None:
     relay = responses_relay()
     whole = response_stream()
@@ -341,7 +359,7 @@ async def test_whole_answers_of_each_door(path: str, body: dict[str, Any], answe
         ([("system", "Cite as [1]."), ("user", "How long?")], True),
         ([("user", "How long? Cite as [n].")], True),
         ([("user", "Cite as [1]."), ("assistant", "Aye."), ("user", "How long?")], False),
-        ([("user", "My log says [1]."), ("assistant", "Like [1]?"), ("user", "sys.argv[1] is empty. How long?")], False),
+        ([("user", "My log says [1]."), ("assistant", "So?"), ("user", "sys.argv[1] is empty. How long?")], False),
     ],
 )
 async def test_instructions_and_the_question_ask_for_markers_and_nothing_else(

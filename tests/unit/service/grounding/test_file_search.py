@@ -151,6 +151,26 @@ async def test_a_stream_announces_the_call_first_and_shifts_the_others(found: tu
     assert kinds.count("output_text.annotation.added") == len(found)
 
 
+async def test_a_response_that_fails_in_the_engine_has_the_call_the_tool_and_the_citations_too() -> None:
+    made = world(Told(RETURNS))
+    *events, (_, end) = response_events([TEXT])
+    failed = {**end["response"], "status": "failed", "error": {"code": "server_error", "message": "gone"}}
+    made.engine.chunks = [
+        test_responses.event(kind, number, **payload)
+        for number, (kind, payload) in enumerate([*events, ("response.failed", {"response": failed})])
+    ]
+    answer = await made.ask(PATH, {"model": "voice", "input": "How long?", "stream": True, "tools": [TOOL]})
+    payloads = [data_of(sent) for sent in answer.body.split(b"\n\n")[:-1]]
+    last = payloads[-1]
+    assert (last["type"], last["response"]["error"]["message"]) == ("response.failed", "gone")
+    done = [payload for payload in payloads if payload["type"] == "response.output_item.done"]
+    assert [item["type"] for item in last["response"]["output"]] == ["file_search_call", "message"]
+    assert [payload["output_index"] for payload in done] == [0, 1]
+    assert [payload["item"] for payload in done] == last["response"]["output"]
+    assert last["response"]["tools"][0] == TOOL
+    assert [each["used"] for each in last["response"]["citations"]] == [True]
+
+
 @pytest.mark.parametrize(
     ("choice", "sent", "echoed"),
     [
@@ -169,14 +189,17 @@ async def test_the_search_meets_a_choice_that_demands_a_tool(choice: Any, sent: 
     assert answer.json()["tool_choice"] == echoed  # what the fake engine says is always "auto"
 
 
-async def test_no_tool_may_be_called_means_no_search() -> None:
+@pytest.mark.parametrize("tools", [[TOOL], [FUNCTION, TOOL]])
+@pytest.mark.parametrize("settings", [None, VERSION])
+async def test_no_tool_may_be_called_means_no_search(tools: list[Any], settings: GroundingSettings | None) -> None:
     provider = Told(RETURNS)
-    made = world(provider)
-    answer = await respond(made, tools=[TOOL], tool_choice="none")
+    made = world(provider, settings)
+    answer = await respond(made, tools=tools, tool_choice="none")
     assert answer.status == 200
-    assert provider.asked == []
+    assert provider.asked == [], "nor for the version's own grounding"
     assert "citations" not in answer.json()
-    assert not {"tools", "tool_choice"} & made.engine.last.body.keys()
+    sent = made.engine.last.body
+    assert (sent["tools"], sent["tool_choice"]) == (tools, "none"), "the engine repeats both in its answer"
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,12 @@ async def test_the_minimum_score_is_the_embedded_stores_alone() -> None:
 
 async def test_markers_count_where_the_template_or_the_conversation_shows_one() -> None:
     for template, question, used in (
-        ("{passages}\n\n{question} Cite as [n].", "Hello", [False, True]),
-        ("{passages}\n\n{question}", "Hello. Mark what you use, as in [1].", [False, True]),
+        ("{passages}\n\n{question} Cite as [n].", "Hello", [True, True]),
+        ("{passages}\n\n{question}", "Hello. Mark what you use, as in [1].", [True, True]),
         ("{passages}\n\n{question}", "Hello", [True, False]),
     ):
         made = world(Told(RETURNS, ORDERS))
-        made.engine.chunks = [completion("Within 45 days [2].")]
+        made.engine.chunks = [completion("So it is [2]. Within 45 days.")]
         messages = [{"role": "user", "content": question}]
         answer = await made.chat(grounding={**ASK, "template": template}, messages=messages)
         assert [one["used"] for one in answer.json()["citations"]] == used, (template, question)

@@ -80,16 +80,16 @@ async def test_chat_completions() -> None:
 
 
 async def test_a_stream_of_chat_completions() -> None:
-    asked: dict[str, Any] = {"model": "voice", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    asked: dict[str, Any] = {"model": "voice", "messages": [{"role": "user", "content": QUESTION}]}
     made = world(CHAT)
     async with openai_client(made) as client:
-        stream = await client.chat.completions.create(**asked, extra_body=GROUNDING)
+        stream = await client.chat.completions.create(**asked, stream=True, extra_body=GROUNDING)
         chunks = [chunk async for chunk in stream]
     [last] = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].finish_reason]
     annotations = last.choices[0].delta.annotations  # type: ignore[attr-defined]
     assert annotations == [NESTED]
     assert [each["used"] for each in last.citations] == [True, False, True, True]  # type: ignore[attr-defined]
-    answer = await made.ask("/v1/chat/completions", {**asked, **GROUNDING})
+    answer = await made.ask("/v1/chat/completions", {**asked, **GROUNDING, "stream": True})
     for sent in answer.body.split(b"\n\n")[:-2]:
         ChatCompletionChunk.model_validate_json(sent.removeprefix(b"data: "))
     # a client that puts the pieces together holds the whole to the schema
