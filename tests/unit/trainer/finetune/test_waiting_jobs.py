@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.trainer.finetune.conftest import FakeGateway
-from tests.unit.trainer.finetune.trainers import CONTEXT_HEADER, Client, Running, context, running
+from tests.unit.trainer.finetune.trainers import CONTEXT_HEADER, PATIENCE_S, Client, Running, context, running
 from tests.unit.trainer.worker_processes import end_workers
 from trainer.runs import supervisor
 
@@ -40,6 +42,21 @@ async def waits(client: Client, job_id: str, position: int) -> dict[str, Any]:
     return waiting
 
 
+async def places(client: Client, job_id: str) -> list[tuple[str, int]]:
+    """The events that tell the job's place in line, oldest first."""
+    events = await client.events(job_id)
+    return [(event.message, event.data["position"]) for event in events if "position" in event.data]
+
+
+async def told(client: Client, job_id: str, position: int) -> None:
+    """Wait until the job has this place, and the last event to tell one tells it."""
+    await waits(client, job_id, position)
+    deadline = time.monotonic() + PATIENCE_S
+    while [at for _, at in await places(client, job_id)][-1:] != [position]:
+        assert time.monotonic() < deadline, await places(client, job_id)
+        await asyncio.sleep(0.02)
+
+
 async def test_a_job_tells_its_place_and_who_is_ahead(trainer: Running) -> None:
     client = trainer.client()
     first = await client.create(of("acc-intent"), metadata={"hold": "3", "steps": "60"})
@@ -58,15 +75,17 @@ async def test_a_job_tells_its_place_and_who_is_ahead(trainer: Running) -> None:
     assert {job_id: waiting and waiting["position"] for job_id, waiting in listed.items()} == {
         first.id: None, second.id: 2, third.id: 3,
     }  # fmt: skip
+    # events tell a place a moment after the job has it
+    await told(client, third.id, 3)
     await client.openai.fine_tuning.jobs.cancel(second.id)
-    await waits(client, third.id, 2)
+    await told(client, third.id, 2)
     await client.openai.fine_tuning.jobs.cancel(first.id)
     done = await client.ended(third.id)
     assert done.hatrack["waiting"] is None
-    told = [
-        (event.message, event.data["position"]) for event in await client.events(third.id) if "position" in event.data
+    assert await places(client, third.id) == [
+        ("3rd in line for its turn", 3),
+        ("2nd in line for its turn: it starts next", 2),
     ]
-    assert told == [("3rd in line for its turn", 3), ("2nd in line for its turn: it starts next", 2)]
 
 
 async def test_a_job_of_another_project_or_a_hidden_one_is_not_named(trainer: Running) -> None:
