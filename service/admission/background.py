@@ -44,6 +44,10 @@ class BackgroundEngine:
         self._queue = queue
         self._base_name = base_name
 
+    def require_ready(self) -> None:
+        """Raise EngineUnavailable if the engine is not running; asks nothing of it."""
+        self._queue.require_open()
+
     async def render_chat(self, messages: Sequence[Mapping[str, str]]) -> RenderedChat:
         """The prompt that the base's chat template makes of these messages. No model runs, so nothing is admitted.
 

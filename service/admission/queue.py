@@ -63,8 +63,7 @@ class AdmissionQueue:
             Unavailable: The queue is full, or the deadline passed.
             EngineUnavailable: The engine is not running, or stopped while the request waited.
         """
-        if self._closed is not None:
-            raise self._closed()
+        self.require_open()
         loop = asyncio.get_running_loop()
         now = loop.time()
         entry = self.scheduler.offer(request, now)
@@ -120,6 +119,11 @@ class AdmissionQueue:
 
         self._closed = error
         self.flush(error)
+
+    def require_open(self) -> None:
+        """Raise EngineUnavailable if the engine is not running."""
+        if self._closed is not None:
+            raise self._closed()
 
     def open(self) -> None:
         """Accept requests again: the engine is running."""

@@ -147,6 +147,10 @@ class Prober:
             )
         return evidence.model_copy(update={"perplexity": perplexity, "mixed_batch": mixed, "warnings": warnings})
 
+    def require_engine(self) -> None:
+        """Raise EngineUnavailable if no proof can begin now."""
+        self._engine.require_ready()
+
     async def perplexity(self, digest: str) -> Perplexity:
         """The adapter's perplexity over plain text.
 

@@ -116,6 +116,10 @@ class Proving:
                 code="too_many_proving",
             )
 
+    def require_engine(self) -> None:
+        """Raise EngineUnavailable if the engine cannot be asked now."""
+        self._prober.require_engine()
+
     def spawn(self, project: str, name: str, version_id: int, actor: Actor) -> None:
         """Start a version's proof in the background; the audit notes its result under the actor."""
         proof = self._finish(project, name, version_id, actor)

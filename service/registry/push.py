@@ -31,7 +31,8 @@ from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
-from service.registry.sources.fetch import Fetched, FetchRequest, Progress, SourceFetcher
+from service.registry.sources.fetch import Fetched, FetchRequest, SourceFetcher
+from service.registry.sources.weights import Progress
 from service.registry.state import RegistryState, find_equal_version
 from service.registry.upload import ReceivedUpload, require_name_allowed
 
@@ -153,7 +154,9 @@ class Pushes:
         if upload.alias:
             parse_alias(upload.alias)
         reference_of(upload.metadata)
-        if not wait:
+        if wait:
+            self._proving.require_engine()  # it may stop while they come; then they are kept
+        else:
             self._proving.require_room()
         arrived: list[Fetched] = []
 

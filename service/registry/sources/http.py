@@ -15,7 +15,8 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from service.errors import HatrackError, SourceFailed, SourceNotAllowed
+from adapters.sources import Source
+from service.errors import HatrackError, SourceFailed, SourceNotAllowed, SourceNotFound
 from service.http.addresses import AddressNotAllowed, AllowedResolver, is_address, is_allowed, is_public
 from service.http.connection_errors import ConnectionErrors
 
@@ -25,6 +26,9 @@ STALL_S: Final = 30.0
 """Longest wait for the next byte of an answer, s."""
 MAX_FIELD_BYTES: Final = 16 * 1024
 """A header of an answer; a CDN's signed addresses have some kilobytes."""
+ATTEMPTS: Final = 5
+"""Attempts in a row that bring nothing."""
+_RETRIED: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -185,3 +189,31 @@ _ERRORS: Final = ConnectionErrors(unreachable=_unreachable, cut=_broken, timeout
 async def pause(attempt: int) -> None:
     """Wait before another attempt: 0.5 s, 1 s, 2 s, … up to 8 s."""
     await asyncio.sleep(min(8.0, 0.5 * 2**attempt))
+
+
+def require_file(answer: Answer, file: str, address: Source) -> None:
+    """Raise SourceNotFound or SourceFailed unless the answer has a file; Interrupted where another attempt may."""
+    status = answer.response.status
+    if status in (200, 206):
+        encoding = answer.response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise SourceFailed(f"the source sends {file} as {encoding[:40]}, unasked", param="source.url")
+        return
+    if status in _RETRIED:
+        raise Interrupted(f"the source answered with status {status}")
+    if status in (401, 403, 404, 410):
+        why = "is private, or its terms are not accepted" if status in (401, 403) else "is not there"
+        raise SourceNotFound(
+            f"{address} has no {file} that the gateway may read (status {status}): it {why}.",
+            param="source.url",
+        )
+    raise SourceFailed(f"the source answered with status {status}", param="source.url")
+
+
+def gave_up(file: str, error: Interrupted) -> SourceFailed:
+    """The error of a file after ``ATTEMPTS`` that have brought nothing."""
+    return SourceFailed(
+        f"{file} could not be fetched: {error}, {ATTEMPTS} times in a row. What has come of the weights is kept for a "
+        "day: push again to go on.",
+        param="source.url",
+    )

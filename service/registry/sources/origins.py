@@ -15,7 +15,7 @@ from yarl import URL
 
 from adapters.errors import SourceInvalid
 from adapters.sources import BUCKET, HUB, Source, parse_prefix
-from service.errors import SettingsError, SourceFailed
+from service.errors import SettingsError, SourceDamaged, SourceFailed
 from service.registry.sources.http import Outgoing, SourceClient
 
 if TYPE_CHECKING:
@@ -37,6 +37,14 @@ class Expected:
 
     kind: Literal["sha256", "git"]
     digest: str
+
+    def mismatch(self, file: str) -> SourceDamaged:
+        """The error of a file that has another digest."""
+        name = "SHA-256" if self.kind == "sha256" else "Git hash"
+        return SourceDamaged(
+            f"{file} came with another content than its {name} at the source says; nothing of it is kept. Push again.",
+            param="source.url",
+        )
 
 
 class Origin(Protocol):

@@ -62,6 +62,10 @@ class MemoryEngine:
                 self._changed.clear()
                 await self._changed.wait()
 
+    def require_ready(self) -> None:
+        if self.down:
+            raise EngineUnavailable("there is no engine")
+
     async def render_chat(self, messages: Sequence[Mapping[str, str]]) -> RenderedChat:
         """A template that puts each message's role before it; every word is a token."""
         if self.down:

@@ -18,7 +18,7 @@ from service.errors import EngineUnavailable
 from service.registry import proving, push_events
 from service.registry.push import PushResult, PushStage
 from service.registry.push_events import PushEvents
-from service.registry.sources import fetch as fetch_module
+from service.registry.sources.fetch import FetchRequest
 from tests.support.adapters import AdapterFiles
 from tests.support.sources import Hub, running, sha256
 from tests.unit.service.registry.conftest import RegistryApp
@@ -228,7 +228,25 @@ async def test_without_room_for_its_proof_nothing_is_fetched(
     assert hub.seen == []
 
 
-async def test_an_engine_that_was_not_ready_costs_no_second_download(
+async def test_while_the_engine_is_down_nothing_is_fetched(app: RegistryApp, hub: Hub, adapter: AdapterFiles) -> None:
+    app.engine.down = True
+    answer = await push(app)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+    (last,) = events_of((await push(app, query="?stream=true")).text)
+    assert (last["status"], last["error"]["code"]) == (503, "engine_unavailable")
+    assert hub.seen == []
+
+
+async def test_without_waiting_it_is_fetched_while_the_engine_is_down(
+    app: RegistryApp, hub: Hub, adapter: AdapterFiles
+) -> None:
+    app.engine.down = True
+    answer = await push(app, query="?wait=false")
+    assert (answer.status_code, answer.json()["state"]) == (202, "proving")
+    assert weights_asked(hub) == [None]
+
+
+async def test_an_engine_that_stops_during_the_fetch_costs_no_second_download(
     app: RegistryApp, hub: Hub, adapter: AdapterFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -334,7 +352,7 @@ async def test_a_caller_that_leaves_ends_the_fetch_and_the_next_goes_on(
     came = asyncio.Event()
 
     async def work(tell: Callable[[PushStage], object]) -> PushResult:
-        request = fetch_module.FetchRequest("default", source, None, lambda _config: None, lambda step: came.set())
+        request = FetchRequest("default", source, None, lambda _config: None, lambda step: came.set())
         await app.registry.fetcher.fetch(request, lambda _piece: None)
         raise AssertionError
 

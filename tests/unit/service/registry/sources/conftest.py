@@ -13,7 +13,9 @@ import pytest
 
 from service.config import Settings
 from service.registry.sources import fetch as fetch_module
-from service.registry.sources.fetch import Fetched, FetchRequest, Progress, SourceFetcher
+from service.registry.sources import weights as weights_module
+from service.registry.sources.fetch import Fetched, FetchRequest, SourceFetcher
+from service.registry.sources.weights import Progress
 from tests.support.sources import Faults, FileServer, Hub, running
 
 WEIGHTS = bytes(8) + b"{" + hashlib.sha256(b"weights").digest() * 40_000
@@ -79,7 +81,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def no_pause(_attempt: int) -> None: ...
 
-    monkeypatch.setattr(fetch_module, "pause", no_pause)
+    for module in (fetch_module, weights_module):
+        monkeypatch.setattr(module, "pause", no_pause)
 
 
 @pytest.fixture

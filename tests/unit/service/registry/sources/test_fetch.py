@@ -17,8 +17,9 @@ from service.errors import (
     TooLarge,
     TooManyFetches,
 )
-from service.registry.sources import fetch as fetch_module
-from service.registry.sources.fetch import MAX_README_BYTES, Progress
+from service.registry.sources.fetch import MAX_README_BYTES, FetchRequest
+from service.registry.sources.http import ATTEMPTS
+from service.registry.sources.weights import PIECE_BYTES, Progress
 from tests.support.sources import FileServer, Hub, Seen, sha256
 from tests.unit.service.registry.sources.conftest import CONFIG, README, WEIGHTS, Fetching
 
@@ -117,7 +118,7 @@ async def test_what_a_cancelled_fetch_has_brought_is_used_by_the_next(from_web: 
 
     async def first() -> None:
         async with from_web.start() as fetcher:
-            request = fetch_module.FetchRequest(
+            request = FetchRequest(
                 "default", fetcher.parse(url), None, lambda _config: None, lambda step: step.bytes and arrived.set()
             )
             await fetcher.fetch(request, lambda _piece: None)
@@ -133,7 +134,7 @@ async def test_what_a_cancelled_fetch_has_brought_is_used_by_the_next(from_web: 
     assert bytes(from_web.written) == WEIGHTS
     assert from_web.leftovers() == []
     assert kept == [".json", ".part"]
-    assert fetch_module.PIECE_BYTES <= start_of(web.seen[-1]) <= 300_000
+    assert PIECE_BYTES <= start_of(web.seen[-1]) <= 300_000
 
 
 async def test_another_project_does_not_see_what_has_come(from_web: Fetching, web: FileServer) -> None:
@@ -159,9 +160,7 @@ async def test_a_whole_file_that_was_not_handed_over_is_not_fetched_again(from_w
         raise OSError("no room")
 
     async with from_web.start() as fetcher:
-        request = fetch_module.FetchRequest(
-            "default", fetcher.parse(url), None, lambda _config: None, lambda _step: None
-        )
+        request = FetchRequest("default", fetcher.parse(url), None, lambda _config: None, lambda _step: None)
         with pytest.raises(OSError, match="no room"):
             await fetcher.fetch(request, no_room)
     await from_web.fetch(url)
@@ -233,7 +232,7 @@ async def test_a_pickle_is_refused_by_its_first_bytes(from_web: Fetching, web: F
     ("status", "error"), [(404, SourceNotFound), (403, SourceNotFound), (400, SourceFailed), (500, SourceFailed)]
 )
 async def test_what_a_status_means(from_web: Fetching, web: FileServer, status: int, error: type[HatrackError]) -> None:
-    web.faults.statuses = [status] * fetch_module.ATTEMPTS
+    web.faults.statuses = [status] * ATTEMPTS
     with pytest.raises(error):
         await from_web.fetch(f"{web.url}/voices/brand")
 
@@ -281,8 +280,8 @@ async def test_no_more_at_once_than_the_bound(from_web: Fetching, web: FileServe
     async with from_web.start() as fetcher:
         arrived = asyncio.Event()
 
-        def request(project: str, digit: str) -> fetch_module.FetchRequest:
-            return fetch_module.FetchRequest(
+        def request(project: str, digit: str) -> FetchRequest:
+            return FetchRequest(
                 project, fetcher.parse(url), digit * 64, lambda _config: None, lambda _step: arrived.set()
             )
 
@@ -294,7 +293,5 @@ async def test_no_more_at_once_than_the_bound(from_web: Fetching, web: FileServe
         web.faults.stalls = None
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(result) for result in results] == [SourceDamaged, SourceDamaged]
-        own = fetch_module.FetchRequest(
-            "one", fetcher.parse(url), sha256(WEIGHTS), lambda _config: None, lambda _step: None
-        )
+        own = FetchRequest("one", fetcher.parse(url), sha256(WEIGHTS), lambda _config: None, lambda _step: None)
         assert (await fetcher.fetch(own, bytes)).record["checked_by"] == "request"
