@@ -63,12 +63,24 @@ Stores = Annotated[
     list[str] | None,
     typer.Option(metavar="STORE", help="Ground answers in this store, by name or id. May be repeated."),
 ]
+RequiredFilters = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Refuse requests that give no value of this attribute. May be repeated."),
+]
+SettingsFile = Annotated[Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)]
+MetadataFile = Annotated[Path | None, typer.Option(help="JSON file of metadata [default: DIR/metadata.json].", **_FILE)]
 
 
 def _sha256_option(text: str | None) -> str | None:
     if text is not None and re.fullmatch(r"[0-9a-f]{64}", text.lower()) is None:
         raise typer.BadParameter("must be 64 hexadecimal digits.")
     return None if text is None else text.lower()
+
+
+Sha256 = Annotated[
+    str | None,
+    typer.Option(metavar="HEX", help="Of a SOURCE: refuse weights with another SHA-256.", callback=_sha256_option),
+]
 
 
 def push(
@@ -85,21 +97,11 @@ def push(
     system_prompt: SystemPrompt = None,
     examples: FixedExamples = None,
     kb: Stores = None,
-    required_filter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Refuse requests that give no value of this attribute. May be repeated."),
-    ] = None,
+    required_filter: RequiredFilters = None,
     temperature: Annotated[float | None, typer.Option(help="Default temperature of requests that set none.")] = None,
-    settings: Annotated[
-        Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)
-    ] = None,
-    metadata: Annotated[
-        Path | None, typer.Option(help="JSON file of metadata [default: DIR/metadata.json].", **_FILE)
-    ] = None,
-    sha256: Annotated[
-        str | None,
-        typer.Option(metavar="HEX", help="Of a SOURCE: refuse weights with another SHA-256.", callback=_sha256_option),
-    ] = None,
+    settings: SettingsFile = None,
+    metadata: MetadataFile = None,
+    sha256: Sha256 = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a version of an adapter, of weights or of settings alone, and wait until it is proven."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -73,6 +73,7 @@ Hyperparameters = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
 ]
 Method = Annotated[Literal["supervised", "dpo"], typer.Option(help="dpo: on pairs of a better and a worse answer.")]
+PromoteOption = Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")]
 Metric = Annotated[
     str | None, typer.Option(help="Metric: exact_match, similarity, json_exact … [default: chosen from the data]")
 ]
@@ -96,6 +97,9 @@ RecipeToSave = Annotated[
     Path | None,
     typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
 ]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
+]
 Track = Annotated[
     list[str] | None,
     typer.Option(metavar="TRACKER:NAME", help="Follow the job in mlflow:EXPERIMENT or wandb:PROJECT, too."),
@@ -116,16 +120,14 @@ def train(
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
     held_out_share: HeldOutShare = None,
     seed: Annotated[int | None, typer.Option(help="Seed for example order, sampling and initial weights.")] = None,
-    promote: Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")] = Promote.AUTO,
+    promote: PromoteOption = Promote.AUTO,
     metric: Metric = None,
     suites: Suites = None,
     judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
     recipe: SavedRecipe = None,
     again: Again = None,
     save_recipe: RecipeToSave = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
-    ] = False,
+    estimate: Estimate = False,
     track: Track = None,
     follow: Follow = True,
     as_json: AsJson = False,
@@ -135,16 +137,10 @@ def train(
         _refuse_options(context, "again", BESIDE_AGAIN, "a repetition changes nothing")
         _repeat(again, follow=follow, as_json=as_json)
         return
-    if recipe is not None:
-        _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
-    elif file is None or name is None:
-        raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
-    _check_writable(save_recipe)
+    _check_options(context, recipe, save_recipe, is_complete=file is not None and name is not None)
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
     with terminal.reporting(as_json), HatrackClient() as client:
-        if kb:
-            hyperparameters["grounding"] = {"vector_store_ids": [client.vector_stores.find(each)["id"] for each in kb]}
         if recipe is not None:
             requested = _read_recipe(client, recipe)
         else:
@@ -153,7 +149,7 @@ def train(
                 model=start or str(client.ready().get("base")),
                 data=find_source(client, str(file)),
                 held_out=find_source(client, held_out) if held_out else None,
-                hyperparameters=hyperparameters,
+                hyperparameters=hyperparameters | _grounding(client, kb or ()),
                 seed=seed,
                 method=method,
                 promote=promote.value,
@@ -171,9 +167,20 @@ def train(
     finish(job, as_json, followed=follow)
 
 
-def _check_writable(recipe: Path | None) -> None:
-    if recipe is not None and not recipe.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--save-recipe: {recipe.absolute().parent} is not a directory.")
+def _check_options(context: typer.Context, recipe: Path | None, target: Path | None, *, is_complete: bool) -> None:
+    """Refuse options that make no job, or a recipe that could not be saved in ``target``."""
+    if recipe is not None:
+        _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
+    elif not is_complete:
+        raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
+    if target is not None and not target.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--save-recipe: {target.absolute().parent} is not a directory.")
+
+
+def _grounding(client: HatrackClient, stores: Sequence[str]) -> dict[str, Any]:
+    """The hyperparameter that trains with passages of these stores, if there are any."""
+    found = [client.vector_stores.find(store)["id"] for store in stores]
+    return {"grounding": {"vector_store_ids": found}} if found else {}
 
 
 def _hyperparameters(options: list[str] | None, held_out: str | None, held_out_share: float | None) -> dict[str, Any]:

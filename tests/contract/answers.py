@@ -57,6 +57,8 @@ class Recorder:
 
     async def send(self, name: str, method: str, path: str, *, headers: Any = None, **options: Any) -> Any:
         """One request; returns the answer's JSON, or None."""
+        if name in self.found:
+            raise ValueError(f"two requests of the contract are called {name!r}")
         sent = {"authorization": f"Bearer {self.key}"} | (headers or {})
         answer = await self.gateway.http.request(method, path, headers=sent, **options)
         kind = answer.headers.get("content-type", "")

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,15 +65,16 @@ class Seen:
         return self.headers.get("range")
 
 
-class Server:
+class Server(ABC):
     """A server on a free port of this machine."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
         self.url = ""
 
+    @abstractmethod
     def answer(self, request: QuietHandler) -> None:
-        raise NotImplementedError
+        """Answer one request."""
 
     def paths(self) -> list[str]:
         return [seen.path for seen in self.seen]

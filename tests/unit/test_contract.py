@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from tests.contract.answers import shape_of
+from tests.contract.answers import Recorder, shape_of
+from tests.contract.gateway import ContractGateway
 from tests.contract.snapshot import HERE, difference, from_code, from_gateway
 
 
@@ -23,6 +25,12 @@ async def test_what_the_gateway_answers_is_what_was_accepted(tmp_path: Path) -> 
     assert not found.strip(), found
     everything = {*documents, *from_code()}
     assert {path.stem for path in HERE.glob("*.json")} == everything, "a file that nothing writes any more"
+
+
+async def test_no_two_requests_have_one_name() -> None:
+    recorder = Recorder(cast(ContractGateway, None), {"health": {}})
+    with pytest.raises(ValueError, match="'health'"):
+        await recorder.send("health", "GET", "/healthz")
 
 
 def test_a_change_is_shown_with_the_command_that_accepts_it() -> None:
