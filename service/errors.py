@@ -28,6 +28,7 @@ Exception
     │   ├── TokensLimited    429  too many tokens a minute
     │   ├── TooManyFetches   429  of pushes from a source
     │   └── QuotaSpent       429  the day's tokens or the month's money: retrying soon does not help
+    │       └── RequestOverQuota 429  the request alone is more than a day's tokens: retrying never helps
     ├── HeadersTooLarge      431
     ├── Internal             500
     ├── AdapterNotFinite     500  the adapter's numbers are not numbers
@@ -222,6 +223,10 @@ class QuotaSpent(RateLimited):
     type = "insufficient_quota"
     default_code = "insufficient_quota"
     retry = False
+
+
+class RequestOverQuota(QuotaSpent):
+    default_code = "request_over_quota"
 
 
 class HeadersTooLarge(HatrackError):

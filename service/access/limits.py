@@ -15,7 +15,8 @@ refused request is counted only where another limit had let it in before: the on
 
 A request whose estimate alone is above ``tokens_per_minute`` would never fit: it is admitted when the bucket is full,
 and the debt keeps everybody with that key waiting until it is paid. An estimate above what is left of
-``tokens_per_day`` is refused: the budget is passed only by what estimates fall short.
+``tokens_per_day`` is refused: the budget is passed only by what estimates fall short. One above the whole of it is
+refused for good.
 
 Days are UTC days. A request's tokens belong to the day in which it ends, which is how usage is counted, too: so a start
 of the gateway finds the day's count in the table of usage (``restore``). A crash forgets what was not yet written there
@@ -35,7 +36,7 @@ from typing import Final, Literal, Protocol
 
 from service.access.buckets import Bucket, Headers, format_duration, limit_headers
 from service.access.caller import NO_LIMITS, Caller, Limits
-from service.errors import QuotaSpent, RateLimited, RequestsLimited, TokensLimited
+from service.errors import QuotaSpent, RateLimited, RequestOverQuota, RequestsLimited, TokensLimited
 
 LimitName = Literal["requests_per_minute", "tokens_per_minute", "concurrent", "tokens_per_day"]
 DAY_S: Final = 86_400
@@ -167,11 +168,18 @@ class KeyLimiter:
         state.in_flight += 1
         return KeyReservation(self, state)
 
-    def charge(self, state: KeyState, tokens: int) -> None:
-        """Charge a request's estimated tokens, all or none. Raises TokensLimited, QuotaSpent."""
+    def charge(self, state: KeyState, tokens: int, charged: int = 0) -> None:
+        """Charge a request's estimated tokens, all or none, after ``charged`` of the same request.
+
+        Raises:
+            TokensLimited, QuotaSpent: There are too few left now.
+            RequestOverQuota: There never are as many.
+        """
         budget = state.limits.tokens_per_day
         if budget is not None:
             state.start_day(self._day())
+            if charged + tokens > budget:
+                raise self._over_budget(state, budget, charged + tokens)
             if state.settled + tokens > budget:
                 raise self._budget_spent(state, budget, tokens)
             if state.settled + state.held + tokens > budget:
@@ -277,6 +285,14 @@ class KeyLimiter:
             headers=_refusal_headers(wait_s, self._day_headers(state, budget)),
         )
 
+    def _over_budget(self, state: KeyState, budget: int, tokens: int) -> RateLimited:
+        self.refused["tokens_per_day"] += 1
+        return RequestOverQuota(
+            f"The request is larger than a whole day's quota, `tokens_per_day`: limit {budget}, requested {tokens} "
+            "(prompt and answer, estimated). Send less, lower the answer's maximum tokens, or have the limit raised.",
+            headers={name.decode(): value for name, value in self._day_headers(state, budget)},
+        )
+
     def _day_headers(self, state: KeyState, budget: int) -> Headers:
         return limit_headers("tokens", budget, budget - state.settled - state.held, self._to_midnight_s())
 
@@ -293,8 +309,8 @@ class KeyReservation:
         self._open = True
 
     def charge(self, tokens: int) -> None:
-        """Charge the request's estimated tokens. Raises TokensLimited, QuotaSpent; then nothing was charged."""
-        self._limiter.charge(self._state, tokens)
+        """Charge the request's estimated tokens. Raises as ``KeyLimiter.charge``; then nothing was charged."""
+        self._limiter.charge(self._state, tokens, self._charged)
         self._charged += tokens
 
     def headers(self) -> Headers:

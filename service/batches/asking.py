@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import orjson
 
 from service.access.caller import Caller
+from service.errors import RequestOverQuota
 from service.http.disconnect import DISCONNECT, Disconnect
 from service.inference.exchange import Exchange
 from service.inference.routes import InferenceApp
@@ -161,6 +162,8 @@ def retry_of(answer: Answer, attempts: int, patience: GroundingPatience) -> Retr
     if answer.lacks_passages:
         return patience.retry_of(answer)
     code = answer.error.get("code")
+    if code == RequestOverQuota.default_code:  # no day has as many tokens
+        return None
     if answer.status == 429 or (answer.status == 503 and code in WAIT_CODES):
         return Retry(_retry_after(answer), True, str(code), str(answer.error.get("message")))
     final = answer.status < 500 or answer.headers.get("x-should-retry") == "false"

@@ -30,6 +30,7 @@ from service.files.holds import release_batch
 from service.files.purposes import Purpose
 from service.files.records import NewFile
 from service.files.service import AdoptedFile, Files
+from service.inference.relay import EMBEDDINGS
 
 T = TypeVar("T")
 RETRY_S: Final = 5.0
@@ -81,7 +82,9 @@ class BatchRun:
         self._context = context
         self.row = row
         self._log = ResultLog(context.root / row.id, row.id)
-        self.pace = Pace(self._caller, context.check_budget, context.engine_trouble)
+        # the embedder needs no engine; a request that does is refused and waited for like one whose engine is just gone
+        trouble = context.engine_trouble if row.endpoint != EMBEDDINGS else lambda: None
+        self.pace = Pace(self._caller, context.check_budget, trouble)
         self._writer = ResultWriter(self._log, self.pace.disk_trouble)
         self.asker = Asker(context, self.pace, self._log, self._writer)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from service.access.buckets import format_duration
 from service.access.caller import NO_LIMITS, Caller, Limits, Scope
 from service.access.limits import MIN_SWEEP_SIZE, KeyLimiter, Reservation
-from service.errors import QuotaSpent, RateLimited, RequestsLimited, TokensLimited
+from service.errors import QuotaSpent, RateLimited, RequestOverQuota, RequestsLimited, TokensLimited
 from tests.unit.service.access.clock import Clock, caller
 
 
@@ -170,6 +170,22 @@ def test_a_spent_day_refuses_until_midnight_utc(limiter: KeyLimiter, clock: Cloc
     }
     use(limiter, caller("key_b", tokens_per_day=100), 100)
     clock.pass_s(14 * 3600)
+    use(limiter, who, 100)
+
+
+def test_a_request_above_the_whole_day_is_refused_for_good(limiter: KeyLimiter) -> None:
+    who = caller(tokens_per_day=100)
+    with pytest.raises(RequestOverQuota, match="limit 100, requested 101") as refused:
+        use(limiter, who, 101)
+    assert (refused.value.status, refused.value.code) == (429, "request_over_quota")
+    assert refused.value.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refused.value.headers
+    lease = limiter.enter(who)
+    lease.charge(90)
+    with pytest.raises(RequestOverQuota, match="requested 110"):  # with the passages of the same request
+        lease.charge(20)
+    lease.close(None)
+    assert limiter.refused["tokens_per_day"] == 2
     use(limiter, who, 100)
 
 

@@ -82,6 +82,17 @@ async def test_a_limit_of_the_key_is_waited_for(gateway: BatchesApp, monkeypatch
     assert (await gateway.ended(batch_id))["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
 
 
+async def test_a_request_above_a_whole_days_tokens_ends_in_its_error_line(gateway: BatchesApp) -> None:
+    key = await gateway.key("infer", limits={"tokens_per_day": 400})
+    small = {"max_tokens": 16}
+    lines = [line("one", **small), line("much", max_tokens=900), line("two", **small)]
+    batch = await gateway.ended(str((await gateway.create(await gateway.upload(lines, key=key), key=key))["id"]))
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("completed", 2)
+    refused = (await gateway.lines_of(batch["error_file_id"]))["much"]["response"]
+    assert (refused["status_code"], refused["body"]["error"]["code"]) == (429, "request_over_quota")
+    assert set(gateway.engine.asked) == {"one", "two"}
+
+
 async def test_a_long_wait_is_tried_again_soon(gateway: BatchesApp) -> None:
     """A day's tokens are used up until midnight, or until an admin raises the limit, which nobody tells the batch."""
     caller = gateway.keys.authenticator.caller_with_id("admin", "default")
