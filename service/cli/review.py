@@ -50,14 +50,27 @@ def review(
     list_only: Annotated[
         bool, typer.Option("--list", help="Only show the progress and the outcome of the reviews.")
     ] = False,
+    end: Annotated[
+        bool, typer.Option("--end", help="Take no more choices; show what people prefer by those made so far.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --end: skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the better of two answers, without knowing whose they are. A judge counts only if people agree with it."""
     if start and (evaluation is None or list_only):
         raise typer.BadParameter("--start needs EVALUATION, and does not go with --list.")
+    if end and (evaluation is None or start or list_only):
+        raise typer.BadParameter("--end needs EVALUATION, and does not go with --start and --list.")
+    if yes and not end:
+        raise typer.BadParameter("--yes goes with --end.")
+    if end and not yes and sys.stdin.isatty():
+        typer.confirm(f"End the review of {evaluation}? Nobody can choose any more.", abort=True, err=True)
     if not start and (pairs is not None or reviewers is not None):
         raise typer.BadParameter("--pairs and --reviewers go with --start.")
     with terminal.reporting(as_json), HatrackClient() as client:
+        if end:
+            _print_ended(client.reviews.end(str(evaluation)), as_json)
+            return
         if start and evaluation is not None:
             queue = client.reviews.create(evaluation, pairs=pairs, reviewers=reviewers)
             if as_json:
@@ -68,6 +81,17 @@ def review(
             _list(list(client.reviews.list()), as_json)
             return
         _ask(client, evaluation)
+
+
+def _print_ended(queue: ReviewQueue, as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(queue)
+        return
+    people = queue.get("people")
+    if people is not None:
+        typer.echo(terminal.clean(people["sentence"]))
+    if people is None or queue["judge"] is not None:
+        typer.echo(terminal.clean(str(queue["sentence"])))
 
 
 def _list(queues: list[ReviewQueue], as_json: bool) -> None:
@@ -165,7 +189,10 @@ def _end(client: HatrackClient, evaluation: object, skipped: bool, reviewed: int
         if queue["judge"] is not None and queue["final"]:
             typer.echo(terminal.clean(str(queue["sentence"])))
         if not queue["final"] and not skipped and queue.get("reviewers", 1) > 1:
-            typer.echo("Other reviewers have yet to choose; what people prefer is shown once all have.")
+            typer.echo(
+                "Other reviewers have yet to choose; what people prefer is shown once all have, or at "
+                f"`hatrack review {evaluation} --end`."
+            )
 
 
 def show(console: Console, pair: Review, reviewed: int, total: int) -> None:

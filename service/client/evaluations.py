@@ -144,6 +144,10 @@ class Reviews(Resource):
         params = given({"evaluation": evaluation, "after": after})
         return self._connection.request(NextReview, "GET", path_of("reviews", "next"), params=params)
 
+    def end(self, evaluation: str) -> ReviewQueue:
+        """Take no more choices on an evaluation's pairs: what people prefer is then shown of those made so far."""
+        return self._connection.request(ReviewQueue, "POST", path_of("reviews", evaluation, "end"))
+
     def retrieve(self, review_id: str) -> Review:
         """One pair: blind until all pairs of its evaluation have a choice."""
         return self._connection.request(Review, "GET", path_of("reviews", review_id))

@@ -221,11 +221,14 @@ class ReviewQueue(ApiModel):
     pairs: int
     reviewed: int = Field(description="Pairs that have all their choices.")
     reviewers: int = Field(1, description="Choices on each pair, each by another key.")
-    final: bool = Field(description="Every pair has been reviewed; choices can no longer change.")
+    final: bool = Field(
+        description="Every pair has been reviewed, or the review was ended; choices can no longer change."
+    )
+    ended_at: int | None = Field(None, description="When it was ended before all were reviewed; null: it was not.")
     agreement: Agreement | None = Field(description="Of the judge with people; null without a judge.")
     standing: Agreement | None = Field(description="Agreement over all evaluations of the project.")
     counted: bool = Field(description="Whether the judge counts; false without a judge.")
-    people: HumanPreference | None = Field(None, description="What people preferred; null until all are reviewed.")
+    people: HumanPreference | None = Field(None, description="What people preferred; null until it is final.")
     more_reviews: int | None = Field(
         None, description="Further reviews that would make the judge count if the estimates are true; null if unknown."
     )

@@ -253,6 +253,11 @@ def next_review(evaluation: After = None, after: After = None) -> None:
     """The next pair that has not been reviewed; with `after`, the next one after that pair."""
 
 
+@reviews.post("/{evaluation}/end", responses=trainers(ReviewQueue, NotFound))
+def end_reviews(evaluation: str) -> None:
+    """Take no more choices on an evaluation's pairs; what people prefer is then shown of those made so far."""
+
+
 @reviews.get("/{review_id}", responses=trainers(Review, NotFound))
 def get_review(review_id: str) -> None:
     """One pair."""

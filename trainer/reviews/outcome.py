@@ -1,7 +1,7 @@
 """What people preferred on all pairs of an evaluation: the figure, its sentence, and its section of the report's page.
 
-It decides nothing in a verdict, and it is shown only once every pair has its choices: an interval that is looked at
-until it is narrow enough would not be one.
+It decides nothing in a verdict, and it is shown only once every pair has its choices or the review was ended, and then
+nothing changes: an interval that is looked at until it is narrow enough would not be one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ SECTION: Final = "<!-- what people prefer -->"
 NO_WEIGHT: Final = "It decides nothing in the verdict."
 
 
-def human_preference(queue: Queue, choices: Sequence[PairChoices]) -> HumanPreference:
-    """The figure over all pairs of a queue that is final; blocks for some milliseconds.
+def human_preference(queue: Queue, choices: Sequence[PairChoices]) -> HumanPreference | None:
+    """The figure over the pairs with choices of a queue that is final; None if there are none. Blocks for some
+    milliseconds.
 
-    The mean counts each independent question once, whatever its reviewers and pairs, and so does its interval.
+    The mean counts each independent question once, whatever its reviewers and pairs, and so does its interval. How far
+    reviewers agree is measured on the pairs that have all their choices.
     """
+    if not choices:
+        return None
     from trainer.evaluate.statistics import agreement, paired  # imported late: pull in their libraries
 
     counts = Counter(vote for pair in choices for vote in pair.votes)
@@ -33,8 +37,9 @@ def human_preference(queue: Queue, choices: Sequence[PairChoices]) -> HumanPrefe
     over_half = paired.unit_means(over_half, _units(choices))
     bounds = paired.interval(over_half, confidence=CONFIDENCE, binary=False, seed=queue.number)
     reviewers = None
-    if queue.reviewers > 1:
-        reviewers = agreement.reviewer_agreement([pair.votes for pair in choices], confidence=CONFIDENCE)
+    complete = [pair.votes for pair in choices if len(pair.votes) == queue.reviewers]
+    if queue.reviewers > 1 and complete:
+        reviewers = agreement.reviewer_agreement(complete, confidence=CONFIDENCE)
     figure = HumanPreference(
         of=queue.candidate,
         against=queue.base,
@@ -55,7 +60,7 @@ def human_preference(queue: Queue, choices: Sequence[PairChoices]) -> HumanPrefe
         kappa_high=None if reviewers is None else reviewers.high,
         sentence="",
     )
-    return figure.model_copy(update={"sentence": _sentence(figure)})
+    return figure.model_copy(update={"sentence": _sentence(figure, queue)})
 
 
 def _units(choices: Sequence[PairChoices]) -> list[int] | None:
@@ -65,7 +70,7 @@ def _units(choices: Sequence[PairChoices]) -> list[int] | None:
     return units if len(units) == len(named) and len(set(units)) < len(units) else None
 
 
-def _sentence(figure: HumanPreference) -> str:
+def _sentence(figure: HumanPreference, queue: Queue) -> str:
     """The figure in words."""
     percent = f"{100 * figure.confidence:.0f}%"
     shown = (
@@ -84,6 +89,8 @@ def _sentence(figure: HumanPreference) -> str:
     if figure.alike:
         asked = figure.alike + (figure.differing or 0)
         words += f" On {figure.alike} of all {asked} questions both gave the same answer; these were not shown."
+    if queue.ended_at is not None:
+        words += f" The review was ended early: {queue.reviewed} of its {_count(queue.pairs, 'pair')} had all choices."
     return f"{words}{_agreement(figure, percent)} {NO_WEIGHT}"
 
 

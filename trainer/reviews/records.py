@@ -38,6 +38,7 @@ class Queue:
         reviewers: How many choices each pair gets, each by another key.
         differing, alike: How many questions have different answers, and how many the same twice; None with a judge.
         reviewed: The pairs that have all their choices.
+        ended_at: When somebody ended it before that was all of them; None: nobody has.
     """
 
     number: int
@@ -54,11 +55,12 @@ class Queue:
     alike: int | None
     pairs: int
     reviewed: int
+    ended_at: int | None = None
 
     @property
     def final(self) -> bool:
-        """Whether every pair has been reviewed; choices can then no longer change."""
-        return self.reviewed == self.pairs
+        """Whether every pair has been reviewed or it was ended; choices can then no longer change."""
+        return self.ended_at is not None or self.reviewed == self.pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,11 @@ def choose(db: sa.Connection, review: Review, choice: Choice, key_id: str) -> Re
     return _review(db.execute(_reviews(key_id).where(pairs.c.id == review.id)).one(), key_id)
 
 
+def end(db: sa.Connection, queue_number: int) -> None:
+    """Take no more choices on a queue's pairs."""
+    db.execute(queues.update().where(queues.c.number == queue_number).values(ended_at=int(time.time())))
+
+
 def queue(db: sa.Connection, project: str, evaluation: str, globs: Globs = None) -> Queue | None:
     """The evaluation's queue, if it is in the project and the globs match its adapters."""
     row = db.execute(_queues().where(_visible(project, globs), queues.c.evaluation == evaluation)).first()
@@ -248,9 +255,9 @@ def all_choices(db: sa.Connection, queue_number: int) -> list[PairChoices]:
 
 
 def _open_to(key_id: str) -> sa.ColumnElement[bool]:
-    """Condition for the pairs that still need a choice, and on which this key has made none."""
+    """Condition for the pairs that still take a choice, and on which this key has made none."""
     own = sa.select(sa.literal(1)).where(choices.c.pair == pairs.c.number, choices.c.key_id == key_id)
-    return sa.and_(queues.c.reviewers > _CHOICES, sa.not_(own.correlate(pairs).exists()))
+    return sa.and_(queues.c.ended_at.is_(None), queues.c.reviewers > _CHOICES, sa.not_(own.correlate(pairs).exists()))
 
 
 def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:

@@ -44,6 +44,12 @@ async def next_review(
     return await service.following(caller, evaluation=evaluation, after=after)
 
 
+@router.post("/{evaluation}/end")
+async def end_reviews(evaluation: str, caller: Caller, service: Service) -> dict[str, Any]:
+    """Take no more choices."""
+    return await service.end(caller, evaluation)
+
+
 @router.get("/{review_id}")
 async def get_review(review_id: str, caller: Caller, service: Service) -> dict[str, Any]:
     """One pair."""

@@ -84,7 +84,7 @@ class Reviews:
         return JudgeAgreement.of_votes(judge.digest, votes)
 
     async def preference(self, caller: CurrentCaller, evaluation: str) -> HumanPreference | None:
-        """What people preferred on an evaluation's pairs; None unless it has pairs and each has all its choices."""
+        """What people preferred on an evaluation's pairs; None unless its reviews are final, with a choice."""
 
         def read(db: sa.Connection) -> tuple[Queue, list[PairChoices]] | None:
             queue = records.queue(db, caller.project, evaluation, caller.adapters)
@@ -141,7 +141,10 @@ class Reviews:
         return run
 
     async def following(self, caller: CurrentCaller, *, evaluation: str | None, after: str | None) -> dict[str, Any]:
-        """The next pair to review, blind. Raises NotFound if the evaluation or review does not exist."""
+        """The next pair to review, blind; none of reviews that were ended.
+
+        Raises NotFound if the evaluation or review does not exist.
+        """
 
         def work(db: sa.Connection) -> dict[str, Any]:
             number = 0 if after is None else _find(db, caller, after).number
@@ -151,12 +154,11 @@ class Reviews:
             )
             if review is not None and queue is None:
                 queue = _queue(db, caller, review.evaluation)
-            left = 0 if queue is None else records.open_pairs(db, queue.number, caller.key_id)
             return {
                 "object": "review.next",
                 "review": None if review is None else blind(review),
                 "evaluation": None if queue is None else queue.evaluation,
-                "reviewed": 0 if queue is None else queue.pairs - left,
+                "reviewed": 0 if queue is None else _done_for(db, queue, caller.key_id),
                 "total": 0 if queue is None else queue.pairs,
             }
 
@@ -184,16 +186,29 @@ class Reviews:
             review = _find(db, caller, review_id)
             if review.choice == choice:
                 return blind(review)
-            if _queue(db, caller, review.evaluation).final:
-                raise ReviewFinal(
-                    f"every pair of {review.evaluation} has been reviewed; its choices can no longer change"
-                )
+            queue = _queue(db, caller, review.evaluation)
+            if queue.final:
+                why = "was ended" if queue.ended_at is not None else "is complete: every pair has been reviewed"
+                raise ReviewFinal(f"the review of {review.evaluation} {why}; its choices can no longer change")
             chosen = records.choose(db, review, choice, caller.key_id)
             if chosen is None:
                 raise ReviewTaken(f"`{review.id}` has {review.reviewers} choices of other keys, and needs no more")
             return blind(chosen)
 
         return await self._database.run(work)
+
+    async def end(self, caller: CurrentCaller, evaluation: str) -> dict[str, Any]:
+        """Take no more choices on an evaluation's pairs; returns their queue with its outcome. One that is final stays
+        as it is. Raises NotFound."""
+
+        def work(db: sa.Connection) -> _QueueChoices:
+            queue = _queue(db, caller, evaluation)
+            if not queue.final:
+                records.end(db, queue.number)
+            return _choices_of(db, _queue(db, caller, evaluation))
+
+        found = await self._database.run(work)
+        return await asyncio.to_thread(self._with_outcome, found)
 
     async def page(self, caller: CurrentCaller, *, after: str | None, limit: int) -> dict[str, Any]:
         """The project's evaluations with pairs, newest first, with the progress and outcome of the reviews."""
@@ -242,6 +257,7 @@ class Reviews:
             "reviewed": queue.reviewed,
             "reviewers": queue.reviewers,
             "final": queue.final,
+            "ended_at": queue.ended_at,
             "agreement": None if here is None else here.model_dump(exclude={"digest"}),
             "standing": None if overall is None else overall.model_dump(exclude={"digest"}),
             "counted": counted,
@@ -271,8 +287,15 @@ def _choices_of(db: sa.Connection, queue: Queue) -> _QueueChoices:
     )
 
 
+def _done_for(db: sa.Connection, queue: Queue, key_id: str) -> int:
+    """How many pairs of a queue need nothing of this key; once it was ended, how many have all their choices."""
+    return queue.reviewed if queue.ended_at is not None else queue.pairs - records.open_pairs(db, queue.number, key_id)
+
+
 def _progress(queue: Queue) -> str:
-    """How far the reviews of a queue without a judge are."""
+    """How far the reviews of a queue without a judge are; it has no outcome."""
+    if queue.ended_at is not None:
+        return "The review was ended before anybody had chosen."
     by = "" if queue.reviewers == 1 else f" by {queue.reviewers} reviewers each"
     return f"{queue.reviewed} of {queue.pairs} pairs are reviewed{by}; what people prefer is shown once all are."
 

@@ -23,6 +23,7 @@ queues: Final = sa.Table(
     sa.Column("reviewers", sa.Integer, nullable=False, server_default="1", comment="choices that each pair gets"),
     sa.Column("differing", sa.Integer, comment="questions with different answers; null: with a judge"),
     sa.Column("alike", sa.Integer, comment="questions with the same answer twice, not shown; null: with a judge"),
+    sa.Column("ended_at", sa.Integer, comment="ended before every pair had its choices; null: not"),
     sa.Index("ix_queues_project_digest", "project", "digest"),
     sqlite_autoincrement=True,
 )

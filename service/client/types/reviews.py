@@ -66,14 +66,16 @@ class ReviewQueue(TypedDict):
     reviewers: NotRequired[int]
     """Choices on each pair, each by another key."""
     final: bool
-    """Every pair is reviewed; choices can no longer change."""
+    """Every pair is reviewed, or the review was ended; choices can no longer change."""
+    ended_at: NotRequired[int | None]
+    """When it was ended before all were reviewed; None: it was not."""
     agreement: Agreement | None
     """Of the judge with people; None without a judge."""
     standing: Agreement | None
     """Over all evaluations of the project."""
     counted: bool
     people: NotRequired[HumanPreference | None]
-    """What people preferred; None until all pairs are reviewed."""
+    """What people preferred; None until it is final."""
     more_reviews: NotRequired[int | None]
     """Further reviews that would make the judge count if the estimates are true; None if unknown."""
     sentence: str

@@ -4,7 +4,7 @@ import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, list, post, url } from "./api.js";
 import { ago, decimal, plural } from "./format.js";
 import { IntervalBar } from "./chart.js";
-import { Badge, Empty, Failure, Field, Loaded, Progress, useLoaded } from "./ui.js";
+import { Badge, Confirm, Empty, Failure, Field, Loaded, Progress, useLoaded } from "./ui.js";
 
 const KEYS = { 1: "first", ArrowLeft: "first", 2: "second", ArrowRight: "second", 0: "tie", "=": "tie" };
 
@@ -30,20 +30,31 @@ function Start({ evaluation, onDone }) {
   return html`<form class="panel" onSubmit=${start}><h2>Review ${evaluation} without a judge</h2>
     <p>Pairs are drawn at random from the answers of the candidate and of the strongest base, where these differ. What people prefer is shown here and in the report once all pairs are reviewed; it decides nothing in the verdict.</p>
     <${Field} label="Pairs" hint="Fewer if there are not so many different answers."><input type="number" min="1" max="1000" required value=${wanted.pairs} onInput=${number("pairs")} /><//>
-    <${Field} label="Reviewers of each pair" hint="Each with a key of their own. With two or more it is shown how far they agree, and the reviews end only when all have chosen."><input type="number" min="1" max="5" required value=${wanted.reviewers} onInput=${number("reviewers")} /><//>
+    <${Field} label="Reviewers of each pair" hint="Each with a key of their own. With two or more it is shown how far they agree, and the outcome waits until all have chosen, or the review is ended."><input type="number" min="1" max="5" required value=${wanted.reviewers} onInput=${number("reviewers")} /><//>
     ${state.error && html`<${Failure} error=${state.error} />`}
     <div class="actions"><button class="primary" disabled=${state.busy}>Start the review</button></div></form>`;
 }
 
+/** Ending a review takes its reviewers their say, so it is asked again. */
+function EndDialog({ queue, onClose, onDone }) {
+  return html`<${Confirm} title="End the review of ${queue.id}" action="End the review" danger
+      run=${() => post(`/v1/reviews/${encodeURIComponent(queue.id)}/end`)} onClose=${onClose} onDone=${onDone}>
+    <p>${queue.reviewed} of ${plural(queue.pairs, "pair")} ${queue.reviewed === 1 ? "has" : "have"} all choices. Nobody can choose any more, nothing can be changed, and an evaluation is reviewed once:
+      what people prefer is shown by the choices made so far.</p><//>`;
+}
+
 function Queues() {
   const queues = useLoaded(() => list("/v1/reviews"));
-  return html`<${Loaded} of=${queues}>${({ data }) => (data.length ? html`<div class="scroll"><table class="cards">
+  const [ending, setEnding] = useState(null);
+  return html`${ending && html`<${EndDialog} queue=${ending} onClose=${() => setEnding(null)} onDone=${() => { setEnding(null); queues.reload(); }} />`}
+    <${Loaded} of=${queues}>${({ data }) => (data.length ? html`<div class="scroll"><table class="cards">
     <thead><tr><th>Evaluation</th><th>Reviewed</th><th>What people prefer</th><th>Judge</th><th></th></tr></thead>
     <tbody>${data.map((each) => html`<tr key=${each.id}><td data-label="Evaluation"><strong class="mono">${each.id}</strong><div class="dim small">${ago(each.created_at)}</div></td>
       <td data-label="Reviewed">${each.reviewed} of ${each.pairs}${each.reviewers > 1 ? html`<div class="dim small">by ${each.reviewers} reviewers each</div>` : ""}</td>
-      <td data-label="What people prefer">${each.people ? html`<${People} people=${each.people} />` : html`<span class="dim">not shown before all pairs are reviewed</span>`}</td>
+      <td data-label="What people prefer">${each.people ? html`<${People} people=${each.people} />` : html`<span class="dim">${each.final ? "nobody has chosen" : "not shown before all pairs are reviewed"}</span>`}</td>
       <td data-label="Judge">${each.judge ? html`<${Judge} queue=${each} />` : html`<span class="dim">none</span>`}</td>
-      <td class="row-actions">${each.final ? html`<${Badge}>finished<//>` : html`<a class="button" href="#/review/${each.id}">Review</a>`}</td></tr>`)}</tbody></table></div>`
+      <td class="row-actions">${each.final ? html`<${Badge}>${each.ended_at ? "ended early" : "finished"}<//>` : html`<a class="button" href="#/review/${each.id}">Review</a>
+        <button class="danger" aria-label="End the review of ${each.id}" onClick=${() => setEnding(each)}>End …</button>`}</td></tr>`)}</tbody></table></div>`
     : html`<${Empty} title="Nothing to review"><p>Evaluations with a judge leave pairs of answers for people to choose between; their choices say whether the judge is to be believed.</p>
       <p>Of any other evaluation that has ended, and of a job, people can compare the answers, too: open it under <a href="#/train">Train</a>, and choose "Review its answers".</p>
       <p>Start one with a judge with <code>hatrack evaluate NAME@VERSION --held-out FILE --judge JUDGE</code>; the operator names the judges in <code>HATRACK_TRAINER_ENDPOINTS</code>.</p><//>`)}<//>`;

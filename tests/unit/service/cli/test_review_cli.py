@@ -22,7 +22,7 @@ from service.cli.main import app
 from tests.support.http import QuietHandler
 
 Hatrack = Callable[..., Result]
-PATH = re.compile(r"/v1/reviews(?:/([^/]+))?")
+PATH = re.compile(r"/v1/reviews(?:/([^/]+)(?:/end)?)?")
 
 
 @dataclass
@@ -38,6 +38,11 @@ class Reviews:
     """A pair that others take while it is looked at."""
     created: list[dict[str, Any]] = field(default_factory=list)
     asked: list[dict[str, list[str]]] = field(default_factory=list)
+    ended: str | None = None
+
+    def end(self, evaluation: str) -> tuple[int, dict[str, Any]]:
+        self.ended = evaluation
+        return 200, self.summary()
 
     def answer(self, name: str | None, query: dict[str, list[str]], body: Any) -> tuple[int, dict[str, Any]]:
         if body is not None and name is None:
@@ -92,7 +97,7 @@ class Reviews:
 
     def summary(self) -> dict[str, Any]:
         reviewed = sum(each is not None for each in self.choices.values())
-        final = reviewed == len(self.choices) and self.others_are_done
+        final = self.ended is not None or (reviewed == len(self.choices) and self.others_are_done)
         if self.judge is None:
             people = {"mean": 0.58, "low": 0.452, "high": 0.708, "sentence": "People chose voice@3 24 times."}
             return {
@@ -136,7 +141,8 @@ def reviews() -> Iterator[Reviews]:
             assert self.headers["authorization"] == "Bearer hk-test"
             length = int(self.headers.get("content-length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
-            status, answer = kept.answer(found[1], parse_qs(split.query), body)
+            ends = split.path.endswith("/end")
+            status, answer = kept.end(found[1]) if ends else kept.answer(found[1], parse_qs(split.query), body)
             content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -242,6 +248,14 @@ def test_with_several_reviewers_the_outcome_waits_for_the_others(hatrack: Hatrac
     assert "People chose" not in result.stdout
 
 
+def test_a_review_whose_reviewers_do_not_come_is_ended(hatrack: Hatrack, reviews: Reviews) -> None:
+    hatrack("eval-1", "--start", "--reviewers", "2", stdin="1\n1\nq\n")
+    result = hatrack("eval-1", "--end")
+    assert (result.exit_code, reviews.ended) == (0, "eval-1")
+    assert result.stdout == "People chose voice@3 24 times.\n"
+    assert json.loads(hatrack("eval-1", "--end", "--json").stdout)["final"] is True
+
+
 def test_a_pair_that_others_take_meanwhile_is_passed_over(hatrack: Hatrack, reviews: Reviews) -> None:
     reviews.taken = "rev-1"
     result = hatrack("eval-1", stdin="1\n1\n2\n")
@@ -266,6 +280,9 @@ def test_starting_twice_is_told(hatrack: Hatrack, reviews: Reviews) -> None:
         (["eval-1", "--start", "--list"], "does not go with --list"),
         (["eval-1", "--pairs", "5"], "go with --start"),
         (["eval-1", "--start", "--reviewers", "6"], "less than or equal to 5"),
+        (["--end"], "--end needs EVALUATION"),
+        (["eval-1", "--end", "--start"], "does not go with --start"),
+        (["eval-1", "--yes"], "--yes goes with --end"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -274,7 +291,7 @@ def test_options_that_do_not_go_together_are_refused(
     result = hatrack(*arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
-    assert reviews.created == []
+    assert (reviews.created, reviews.ended) == ([], None)
 
 
 def test_a_refusal_is_told(hatrack: Hatrack) -> None:

@@ -4,109 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-import threading
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from adapters.dataset.formats import read_lines
-from service.console.routes import console
 from service.database import metadata
 from service.registry import alias_records
 from service.registry.split import AliasTarget, Split
 from service.registry.tables import adapters, versions
-from tests.support.asgi import web_server
-from tests.support.browser import Browser, browser
+from tests.support.browser import Browser
+from tests.unit.service.console.conftest import Answers, show
 
-START_S = 60.0
 NOT_FOUND = (404, {"error": {"message": "no such dataset: 'support'", "code": "dataset_not_found", "param": "name"}})
-
-
-class Answers:
-    """A gateway that serves the console and answers as it is told: `told` has the answers by method and path, each used
-    once but for the last one; `asked` has what was asked, in order, and `bodies` the last body by method and path."""
-
-    def __init__(self) -> None:
-        self.told: dict[str, list[Any]] = {}
-        self.asked: list[str] = []
-        self.bodies: dict[str, bytes] = {}
-        self.url = ""
-
-    def app(self) -> FastAPI:
-        app = FastAPI(openapi_url=None)
-        app.include_router(console())
-
-        @app.api_route("/v1/{path:path}", methods=["GET", "POST", "DELETE"])
-        async def answer(request: Request, path: str) -> Response:
-            asked = f"{request.method} /v1/{path}"
-            self.asked.append(asked)
-            self.bodies[asked] = await request.body()
-            told = self.told[asked]
-            content = told.pop(0) if len(told) > 1 else told[0]
-            if isinstance(content, str):
-                return PlainTextResponse(content)
-            status, content = content if isinstance(content, tuple) else (200, content)
-            return JSONResponse(content, status)
-
-        return app
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[Answers, Browser]]:
-    """The gateway of this file, and a browser."""
-    answers = Answers()
-    server: uvicorn.Server = web_server(answers.app(), port=0, log_level="error", ws="none")
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        deadline = time.monotonic() + START_S
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        answers.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        with browser() as tab:
-            yield answers, tab
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture
-def answers(served: tuple[Answers, Browser]) -> Answers:
-    """The gateway, which knows no answer yet."""
-    served[0].told, served[0].asked, served[0].bodies = {}, [], {}
-    return served[0]
-
-
-@pytest.fixture
-def page(served: tuple[Answers, Browser], answers: Answers) -> Browser:
-    """The console's page, loaded anew and not signed in."""
-    tab = served[1]
-    tab.open("about:blank")
-    tab.open(f"{answers.url}/console")
-    tab.wait("document.querySelector('#key')")
-    return tab
-
-
-def show(page: Browser, module: str, component: str, **properties: Any) -> None:
-    """Show one component alone; it notes its `onDone` and `onClose` in `window.called`."""
-    page.run(
-        f"""(async () => {{
-        const {{ html, render }} = await import("/console/vendor/preact.js");
-        const {{ {component} }} = await import("/console/{module}");
-        window.called = [];
-        const more = {{ onDone: () => window.called.push("done"), onClose: () => window.called.push("close") }};
-        const root = document.createElement("div");
-        document.body.replaceChildren(root);
-        render(html`<${{{component}}} ...${{{json.dumps(properties)}}} ...${{more}} />`, root);
-        }})()"""
-    )
 
 
 # the rollback
@@ -342,67 +253,7 @@ def test_a_version_that_came_in_the_last_moment_is_told(page: Browser, answers: 
     assert page.run("window.called") == []
 
 
-# keys, and the clock
-
-
-def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -> None:
-    def pair(number: int) -> dict[str, Any]:
-        asked = [{"role": "user", "content": f"question {number}"}]
-        review = {"id": f"review-{number}", "asked": asked, "first": "Yes.", "second": "No.", "reference": None}
-        return {"review": review, "reviewed": number - 1, "total": 3}
-
-    answers.told = {"GET /v1/reviews/next": [pair(1), pair(2)], "POST /v1/reviews/review-1": [{}]}
-    answers.told["POST /v1/reviews/review-2"] = [{}]
-    show(page, "review.js", "ReviewView", evaluation="eval-1")
-    page.wait_for_text("question 1")
-    key = {"key": "1", "text": "1", "windowsVirtualKeyCode": 49}
-    page.call("Input.dispatchKeyEvent", type="keyDown", **key)
-    page.wait_for_text("question 2")
-    page.wait("[...document.querySelectorAll('.pane button')].every((each) => !each.disabled)")
-    for _ in range(5):
-        page.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=True, **key)
-    page.call("Input.dispatchKeyEvent", type="keyUp", key="1", windowsVirtualKeyCode=49)
-    assert [each for each in answers.asked if each.startswith("POST")] == ["POST /v1/reviews/review-1"]
-    page.press("2")
-    page.wait_for_text("question 2")
-    page.wait("performance.getEntriesByName(`${location.origin}/v1/reviews/review-2`).length === 1")
-    assert answers.asked.count("POST /v1/reviews/review-2") == 1
-
-
-def test_a_review_without_a_judge_is_started_here_and_its_outcome_is_shown(page: Browser, answers: Answers) -> None:
-    missing = (404, {"error": {"message": "no reviews of the evaluation 'eval-1'", "code": "reviews_not_found"}})
-    review = {"id": "review-1", "asked": [{"role": "user", "content": "question 1"}], "first": "Yes.", "second": "No."}
-    pair = {"review": review | {"reference": None}, "reviewed": 0, "total": 12}
-    refused = (409, {"error": {"message": "its answers are no longer stored", "code": "nothing_to_review"}})
-    answers.told = {"GET /v1/reviews/next": [missing, pair], "POST /v1/reviews": [refused, {"id": "eval-1"}]}
-    show(page, "review.js", "ReviewView", evaluation="eval-1")
-    page.wait_for_text("Review eval-1 without a judge")
-    page.fill_labelled("Pairs", "12")
-    page.fill_labelled("Reviewers of each pair", "2")
-    page.click("Start the review")
-    page.wait_for_text("Its answers are no longer stored")
-    page.click("Start the review")
-    page.wait_for_text("question 1")
-    assert json.loads(answers.bodies["POST /v1/reviews"]) == {"evaluation": "eval-1", "pairs": 12, "reviewers": 2}
-
-    people = {"mean": 0.58, "low": 0.452, "high": 0.708, "sentence": "People chose voice@3 24 times."}
-    queue = {"id": "eval-1", "judge": None, "created_at": 0, "pairs": 12, "reviewed": 12, "reviewers": 2, "final": True}
-    queue |= {"agreement": None, "standing": None, "counted": False, "more_reviews": None, "people": people}
-    open_queue = queue | {"id": "eval-2", "people": None, "final": False, "reviewed": 3}
-    kappa = {"kappa": 0.71, "low": 0.5, "high": 0.9}
-    judged = {
-        "id": "eval-3",
-        "judge": "strict",
-        "agreement": kappa,
-        "sentence": "The judge strict counts.",
-        "counted": True,
-    }
-    answers.told = {"GET /v1/reviews": [{"data": [queue, open_queue, open_queue | judged], "has_more": False}]}
-    show(page, "review.js", "ReviewView")
-    for shown in ("58.0 of 100, 45.2 to 70.8; 50 is even", "People chose voice@3 24 times.", "by 2 reviewers each"):
-        page.wait_for_text(shown)
-    for shown in ("not shown before all pairs are reviewed", "kappa 0.71 0.50 to 0.90", "The judge strict counts."):
-        page.wait_for_text(shown)
+# the clock
 
 
 def test_a_load_that_is_slower_than_the_interval_is_let_finish(page: Browser) -> None:

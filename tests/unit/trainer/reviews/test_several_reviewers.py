@@ -80,3 +80,56 @@ async def test_each_of_several_reviewers_has_an_order_of_its_own(trainer: Runnin
     people = (await listed(client))["people"]
     assert people["agreed"] == pytest.approx(same / 40)
     assert people["candidate"] == sum(map(sum, (order.values() for order in orders)))
+
+
+# ended
+
+
+async def test_reviews_of_reviewers_who_never_come_can_be_ended(trainer: Running, client: Client) -> None:
+    evaluation = await evaluated(trainer, client, differing=6)
+    await created(client, evaluation, reviewers=2)
+    ann, bob = (reviewer(trainer, key) for key in ("key_ann", "key_bob"))
+    assert await choose_all(ann, evaluation) == 6
+    pair = (await following(bob, evaluation))["review"]
+    await choose(bob, pair, "other")
+    ended = (await client.http.post(f"/v1/reviews/{evaluation}/end")).json()
+    assert ended == await listed(client)
+    assert (ended["final"], ended["reviewed"], ended["pairs"]) == (True, 1, 6)
+    assert ended["ended_at"] >= ended["created_at"]
+    people = ended["people"]
+    assert (people["pairs"], people["candidate"], people["base"]) == (6, 6, 1)
+    assert people["agreed"] == 0.0, "of the one pair that both have chosen on"
+    assert "The review was ended early: 1 of its 6 pairs had all choices." in people["sentence"]
+    left = await following(bob, evaluation)
+    assert (left["review"], left["reviewed"], left["total"]) == (None, 1, 6)
+    late = await choose(bob, pair, "mine")
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "review_final")
+    assert "was ended" in late.json()["error"]["message"]
+    assert (await ann.get(f"/v1/reviews/{pair['id']}")).json()["first_is"] in ("candidate", "base"), "no longer blind"
+    assert (await client.http.post(f"/v1/reviews/{evaluation}/end")).json() == ended, "once is enough"
+
+
+async def test_reviews_that_nobody_began_have_no_outcome(trainer: Running, client: Client) -> None:
+    evaluation = await evaluated(trainer, client, differing=2)
+    await created(client, evaluation, reviewers=2)
+    ended = (await client.http.post(f"/v1/reviews/{evaluation}/end")).json()
+    assert (ended["final"], ended["people"]) == (True, None)
+    assert ended["sentence"] == "The review was ended before anybody had chosen."
+
+
+async def test_ending_what_is_complete_changes_nothing(trainer: Running, client: Client) -> None:
+    evaluation = await evaluated(trainer, client, differing=2)
+    await created(client, evaluation)
+    await choose_all(client.http, evaluation)
+    ended = (await client.http.post(f"/v1/reviews/{evaluation}/end")).json()
+    assert (ended["final"], ended["ended_at"]) == (True, None)
+    assert "ended early" not in ended["people"]["sentence"]
+
+
+async def test_only_who_sees_the_reviews_ends_them(trainer: Running, client: Client) -> None:
+    evaluation = await evaluated(trainer, client, differing=2)
+    await created(client, evaluation)
+    other = reviewer(trainer, "key_other", **{"x-hatrack-project": "other"})
+    answer = await other.post(f"/v1/reviews/{evaluation}/end")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "reviews_not_found")
+    assert (await listed(client))["final"] is False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.integration.console.conftest import ADAPTER, JOB_S, TRAINED, go, live_version, sign_in
 from tests.support.browser import Browser, browser
 from tests.support.gateway import Gateway, upload_evaluation_file
 from tests.support.judge import NAME, ScriptedJudge
@@ -17,46 +17,7 @@ from trainer.samples import data_file, heldout_file
 
 pytestmark = pytest.mark.engine
 
-ADAPTER, TRAINED = "console-greeter", "console-butler"
-JOB_S = 900.0
-"""A job of ten steps and its judging take two minutes on an idle machine of two cores."""
 PHONE = 390
-
-
-@pytest.fixture(scope="module")
-def client(gateway: Gateway) -> Iterator[httpx.Client]:
-    """The API with the admin key, to see what the console has done."""
-    headers = {"authorization": f"Bearer {gateway.key}"}
-    with httpx.Client(base_url=gateway.url, headers=headers, timeout=180, trust_env=False) as http:
-        yield http
-        for name in (ADAPTER, TRAINED):
-            http.delete(f"/v1/adapters/{name}", params={"force": "true"})
-
-
-@pytest.fixture
-def page(gateway: Gateway) -> Iterator[Browser]:
-    """A browser that is signed in with the admin key. Afterwards its log must have no error that no test expects."""
-    with browser() as tab:
-        sign_in(tab, gateway, gateway.key)
-        yield tab
-        assert tab.problems == []
-
-
-def sign_in(tab: Browser, gateway: Gateway, key: str) -> None:
-    tab.look(1280, 900)
-    tab.open(f"{gateway.url}/console")
-    tab.fill("#key", key)
-    tab.click("Sign in")
-    tab.wait_for_text("Sign out")
-
-
-def go(tab: Browser, view: str) -> None:
-    tab.run(f"location.hash = {json.dumps(f'#/{view}')}")
-
-
-def live_version(client: httpx.Client, name: str) -> int | None:
-    aliases: dict[str, int | None] = client.get(f"/v1/adapters/{name}").json()["aliases"]
-    return aliases.get("live")
 
 
 def test_a_wrong_key_is_refused_in_words_and_not_kept(gateway: Gateway) -> None:

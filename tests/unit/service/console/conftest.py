@@ -1,0 +1,101 @@
+"""A gateway that serves the console and answers as a test tells it, and a real Chromium on it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from service.console.routes import console
+from tests.support.asgi import web_server
+from tests.support.browser import Browser, browser
+
+START_S = 60.0
+
+
+class Answers:
+    """A gateway that serves the console and answers as it is told: `told` has the answers by method and path, each used
+    once but for the last one; `asked` has what was asked, in order, and `bodies` the last body by method and path."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, list[Any]] = {}
+        self.asked: list[str] = []
+        self.bodies: dict[str, bytes] = {}
+        self.url = ""
+
+    def app(self) -> FastAPI:
+        app = FastAPI(openapi_url=None)
+        app.include_router(console())
+
+        @app.api_route("/v1/{path:path}", methods=["GET", "POST", "DELETE"])
+        async def answer(request: Request, path: str) -> Response:
+            asked = f"{request.method} /v1/{path}"
+            self.asked.append(asked)
+            self.bodies[asked] = await request.body()
+            told = self.told[asked]
+            content = told.pop(0) if len(told) > 1 else told[0]
+            if isinstance(content, str):
+                return PlainTextResponse(content)
+            status, content = content if isinstance(content, tuple) else (200, content)
+            return JSONResponse(content, status)
+
+        return app
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Answers, Browser]]:
+    """The gateway of this file, and a browser."""
+    answers = Answers()
+    server: uvicorn.Server = web_server(answers.app(), port=0, log_level="error", ws="none")
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + START_S
+        while not server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        answers.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        with browser() as tab:
+            yield answers, tab
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def answers(served: tuple[Answers, Browser]) -> Answers:
+    """The gateway, which knows no answer yet."""
+    served[0].told, served[0].asked, served[0].bodies = {}, [], {}
+    return served[0]
+
+
+@pytest.fixture
+def page(served: tuple[Answers, Browser], answers: Answers) -> Browser:
+    """The console's page, loaded anew and not signed in."""
+    tab = served[1]
+    tab.open("about:blank")
+    tab.open(f"{answers.url}/console")
+    tab.wait("document.querySelector('#key')")
+    return tab
+
+
+def show(page: Browser, module: str, component: str, **properties: Any) -> None:
+    """Show one component alone; it notes its `onDone` and `onClose` in `window.called`."""
+    page.run(
+        f"""(async () => {{
+        const {{ html, render }} = await import("/console/vendor/preact.js");
+        const {{ {component} }} = await import("/console/{module}");
+        window.called = [];
+        const more = {{ onDone: () => window.called.push("done"), onClose: () => window.called.push("close") }};
+        const root = document.createElement("div");
+        document.body.replaceChildren(root);
+        render(html`<${{{component}}} ...${{{json.dumps(properties)}}} ...${{more}} />`, root);
+        }})()"""
+    )
