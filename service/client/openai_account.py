@@ -240,7 +240,7 @@ class OpenAIAccount:
         body = json_body(response)
         error = body.get("error") if isinstance(body, dict) else None
         error = error if isinstance(error, dict) else {}
-        said = str(error.get("message") or f"HTTP {response.status_code}").replace(self._key, "(the key)").strip()
+        said = str(error.get("message") or f"status {response.status_code}").replace(self._key, "(the key)").strip()
         status = response.status_code
         if status == 401:
             text = "OpenAI does not accept OPENAI_API_KEY. Check that it is complete, is OpenAI's, and was not revoked."
@@ -254,7 +254,7 @@ class OpenAIAccount:
         if status == 429 and {error.get("code"), error.get("type")} & SPENT:
             return ClientError(0, "openai_quota", f"OpenAI refuses to send {what}: {said}")
         if status not in TRANSIENT or response.headers.get("x-should-retry") == "false":
-            return ClientError(0, "openai_refused", f"OpenAI refused to send {what} (HTTP {status}): {said}")
+            return ClientError(0, "openai_refused", f"OpenAI refused to send {what} (status {status}): {said}")
         wait_s = _retry_after(response.headers)
         again = f"try again in {wait_s:.0f} s" if wait_s is not None else "try again later"
         if status == 429:
@@ -262,8 +262,8 @@ class OpenAIAccount:
                 0, "openai_rate_limited", f"OpenAI limits how often it is asked; {again}. It says: {said}"
             )
             return _Passing(final, wait_s, "limits how often it is asked")
-        final = ClientError(0, "openai_unavailable", f"OpenAI cannot send {what} now (HTTP {status}); {again}.")
-        return _Passing(final, wait_s, f"answered with HTTP {status}")
+        final = ClientError(0, "openai_unavailable", f"OpenAI cannot send {what} now (status {status}); {again}.")
+        return _Passing(final, wait_s, f"answered with status {status}")
 
 
 class _Passing(Exception):

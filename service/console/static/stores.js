@@ -14,7 +14,7 @@ export function StoresView() {
   useEvery(10, stores.poll, !making && !stores.denied);
   return html`<header class="view"><div><h1>Stores</h1><p>Documents whose passages go into prompts. An adapter speaks; what is true today comes from here.</p></div>
       <div class="actions"><button class="primary" onClick=${() => setMaking(true)}>New store</button></div></header>
-    ${making && html`<${NewStore} onClose=${() => setMaking(false)} />`}
+    ${making && html`<${NewStore} stores=${stores.data?.data || []} onClose=${() => setMaking(false)} />`}
     <${Loaded} of=${stores}>${({ data }) => (data.length ? html`<div class="scroll"><table class="cards"><thead><tr><th>Name</th><th>Documents</th><th class="num">Size</th><th>Last used</th></tr></thead>
       <tbody>${data.map((each) => html`<tr key=${each.id}><td data-label="Name"><a href="#/stores/${each.id}"><strong>${each.name || "unnamed"}</strong></a><div class="dim small mono">${each.id}</div></td>
         <td data-label="Documents"><${Counts} counts=${each.file_counts} /></td><td data-label="Size" class="num">${bytes(each.usage_bytes)}</td>
@@ -29,10 +29,13 @@ function Counts({ counts }) {
     ${counts.failed > 0 && html`<${Badge} tone="bad">${counts.failed} failed<//>`}</span>`;
 }
 
-function NewStore({ onClose }) {
+/** The API lets two stores have one name, but `hatrack kb` could no longer tell them apart by it. */
+function NewStore({ stores, onClose }) {
   const [name, setName] = useState("");
-  return html`<${Confirm} title="New store" action="Make it" disabled=${!name} run=${() => post("/v1/vector_stores", { name })} onClose=${onClose}
-    onDone=${(store) => { location.hash = `#/stores/${store.id}`; }}><${Field} label="Name"><input value=${name} autocomplete="off" placeholder="shop" onInput=${(event) => setName(event.target.value.trim())} /><//><//>`;
+  const same = stores.find((each) => each.name === name);
+  return html`<${Confirm} title="New store" action="Make it" disabled=${!name || same} run=${() => post("/v1/vector_stores", { name })} onClose=${onClose}
+    onDone=${(store) => { location.hash = `#/stores/${store.id}`; }}><${Field} label="Name"><input value=${name} autocomplete="off" placeholder="shop" onInput=${(event) => setName(event.target.value.trim())} /><//>
+    ${same && html`<p class="warn">There is already a store of this name: <a href="#/stores/${same.id}">open it</a>.</p>`}<//>`;
 }
 
 export function StoreView({ id }) {

@@ -57,6 +57,21 @@ def in_section(page: Browser, name: str) -> str:
     return str(page.run(f"document.querySelector({selector})?.innerText ?? ''"))
 
 
+def sources_in_the_playground(page: Browser, store: str) -> list[str]:
+    """What the base and a voice cite when they are asked with a store."""
+    go(page, "playground/tidewater")
+    page.fill("#question", QUESTION)
+    page.click("Settings and grounding")
+    page.fill_labelled("Grounding", store)
+    page.fill_labelled("max_tokens", "24")
+    page.click("Ask 2 models")
+    page.wait("document.querySelectorAll('.pane footer .link').length === 2", within_s=180)
+    sources: list[str] = page.run(
+        "[...document.querySelectorAll('.citations li strong')].map((each) => each.textContent)"
+    )
+    return sources
+
+
 def test_a_store_is_made_filled_searched_and_deleted(
     page: Browser, client: httpx.Client, documents: list[Path]
 ) -> None:
@@ -81,13 +96,25 @@ def test_a_store_is_made_filled_searched_and_deleted(
     scores = page.run("[...document.querySelectorAll('.results b')].map((each) => each.innerText)")
     assert scores == [f"{each['score']:.3f}" for each in found]
 
+    go(page, "stores")
+    page.click("New store")
+    page.fill("dialog input", "console-shop")
+    page.wait_for_text("There is already a store of this name")
+    assert page.run("[...document.querySelectorAll('dialog button')].at(-1).disabled")
+    page.click("open it", "dialog")
+    page.wait_for_text("lamp.txt")
+
     click_labelled(page, "Remove lamp.txt")
     page.wait_for_text("Its 1 passage is no longer found.")
     page.click("Remove it", "dialog")
     page.wait("!document.querySelector('dialog')")
     page.wait("!document.querySelector('section[aria-label=Documents]').innerText.includes('lamp.txt')")
+    page.fill("input[type=search]", QUESTION)
     page.click("Search")
     page.wait("document.querySelectorAll('.results li').length === 1")
+
+    assert sources_in_the_playground(page, store) == ["returns.md", "returns.md"]
+    go(page, f"stores/{store}")
 
     user = {"name": GROUNDED, "settings": {"grounding": {"vector_store_ids": [store]}}}
     assert client.post("/v1/adapters", json=user).status_code == 201
