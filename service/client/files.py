@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ UPLOADING: Final = httpx.Timeout(60, connect=CONNECT_S, write=120)
 POLL_S: Final = 0.5
 MAX_BATCH: Final = 2000
 """Files in one request."""
+SIMILARITY: Final = 0.7
+"""How like a store's name must be, from 0 to 1, to be suggested."""
 
 
 class Files(Resource):
@@ -123,7 +126,8 @@ class VectorStores(Resource):
         """
         if name.startswith("vs_"):
             return self.retrieve(name)
-        stores = [store for store in self.list() if store.get("name") == name]
+        listed = list(self.list())
+        stores = [store for store in listed if store.get("name") == name]
         if len(stores) == 1:
             return stores[0]
         if stores:
@@ -131,7 +135,9 @@ class VectorStores(Resource):
             raise ClientError(
                 409, "vector_store_ambiguous", f"Several stores are named {name}; use one of these ids: {ids}."
             )
-        raise ClientError(404, "vector_store_not_found", f"There is no vector store named {name}.")
+        similar = get_close_matches(name, [store.get("name") or "" for store in listed], 1, SIMILARITY)
+        hint = f" Did you mean `{similar[0]}`?" if similar else ""
+        raise ClientError(404, "vector_store_not_found", f"There is no vector store named {name}.{hint}")
 
     def delete(self, store_id: str) -> DeletedVectorStore:
         """Delete a store; its files stay in `client.files`."""

@@ -378,7 +378,7 @@ def require_unused(aliases: list[str], force: bool) -> None:
     if used and not force:
         raise Unprocessable(
             f"still in use by the alias {', '.join(f'`{alias}`' for alias in used)}; "
-            "move or delete it first, or use ?force=true",
+            "move or delete it first, or force the deletion",
             code="version_in_use",
         )
 

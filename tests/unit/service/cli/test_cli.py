@@ -196,6 +196,12 @@ def test_a_second_store_of_a_name_is_refused(hatrack: Hatrack, gateway: Gateway)
     assert [store["name"] for store in gateway.stores] == ["policies"]
 
 
+def test_a_store_that_was_probably_meant_is_named(hatrack: Hatrack) -> None:
+    hatrack("kb", "create", "policies")
+    assert "There is no vector store named policis. Did you mean `policies`?" in hatrack("kb", "list", "policis").stderr
+    assert hatrack("kb", "list", "orders").stderr.startswith("hatrack: There is no vector store named orders. [")
+
+
 def test_rm_in_a_script_does_not_ask(hatrack: Hatrack, gateway: Gateway) -> None:
     gateway.add("voice")
     gateway.add("voice")
