@@ -200,7 +200,7 @@ class HumanPreference(ProtocolModel):
 
     of: str = Field(description="The candidate's arm.")
     against: str = Field(description="The base's arm that it was compared with: the strongest.")
-    pairs: int
+    pairs: int = Field(description="With a choice: all of them, unless the review was ended early.")
     reviewers: int = Field(description="Choices on each pair, each by another key.")
     candidate: int = Field(description="Choices for the candidate's answer.")
     tie: int
@@ -214,7 +214,9 @@ class HumanPreference(ProtocolModel):
     differing: int | None = Field(None, description="Questions with different answers, from which the pairs are drawn.")
     alike: int | None = Field(None, description="Questions with the same answer twice; these are not shown.")
     agreed: float | None = Field(
-        None, description="How often two reviewers of a pair chose the same; null with one reviewer."
+        None,
+        description="How often two reviewers of a pair chose the same; null with one reviewer, or if no pair has all "
+        "its choices.",
     )
     kappa: float | None = Field(None, description="Fleiss' kappa; null with one reviewer, or if all chose the same.")
     kappa_low: float | None = None

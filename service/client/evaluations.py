@@ -155,7 +155,7 @@ class Reviews(Resource):
     def choose(self, review_id: str, choice: Choice) -> Review:
         """Say which answer is better.
 
-        Raises ClientError `review_final` (409) once all pairs have their choices, `review_taken` (409) if several
-        reviewers choose on each pair and others have made all choices on this one.
+        Raises ClientError `review_final` (409) once all pairs have their choices or the review was ended,
+        `review_taken` (409) if several reviewers choose on each pair and others have made all choices on this one.
         """
         return self._connection.request(Review, "POST", path_of("reviews", review_id), json={"choice": choice})

@@ -43,7 +43,7 @@ class HumanPreference(TypedDict):
     """Questions with different answers, from which the pairs are drawn; `alike`: those with the same answer twice."""
     alike: NotRequired[int | None]
     agreed: NotRequired[float | None]
-    """How often two reviewers of a pair chose the same; None with one reviewer."""
+    """How often two reviewers of a pair chose the same; None with one reviewer, or if no pair has all its choices."""
     kappa: NotRequired[float | None]
     """Fleiss' kappa; None with one reviewer, or if all chose the same."""
     kappa_low: NotRequired[float | None]

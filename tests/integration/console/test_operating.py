@@ -19,6 +19,7 @@ INDEX_S = 300.0
 """The embedder starts with the first document: torch and a model are loaded."""
 SPLIT, GROUNDED = "console-choir", "console-clerk"
 QUESTION = "Can I return my shoes?"
+BOTH = "Can I send my shoes back, and who made the lamp of the lighthouse?"
 
 
 @pytest.fixture
@@ -87,12 +88,13 @@ def test_a_store_is_made_filled_searched_and_deleted(
     failed = client.get(f"/v1/vector_stores/{store}/files", params={"filter": "failed"}).json()["data"]
     assert [each["last_error"]["message"] in in_section(page, "Documents") for each in failed] == [True]
 
-    page.fill("input[type=search]", QUESTION)
+    page.fill("input[type=search]", BOTH)
     page.click("Search")
     page.wait("document.querySelectorAll('.results li').length === 2", within_s=INDEX_S)
-    found = client.post(f"/v1/vector_stores/{store}/search", json={"query": QUESTION}).json()["data"]
+    found = client.post(f"/v1/vector_stores/{store}/search", json={"query": BOTH}).json()["data"]
     shown = page.run("[...document.querySelectorAll('.results li strong')].map((each) => each.innerText)")
-    assert shown == [each["filename"] for each in found] == ["returns.md", "lamp.txt"]
+    assert shown == [each["filename"] for each in found]
+    assert set(shown) == {"returns.md", "lamp.txt"}
     scores = page.run("[...document.querySelectorAll('.results b')].map((each) => each.innerText)")
     assert scores == [f"{each['score']:.3f}" for each in found]
 
@@ -109,7 +111,7 @@ def test_a_store_is_made_filled_searched_and_deleted(
     page.click("Remove it", "dialog")
     page.wait("!document.querySelector('dialog')")
     page.wait("!document.querySelector('section[aria-label=Documents]').innerText.includes('lamp.txt')")
-    page.fill("input[type=search]", QUESTION)
+    page.fill("input[type=search]", BOTH)
     page.click("Search")
     page.wait("document.querySelectorAll('.results li').length === 1")
 
