@@ -103,9 +103,9 @@ def test_a_file_of_another_length_is_not_kept(stand_in: OpenAIStandIn, account: 
     [
         (403, refusal("Missing scopes: api.files.read"), "openai_forbidden", "Missing scopes: api.files.read"),
         (404, refusal("No such File object: file-train"), "openai_not_found", "expired, was deleted, or is another's"),
-        (400, refusal(f"Not allowed for {OPENAI_KEY}"), "openai_refused", "(HTTP 400): Not allowed for (the key)"),
+        (400, refusal(f"Not allowed for {OPENAI_KEY}"), "openai_refused", "(status 400): Not allowed for (the key)"),
         (429, refusal("You exceeded your quota", code="insufficient_quota"), "openai_quota", "exceeded your quota"),
-        (500, refusal("The server had an error"), "openai_unavailable", "HTTP 500"),
+        (500, refusal("The server had an error"), "openai_unavailable", "status 500"),
         (200, b"<html>", "not_openai", "check --openai-url"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_wait_may_be_given_as_a_date(
     moment = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     stand_in.fail("/files/file-train", 503, retry_after=moment)
     account.file("file-train")
-    assert waits[0][1] == "answered with HTTP 503"
+    assert waits[0][1] == "answered with status 503"
     assert 0 < waits[0][0] <= 60
 
 
