@@ -168,6 +168,7 @@ def unpinned(client: httpx.Client) -> Iterator[str]:
 
 
 def test_an_adapter_is_pinned_and_unpinned(page: Browser, client: httpx.Client, unpinned: str) -> None:
+    assert answered_by(client, unpinned, 1) == {f"{unpinned}@1"}  # the metrics name what was asked since the start
     go(page, f"adapters/{unpinned}")
     page.click("Pin")
     page.wait_for_text("It takes a slot from all other adapters for good.")
