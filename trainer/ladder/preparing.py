@@ -56,6 +56,7 @@ class PreparedData:
         counts: The number of examples of each.
         cleaner: See `LadderPlan`.
         shown: The examples of the rung with fixed examples.
+        required_filters: See `LadderPlan`.
     """
 
     report: Report
@@ -71,6 +72,7 @@ class PreparedData:
     max_tokens: int
     shown: tuple[Example, ...]
     training: tuple[Example, ...]
+    required_filters: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -132,8 +134,15 @@ def prepare_data(
         max_tokens=max_tokens,
         shown=fixed_examples(training, closed=bool(counts), room=int(room), count=count),
         training=training,
+        required_filters=filters_of_all(examples),
         notes=tuple(notes),
     )
+
+
+def filters_of_all(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The attributes of which every example gives a value, by name."""
+    names = (set(example.filters) for example in examples)
+    return tuple(sorted(set.intersection(*names))) if examples else ()
 
 
 def _files(
