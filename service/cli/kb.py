@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
@@ -31,6 +31,33 @@ PATH: Final = "path"
 
 app = typer.Typer(help="Knowledge bases: documents that ground answers.", no_args_is_help=True)
 Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
+InsertAs = Annotated[
+    Literal["passages", "turns"] | None,
+    typer.Option("--kb-as", help="turns: show a store's examples as earlier turns. [default: passages, quoted]"),
+]
+RequiredFilters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--required-filter", metavar="NAME", help="Refuse requests that give no value of this attribute. Repeatable."
+    ),
+]
+
+
+def grounding_options(
+    client: HatrackClient,
+    stores: Sequence[str] | None,
+    insert_as: str | None,
+    required_filters: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The members of `grounding` that options set; ``stores`` are names or ids. Raises ClientError."""
+    grounding: dict[str, Any] = {}
+    if stores:
+        grounding["vector_store_ids"] = [str(client.vector_stores.find(store)["id"]) for store in stores]
+    if insert_as is not None:
+        grounding["insert_as"] = insert_as
+    if required_filters:
+        grounding["required_filters"] = list(required_filters)
+    return grounding
 
 
 @app.command(epilog=examples("hatrack kb create policies", 'hatrack kb create policies --description "Shop rules"'))

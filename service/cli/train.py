@@ -24,6 +24,7 @@ from service.cli import terminal
 from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
 from service.cli.jobs import Follow, finish, follow_job
+from service.cli.kb import InsertAs, RequiredFilters, grounding_options
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
 from service.cli.terminal import AsJson
 from service.client import HatrackClient
@@ -111,6 +112,8 @@ def train(
     options: Hyperparameters = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
     kb: Stores = None,
+    kb_as: InsertAs = None,
+    required_filter: RequiredFilters = None,
     method: Method = "supervised",
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
@@ -139,12 +142,14 @@ def train(
         _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
     elif file is None or name is None:
         raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
+    if (kb_as or required_filter) and not kb:
+        raise typer.BadParameter("--kb-as and --required-filter need --kb.")
     _check_writable(save_recipe)
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
     with terminal.reporting(as_json), HatrackClient() as client:
         if kb:
-            hyperparameters["grounding"] = {"vector_store_ids": [client.vector_stores.find(each)["id"] for each in kb]}
+            hyperparameters["grounding"] = grounding_options(client, kb, kb_as, required_filter)
         if recipe is not None:
             requested = _read_recipe(client, recipe)
         else:
