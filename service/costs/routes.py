@@ -20,7 +20,7 @@ from service.errors import BadGateway, Conflict, NotFound, RateLimited, Timeout,
 from service.http.body import as_model, read_json, read_object
 from service.http.schema import ApiModel, answers, takes
 from service.training.forward import headers_of
-from service.training.jobs import JobRequest
+from service.training.job_request import JobRequest
 from service.training.request_schemas import JobBody
 from service.training.routes import MAX_JSON_BYTES, JobCaller
 from service.training.service import Answer
