@@ -12,7 +12,7 @@ import typer
 from adapters.wording import counted
 from service.cli import terminal
 from service.cli.completion import complete_model
-from service.cli.kb import InsertAs, grounding_options
+from service.cli.grounding import InsertAs, grounding_options
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
 

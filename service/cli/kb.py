@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from adapters.wording import counted
 from service.cli import terminal
+from service.cli.grounding import versions_served_with, what_breaks
 from service.cli.terminal import AsJson, examples
 from service.client import ClientError, HatrackClient
 
@@ -31,33 +32,6 @@ PATH: Final = "path"
 
 app = typer.Typer(help="Knowledge bases: documents that ground answers.", no_args_is_help=True)
 Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
-InsertAs = Annotated[
-    Literal["passages", "turns"] | None,
-    typer.Option("--kb-as", help="turns: show a store's examples as earlier turns. [default: passages, quoted]"),
-]
-RequiredFilters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--required-filter", metavar="NAME", help="Refuse requests that give no value of this attribute. Repeatable."
-    ),
-]
-
-
-def grounding_options(
-    client: HatrackClient,
-    stores: Sequence[str] | None,
-    insert_as: str | None,
-    required_filters: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """The members of `grounding` that options set; ``stores`` are names or ids. Raises ClientError."""
-    grounding: dict[str, Any] = {}
-    if stores:
-        grounding["vector_store_ids"] = [str(client.vector_stores.find(store)["id"]) for store in stores]
-    if insert_as is not None:
-        grounding["insert_as"] = insert_as
-    if required_filters:
-        grounding["required_filters"] = list(required_filters)
-    return grounding
 
 
 @app.command(epilog=examples("hatrack kb create policies", 'hatrack kb create policies --description "Shop rules"'))
@@ -211,6 +185,8 @@ def rm(
         target = client.vector_stores.find(store)
         if file is None:
             if not yes:
+                with contextlib.suppress(ClientError):  # a key may see stores and no adapters
+                    typer.echo(what_breaks(versions_served_with(client, target["id"])), err=True)
                 typer.confirm(
                     f"Delete {terminal.clean(store)} with its {counted(target['file_counts']['total'], 'file')}?",
                     abort=True,

@@ -15,7 +15,7 @@ from adapters.names import DEFAULT_ALIAS
 from adapters.sources import is_source
 from service.cli import terminal
 from service.cli.completion import complete_adapter
-from service.cli.kb import InsertAs, RequiredFilters, grounding_options
+from service.cli.grounding import InsertAs, RequiredFilters, grounding_options
 from service.cli.terminal import AsJson, examples
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
 

@@ -23,8 +23,8 @@ from adapters.dataset.held_out import (
 from service.cli import terminal
 from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
+from service.cli.grounding import InsertAs, RequiredFilters, grounding_options
 from service.cli.jobs import Follow, finish, follow_job
-from service.cli.kb import InsertAs, RequiredFilters, grounding_options
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
 from service.cli.terminal import AsJson
 from service.client import HatrackClient

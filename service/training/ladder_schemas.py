@@ -55,6 +55,9 @@ class LadderRung(ApiModel):
     title: str
     model: str = Field(description="The base, or the version: it can be asked and promoted like any other.")
     mean: float | None = Field(description="Its score; null until it is measured.")
+    vector_store_id: str | None = Field(
+        description="The store that the ladder made for it, and does not delete by itself; null for a rung without one."
+    )
 
 
 class LadderLabels(ApiModel):
