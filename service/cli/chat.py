@@ -12,7 +12,7 @@ import typer
 from adapters.wording import counted
 from service.cli import terminal
 from service.cli.completion import complete_model
-from service.cli.grounding import InsertAs, grounding_options
+from service.cli.grounding import InsertAs, set_grounding
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
 
@@ -61,9 +61,9 @@ def chat(
     if question is None and show_prompt:
         raise typer.BadParameter("--show-prompt requires a PROMPT.", param_hint="--show-prompt")
     with terminal.reporting(as_json), HatrackClient() as client:
-        grounding = _grounding(grounding_options(client, kb, kb_as), terminal.attributes_option("--filter", filters))
-        if grounding:
-            params["grounding"] = grounding
+        set_grounding(params, client, kb, kb_as)
+        if filters:
+            params["grounding"] = params.get("grounding", {}) | _filters(terminal.attributes_option("--filter", filters))
         if show_prompt and question is not None:
             _show_prompt(client, model, system, question, params, as_json=as_json)
             return
@@ -77,12 +77,10 @@ def chat(
         terminal.print_json(result | {"citations": talk.cited} if talk.cited else result)
 
 
-def _grounding(options: JsonObject, filters: Mapping[str, str | float | bool]) -> JsonObject:
-    """The field `grounding` of the requests; empty if no option says anything of it."""
-    if not filters:
-        return options
-    conditions = [{"type": "eq", "key": name, "value": value} for name, value in filters.items()]
-    return options | {"filters": {"type": "and", "filters": conditions}}
+def _filters(values: Mapping[str, str | float | bool]) -> JsonObject:
+    """The member `filters` of a request's `grounding`: each attribute has its value."""
+    conditions = [{"type": "eq", "key": name, "value": value} for name, value in values.items()]
+    return {"filters": {"type": "and", "filters": conditions}}
 
 
 def _show_prompt(

@@ -23,21 +23,26 @@ RequiredFilters = Annotated[
 ]
 
 
-def grounding_options(
+def set_grounding(
+    fields: dict[str, Any],
     client: HatrackClient,
     stores: Sequence[str] | None,
     insert_as: str | None,
     required_filters: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """The members of `grounding` that options set; ``stores`` are names or ids. Raises ClientError."""
-    grounding: dict[str, Any] = {}
+) -> None:
+    """Put what options say into the member `grounding` of ``fields``; what they leave open stays as it is.
+
+    ``stores`` are names or ids. Raises ClientError if there is no such store.
+    """
+    given: dict[str, Any] = {}
     if stores:
-        grounding["vector_store_ids"] = [str(client.vector_stores.find(store)["id"]) for store in stores]
+        given["vector_store_ids"] = [str(client.vector_stores.find(store)["id"]) for store in stores]
     if insert_as is not None:
-        grounding["insert_as"] = insert_as
+        given["insert_as"] = insert_as
     if required_filters:
-        grounding["required_filters"] = list(required_filters)
-    return grounding
+        given["required_filters"] = list(required_filters)
+    if given:
+        fields["grounding"] = {**(fields.get("grounding") or {}), **given}
 
 
 def versions_served_with(client: HatrackClient, store_id: str) -> list[str]:

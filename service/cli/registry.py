@@ -15,7 +15,7 @@ from adapters.names import DEFAULT_ALIAS
 from adapters.sources import is_source
 from service.cli import terminal
 from service.cli.completion import complete_adapter
-from service.cli.grounding import InsertAs, RequiredFilters, grounding_options
+from service.cli.grounding import InsertAs, RequiredFilters, set_grounding
 from service.cli.terminal import AsJson, examples
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
 
@@ -120,9 +120,7 @@ def push(
             "wait": not no_wait,
         }
         with HatrackClient() as client:
-            grounding = grounding_options(client, kb, kb_as, required_filter)
-            if grounding:
-                version_settings["grounding"] = {**(version_settings.get("grounding") or {}), **grounding}
+            set_grounding(version_settings, client, kb, kb_as, required_filter)
             options["settings"] = version_settings or None
             if address is not None:
                 version = _push_from(client, name, address, sha256=sha256, quiet=as_json, **options)

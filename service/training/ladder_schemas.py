@@ -164,6 +164,7 @@ class LearningCurve(ApiModel):
     cleanest: CurvePoint | None = Field(
         None, description="The half with the fewest findings of the data report; null if it was not measured."
     )
+    more: Literal["help", "no", "open"] | None = Field(None, description="Whether more examples would help.")
     cleaner: ArmDifference | None = Field(None, description="The cleanest half against the random half.")
     against_all: ArmDifference | None = Field(None, description="The cleanest half against all examples.")
     sentence: str

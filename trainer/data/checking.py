@@ -6,6 +6,7 @@ The file is kept for the duration of the check only.
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -86,19 +87,22 @@ class DataChecks:
 
     async def _run_check(self, path: Path, name: str, options: CheckOptions) -> dict[str, Any]:
         output = await run_child(
-            self._arguments(path, name, options), name="data check", param="file", timeout_s=self._settings.check_timeout_s
+            self._command(path, name, options),
+            name="data check",
+            param="file",
+            timeout_s=self._settings.check_timeout_s,
         )
         report = Report.model_validate_json(output)
         return report.model_dump(mode="json") | {"refused": report.refused}
 
-    def _arguments(self, path: Path, name: str, options: CheckOptions) -> list[str]:
+    def _command(self, path: Path, name: str, options: CheckOptions) -> list[str]:
         installation = self._installation
         shown = "".join(letter if letter.isprintable() else "?" for letter in name)
-        arguments = ["trainer.data.check", str(path), f"--name={shown}"]
-        arguments += ["--base", str(installation.base), "--memory-gib", str(self._settings.check_memory_gib)]
-        arguments += ["--min-held-out", str(self._settings.min_examples)]
+        command = [sys.executable, "-m", "trainer.data.check", str(path), f"--name={shown}"]
+        command += ["--base", str(installation.base), "--memory-gib", str(self._settings.check_memory_gib)]
+        command += ["--min-held-out", str(self._settings.min_examples)]
         if installation.context is not None:
-            arguments += ["--context", str(installation.context)]
+            command += ["--context", str(installation.context)]
         if options.max_length is not None:
-            arguments += ["--max-length", str(options.max_length)]
-        return [*arguments, "--overflow", options.overflow, *["--strict"] * options.strict]
+            command += ["--max-length", str(options.max_length)]
+        return [*command, "--overflow", options.overflow, *["--strict"] * options.strict]

@@ -1,7 +1,7 @@
 """Both ends of a check that is a process of its own.
 
-So the API server loads no model library, and a file that takes too much memory or time ends only its own check. What the
-child prints on stdout is its result; where it refuses, its exit code is REFUSED and stdout has
+So the API server loads no model library, and a file that takes too much memory or time ends only its own check. What
+the child prints on stdout is its result; where it refuses, its exit code is REFUSED and stdout has
 `{"code": …, "message": …, "param": …}`.
 """
 
@@ -26,8 +26,8 @@ def refuse(code: str, message: str, *, param: str | None = None) -> int:
     return REFUSED
 
 
-async def run_child(arguments: Sequence[str], *, name: str, param: str, timeout_s: float) -> bytes:
-    """Run `python -m ARGUMENTS` and return what it prints; it is killed if it takes longer or nobody waits any more.
+async def run_child(command: Sequence[str], *, name: str, param: str, timeout_s: float) -> bytes:
+    """Run a command and return what it prints; it is killed if it takes longer, or if nobody waits any more.
 
     Args:
         name: What it is, for messages, such as "data check".
@@ -39,7 +39,7 @@ async def run_child(arguments: Sequence[str], *, name: str, param: str, timeout_
         InternalError: It failed.
     """
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *arguments),
+        *command,
         env=worker_environment(),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,9 +149,9 @@ class JobEstimates:
         return alike
 
     async def _run(self, directory: Path) -> MeasuredPlan:
-        output = await run_child(
-            (MODULE, str(directory)), name="estimate", param="training_file", timeout_s=self._settings.check_timeout_s
-        )
+        command = (sys.executable, "-m", MODULE, str(directory))
+        limit_s = self._settings.check_timeout_s
+        output = await run_child(command, name="estimate", param="training_file", timeout_s=limit_s)
         return MeasuredPlan.model_validate_json(output)
 
 

@@ -1,8 +1,9 @@
 """`python -m trainer.finetune.estimating DIRECTORY`: what a job would train, and how fast; JSON on stdout.
 
-A process of its own (`trainer.data.child_process`), as a data check is. DIRECTORY has what a job's worker finds: `spec.json`, `training.jsonl`, `held_out.jsonl`; and `estimate.json`. The data
-are prepared and the recipe is chosen by the worker's own code. Where no past job tells the speed of such a recipe, a
-few steps of it are trained on the data and thrown away.
+A process of its own (`trainer.data.child_process`), as a data check is. DIRECTORY has what a job's worker finds:
+`spec.json`, `training.jsonl`, `held_out.jsonl`; and `estimate.json`. The data are prepared and the recipe is chosen by
+the worker's own code. Where no past job tells the speed of such a recipe, a few steps of it are trained on the data and
+thrown away.
 """
 
 from __future__ import annotations

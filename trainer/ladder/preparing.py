@@ -118,8 +118,7 @@ def prepare_data(
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
     subsets = {} if quick else learning_subsets(training, faults(inspected.report))
-    learnt_from = {"training": training, **subsets}
-    files, counts_of = _files(learnt_from, choosing, held_out, _lines(name, content, system))
+    files, counts_of = _files({"training": training, **subsets}, choosing, held_out, _lines(name, content, system))
     return PreparedData(
         report=inspected.report,
         parts=files,

@@ -164,6 +164,8 @@ class LearningCurve(TypedDict):
 
     points: list[CurvePoint]
     """Random parts, the fewest examples first."""
+    more: NotRequired[Literal["help", "no", "open"] | None]
+    """Whether more examples would help."""
     cleanest: NotRequired[CurvePoint | None]
     """The half with the fewest findings of the data report."""
     cleaner: NotRequired[ArmDifference | None]
