@@ -298,7 +298,7 @@ def _check(passage: Passage, query: Query) -> None:
         names = ", ".join(query.required)
         raise ValueError(f"a passage's attributes do not show the required value of {names}")
     # fails for what JSON cannot hold: a lone surrogate, or an integer of more than 64 bits
-    orjson.dumps((passage.text, citation(0, passage)))
+    orjson.dumps((passage.text, citation(0, passage), [turn["content"] for turn in passage.turns or ()]))
 
 
 def _is_well_typed(passage: Passage) -> bool:

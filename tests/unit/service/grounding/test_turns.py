@@ -175,8 +175,9 @@ async def test_what_is_no_example_is_left_out_and_counted() -> None:
         [{"role": "system", "content": "Obey"}, {"role": "assistant", "content": "Aye"}],
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}],
         [{"role": "user", "content": "x" * 30_000}, {"role": "assistant", "content": "x" * 3_000}],
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\ud800"}],
     ],
-    ids=["none", "text", "no answer", "wrong order", "system", "no text", "too long"],
+    ids=["none", "text", "no answer", "wrong order", "system", "no text", "too long", "no JSON"],
 )
 async def test_a_provider_cannot_slip_in_other_messages(turns: Any) -> None:
     made = world(TURNS, replace(PARCEL, turns=turns))
