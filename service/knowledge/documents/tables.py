@@ -138,7 +138,8 @@ def _read_examples(lines: Sequence[str], budget: Budget) -> Iterator[Block]:
         if len(text) > MAX_PASSAGE_CHARS:
             raise invalid(f"line {number}: an example may have {MAX_PASSAGE_CHARS} characters; it has {len(text)}")
         group = {} if example.group is None else {GROUP: example.group}
-        own = {**(_attributes(_parsed(line, number).get("metadata"), number) or {}), **example.filters, **group}
+        metadata = _attributes(_parsed(line, number).get("metadata"), number)
+        own: dict[str, Attribute] = {**(metadata or {}), **example.filters, **group}
         yield Block(text, "row", 0, _attributes(own, number), turns)
 
 
