@@ -47,6 +47,10 @@ MAX_QUESTION_CHARS: Final = 4096
 _LOG = logging.getLogger("hatrack.grounding")
 
 
+class NoExample(ValueError):
+    """A passage is to be inserted as turns and has none."""
+
+
 class Hook:
     """Adds retrieved passages to requests.
 
@@ -100,7 +104,8 @@ class Hook:
             reserved_tokens: Of the context, for what is added to the prompt later.
 
         Raises:
-            BadRequest: The request names an unknown provider, or asks for grounding without a question.
+            BadRequest: The request names an unknown provider, or asks for grounding without a question; or the version
+                fails closed, and what was found cannot be inserted as turns.
             NotFound: A store does not exist, or the key may not read it.
             Unavailable: The provider timed out or failed, and the version fails closed.
         """
@@ -211,6 +216,15 @@ class Hook:
         except TimeoutError:
             outcome = "late"
             _LOG.warning("grounding provider %s timed out", options.provider, extra={"timeout_s": timeout_s})
+        except NoExample:
+            outcome = "broken"
+            _LOG.warning("what the stores have is no examples", extra={"stores": options.store_ids})
+            if self._closed(options):  # a retry would find the same
+                raise BadRequest(
+                    "the passages that were found are no examples, and `insert_as: turns` shows examples alone: name a "
+                    "store of training data, or leave `insert_as` out",
+                    param=f"{options.path}.insert_as",
+                ) from None
         except Exception:
             # a provider may be third-party code: any exception counts as its failure
             outcome = "broken"
@@ -230,7 +244,7 @@ class Hook:
             try:
                 _check(passage, query)
                 if options.insert_as == TURNS and passage.turns is None:
-                    raise ValueError("a passage is no example (`insert_as` is `turns`)")
+                    raise NoExample("a passage is no example (`insert_as` is `turns`)")
             except (TypeError, ValueError) as error:
                 errors.append(error)
             else:
@@ -249,7 +263,7 @@ class Hook:
 
     def _raise_if_closed(self, options: RetrievalOptions, outcome: Outcome) -> None:
         """Raise Unavailable if the provider failed and the request fails closed."""
-        if outcome in ("late", "broken") and (options.on_failure or self._on_failure) == "fail_closed":
+        if outcome in ("late", "broken") and self._closed(options):
             failed = "timed out" if outcome == "late" else "failed"
             raise Unavailable(
                 f"the grounding provider {options.provider!r} {failed}, and this model requires grounding "
@@ -258,6 +272,9 @@ class Hook:
                 param="grounding",
                 code="grounding_unavailable",
             )
+
+    def _closed(self, options: RetrievalOptions) -> bool:
+        return (options.on_failure or self._on_failure) == "fail_closed"
 
     def _budget(
         self, options: RetrievalOptions, body: Mapping[str, Any], injector: PromptInjector, reserved_tokens: int
