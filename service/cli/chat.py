@@ -63,7 +63,8 @@ def chat(
     with terminal.reporting(as_json), HatrackClient() as client:
         set_grounding(params, client, kb, kb_as)
         if filters:
-            params["grounding"] = params.get("grounding", {}) | _filters(terminal.attributes_option("--filter", filters))
+            values = terminal.attributes_option("--filter", filters)
+            params["grounding"] = params.get("grounding", {}) | _filters(values)
         if show_prompt and question is not None:
             _show_prompt(client, model, system, question, params, as_json=as_json)
             return

@@ -19,7 +19,8 @@ from trainer.runs.protocol import Frozen
 NAMES: Final[dict[TrainingKey, str]] = {"quarter": "a quarter", "half": "a half", "lora": "all"}
 CLEANEST: Final = "cleanest_half"
 FULL_FINE_TUNING_EXAMPLES: Final = 1000
-"""Training examples below which full fine-tuning is not named: a choice, as with fewer it forgets more than it learns."""
+"""Training examples below which full fine-tuning is not named: a choice, since few are learnt by heart by so many
+weights."""
 Change = Literal["help", "no", "open"]
 """What a change of the examples would do, as far as that is shown."""
 BOTH: Final[dict[tuple[Change, Change], str]] = {
