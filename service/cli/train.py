@@ -140,12 +140,11 @@ def train(
         _repeat(again, follow=follow, as_json=as_json)
         return
     _check_source(context, recipe, complete=file is not None and name is not None)
-    if (kb_as or required_filter) and not kb:
-        raise typer.BadParameter("--kb-as and --required-filter need --kb.")
-    _check_writable(save_recipe)
+    _check_options(save_recipe, stores=bool(kb), of_stores=bool(kb_as or required_filter))
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
     judging: dict[str, Any] = {"promote": promote.value, "metric": metric, "suites": suites, "judge": judge}
+    prepared: dict[str, Any] = {"strict": strict, "drop_long": drop_long, "system_prompt": system_prompt}
     with terminal.reporting(as_json), HatrackClient() as client:
         set_grounding(hyperparameters, client, kb, kb_as, required_filter)
         if recipe is not None:
@@ -159,9 +158,7 @@ def train(
                 hyperparameters=hyperparameters,
                 seed=seed,
                 method=method,
-                strict=strict,
-                drop_long=drop_long,
-                system_prompt=system_prompt,
+                **prepared,
                 **judging,
             )
         if estimate:
@@ -179,9 +176,12 @@ def _check_source(context: typer.Context, recipe: Path | None, *, complete: bool
         raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
 
 
-def _check_writable(recipe: Path | None) -> None:
+def _check_options(recipe: Path | None, *, stores: bool, of_stores: bool) -> None:
+    """Fail if ``recipe`` cannot be written, or if there are options of stores without any."""
     if recipe is not None and not recipe.absolute().parent.is_dir():
         raise typer.BadParameter(f"--save-recipe: {recipe.absolute().parent} is not a directory.")
+    if of_stores and not stores:
+        raise typer.BadParameter("--kb-as and --required-filter need --kb.")
 
 
 def _hyperparameters(options: list[str] | None, held_out: str | None, held_out_share: float | None) -> dict[str, Any]:

@@ -110,9 +110,7 @@ def prepare_data(
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
-    longest = max(sum(sequence.trained) for sequence in inspected.sequences)
-    exact = choice.primary.name == ExactMatch.name
-    max_tokens = max_answer_tokens(longest, context, thinking=thinks(chat_template(base_dir)), exact=exact)
+    max_tokens = _max_tokens(inspected, choice.primary.name, base_dir, context)
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
     if answers and not answer_list_fits(answers, beside, count=count, context=context):
         answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]
@@ -138,6 +136,13 @@ def prepare_data(
         required_filters=filters_of_all(examples),
         notes=tuple(notes),
     )
+
+
+def _max_tokens(inspected: Prepared, metric: str, base_dir: Path, context: int) -> int:
+    """The longest answer that a rung may give, in tokens."""
+    longest = max(sum(sequence.trained) for sequence in inspected.sequences)
+    exact, thinking = metric == ExactMatch.name, thinks(chat_template(base_dir))
+    return max_answer_tokens(longest, context, thinking=thinking, exact=exact)
 
 
 def filters_of_all(examples: Sequence[Example]) -> tuple[str, ...]:
