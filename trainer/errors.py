@@ -14,7 +14,7 @@ Exception
     │   ├── MethodNotAllowed         405
     │   ├── IdempotencyKeyReused     409 an Idempotency-Key was reused with another body
     │   ├── NotFinished              409 the run has no report yet
-    │   ├── ReviewConflict           409 see `trainer.reviews.errors`
+    │   ├── …                        409 those of reviews: `trainer.reviews.errors`
     │   ├── TeacherRefused           422 a teacher refuses a prompt
     │   ├── TeacherBusyNow           429 a teacher has too many requests
     │   ├── TeacherFailed            502 a teacher gives no answer

@@ -5,31 +5,25 @@ from __future__ import annotations
 from trainer.errors import RequestError
 
 
-class ReviewConflict(RequestError):
-    """Base class."""
-
-    status = 409
-
-
-class ReviewFinal(ReviewConflict):
+class ReviewFinal(RequestError):
     """Every pair of the evaluation has been reviewed."""
 
-    code = "review_final"
+    status, code = 409, "review_final"
 
 
-class ReviewTaken(ReviewConflict):
+class ReviewTaken(RequestError):
     """The pair has all its choices, of other keys."""
 
-    code = "review_taken"
+    status, code = 409, "review_taken"
 
 
-class ReviewsExist(ReviewConflict):
+class ReviewsExist(RequestError):
     """The evaluation already has pairs to review."""
 
-    code = "reviews_exist"
+    status, code = 409, "reviews_exist"
 
 
-class NothingToReview(ReviewConflict):
+class NothingToReview(RequestError):
     """The run has no answers of a candidate and a base to compare."""
 
-    code = "nothing_to_review"
+    status, code = 409, "nothing_to_review"
