@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +23,7 @@ from adapters.dataset.held_out import (
 from service.cli import terminal
 from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
+from service.cli.grounding import InsertAs, RequiredFilters, set_grounding
 from service.cli.jobs import Follow, finish, follow_job
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
 from service.cli.terminal import AsJson
@@ -73,7 +74,6 @@ Hyperparameters = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="A hyperparameter: n_epochs, batch_size, learning_rate …"),
 ]
 Method = Annotated[Literal["supervised", "dpo"], typer.Option(help="dpo: on pairs of a better and a worse answer.")]
-PromoteOption = Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")]
 Metric = Annotated[
     str | None, typer.Option(help="Metric: exact_match, similarity, json_exact … [default: chosen from the data]")
 ]
@@ -97,7 +97,7 @@ RecipeToSave = Annotated[
     Path | None,
     typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
 ]
-Estimate = Annotated[
+OnlyEstimate = Annotated[
     bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
 ]
 Track = Annotated[
@@ -115,19 +115,21 @@ def train(
     options: Hyperparameters = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
     kb: Stores = None,
+    kb_as: InsertAs = None,
+    required_filter: RequiredFilters = None,
     method: Method = "supervised",
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
     held_out_share: HeldOutShare = None,
     seed: Annotated[int | None, typer.Option(help="Seed for example order, sampling and initial weights.")] = None,
-    promote: PromoteOption = Promote.AUTO,
+    promote: Annotated[Promote, typer.Option(help="Whether a passing version goes live automatically.")] = Promote.AUTO,
     metric: Metric = None,
     suites: Suites = None,
     judge: Annotated[str | None, typer.Option(help="A judge configured by the operator.")] = None,
     recipe: SavedRecipe = None,
     again: Again = None,
     save_recipe: RecipeToSave = None,
-    estimate: Estimate = False,
+    estimate: OnlyEstimate = False,
     track: Track = None,
     follow: Follow = True,
     as_json: AsJson = False,
@@ -137,10 +139,14 @@ def train(
         _refuse_options(context, "again", BESIDE_AGAIN, "a repetition changes nothing")
         _repeat(again, follow=follow, as_json=as_json)
         return
-    _check_options(context, recipe, save_recipe, is_complete=file is not None and name is not None)
+    _check_source(context, recipe, complete=file is not None and name is not None)
+    _check_options(save_recipe, stores=bool(kb), of_stores=bool(kb_as or required_filter))
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
+    judging: dict[str, Any] = {"promote": promote.value, "metric": metric, "suites": suites, "judge": judge}
+    prepared: dict[str, Any] = {"strict": strict, "drop_long": drop_long, "system_prompt": system_prompt}
     with terminal.reporting(as_json), HatrackClient() as client:
+        set_grounding(hyperparameters, client, kb, kb_as, required_filter)
         if recipe is not None:
             requested = _read_recipe(client, recipe)
         else:
@@ -149,16 +155,11 @@ def train(
                 model=start or str(client.ready().get("base")),
                 data=find_source(client, str(file)),
                 held_out=find_source(client, held_out) if held_out else None,
-                hyperparameters=hyperparameters | _grounding(client, kb or ()),
+                hyperparameters=hyperparameters,
                 seed=seed,
                 method=method,
-                promote=promote.value,
-                metric=metric,
-                suites=suites,
-                judge=judge,
-                strict=strict,
-                drop_long=drop_long,
-                system_prompt=system_prompt,
+                **prepared,
+                **judging,
             )
         if estimate:
             print_estimate(client.fine_tuning.jobs.estimate(**_arguments(client, requested)), as_json)
@@ -167,20 +168,20 @@ def train(
     finish(job, as_json, followed=follow)
 
 
-def _check_options(context: typer.Context, recipe: Path | None, target: Path | None, *, is_complete: bool) -> None:
-    """Refuse options that make no job, or a recipe that could not be saved in ``target``."""
+def _check_source(context: typer.Context, recipe: Path | None, *, complete: bool) -> None:
+    """Fail unless the options say what is trained; ``complete``: they name the data and the adapter."""
     if recipe is not None:
         _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
-    elif not is_complete:
+    elif not complete:
         raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
-    if target is not None and not target.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--save-recipe: {target.absolute().parent} is not a directory.")
 
 
-def _grounding(client: HatrackClient, stores: Sequence[str]) -> dict[str, Any]:
-    """The hyperparameter that trains with passages of these stores, if there are any."""
-    found = [client.vector_stores.find(store)["id"] for store in stores]
-    return {"grounding": {"vector_store_ids": found}} if found else {}
+def _check_options(recipe: Path | None, *, stores: bool, of_stores: bool) -> None:
+    """Fail if ``recipe`` cannot be written, or if there are options of stores without any."""
+    if recipe is not None and not recipe.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--save-recipe: {recipe.absolute().parent} is not a directory.")
+    if of_stores and not stores:
+        raise typer.BadParameter("--kb-as and --required-filter need --kb.")
 
 
 def _hyperparameters(options: list[str] | None, held_out: str | None, held_out_share: float | None) -> dict[str, Any]:
