@@ -272,6 +272,10 @@ app.command(
     epilog=examples("HATRACK_HOME=/srv/hatrack hatrack restore hatrack-20261128T020000Z.tar"),
     context_settings=full_product.CONTEXT,
 )(full_product.restore)
+app.command(
+    epilog=examples("hatrack gc --dry-run", "hatrack gc", "hatrack gc --yes --json | jq .freed_bytes"),
+    context_settings=full_product.CONTEXT,
+)(full_product.gc)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from service.storage import layout
 from service.storage.archive import Manifest, check_members, read_manifest
 from service.storage.backup import make_backup
 from service.storage.errors import BackupError
+from service.storage.garbage import GRACE_S, Garbage, find_garbage, remove_garbage
 from service.storage.restore import restore as restore_backup
 
 SECRETS_NOTE = (
@@ -88,6 +90,62 @@ def restore(
     typer.echo(f"{done.home}: {_described(done.manifest)}, restored")
     _print_notes(list(done.notes))
     typer.echo("Next: `hatrack doctor`, then start the gateway as before (`hatrack up`, `hatrack serve --trainer`).")
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
+    hours: Annotated[
+        float, typer.Option("--min-age", min=1, metavar="HOURS", help="Leave what is younger: uploads in progress.")
+    ] = GRACE_S / 3600,
+    as_json: AsJson = False,
+) -> None:
+    """Remove from this HATRACK_HOME what nothing names any more, also while the gateway runs.
+
+    Lists it with sizes, and asks on a terminal; elsewhere it removes nothing without --yes. Adapters' files go at the
+    next start of the engine if a gateway or an engine runs.
+    """
+    settings, grace_s = _settings(as_json), hours * 3600
+    gone: list[Garbage] = []
+    try:
+        garbage = find_garbage(settings, grace_s=grace_s)
+        now = [each for each in garbage if each.later is None]
+        if not as_json:
+            _print_garbage(settings.home, garbage)
+        if now and not dry_run:
+            total = terminal.size(sum(each.bytes for each in now))
+            if yes or (sys.stdin.isatty() and typer.confirm(f"Remove {len(now)} of them, {total}?", err=True)):
+                remove_garbage(settings, grace_s=grace_s, removed=gone.append)
+    except (BackupError, OSError) as error:
+        _fail(error, as_json)
+    freed = sum(each.bytes for each in gone)
+    if as_json:
+        shown = [
+            {
+                "kind": each.kind,
+                "paths": [path.relative_to(settings.home).as_posix() for path in each.paths],
+                "bytes": each.bytes,
+                "later": each.later,
+                "removed": each.paths in {one.paths for one in gone},
+            }
+            for each in garbage
+        ]
+        terminal.print_json({"home": str(settings.home), "freed_bytes": freed, "garbage": shown})
+    elif gone:
+        typer.echo(f"Removed {len(gone)}, {terminal.size(freed)}.")
+    elif now:
+        typer.echo("Nothing was removed. To remove it: hatrack gc --yes")
+
+
+def _print_garbage(home: Path, garbage: list[Garbage]) -> None:
+    if not garbage:
+        typer.echo(f"{home}: nothing that nothing names")
+        return
+    rows = [
+        (each.kind, terminal.size(each.bytes), each.paths[0].relative_to(home).as_posix(), each.later or "now")
+        for each in garbage
+    ]
+    terminal.print_table(("KIND", "SIZE", "PATH", "CAN GO"), rows)
 
 
 def _verify(path: Path, as_json: bool) -> None:

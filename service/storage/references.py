@@ -25,6 +25,8 @@ COPY_PAGES: Final = 1024
 BUSY_S: Final = 30.0
 OVER: Final = ("succeeded", "failed", "cancelled")
 """OpenAI's statuses of a run that has ended."""
+BATCH_OVER: Final = ("completed", "failed", "expired", "cancelled")
+"""… and of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,14 @@ class References:
         files: SHA-256 by the id of each file whose bytes are kept.
         generations: Of each vector store, the documents that are searched.
         live_keys: Ids of the keys that are not revoked.
+        batches: Ids of the batches that have not ended.
     """
 
     digests: frozenset[str]
     files: Mapping[str, str]
     generations: Mapping[str, frozenset[str]]
     live_keys: frozenset[str]
+    batches: frozenset[str] = frozenset()
 
 
 def snapshot(source: Path, target: Path, moved: Callable[[int], None]) -> None:
@@ -106,7 +110,11 @@ def references(path: Path) -> References:
         alive: set[str] = set()
         if keys.name in tables:
             alive = set(db.scalars(sa.select(keys.c.id).where(keys.c.revoked_at.is_(None))))
-        return References(frozenset(digests), kept, generations, frozenset(alive))
+        unfinished: set[str] = set()
+        if "batches" in tables:
+            batches = sa.table("batches", sa.column("id"), sa.column("status"))
+            unfinished = set(db.scalars(sa.select(batches.c.id).where(batches.c.status.not_in(BATCH_OVER))))
+        return References(frozenset(digests), kept, generations, frozenset(alive), frozenset(unfinished))
 
 
 def keys_in_use(path: Path) -> set[str]:
@@ -116,6 +124,15 @@ def keys_in_use(path: Path) -> set[str]:
             return set()  # a trainer before the first migration
         runs = sa.table("runs", sa.column("run_key_id"), sa.column("status"))
         return set(db.scalars(sa.select(runs.c.run_key_id).where(runs.c.status.not_in(OVER))))
+
+
+def run_statuses(path: Path) -> dict[str, bool] | None:
+    """Whether each run of a trainer's database has ended, by its id; None if it is an older trainer's."""
+    with _reading(path) as db:
+        if not sa.inspect(db).has_table("runs"):
+            return None
+        runs = sa.table("runs", sa.column("id"), sa.column("status"))
+        return {row.id: row.status in OVER for row in db.execute(sa.select(runs.c.id, runs.c.status))}
 
 
 def stored_generations(path: Path) -> set[str]:

@@ -158,8 +158,9 @@ def _extract(staging: Path, backup: Path, manifest: Manifest, progress: Progress
     def write(name: str, content: Readable) -> None:
         path = staging / name
         with room_on(staging):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            directories.update(parent for parent in path.parents if parent.is_relative_to(staging))
+            for parent in [parent for parent in path.parents if parent.is_relative_to(staging)][::-1]:
+                parent.mkdir(exist_ok=True, mode=0o700)
+                directories.add(parent)
             path.unlink(missing_ok=True)  # an earlier one of the same name
             with _new_file(path) as file:
                 shutil.copyfileobj(content, file, CHUNK_BYTES)

@@ -98,7 +98,10 @@ class RunDirectories:
         content = self.read_bytes(run_id, protocol.SPEC)
         if self._installation is None or content is None:
             return
-        spec: dict[str, Any] = json.loads(content)
+        try:
+            spec: dict[str, Any] = json.loads(content)
+        except ValueError:
+            return  # the worker says what is wrong with it
         places = {"gateway": self._installation.gateway}
         if "base_dir" in spec and not (Path(spec["base_dir"]) / "config.json").is_file():
             places["base_dir"] = str(self._installation.base)
