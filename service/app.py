@@ -59,6 +59,7 @@ from service.pages import pages
 from service.registry.catalog import Catalog
 from service.registry.routes import router as registry_router
 from service.registry.service import Registry
+from service.storage.retention import Retention
 from service.structured.checker import StructuredOutputs
 from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.component_sources import (
@@ -395,6 +396,7 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
             await stack.enter_async_context(parts.sidecar.running())
             await stack.enter_async_context(parts.costs.budgets.running())
             await stack.enter_async_context(batches.running())
+            await stack.enter_async_context(Retention(parts.settings, parts.database).running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
             gc.collect()
             gc.freeze()

@@ -21,6 +21,7 @@ from service.registry.proof import Prober
 from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
 from service.registry.state import RegistryState
+from service.registry.storage_records import demand_room
 
 ENGINE_FAILURES: Final = 3
 """A version whose proof the engine fails to answer this often (while the base is well) is rejected: it may be what
@@ -210,6 +211,7 @@ class Proving:
 
         def work(db: sa.Connection) -> VersionRow | None:
             if isinstance(version, VersionDraft):
+                demand_room(db, project, version.digest, version.bytes, self._state.max_project_bytes)
                 version_id = records.add_version(db, project, name, version, actor=actor, is_proven=True)
             else:
                 version_id = version.id

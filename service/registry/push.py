@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import sqlalchemy as sa
+
 from adapters.errors import AdapterError, DiskFull
 from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest
 from adapters.names import parse_alias, parse_name
 from adapters.proof import Evidence
 from adapters.sources import Source
-from adapters.store import Staging
+from adapters.store import Staging, digest_of
 from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.access.records import require_project
 from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.errors import NotFound
-from service.registry import expiry_records, records
+from service.registry import expiry_records, records, storage_records
 from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
@@ -117,6 +119,9 @@ class Pushes:
                 return await self._register(caller.project, name, draft, wait=wait, actor=actor)
             reference_of(upload.metadata)
             inspection = await in_thread(self._inspect, staging, upload)
+            size = staging.weights.bytes_written
+            digest = digest_of(inspection.manifest.canonical(), staging.weights.sha256)
+            await self._state.database.run(lambda db: self._demand_room(db, caller.project, digest, size))
             async with self._state.store_lock:  # no collection between the commit and the keeping
                 digest = await in_thread(staging.commit, inspection.manifest)
                 self._proving.keep(digest)
@@ -238,9 +243,7 @@ class Pushes:
         if same is None or self._proving.running(same.id) is None:
             self._proving.require_room()
             if same is None:
-                version_id = await self._state.database.run(
-                    lambda db: records.add_version(db, project, name, draft, actor=actor)
-                )
+                version_id = await self._state.database.run(lambda db: self._add(db, project, name, draft, actor))
             else:
                 version_id = same.id
                 await self._state.database.run(
@@ -254,6 +257,13 @@ class Pushes:
         if row is None:
             raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
         return PushResult(await self._state.shown_version(project, name, row.number), 202)
+
+    def _demand_room(self, db: sa.Connection, project: str, digest: str | None, size: int) -> None:
+        storage_records.demand_room(db, project, digest, size, self._state.max_project_bytes)
+
+    def _add(self, db: sa.Connection, project: str, name: str, draft: VersionDraft, actor: Actor) -> int:
+        self._demand_room(db, project, draft.digest, draft.bytes)  # others may have come since it was looked at first
+        return records.add_version(db, project, name, draft, actor=actor)
 
     async def _register_proven(
         self, project: str, name: str, draft: VersionDraft, evidence: Evidence | SettingsProof, actor: Actor

@@ -20,7 +20,7 @@ from service.access.audit import Actor
 from service.access.caller import Caller
 from service.admission.background import BackgroundEngine
 from service.concurrency import in_thread
-from service.config import Settings
+from service.config import GIB, Settings
 from service.database import Database
 from service.engine.client import EngineClient
 from service.errors import BadRequest, Conflict
@@ -77,7 +77,8 @@ class Registry:
         self._database = database
         self._store = store
         freshness = Freshness(base.fingerprint, settings.revalidate_days)
-        self._state = RegistryState(database, store, catalog, base, freshness)
+        max_project_bytes = None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB)
+        self._state = RegistryState(database, store, catalog, base, freshness, max_project_bytes)
         self._prober = Prober(
             engine,
             base.served_name,
