@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import sqlalchemy as sa
-
 from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.config import GIB, MIB, Settings
@@ -110,7 +108,7 @@ class Knowledge:
         """
         self._check_name(caller, name)
         if file_ids:
-            await self._database.run(partial(self._demand_room, project=caller.project, param="file_ids"))
+            await self._demand_room(caller.project, "file_ids")
         store = await self._stores.create_store(caller.project, name, description=description, metadata=metadata)
         await self._note(actor, "store.create", store.id, {"name": name})
         try:
@@ -201,11 +199,11 @@ class Knowledge:
             raise Internal("the batch was not created")
         return batch
 
-    def _demand_room(self, db: sa.Connection, project: str, param: str) -> None:
+    async def _demand_room(self, project: str, param: str) -> None:
         """Raise TooLarge if the project's stores take as much as they may: what is added is measured as it is indexed."""
         if self._max_project_bytes is None:
             return
-        stored = indexing_records.project_usage_bytes(db, project)
+        stored = await self._database.run(partial(indexing_records.project_usage_bytes, project=project))
         if stored >= self._max_project_bytes:
             raise TooLarge(stores_full(stored, self._max_project_bytes), param=param, code="project_storage_full")
 
@@ -213,9 +211,10 @@ class Knowledge:
         self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[NewStoreFile], *, batch: bool, param: str
     ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
         await self.show(caller, store_id)
-        await self._database.run(partial(self._demand_room, project=caller.project, param=param))
         ids = [draft.file_id for draft in drafts]
         known = {file_id for file_id in ids if await self._stores.get_file(caller.project, store_id, file_id)}
+        if known != set(ids):
+            await self._demand_room(caller.project, param)
         rows = await self._file_holds.hold(caller, ids, param, store_id)
         named = [
             NewStoreFile(draft.file_id, row.filename, draft.attributes, draft.chunking)

@@ -204,7 +204,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BackupDamaged(f"{path} is damaged: its manifest cannot be read ({error.error_count()} errors)") from error
     for member in manifest.members:
         _check_path(member.path, path)
-    if manifest.format != header.format:
+    if any(getattr(manifest, name) != getattr(header, name) for name in Header.model_fields):
         raise BackupDamaged(f"{path} is damaged: its manifest belongs to another backup")
     return manifest
 

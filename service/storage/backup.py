@@ -130,8 +130,8 @@ class _Maker:
         self._total = _size_below(self._home)
         for _ in range(MAX_ROUNDS):
             unsettled, reindexed, copies = self._round()
-            if unsettled == self._copied.unsettled:
-                break  # nothing, or what is missing in the home itself
+            if not unsettled or unsettled == self._copied.unsettled:
+                break  # what stays is missing in the home itself
             self._copied.unsettled = unsettled
             time.sleep(ROUND_PAUSE_S)
         else:

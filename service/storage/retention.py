@@ -72,10 +72,9 @@ class Retention:
         audited = used = 0
         if self._audit_days is not None:
             before = now - int(self._audit_days * DAY_S)
-            audited = await self._in_batches(lambda db: _delete_audit(db, before))
+            audited = await self._database.run(lambda db: _delete_audit(db, before, is_first=True))
             if audited:
-                detail = {"before": before, "entries": audited}
-                await self._database.run(lambda db: note(db, SYSTEM, EXPIRE, "audit", detail))
+                audited += await self._in_batches(lambda db: _delete_audit(db, before))
         if self._usage_days is not None:
             before_hour = now - int(self._usage_days * DAY_S)
             used = await self._in_batches(lambda db: _delete_hour(db, usage, before_hour))
@@ -90,13 +89,15 @@ class Retention:
         return total
 
 
-def _delete_audit(db: sa.Connection, before: int) -> int:
-    """Delete a batch of the oldest entries, of those from before then."""
+def _delete_audit(db: sa.Connection, before: int, *, is_first: bool = False) -> int:
+    """Delete a batch of the oldest entries, of those from before then; the first batch of a round is noted with it."""
     # by their ids, which are in the order of time: to look for times would read the whole table, as there is no index
     oldest = db.execute(sa.select(audit.c.id, audit.c.created_at).order_by(audit.c.id).limit(BATCH)).all()
     ids = [row.id for row in oldest if row.created_at < before]
     if ids:
         db.execute(audit.delete().where(audit.c.id.in_(ids)))
+        if is_first:
+            note(db, SYSTEM, EXPIRE, "audit", {"before": before})
     return len(ids)
 
 

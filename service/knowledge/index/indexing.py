@@ -203,9 +203,10 @@ class Indexing:
     async def _write(self, task: IndexingTask, file: PassageFile) -> tuple[int, int]:
         """Write a file's passages: how many, and the bytes that they take. Raises Dropped, DocumentRefused."""
         others = await self._database.run(lambda db: indexing_records.usage_bytes(db, task.store_id, task.file_id))
-        stored = await self._database.run(
-            lambda db: indexing_records.project_usage_bytes(db, task.project, task.generation)
-        )
+        stored = 0
+        if self._max_project_bytes is not None:
+            own = partial(indexing_records.project_usage_bytes, project=task.project, but=task.generation)
+            stored = await self._database.run(own)
         document = await in_thread(file.begin, task.generation)
         usage = 0
         async for batch in self._embedder.passages(self._path_of(task.file_id), task.filename, task.chunking):
