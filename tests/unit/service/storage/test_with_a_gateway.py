@@ -1,0 +1,89 @@
+"""A gateway is backed up while it is written to; what is restored serves in another place, and holds together."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from pathlib import Path
+
+from service.storage.backup import Backup, make_backup
+from service.storage.garbage import find_garbage
+from service.storage.restore import restore
+from tests.support.adapters import describe_base, make_adapter, make_base
+from tests.unit.service.gateway_app import BASE, GatewayApp, running
+from tests.unit.service.storage.test_backup import QUIET
+
+CHAT = {"model": "voice", "messages": [{"role": "user", "content": "hello"}]}
+
+
+async def put_file(gateway: GatewayApp, content: bytes) -> str:
+    files = {"file": ("a.md", content)}
+    answer = await gateway.http.post("/v1/files", data={"purpose": "assistants"}, files=files)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+async def write_until(gateway: GatewayApp, done: asyncio.Event) -> int:
+    """Upload files, put them into a store, and delete those of the round before; returns the number of rounds."""
+    store = (await gateway.http.post("/v1/vector_stores", json={"name": "busy"})).json()["id"]
+    before: str | None = None
+    for number in itertools.count():
+        if done.is_set():
+            return number
+        file_id = await put_file(gateway, f"# Notice {number}\n\nParcel {number} has come.\n".encode())
+        await gateway.http.post(f"/v1/vector_stores/{store}/files", json={"file_id": file_id})
+        await gateway.key("infer")
+        if before is not None:
+            assert (await gateway.http.delete(f"/v1/vector_stores/{store}/files/{before}")).status_code == 200
+            assert (await gateway.http.delete(f"/v1/files/{before}")).status_code == 200
+        before = file_id
+    raise AssertionError
+
+
+async def back_up_while_written_to(gateway: GatewayApp, target: Path) -> Backup:
+    done = asyncio.Event()
+    writer = asyncio.create_task(write_until(gateway, done))
+    try:
+        # in the middle of it: the writer has begun, and goes on
+        while not (await gateway.http.get("/v1/files")).json()["data"][2:]:  # noqa: ASYNC110 (a state over HTTP)
+            await asyncio.sleep(0.01)
+        return await asyncio.to_thread(make_backup, gateway.settings, target, QUIET)
+    finally:
+        done.set()
+        assert await writer > 2
+
+
+async def test_a_backup_that_was_made_under_writes_serves_in_another_place(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    made = make_adapter(tmp_path / "adapter", describe_base(base, served_name=BASE))
+    async with running(tmp_path / "a", base) as gateway:
+        parts = {"config": ("adapter_config.json", made.config), "weights": ("w.safetensors", made.weights)}
+        pushed = await gateway.http.post("/v1/adapters", data={"name": "voice"}, files=parts)
+        assert pushed.status_code == 201, pushed.text
+        key = await gateway.key("infer")
+        kept = await put_file(gateway, b"# Returns\n\nGoods may be sent back within 45 days.\n")
+        store = (await gateway.http.post("/v1/vector_stores", json={"name": "rules", "file_ids": [kept]})).json()["id"]
+        while (await gateway.http.get(f"/v1/vector_stores/{store}")).json()["status"] != "completed":  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        backup = await back_up_while_written_to(gateway, tmp_path / "b.tar")
+    assert backup.manifest.faults == ()
+
+    restore(gateway.settings.model_copy(update={"home": tmp_path / "b"}), backup.path, QUIET)
+    async with running(tmp_path / "b", base) as other:
+        answer = await other.http.post("/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-hatrack-digest"] == pushed.json()["digest"]
+        listed = (await other.http.get("/v1/files")).json()["data"]
+        assert kept in [file["id"] for file in listed]
+        for file in listed:
+            content = (await other.http.get(f"/v1/files/{file['id']}/content")).content
+            assert hashlib.sha256(content).hexdigest() == file["sha256"]
+        found = await other.http.post(f"/v1/vector_stores/{store}/search", json={"query": "How many days?"})
+        assert "45 days" in found.json()["data"][0]["content"][0]["text"]
+        for each in (await other.http.get("/v1/vector_stores")).json()["data"]:
+            path = f"/v1/vector_stores/{each['id']}/files"
+            while "in_progress" in [file["status"] for file in (await other.http.get(path)).json()["data"]]:
+                await asyncio.sleep(0.02)
+            assert {file["status"] for file in (await other.http.get(path)).json()["data"]} == {"completed"}
+        assert find_garbage(other.settings, grace_s=0) == [], "its start has removed what came after the databases"
