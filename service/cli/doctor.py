@@ -176,7 +176,7 @@ def secrets(settings: Settings) -> Finding:
 
 
 def data(settings: Settings) -> Finding:
-    """Whether this release can start in the home: not where a restore was cut off, or a newer release has written."""
+    """Whether this release can start in the home: not after a restore that was cut off, nor a newer release's start."""
     problems = unusable_data(settings)
     if problems:
         return Finding("data", "failed", "; ".join(problems), "see deploy/UPGRADE.md and deploy/BACKUP.md")

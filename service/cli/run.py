@@ -168,7 +168,8 @@ def fail(message: str) -> NoReturn:
 
 
 def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
-    from service.app import check_engine, create_app
+    from service.app import create_app
+    from service.engine.assemble import check_engine
     from service.server.serve import uvicorn_config
     from service.telemetry.logs import configure_logs
 

@@ -184,7 +184,8 @@ class _Maker:
         if "store_url" not in self._elsewhere:
             for folder in layout.folders(self._home / layout.ADAPTERS):
                 self._copy_folder(folder)
-            self._copy_folder(self._home / layout.FILES)
+        for path in layout.files_of(self._home / layout.FILES):
+            self._copy_once(path.relative_to(self._home).as_posix())
         return frozenset(), 0, copies | stores
 
     def _copy_databases(self, paths: list[Path]) -> dict[str, Path]:
@@ -228,9 +229,8 @@ class _Maker:
     def _copy_content(self, named: References) -> set[str]:
         """Copy adapters and files that are not in the archive yet; returns those that are named and not there."""
         gone: set[str] = set()
-        if "store_url" in self._elsewhere:
-            return gone
-        for digest in sorted(named.digests):
+        digests = sorted(named.digests) if "store_url" not in self._elsewhere else []
+        for digest in digests:
             folder = f"{layout.ADAPTERS}/{digest}"
             members = [self._copy_once(f"{folder}/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE)]
             if not all(members):
@@ -241,14 +241,14 @@ class _Maker:
                 gone.add(name)
             elif self.archive.members[name].sha256 != sha256:
                 self._faults[f"{name} is damaged in the home: it is not what was uploaded"] = None
-        self._check_digests(named.digests)
+        self._check_digests(digests)
         return gone
 
     def _copy_once(self, name: str) -> bool:
         return name in self.archive.members or self.archive.add(name, self._home / name) is not None
 
-    def _check_digests(self, digests: frozenset[str]) -> None:
-        for digest in sorted(digests):
+    def _check_digests(self, digests: list[str]) -> None:
+        for digest in digests:
             weights = self.archive.members.get(f"{layout.ADAPTERS}/{digest}/{WEIGHTS_FILE}")
             if weights is None or not is_digest(digest):
                 continue

@@ -37,10 +37,10 @@ BACKED_UP: Final = (DATABASE, *SECRETS, ADAPTERS, FILES, STORES, BATCHES, TRAINE
 WORKER_LOCK: Final = "worker.lock"
 """In a run's folder; empty of meaning on another machine."""
 OUTSIDE: Final = {
-    "database_url": "HATRACK_DATABASE_URL is set: the gateway's database is not in the backup. Dump it by its own means "
-    "(`pg_dump`, or your provider's snapshots), right before each backup, and restore both together.",
-    "store_url": "HATRACK_STORE_URL is set: what is in that object store is not in the backup. Protect it by its own "
-    "means (versioning and a retention lock on the bucket, or replication).",
+    "database_url": "HATRACK_DATABASE_URL is set: the databases of gateway and trainer are not in the backup. Dump them by "
+    "their own means (`pg_dump`, or your provider's snapshots), right before each backup, and restore both together.",
+    "store_url": "HATRACK_STORE_URL is set: the adapters' files are in that bucket, and not in the backup. Protect them by the "
+    "bucket's own means (versioning and a retention lock, or replication).",
 }
 """What is kept elsewhere, by the setting that says where."""
 
@@ -78,6 +78,14 @@ def files_below(directory: Path) -> Iterator[Path]:
             yield from files_below(entry)
         elif entry.is_file():
             yield entry
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The files in a directory that are not hidden, sorted; none where it does not exist."""
+    try:
+        return sorted(entry for entry in directory.iterdir() if not entry.name.startswith(".") and entry.is_file())
+    except FileNotFoundError:
+        return []
 
 
 def folders(directory: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 from pydantic import BaseModel
 
 from adapters.blobs import fsync_directory
-from adapters.sqlite import newest_schema
+from adapters.sqlite import newer_revision
 from service.config import Settings
 from service.storage import layout
 from service.storage.archive import CHUNK_BYTES, Manifest, Progress, Readable, check_members, read_manifest, room_on
@@ -117,11 +117,10 @@ def unfinished_restore(home: Path) -> str | None:
 def _refuse_newer(settings: Settings, backup: Path, manifest: Manifest) -> None:
     for name, (_, migrations) in layout.databases(settings).items():
         revision = manifest.schemas.get(name)
-        newest = newest_schema(revision, migrations) if revision is not None else None
-        if newest is not None:
+        if revision is not None and newer_revision(name, revision, migrations) is not None:
             raise BackupNewer(
-                f"{backup} was written by Hatrack {manifest.hatrack}: {name} in it has the schema {revision}, and this "
-                f"release knows those up to {newest}. Restore it with that release"
+                f"{backup} was written by Hatrack {manifest.hatrack}: {name} in it has the schema {revision}, which this "
+                "release does not know yet. Restore it with that release"
             )
 
 
