@@ -164,7 +164,7 @@ def _verify(path: Path, as_json: bool) -> None:
 
 
 def _target(given: Path | None) -> Path:
-    name = time.strftime("hatrack-%Y%m%dT%H%M%SZ.tar", time.gmtime())
+    name = time.strftime(layout.BACKUP_NAME, time.gmtime())
     if given is None:
         return Path.cwd() / name
     return given.absolute() / name if given.is_dir() else given.absolute()

@@ -33,7 +33,8 @@ MANIFEST: Final = "manifest.json"
 MANIFEST_DIGEST: Final = "manifest.sha256"
 CHUNK_BYTES: Final = 1 << 20
 MAX_MANIFEST_BYTES: Final = 1 << 30
-_PART: Final = re.compile(r"[A-Za-z0-9._@+=-]{1,255}", re.ASCII)
+_PART: Final = re.compile(r"[^/\x00-\x1f\x7f]{1,255}")
+"""One part of a path: what a file may be called, without control characters."""
 
 class Readable(Protocol):
     """What a file's bytes are read from."""

@@ -32,7 +32,16 @@ from adapters.store import CONFIG_FILE, WEIGHTS_FILE, digest_of
 from service import __version__
 from service.config import Settings
 from service.storage import layout
-from service.storage.archive import FORMAT, ArchiveWriter, Header, Manifest, Progress, check_members, room_on
+from service.storage.archive import (
+    FORMAT,
+    ArchiveWriter,
+    Header,
+    Manifest,
+    Progress,
+    check_members,
+    read_manifest,
+    room_on,
+)
 from service.storage.errors import BackupError
 from service.storage.references import (
     References,
@@ -70,8 +79,8 @@ class _Copied:
 def make_backup(settings: Settings, target: Path, progress: Progress) -> Backup:
     """Write a backup of the home into the file ``target``, and verify it.
 
-    It gets its name once it is whole; killed before, it leaves a directory `.NAME.partial` that the next backup to
-    this name removes.
+    It gets its name once it is whole; killed before, it leaves a directory `.NAME.partial`, which a later backup
+    removes.
 
     Raises:
         BackupError: There is nothing to back up, ``target`` exists, or a database is damaged.
@@ -91,7 +100,7 @@ def make_backup(settings: Settings, target: Path, progress: Progress) -> Backup:
             manifest = maker.run()
         finally:
             maker.archive.close()
-        check_members(maker.path, manifest, progress)
+        check_members(maker.path, read_manifest(maker.path), progress)
         size = maker.path.stat().st_size
         try:
             os.link(maker.path, target)  # unlike a rename it never replaces a file that has come meanwhile
@@ -290,28 +299,32 @@ def _size_below(home: Path) -> int:
 
 @contextmanager
 def _partial_directory(target: Path) -> Iterator[Path]:
-    """A directory beside ``target``, locked while it is used and removed at the end, whatever that is."""
+    """A directory beside ``target``, locked while it is used and removed at the end, whatever that is.
+
+    What killed backups have left there is removed first: that to this name, and those to names that nobody chose.
+    """
     scratch = target.with_name(f".{target.name}{PARTIAL}")
-    with room_on(scratch):
-        scratch.mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for leftover in {scratch, *target.parent.glob(f".hatrack-*.tar{PARTIAL}")}:
+        with suppress(FileNotFoundError, BlockingIOError), _locked(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
     try:
+        with room_on(scratch):
+            scratch.mkdir(mode=0o700)
+    except FileExistsError:
+        raise BackupError(f"another `hatrack backup` is writing {target}") from None
+    with _locked(scratch):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BackupError(f"another `hatrack backup` is writing {target}") from None
-        try:
-            _empty(scratch)
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Lock a directory. Raises BlockingIOError if its owner is alive."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
         os.close(lock)
-
-
-def _empty(directory: Path) -> None:
-    """Remove what a killed backup has left."""
-    for path in directory.iterdir():
-        path.unlink(missing_ok=True)
-
-

@@ -36,6 +36,8 @@ BACKED_UP: Final = (DATABASE, *SECRETS, ADAPTERS, FILES, STORES, BATCHES, TRAINE
 """The entries of a home that a backup holds, and that must not be there before it is restored."""
 WORKER_LOCK: Final = "worker.lock"
 """In a run's folder; empty of meaning on another machine."""
+BACKUP_NAME: Final = "hatrack-%Y%m%dT%H%M%SZ.tar"
+"""A backup's name by its time (UTC), where none is given."""
 OUTSIDE: Final = {
     "database_url": "HATRACK_DATABASE_URL is set: the databases of gateway and trainer are not in the backup. Dump them by "
     "their own means (`pg_dump`, or your provider's snapshots), right before each backup, and restore both together.",

@@ -208,8 +208,25 @@ def test_kill_9_leaves_no_file_that_looks_whole_and_the_next_backup_cleans_up(
         assert in_child(lambda die=die_at: make_backup(home.settings, target, die), BackupError) == -signal.SIGKILL
         assert not target.exists()
         assert (tmp_path / ".b.tar.partial").is_dir()
+    of_last_night = tmp_path / ".hatrack-20261127T020000Z.tar.partial"
+    of_last_night.mkdir()
+    (of_last_night / "archive.tar").write_text("half")
     back_up(home, target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "home", "whole.tar"]
+
+
+def test_two_backups_to_one_name_do_not_disturb_each_other(home: StorageHome, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def meanwhile_another(_done: int, _total: int | None, _doing: str) -> None:
+        if not refused:
+            with pytest.raises(BackupError) as caught:
+                back_up(home, tmp_path / "b.tar")
+            refused.append(str(caught.value))
+
+    make_backup(home.settings, tmp_path / "b.tar", meanwhile_another)
+    assert refused == [f"another `hatrack backup` is writing {tmp_path / 'b.tar'}"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "home"]
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(home: StorageHome, tmp_path: Path) -> None:
