@@ -43,6 +43,8 @@ OUTSIDE: Final = {
     "their own means (`pg_dump`, or your provider's snapshots), right before each backup, and restore both together.",
     "store_url": "HATRACK_STORE_URL is set: the adapters' files are in that bucket, and not in the backup. Protect them by the "
     "bucket's own means (versioning and a retention lock, or replication).",
+    "trainer_url": "HATRACK_TRAINER_URL is set: the database and the runs of that trainer are in its own `--home`, and only in "
+    "the backup if that is this HATRACK_HOME. Else back that home up, too.",
 }
 """What is kept elsewhere, by the setting that says where."""
 
