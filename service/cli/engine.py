@@ -53,7 +53,7 @@ def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str,
 
     Ends the command where the settings are wrong or the base cannot be read.
     """
-    from service.app import describe_base
+    from service.engine.assemble import describe_base
     from service.engine.config import EngineConfig, require_vllm
 
     try:

@@ -175,6 +175,7 @@ class EngineConfig:
         arguments += ["--max-num-seqs", str(self.max_seqs), "--max-logprobs", str(self.max_logprobs)]
         arguments += ["--generation-config", "vllm"]  # defaults of sampling come from a version's settings alone
         arguments += ["--renderer-num-workers", str(RENDERER_THREADS)]
+        arguments += ["--enable-prompt-tokens-details"]  # or no usage says how much of a prompt was cached
         if self.context is not None:
             arguments += ["--max-model-len", str(self.context)]
         if self.lora_targets:

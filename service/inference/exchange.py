@@ -74,6 +74,13 @@ class Exchange:
         """Add response headers, also to error responses."""
         self._extra_headers.extend((name, value.encode("latin-1")) for name, value in headers)
 
+    def name_adapter(self, name: str | None, digest: str | None) -> None:
+        """Say in the response which adapter version answers, and by which weights; None: neither is the case."""
+        if name is not None:
+            self.add_header(b"x-hatrack-adapter", name)
+        if digest is not None:
+            self.add_header(b"x-hatrack-digest", digest)
+
     async def read_json_body(self, max_bytes: int) -> bytes:
         """Read the body, at most ``max_bytes`` bytes regardless of its content-length.
 

@@ -21,8 +21,9 @@ from aiohttp import web
 from starlette.types import ASGIApp
 
 from adapters.base import Fingerprint
-from service.app import create_app, describe_base
+from service.app import create_app
 from service.config import Settings
+from service.engine.assemble import describe_base
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_ROUTE
 from tests.support.adapters import make_base

@@ -251,6 +251,20 @@ async def tokens_generated_after_leaving(gateway: Gateway, path: str, body: dict
     return await generated(gateway) - before
 
 
+def test_usage_says_how_much_of_a_prompt_was_cached(gateway: Gateway) -> None:
+    text = "The parcel with the brass lantern is late again. " * 60
+    base = gateway.base_name()
+    first, second = (gateway.chat(base, text, max_tokens=2).json()["usage"] for _ in range(2))
+    cached = second["prompt_tokens_details"]["cached_tokens"]
+    assert 0 < cached < second["prompt_tokens"] == first["prompt_tokens"]
+    # Anthropic's usage counts what was cached apart from the rest of the input
+    body = {"model": base, "messages": [{"role": "user", "content": text}], "max_tokens": 2}
+    with gateway.http() as client:
+        usage = client.post("/v1/messages", json=body).json()["usage"]
+    assert usage["cache_read_input_tokens"] == cached
+    assert usage["input_tokens"] == second["prompt_tokens"] - cached
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_frees_the_engine(gateway: Gateway, stream: bool) -> None:
     body = {

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.app import describe_base
 from service.config import Settings
+from service.engine.assemble import describe_base
 from tests.support.adapters import make_adapter, make_base
 from tests.support.gateway import Gateway
 from tests.unit.service.registry.conftest import RegistryApp

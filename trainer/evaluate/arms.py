@@ -28,6 +28,8 @@ ANSWER_LENGTH_FACTOR: Final = 2
 """How many times longer than the longest known reference an answer may become."""
 ANSWER_FORM_TOKENS: Final = 32
 """Added for what a model without training puts around an answer: a code fence, or "The answer is …"."""
+EXACT_FORM_TOKENS: Final = 8
+"""Added instead where an answer only counts if it is the reference: quotes, a full stop, spaces. Longer is wrong."""
 THINKING_TOKENS: Final = 1024
 """Added if the base's chat template has a thinking block that cannot be turned off."""
 MAX_REPEATED_CHARS: Final = 15_000
@@ -324,13 +326,21 @@ def thinks(template: str) -> bool:
     return "<think>" in template and THINKING_SWITCH not in template
 
 
-def max_answer_tokens(longest_reference: int, context_tokens: int, *, thinking: bool = False) -> int:
+def max_answer_tokens(
+    longest_reference: int, context_tokens: int, *, thinking: bool = False, exact: bool = False
+) -> int:
     """The limit for answers, in tokens: twice the longest known reference, and room for the form.
 
     Args:
         longest_reference: The longest known reference, in tokens.
         context_tokens: The engine's context, which bounds the limit.
         thinking: The base's chat template has a thinking block that cannot be turned off.
+        exact: An answer must be the reference and nothing else, so one that is longer than any reference is wrong
+            however it goes on. (A base that explains itself at length would take most of the time of judging.)
     """
-    answer = min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS)
-    return min(answer + ANSWER_FORM_TOKENS + (THINKING_TOKENS if thinking else 0), context_tokens)
+    if exact:
+        answer, form = longest_reference, EXACT_FORM_TOKENS
+    else:
+        answer = min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS)
+        form = ANSWER_FORM_TOKENS
+    return min(answer + form + (THINKING_TOKENS if thinking else 0), context_tokens)

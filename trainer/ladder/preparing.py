@@ -22,6 +22,7 @@ from trainer.data.split import answer, group_questions, split
 from trainer.errors import DataTooSmall
 from trainer.evaluate.arms import answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
+from trainer.evaluate.metrics.match import ExactMatch
 from trainer.ladder.instructions import candidates
 from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts
 
@@ -108,7 +109,8 @@ def prepare_data(
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
     longest = max(sum(sequence.trained) for sequence in inspected.sequences)
-    max_tokens = max_answer_tokens(longest, context, thinking=thinks(chat_template(base_dir)))
+    exact = choice.primary.name == ExactMatch.name
+    max_tokens = max_answer_tokens(longest, context, thinking=thinks(chat_template(base_dir)), exact=exact)
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
     if answers and not answer_list_fits(answers, beside, count=count, context=context):
         answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]

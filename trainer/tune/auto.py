@@ -194,7 +194,7 @@ def _batch(wish: HyperparameterRequest, chosen: dict[str, str], stats: DatasetSt
 def _epochs(wish: HyperparameterRequest, chosen: dict[str, str], stats: DatasetStats) -> int:
     if wish.n_epochs != "auto":
         return wish.n_epochs
-    epochs = 4 if stats.examples < 50 else 3 if stats.examples < 1000 else 2 if stats.examples < 3000 else 1
+    epochs = 4 if stats.examples < 50 else 3 if stats.examples < 1000 else 2 if stats.examples < 6000 else 1
     chosen["n_epochs"] = f"{epochs}: small data sets are repeated more often"
     return epochs
 

@@ -15,9 +15,10 @@ from aiohttp import web
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from service.app import DataPathFirst, create_app, describe_base
+from service.app import DataPathFirst, create_app
 from service.config import Settings
 from service.cors import Cors
+from service.engine.assemble import describe_base
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL, PLUGIN_ROUTE
 from service.engine.identity import ensure_store_id, plugin_digest

@@ -43,6 +43,15 @@ def test_everything_that_is_left_open_is_chosen_and_explained() -> None:
     assert why["batch_size"].startswith("4: 80 examples make 20 steps")
 
 
+@pytest.mark.parametrize(
+    ("examples", "epochs"), [(49, 4), (50, 3), (999, 3), (1000, 2), (4000, 2), (5999, 2), (6000, 1)]
+)
+def test_the_fewer_examples_the_more_epochs(examples: int, epochs: int) -> None:
+    recipe, why = chosen(HyperparameterRequest(), DatasetStats(examples=examples, tokens=50 * examples, longest=120))
+    assert recipe.epochs == epochs
+    assert why["n_epochs"].startswith(f"{epochs}: ")
+
+
 def test_many_examples_are_seen_once_in_large_batches_and_wide_models_learn_slower() -> None:
     recipe, _ = chosen(HyperparameterRequest(), MANY, hidden_size=4096)
     assert (recipe.batch_size, recipe.epochs) == (16, 1)

@@ -30,6 +30,7 @@ from trainer.evaluate.evaluations.schemas import adds_bases
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
+from trainer.evaluate.metrics.match import ExactMatch
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
 from trainer.runs.protocol import Frozen
@@ -102,7 +103,7 @@ def make_plan(
     body = job.body
     all_questions = [*trained_on, *held_out]
     metric, reason = _metric(job, all_questions)
-    max_tokens = _max_tokens(job, all_questions, count)
+    max_tokens = _max_tokens(job, all_questions, metric, count)
     other_tokens = _longest_prompt(job, questions, count) + max_tokens
     closed_set, no_room = _closed_answers(job, all_questions, other_tokens, count)
     room = job.context_tokens - other_tokens - passage_tokens(job.context.grounding, job.context_tokens)
@@ -162,10 +163,15 @@ def _specification(
     )
 
 
-def _max_tokens(job: EvaluationJob, all_questions: Sequence[Question], count: Callable[[str], int]) -> int:
+def _max_tokens(
+    job: EvaluationJob, all_questions: Sequence[Question], metric: MetricOptions, count: Callable[[str], int]
+) -> int:
     """The limit for an answer: the request's, or what the longest known reference needs."""
+    if job.body.max_tokens:
+        return job.body.max_tokens
     longest_reference = longest((question.reference for question in all_questions), count)
-    return job.body.max_tokens or max_answer_tokens(longest_reference, job.context_tokens, thinking=job.thinks)
+    exact = metric.name == ExactMatch.name
+    return max_answer_tokens(longest_reference, job.context_tokens, thinking=job.thinks, exact=exact)
 
 
 def _wanted_examples(job: EvaluationJob, closed_set: Sequence[str]) -> int:

@@ -13,10 +13,12 @@ from service.access.authentication import Authenticator, KeyEntry
 from service.access.keys import make_key
 from service.access.limits import KeyLimiter
 from service.errors import BadGateway, EngineUnavailable
+from service.inference.dispatch import Dispatch
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from tests.unit.service.access.clock import Clock, caller
 from tests.unit.service.inference.fakes import (
+    BASE,
     DONE,
     KEY,
     Answer,
@@ -45,7 +47,7 @@ class Limited:
             self.world.settings,
             authenticator,
             catalog(),
-            self.world.engine,
+            Dispatch(self.world.settings, self.world.engine, BASE),
             account=self.world.records.append,
             limiter=self.limiter,
         )

@@ -13,10 +13,10 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from service.app import describe_base
 from service.cli.engine import command
 from service.cli.main import app
 from service.config import Settings
+from service.engine.assemble import describe_base
 from service.engine.config import EngineConfig
 from service.engine.contract import TOKEN_VARIABLE
 from service.engine.record import EngineRecord

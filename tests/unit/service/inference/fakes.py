@@ -17,6 +17,7 @@ from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.errors import HatrackError
 from service.grounding.hook import Hook
+from service.inference.dispatch import Dispatch
 from service.inference.embedding import Embedder, EmbeddingRequests
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
@@ -185,18 +186,24 @@ class World:
         if embedder is not None:
             self.catalog.embedder_name = EMBEDDER
             embeddings = EmbeddingRequests(self.settings, embedder, self.embedding)
+        dispatch = Dispatch(
+            self.settings,
+            self.engine,
+            self.catalog.base_name,
+            embedder_name=self.catalog.embedder_name,
+            suspect=self.suspects.append,
+            saw_tokens=self._sign,
+            admission_queue=gate,
+            counting=counting,
+        )
         pipeline = Pipeline(
             self.settings,
             authenticator or Authenticator(KEY),
             self.catalog,
-            self.engine,
+            dispatch,
             account=self.records.append,
-            suspect=self.suspects.append,
-            saw_tokens=self._sign,
-            admission_queue=gate,
             limiter=limiter,
             hook=hook,
-            counting=counting,
             embeddings=embeddings,
         )
         self.app = InferenceApp(self.settings, pipeline)

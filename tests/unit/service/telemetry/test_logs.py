@@ -14,11 +14,12 @@ from pydantic import BaseModel
 
 from service.access.authentication import Authenticator
 from service.errors import BadGateway
+from service.inference.dispatch import Dispatch
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.telemetry.logs import JsonFormatter, TerminalFormatter, configure_logs, describe
 from service.telemetry.record import LogAccount
-from tests.unit.service.inference.fakes import DONE, KEY, World, catalog, completion, token
+from tests.unit.service.inference.fakes import BASE, DONE, KEY, World, catalog, completion, token
 
 MARK = "xyzzy-tell-nobody"
 
@@ -49,9 +50,8 @@ def quote() -> None:
 
 def world(key: str = KEY, saw_tokens: Callable[[], None] = nothing) -> World:
     made = World(Authenticator(key))
-    pipeline = Pipeline(
-        made.settings, Authenticator(key), catalog(), made.engine, account=LogAccount(), saw_tokens=saw_tokens
-    )
+    dispatch = Dispatch(made.settings, made.engine, BASE, saw_tokens=saw_tokens)
+    pipeline = Pipeline(made.settings, Authenticator(key), catalog(), dispatch, account=LogAccount())
     made.app = InferenceApp(made.settings, pipeline)
     return made
 

@@ -21,12 +21,13 @@ from service.config import Settings
 from service.errors import EngineUnavailable, SettingsError
 from service.grounding.injectors import CHAT_INJECTOR
 from service.grounding.outcome import GroundingResult
+from service.inference.dispatch import Dispatch
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.telemetry.record import Accounts
 from service.telemetry.traces import Traces, make_traces, traces_to
 from tests.support.http import QuietHandler
-from tests.unit.service.inference.fakes import DONE, KEY, World, catalog, token, usage_event
+from tests.unit.service.inference.fakes import BASE, DONE, KEY, World, catalog, token, usage_event
 from tests.unit.service.telemetry.support import record
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -51,7 +52,7 @@ def traced(traces: Traces) -> World:
         world.settings,
         Authenticator(KEY),
         catalog(),
-        world.engine,
+        Dispatch(world.settings, world.engine, BASE),
         account=Accounts(world.records.append, traces),
         tracer=traces,
     )

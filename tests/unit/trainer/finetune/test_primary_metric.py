@@ -8,6 +8,7 @@ from trainer.data.format import Example, Message
 from trainer.data.render import TokenSequence
 from trainer.evaluate.arms import (
     ANSWER_FORM_TOKENS,
+    EXACT_FORM_TOKENS,
     MAX_ANSWER_TOKENS,
     MIN_ANSWER_TOKENS,
     TEMPLATE_TOKENS,
@@ -78,3 +79,9 @@ def test_an_answer_may_become_twice_the_longest_with_room_for_its_form_and_no_lo
     assert max_answer_tokens(longest, context) == bound + ANSWER_FORM_TOKENS
     with_thinking = min(bound + ANSWER_FORM_TOKENS + THINKING_TOKENS, context)
     assert max_answer_tokens(longest, context, thinking=True) == with_thinking
+
+
+def test_an_answer_that_must_be_the_reference_gets_hardly_more_tokens_than_the_longest_reference() -> None:
+    assert max_answer_tokens(18, 8192, exact=True) == 18 + EXACT_FORM_TOKENS
+    assert max_answer_tokens(18, 8192, exact=True, thinking=True) == 18 + EXACT_FORM_TOKENS + THINKING_TOKENS
+    assert max_answer_tokens(400, 404, exact=True) == 404

@@ -11,10 +11,9 @@ from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import (
-    ANSWER_FORM_TOKENS,
     BARE_BASE_NOTE,
+    EXACT_FORM_TOKENS,
     GROUNDED_NOTE,
-    MIN_ANSWER_TOKENS,
     NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
     THINKING_TOKENS,
@@ -28,7 +27,7 @@ from trainer.evaluate.evaluations.promotion import LivePointer
 from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import protocol
 
-SHORT = MIN_ANSWER_TOKENS + ANSWER_FORM_TOKENS
+SHORT = max(len(intent.split()) for intent in INTENTS) + EXACT_FORM_TOKENS
 LIST = len(answer_list(sorted(INTENTS)).split())
 SYSTEM = "You speak for the shop"
 
@@ -134,7 +133,7 @@ def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: Ma
 
 
 def test_no_answer_is_asked_for_that_is_longer_than_the_context(make_folder: MakeFolder) -> None:
-    assert planned(make_folder, 12).evaluation.max_tokens == 12
+    assert planned(make_folder, SHORT - 1).evaluation.max_tokens == SHORT - 1
     assert planned(make_folder, 2048).evaluation.max_tokens == SHORT
     assert planned(make_folder, 2048, thinks=True).evaluation.max_tokens == SHORT + THINKING_TOKENS
     assert planned(make_folder, 2048, {"model": "voice@3", "max_tokens": 99}).evaluation.max_tokens == 99
