@@ -200,7 +200,7 @@ class Knowledge:
         return batch
 
     async def _demand_room(self, project: str, param: str) -> None:
-        """Raise TooLarge if the project's stores take as much as they may: what is added is measured as it is indexed."""
+        """Raise TooLarge if the project's stores are full already: what is added is measured as it is indexed."""
         if self._max_project_bytes is None:
             return
         stored = await self._database.run(partial(indexing_records.project_usage_bytes, project=project))

@@ -28,7 +28,7 @@ from service.access.records import require_project
 from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.errors import NotFound
-from service.registry import expiry_records, records, storage_records
+from service.registry import expiry_records, records
 from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
@@ -121,7 +121,7 @@ class Pushes:
             inspection = await in_thread(self._inspect, staging, upload)
             size = staging.weights.bytes_written
             digest = digest_of(inspection.manifest.canonical(), staging.weights.sha256)
-            await self._state.database.run(lambda db: self._demand_room(db, caller.project, digest, size))
+            await self._state.database.run(lambda db: self._proving.space.demand(db, caller.project, digest, size))
             async with self._state.store_lock:  # no collection between the commit and the keeping
                 digest = await in_thread(staging.commit, inspection.manifest)
                 self._proving.keep(digest)
@@ -258,11 +258,8 @@ class Pushes:
             raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
         return PushResult(await self._state.shown_version(project, name, row.number), 202)
 
-    def _demand_room(self, db: sa.Connection, project: str, digest: str | None, size: int) -> None:
-        storage_records.demand_room(db, project, digest, size, self._state.max_project_bytes)
-
     def _add(self, db: sa.Connection, project: str, name: str, draft: VersionDraft, actor: Actor) -> int:
-        self._demand_room(db, project, draft.digest, draft.bytes)  # others may have come since it was looked at first
+        self._proving.space.demand(db, project, draft.digest, draft.bytes)  # others may have come since it was looked at first
         return records.add_version(db, project, name, draft, actor=actor)
 
     async def _register_proven(

@@ -43,6 +43,7 @@ from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.rollback import LiveRollback
 from service.registry.sources.fetch import SourceFetcher
 from service.registry.state import RegistryState, adapter_not_found, require_weights
+from service.registry.storage_records import AdapterSpace
 from service.registry.verdicts import Verdicts
 
 
@@ -77,8 +78,7 @@ class Registry:
         self._database = database
         self._store = store
         freshness = Freshness(base.fingerprint, settings.revalidate_days)
-        max_project_bytes = None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB)
-        self._state = RegistryState(database, store, catalog, base, freshness, max_project_bytes)
+        self._state = RegistryState(database, store, catalog, base, freshness)
         self._prober = Prober(
             engine,
             base.served_name,
@@ -87,7 +87,8 @@ class Registry:
             neighbours=LoadedAdapters(catalog, residency),
         )
         self._prompts = PromptChecker(engine, check_stores)
-        self._proving = Proving(self._state, self._prober, self._prompts)
+        space = AdapterSpace(None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB))
+        self._proving = Proving(self._state, self._prober, self._prompts, space)
         self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
         self.aliases = AliasService(self._state, self._prober, settings.engine_slots)
         self.fetcher = SourceFetcher(settings)

@@ -38,13 +38,7 @@ class RegistryState:
     """Reads adapters from the database, computes what can serve, and keeps the catalog up to date."""
 
     def __init__(
-        self,
-        database: Database,
-        store: Store,
-        catalog: Catalog,
-        base: BaseDescription,
-        freshness: Freshness,
-        max_project_bytes: int | None = None,
+        self, database: Database, store: Store, catalog: Catalog, base: BaseDescription, freshness: Freshness
     ) -> None:
         self.database = database
         self.store = store
@@ -52,8 +46,6 @@ class RegistryState:
         self.base = base
         self.engine = base.fingerprint.digest
         self.freshness = freshness
-        self.max_project_bytes = max_project_bytes
-        """Limit of a project's adapters on the disk; None: none."""
         self.counts: RegistryCounts = NO_COUNTS
         self.store_lock = asyncio.Lock()
         """Held while an upload is committed to the store and kept, and while unused files are removed."""

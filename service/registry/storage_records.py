@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import sqlalchemy as sa
 
 from adapters.store import WEIGHTS_FILE
@@ -22,23 +24,24 @@ def stored_bytes(db: sa.Connection, project: str) -> int:
     return int(db.scalar(sa.select(sa.func.sum(weights.c.bytes))) or 0)
 
 
-def demand_room(db: sa.Connection, project: str, digest: str | None, size: int, max_bytes: int | None) -> None:
-    """Raise TooLarge if weights of ``size`` bytes would exceed the project's ``max_bytes``.
+@dataclass(frozen=True, slots=True)
+class AdapterSpace:
+    """How much of the disk the adapters of one project may take, in bytes; None: as much as there is."""
 
-    Args:
-        digest: Of the weights: the project may have them already. None: of none, or not known yet.
-        max_bytes: None: no limit.
-    """
-    if max_bytes is None or size == 0 or (digest is not None and _has(db, project, digest)):
-        return
-    used = stored_bytes(db, project)
-    if used + size > max_bytes:
-        raise TooLarge(
-            f"the project's adapters take {used} bytes; {size} more would exceed the limit of {max_bytes} "
-            "(HATRACK_MAX_ADAPTERS_GIB). Delete versions first",
-            param=WEIGHTS_FILE,
-            code="project_storage_full",
-        )
+    max_bytes: int | None
+
+    def demand(self, db: sa.Connection, project: str, digest: str | None, size: int) -> None:
+        """Raise TooLarge if weights of ``size`` bytes would exceed it, unless the project has this digest already."""
+        if self.max_bytes is None or digest is None or _has(db, project, digest):
+            return
+        used = stored_bytes(db, project)
+        if used + size > self.max_bytes:
+            raise TooLarge(
+                f"the project's adapters take {used} bytes; {size} more would exceed the limit of {self.max_bytes} "
+                "(HATRACK_MAX_ADAPTERS_GIB). Delete versions first",
+                param=WEIGHTS_FILE,
+                code="project_storage_full",
+            )
 
 
 def _has(db: sa.Connection, project: str, digest: str) -> bool:

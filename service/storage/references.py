@@ -78,7 +78,8 @@ def snapshot(source: Path, target: Path, moved: Callable[[int], None]) -> None:
             raise NoRoom(f"the disk that holds {target.parent} is full") from error
         raise BackupError(f"cannot copy {source}: {error}") from error
     if problem != "ok":
-        raise BackupError(f"{source} is damaged: {problem}. Restore the last backup, or repair it with `sqlite3 .recover`")
+        advice = "Restore the last backup, or repair it with `sqlite3 .recover`"
+        raise BackupError(f"{source} is damaged: {problem}. {advice}")
     target.chmod(0o600)
 
 

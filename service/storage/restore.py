@@ -119,8 +119,8 @@ def _refuse_newer(settings: Settings, backup: Path, manifest: Manifest) -> None:
         revision = manifest.schemas.get(name)
         if revision is not None and newer_revision(name, revision, migrations) is not None:
             raise BackupNewer(
-                f"{backup} was written by Hatrack {manifest.hatrack}: {name} in it has the schema {revision}, which this "
-                "release does not know yet. Restore it with that release"
+                f"{backup} was written by Hatrack {manifest.hatrack}: {name} in it has the schema {revision}, which "
+                "this release does not know yet. Restore it with that release"
             )
 
 

@@ -40,7 +40,7 @@ async def test_everything_in_an_old_home_is_answered_as_it_was(
 async def test_an_old_home_goes_through_backup_restore_upgrade_and_both_again(
     version: OldVersion, tmp_path: Path, base_dir: Path
 ) -> None:
-    """The backup is of the old schema, as is what is restored; upgraded there, it answers as it was, and is backed up."""
+    """What is restored has the old schema; upgraded there, it answers as it was, and is backed up again."""
 
     def moved(source: Path, target: Path, archive: Path) -> Manifest:
         settings = Settings(home=source, base_model=str(base_dir), engine_device="cpu")

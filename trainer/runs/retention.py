@@ -110,7 +110,7 @@ class Retention:
 def old_evaluation(db: sa.Connection, kind: str, before: float) -> str | None:
     """An evaluation that ended before then (Unix seconds); None if there is none.
 
-    Those of a ladder stay with it, and those that people have reviewed stay, as what a judge is worth is told from them.
+    Those of a ladder stay with it; those that people have reviewed stay, as they tell what a judge is worth.
     """
     reviewed = sa.select(_QUEUES.c.evaluation).where(_QUEUES.c.evaluation == runs.c.id).exists()
     query = sa.select(runs.c.id).where(

@@ -175,7 +175,7 @@ def pending_file(db: sa.Connection, task: IndexingTask) -> tuple[SearchableFile,
 
 
 def project_usage_bytes(db: sa.Connection, project: str, but: str = "") -> int:
-    """Size of the passages of all of a project's stores, in bytes, without the document ``but`` that is being written."""
+    """Size of the passages of a project's stores, in bytes, without the document ``but`` that is being written."""
     joined = store_files.join(stores, stores.c.seq == store_files.c.store)
     counted = sa.and_(stores.c.project == project, sa.func.coalesce(store_files.c.wanted, "") != but)
     return int(db.scalar(sa.select(sa.func.sum(store_files.c.usage_bytes)).select_from(joined).where(counted)) or 0)

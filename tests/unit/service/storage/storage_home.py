@@ -198,7 +198,7 @@ def end_run(home: StorageHome) -> None:
 
 
 def in_child(work: Callable[[], object], refused: type[Exception]) -> int:
-    """Do something in a forked process: 0, or 3 if it raised ``refused``; minus the number of a signal that killed it."""
+    """Do something in a forked process: 0, 3 if it raised ``refused``, or minus the signal that killed it."""
     child = os.fork()
     if child == 0:  # no coverage: another process
         code = 1

@@ -99,7 +99,9 @@ def written(path: Path, member: str, content: bytes, *, header: Header, **facts:
     return path
 
 
-@pytest.mark.parametrize("member", ["../escaped", "/etc/passwd", "files/../../escaped", "files//a", "a\nb", "manifest.json"])
+@pytest.mark.parametrize(
+    "member", ["../escaped", "/etc/passwd", "files/../../escaped", "files//a", "a\nb", "manifest.json"]
+)
 def test_no_member_leaves_the_home(tmp_path: Path, target: StorageHome, member: str) -> None:
     backup = written(tmp_path / "evil.tar", member, b"x", header=Header(format=1, hatrack="0.1.0", created_at=1))
     with pytest.raises(BackupDamaged):
