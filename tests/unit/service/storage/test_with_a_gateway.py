@@ -14,6 +14,7 @@ from tests.support.adapters import describe_base, make_adapter, make_base
 from tests.unit.service.gateway_app import BASE, GatewayApp, running
 from tests.unit.service.storage.test_backup import QUIET
 
+RETURNS = b"# Returns\n\nGoods may be sent back within 45 days.\n"
 CHAT = {"model": "voice", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -62,10 +63,14 @@ async def test_a_backup_that_was_made_under_writes_serves_in_another_place(tmp_p
         pushed = await gateway.http.post("/v1/adapters", data={"name": "voice"}, files=parts)
         assert pushed.status_code == 201, pushed.text
         key = await gateway.key("infer")
-        kept = await put_file(gateway, b"# Returns\n\nGoods may be sent back within 45 days.\n")
+        kept = await put_file(gateway, RETURNS)
         store = (await gateway.http.post("/v1/vector_stores", json={"name": "rules", "file_ids": [kept]})).json()["id"]
         while (await gateway.http.get(f"/v1/vector_stores/{store}")).json()["status"] != "completed":  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        space = (await gateway.http.get("/v1/storage")).json()
+        assert space["adapters"] == {"bytes": len(made.weights), "limit_bytes": None}
+        assert space["files"] == {"bytes": len(RETURNS), "limit_bytes": 64 * 2**30}
+        assert space["vector_stores"]["bytes"] > 0
         backup = await back_up_while_written_to(gateway, tmp_path / "b.tar")
     assert backup.manifest.faults == ()
 
