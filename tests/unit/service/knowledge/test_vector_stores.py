@@ -293,9 +293,9 @@ async def test_a_project_s_stores_are_bounded_together(tmp_path: Path) -> None:
         assert "HATRACK_MAX_STORES_GIB" in refused.last_error.message
         app.knowledge._max_project_bytes = done.usage_bytes
         with pytest.raises(openai.APIStatusError) as caught:
-            await files.create(await app.text("delivery.md", DELIVERY), vector_store_id=store.id)
+            await files.create(store.id, file_id=await app.text("delivery.md", DELIVERY))
         assert detail(caught.value) == (413, "project_storage_full", "file_id")
-        await files.create(first, vector_store_id=store.id, attributes={"team": "shop"})
+        await files.create(store.id, file_id=first, attributes={"team": "shop"})
         await files.delete(first, vector_store_id=store.id)
         again = await files.create_and_poll(first, vector_store_id=store.id, poll_interval_ms=50)
         assert again.status == "completed"

@@ -25,6 +25,16 @@ async def put_file(gateway: GatewayApp, content: bytes) -> str:
     return str(answer.json()["id"])
 
 
+async def indexed(gateway: GatewayApp, store: str) -> None:
+    """Wait until all files of a store are indexed; none may fail."""
+    statuses: list[str] = []
+    while not statuses or "in_progress" in statuses:
+        await asyncio.sleep(0.02)
+        files = (await gateway.http.get(f"/v1/vector_stores/{store}/files")).json()["data"]
+        statuses = [file["status"] for file in files]
+    assert set(statuses) == {"completed"}
+
+
 async def write_until(gateway: GatewayApp, done: asyncio.Event) -> int:
     """Upload files, put them into a store, and delete those of the round before; returns the number of rounds."""
     store = (await gateway.http.post("/v1/vector_stores", json={"name": "busy"})).json()["id"]
@@ -65,8 +75,7 @@ async def test_a_backup_that_was_made_under_writes_serves_in_another_place(tmp_p
         key = await gateway.key("infer")
         kept = await put_file(gateway, RETURNS)
         store = (await gateway.http.post("/v1/vector_stores", json={"name": "rules", "file_ids": [kept]})).json()["id"]
-        while (await gateway.http.get(f"/v1/vector_stores/{store}")).json()["status"] != "completed":  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await indexed(gateway, store)
         space = (await gateway.http.get("/v1/storage")).json()
         assert space["adapters"] == {"bytes": len(made.weights), "limit_bytes": None}
         assert space["files"] == {"bytes": len(RETURNS), "limit_bytes": 64 * 2**30}
@@ -87,8 +96,5 @@ async def test_a_backup_that_was_made_under_writes_serves_in_another_place(tmp_p
         found = await other.http.post(f"/v1/vector_stores/{store}/search", json={"query": "How many days?"})
         assert "45 days" in found.json()["data"][0]["content"][0]["text"]
         for each in (await other.http.get("/v1/vector_stores")).json()["data"]:
-            path = f"/v1/vector_stores/{each['id']}/files"
-            while "in_progress" in [file["status"] for file in (await other.http.get(path)).json()["data"]]:
-                await asyncio.sleep(0.02)
-            assert {file["status"] for file in (await other.http.get(path)).json()["data"]} == {"completed"}
+            await indexed(other, each["id"])
         assert find_garbage(other.settings, grace_s=0) == [], "its start has removed what came after the databases"
