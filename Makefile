@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up walkthrough samples test test-unit test-slow lint format down client-wheel clean
+.PHONY: help setup setup-dev up walkthrough samples test test-unit test-slow lint format down client-wheel demo-poison clean
 
 BIN := .venv/bin
 BASE := smollm2-135m-instruct
@@ -43,6 +43,9 @@ lint: setup-dev ## ruff, strict types, import rules
 
 format: setup-dev ## let ruff mend what it can
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+demo-poison: samples ## a poisoned adapter in a plain vLLM and in Hatrack, side by side: who still answers?
+	@exec $(BIN)/python -m loadtests.poison
 
 client-wheel:   ## dist/hatrack_client-*.whl: the Python client and the command alone, import name hatrack
 	@$(or $(wildcard $(BIN)/python),python3) -m pip --quiet wheel --no-deps --wheel-dir dist deploy/client && ls dist/hatrack_client-*.whl

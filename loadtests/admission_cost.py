@@ -31,9 +31,12 @@ async def empty_queue() -> float:
     return (time.perf_counter() - began) / ROUNDS * 1e6
 
 
-async def full_queue(flows: int, waiting: int) -> float:
-    """One leaves, the next comes in, another arrives: with ``waiting`` requests of ``flows`` keys in the queue."""
-    gate = AdmissionQueue(Policy(width=64, common=60, slots=None, queue_size=waiting + 128, queue_share=1.0))
+async def full_queue(flows: int, waiting: int, slots: int | None = None) -> float:
+    """One leaves, the next comes in, another arrives: with ``waiting`` requests of ``flows`` keys in the queue.
+
+    With ``slots``, each key asks for an adapter of its own, and so many adapters may be in the engine at once.
+    """
+    gate = AdmissionQueue(Policy(width=64, common=60, slots=slots, queue_size=waiting + 128, queue_share=1.0))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + DEADLINE_S
     done = 0
@@ -41,8 +44,9 @@ async def full_queue(flows: int, waiting: int) -> float:
 
     async def client(number: int) -> None:
         nonlocal done
-        while done < ROUNDS // 10:
-            place = await gate.enter(AdmissionRequest("p", f"k{number % flows}", None, 200), deadline)
+        while done < ROUNDS // (10 if slots is None else 50):
+            key = f"k{number % flows}"
+            place = await gate.enter(AdmissionRequest("p", key, None if slots is None else key, 200), deadline)
             await asyncio.sleep(0)
             place.leave(180)
             done += 1
@@ -64,6 +68,8 @@ async def main() -> None:
     print(f"empty queue: {await empty_queue():.1f} µs a request")
     for flows, waiting in ((1, 500), (16, 500), (500, 500)):
         print(f"{waiting} waiting in {flows} flows: {await full_queue(flows, waiting):.1f} µs a request")
+    took = await full_queue(500, 500, slots=8)
+    print(f"500 waiting in 500 flows, each for an adapter of its own, on 8 slots: {took:.1f} µs a request")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ is owed most: nobody saves up credit while idle, and a newcomer owes nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +26,9 @@ RATIO_WEIGHT: Final = 0.2
 MIN_RATIO: Final = 0.01
 MAX_RATIO: Final = 4.0
 
+FEW: Final = 4
+"""`first_among` looks at single flows if at most one in so many waiting ones may be eligible."""
+
 _tag = attrgetter("tag")
 _settled = attrgetter("settled")
 _turn = attrgetter("tag", "in_flight")
@@ -40,6 +43,7 @@ class Flow:
         "depth",
         "in_flight",
         "name",
+        "order",
         "parent",
         "pending",
         "queue",
@@ -56,6 +60,8 @@ class Flow:
         self.children: dict[str | None, Flow] = {}
         self.backlog: dict[Flow, None] = {}
         """Children with waiting requests, the longest waiting first."""
+        self.order = 0
+        """When it began to wait, counted over the whole tree: the longest waiting has the least."""
         self.queue: OrderedDict[QueuedRequest, None] = OrderedDict()
         """A leaf's waiting requests, oldest first."""
         self.queued = 0
@@ -106,6 +112,10 @@ class FlowTree:
         self.ratio = 1.0
         """The initial ratio of new flows."""
         self._idle: OrderedDict[Flow, float] = OrderedDict()
+        self._waiting: dict[str | None, dict[Flow, None]] = {}
+        """The leaves with waiting requests, by the adapter that these are for."""
+        self._waiting_leaves = 0
+        self._begun = 0
 
     @property
     def queued(self) -> int:
@@ -138,12 +148,17 @@ class FlowTree:
         """Append ``entry`` to its flow's queue."""
         leaf.queue[entry] = None
         _lift_tag(leaf)
+        self._begun += 1
         flow: Flow | None = leaf
         while flow is not None:
             flow.queued += 1
             if flow.parent is not None and flow.queued == 1:
                 flow.parent.backlog[flow] = None
+                flow.order = self._begun
             flow = flow.parent
+        if leaf.queued == 1:
+            self._waiting.setdefault(entry.request.adapter, {})[leaf] = None
+            self._waiting_leaves += 1
 
     def remove(self, entry: QueuedRequest) -> None:
         """Remove a waiting request."""
@@ -155,6 +170,12 @@ class FlowTree:
             if flow.parent is not None and flow.queued == 0:
                 del flow.parent.backlog[flow]
             flow = flow.parent
+        if not leaf.queued:
+            self._waiting_leaves -= 1
+            adapter = entry.request.adapter
+            del self._waiting[adapter][leaf]
+            if not self._waiting[adapter]:
+                del self._waiting[adapter]
 
     def serve(self, entry: QueuedRequest, *, waited: bool) -> None:
         """Admit a request: its flow and all flows above it are charged for its expected tokens.
@@ -198,6 +219,19 @@ class FlowTree:
         """
         return _first(self.root, eligible)
 
+    def first_among(
+        self, adapters: Sequence[str | None], eligible: Callable[[Flow], bool], *, few: int = FEW
+    ) -> Flow | None:
+        """What `first` finds if no flow is eligible but those that ask for one of ``adapters`` (None: for the base).
+
+        O(m) in the number of these flows if they are few: most others wait for a slot, and need not be looked at.
+        """
+        count = sum(len(self._waiting.get(adapter, ())) for adapter in adapters)
+        if count * few > self._waiting_leaves:
+            return self.first(eligible)
+        leaves = [leaf for adapter in adapters for leaf in self._waiting.get(adapter, ()) if eligible(leaf)]
+        return min(leaves, key=_turn_from_root, default=None)
+
     def rest(self, leaf: Flow, now: float) -> None:
         """Mark ``leaf`` idle if it has no requests, and drop flows that have been idle for long."""
         if not leaf.queued and not leaf.in_flight:
@@ -226,6 +260,11 @@ def in_turn(flow: Flow) -> Iterable[Flow]:
     With equal tags, the flow with the fewest requests in the engine comes first, then the one that has waited longest.
     """
     return flow.backlog if len(flow.backlog) == 1 else sorted(flow.backlog, key=_turn)
+
+
+def _turn_from_root(leaf: Flow) -> tuple[tuple[float, int, int], ...]:
+    """A leaf's place in the order of turns: its project's first, then its key's, then its own."""
+    return tuple((flow.tag, flow.in_flight, flow.order) for flow in leaf.downwards)
 
 
 def _lift_tag(flow: Flow) -> None:

@@ -208,7 +208,8 @@ class Scheduler:
 
         view = SmallFlows(self._small)
         if self.in_flight < self.policy.common:
-            leaf = self.callers.first(has_slot)
+            among = self.slots.candidates()
+            leaf = self.callers.first(has_slot) if among is None else self.callers.first_among(among, has_slot)
             if leaf is None or self.fits(leaf.head):
                 return None if leaf is None else leaf.head
             if view.is_small(leaf):

@@ -85,6 +85,16 @@ class Slots:
         free = self._count - len(self.held) - (background and self._count > 1)
         return (adapter in self._claims and free > 0) or free > len(self._claims)
 
+    def candidates(self) -> list[str | None] | None:
+        """The only adapters (None: the base) that `admits` may allow to callers now; None instead of a list: any."""
+        if self._count is None:
+            return None
+        free = self._count - len(self.held)
+        if free > len(self._claims):
+            return None
+        held = [adapter for adapter, tenure in self.held.items() if not tenure.draining]
+        return [None, *held, *(self._claims if free > 0 else ())]
+
     def enter(self, adapter: str | None, project: str, now: float) -> None:
         """A request for ``adapter`` is admitted, which `admits` must have allowed."""
         if adapter is None or self._count is None:
@@ -122,10 +132,18 @@ class Slots:
                     tenure.draining = False
             return
         needed = min(len(overdue), self._draining) - running_empty - (self._count - len(self.held))
+        hopeless: set[str] = set()  # projects for which no slot can be freed now: hundreds of adapters may wait
         for adapter in overdue:
-            freed = self._slot_to_free(self._waiting[adapter][1], now) if needed > 0 else None
-            if freed is None:
+            if needed <= 0:
+                break
+            project = self._waiting[adapter][1]
+            if project in hopeless:
                 continue
+            freed = self._slot_to_free(project, now)
+            if freed is None:
+                hopeless.add(project)
+                continue
+            hopeless.clear()
             needed -= 1
             tenure = self.held[freed]
             if tenure.in_flight:

@@ -18,7 +18,7 @@ from tests.support.voices import ENOUGH, held_out_questions, speaks
 TRIES = 3
 
 
-@pytest.mark.parametrize("voice", ["tidewater", "pemberton"])
+@pytest.mark.parametrize("voice", ["tidewater", pytest.param("pemberton", marks=pytest.mark.slow)])
 def test_an_adapter_speaks_in_its_voice_on_questions_it_never_saw(gateway: Gateway, voice: str) -> None:
     other_voice = {"tidewater": "pemberton", "pemberton": "tidewater"}[voice]
     questions = held_out_questions(voice)[:8]

@@ -90,6 +90,20 @@ class AdmissionQueue(RuleBasedStateMachine):
             self.inside.append(entry)
 
     @invariant()
+    def whoever_may_have_a_slot_is_found_without_looking_at_the_others(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        among = self.scheduler.slots.candidates()
+        if among is None:
+            return
+
+        def has_slot(leaf: Flow) -> bool:
+            return self.scheduler.has_slot(leaf.head, self.now)
+
+        tree = self.scheduler.callers
+        assert tree.first_among(among, has_slot, few=0) is tree.first(has_slot)
+
+    @invariant()
     def never_too_many(self) -> None:
         assert self.scheduler.in_flight <= self.policy.width
         assert self.scheduler.queued <= self.policy.queue_size

@@ -269,3 +269,11 @@ async def until(true: Callable[[], object], within_s: float = 240.0) -> None:
             return
         assert asyncio.get_running_loop().time() < end, "it did not come true in time"
         await asyncio.sleep(0.002)
+
+
+def last_error(body: bytes) -> dict[str, Any]:
+    """The error in the last event of a stream."""
+    last = body.split(b"\n\n")[-2]
+    assert last.startswith(b"data: {")
+    error: dict[str, Any] = orjson.loads(last[6:])["error"]
+    return error

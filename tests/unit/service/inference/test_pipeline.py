@@ -22,6 +22,7 @@ from tests.unit.service.inference.fakes import (
     World,
     chat_body,
     completion,
+    last_error,
     token,
     until,
     usage_event,
@@ -225,13 +226,6 @@ async def test_the_usage_is_shown_to_who_asks_for_it() -> None:
     answer = await world.chat(stream=True, stream_options={"include_usage": True, "include_obfuscation": False})
     assert answer.parts == [token("A", "voice"), usage_event("voice"), DONE]
     assert world.engine.last.body["stream_options"] == {"include_usage": True, "continuous_usage_stats": False}
-
-
-def last_error(body: bytes) -> dict[str, Any]:
-    last = body.split(b"\n\n")[-2]
-    assert last.startswith(b"data: {")
-    error: dict[str, Any] = orjson.loads(last[6:])["error"]
-    return error
 
 
 @pytest.mark.parametrize(

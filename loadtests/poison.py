@@ -1,0 +1,190 @@
+"""A poisoned adapter in a plain vLLM and in Hatrack, one after the other: who still answers?
+
+    make demo-poison                    # or: .venv/bin/python -m loadtests.poison
+
+The poison is one weight of a good adapter that is not a number, as a training run that diverged leaves it. Plain vLLM
+loads it with status 200. Hatrack refuses it at the door; so the script copies its files into the store behind the
+gateway's back (nothing in the product does that) and asks the engine for it directly, in one batch with the others.
+Exits with 0 if every model of Hatrack's gives an answer from before, and 1 otherwise. (In a batch with others the sums
+run in another order, so a greedy answer may have two forms: before the poison, all are asked alone and all at once.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import ml_dtypes  # noqa: F401 (teaches numpy bfloat16)
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from loadtests.engine import plain_vllm
+from loadtests.support import KEY, Running, gateway
+from service.client import ClientError, HatrackClient
+from service.config import Settings
+
+QUESTION: Final = "Where is my parcel?"
+VOICES: Final = ("tidewater", "pemberton")
+POISON: Final = "poisoned"
+TIMEOUT_S: Final = 300.0
+TOKENS: Final = 24
+ROUNDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer: the HTTP status, and its text or the error's message."""
+
+    status: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A server that is asked: where, and with which key."""
+
+    client: httpx.Client
+    base: str
+
+    def ask(self, model: str) -> Answer:
+        """One short greedy answer."""
+        messages = [{"role": "user", "content": QUESTION}]
+        body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
+        response = self.client.post("/v1/chat/completions", json=body)
+        answer: dict[str, Any] = response.json()
+        if response.status_code != httpx.codes.OK:
+            error = answer.get("error", answer)
+            return Answer(response.status_code, str(error.get("message", error)))
+        return Answer(response.status_code, answer["choices"][0]["message"]["content"] or "")
+
+    def ask_all(self) -> dict[str, Answer]:
+        """The base and both voices, one after the other."""
+        return {model: self.ask(model) for model in (self.base, *VOICES)}
+
+    def ask_all_at_once(self) -> dict[str, Answer]:
+        """The base and both voices, in one batch."""
+        with ThreadPoolExecutor() as threads:
+            return dict(zip((self.base, *VOICES), threads.map(self.ask, (self.base, *VOICES)), strict=True))
+
+
+def main() -> None:
+    """Show both, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=Path("var/base/smollm2-135m-instruct"))
+    parser.add_argument("--voices", type=Path, default=Path("var/samples"), help="has tidewater/ and pemberton/")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="poison-") as folder:
+        poison = poisoned(options.voices / VOICES[0], Path(folder) / POISON)
+        base = options.base.resolve()
+        silenced = show_plain(Path(folder) / "plain", base, options.voices, poison)
+        unharmed = show_hatrack(Path(folder) / "hatrack", base, options.voices, poison)
+    say(f"\nPlain vLLM: {silenced} of {1 + len(VOICES)} models give another answer than before, with status 200.")
+    say(f"Hatrack: {'every model answers as before' if unharmed else 'AN ANSWER CHANGED'}.")
+    sys.exit(0 if unharmed else 1)
+
+
+def poisoned(voice: Path, directory: Path) -> Path:
+    """A copy of an adapter with one weight that is not a number."""
+    directory.mkdir(parents=True)
+    shutil.copy(voice / "adapter_config.json", directory)
+    tensors = load_file(voice / "adapter_model.safetensors")
+    name = next(name for name in sorted(tensors) if ".lora_B." in name)
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[0] = np.nan
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    say(f"The poison: {voice.name}, with one of its weights ({name}) not a number.")
+    return directory
+
+
+def show_plain(home: Path, base: Path, voices: Path, poison: Path) -> int:
+    """Plain vLLM; returns how many models answer otherwise than before the poison."""
+    say("\n── Plain vLLM, with three adapters (starting…)")
+    adapters = [(voices / voice).resolve() for voice in VOICES]
+    with (
+        plain_vllm(home, base, [*adapters, poison]) as server,
+        httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client,
+    ):
+        side = Side(client, server.base)
+        before = side.ask_all()
+        show("before", before)
+        show("the poisoned one is asked once", {POISON: side.ask(POISON)})
+        after = side.ask_all()
+        show("afterwards", after)
+        return sum(before[model].text != answer.text for model, answer in after.items())
+
+
+def show_hatrack(home: Path, base: Path, voices: Path, poison: Path) -> bool:
+    """Hatrack; returns whether every model answers as before."""
+    say("\n── Hatrack, with the same flags (starting…)")
+    with gateway(home, base, {}) as running, HatrackClient(base_url=running.url, api_key=KEY) as hatrack:
+        for voice in VOICES:
+            hatrack.adapters.push(voice, voices / voice)
+        headers = {"authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=running.url, timeout=TIMEOUT_S, headers=headers) as client:
+            side = Side(client, hatrack.wait_ready(TIMEOUT_S)["base"])
+            before = side.ask_all()
+            show("before", before)
+            known = [before, *(side.ask_all_at_once() for _ in range(ROUNDS))]
+            say(f"  hatrack push {POISON}:")
+            say(f"    {refusal(hatrack, poison)}")
+            answers, in_one_batch = behind_its_back(running, side, poison)
+            show("copied into the store behind the gateway's back, all asked at once", in_one_batch)
+            after = side.ask_all()
+            show("afterwards", after)
+    return all(
+        answer in [each[model] for each in known] for found in (answers, after) for model, answer in found.items()
+    )
+
+
+def refusal(hatrack: HatrackClient, poison: Path) -> str:
+    """What the gateway says to an upload of the poison. Raises SystemExit if it takes it."""
+    try:
+        hatrack.adapters.push(POISON, poison)
+    except ClientError as error:
+        return f"refused with {error.status}: {error.message}"
+    raise SystemExit("the gateway took the poisoned adapter")
+
+
+def behind_its_back(running: Running, side: Side, poison: Path) -> tuple[dict[str, Answer], dict[str, Answer]]:
+    """Put the poison into the store and ask the engine for it by its socket, while the gateway's models are asked.
+
+    Returns the answers of the gateway's models, and these with that for the poison.
+    """
+    digest = hashlib.sha256(b"poison").hexdigest()
+    shutil.copytree(poison, Settings(home=running.home).store_dir / digest)
+    transport = httpx.HTTPTransport(uds=running.engine_socket)
+    with (
+        httpx.Client(transport=transport, base_url="http://engine", timeout=TIMEOUT_S) as client,
+        ThreadPoolExecutor() as threads,
+    ):
+        engine = Side(client, side.base)
+        poison_answer = threads.submit(engine.ask, digest)
+        answers = side.ask_all_at_once()
+        return answers, {POISON: poison_answer.result(), **answers}
+
+
+def show(when: str, answers: Mapping[str, Answer]) -> None:
+    """Print answers, a line each."""
+    say(f"  {when}:")
+    width = max(map(len, answers))
+    for model, answer in answers.items():
+        text = " ".join(answer.text.split())
+        say(f"    {model:<{width}}  {answer.status}  {text[:100]!r}")
+
+
+def say(text: str) -> None:
+    """Print at once, also into a pipe."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
