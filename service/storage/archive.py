@@ -130,7 +130,9 @@ class ArchiveWriter:
         with room_on(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._file = os.fdopen(descriptor, "w+b")
-            self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=CHUNK_BYTES)
+            self._tar = tarfile.TarFile(
+                mode="w", fileobj=self._file, format=tarfile.PAX_FORMAT, copybufsize=CHUNK_BYTES
+            )
         self._path = path
         self._add_text(HEADER, header.model_dump_json())
 
@@ -144,7 +146,7 @@ class ArchiveWriter:
             status = os.fstat(file.fileno())
             reader = _Hashed(file, status.st_size, self._moved)
             with room_on(self._path):
-                self._tar.addfile(_info(name, status.st_size, int(status.st_mtime)), reader)  # type: ignore[arg-type]
+                self._tar.addfile(_info(name, status.st_size, int(status.st_mtime)), reader)
         if reader.is_short:
             self.members.pop(name, None)
             return None
