@@ -259,7 +259,9 @@ class Pushes:
         return PushResult(await self._state.shown_version(project, name, row.number), 202)
 
     def _add(self, db: sa.Connection, project: str, name: str, draft: VersionDraft, actor: Actor) -> int:
-        self._proving.space.demand(db, project, draft.digest, draft.bytes)  # others may have come since it was looked at first
+        self._proving.space.demand(
+            db, project, draft.digest, draft.bytes
+        )  # others may have come since it was looked at first
         return records.add_version(db, project, name, draft, actor=actor)
 
     async def _register_proven(

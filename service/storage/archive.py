@@ -36,6 +36,7 @@ MAX_MANIFEST_BYTES: Final = 1 << 30
 _PART: Final = re.compile(r"[^/\x00-\x1f\x7f]{1,255}")
 """One part of a path: what a file may be called, without control characters."""
 
+
 class Readable(Protocol):
     """What a file's bytes are read from."""
 

@@ -9,8 +9,8 @@
     trainer/{jobs,evaluations,ladders}/ID/   the runs' folders
     trainer/spent*/ID                        keys of ended runs that are still to be revoked
 
-Not in a backup: `base/` and `base-cache/` (prepared again from the base's source), `engine/`, `sources/`, logs, locks and
-sockets.
+Not in a backup: `base/` and `base-cache/` (prepared again from the base's source), `engine/`, `sources/`, logs, locks
+and sockets.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ WORKER_LOCK: Final = "worker.lock"
 BACKUP_NAME: Final = "hatrack-%Y%m%dT%H%M%SZ.tar"
 """A backup's name by its time (UTC), where none is given."""
 OUTSIDE: Final = {
-    "database_url": "HATRACK_DATABASE_URL is set: the databases of gateway and trainer are not in the backup. Dump them "
-    "by their own means (`pg_dump`, or your provider's snapshots), right before each backup, and restore both together.",
-    "store_url": "HATRACK_STORE_URL is set: the adapters' files are in that bucket, and not in the backup. Protect them "
-    "by the bucket's own means (versioning and a retention lock, or replication).",
+    "database_url": "HATRACK_DATABASE_URL is set: the databases of gateway and trainer are not in the backup. Dump "
+    "them by their own means (`pg_dump`, or your provider's snapshots), right before each backup, and restore both "
+    "together.",
+    "store_url": "HATRACK_STORE_URL is set: the adapters' files are in that bucket, and not in the backup. Protect "
+    "them by the bucket's own means (versioning and a retention lock, or replication).",
     "trainer_url": "HATRACK_TRAINER_URL is set: the database and the runs of that trainer are in its own `--home`, and "
     "only in the backup if that is this HATRACK_HOME. Else back that home up, too.",
 }

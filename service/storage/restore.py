@@ -1,7 +1,7 @@
 """Restores a backup into an empty home, all or nothing, and says what a restore that was cut off has left.
 
-    HOME/RESTORE-UNFINISHED   from before the first file until after the last: no gateway starts in such a home
-    HOME/.restore/            what has been read and checked so far; moved into place once all of it is there
+HOME/RESTORE-UNFINISHED   from before the first file until after the last: no gateway starts in such a home
+HOME/.restore/            what has been read and checked so far; moved into place once all of it is there
 """
 
 from __future__ import annotations

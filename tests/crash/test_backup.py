@@ -52,7 +52,7 @@ def killed_after(work: Callable[[], object], seconds: float) -> bool:
 
 
 def test_a_backup_that_is_killed_at_any_moment_is_not_there_or_whole(home: StorageHome, tmp_path: Path) -> None:
-    chance = random.Random(18)  # noqa: S311 (moments, not secrets)
+    chance = random.Random(18)
     whole_s = seconds_of(lambda: make_backup(home.settings, tmp_path / "measured.tar", QUIET))
     killed = 0
     for number in range(MOMENTS):
@@ -66,7 +66,7 @@ def test_a_backup_that_is_killed_at_any_moment_is_not_there_or_whole(home: Stora
 
 
 def test_a_home_whose_restore_is_killed_at_any_moment_is_unusable_or_whole(home: StorageHome, tmp_path: Path) -> None:
-    chance = random.Random(19)  # noqa: S311 (moments, not secrets)
+    chance = random.Random(19)
     backup = make_backup(home.settings, tmp_path / "b.tar", QUIET).path
     complete = home.at(tmp_path / "complete")
     whole_s = seconds_of(lambda: restore(complete.settings, backup, QUIET))

@@ -43,9 +43,7 @@ def test_a_person_is_told_what_is_in_it_and_that_it_holds_secrets(home: StorageH
     assert "whole" in hatrack("backup", "--verify", str(path)).stdout
 
 
-def test_a_script_reads_json_and_exit_codes(
-    home: StorageHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_script_reads_json_and_exit_codes(home: StorageHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = json.loads(hatrack("backup", "b.tar", "--json").stdout)
     assert (done["path"], done["format"], done["notes"]) == (str(tmp_path / "b.tar"), 1, [])
     assert done["base"]["source"] == home.settings.base_model

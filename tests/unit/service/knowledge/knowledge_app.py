@@ -48,7 +48,8 @@ class KnowledgeApp(FilesApp):
         base.mkdir(exist_ok=True)
         given = {"embeddings_url": url, "embeddings_model": "words", "engine_device": "cpu", **settings}
         self.knowledge = Knowledge.from_settings(
-            Settings(home=home, base_model=str(base), **given), self.database, self.files)
+            Settings(home=home, base_model=str(base), **given), self.database, self.files
+        )
 
     def app(self) -> FastAPI:
         app = super().app()

@@ -166,27 +166,54 @@ def _add_store(db: sa.Connection) -> None:
     )
     db.execute(
         store_files.insert().values(
-            store=seq, file_id=FILE, filename="handbook.md", created_at=1, status="completed", attributes={},
-            chunk_size=800, chunk_overlap=400, passages=1, usage_bytes=100, generation=GENERATION, model="words",
-        )  # fmt: skip
+            store=seq,
+            file_id=FILE,
+            filename="handbook.md",
+            created_at=1,
+            status="completed",
+            attributes={},
+            chunk_size=800,
+            chunk_overlap=400,
+            passages=1,
+            usage_bytes=100,
+            generation=GENERATION,
+            model="words",
+        )
     )
 
 
 def _add_key(db: sa.Connection) -> None:
     db.execute(
         keys.insert().values(
-            id=RUN_KEY, hmac=b"h" * 32, hint="hk_ofth…", name="run", project="default", scopes=["infer"], limits={},
-            background=True, created_at=1,
-        )  # fmt: skip
+            id=RUN_KEY,
+            hmac=b"h" * 32,
+            hint="hk_ofth…",
+            name="run",
+            project="default",
+            scopes=["infer"],
+            limits={},
+            background=True,
+            created_at=1,
+        )
     )
 
 
 def _add_run(db: sa.Connection) -> None:
     db.execute(
         runs.insert().values(
-            id=RUN, kind="finetune", project="default", key_id="admin", run_key_id=RUN_KEY, created_at=1, body={},
-            adapters=["voice"], details={}, status="running", wanted="run", queued_at=1.0,
-        )  # fmt: skip
+            id=RUN,
+            kind="finetune",
+            project="default",
+            key_id="admin",
+            run_key_id=RUN_KEY,
+            created_at=1,
+            body={},
+            adapters=["voice"],
+            details={},
+            status="running",
+            wanted="run",
+            queued_at=1.0,
+        )
     )
 
 

@@ -83,7 +83,7 @@ def test_what_is_no_backup_is_refused(tmp_path: Path, target: StorageHome) -> No
     with tarfile.open(tmp_path / "other.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a"), io.BytesIO())
     for name in ("text.tar", "other.tar"):
-        with pytest.raises(BackupDamaged, match="no .*backup"):
+        with pytest.raises(BackupDamaged, match=r"no .*backup"):
             restore(target.settings, tmp_path / name, QUIET)
     with pytest.raises(BackupError, match="cannot read"):
         restore(target.settings, tmp_path / "missing.tar", QUIET)
