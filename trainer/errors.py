@@ -14,10 +14,10 @@ Exception
     │   ├── MethodNotAllowed         405
     │   ├── IdempotencyKeyReused     409 an Idempotency-Key was reused with another body
     │   ├── NotFinished              409 the run has no report yet
-    │   ├── ReviewFinal              409 every pair of the evaluation has been reviewed
-    │   ├── ReviewTaken              409 the pair has all its choices, of other keys
-    │   ├── ReviewsExist             409 the evaluation already has pairs to review
-    │   ├── NothingToReview          409 the run has no answers of a candidate and a base to compare
+    │   ├── …                        409 those of reviews: `trainer.reviews.errors`
+    │   ├── TeacherRefused           422 a teacher refuses a prompt
+    │   ├── TeacherBusyNow           429 a teacher has too many requests
+    │   ├── TeacherFailed            502 a teacher gives no answer
     │   ├── BodyTooLarge             413
     │   ├── TooManyRequests          429 too many unfinished jobs, open event streams or waiting data checks
     │   │   ├── TooManyEvaluations   429 too many unfinished evaluations
@@ -157,22 +157,6 @@ class IdempotencyKeyReused(RequestError):
 
 class NotFinished(RequestError):
     status, code = 409, "not_finished"
-
-
-class ReviewFinal(RequestError):
-    status, code = 409, "review_final"
-
-
-class ReviewTaken(RequestError):
-    status, code = 409, "review_taken"
-
-
-class ReviewsExist(RequestError):
-    status, code = 409, "reviews_exist"
-
-
-class NothingToReview(RequestError):
-    status, code = 409, "nothing_to_review"
 
 
 class BodyTooLarge(RequestError):

@@ -95,6 +95,16 @@ class Example:
         return self.messages[: self._judged_at]
 
     @property
+    def turns(self) -> tuple[Message, ...] | None:
+        """The conversation up to `judged`, as it can be shown to a model before another one: without its system
+        message. None if it has tool calls, or user and assistant do not take turns."""
+        messages = [message for message in (*self.prompt, self.judged) if message.role != "system"]
+        expected = ("user", "assistant") * (len(messages) // 2)
+        if tuple(message.role for message in messages) != expected or any(message.tool_calls for message in messages):
+            return None
+        return tuple(messages)
+
+    @property
     def uses_tools(self) -> bool:
         """Whether a chat template without tools could not render it."""
         return bool(self.tools) or any(message.tool_calls or message.role == "tool" for message in self.messages)

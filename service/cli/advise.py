@@ -21,6 +21,7 @@ from adapters.wording import counted
 from service.cli import kb, terminal
 from service.cli.datasets import data_argument, find_source
 from service.cli.evaluate import EXIT_NOT_ENOUGH_EVIDENCE, POLL_S
+from service.cli.grounding import versions_served_with, what_breaks
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, ClientError, HatrackClient
 
@@ -147,9 +148,17 @@ def advice(
     ladder_id: Annotated[str | None, typer.Argument(metavar="[LADDER]", help="ladder-…; default: the newest.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Wait until it has finished.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Delete the store of retrieved examples that it made, and do nothing else.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --clean: skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a ladder has measured, and its advice."""
+    if clean and (follow or html is not None):
+        raise typer.BadParameter("--clean only deletes; leave out --follow and --html.")
+    if clean and as_json and not yes:
+        raise typer.BadParameter("--clean --json asks nothing: add --yes.")
     _check_writable(html)
     with terminal.reporting(as_json), HatrackClient() as client:
         if ladder_id is None:
@@ -157,8 +166,41 @@ def advice(
             if newest is None:
                 raise ClientError(404, "not_found", "No ladders. Run `hatrack advise FILE --name NAME` to start one.")
             ladder_id = newest["id"]
+        if clean:
+            _clean(client, client.ladders.retrieve(ladder_id), yes=yes, as_json=as_json)
+            return
         ladder = _follow(client, ladder_id, quiet=as_json) if follow else client.ladders.retrieve(ladder_id)
         _finish(client, ladder, html, as_json=as_json, waited=follow)
+
+
+def _clean(client: HatrackClient, ladder: Ladder, *, yes: bool, as_json: bool) -> None:
+    """Delete the store that a ladder has made and the files in it; what that breaks is said before it is confirmed."""
+    if ladder["status"] not in FINAL_STATUSES:
+        message = f"{ladder['id']} is {ladder['status']} and needs its store: wait until it has ended, or cancel it."
+        raise ClientError(0, "ladder_not_ended", message)
+    store = next((rung["vector_store_id"] for rung in ladder["rungs"] if rung.get("vector_store_id")), None)
+    found = None if store is None else next((each for each in client.vector_stores.list() if each["id"] == store), None)
+    if store is None or found is None:
+        if as_json:
+            terminal.print_json({"ladder": ladder["id"], "vector_store_id": store, "deleted": False, "broken": []})
+        else:
+            typer.echo(f"{ladder['id']} {'made no store' if store is None else 'has lost its store already'}.")
+        return
+    broken = versions_served_with(client, store)
+    if not as_json:
+        typer.echo(
+            f"{ladder['id']} made the store {store} ({terminal.clean(found['name'] or '')}). {what_breaks(broken)}"
+        )
+    if not yes:
+        typer.confirm("Delete it?", abort=True)
+    files = [file["id"] for file in client.vector_stores.files.list(store)]
+    client.vector_stores.delete(store)
+    for file_id in files:
+        client.files.delete(file_id)
+    if as_json:
+        terminal.print_json({"ladder": ladder["id"], "vector_store_id": store, "deleted": True, "broken": broken})
+    else:
+        typer.echo(f"{store} deleted, with {counted(len(files), 'file')}")
 
 
 def _prompts(paths: Sequence[Path]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -12,6 +12,7 @@ import typer
 from adapters.wording import counted
 from service.cli import terminal
 from service.cli.completion import complete_model
+from service.cli.grounding import InsertAs, set_grounding
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
 
@@ -36,6 +37,7 @@ def chat(
     kb: Annotated[
         list[str] | None, typer.Option(metavar="STORE", help="Ground answers in a knowledge base; repeatable.")
     ] = None,
+    kb_as: InsertAs = None,
     filters: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,9 +61,10 @@ def chat(
     if question is None and show_prompt:
         raise typer.BadParameter("--show-prompt requires a PROMPT.", param_hint="--show-prompt")
     with terminal.reporting(as_json), HatrackClient() as client:
-        grounding = _grounding(client, kb or [], terminal.attributes_option("--filter", filters))
-        if grounding:
-            params["grounding"] = grounding
+        set_grounding(params, client, kb, kb_as)
+        if filters:
+            values = terminal.attributes_option("--filter", filters)
+            params["grounding"] = params.get("grounding", {}) | _filters(values)
         if show_prompt and question is not None:
             _show_prompt(client, model, system, question, params, as_json=as_json)
             return
@@ -75,15 +78,10 @@ def chat(
         terminal.print_json(result | {"citations": talk.cited} if talk.cited else result)
 
 
-def _grounding(client: HatrackClient, kb: Sequence[str], filters: Mapping[str, str | float | bool]) -> JsonObject:
-    """The field `grounding` of the requests; empty if neither stores nor filters are named."""
-    grounding: JsonObject = {}
-    if kb:
-        grounding["vector_store_ids"] = [str(client.vector_stores.find(name)["id"]) for name in kb]
-    if filters:
-        conditions = [{"type": "eq", "key": name, "value": value} for name, value in filters.items()]
-        grounding["filters"] = {"type": "and", "filters": conditions}
-    return grounding
+def _filters(values: Mapping[str, str | float | bool]) -> JsonObject:
+    """The member `filters` of a request's `grounding`: each attribute has its value."""
+    conditions = [{"type": "eq", "key": name, "value": value} for name, value in values.items()]
+    return {"filters": {"type": "and", "filters": conditions}}
 
 
 def _show_prompt(

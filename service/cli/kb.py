@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from adapters.wording import counted
 from service.cli import terminal
+from service.cli.grounding import versions_served_with, what_breaks
 from service.cli.terminal import AsJson, examples
 from service.client import ClientError, HatrackClient
 
@@ -184,6 +185,8 @@ def rm(
         target = client.vector_stores.find(store)
         if file is None:
             if not yes:
+                with contextlib.suppress(ClientError):  # a key may see stores and no adapters
+                    typer.echo(what_breaks(versions_served_with(client, target["id"])), err=True)
                 typer.confirm(
                     f"Delete {terminal.clean(store)} with its {counted(target['file_counts']['total'], 'file')}?",
                     abort=True,

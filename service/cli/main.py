@@ -183,7 +183,11 @@ app.command(
         "hatrack advise examples.jsonl --name support --instructions prompt.txt --html advice.html",
     )
 )(advise.advise)
-app.command(epilog=examples("hatrack advice", "hatrack advice ladder-1a2b --html advice.html"))(advise.advice)
+app.command(
+    epilog=examples(
+        "hatrack advice", "hatrack advice ladder-1a2b --html advice.html", "hatrack advice ladder-1a2b --clean"
+    )
+)(advise.advice)
 app.command(
     epilog=examples(
         "hatrack train examples.jsonl --name brand-voice",

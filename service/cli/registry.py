@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,6 +15,7 @@ from adapters.names import DEFAULT_ALIAS
 from adapters.sources import is_source
 from service.cli import terminal
 from service.cli.completion import complete_adapter
+from service.cli.grounding import InsertAs, RequiredFilters, set_grounding
 from service.cli.terminal import AsJson, examples
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
 
@@ -85,10 +86,8 @@ def push(
     system_prompt: SystemPrompt = None,
     examples: FixedExamples = None,
     kb: Stores = None,
-    required_filter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Refuse requests that give no value of this attribute. May be repeated."),
-    ] = None,
+    kb_as: InsertAs = None,
+    required_filter: RequiredFilters = None,
     temperature: Annotated[float | None, typer.Option(help="Default temperature of requests that set none.")] = None,
     settings: Annotated[
         Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)
@@ -121,7 +120,7 @@ def push(
             "wait": not no_wait,
         }
         with HatrackClient() as client:
-            _set_grounding(version_settings, client, kb or (), required_filter or ())
+            set_grounding(version_settings, client, kb, kb_as, required_filter)
             options["settings"] = version_settings or None
             if address is not None:
                 version = _push_from(client, name, address, sha256=sha256, quiet=as_json, **options)
@@ -146,19 +145,6 @@ def _push_from(client: HatrackClient, name: str, source: str, *, quiet: bool, **
                 update(0, None, "proving")
 
         return client.adapters.push_from(name, source, progress=show, **options)
-
-
-def _set_grounding(
-    settings: dict[str, Any], client: HatrackClient, stores: Sequence[str], required_filters: Sequence[str]
-) -> None:
-    """Put the options into the settings' `grounding`; those that are not given stay as they are."""
-    grounding = {**(settings.get("grounding") or {})}
-    if stores:
-        grounding["vector_store_ids"] = [client.vector_stores.find(store)["id"] for store in stores]
-    if required_filters:
-        grounding["required_filters"] = list(required_filters)
-    if stores or required_filters:
-        settings["grounding"] = grounding
 
 
 def _with_options(

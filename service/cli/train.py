@@ -23,6 +23,7 @@ from adapters.dataset.held_out import (
 from service.cli import terminal
 from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
+from service.cli.grounding import InsertAs, RequiredFilters, set_grounding
 from service.cli.jobs import Follow, finish, follow_job
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
 from service.cli.terminal import AsJson
@@ -96,6 +97,9 @@ RecipeToSave = Annotated[
     Path | None,
     typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Save all that makes the job, as TOML."),
 ]
+OnlyEstimate = Annotated[
+    bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
+]
 Track = Annotated[
     list[str] | None,
     typer.Option(metavar="TRACKER:NAME", help="Follow the job in mlflow:EXPERIMENT or wandb:PROJECT, too."),
@@ -111,6 +115,8 @@ def train(
     options: Hyperparameters = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
     kb: Stores = None,
+    kb_as: InsertAs = None,
+    required_filter: RequiredFilters = None,
     method: Method = "supervised",
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings of the data check as errors.")] = False,
     drop_long: Annotated[bool, typer.Option("--drop-long", help="Drop examples that are too long.")] = False,
@@ -123,9 +129,7 @@ def train(
     recipe: SavedRecipe = None,
     again: Again = None,
     save_recipe: RecipeToSave = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only tell what the job would take and cost; FILE is uploaded.")
-    ] = False,
+    estimate: OnlyEstimate = False,
     track: Track = None,
     follow: Follow = True,
     as_json: AsJson = False,
@@ -135,16 +139,14 @@ def train(
         _refuse_options(context, "again", BESIDE_AGAIN, "a repetition changes nothing")
         _repeat(again, follow=follow, as_json=as_json)
         return
-    if recipe is not None:
-        _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
-    elif file is None or name is None:
-        raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
-    _check_writable(save_recipe)
+    _check_source(context, recipe, complete=file is not None and name is not None)
+    _check_options(save_recipe, stores=bool(kb), of_stores=bool(kb_as or required_filter))
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
+    judging: dict[str, Any] = {"promote": promote.value, "metric": metric, "suites": suites, "judge": judge}
+    prepared: dict[str, Any] = {"strict": strict, "drop_long": drop_long, "system_prompt": system_prompt}
     with terminal.reporting(as_json), HatrackClient() as client:
-        if kb:
-            hyperparameters["grounding"] = {"vector_store_ids": [client.vector_stores.find(each)["id"] for each in kb]}
+        set_grounding(hyperparameters, client, kb, kb_as, required_filter)
         if recipe is not None:
             requested = _read_recipe(client, recipe)
         else:
@@ -156,13 +158,8 @@ def train(
                 hyperparameters=hyperparameters,
                 seed=seed,
                 method=method,
-                promote=promote.value,
-                metric=metric,
-                suites=suites,
-                judge=judge,
-                strict=strict,
-                drop_long=drop_long,
-                system_prompt=system_prompt,
+                **prepared,
+                **judging,
             )
         if estimate:
             print_estimate(client.fine_tuning.jobs.estimate(**_arguments(client, requested)), as_json)
@@ -171,9 +168,20 @@ def train(
     finish(job, as_json, followed=follow)
 
 
-def _check_writable(recipe: Path | None) -> None:
+def _check_source(context: typer.Context, recipe: Path | None, *, complete: bool) -> None:
+    """Fail unless the options say what is trained; ``complete``: they name the data and the adapter."""
+    if recipe is not None:
+        _refuse_options(context, "recipe", BESIDE_RECIPE, "edit the recipe's file instead")
+    elif not complete:
+        raise typer.BadParameter("give FILE (or a dataset) and --name, or --recipe, or --again.")
+
+
+def _check_options(recipe: Path | None, *, stores: bool, of_stores: bool) -> None:
+    """Fail if ``recipe`` cannot be written, or if there are options of stores without any."""
     if recipe is not None and not recipe.absolute().parent.is_dir():
         raise typer.BadParameter(f"--save-recipe: {recipe.absolute().parent} is not a directory.")
+    if of_stores and not stores:
+        raise typer.BadParameter("--kb-as and --required-filter need --kb.")
 
 
 def _hyperparameters(options: list[str] | None, held_out: str | None, held_out_share: float | None) -> dict[str, Any]:

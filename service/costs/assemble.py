@@ -8,7 +8,7 @@ from service.config import Settings
 from service.costs.budgets import BudgetService
 from service.costs.estimate import EstimateService
 from service.costs.report import CostReport
-from service.costs.runs import TrainerCosts
+from service.costs.runs import Measured, TrainerCosts
 from service.costs.year import YearReport
 from service.database import Database
 from service.files.service import Files
@@ -41,9 +41,10 @@ def assemble(
     budgets = BudgetService(database, account, trainer, settings.prices)
     sidecar.training.check_budget = budgets.check_run
     sidecar.training.check_request = budgets.check
+    measured = Measured(database, account, trainer, settings.prices)
     return Costs(
-        CostReport(database, account, trainer, budgets, settings.prices),
+        CostReport(measured, budgets),
         budgets,
         EstimateService(sidecar.jobs, files, trainer, settings.prices),
-        YearReport(database, account, trainer, catalog, settings.prices),
+        YearReport(measured, catalog),
     )

@@ -9,7 +9,8 @@ from adapters.protocol.costs import EstimatedJob
 from service.access.caller import Caller
 from service.costs.runs import TrainerCosts
 from service.files.service import Files
-from service.training.jobs import JobRequest, JobService
+from service.training.job_request import JobRequest
+from service.training.jobs import JobService
 from service.training.service import Answer
 
 

@@ -3,8 +3,7 @@ what endpoints outside have charged."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,11 +15,9 @@ from adapters.protocol.costs import DeviceTimes, EndpointCharge, RunTime
 from service.access.caller import Caller, Scope
 from service.costs import records
 from service.costs.budgets import BudgetService
-from service.costs.runs import TrainerCosts
-from service.database import Database
+from service.costs.runs import Measured
 from service.errors import HatrackError
 from service.usage import engine_time
-from service.usage.account import UsageAccount
 from service.usage.engine_time import EngineSeconds
 from service.usage.records import Selection
 from service.usage.report import UsageQuery, own, place, selection_of
@@ -43,22 +40,9 @@ class Runs:
 class CostReport:
     """Answers queries for costs; pending counts are written first, so no answer is stale."""
 
-    def __init__(
-        self,
-        database: Database,
-        account: UsageAccount,
-        trainer: TrainerCosts,
-        budgets: BudgetService,
-        prices: Prices,
-        *,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._database = database
-        self._account = account
-        self._trainer = trainer
+    def __init__(self, measured: Measured, budgets: BudgetService) -> None:
+        self._measured = measured
         self._budgets = budgets
-        self._prices = prices
-        self._wall = wall
 
     async def read(self, caller: Caller, query: UsageQuery) -> dict[str, Any]:
         """One page, as ``service.costs.schemas.CostPage`` has it, sorted by what it is grouped by.
@@ -70,17 +54,18 @@ class CostReport:
             BadRequest: The time or the grouping makes no sense, or ``after`` is no row's id.
             HatrackError: The database cannot be written.
         """
-        selection = selection_of(query, self._wall())
-        await self._account.flush(whole=True)
+        measured = self._measured
+        selection = selection_of(query, measured.wall())
+        await measured.account.flush(whole=True)
         is_admin = caller.may(Scope.ADMIN)
         visible = selection if is_admin else own(selection, caller)
-        rows = await self._database.run(partial(records.select, selection=visible))
+        rows = await measured.database.run(partial(records.select, selection=visible))
         runs = await self._runs(selection)
         rows = merged(rows, runs, visible)
         if "key" in selection.by:
-            await self._database.run(partial(records.add_key_names, rows=rows))
+            await measured.database.run(partial(records.add_key_names, rows=rows))
         shown = rows[: query.limit]
-        prices = self._prices
+        prices = measured.prices
         return {
             "object": "list",
             "start": selection.start,
@@ -90,7 +75,7 @@ class CostReport:
                 name: getattr(prices, name) for name in ("device_hour", "hosted_input", "hosted_output", "person_hour")
             },
             "data": [cost_row(row, selection, prices) for row in shown],
-            "engine": await self._database.run(partial(self._engine, selection=selection)) if is_admin else None,
+            "engine": await measured.database.run(partial(self._engine, selection=selection)) if is_admin else None,
             "runs": {"available": runs.times is not None, "reason": runs.reason},
             "budgets": await self._budgets.visible_to(caller, query.project),
             "has_more": len(rows) > query.limit,
@@ -98,7 +83,7 @@ class CostReport:
 
     async def _runs(self, selection: Selection) -> Runs:
         try:
-            return Runs(await self._trainer.device_times(selection.start, selection.end))
+            return Runs(await self._measured.trainer.device_times(selection.start, selection.end))
         except HatrackError as error:
             return Runs(None, error.message)
 
@@ -108,7 +93,7 @@ class CostReport:
         parts = {"busy": seconds.busy_s, "idle": idle_s, "own": seconds.own_s}
         return (
             {f"{name}_seconds": round(value, 3) for name, value in parts.items()}
-            | {f"{name}_money": self._prices.device(value) for name, value in parts.items()}
+            | {f"{name}_money": self._measured.prices.device(value) for name, value in parts.items()}
             | {"measured_since": engine_time.measured_since(db)}
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -20,12 +21,11 @@ from service.errors import BadGateway, Conflict, NotFound, RateLimited, Timeout,
 from service.http.body import as_model, read_json, read_object
 from service.http.schema import ApiModel, answers, takes
 from service.training.forward import headers_of
-from service.training.jobs import JobRequest
+from service.training.job_request import JobRequest
 from service.training.request_schemas import JobBody
 from service.training.routes import MAX_JSON_BYTES, JobCaller
 from service.training.service import Answer
-from service.usage.report import Bucket, UsageQuery
-from service.usage.routes import MAX_ID_CHARS, MAX_NAME_CHARS, Name, Time
+from service.usage.routes import MAX_NAME_CHARS, Asked
 
 MAX_BUDGET = 1e12
 MAX_PER_DAY = 1e9
@@ -92,27 +92,13 @@ Budgets = Annotated[BudgetService, Depends(budgets)]
 
 
 @router.get("/costs", responses=answers(CostPage))
-async def get_costs(
-    who: CurrentCaller,
-    report: Costs,
-    start: Time = None,
-    end: Time = None,
-    bucket: Bucket = "hour",
-    project: Name = None,
-    key: Name = None,
-    adapter: Name = None,
-    group_by: Annotated[list[Annotated[str, Query(max_length=MAX_NAME_CHARS)]] | None, Query(max_length=16)] = None,
-    after: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> dict[str, Any]:
+async def get_costs(who: CurrentCaller, report: Costs, query: Asked) -> dict[str, Any]:
     """Device time and money of the last 24 hours, or from ``start`` to ``end``, grouped as in `/v1/usage`; left out,
     ``group_by`` is `adapter`.
 
     A key that is no admin's sees its own requests and runs. What runs ask counts for the key that created them.
     """
-    by = ["adapter"] if group_by is None else [name for given in group_by for name in given.split(",") if name]
-    query = UsageQuery(start, end, bucket, by, project, key, adapter, after, limit)
-    return await report.read(who, query)
+    return await report.read(who, query if query.by is not None else replace(query, by=("adapter",)))
 
 
 @router.get("/costs/year", responses=answers(YearAnswer, NotFound))

@@ -1,15 +1,18 @@
-"""What the trainer says about costs."""
+"""What the trainer says about costs, and what else reports are made of."""
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
+from adapters.costs import Prices
 from adapters.protocol.costs import (
     DEVICE_TIME_PATH,
     ESTIMATE_PATH,
@@ -20,10 +23,12 @@ from adapters.protocol.costs import (
 )
 from adapters.protocol.runs import CreateJob
 from service.concurrency import in_thread
+from service.database import Database
 from service.errors import BadGateway
 from service.training.client import CHECK_TIMEOUT_S, TrainerClient
 from service.training.forward import kept_headers, read_bounded
 from service.training.service import Answer
+from service.usage.account import UsageAccount
 
 ANSWER_TIMEOUT_S: Final = 5.0
 CHUNK_BYTES: Final = 2**20
@@ -107,3 +112,17 @@ async def _form(boundary: str, job: bytes, files: Mapping[str, Path]) -> AsyncIt
             while chunk := await in_thread(file.read, CHUNK_BYTES):
                 yield chunk
     yield f"\r\n--{boundary}--\r\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What reports of costs are made of: counted requests, the trainer's times, and the operator's prices.
+
+    ``account`` is written to the database before it is read, so that no report is stale. ``wall`` gives Unix seconds.
+    """
+
+    database: Database
+    account: UsageAccount
+    trainer: TrainerCosts
+    prices: Prices
+    wall: Callable[[], float] = time.time

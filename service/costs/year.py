@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -15,12 +13,11 @@ from adapters.protocol.costs import LastTraining
 from service.access.caller import Caller, Scope
 from service.costs import records
 from service.costs.records import Traffic
-from service.costs.runs import TrainerCosts
-from service.database import Database
+from service.costs.runs import Measured
 from service.errors import HatrackError, ModelNotFound
 from service.registry.catalog import AdapterEntry, Catalog
 from service.usage import engine_time
-from service.usage.account import DAY_S, UsageAccount
+from service.usage.account import DAY_S
 from service.usage.records import Selection
 
 LOOK_BACK_DAYS: Final = 30
@@ -51,22 +48,9 @@ class Training:
 class YearReport:
     """Answers what a year of an adapter costs."""
 
-    def __init__(
-        self,
-        database: Database,
-        account: UsageAccount,
-        trainer: TrainerCosts,
-        catalog: Catalog,
-        prices: Prices,
-        *,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._database = database
-        self._account = account
-        self._trainer = trainer
+    def __init__(self, measured: Measured, catalog: Catalog) -> None:
+        self._measured = measured
         self._catalog = catalog
-        self._prices = prices
-        self._wall = wall
 
     async def read(self, caller: Caller, query: YearQuery) -> dict[str, Any]:
         """The year, as ``service.costs.schemas.YearAnswer``. A key that is no admin's has its own traffic counted.
@@ -78,8 +62,9 @@ class YearReport:
         entry = self._catalog.snapshot.adapters.get((caller.project, query.adapter))
         if entry is None or not caller.may_use(query.adapter):
             raise ModelNotFound(f"the adapter `{query.adapter[:100]}` does not exist", param="adapter")
-        await self._account.flush()
-        now = int(self._wall())
+        measured = self._measured
+        await measured.account.flush()
+        now = int(measured.wall())
         selection = Selection(
             start=now - LOOK_BACK_DAYS * DAY_S,
             end=now + 1,
@@ -89,14 +74,14 @@ class YearReport:
             key=None if caller.may(Scope.ADMIN) else caller.key_id,
             adapter=query.adapter,
         )
-        rows = await self._database.run(partial(_traffic, selection=selection))
+        rows = await measured.database.run(partial(_traffic, selection=selection))
         training = await self._training(caller.project, query.adapter)
-        traffic = measured_traffic(rows, query.requests_per_day, now, self._prices)
+        traffic = measured_traffic(rows, query.requests_per_day, now, measured.prices)
         versions = [
             self._version(entry, number, rows.get(number), training, traffic["requests_per_year"])
             for number in sorted(entry.versions)
         ]
-        prices = self._prices
+        prices = measured.prices
         return {
             "object": "cost.year",
             "adapter": query.adapter,
@@ -112,13 +97,13 @@ class YearReport:
 
     async def _training(self, project: str, adapter: str) -> Training:
         try:
-            last = await self._trainer.last_training(project, adapter)
+            last = await self._measured.trainer.last_training(project, adapter)
         except HatrackError as error:
             return Training(None, reason=error.message)
         if last is None:
             return Training(None)
         key_id = last.run_key_id
-        judging_s = await self._database.run(partial(records.engine_seconds_of_key, key_id=key_id))
+        judging_s = await self._measured.database.run(partial(records.engine_seconds_of_key, key_id=key_id))
         # judged before the engine's time was measured: the time for which the worker waited for it is an upper bound
         return Training(last, judging_s or last.judging_s or None)
 
@@ -144,7 +129,7 @@ class YearReport:
             "live": number in live if isinstance(live, dict) else live == number,
             "request": request,
             "tokens": None if request is None else self._tokens(request, requests_per_year),
-            "year": year_cost(upkeep, self._prices).model_dump(mode="json"),
+            "year": year_cost(upkeep, self._measured.prices).model_dump(mode="json"),
         }
 
     def _tokens(self, request: dict[str, Any], requests_per_year: int) -> dict[str, Any]:
@@ -152,7 +137,7 @@ class YearReport:
         return {
             "prompt": round(prompt),
             "completion": round(completion),
-            "hosted": self._prices.hosted(prompt, completion),
+            "hosted": self._measured.prices.hosted(prompt, completion),
         }
 
 

@@ -26,7 +26,8 @@ class Citations:
 
     Attributes:
         passages: In the order of their numbers, from 1.
-        texts: Their texts as in the prompt.
+        texts: Their texts as quoted in the prompt. Empty for examples that are shown as turns: those are listed, and
+            none is ever `used`, since it states nothing.
         question: What was asked.
         by_marker: The prompt asks for markers such as `[1]`.
     """

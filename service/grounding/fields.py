@@ -19,8 +19,12 @@ from service.grounding.config import (
     MAX_STORES_NAMED,
     MAX_TIMEOUT_S,
     MIN_PASSAGE_TOKENS,
+    NO_TEMPLATE,
+    PASSAGES,
     PROVIDER_NAME,
+    TURNS,
     GroundingSettings,
+    InsertAs,
 )
 from service.grounding.file_search import FileSearch
 from service.grounding.filters import check_filters
@@ -75,6 +79,7 @@ _object = fields(
         "filters": sized(MAX_FILTER_BYTES, _filters),
         "required_filters": list_of(text(MAX_ATTRIBUTE_CHARS), min_items=1, max_items=MAX_REQUIRED_FILTERS),
         "score_threshold": number(0, 1),
+        "insert_as": one_of(PASSAGES, TURNS),
         "provider": _provider,
         "template": _template,
         "max_passage_tokens": integer(MIN_PASSAGE_TOKENS, MAX_PASSAGE_TOKENS),
@@ -115,6 +120,7 @@ class RetrievalOptions:
         filters: OpenAI's filter on file attributes, with the required ones; None: no filter.
         required: The attributes that every passage must have, and their values.
         threshold: Minimum score, 0 to 1; None: no minimum.
+        insert_as: `passages` or `turns`.
         template: The prompt template, see ``service.grounding.template``.
         max_passage_tokens: Upper bound on the tokens of all passages together.
         on_failure: `fail_open` or `fail_closed`; None: the gateway's setting.
@@ -130,6 +136,7 @@ class RetrievalOptions:
     filters: Filters | None
     required: Mapping[str, FilterValue]
     threshold: float | None
+    insert_as: InsertAs
     template: str
     max_passage_tokens: int
     on_failure: str | None
@@ -162,8 +169,8 @@ def retrieval_options(
         file_search: The tool that says the same as a field `grounding`; there is not both.
 
     Raises:
-        BadRequest: Neither the request nor the version names a store, and the embedded provider needs one; or a value
-            of a required filter is missing.
+        BadRequest: Neither the request nor the version names a store, and the embedded provider needs one; a value of
+            a required filter is missing; or a template is given for what is not quoted.
         Forbidden: The request asks for another value than the key carries.
     """
     path = FIELD
@@ -181,6 +188,11 @@ def retrieval_options(
             return None
         param = f"{path}.vector_store_ids"
         raise BadRequest(f"`{param}` is missing", param=param, code="missing_required_parameter")
+    # it says what the version's stores are; of the request's own nothing is known
+    same_stores = same_provider and "vector_store_ids" not in given
+    insert_as: InsertAs = given.get("insert_as", defaults.insert_as if same_stores else PASSAGES)
+    if insert_as == TURNS and "template" in given:
+        raise BadRequest(f"`{path}.template` {NO_TEMPLATE}", param=f"{path}.template")
     names = {*defaults.required_filters, *given.get("required_filters", ())}
     required = required_values(sorted(names), key_filters, given.get("filters"), f"{path}.filters")
     own_filters = without_values(given.get("filters"), names)
@@ -193,6 +205,7 @@ def retrieval_options(
         filters=restrict(defaults.filters if own_filters is None else own_filters, required),
         required=required,
         threshold=given.get("score_threshold", defaults.score_threshold),
+        insert_as=insert_as,
         template=given.get("template", defaults.template) or DEFAULT_TEMPLATE,
         max_passage_tokens=given.get("max_passage_tokens", defaults.max_passage_tokens),
         on_failure=given.get("on_failure", defaults.on_failure),

@@ -21,7 +21,7 @@ from service.admission.estimate import answer_tokens
 from service.errors import BadRequest, Unavailable
 from service.grounding.attribution import shows_markers
 from service.grounding.citations import NO_CITATIONS, Citations, citation
-from service.grounding.config import EMBEDDED, GroundingSettings, OnFailure
+from service.grounding.config import EMBEDDED, PASSAGES, TURNS, GroundingSettings, OnFailure
 from service.grounding.counts import GroundingCounts
 from service.grounding.fields import PROVIDER_PARAM, RetrievalOptions
 from service.grounding.file_search import FileSearchCall
@@ -45,6 +45,10 @@ SPARE: Final = 0.03
 MAX_QUESTION_CHARS: Final = 4096
 """Characters of the query; of a longer question the end is used, where the actual question usually is."""
 _LOG = logging.getLogger("hatrack.grounding")
+
+
+class NoExample(ValueError):
+    """A passage is to be inserted as turns and has none."""
 
 
 class Hook:
@@ -100,7 +104,8 @@ class Hook:
             reserved_tokens: Of the context, for what is added to the prompt later.
 
         Raises:
-            BadRequest: The request names an unknown provider, or asks for grounding without a question.
+            BadRequest: The request names an unknown provider, or asks for grounding without a question; or the version
+                fails closed, and what was found cannot be inserted as turns.
             NotFound: A store does not exist, or the key may not read it.
             Unavailable: The provider timed out or failed, and the version fails closed.
         """
@@ -128,7 +133,7 @@ class Hook:
         else:
             outcome = "no_room" if passages else "empty"
             room = self._budget(options, body, injector, reserved_tokens)
-            formatted = self._formatter.format(caller.project, options.template, passages, room) if passages else None
+            formatted = self._formatted(caller.project, options, passages, room)
             if formatted is not None:
                 outcome, tokens = "ok", formatted.tokens
                 citations = _citations(formatted, query, options.template)
@@ -142,6 +147,16 @@ class Hook:
         headers = _headers(outcome, citations.passages)
         return GroundingResult(outcome, injector, seconds, citations, headers, tokens, search)
 
+    def _formatted(
+        self, project: str, options: RetrievalOptions, passages: Sequence[Passage], budget: int
+    ) -> FormattedPassages | None:
+        """What is inserted into the prompt, within ``budget`` tokens; None if there is nothing, or nothing fits."""
+        if not passages:
+            return None
+        if options.insert_as == TURNS:
+            return self._formatter.turns(passages, budget)
+        return self._formatter.format(project, options.template, passages, budget)
+
     def _query(
         self,
         question: str,
@@ -151,7 +166,9 @@ class Hook:
         messages: Sequence[Mapping[str, str]],
     ) -> Query:
         threshold = options.threshold
-        if threshold is None and options.provider == EMBEDDED and self._min_score > 0:
+        # the minimum keeps out documents that answer nothing; the nearest example shows the form of an answer, at least
+        quoted = options.insert_as == PASSAGES
+        if threshold is None and quoted and options.provider == EMBEDDED and self._min_score > 0:
             threshold = self._min_score
         return Query(
             text=question[-MAX_QUESTION_CHARS:],
@@ -195,27 +212,39 @@ class Hook:
         try:
             async with asyncio.timeout_at(deadline):
                 passages = (await provider.retrieve(query, deadline))[: query.k]
-            return self._usable(passages, query, options.provider)
+            return self._usable(passages, query, options)
         except TimeoutError:
             outcome = "late"
             _LOG.warning("grounding provider %s timed out", options.provider, extra={"timeout_s": timeout_s})
+        except NoExample:
+            outcome = "broken"
+            _LOG.warning("what the stores have is no examples", extra={"stores": options.store_ids})
+            if self._closed(options):  # a retry would find the same
+                raise BadRequest(
+                    "the passages that were found are no examples, and `insert_as: turns` shows examples alone: name a "
+                    "store of training data, or leave `insert_as` out",
+                    param=f"{options.path}.insert_as",
+                ) from None
         except Exception:
             # a provider may be third-party code: any exception counts as its failure
             outcome = "broken"
             _LOG.exception("grounding provider %s failed", options.provider)
         return outcome
 
-    def _usable(self, passages: Sequence[Passage], query: Query, name: str) -> list[Passage]:
+    def _usable(self, passages: Sequence[Passage], query: Query, options: RetrievalOptions) -> list[Passage]:
         """The provider's passages without the malformed or disallowed ones, the empty ones and those below the
-        threshold.
+        threshold; of passages that are to be turns, without those that are no examples.
 
         Raises:
-            TypeError, ValueError: All of them are malformed, or outside the required filters.
+            TypeError, ValueError: All of them are malformed, outside the required filters, or no examples.
         """
+        name = options.provider
         usable, errors = [], []
         for passage in passages:
             try:
                 _check(passage, query)
+                if options.insert_as == TURNS and passage.turns is None:
+                    raise NoExample("a passage is no example (`insert_as` is `turns`)")
             except (TypeError, ValueError) as error:
                 errors.append(error)
             else:
@@ -234,7 +263,7 @@ class Hook:
 
     def _raise_if_closed(self, options: RetrievalOptions, outcome: Outcome) -> None:
         """Raise Unavailable if the provider failed and the request fails closed."""
-        if outcome in ("late", "broken") and (options.on_failure or self._on_failure) == "fail_closed":
+        if outcome in ("late", "broken") and self._closed(options):
             failed = "timed out" if outcome == "late" else "failed"
             raise Unavailable(
                 f"the grounding provider {options.provider!r} {failed}, and this model requires grounding "
@@ -243,6 +272,9 @@ class Hook:
                 param="grounding",
                 code="grounding_unavailable",
             )
+
+    def _closed(self, options: RetrievalOptions) -> bool:
+        return (options.on_failure or self._on_failure) == "fail_closed"
 
     def _budget(
         self, options: RetrievalOptions, body: Mapping[str, Any], injector: PromptInjector, reserved_tokens: int
@@ -276,18 +308,19 @@ def _check(passage: Passage, query: Query) -> None:
     """Raise TypeError or ValueError if a provider's passage cannot, or must not, be put into a prompt and cited."""
     if not isinstance(passage, Passage) or not _is_well_typed(passage):
         raise TypeError("a provider must return Passage objects whose fields have the documented types")
-    if len(passage.text) > MAX_PASSAGE_CHARS or not 1 <= len(passage.id) <= MAX_ID_CHARS:
+    said = sum(len(turn["content"]) for turn in passage.turns or ())
+    if max(len(passage.text), said) > MAX_PASSAGE_CHARS or not 1 <= len(passage.id) <= MAX_ID_CHARS:
         raise ValueError(f"a passage may have at most {MAX_PASSAGE_CHARS} characters, and its id 1 to {MAX_ID_CHARS}")
     if not allows(query.required, passage.attributes):
         names = ", ".join(query.required)
         raise ValueError(f"a passage's attributes do not show the required value of {names}")
     # fails for what JSON cannot hold: a lone surrogate, or an integer of more than 64 bits
-    orjson.dumps((passage.text, citation(0, passage)))
+    orjson.dumps((passage.text, citation(0, passage), [turn["content"] for turn in passage.turns or ()]))
 
 
 def _is_well_typed(passage: Passage) -> bool:
     """Whether the passage's fields have the documented types, which a plugin may violate."""
-    if not isinstance(passage.attributes, Mapping):
+    if not isinstance(passage.attributes, Mapping) or not (passage.turns is None or _are_turns(passage.turns)):
         return False
     texts = (passage.id, passage.text, passage.source, passage.store_id, passage.file_id or "")
     values = [*passage.attributes.values(), passage.score]
@@ -296,11 +329,21 @@ def _is_well_typed(passage: Passage) -> bool:
     )
 
 
+def _are_turns(value: Any) -> bool:
+    """Whether they are messages of a user and an assistant in turn, the last of which is an answer."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value or len(value) % 2:
+        return False
+    return all(
+        isinstance(turn, Mapping) and turn.get("role") == role and isinstance(turn.get("content"), str)
+        for turn, role in zip(value, ("user", "assistant") * (len(value) // 2), strict=True)
+    )
+
+
 def _citations(formatted: FormattedPassages, query: Query, template: str) -> Citations:
     # of what the user has said only the question itself: any conversation may have come upon an `[1]` that is none
     asked = [message["content"] for message in query.messages if message["role"] in ("system", "developer")]
     said = [message["content"] for message in query.messages if message["role"] == "user"]
-    by_marker = shows_markers([template, *asked, *said[-1:]])
+    by_marker = not formatted.turns and shows_markers([template, *asked, *said[-1:]])
     return Citations(formatted.used, formatted.texts, query.text, by_marker)
 
 

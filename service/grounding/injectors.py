@@ -1,7 +1,8 @@
 """Inserts passages into requests: one injector for each API dialect, which names what cites them in the answer.
 
 Passages go into the last user message, before its own text: the system prompt stays the version's or the caller's, and
-text by third parties gets no more authority than a quotation in a question.
+text by third parties gets no more authority than a quotation in a question. Examples that are inserted as turns are
+messages of their own: whoever writes the store then speaks for the user and the assistant.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Final
 import orjson
 
 from service.grounding.citing import Citer, MessagesCiter, ResponsesCiter
+from service.grounding.provider import Turns
 from service.grounding.template import FormattedPassages
 
 _IMAGES: Final = frozenset({"image", "image_url", "input_image"})
@@ -62,7 +64,13 @@ class PromptInjector:
         return None
 
     def inject(self, body: dict[str, Any], formatted: FormattedPassages) -> None:
-        """Wrap the question in the passages; replaces the list in ``body``, the messages themselves are not changed."""
+        """Wrap the question in the passages, or put their turns before the conversation.
+
+        Replaces the list in ``body``; the messages themselves are not changed.
+        """
+        if formatted.turns:
+            self.add_turns(body, formatted.turns)
+            return
         index = self._question_index(body)
         if index is None:
             return
@@ -72,6 +80,20 @@ class PromptInjector:
             "content": wrap_content(messages[index]["content"], formatted, self._text_part),
         }
         self._replace(body, messages)
+
+    def add_turns(self, body: dict[str, Any], turns: Turns) -> None:
+        """Put turns before the conversation, after its system messages; replaces the list in ``body``.
+
+        Args:
+            turns: They are not changed.
+        """
+        messages = self._messages(body)
+        roles = (message.get("role") for message in messages)
+        after = next((at for at, role in enumerate(roles) if role not in ("system", "developer")), len(messages))
+        self._replace(body, [*messages[:after], *map(self._message, turns), *messages[after:]])
+
+    def _message(self, turn: Mapping[str, str]) -> Mapping[str, str]:
+        return turn
 
     def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
         body["messages"] = messages
@@ -88,6 +110,9 @@ class ResponsesInjector(PromptInjector):
     def _messages(self, body: Mapping[str, Any]) -> Sequence[Any]:
         items = body["input"]
         return [{"type": "message", "role": "user", "content": items}] if isinstance(items, str) else items
+
+    def _message(self, turn: Mapping[str, str]) -> Mapping[str, str]:
+        return {"type": "message", **turn}
 
     def _replace(self, body: dict[str, Any], messages: list[Any]) -> None:
         body["input"] = messages

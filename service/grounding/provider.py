@@ -21,6 +21,8 @@ Filters = Mapping[str, Any]
 MAX_PASSAGE_CHARS: Final = 32_768
 """Maximum length of a passage's text; longer passages are dropped."""
 NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
+Turns = Sequence[Mapping[str, str]]
+"""Messages of a user and an assistant in turn, ``{"role", "content"}``, of which the last is an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Passage:
         store_id: The store it comes from; empty where the provider has no stores.
         file_id: The file it comes from; None where there is none.
         attributes: The document's metadata.
+        turns: Of an example, which can be shown as earlier turns of the conversation; None: it is none.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Passage:
     store_id: str = ""
     file_id: str | None = None
     attributes: Mapping[str, Attribute] = field(default_factory=lambda: NO_ATTRIBUTES)
+    turns: Turns | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.grounding.provider import Passage
+from service.grounding.provider import Passage, Turns
 
 PASSAGES: Final = "{passages}"
 QUESTION: Final = "{question}"
@@ -131,7 +131,9 @@ class FormattedPassages:
         after: The text after it; usually empty.
         used: The passages that fit, in the order in which they are numbered from 1.
         texts: Their texts as they are in the prompt, the first perhaps truncated.
-        tokens: Upper bound on the tokens of both texts.
+        tokens: Upper bound on the tokens of all that is added.
+        turns: Messages to put before the conversation instead of quoting anything: `before` and `after` are empty, and
+            so is each of `texts`.
     """
 
     before: str
@@ -139,6 +141,7 @@ class FormattedPassages:
     used: tuple[Passage, ...]
     texts: tuple[str, ...]
     tokens: int
+    turns: Turns = ()
 
 
 class PassageFormatter:
@@ -187,6 +190,35 @@ class PassageFormatter:
         before = head + quotations + (between if has_question else between.rstrip() + "\n\n")
         texts = tuple(text for _, text in blocks)
         return FormattedPassages(before, after, tuple(passages[: len(blocks)]), texts, used_tokens)
+
+    def turns(self, examples: Sequence[Passage], budget: int) -> FormattedPassages | None:
+        """Format examples as turns of a conversation, the best last, beside the question; None if not one fits.
+
+        One that does not fit into the rest of the budget is left out as a whole: half an answer would teach to give
+        half an answer. Control tokens are broken up as in passages.
+
+        Args:
+            examples: Passages with `turns`, best first.
+            budget: Maximum tokens of all turns, with what the chat template adds to each.
+        """
+        used: list[Passage] = []
+        conversations: list[list[dict[str, str]]] = []
+        remaining = budget
+        for example in examples:
+            turns = example.turns or ()
+            if sum(len(turn["content"]) for turn in turns) > remaining * CHARS_A_TOKEN:
+                continue
+            shown = [{"role": turn["role"], "content": self._plain(turn["content"])} for turn in turns]
+            tokens = sum(token_upper_bound(turn["content"]) + FRAME_TOKENS for turn in shown)
+            if tokens > remaining or not all(turn["content"] for turn in shown):
+                continue
+            remaining -= tokens
+            used.append(example)
+            conversations.append(shown)
+        if not used:
+            return None
+        nearest_last = tuple(turn for shown in reversed(conversations) for turn in shown)
+        return FormattedPassages("", "", tuple(used), ("",) * len(used), budget - remaining, nearest_last)
 
     def _texts(self, passages: Sequence[Passage], max_chars: int) -> list[tuple[str, str, bool]]:
         """Source and text of each passage, and whether it is complete; at most ``max_chars`` characters in all."""

@@ -24,7 +24,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import aiohttp
 import orjson
@@ -40,6 +40,8 @@ from service.http.connection_errors import ConnectionErrors
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_CONNECTIONS: Final = 64
+MAX_TURNS: Final = 64
+"""Messages of one example."""
 
 
 class WebhookFailed(HatrackError):
@@ -68,6 +70,13 @@ def _signing_key(secret: str) -> bytes:
         raise SettingsError(f"HATRACK_GROUNDING_SECRET: {error}") from error
 
 
+class _WebhookTurn(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
 class _WebhookPassage(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -78,6 +87,7 @@ class _WebhookPassage(BaseModel):
     file_id: Annotated[str, StringConstraints(max_length=200)] | None = None
     vector_store_id: Annotated[str, StringConstraints(max_length=64)] | None = None
     attributes: Annotated[dict[str, str | bool | float], Field(max_length=16)] = Field(default_factory=dict)
+    turns: Annotated[list[_WebhookTurn], Field(max_length=MAX_TURNS)] | None = None
 
 
 class _WebhookResponse(BaseModel):
@@ -201,6 +211,7 @@ def _parse_passages(body: bytes, query: Query) -> list[Passage]:
             store_id=passage.vector_store_id or "",
             file_id=passage.file_id,
             attributes=passage.attributes,
+            turns=None if passage.turns is None else [turn.model_dump() for turn in passage.turns],
         )
         for passage in passages
     ]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from service.errors import HatrackError
 from service.grounding.fields import FIELD
 from service.grounding.file_search import FileSearch
-from service.grounding.injectors import PromptInjector
+from service.grounding.injectors import CHAT_INJECTOR, PromptInjector
 from service.http.stream import TokenUsage
 from service.inference.fields import SAMPLING_FIELDS, Table
 from service.inference.relay import ChatRelay, EventRelay, Renamer, find_usage
@@ -31,6 +31,7 @@ class Dialect:
     """Sampling defaults that have another name in this dialect's requests."""
     turns: ClassVar[str] = "messages"
     """The field with the conversation, before which a version's examples stand. Text completions have none."""
+    _injector: ClassVar[PromptInjector] = CHAT_INJECTOR
 
     def error_body(self, error: HatrackError, _request_id: str) -> bytes:
         """The body of an error's answer, JSON."""
@@ -71,9 +72,7 @@ class Dialect:
             body: The checked request, which has a conversation.
             examples: Messages of a user and an assistant in turn; they are not changed.
         """
-        messages = body[self.turns]
-        after = count_system_messages(messages)
-        body[self.turns] = [*messages[:after], *examples, *messages[after:]]
+        self._injector.add_turns(body, examples)
 
     def take_grounding(self, body: dict[str, Any]) -> tuple[Any, FileSearch | None]:
         """Take out of the body what it says about grounding: the field, or the tool that says the same.
@@ -115,12 +114,6 @@ class Dialect:
     def answer(self, answer: bytes, renamer: Renamer) -> bytes:
         """Convert a whole answer for the client."""
         return renamer.rename(answer)
-
-
-def count_system_messages(messages: Sequence[Mapping[str, Any]]) -> int:
-    """How many messages with instructions a conversation begins with."""
-    roles = (message.get("role") for message in messages)
-    return next((at for at, role in enumerate(roles) if role not in ("system", "developer")), len(messages))
 
 
 OPENAI = Dialect()

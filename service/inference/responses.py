@@ -19,6 +19,7 @@ from service.errors import BadRequest, HatrackError
 from service.grounding.config import MAX_STORES_NAMED
 from service.grounding.fields import FIELD
 from service.grounding.file_search import FILE_SEARCH, RESULTS, FileSearch
+from service.grounding.injectors import RESPONSES_INJECTOR, PromptInjector
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
 from service.inference.relay import EventRelay, Renamer
@@ -115,6 +116,7 @@ class Responses(Dialect):
 
     sampling_names: ClassVar[Mapping[str, str]] = MappingProxyType({"max_tokens": "max_output_tokens"})
     turns: ClassVar[str] = "input"
+    _injector: ClassVar[PromptInjector] = RESPONSES_INJECTOR
 
     def _add_system_prompt(self, body: dict[str, Any], prompt: str) -> None:
         """As an item and not as `instructions`, which the answer would repeat to the caller."""
@@ -126,11 +128,6 @@ class Responses(Dialect):
         elif any(item.get("role") in ("system", "developer") for item in items):
             return
         body["input"] = [{"type": "message", "role": "system", "content": prompt}, *items]
-
-    def add_examples(self, body: dict[str, Any], examples: Sequence[dict[str, str]]) -> None:
-        if isinstance(body["input"], str):
-            body["input"] = [{"type": "message", "role": "user", "content": body["input"]}]
-        super().add_examples(body, [{"type": "message", **message} for message in examples])
 
     def take_grounding(self, body: dict[str, Any]) -> tuple[Any, FileSearch | None]:
         grounding = body.pop(FIELD, None)

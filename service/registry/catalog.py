@@ -76,11 +76,11 @@ class VersionSettings(BaseModel):
     """The default retrieval for requests without their own grounding field."""
 
     def stored(self) -> dict[str, Any]:
-        """As JSON; what is not set of examples, grounding and its required filters is left out, as in versions older
-        than it."""
+        """As JSON; what is not set of examples, grounding and its later members is left out, as in versions older than
+        it."""
         unset: dict[str, Any] = {name: True for name in ("examples", "grounding") if not getattr(self, name)}
-        if self.grounding is not None and not self.grounding.required_filters:
-            unset["grounding"] = {"required_filters"}
+        if self.grounding is not None:
+            unset["grounding"] = self.grounding.unset()
         return self.model_dump(mode="json", exclude=unset)
 
     @property

@@ -55,6 +55,9 @@ class LadderRung(ApiModel):
     title: str
     model: str = Field(description="The base, or the version: it can be asked and promoted like any other.")
     mean: float | None = Field(description="Its score; null until it is measured.")
+    vector_store_id: str | None = Field(
+        description="The store that the ladder made for it, and does not delete by itself; null for a rung without one."
+    )
 
 
 class LadderLabels(ApiModel):
@@ -161,6 +164,7 @@ class LearningCurve(ApiModel):
     cleanest: CurvePoint | None = Field(
         None, description="The half with the fewest findings of the data report; null if it was not measured."
     )
+    more: Literal["help", "no", "open"] | None = Field(None, description="Whether more examples would help.")
     cleaner: ArmDifference | None = Field(None, description="The cleanest half against the random half.")
     against_all: ArmDifference | None = Field(None, description="The cleanest half against all examples.")
     sentence: str

@@ -56,10 +56,7 @@ async def usage_report(request: Request) -> UsageReport:
     return report
 
 
-@router.get("", responses=answers(UsagePage))
-async def get_usage(
-    who: Annotated[Caller, Depends(caller)],
-    report: Annotated[UsageReport, Depends(usage_report)],
+def usage_query(
     start: Time = None,
     end: Time = None,
     bucket: Bucket = "hour",
@@ -69,22 +66,22 @@ async def get_usage(
     group_by: Annotated[list[Annotated[str, Query(max_length=MAX_NAME_CHARS)]] | None, Query(max_length=16)] = None,
     after: Annotated[str | None, Query(max_length=MAX_ID_CHARS)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> UsageQuery:
+    """The query's parameters, which `/v1/costs` has, too."""
+    by = None if group_by is None else [name for given in group_by for name in given.split(",") if name]
+    return UsageQuery(start, end, bucket, by, project, key, adapter, after, limit)
+
+
+Asked = Annotated[UsageQuery, Depends(usage_query)]
+
+
+@router.get("", responses=answers(UsagePage))
+async def get_usage(
+    who: Annotated[Caller, Depends(caller)], report: Annotated[UsageReport, Depends(usage_report)], query: Asked
 ) -> dict[str, Any]:
     """Usage of the last 24 hours, or from ``start`` to ``end``; a key that is no admin's sees its own.
 
     ``group_by`` may be given again or hold several names with commas; `hour` among them stands for the time bucket,
     whatever its width. Left out it is all of them; empty, everything is added up in one row.
     """
-    by = None if group_by is None else [name for given in group_by for name in given.split(",") if name]
-    query = UsageQuery(
-        start=start,
-        end=end,
-        bucket=bucket,
-        by=by,
-        project=project,
-        key=key,
-        adapter=adapter,
-        after=after,
-        limit=limit,
-    )
     return await report.read(who, query)

@@ -18,6 +18,7 @@ import service.config
 import service.errors
 import trainer.config
 import trainer.errors
+import trainer.reviews.errors
 from service.cli.main import app as command_line
 from service.inference.routes import build_routes
 from service.telemetry import metrics as telemetry
@@ -79,7 +80,10 @@ def _argument(value: Any) -> str:
 def errors() -> Document:
     """Each package's error codes with the statuses that they may have."""
     service_classes = _classes(service.errors, service.errors.HatrackError)
-    trainer_classes = _classes(trainer.errors, trainer.errors.TrainerError)
+    modules = (trainer.errors, trainer.reviews.errors)
+    trainer_classes = {
+        name: kind for module in modules for name, kind in _classes(module, trainer.errors.TrainerError).items()
+    }
     found: dict[str, dict[str, set[str]]] = {"service": {}, "trainer": {}}
     for kind in service_classes.values():
         found["service"].setdefault(kind.default_code or "none", set()).add(f"{kind.status} {kind.type}")

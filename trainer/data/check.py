@@ -1,7 +1,6 @@
 """`python -m trainer.data.check FILE --base DIR …`: prints the quality report of a data file as JSON on stdout.
 
-This is its own process so that the API server loads no model library, and so that a file that takes too much memory or
-time ends only its own check. Exit code 3: the file is invalid, and stdout has `{"code": …, "message": …, "param": …}`.
+It is a process of its own: see `trainer.data.child_process`.
 """
 
 from __future__ import annotations
@@ -12,16 +11,15 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 from adapters.protocol.requests import Overflow
+from trainer.data.child_process import refuse
 from trainer.data.formats import read_dataset
 from trainer.data.prepare import MIN_EXAMPLES, DataRules, Source, inspect
 from trainer.errors import DataError, TrainerError
 from trainer.tune import auto
 from trainer.tune.hyperparameters import HyperparameterRequest
-
-REFUSED: Final = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sys.stdout.write(_report(options) + "\n")
     except MemoryError:
-        return _refuse("out_of_memory", "checking the file exceeds the memory limit of a data check")
+        return refuse("out_of_memory", "checking the file exceeds the memory limit of a data check")
     except DataError as error:
-        return _refuse(error.code, error.message)
+        return refuse(error.code, error.message)
     except TrainerError as error:
-        return _refuse(error.code, error.message, param=getattr(error, "param", None))
+        return refuse(error.code, error.message, param=getattr(error, "param", None))
     return 0
 
 
@@ -72,11 +70,6 @@ def _report(options: argparse.Namespace) -> str:
     )
     rules = DataRules(overflow=options.overflow, strict=options.strict, min_held_out=options.min_held_out)
     return inspect(source, None, renderer, rules).report.model_dump_json()
-
-
-def _refuse(code: str, message: str, *, param: str | None = None) -> int:
-    sys.stdout.write(json.dumps({"code": code, "message": message, "param": param}) + "\n")
-    return REFUSED
 
 
 if __name__ == "__main__":

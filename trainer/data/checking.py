@@ -6,22 +6,19 @@ The file is kept for the duration of the check only.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from adapters.protocol.requests import Overflow
-from trainer.config import Installation, Settings, worker_environment
+from trainer.config import Installation, Settings
+from trainer.data.child_process import run_child
 from trainer.data.report import Report
-from trainer.errors import BodyTooLarge, DataCheckTimeout, InternalError, InvalidField, TooManyRequests
+from trainer.errors import BodyTooLarge, InvalidField, TooManyRequests
 
-REFUSED: Final = 3
-"""The exit code of `trainer.data.check` for an invalid file."""
 MAX_WAITING: Final = 8
 MAX_CONCURRENT: Final = 1
 IDLE_TIMEOUT_S: Final = 60.0
@@ -89,26 +86,12 @@ class DataChecks:
             raise InvalidField("the file is empty", param="file")
 
     async def _run_check(self, path: Path, name: str, options: CheckOptions) -> dict[str, Any]:
-        child = await asyncio.create_subprocess_exec(
-            *self._command(path, name, options),
-            env=worker_environment(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
+        output = await run_child(
+            self._command(path, name, options),
+            name="data check",
+            param="file",
+            timeout_s=self._settings.check_timeout_s,
         )
-        try:
-            async with asyncio.timeout(self._settings.check_timeout_s):
-                output, _ = await child.communicate()
-        except TimeoutError:
-            raise DataCheckTimeout(f"the data check exceeded {self._settings.check_timeout_s:g} s") from None
-        finally:
-            with suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
-        if child.returncode == REFUSED:
-            refused = json.loads(output)
-            raise _refusal(refused["code"], refused["message"], refused["param"] or "file")
-        if child.returncode != 0:
-            raise InternalError(f"the data check failed (exit code {child.returncode}); see the trainer's log")
         report = Report.model_validate_json(output)
         return report.model_dump(mode="json") | {"refused": report.refused}
 
@@ -123,7 +106,3 @@ class DataChecks:
         if options.max_length is not None:
             command += ["--max-length", str(options.max_length)]
         return [*command, "--overflow", options.overflow, *["--strict"] * options.strict]
-
-
-def _refusal(code: str, message: str, param: str) -> InvalidField:
-    return InvalidField(message, param=param, code=code)

@@ -37,6 +37,8 @@ MAX_REPEATED_CHARS: Final = 15_000
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
 SHOWN_LINES: Final = 5
+EVERYONES: Final = '"*" finds only what is everyone\'s'
+"""What to say of an example that gives no value of a required filter."""
 THINKING_SWITCH: Final = "enable_thinking"
 """The variable with which Qwen3's and many other chat templates turn thinking on and off."""
 
@@ -299,7 +301,7 @@ def check_filters(questions: Sequence[Question], grounding: Mapping[str, Any] | 
             raise EvaluationInvalid(
                 f"{name} requires a filter on `{attribute}` with every request, and {len(missing)} of {len(questions)} "
                 f'held-out examples give no value (lines {lines}): add `"filters": {{"{attribute}": …}}` to each line; '
-                '"*" finds only what is everyone\'s'
+                f"{EVERYONES}"
             )
 
 
@@ -309,11 +311,14 @@ def with_filters(
     """An arm's `grounding` with a question's filters, joined to its own; unchanged if there are none or it is off."""
     if grounding is False or not filters:
         return grounding if isinstance(grounding, bool | None) else {**grounding}
-    conditions: list[Any] = [{"type": "eq", "key": name, "value": value} for name, value in filters.items()]
     field = {} if grounding is None or grounding is True else {**grounding}
-    if field.get("filters") is not None:
-        conditions.append(field["filters"])
-    return field | {"filters": {"type": "and", "filters": conditions}}
+    return field | {"filters": joined_filters(filters, field.get("filters"))}
+
+
+def joined_filters(values: Mapping[str, str | bool | float], filters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A request's `filters` that give an example's values, joined to a version's or an arm's own."""
+    conditions: list[Any] = [{"type": "eq", "key": name, "value": value} for name, value in values.items()]
+    return {"type": "and", "filters": conditions if filters is None else [*conditions, filters]}
 
 
 def template_switches(template: str) -> dict[str, bool]:

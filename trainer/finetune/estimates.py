@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import sqlalchemy as sa
 
 from adapters.protocol.costs import EstimatedJob
 from adapters.protocol.runs import CreateJob
-from trainer.config import Installation, Settings, worker_environment
+from trainer.config import Installation, Settings
+from trainer.data.child_process import run_child
 from trainer.database import Database
-from trainer.errors import DataCheckTimeout, InternalError, InvalidField, TooManyRequests
+from trainer.errors import TooManyRequests
 from trainer.finetune import capacity, kind, spec
 from trainer.finetune.kind import FinetuneKind
 from trainer.finetune.service import Jobs
 from trainer.finetune.spec import (
     ESTIMATE,
-    ESTIMATE_REFUSED,
     EstimateOrders,
     JobDetails,
     JobResult,
@@ -151,26 +149,9 @@ class JobEstimates:
         return alike
 
     async def _run(self, directory: Path) -> MeasuredPlan:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", MODULE, str(directory)),
-            env=worker_environment(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(self._settings.check_timeout_s):
-                output, _ = await child.communicate()
-        except TimeoutError:
-            raise DataCheckTimeout(f"the estimate exceeded {self._settings.check_timeout_s:g} s") from None
-        finally:
-            with suppress(ProcessLookupError):
-                child.kill()
-            await child.wait()
-        if child.returncode == ESTIMATE_REFUSED:
-            refused: dict[str, Any] = json.loads(output)
-            raise InvalidField(refused["message"], param=refused["param"] or "training_file", code=refused["code"])
-        if child.returncode != 0:
-            raise InternalError(f"the estimate failed (exit code {child.returncode}); see the trainer's log")
+        command = (sys.executable, "-m", MODULE, str(directory))
+        limit_s = self._settings.check_timeout_s
+        output = await run_child(command, name="estimate", param="training_file", timeout_s=limit_s)
         return MeasuredPlan.model_validate_json(output)
 
 

@@ -1,30 +1,29 @@
 """`python -m trainer.finetune.estimating DIRECTORY`: what a job would train, and how fast; JSON on stdout.
 
-A process of its own, as for a data check: the API server loads no model library, and what takes too much ends alone.
-DIRECTORY has what a job's worker finds: `spec.json`, `training.jsonl`, `held_out.jsonl`; and `estimate.json`. The data
-are prepared and the recipe is chosen by the worker's own code. Where no past job tells the speed of such a recipe, a
-few steps of it are trained on the data and thrown away. Exit code 3: the job would be refused; stdout says why.
+A process of its own (`trainer.data.child_process`), as a data check is. DIRECTORY has what a job's worker finds:
+`spec.json`, `training.jsonl`, `held_out.jsonl`; and `estimate.json`. The data are prepared and the recipe is chosen by
+the worker's own code. Where no past job tells the speed of such a recipe, a few steps of it are trained on the data and
+thrown away.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from adapters.protocol.runs import ParentShape
+from trainer.data.child_process import refuse
 from trainer.data.formats import read_dataset
 from trainer.data.prepare import MIN_EXAMPLES, Prepared
 from trainer.errors import TrainerError
 from trainer.finetune.pipeline import TrainingPipeline
 from trainer.finetune.spec import (
     ESTIMATE,
-    ESTIMATE_REFUSED,
     TRAINING,
     EstimateOrders,
     JobSpec,
@@ -134,15 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             orders = EstimateOrders.model_validate_json((path / ESTIMATE).read_bytes())
             sys.stdout.write(Estimating(job, directory, orders).measure().model_dump_json() + "\n")
     except MemoryError:
-        return _refuse("out_of_memory", "there is too little memory for a few steps of this job")
+        return refuse("out_of_memory", "there is too little memory for a few steps of this job")
     except TrainerError as error:
-        return _refuse(error.code, error.message, param=getattr(error, "param", None))
+        return refuse(error.code, error.message, param=getattr(error, "param", None))
     return 0
-
-
-def _refuse(code: str, message: str, *, param: Any = None) -> int:
-    sys.stdout.write(json.dumps({"code": code, "message": message, "param": param}) + "\n")
-    return ESTIMATE_REFUSED
 
 
 if __name__ == "__main__":

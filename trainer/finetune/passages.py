@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from adapters.dataset.chat import GROUP
 from adapters.wording import counted
 from trainer.data.format import Example, Message
 from trainer.errors import DataInvalid, Problem
+from trainer.evaluate.arms import EVERYONES, joined_filters, required_filters
 from trainer.finetune.spec import PASSAGES, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
@@ -52,10 +52,12 @@ def passages_for(
 
 
 class TrainingPassages:
-    """Puts passages into the last question of an example, as the gateway does in serving.
+    """Puts passages into the prompt of an example, as the gateway does in serving: into its last question, or as turns
+    before the conversation.
 
     An example with a `group` is shown no document whose attribute `group` has the same value: so a store of the
-    training examples themselves does not show an example its own answer.
+    training examples themselves does not show an example its own answer. Its `filters` are sent as a request
+    would send them: it is shown what its own customer would be shown.
 
     Args:
         path: The file that keeps what was rendered, one JSON object per line.
@@ -80,7 +82,7 @@ class TrainingPassages:
         self._known = _read(path)
 
     def __call__(self, example: Example, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The conversation with the passages in its last question.
+        """The conversation with its passages.
 
         Only the last answer is trained: in serving every answer is the last one, and the questions before it have no
         passages.
@@ -89,7 +91,8 @@ class TrainingPassages:
             messages: With the system message that the version will have.
 
         Raises:
-            DataInvalid: The conversation does not end with a question and its answer, or has tools.
+            DataInvalid: The conversation does not end with a question and its answer, or has tools; or the example
+                gives no value of a required filter.
             GatewayRefused, GatewayUnreachable: The hook did not answer.
         """
         *before, answer = messages
@@ -97,37 +100,47 @@ class TrainingPassages:
             place = f"messages[{len(messages) - 1}]"
             reason = f"{place}: with `grounding`, an example must end with a question and its answer, and have no tools"
             raise DataInvalid([Problem(example.line, reason)])
-        question = self._question(example.group, before)
-        context = [replace(message, trained=False) for message in before[:-1]]
-        return (*context, replace(before[-1], content=question), answer)
+        missing = [name for name in required_filters(self._grounding) if name not in example.filters]
+        if missing:
+            reason = f'no value of the required filter `{missing[0]}`: add "filters": {{"{missing[0]}": …}} to the line'
+            raise DataInvalid([Problem(example.line, f"{reason}; {EVERYONES}")])
+        prompt = self._prompt(example, before)
+        return (*(Message(each["role"], each["content"], trained=False) for each in prompt), answer)
 
-    def _question(self, group: str | None, before: list[Message]) -> str:
+    def _prompt(self, example: Example, before: list[Message]) -> list[Any]:
+        """The messages that the hook makes of those before the answer."""
         sent = [{"role": message.role, "content": message.content} for message in before]
-        key = hashlib.sha256(json.dumps([group, sent], ensure_ascii=False).encode()).hexdigest()
+        asked = [example.group, sent, dict(example.filters)] if example.filters else [example.group, sent]
+        key = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
         if key not in self._known:
-            rendered = self._gateway.rendered(self._model, sent, self._request(group))
-            self._known[key] = str(rendered[-1]["content"])
+            prompt = self._gateway.rendered(self._model, sent, self._request(example))
+            self._known[key] = {"messages": prompt}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "question": self._known[key]}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"key": key, "messages": prompt}, ensure_ascii=False) + "\n")
             if len(self._known) % REPORT_EVERY == 0:
                 self._report(len(self._known))
-        return self._known[key]
+        kept = self._known[key]
+        if "question" in kept:  # of an earlier release, which kept the question alone: nothing else was changed
+            return [*sent[:-1], {**sent[-1], "content": kept["question"]}]
+        return list(kept["messages"])
 
-    def _request(self, group: str | None) -> dict[str, Any]:
+    def _request(self, example: Example) -> dict[str, Any]:
         # without passages although the store has some, the prompt would be another one than in serving: rather wait
         grounding = self._grounding | {"on_failure": "fail_closed"}
-        if group is None:
+        if example.filters:
+            grounding["filters"] = joined_filters(example.filters, grounding.get("filters"))
+        if example.group is None:
             return grounding
-        own = {"type": "ne", "key": GROUP, "value": group}
+        own = {"type": "ne", "key": GROUP, "value": example.group}
         given = grounding.get("filters")
         return grounding | {"filters": own if given is None else {"type": "and", "filters": [given, own]}}
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path) -> dict[str, dict[str, Any]]:
     """What was rendered before; a line that a killed worker left incomplete is rendered again."""
     if not path.exists():
         return {}
-    known: dict[str, str] = {}
+    known: dict[str, dict[str, Any]] = {}
     whole = path.read_bytes()
     end = whole.rfind(b"\n") + 1
     if end < len(whole):
@@ -136,5 +149,5 @@ def _read(path: Path) -> dict[str, str]:
     for line in whole[:end].decode().split("\n"):
         if line:
             entry = json.loads(line)
-            known[entry["key"]] = entry["question"]
+            known[entry["key"]] = entry
     return known

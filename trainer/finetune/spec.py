@@ -45,8 +45,6 @@ JUDGING: Final = "judging.json"
 JUDGED: Final = "judged.json"
 ESTIMATE: Final = "estimate.json"
 """Of an estimate's directory: EstimateOrders."""
-ESTIMATE_REFUSED: Final = 3
-"""The exit code of `trainer.finetune.estimating` where the job would be refused."""
 
 WORKER: Final = "trainer.finetune.worker"
 """The module that starts a worker."""

@@ -12,12 +12,15 @@ from typing import Final, Literal
 
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.scored_arms import ArmScores
-from trainer.ladder.advice import difference, measured, whole_interval
+from trainer.ladder.advice import Advice, difference, measured, title, whole_interval
 from trainer.ladder.spec import JobOutcome, Row, TrainingKey
 from trainer.runs.protocol import Frozen
 
 NAMES: Final[dict[TrainingKey, str]] = {"quarter": "a quarter", "half": "a half", "lora": "all"}
 CLEANEST: Final = "cleanest_half"
+FULL_FINE_TUNING_EXAMPLES: Final = 1000
+"""Training examples below which full fine-tuning is not named: a choice, since few are learnt by heart by so many
+weights."""
 Change = Literal["help", "no", "open"]
 """What a change of the examples would do, as far as that is shown."""
 BOTH: Final[dict[tuple[Change, Change], str]] = {
@@ -48,6 +51,7 @@ class LearningCurve(Frozen):
 
     Attributes:
         points: The random parts, the fewest examples first.
+        more: Whether more examples would help, by the two largest parts; None if only one was measured.
         cleanest: The cleanest half; None if it was not measured.
         cleaner: How much higher it scores than the random half; None if that was not measured.
         against_all: The same against all examples.
@@ -55,6 +59,7 @@ class LearningCurve(Frozen):
     """
 
     points: tuple[CurvePoint, ...]
+    more: Change | None = None
     cleanest: CurvePoint | None = None
     cleaner: ArmDifference | None = None
     against_all: ArmDifference | None = None
@@ -91,10 +96,33 @@ def learning_curve(
     more = _difference(rows, *reversed(measured_keys[-2:])) if len(measured_keys) > 1 else None
     return LearningCurve(
         points=tuple(point(key, NAMES[key]) for key in measured_keys),
+        more=None if more is None else _change(more, smallest),
         cleanest=point(CLEANEST, "the cleanest half") if CLEANEST in rows else None,
         cleaner=cleaner,
         against_all=against_all,
         sentence=_sentence(measured_keys, outcomes, more, cleaner, against_all, smallest),
+    )
+
+
+def full_fine_tuning(
+    advice: Advice, mean: ArmMean | None, curve: LearningCurve | None, target: float | None
+) -> str | None:
+    """A sentence where the signs of full fine-tuning are there: a LoRA is the best rung and yet below the target, it
+    had many examples, and more of them would hardly help; None otherwise, or where that was not measured.
+
+    Args:
+        mean: The score of the rung that is advised.
+    """
+    if advice.word != "fine_tune" or mean is None or curve is None or target is None:
+        return None
+    examples = curve.points[-1].examples
+    if curve.more != "no" or mean.high >= target or examples < FULL_FINE_TUNING_EXAMPLES:
+        return None
+    name = title(advice.rung or "lora", inside=True)
+    return (
+        f"The signs of full fine-tuning are there: {name} stays below the target with {examples} examples, and more of "
+        "this kind would hardly help. It is not offered here; try a higher rank (`hatrack train … --set lora_rank=64`) "
+        "or a larger base first."
     )
 
 

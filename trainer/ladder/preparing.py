@@ -57,6 +57,7 @@ class PreparedData:
         counts: The number of examples of each.
         cleaner: See `LadderPlan`.
         shown: The examples of the rung with fixed examples.
+        required_filters: See `LadderPlan`.
     """
 
     report: Report
@@ -72,6 +73,7 @@ class PreparedData:
     max_tokens: int
     shown: tuple[Example, ...]
     training: tuple[Example, ...]
+    required_filters: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -108,9 +110,7 @@ def prepare_data(
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
-    longest = max(sum(sequence.trained) for sequence in inspected.sequences)
-    exact = choice.primary.name == ExactMatch.name
-    max_tokens = max_answer_tokens(longest, context, thinking=thinks(chat_template(base_dir)), exact=exact)
+    max_tokens = _max_tokens(inspected, choice.primary.name, base_dir, context)
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
     if answers and not answer_list_fits(answers, beside, count=count, context=context):
         answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]
@@ -118,8 +118,7 @@ def prepare_data(
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
     subsets = {} if quick else learning_subsets(training, faults(inspected.report))
-    learnt_from = {"training": training, **subsets}
-    files, counts_of = _files(learnt_from, choosing, held_out, _lines(name, content, system))
+    files, counts_of = _files({"training": training, **subsets}, choosing, held_out, _lines(name, content, system))
     return PreparedData(
         report=inspected.report,
         parts=files,
@@ -134,8 +133,22 @@ def prepare_data(
         max_tokens=max_tokens,
         shown=fixed_examples(training, closed=bool(counts), room=int(room), count=count),
         training=training,
+        required_filters=filters_of_all(examples),
         notes=tuple(notes),
     )
+
+
+def _max_tokens(inspected: Prepared, metric: str, base_dir: Path, context: int) -> int:
+    """The longest answer that a rung may give, in tokens."""
+    longest = max(sum(sequence.trained) for sequence in inspected.sequences)
+    exact, thinking = metric == ExactMatch.name, thinks(chat_template(base_dir))
+    return max_answer_tokens(longest, context, thinking=thinking, exact=exact)
+
+
+def filters_of_all(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The attributes of which every example gives a value, by name."""
+    names = (set(example.filters) for example in examples)
+    return tuple(sorted(set.intersection(*names))) if examples else ()
 
 
 def _files(

@@ -19,7 +19,7 @@ from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
 from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
 from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, request_cost, rung_year
-from trainer.ladder.curve import LearningCurve, learning_curve
+from trainer.ladder.curve import LearningCurve, full_fine_tuning, learning_curve
 from trainer.ladder.first_token import FirstToken, FirstTokens, first_token
 from trainer.ladder.rungs import rows_of
 from trainer.ladder.spec import (
@@ -150,6 +150,10 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         for row in rows
     ]
     monthly = job.body.requests_per_month
+    curve = learning_curve(outcomes, scores, job.smallest_difference)
+    advised = next((rung.mean for rung in reported if rung.key == advice.rung), None)
+    if full := full_fine_tuning(advice, advised, curve, job.body.target):
+        advice = advice.model_copy(update={"would_change": (*advice.would_change, full)})
     return LadderReport(
         id=job.id,
         adapter=job.body.adapter,
@@ -160,7 +164,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         advice=advice,
         rungs=tuple(reported),
         skipped=rungs.skipped,
-        curve=learning_curve(outcomes, scores, job.smallest_difference),
+        curve=curve,
         metric=metric_name(plan.metric["name"]),
         why_metric=plan.why_metric,
         counts=plan.counts,

@@ -78,7 +78,13 @@ class Ladders(RunService):
             for arm in scores.arms
         }
         return [
-            {"key": rung.key, "title": rung.title, "model": rung.model, "mean": means.get(rung.key)}
+            {
+                "key": rung.key,
+                "title": rung.title,
+                "model": rung.model,
+                "mean": means.get(rung.key),
+                "vector_store_id": rung.store,
+            }
             for rung in rungs.rungs
         ]
 

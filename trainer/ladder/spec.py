@@ -172,6 +172,7 @@ class LadderPlan(Frozen):
         common_answer: The share of the held-out answers that are the most frequent one; 0 for open answers.
         max_tokens: Longest answer, in tokens.
         example_lines: The lines of the client's file that the rung with examples shows.
+        required_filters: The attributes of which every example gives a value: the rungs with retrieval demand them.
         prompts: How many prompts the teacher is asked; 0 without one.
     """
 
@@ -189,6 +190,7 @@ class LadderPlan(Frozen):
     common_answer: float = 0.0
     max_tokens: int
     example_lines: tuple[int, ...] = ()
+    required_filters: tuple[str, ...] = ()
     prompts: int = 0
     notes: tuple[str, ...] = ()
 

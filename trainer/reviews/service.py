@@ -16,11 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 from adapters.protocol.reports import HumanPreference
 from adapters.protocol.requests import ReviewQueueBody
 from trainer.database import Database
-from trainer.errors import NotFinished, NotFound, ReviewFinal, ReviewsExist, ReviewTaken
+from trainer.errors import NotFinished, NotFound
 from trainer.evaluate.endpoints import JudgeSettings, OperatorEndpoints
 from trainer.evaluate.pairs import AGREEMENT, REVIEWS, JudgeAgreement, ReviewPair, Vote
 from trainer.http import CurrentCaller, list_object
 from trainer.reviews import records
+from trainer.reviews.errors import ReviewFinal, ReviewsExist, ReviewTaken
 from trainer.reviews.outcome import human_preference
 from trainer.reviews.records import Choice, PairChoices, Queue, Review
 from trainer.reviews.stored_answers import draw_from

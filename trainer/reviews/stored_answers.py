@@ -13,12 +13,12 @@ from typing import Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from trainer.errors import NothingToReview
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations.spec import ANSWERS, EXAMPLE_SCORES, QUESTIONS, REPORT
 from trainer.evaluate.pairs import ReviewPair, Side, draw_pairs
 from trainer.evaluate.reading import form_named, read_answer
+from trainer.reviews.errors import NothingToReview
 
 _ANSWER: Final = TypeAdapter(Answer)
 

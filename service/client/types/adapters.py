@@ -55,6 +55,8 @@ class GroundingSettings(TypedDict):
     required_filters: NotRequired[list[str]]
     """Attributes of which every request must give a value, or its key carry one."""
     score_threshold: NotRequired[float | None]
+    insert_as: NotRequired[Literal["passages", "turns"]]
+    """`turns`: examples stand before the conversation as earlier turns, and are not quoted."""
     template: NotRequired[str | None]
     max_passage_tokens: NotRequired[int]
     on_failure: NotRequired[Literal["fail_open", "fail_closed"] | None]

@@ -52,6 +52,8 @@ class LadderRung(TypedDict):
     """The base, or a version."""
     mean: float | None
     """None until it is measured."""
+    vector_store_id: NotRequired[str | None]
+    """The store that the ladder made for it; missing if an older gateway answers."""
 
 
 class LadderLabels(TypedDict):
@@ -162,6 +164,8 @@ class LearningCurve(TypedDict):
 
     points: list[CurvePoint]
     """Random parts, the fewest examples first."""
+    more: NotRequired[Literal["help", "no", "open"] | None]
+    """Whether more examples would help."""
     cleanest: NotRequired[CurvePoint | None]
     """The half with the fewest findings of the data report."""
     cleaner: NotRequired[ArmDifference | None]

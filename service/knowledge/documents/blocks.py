@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from service.grounding.provider import Attribute
+from service.grounding.provider import Attribute, Turns
 
 ErrorCode = Literal["unsupported_file", "invalid_file"]
 MAX_TEXT: Final = 32 * 1024 * 1024
@@ -38,6 +38,7 @@ class Block:
     Attributes:
         text: Never empty.
         kind: A heading, a paragraph, or a row, which shares its passage with nothing else.
+        turns: Of a row that is an example, which is never cut.
         level: Of a heading, from 1.
         attributes: Of a row, its own.
     """
@@ -46,10 +47,11 @@ class Block:
     kind: Literal["heading", "text", "row"] = "text"
     level: int = 0
     attributes: Mapping[str, Attribute] | None = None
+    turns: Turns | None = None
 
     def packed(self) -> list[Any]:
         """The fields as a list that JSON can hold."""
-        return [self.text, self.kind, self.level, self.attributes]
+        return [self.text, self.kind, self.level, self.attributes, self.turns]
 
 
 class Budget:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from service.grounding.provider import MAX_PASSAGE_CHARS, Attribute
+from service.grounding.provider import MAX_PASSAGE_CHARS, Attribute, Turns
 from service.knowledge.documents.blocks import Block, invalid
 from service.knowledge.text import PassageText
 
@@ -39,6 +39,7 @@ class _Section:
     path: str
     text: str
     attributes: Mapping[str, Attribute] | None = None
+    turns: Turns | None = None
 
 
 def split(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -> Iterator[PassageText]:
@@ -53,14 +54,21 @@ def split(blocks: Sequence[Block], tokens: Tokens, *, size: int, overlap: int) -
     Raises:
         DocumentError: There are more than MAX_PASSAGES.
     """
-    number = 0
+    for number, passage in enumerate(_passages(blocks, tokens, size, overlap)):
+        if number >= MAX_PASSAGES:
+            raise invalid(f"it has more than {MAX_PASSAGES} passages, the maximum; split it")
+        yield replace(passage, number=number)
+
+
+def _passages(blocks: Sequence[Block], tokens: Tokens, size: int, overlap: int) -> Iterator[PassageText]:
+    """The passages, all with the number 0."""
     for section in _sections(blocks):
+        if section.turns is not None:  # half an example shows no answer, whatever its length
+            yield PassageText(0, section.path, section.text, 0, section.attributes, section.turns)
+            continue
         for stretch in _stretches(section.text):
             for begin, end, repeats in _spans(stretch, tokens(stretch), size, overlap):
-                if number >= MAX_PASSAGES:
-                    raise invalid(f"it has more than {MAX_PASSAGES} passages, the maximum; split it")
-                yield PassageText(number, section.path, stretch[begin:end], repeats, section.attributes)
-                number += 1
+                yield PassageText(0, section.path, stretch[begin:end], repeats, section.attributes)
 
 
 def _sections(blocks: Sequence[Block]) -> Iterator[_Section]:
@@ -76,7 +84,7 @@ def _sections(blocks: Sequence[Block]) -> Iterator[_Section]:
             yield _Section(_shown(path), _PARAGRAPH.join(gathered))
             gathered = []
         if block.kind == "row":
-            yield _Section(_shown(path), block.text, block.attributes)
+            yield _Section(_shown(path), block.text, block.attributes, block.turns)
             bare = False
             continue
         if bare and block.level <= path[-1][0]:

@@ -1,4 +1,4 @@
-"""Rows: CSV, and JSON lines with ``text`` and ``metadata``."""
+"""Rows: CSV, and JSON lines, which are ``text`` and ``metadata`` or examples as in training data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import orjson
 
-from service.grounding.provider import Attribute
+from adapters.dataset.chat import GROUP
+from adapters.dataset.formats import FORMAT_KEYS, ExampleReader
+from service.grounding.provider import MAX_PASSAGE_CHARS, Attribute
 from service.knowledge.documents.blocks import MAX_HEADING, Block, Budget, DocumentError, invalid
 from service.knowledge.documents.plain import decode
 
@@ -76,14 +78,18 @@ def _attribute_names(header: Sequence[str]) -> list[str | None]:
 
 
 def read_jsonl(data: bytes, budget: Budget) -> Iterator[Block]:
-    """One block per line: ``title`` and ``text``, with ``metadata`` as its attributes. Raises DocumentError."""
-    for number, line in enumerate(decode(data).split("\n"), 1):
+    """One block per line, which is a passage or an example as the first line is. Raises DocumentError.
+
+    A passage has ``title`` and ``text``, with ``metadata`` as its attributes; for examples see ``_read_examples``.
+    """
+    lines = decode(data).split("\n")
+    if _is_example(next((line for line in lines if line.strip()), "")):
+        yield from _read_examples(lines, budget)
+        return
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise invalid(f"line {number} is not valid JSON: {error}") from error
+        value = _parsed(line, number)
         text = value.get("text") if isinstance(value, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise invalid(f"line {number} must be an object with a string `text`")
@@ -92,6 +98,49 @@ def read_jsonl(data: bytes, budget: Budget) -> Iterator[Block]:
             raise invalid(f"line {number}: `title` must be a string")
         head = f"{' '.join(title.split())[:MAX_HEADING]}\n" if title else ""
         yield Block(budget.take(head + text.strip()), "row", 0, _attributes(value.get("metadata"), number))
+
+
+def _parsed(line: str, number: int) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise invalid(f"line {number} is not valid JSON: {error}") from error
+
+
+def _is_example(line: str) -> bool:
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and "text" not in value and any(key in value for key in FORMAT_KEYS)
+
+
+def _read_examples(lines: Sequence[str], budget: Budget) -> Iterator[Block]:
+    """One block per line of training data, in any of its formats, without its system message.
+
+    The attributes are those of ``metadata``, the line's ``filters`` (what was said to one customer is shown to that
+    customer alone) and its ``group``.
+
+    Raises:
+        DocumentError: A line is invalid, or its conversation cannot be shown as turns.
+    """
+    reader = ExampleReader()
+    for number, line in enumerate(lines, 1):
+        if not line.strip() and number == len(lines):
+            return
+        example = reader.read(line.encode())
+        if example is None:
+            raise invalid(str(reader.problems[-1]))
+        if example.turns is None:
+            raise invalid(f"line {number}: in an example, user and assistant must take turns, and call no tools")
+        turns = [{"role": turn.role, "content": turn.content} for turn in example.turns]
+        text = budget.take("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
+        if len(text) > MAX_PASSAGE_CHARS:
+            raise invalid(f"line {number}: an example may have {MAX_PASSAGE_CHARS} characters; it has {len(text)}")
+        group = {} if example.group is None else {GROUP: example.group}
+        metadata = _attributes(_parsed(line, number).get("metadata"), number)
+        own: dict[str, Attribute] = {**(metadata or {}), **example.filters, **group}
+        yield Block(text, "row", 0, _attributes(own, number), turns)
 
 
 def _attributes(value: Any, line: int) -> Mapping[str, Attribute] | None:

@@ -138,7 +138,7 @@ class EmbedderServer:
         return list(split(blocks, self._model.tokens, size=size, overlap=overlap))
 
     async def _segment(self, passages: Sequence[PassageText]) -> Segment:
-        texts = [passage.whole for passage in passages]
+        texts = [passage.searched if passage.turns else passage.whole for passage in passages]
         bags = await asyncio.to_thread(self._bags, passages)
         vectors = [await self._model.embed(texts[at : at + STEP], query=False) for at in range(0, len(texts), STEP)]
         sizes = [len(terms) for terms, _ in bags]
@@ -150,7 +150,7 @@ class EmbedderServer:
         )
 
     def _bags(self, passages: Sequence[PassageText]) -> list[Any]:
-        return [self._analyzer.bag(passage.heading, passage.text) for passage in passages]
+        return [self._analyzer.bag(passage.heading, passage.searched) for passage in passages]
 
 
 def _batches(passages: Sequence[PassageText]) -> Iterator[Sequence[PassageText]]:

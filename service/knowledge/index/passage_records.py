@@ -24,7 +24,8 @@ from service.knowledge.segment import Segment
 from service.knowledge.text import PassageText
 
 T = TypeVar("T")
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""1 had no `turns`."""
 MAX_SEGMENT: Final = 1024
 """Most passages of a segment; a passage's rowid is its segment's number times this, and its position."""
 BUSY_TIMEOUT_MS: Final = 10_000
@@ -42,10 +43,17 @@ CREATE TABLE segments (
 CREATE INDEX segments_document ON segments (document);
 CREATE TABLE passages (
     id INTEGER PRIMARY KEY, number INTEGER NOT NULL, heading TEXT NOT NULL, text TEXT NOT NULL,
-    repeats INTEGER NOT NULL, attributes BLOB);
+    repeats INTEGER NOT NULL, attributes BLOB, turns BLOB);
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
+_UPGRADE: Final = f"""
+BEGIN IMMEDIATE;
+ALTER TABLE passages ADD COLUMN turns BLOB;
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+_TEXT_COLUMNS: Final = "p.number, p.heading, p.text, p.repeats, p.attributes, p.turns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,8 @@ class PassageFile:
             ).fetchone()
             number = int(row[0])
             db.executemany(
-                "INSERT INTO passages (id, number, heading, text, repeats, attributes) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO passages (id, number, heading, text, repeats, attributes, turns) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         number * MAX_SEGMENT + position,
@@ -111,7 +120,8 @@ class PassageFile:
                         passage.heading,
                         passage.text,
                         passage.repeats,
-                        _packed(passage.attributes),
+                        orjson.dumps(dict(passage.attributes)) if passage.attributes else None,
+                        orjson.dumps(passage.turns) if passage.turns else None,
                     )
                     for position, passage in enumerate(passages)
                 ],
@@ -179,7 +189,7 @@ class PassageFile:
         def work(db: sqlite3.Connection) -> list[PassageText | None]:
             rows = (
                 db.execute(
-                    "SELECT number, heading, text, repeats, attributes FROM passages WHERE id = ?",
+                    f"SELECT {_TEXT_COLUMNS} FROM passages p WHERE p.id = ?",  # noqa: S608 - the columns are ours
                     (segment * MAX_SEGMENT + position,),
                 ).fetchone()
                 for segment, position in places
@@ -193,7 +203,7 @@ class PassageFile:
 
         def work(db: sqlite3.Connection) -> list[PassageText]:
             rows = db.execute(
-                "SELECT p.number, p.heading, p.text, p.repeats, p.attributes FROM documents d "
+                f"SELECT {_TEXT_COLUMNS} FROM documents d "  # noqa: S608 - the columns are ours
                 "JOIN segments s ON s.document = d.number "
                 "JOIN passages p ON p.id >= s.number * ? AND p.id < (s.number + 1) * ? "
                 "WHERE d.generation = ? ORDER BY p.id",
@@ -232,6 +242,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             db.executescript(_SCHEMA)
+        elif version == 1:
+            db.executescript(_UPGRADE)
         elif version != SCHEMA_VERSION:
             raise Internal(
                 f"{path.name} was written by another version of Hatrack (schema {version}, not {SCHEMA_VERSION})"
@@ -258,12 +270,11 @@ def _delete(db: sqlite3.Connection, generations: Collection[str]) -> None:
         db.execute("DELETE FROM documents WHERE number = ?", row)
 
 
-def _packed(attributes: Mapping[str, Attribute] | None) -> bytes | None:
-    return orjson.dumps(dict(attributes)) if attributes else None
-
-
-def _passage(number: int, heading: str, text: str, repeats: int, attributes: bytes | None) -> PassageText:
-    return PassageText(number, heading, text, repeats, orjson.loads(attributes) if attributes else None)
+def _passage(
+    number: int, heading: str, text: str, repeats: int, attributes: bytes | None, turns: bytes | None
+) -> PassageText:
+    own = orjson.loads(attributes) if attributes else None
+    return PassageText(number, heading, text, repeats, own, orjson.loads(turns) if turns else None)
 
 
 @contextmanager

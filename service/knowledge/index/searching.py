@@ -121,6 +121,7 @@ def _passage(store: OpenStore, hit: Hit, text: PassageText) -> Passage:
         store_id=store.store_id,
         file_id=document.file_id,
         attributes=store.index.attributes(hit),
+        turns=text.turns,
     )
 
 

@@ -1,4 +1,4 @@
-"""A batch whose requests need passages waits for what finds them, for a while."""
+"""A batch whose requests need passages: it waits for what finds them, and is fenced as its key is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from service.batches.asking import Answer, GroundingPatience, retry_of
 from service.grounding.provider import Passage, Query
 from tests.unit.service.batches.batches_app import BatchesApp, line, text_of
 from tests.unit.service.grounding.fakes import hook
+from tests.unit.service.grounding.test_required_filters import EQ, MINE, OTHER, POLICY, shop
 
 PASSAGE = Passage(id="p1", text="Orders sail on Tuesdays.", score=0.9, source="faq.md", store_id="vs_a")
 
@@ -42,6 +43,26 @@ async def answered(home: Path, provider: Starting, on_failure: str) -> tuple[dic
         batch = await gateway.ended(made["id"])
         (result,) = (await gateway.lines_of(batch["output_file_id"] or batch["error_file_id"])).values()
     return batch, result, len(gateway.engine.asked)
+
+
+async def test_a_batch_is_fenced_as_its_key_is(tmp_path: Path) -> None:
+    stores = {"vector_store_ids": ["vs_a"]}
+    gateway = BatchesApp(tmp_path, hook=hook(shop()))
+    async with gateway.run():
+        mine = await gateway.key("infer", filters={"customer": "c-1"})
+        made = await gateway.create(await gateway.upload([line("when", grounding=stores)], key=mine), key=mine)
+        batch = await gateway.ended(made["id"])
+        (result,) = (await gateway.lines_of(batch["output_file_id"], mine)).values()
+        assert [each["id"] for each in result["response"]["body"]["citations"]] == [MINE.id, POLICY.id]
+        for filters, code in ((OTHER, "filter_not_allowed"), ({**EQ, "value": "*"}, "filter_not_allowed")):
+            asking = line("when", grounding={**stores, "filters": filters})
+            made = await gateway.create(await gateway.upload([asking], key=mine), key=mine)
+            refused = await gateway.ended(made["id"])
+            assert (refused["status"], [each["code"] for each in refused["errors"]["data"]]) == ("failed", [code])
+        demanded = line("when", grounding={**stores, "required_filters": ["customer"]})
+        refused = await gateway.ended((await gateway.create(await gateway.upload([demanded])))["id"])
+        assert [each["code"] for each in refused["errors"]["data"]] == ["required_filter_missing"]
+    assert len(gateway.engine.asked) == 1
 
 
 @pytest.fixture

@@ -98,12 +98,13 @@ def test_push_demands_filters_beside_the_grounding_of_the_settings(
     hatrack: Hatrack, gateway: Gateway, tmp_path: Path
 ) -> None:
     (tmp_path / "s.json").write_text('{"grounding": {"vector_store_ids": ["vs_1"], "max_num_results": 2}}')
-    options = ("--required-filter", "customer", "--required-filter", "region")
+    options = ("--required-filter", "customer", "--required-filter", "region", "--kb-as", "turns")
     result = hatrack("push", "support", "--settings", str(tmp_path / "s.json"), *options)
     assert result.exit_code == 0, result.output
     assert gateway.version("support", 1)["settings"]["grounding"] == {
         "vector_store_ids": ["vs_1"],
         "max_num_results": 2,
+        "insert_as": "turns",
         "required_filters": ["customer", "region"],
     }
 

@@ -101,6 +101,7 @@ class Handler(QuietHandler):
         answers: dict[str, Any] = {
             "/readyz": {"status": "ready", "base": "tiny-base"},
             "/v1/files": {"id": "file-1"},
+            "/v1/vector_stores/vs_1": {"id": "vs_1"},
             "/v1/fine_tuning/data_check": self.server.report,
             "/v1/adapters/voice/versions/1": {"metadata": LINEAGE},
             "/v1/adapters/voice/versions/2": {"metadata": {}},
@@ -376,3 +377,12 @@ def test_a_job_may_be_followed_in_trackers(hatrack: Hatrack, server: Server, dat
         refused = hatrack("train", str(data), "--name", "voice", "--track", wrong)
         assert refused.exit_code == 2
         assert "mlflow:EXPERIMENT" in refused.output
+
+
+def test_a_job_trains_with_examples_as_turns_behind_a_fence(hatrack: Hatrack, server: Server, data: Path) -> None:
+    train = ("train", str(data), "--name", "voice", "--no-follow", "--kb-as", "turns", "--required-filter", "customer")
+    assert hatrack(*train, "--kb", "vs_1").exit_code == 0
+    (body,) = [json.loads(body) for verb, path, _, body in server.asked if verb == "POST" and path.endswith("/jobs")]
+    grounding = {"vector_store_ids": ["vs_1"], "insert_as": "turns", "required_filters": ["customer"]}
+    assert body["method"]["supervised"]["hyperparameters"] == {"grounding": grounding}
+    assert hatrack(*train).exit_code == 2, "without a store there is nothing to show"

@@ -21,7 +21,7 @@ from service.access.records import add as add_key
 from service.costs.budgets import BudgetService
 from service.costs.report import CostReport
 from service.costs.routes import router
-from service.costs.runs import TrainerCosts
+from service.costs.runs import Measured, TrainerCosts
 from service.costs.year import YearReport
 from service.database import Database
 from service.engine.busy import EngineClock
@@ -105,12 +105,9 @@ class CostsApp:
         api.state.authenticator = authenticator
         api.state.budgets = self.budgets
         self.catalog = Catalog("smol", 0)
-        api.state.year_report = YearReport(
-            self.database, self.account, trainer, self.catalog, prices, wall=self.clock.wall
-        )
-        api.state.cost_report = CostReport(
-            self.database, self.account, trainer, self.budgets, prices, wall=self.clock.wall
-        )
+        measured = Measured(self.database, self.account, trainer, prices, self.clock.wall)
+        api.state.year_report = YearReport(measured, self.catalog)
+        api.state.cost_report = CostReport(measured, self.budgets)
         add_routes(api, router)
         add_error_handlers(api)
         self.app = RequestIds(api)

@@ -19,6 +19,7 @@ from service.grounding.config import GroundingSettings
 from service.grounding.filters import Column, check_filters, mask
 from service.grounding.provider import Passage
 from service.grounding.required_filters import EVERYONE, allows, required_values, restrict, without_values
+from service.inference.prompt import RENDER_PATH
 from service.registry.catalog import AdapterEntry, CatalogSnapshot, VersionSettings
 from tests.unit.service.grounding.fakes import Known, Told, hook, key
 from tests.unit.service.inference.fakes import BASE, DONE, World, completion, token, usage_event, version
@@ -288,6 +289,7 @@ async def test_a_caller_that_always_sends_its_filter_can_ask_a_version_without_s
         ("/v1/responses", {"input": "Where is it?"}),
         ("/v1/messages", {"messages": [{"role": "user", "content": "Where is it?"}], "max_tokens": 8}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Where is it?"}], "stream": True}),
+        (RENDER_PATH, {"messages": [{"role": "user", "content": "Where is it?"}]}),
     ],
 )
 async def test_every_dialect_is_refused_and_restricted(path: str, body: dict[str, Any]) -> None:
@@ -300,3 +302,22 @@ async def test_every_dialect_is_refused_and_restricted(path: str, body: dict[str
     await made.ask(path, {"model": "voice", **body, "grounding": {"filters": EQ}})
     [(query, _)] = provider.asked
     assert query.filters == within("c-1")
+
+
+@pytest.mark.parametrize("settings", [FENCED, None], ids=["version", "base"])
+async def test_a_rendered_prompt_is_fenced_as_an_answer_is(settings: GroundingSettings | None) -> None:
+    """It shows passages to whoever asks, and no model stands between."""
+    mine = key(filters={"customer": "c-1"})
+    made = world(settings, mine)
+    asked = {"model": "voice", "messages": [{"role": "user", "content": "Where is it?"}]}
+    stores = {"vector_store_ids": ["vs_a"]}
+    for fields in ({**stores}, {**stores, "filters": either(OTHER, EQ)}, {**stores, "required_filters": ["customer"]}):
+        rendered = (await made.ask(RENDER_PATH, {**asked, "grounding": fields})).json()
+        assert [each["id"] for each in rendered["grounding"]["citations"]][:1] == ["p-1"]
+        shown = orjson.dumps(rendered).decode()
+        assert THEIRS.text not in shown
+        assert UNLABELLED.text not in shown
+    for filters in (OTHER, both(EQ, OTHER)):
+        answer = await made.ask(RENDER_PATH, {**asked, "grounding": {**stores, "filters": filters}})
+        assert (answer.status, answer.error["code"]) == (403, "filter_not_allowed")
+    assert not made.engine.asked

@@ -108,6 +108,18 @@ async def test_a_signed_question_and_its_passages() -> None:
     }
 
 
+async def test_a_retriever_gives_examples_with_their_turns() -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
+    passage = {"id": "p", "text": "Hi: Ahoy", "score": 1, "source": "s", "turns": [{**turns[0], "more": 1}, turns[1]]}
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response({"passages": [passage]})
+
+    async with serving(answer) as url:
+        [found] = await ask(url)
+    assert found.turns == turns
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -119,6 +131,7 @@ async def test_a_signed_question_and_its_passages() -> None:
         (200, b'{"passages":[{"id":"","text":"t","source":"s","score":1}]}'),
         (200, b'{"passages":[{"id":"p","text":5,"source":"s","score":1}]}'),
         (200, b'{"passages":[{"id":"p","text":"t","source":"s","score":"1"}]}'),
+        (200, b'{"passages":[{"id":"p","text":"t","source":"s","score":1,"turns":[{"role":"system","content":"x"}]}]}'),
         (200, b'{"passages":"' + b"x" * MAX_ANSWER_BYTES + b'"}'),
     ],
 )

@@ -24,7 +24,8 @@ async def read(data: bytes) -> tuple[bytes, list[bytes]]:
 async def test_a_batch_arrives_as_it_was_sent() -> None:
     sent = segment(["boots are returned", "parcels leave on Tuesdays"])
     # a text may look like the header's own end
-    passages = [PassageText(0, "A › B", 'x "sizes":[9]', 3, {"page": 2.5, "draft": True}), PassageText(1, "", "y")]
+    example = PassageText(1, "", "y", turns=[{"role": "user", "content": "y"}, {"role": "assistant", "content": "z"}])
+    passages = [PassageText(0, "A › B", 'x "sizes":[9]', 3, {"page": 2.5, "draft": True}), example]
     got, texts, total = batch_of(*await read(pack_batch(sent, passages, 7)))
     assert texts == passages
     assert total == 7

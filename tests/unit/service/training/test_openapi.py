@@ -31,7 +31,7 @@ import trainer.runs.protocol as protocol
 from service.http.schema import add_routes
 from service.training import evaluation_schemas, job_schemas, ladder_schemas, request_schemas
 from service.training.evaluations import Arm, EvaluationRequest
-from service.training.jobs import JobRequest
+from service.training.job_request import JobRequest
 from service.training.ladders import LadderRequest
 from service.training.openapi import FORWARDED
 from service.training.routes import router

@@ -14,8 +14,8 @@ from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.trainers import Client, Running, installation, running
 from trainer.config import Settings
 from trainer.data import check, checking
-from trainer.data.check import REFUSED
 from trainer.data.checking import CheckOptions, DataChecks
+from trainer.data.child_process import REFUSED
 from trainer.data.report import Report
 from trainer.errors import RequestError
 

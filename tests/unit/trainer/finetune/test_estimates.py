@@ -14,6 +14,7 @@ from adapters.protocol.costs import ESTIMATE_PATH, LAST_TRAINING_PATH, Estimated
 from adapters.protocol.runs import CreateJob, FileRef, JobContext
 from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.trainers import Running, gateway_headers, running
+from trainer.data.child_process import REFUSED
 from trainer.finetune import estimating, spec
 from trainer.finetune.spec import EstimateOrders, JobSpec, MeasuredPlan, PastSpeed
 from trainer.runs import protocol
@@ -62,7 +63,7 @@ def test_past_jobs_with_such_a_recipe_tell_the_speed_by_their_median(
 
 def test_a_job_that_would_be_refused_is_refused(make_job: Any, capsys: pytest.CaptureFixture[str]) -> None:
     folder = job_directory(make_job, EstimateOrders(), b"{")
-    assert estimating.main([str(folder)]) == spec.ESTIMATE_REFUSED
+    assert estimating.main([str(folder)]) == REFUSED
     assert json.loads(capsys.readouterr().out)["code"] == "invalid_training_file"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,8 +44,8 @@ def passages(path: Path, hook: Hook, grounding: dict[str, Any] = GROUNDING) -> T
     return TrainingPassages(path / PASSAGES, cast(Gateway, hook), "base", grounding)
 
 
-def example(*messages: Message, group: str | None = None) -> Example:
-    return Example(3, messages, group=group)
+def example(*messages: Message, group: str | None = None, **filters: str) -> Example:
+    return Example(3, messages, group=group, filters=filters)
 
 
 def test_the_last_question_gets_its_passages_as_in_serving(tmp_path: Path, hook: Hook) -> None:
@@ -101,6 +103,63 @@ def test_what_ends_otherwise_is_refused_with_its_line(
     with pytest.raises(DataInvalid) as refused:
         passages(tmp_path, hook)(example(*messages), messages)
     assert refused.value.problems[0].line == 3
+    assert not hook.requests
+
+
+def test_examples_as_turns_stand_before_the_conversation_and_are_not_trained(tmp_path: Path) -> None:
+    class Turns(Hook):
+        def rendered(self, *request: Any) -> list[dict[str, Any]]:
+            system, *rest = super().rendered(*request)
+            question = request[1][-1]
+            shown = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
+            return [system, *shown, *rest[:-1], question]
+
+    hook = Turns()
+    grounding = {"vector_store_ids": ["vs_examples"], "insert_as": "turns"}
+    for _ in range(2):  # the second reads what the first has kept
+        rendered = passages(tmp_path, hook, grounding)(example(HELLO, AYE), (SYSTEM, HELLO, AYE))
+        assert rendered == (
+            SYSTEM,
+            Message("user", "Hi", trained=False),
+            Message("assistant", "Ahoy", trained=False),
+            HELLO,
+            AYE,
+        )
+    assert len(hook.requests) == 1
+    assert hook.requests[0][2] == grounding | {"on_failure": "fail_closed"}
+
+
+def test_an_example_is_shown_what_its_own_customer_would_be_shown(tmp_path: Path, hook: Hook) -> None:
+    fenced = GROUNDING | {"required_filters": ["customer"]}
+    own = {"type": "eq", "key": "customer", "value": "c-1"}
+    passages(tmp_path, hook, fenced)(example(HELLO, AYE, customer="c-1"), (HELLO, AYE))
+    assert hook.requests[-1][2]["filters"] == {"type": "and", "filters": [own]}
+    other = {"type": "ne", "key": "group", "value": "ticket 7"}
+    region = {"type": "eq", "key": "region", "value": "eu"}
+    rendering = passages(tmp_path, hook, fenced | {"filters": region})
+    rendering(example(HELLO, AYE, group="ticket 7", customer="c-2"), (HELLO, AYE))
+    theirs = {"type": "and", "filters": [{**own, "value": "c-2"}, region]}
+    assert hook.requests[-1][2]["filters"] == {"type": "and", "filters": [theirs, other]}
+    assert len(hook.requests) == 2, "the same words of two customers are two prompts"
+    rendering(example(HELLO, AYE, group="ticket 7", customer="c-2"), (HELLO, AYE))
+    assert len(hook.requests) == 2
+
+
+def test_an_example_without_a_value_of_a_required_filter_is_named(tmp_path: Path, hook: Hook) -> None:
+    with pytest.raises(DataInvalid) as refused:
+        passages(tmp_path, hook, GROUNDING | {"required_filters": ["customer"]})(example(HELLO, AYE), (HELLO, AYE))
+    [problem] = refused.value.problems
+    assert problem.line == 3
+    assert '`customer`: add "filters": {"customer": …} to the line' in problem.reason
+    assert not hook.requests
+
+
+def test_prompts_that_an_earlier_release_kept_are_trained_on_as_they_are(tmp_path: Path, hook: Hook) -> None:
+    sent = [{"role": "system", "content": "Be salty."}, {"role": "user", "content": "Where is my parcel?"}]
+    key = hashlib.sha256(json.dumps([None, sent], ensure_ascii=False).encode()).hexdigest()
+    (tmp_path / PASSAGES).write_text(json.dumps({"key": key, "question": "[1] by land\nWhere is my parcel?"}) + "\n")
+    rendered = passages(tmp_path, hook)(example(HELLO, AYE), (SYSTEM, HELLO, AYE))
+    assert rendered == (SYSTEM, Message("user", "[1] by land\nWhere is my parcel?", trained=False), AYE)
     assert not hook.requests
 
 

@@ -19,7 +19,7 @@ from tests.unit.service.files.files_app import ADMIN_KEY, FilesApp
 from tests.unit.trainer.finetune.conftest import jsonl, rows
 from tests.unit.trainer.finetune.test_worker import result, run
 from trainer.data import check
-from trainer.data.check import REFUSED
+from trainer.data.child_process import REFUSED
 from trainer.errors import DataInvalid
 from trainer.evaluate.evaluations.held_out import read_held_out
 from trainer.finetune.spec import VALIDATE

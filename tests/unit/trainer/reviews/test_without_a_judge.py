@@ -26,11 +26,11 @@ from tests.unit.trainer.reviews.answered import (
     reviewer,
     trainer,
 )
-from trainer.errors import NothingToReview
 from trainer.evaluate.arms import ChatMessage
 from trainer.evaluate.endpoints import read_endpoints
 from trainer.evaluate.evaluations.spec import ANSWERS
 from trainer.evaluate.pairs import REVIEWS, ReviewPair
+from trainer.reviews.errors import NothingToReview
 from trainer.reviews.stored_answers import draw_from
 from trainer.runs import records as run_records
 from trainer.runs.records import NewRun

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.unit.trainer.finetune.conftest import FakeGateway, gateway
+from tests.unit.trainer.runs.child_runs import running
 from tests.unit.trainer.runs.child_tasks import BetweenKind, Task
-from tests.unit.trainer.runs.test_children import _quick, running
+from tests.unit.trainer.runs.test_children import _quick
 from tests.unit.trainer.worker_processes import end_workers
 from trainer.runs.state import Status
 
