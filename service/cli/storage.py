@@ -189,7 +189,8 @@ def _described(manifest: Manifest) -> str:
     made = datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     names = [member.path for member in manifest.members]
     adapters = {name.split("/")[1] for name in names if name.startswith(f"{layout.ADAPTERS}/")}
-    runs = {"/".join(name.split("/")[:3]) for name in names if name.startswith(layout.RUNS)}
+    folders = tuple(f"{parent}/" for parent in layout.RUNS)
+    runs = {"/".join(name.split("/")[:3]) for name in names if name.startswith(folders)}
     files = sum(name.startswith(f"{layout.FILES}/") for name in names)
     stores = sum(name.startswith(f"{layout.STORES}/") for name in names)
     return terminal.clean(
