@@ -174,11 +174,13 @@ def pending_file(db: sa.Connection, task: IndexingTask) -> tuple[SearchableFile,
     return SearchableFile(row.file_id, row.filename, row.attributes, task.generation), row.generation
 
 
-def project_usage_bytes(db: sa.Connection, project: str, but: str = "") -> int:
+def project_usage_bytes(db: sa.Connection, project: str, but: str | None = None) -> int:
     """Size of the passages of a project's stores, in bytes, without the document ``but`` that is being written."""
     joined = store_files.join(stores, stores.c.seq == store_files.c.store)
-    counted = sa.and_(stores.c.project == project, sa.func.coalesce(store_files.c.wanted, "") != but)
-    return int(db.scalar(sa.select(sa.func.sum(store_files.c.usage_bytes)).select_from(joined).where(counted)) or 0)
+    total = sa.select(sa.func.sum(store_files.c.usage_bytes)).select_from(joined).where(stores.c.project == project)
+    if but is not None:
+        total = total.where(store_files.c.wanted.is_distinct_from(but))
+    return int(db.scalar(total) or 0)
 
 
 def usage_bytes(db: sa.Connection, store_id: str, but: str) -> int:
