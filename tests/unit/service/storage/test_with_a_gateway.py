@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
+import time
 from pathlib import Path
 
 from service.storage.backup import Backup, make_backup
@@ -14,6 +14,7 @@ from tests.support.adapters import describe_base, make_adapter, make_base
 from tests.unit.service.gateway_app import BASE, GatewayApp, running
 from tests.unit.service.storage.test_backup import QUIET
 
+MIN_ROUNDS = 8
 RETURNS = b"# Returns\n\nGoods may be sent back within 45 days.\n"
 CHAT = {"model": "voice", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -35,34 +36,47 @@ async def indexed(gateway: GatewayApp, store: str) -> None:
     assert set(statuses) == {"completed"}
 
 
-async def write_until(gateway: GatewayApp, done: asyncio.Event) -> int:
-    """Upload files, put them into a store, and delete those of the round before; returns the number of rounds."""
-    store = (await gateway.http.post("/v1/vector_stores", json={"name": "busy"})).json()["id"]
-    before: str | None = None
-    for number in itertools.count():
-        if done.is_set():
-            return number
-        file_id = await put_file(gateway, f"# Notice {number}\n\nParcel {number} has come.\n".encode())
-        await gateway.http.post(f"/v1/vector_stores/{store}/files", json={"file_id": file_id})
-        await gateway.key("infer")
-        if before is not None:
-            assert (await gateway.http.delete(f"/v1/vector_stores/{store}/files/{before}")).status_code == 200
-            assert (await gateway.http.delete(f"/v1/files/{before}")).status_code == 200
-        before = file_id
-    raise AssertionError
+class Writer:
+    """Uploads files, puts them into a store, and deletes those of the round before, until it is ``done``."""
+
+    def __init__(self, gateway: GatewayApp) -> None:
+        self._gateway = gateway
+        self.rounds = 0
+        self.done = False
+
+    async def run(self) -> None:
+        http = self._gateway.http
+        store = (await http.post("/v1/vector_stores", json={"name": "busy"})).json()["id"]
+        before: str | None = None
+        while not self.done:
+            text = f"# Notice {self.rounds}\n\nParcel {self.rounds} has come.\n"
+            file_id = await put_file(self._gateway, text.encode())
+            await http.post(f"/v1/vector_stores/{store}/files", json={"file_id": file_id})
+            await self._gateway.key("infer")
+            if before is not None:
+                assert (await http.delete(f"/v1/vector_stores/{store}/files/{before}")).status_code == 200
+                assert (await http.delete(f"/v1/files/{before}")).status_code == 200
+            before, self.rounds = file_id, self.rounds + 1
+
+    def pace(self, _done: int, _total: int | None, doing: str) -> None:
+        """Of the backup, in its thread: with each of the first pieces that it copies, two rounds are written."""
+        if doing == "copying" and self.rounds < MIN_ROUNDS:
+            until = self.rounds + 2
+            while self.rounds < until:
+                time.sleep(0.005)
 
 
 async def back_up_while_written_to(gateway: GatewayApp, target: Path) -> Backup:
-    done = asyncio.Event()
-    writer = asyncio.create_task(write_until(gateway, done))
+    writer = Writer(gateway)
+    writing = asyncio.create_task(writer.run())
     try:
-        # in the middle of it: the writer has begun, and goes on
-        while not (await gateway.http.get("/v1/files")).json()["data"][2:]:  # noqa: ASYNC110 (a state over HTTP)
+        while writer.rounds < 2 and not writing.done():  # noqa: ASYNC110 (it has begun, and goes on)
             await asyncio.sleep(0.01)
-        return await asyncio.to_thread(make_backup, gateway.settings, target, QUIET)
+        return await asyncio.to_thread(make_backup, gateway.settings, target, writer.pace)
     finally:
-        done.set()
-        assert await writer > 2
+        writer.done = True
+        await writing
+        assert writer.rounds >= MIN_ROUNDS
 
 
 async def test_a_backup_that_was_made_under_writes_serves_in_another_place(tmp_path: Path) -> None:
