@@ -45,6 +45,12 @@ class Writer:
         self.done = False
 
     async def run(self) -> None:
+        try:
+            await self._write()
+        finally:
+            self.done = True  # or the backup would wait for another round for ever
+
+    async def _write(self) -> None:
         http = self._gateway.http
         store = (await http.post("/v1/vector_stores", json={"name": "busy"})).json()["id"]
         before: str | None = None
@@ -62,7 +68,7 @@ class Writer:
         """Of the backup, in its thread: with each of the first pieces that it copies, two rounds are written."""
         if doing == "copying" and self.rounds < MIN_ROUNDS:
             until = self.rounds + 2
-            while self.rounds < until:
+            while self.rounds < until and not self.done:
                 time.sleep(0.005)
 
 
