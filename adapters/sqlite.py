@@ -39,15 +39,20 @@ def newer_schema(path: Path, migrations: Path) -> str | None:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.DatabaseError:  # a new file, or none that opening will not refuse in better words
         return None
+    return None if row is None else newer_revision(str(path), row[0], migrations)
+
+
+def newer_revision(place: str, revision: str, migrations: Path) -> str | None:
+    """What is wrong with a database at a revision that is not among ours, as a sentence; None if it is one of ours."""
     scripts = ScriptDirectory(str(migrations))
     try:
-        known = row is None or scripts.get_revision(row[0]) is not None
+        known = scripts.get_revision(revision) is not None
     except CommandError:
         known = False
     if known:
         return None
     return (
-        f"{path} was written by a newer release: its schema is {row[0]}, this release knows those up to "
+        f"{place} was written by a newer release: its schema is {revision}, this release knows those up to "
         f"{scripts.get_current_head()}. Nothing was changed. Start the newer release, or restore the backup that was "
         "made before the upgrade (deploy/UPGRADE.md)"
     )

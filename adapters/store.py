@@ -32,7 +32,7 @@ CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 DEFAULT_MAX_WEIGHTS_BYTES: Final = 2 * 1024**3
 
-_STAGING: Final = ".staging"
+STAGING: Final = ".staging"
 _HASH_CHUNK_BYTES: Final = 1 << 20
 _OCCUPIED: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 _COMMIT_ATTEMPTS: Final = 5
@@ -111,7 +111,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._staging = root / _STAGING
+        self._staging = root / STAGING
         with disk_errors(_disk_full):
             self._staging.mkdir(parents=True, exist_ok=True)
             _fsync_directory(root)

@@ -55,6 +55,9 @@ from service.pages import pages
 from service.registry.catalog import Catalog
 from service.registry.routes import router as registry_router
 from service.registry.service import Registry
+from service.storage.retention import Retention
+from service.storage.routes import StorageReport
+from service.storage.routes import router as storage_router
 from service.structured.checker import StructuredOutputs
 from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.component_sources import (
@@ -130,6 +133,8 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.usage_report = UsageReport(parts.database, parts.usage)
     add_routes(api, access_router)
     add_routes(api, usage_router)
+    api.state.storage_report = StorageReport(parts.settings, parts.database)
+    add_routes(api, storage_router)
     api.state.cost_report, api.state.budgets = parts.costs.report, parts.costs.budgets
     api.state.estimates, api.state.year_report = parts.costs.estimates, parts.costs.year
     add_routes(api, costs_router)  # before the routes that forward everything below /v1/fine_tuning
@@ -346,6 +351,7 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
             await stack.enter_async_context(parts.sidecar.running())
             await stack.enter_async_context(parts.costs.budgets.running())
             await stack.enter_async_context(batches.running())
+            await stack.enter_async_context(Retention(parts.settings, parts.database).running())
             # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
             gc.collect()
             gc.freeze()

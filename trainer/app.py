@@ -59,6 +59,7 @@ from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.kind import AnyKind
 from trainer.runs.notifier import Notifier
 from trainer.runs.process import Command
+from trainer.runs.retention import Retention
 from trainer.runs.streaming import Streams
 from trainer.runs.supervisor import Supervisor
 from trainer.runs.tracking import TrackingFollower
@@ -77,6 +78,7 @@ class Trainer:
     database: Database
     kinds: tuple[AnyKind, ...]
     housekeeper: Housekeeper
+    retention: Retention
     supervisor: Supervisor
     jobs: Jobs
     costs: JobCosts
@@ -105,8 +107,7 @@ class Trainer:
             command: Gives the command line of a job's worker.
             evaluating: Gives the command line of an evaluation's worker.
         """
-        database = Database(installation.directory / FILE)
-        notifier = Notifier()
+        database, notifier = Database(installation.directory / FILE), Notifier()
         directories = {
             finetune_kind.NAME: finetune_kind.job_directories(installation),
             evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),
@@ -136,6 +137,7 @@ class Trainer:
             database=database,
             kinds=kinds,
             housekeeper=housekeeper,
+            retention=Retention(settings, database, evaluations, evaluation_kind.NAME),
             supervisor=supervisor,
             jobs=jobs_service,
             costs=JobCosts(finetune, database),
@@ -158,6 +160,7 @@ class Trainer:
             kind.directories.open()
         await self.database.open()
         await self.housekeeper.start()
+        self.retention.start()
         await self.webhook.start()
         await self.tracking.start()
         await self.supervisor.start()
@@ -168,6 +171,7 @@ class Trainer:
         await self.tracking.stop()
         await self.webhook.stop()
         await self.teachers.close()
+        await self.retention.stop()
         await self.housekeeper.stop()
         await self.database.close()
 

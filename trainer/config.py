@@ -97,6 +97,15 @@ class Settings(CostSettings, BaseSettings):
         description="Days for which a finished job's data, checkpoints, adapter, answers and log are kept. With 0 no "
         "checkpoint answers as a model.",
     )
+    events_days: float | None = Field(
+        None, ge=1, description="Days after a run's end for which its events are kept. Unset: for ever."
+    )
+    evaluations_days: float | None = Field(
+        None,
+        ge=32,
+        description="Days after an evaluation's end for which it is kept, with its report and its part of the costs. "
+        "Those that people have reviewed, and those of a ladder, stay. Unset: for ever.",
+    )
     max_file_mib: float = Field(512, gt=0, description="Maximum file size of a data check, MiB.")
     check_timeout_s: float = Field(300, gt=0, description="Time limit for a data check, s.")
     check_memory_gib: float = Field(

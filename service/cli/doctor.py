@@ -21,7 +21,7 @@ import typer
 
 from service import __version__
 from service.cli import terminal
-from service.cli.run import newer_data
+from service.cli.run import unusable_data
 from service.cli.terminal import AsJson
 from service.client import CannotConnect, ClientError, HatrackClient
 from service.config import GIB, Settings, load_settings
@@ -176,10 +176,10 @@ def secrets(settings: Settings) -> Finding:
 
 
 def data(settings: Settings) -> Finding:
-    """Whether this release can read the databases: those of a newer one it refuses."""
-    problems = newer_data(settings)
+    """Whether this release can start in the home: not after a restore that was cut off, nor a newer release's start."""
+    problems = unusable_data(settings)
     if problems:
-        return Finding("data", "failed", "; ".join(problems), "see deploy/UPGRADE.md")
+        return Finding("data", "failed", "; ".join(problems), "see deploy/UPGRADE.md and deploy/BACKUP.md")
     there = (settings.home / "hatrack.db").exists()
     return Finding("data", "ok", "the databases can be read by this release" if there else "no database yet")
 

@@ -1,4 +1,5 @@
-"""What the command does only where the full product is installed: start, stop and examine its processes.
+"""What the command does only where the full product is installed: start, stop and examine its processes, and keep
+its state.
 
 The light client has another module in this one's place, with the same names: `deploy/client/hatrack/cli`.
 """
@@ -13,10 +14,11 @@ import typer
 from service.cli.doctor import doctor
 from service.cli.engine import engine
 from service.cli.run import down, serve, up
+from service.cli.storage import backup, gc, restore
 from service.config import load_settings
 from service.errors import SettingsError
 
-__all__ = ["CONTEXT", "doctor", "down", "engine", "local_base", "serve", "up"]
+__all__ = ["CONTEXT", "backup", "doctor", "down", "engine", "gc", "local_base", "restore", "serve", "up"]
 
 CONTEXT: Final[dict[str, Any] | None] = None
 """Settings of these commands' contexts."""

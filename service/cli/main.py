@@ -263,6 +263,23 @@ app.command(
     epilog=examples("hatrack doctor", "hatrack doctor --json | jq '.checks[] | select(.result == \"failed\")'"),
     context_settings=full_product.CONTEXT,
 )(full_product.doctor)
+app.command(
+    epilog=examples(
+        "hatrack backup",
+        "hatrack backup /backups",
+        "hatrack backup --verify hatrack-20261128T020000Z.tar",
+        "hatrack backup /backups/nightly.tar --json | jq .content_bytes",
+    ),
+    context_settings=full_product.CONTEXT,
+)(full_product.backup)
+app.command(
+    epilog=examples("HATRACK_HOME=/srv/hatrack hatrack restore hatrack-20261128T020000Z.tar"),
+    context_settings=full_product.CONTEXT,
+)(full_product.restore)
+app.command(
+    epilog=examples("hatrack gc --dry-run", "hatrack gc", "hatrack gc --yes --json | jq .freed_bytes"),
+    context_settings=full_product.CONTEXT,
+)(full_product.gc)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeAlias
 
@@ -26,8 +25,6 @@ from service.errors import SettingsError
 from service.server.instance import InstanceLock, end_gateway, holder
 from service.server.private import keep_private
 
-DATABASE = "hatrack.db"
-TRAINER_DATABASE = "jobs.db"
 READY_POLL_S = 0.5
 TRAINER_START_S = 120.0
 console = Console(stderr=True, highlight=False)
@@ -60,7 +57,7 @@ def up(keep_engine: KeepEngine = None) -> None:
     settings = read_settings(keep_engine=keep_engine)
     if settings.trainer == "auto":
         settings = settings.model_copy(update={"trainer": "on"})
-    refuse_newer_data(settings)
+    refuse_unusable_data(settings)
     keep_private(settings.home)
     prepare_base(settings)
     _run(settings, lambda: _first_run(settings))
@@ -78,7 +75,7 @@ def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
     settings = read_settings(keep_engine=keep_engine, trainer=trainer_setting)
     if not (settings.base_dir / "config.json").exists():
         fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
-    refuse_newer_data(settings)
+    refuse_unusable_data(settings)
     keep_private(settings.home)
     _run(settings, None)
 
@@ -117,24 +114,22 @@ def down(
         console.print(f"stopped an engine that was still running ({len(ended)} processes)")
 
 
-def refuse_newer_data(settings: Settings) -> None:
-    """End the command if a newer release has written the home, before anything in it is touched."""
-    for problem in newer_data(settings):
+def refuse_unusable_data(settings: Settings) -> None:
+    """End the command if the home cannot be used by this release, before anything in it is touched."""
+    for problem in unusable_data(settings):
         fail(problem)
 
 
-def newer_data(settings: Settings) -> list[str]:
-    """What a newer release has written to the home that this one cannot read: the gateway's database, the trainer's."""
+def unusable_data(settings: Settings) -> list[str]:
+    """Why this release cannot start in the home: a restore was cut off, or a newer release has written a database."""
     from adapters.sqlite import newer_schema
-    from service.database import MIGRATIONS
-    from service.training.config import TrainerConfig
+    from service.storage.layout import databases
+    from service.storage.restore import unfinished_restore
 
-    databases = [(settings.home / DATABASE, MIGRATIONS)]
-    trainer = find_spec("trainer")  # is not imported: it may be installed without the packages that it needs
-    if trainer is not None and trainer.submodule_search_locations:
-        migrations = Path(trainer.submodule_search_locations[0]) / "migrations"
-        databases.append((TrainerConfig.from_settings(settings).directory / TRAINER_DATABASE, migrations))
-    return [problem for path, migrations in databases if (problem := newer_schema(path, migrations)) is not None]
+    if (unfinished := unfinished_restore(settings.home)) is not None:
+        return [unfinished]
+    checked = (newer_schema(path, migrations) for path, migrations in databases(settings).values())
+    return [problem for problem in checked if problem is not None]
 
 
 def prepare_base(settings: Settings) -> None:

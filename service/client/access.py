@@ -7,7 +7,16 @@ from itertools import islice
 from typing import Any, Final, Literal, TypedDict, Unpack
 
 from service.client.connection import PAGE, Resource, given, path_of
-from service.client.types.gateway import AuditEntry, CreatedKey, DeletedKey, KeyObject, RotatedKey, Scope, UsageRow
+from service.client.types.gateway import (
+    AuditEntry,
+    CreatedKey,
+    DeletedKey,
+    KeyObject,
+    ProjectStorage,
+    RotatedKey,
+    Scope,
+    UsageRow,
+)
 
 USAGE_PAGE: Final = 1000
 
@@ -120,3 +129,11 @@ class Usage(Resource):
         return self._connection.pages(
             UsageRow, path_of("usage"), filters, page_size=USAGE_PAGE, carry_over=("start", "end")
         )
+
+    def storage(self) -> ProjectStorage:
+        """What the client's project has on the disk, and its limits. Needs a key with the scope `admin`.
+
+        Raises:
+            ClientError: `project_not_found` (404).
+        """
+        return self._connection.request(ProjectStorage, "GET", path_of("storage"))

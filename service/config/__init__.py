@@ -25,6 +25,7 @@ from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
 from service.config.server import ServerSettings
 from service.config.sources import SourceSettings
+from service.config.storage import StorageSettings
 from service.errors import SettingsError
 
 DEFAULT_BASE_CPU = "smollm2-135m-instruct"
@@ -55,7 +56,15 @@ def gpu_seen() -> bool:
     return shutil.which("nvidia-smi") is not None and Path("/proc/driver/nvidia/version").exists()
 
 
-class Settings(EngineSettings, ServerSettings, GroundingSettings, BatchSettings, SourceSettings, CostSettings):
+class Settings(
+    EngineSettings,
+    ServerSettings,
+    GroundingSettings,
+    BatchSettings,
+    SourceSettings,
+    StorageSettings,
+    CostSettings,
+):
     """All settings of the gateway and of the engine that it starts."""
 
     model_config = SettingsConfigDict(env_prefix="HATRACK_", frozen=True, extra="ignore")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from service.config import Settings
 from service.costs.budgets import BudgetService
@@ -14,11 +13,9 @@ from service.costs.year import YearReport
 from service.database import Database
 from service.files.service import Files
 from service.registry.catalog import Catalog
+from service.training.config import DATABASE as TRAINER_DATABASE
 from service.training.sidecar import Sidecar
 from service.usage.account import UsageAccount
-
-TRAINER_DATABASE: Final = "trainer/jobs.db"
-"""Under home, where the gateway has started a trainer."""
 
 
 @dataclass(frozen=True, slots=True)

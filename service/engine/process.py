@@ -219,6 +219,12 @@ def end_leftovers(directory: Path) -> list[int]:
     return ended
 
 
+def is_running(directory: Path) -> bool:
+    """Whether a process of the engine on record in ``directory`` lives, whoever started it."""
+    record = read_record(directory / RECORD)
+    return record is not None and bool(members(record.token))
+
+
 def ask_to_keep(directory: Path) -> None:
     """Ask the gateway that uses ``directory`` to leave its engine running when it stops this time."""
     directory.mkdir(parents=True, exist_ok=True)

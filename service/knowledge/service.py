@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from service.access.audit import Actor, note
 from service.access.caller import Caller
-from service.config import MIB, Settings
+from service.config import GIB, MIB, Settings
 from service.database import Database
-from service.errors import BadRequest, Forbidden, Internal, Unavailable
+from service.errors import BadRequest, Forbidden, Internal, TooLarge, Unavailable
 from service.files.blob_store import BlobStore
 from service.files.service import Files
 from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
 from service.grounding.required_filters import required_values, restrict
 from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.file_holds import FileHolds
+from service.knowledge.index import indexing_records
+from service.knowledge.index.indexing import stores_full
 from service.knowledge.index.stores import Stores
 from service.knowledge.types import (
     BatchInfo,
@@ -41,10 +44,19 @@ class Knowledge:
         file_holds: Holds of the stores on uploaded files.
         database: For the audit.
         embedder: The stores', which starts when it is first needed.
+        max_project_bytes: Most that the stores of one project may take on the disk; None: no limit.
     """
 
-    def __init__(self, stores: Stores, file_holds: FileHolds, database: Database, embedder: Embedder) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        file_holds: FileHolds,
+        database: Database,
+        embedder: Embedder,
+        max_project_bytes: int | None = None,
+    ) -> None:
         self.embedder = embedder
+        self._max_project_bytes = max_project_bytes
         self._stores = stores
         self._file_holds = file_holds
         self._database = database
@@ -53,15 +65,17 @@ class Knowledge:
     def from_settings(cls, settings: Settings, database: Database, files: Files) -> Knowledge:
         """The stores under the gateway's home, with the files and the embedding model that the settings name."""
         embedder = Embedder(EmbedderConfig.from_settings(settings))
+        max_project_bytes = None if settings.max_stores_gib is None else int(settings.max_stores_gib * GIB)
         stores = Stores(
             database,
             settings.home / "grounding",
             embedder,
             BlobStore(settings.files_dir).path,
             memory_bytes=settings.grounding_memory_mib * MIB,
+            max_project_bytes=max_project_bytes,
             vector_weight=settings.grounding_vector_weight,
         )
-        return cls(stores, FileHolds(files, database), database, embedder)
+        return cls(stores, FileHolds(files, database), database, embedder, max_project_bytes)
 
     async def open(self) -> None:
         """Open the stores, and make their holds on uploaded files match their contents."""
@@ -90,8 +104,11 @@ class Knowledge:
         Raises:
             Forbidden: The key's globs do not match the name.
             NotFound: The project or a file does not exist.
+            TooLarge: The project's stores have no room left, and there are files to add.
         """
         self._check_name(caller, name)
+        if file_ids:
+            await self._demand_room(caller.project, "file_ids")
         store = await self._stores.create_store(caller.project, name, description=description, metadata=metadata)
         await self._note(actor, "store.create", store.id, {"name": name})
         try:
@@ -182,12 +199,22 @@ class Knowledge:
             raise Internal("the batch was not created")
         return batch
 
+    async def _demand_room(self, project: str, param: str) -> None:
+        """Raise TooLarge if the project's stores are full already: what is added is measured as it is indexed."""
+        if self._max_project_bytes is None:
+            return
+        stored = await self._database.run(partial(indexing_records.project_usage_bytes, project=project))
+        if stored >= self._max_project_bytes:
+            raise TooLarge(stores_full(stored, self._max_project_bytes), param=param, code="project_storage_full")
+
     async def _add(
         self, caller: Caller, actor: Actor, store_id: str, drafts: Sequence[NewStoreFile], *, batch: bool, param: str
     ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
         await self.show(caller, store_id)
         ids = [draft.file_id for draft in drafts]
         known = {file_id for file_id in ids if await self._stores.get_file(caller.project, store_id, file_id)}
+        if known != set(ids):
+            await self._demand_room(caller.project, param)
         rows = await self._file_holds.hold(caller, ids, param, store_id)
         named = [
             NewStoreFile(draft.file_id, row.filename, draft.attributes, draft.chunking)

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import sqlalchemy as sa
+
 from adapters.errors import AdapterError, DiskFull
 from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest
 from adapters.names import parse_alias, parse_name
 from adapters.proof import Evidence
 from adapters.sources import Source
-from adapters.store import Staging
+from adapters.store import Staging, digest_of
 from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.access.records import require_project
@@ -118,6 +120,9 @@ class Pushes:
                 return await self._register(caller.project, name, draft, wait=wait, actor=actor)
             reference_of(upload.metadata)
             inspection = await in_thread(self._inspect, staging, upload)
+            size = staging.weights.bytes_written
+            digest = digest_of(inspection.manifest.canonical(), staging.weights.sha256)
+            await self._state.database.run(lambda db: self._proving.space.demand(db, caller.project, digest, size))
             async with self._state.store_lock:  # no collection between the commit and the keeping
                 digest = await in_thread(staging.commit, inspection.manifest)
                 self._proving.keep(digest)
@@ -241,9 +246,7 @@ class Pushes:
         if same is None or self._proving.running(same.id) is None:
             self._proving.require_room()
             if same is None:
-                version_id = await self._state.database.run(
-                    lambda db: records.add_version(db, project, name, draft, actor=actor)
-                )
+                version_id = await self._state.database.run(lambda db: self._add(db, project, name, draft, actor))
             else:
                 version_id = same.id
                 await self._state.database.run(
@@ -257,6 +260,12 @@ class Pushes:
         if row is None:
             raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
         return PushResult(await self._state.shown_version(project, name, row.number), 202)
+
+    def _add(self, db: sa.Connection, project: str, name: str, draft: VersionDraft, actor: Actor) -> int:
+        self._proving.space.demand(
+            db, project, draft.digest, draft.bytes
+        )  # others may have come since it was looked at first
+        return records.add_version(db, project, name, draft, actor=actor)
 
     async def _register_proven(
         self, project: str, name: str, draft: VersionDraft, evidence: Evidence | SettingsProof, actor: Actor

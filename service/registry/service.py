@@ -20,7 +20,7 @@ from service.access.audit import Actor
 from service.access.caller import Caller
 from service.admission.background import BackgroundEngine
 from service.concurrency import in_thread
-from service.config import Settings
+from service.config import GIB, Settings
 from service.database import Database
 from service.engine.client import EngineClient
 from service.errors import BadRequest, Conflict
@@ -43,6 +43,7 @@ from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.rollback import LiveRollback
 from service.registry.sources.fetch import SourceFetcher
 from service.registry.state import RegistryState, adapter_not_found, require_weights
+from service.registry.storage_records import AdapterSpace
 from service.registry.verdicts import Verdicts
 
 
@@ -86,7 +87,8 @@ class Registry:
             neighbours=LoadedAdapters(catalog, residency),
         )
         self._prompts = PromptChecker(engine, check_stores)
-        self._proving = Proving(self._state, self._prober, self._prompts)
+        space = AdapterSpace(None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB))
+        self._proving = Proving(self._state, self._prober, self._prompts, space)
         self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
         self.aliases = AliasService(self._state, self._prober, settings.engine_slots)
         self.fetcher = SourceFetcher(settings)

@@ -20,6 +20,8 @@ NOT_INHERITED: Final = (
     "OPENAI_API_KEY",
 )
 """Variables that the trainer does not inherit: it authenticates with each job's own key, which has no more rights."""
+DATABASE: Final = "trainer/jobs.db"
+"""The trainer's database, under the home."""
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 

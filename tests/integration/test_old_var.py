@@ -1,7 +1,10 @@
-"""This version takes over the home of an earlier one as kill -9 left it: adapters serve, and jobs that ran go on."""
+"""This version takes over the home of an earlier one as kill -9 left it, backed up and restored in another place:
+adapters serve, and jobs that ran go on.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from service.config import Settings
+from service.storage.backup import make_backup
+from service.storage.restore import restore
 from tests.conftest import ENGINE_TIMEOUT_S
 from tests.support.gateway import TIMEOUT
 from tests.support.old_var import OldGateway, OldVersion, unpack, usage_of, versions
@@ -33,13 +39,25 @@ def facts(version: OldVersion) -> dict[str, Any]:
 def upgraded_gateway(
     version: OldVersion, base_dir: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OldGateway]:
-    """A gateway with engine and trainer, started in the old home."""
-    home = tmp_path_factory.mktemp("old") / "var"
+    """A gateway with engine and trainer, started in the old home, which was restored from a backup.
+
+    Neither the path of the home and of its base nor the gateway's address is what it was, as on another machine.
+    """
+    directory = tmp_path_factory.mktemp("old")
+    home, before = directory / "var", directory / "before" / "var"
+
+    def restore_elsewhere() -> None:
+        unpack(version, before, base_dir=directory / "before" / "base", gateway="http://127.0.0.1:1")
+        settings = Settings(home=before, base_model=str(base_dir), engine_device="cpu")
+        backup = make_backup(settings, directory / "backup.tar", lambda *_: None)
+        shutil.rmtree(before)
+        restore(settings.model_copy(update={"home": home}), backup.path, lambda *_: None)
+
     started = OldGateway(
         home=home, base_dir=base_dir, settings={"HATRACK_TRAINER_DEVICE": "cpu"}, arguments=("--trainer",)
     )
     with normal_priority():
-        started.start(prepare=lambda: unpack(version, home, base_dir=base_dir, gateway=started.url))
+        started.start(prepare=restore_elsewhere)
         yield started
         started.stop()
     assert started.engine_processes() == []

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from service.config import Settings
+from service.storage.archive import Manifest
+from service.storage.backup import make_backup
+from service.storage.restore import restore
 from tests.support.old_var import OldVersion, missing, read_home, unpack, versions
 
 NO_PRICE = ".hatrack.cost was 0.0 and is None"
@@ -29,6 +34,34 @@ async def test_everything_in_an_old_home_is_answered_as_it_was(
     changed = missing(version.answers, answers)
     accepted = (NO_PRICE, CHECKPOINT_NAME, FILES_OF_BATCHES)
     assert [text for text in changed if not any(known in text for known in accepted)] == []
+
+
+@pytest.mark.parametrize("version", versions(), ids=lambda version: version.directory.name)
+async def test_an_old_home_goes_through_backup_restore_upgrade_and_both_again(
+    version: OldVersion, tmp_path: Path, base_dir: Path
+) -> None:
+    """What is restored has the old schema; upgraded there, it answers as it was, and is backed up again."""
+
+    def moved(source: Path, target: Path, archive: Path) -> Manifest:
+        settings = Settings(home=source, base_model=str(base_dir), engine_device="cpu")
+        manifest = make_backup(settings, archive, lambda *_: None).manifest
+        restore(settings.model_copy(update={"home": target}), archive, lambda *_: None)
+        return manifest
+
+    old = unpack(version, tmp_path / "old", base_dir=base_dir, gateway="http://127.0.0.1:9")
+    first = moved(old, tmp_path / "new", tmp_path / "old.tar")
+    assert first.schemas["trainer/jobs.db"] is None, "a trainer before the first migration"
+    assert (first.faults, first.reindexed) == ((), 0)
+    shutil.rmtree(old)
+    answers = await read_home(tmp_path / "new", base_dir, version.facts)
+    accepted = (NO_PRICE, CHECKPOINT_NAME, FILES_OF_BATCHES)
+    assert [text for text in missing(version.answers, answers) if not any(known in text for known in accepted)] == []
+
+    second = moved(tmp_path / "new", tmp_path / "newer", tmp_path / "new.tar")
+    assert int(second.schemas["hatrack.db"] or 0) > int(first.schemas["hatrack.db"] or 0)
+    assert second.faults == ()
+    named = {member.path: member.sha256 for member in first.members if member.path.startswith(("adapters/", "files/"))}
+    assert named.items() <= {member.path: member.sha256 for member in second.members}.items()
 
 
 def test_what_is_missing_is_named() -> None:

@@ -65,7 +65,7 @@ def worker_command(directory: Path, stage: str) -> list[str]:
 
 def job_directories(installation: Installation) -> RunDirectories:
     """The directories of all jobs."""
-    return RunDirectories(installation.directory / "jobs", installation.directory / "spent", LARGE_FILES)
+    return RunDirectories(installation.directory / "jobs", installation.directory / "spent", LARGE_FILES, installation)
 
 
 class FinetuneKind(Kind[JobResult]):

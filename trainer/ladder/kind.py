@@ -85,7 +85,7 @@ def worker_command(directory: Path, stage: str) -> list[str]:
 def ladder_directories(installation: Installation) -> RunDirectories:
     """The directories of all ladders."""
     home = installation.directory
-    return RunDirectories(home / "ladders", home / "spent-ladders", LARGE_FILES)
+    return RunDirectories(home / "ladders", home / "spent-ladders", LARGE_FILES, installation)
 
 
 class LadderKind(Kind[LadderResult]):

@@ -8,15 +8,17 @@ SPENT/ID          keys of finished runs, until the gateway has revoked them
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from trainer.config import Installation
 from trainer.durable import publish, replace_file
 from trainer.runs import protocol
 from trainer.runs.protocol import Control, WorkerEvent
@@ -34,11 +36,19 @@ class RunDirectories:
         directory: The directory of the kind's runs.
         keys_to_revoke: Holds the keys of finished runs until they are revoked.
         large_files: Names of the files and directories of a run that are deleted some time after its end.
+        installation: Where this machine's gateway and base are, for `relocate`.
     """
 
-    def __init__(self, directory: Path, keys_to_revoke: Path, large_files: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keys_to_revoke: Path,
+        large_files: tuple[str, ...],
+        installation: Installation | None = None,
+    ) -> None:
         self.directory = directory
         self.keys_to_revoke = keys_to_revoke
+        self._installation = installation
         self._large_files = (*large_files, protocol.LOG, protocol.OLD_LOG)
 
     def open(self) -> None:
@@ -78,6 +88,25 @@ class RunDirectories:
     def ids(self) -> list[str]:
         """The ids of all runs that have a directory."""
         return sorted(path.name for path in self.directory.iterdir() if not path.name.startswith("."))
+
+    def relocate(self, run_id: str) -> None:
+        """Point a run at this machine's gateway, and at its base if the directory that the run names is gone.
+
+        Since a run was created, its home may have been restored elsewhere, or the gateway have got another port.
+        Raises OSError.
+        """
+        content = self.read_bytes(run_id, protocol.SPEC)
+        if self._installation is None or content is None:
+            return
+        try:
+            spec: dict[str, Any] = json.loads(content)
+        except ValueError:
+            return  # the worker says what is wrong with it
+        places = {"gateway": self._installation.gateway}
+        if "base_dir" in spec and not (Path(spec["base_dir"]) / "config.json").is_file():
+            places["base_dir"] = str(self._installation.base)
+        if any(spec.get(name) != place for name, place in places.items()):
+            replace_file(self.path_of(run_id) / protocol.SPEC, json.dumps(spec | places) + "\n")
 
     def set_control(self, run_id: str, control: Control) -> None:
         """Atomically write the control file for the run's worker."""

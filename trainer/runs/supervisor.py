@@ -224,6 +224,7 @@ class Supervisor:
     async def _begin(self, kind: AnyKind, run: Run, stage: Stage) -> None:
         await self._ingest(kind, run.id)  # notices a truncated events file before it grows again
         try:
+            await asyncio.to_thread(kind.directories.relocate, run.id)
             await asyncio.to_thread(kind.directories.set_control, run.id, Control.RUN)
             await kind.prepare(run, stage)
             # on this thread: in another one it could outlive a cancellation and leave an unwatched worker

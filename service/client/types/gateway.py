@@ -190,6 +190,23 @@ class DeletedKey(TypedDict):
     deleted: Literal[True]
 
 
+class StorageSpace(TypedDict):
+    """Bytes on the disk; ``limit_bytes``: None without a limit."""
+
+    bytes: int
+    limit_bytes: int | None
+
+
+class ProjectStorage(TypedDict):
+    """What a project has on the disk."""
+
+    object: Literal["storage"]
+    project: str
+    files: StorageSpace
+    adapters: StorageSpace
+    vector_stores: StorageSpace
+
+
 class AuditEntry(TypedDict):
     """A change, or a count of refused requests."""
 

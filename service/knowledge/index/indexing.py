@@ -61,6 +61,7 @@ class Indexing:
         path_of: Where the bytes of a file id are.
         locks: Held by store id while what is found in it changes.
         memory_bytes: Most that the index of one store may take.
+        max_project_bytes: Most that all stores of one project may take on the disk; None: no limit.
         changed: Called when a file is done, or waits.
     """
 
@@ -71,8 +72,8 @@ class Indexing:
         embedder: Embedder,
         path_of: Callable[[str], Path],
         locks: Locks,
-        *,
         memory_bytes: int,
+        max_project_bytes: int | None,
         changed: Callable[[], None],
     ) -> None:
         self._database = database
@@ -81,6 +82,7 @@ class Indexing:
         self._path_of = path_of
         self._locks = locks
         self._memory_bytes = memory_bytes
+        self._max_project_bytes = max_project_bytes
         self._changed = changed
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -201,6 +203,10 @@ class Indexing:
     async def _write(self, task: IndexingTask, file: PassageFile) -> tuple[int, int]:
         """Write a file's passages: how many, and the bytes that they take. Raises Dropped, DocumentRefused."""
         others = await self._database.run(lambda db: indexing_records.usage_bytes(db, task.store_id, task.file_id))
+        stored = 0
+        if self._max_project_bytes is not None:
+            own = partial(indexing_records.project_usage_bytes, project=task.project, but=task.generation)
+            stored = await self._database.run(own)
         document = await in_thread(file.begin, task.generation)
         usage = 0
         async for batch in self._embedder.passages(self._path_of(task.file_id), task.filename, task.chunking):
@@ -212,6 +218,8 @@ class Indexing:
                     f"the vector store would need more than {self._memory_bytes >> 20} MiB of memory "
                     "(HATRACK_GROUNDING_MEMORY_MIB)",
                 )
+            if self._max_project_bytes is not None and stored + usage > self._max_project_bytes:
+                raise DocumentRefused("server_error", stores_full(stored, self._max_project_bytes))
             await in_thread(file.add, document, batch.segment, batch.passages)
             if self.current is not None:
                 self.current.done += len(batch.passages)
@@ -246,6 +254,14 @@ class Indexing:
                     raise
                 self._changed()
         await in_thread(store.file.delete, garbage)
+
+
+def stores_full(stored: int, max_bytes: int) -> str:
+    """What is wrong where a project's stores have no room for more."""
+    return (
+        f"the project's vector stores take {stored} bytes, and their limit is {max_bytes} (HATRACK_MAX_STORES_GIB). "
+        "Remove files or stores first"
+    )
 
 
 def _replace_document(file: PassageFile, index: Index, former: str | None, current: SearchableFile | None) -> Index:

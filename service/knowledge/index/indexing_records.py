@@ -174,6 +174,15 @@ def pending_file(db: sa.Connection, task: IndexingTask) -> tuple[SearchableFile,
     return SearchableFile(row.file_id, row.filename, row.attributes, task.generation), row.generation
 
 
+def project_usage_bytes(db: sa.Connection, project: str, but: str | None = None) -> int:
+    """Size of the passages of a project's stores, in bytes, without the document ``but`` that is being written."""
+    joined = store_files.join(stores, stores.c.seq == store_files.c.store)
+    total = sa.select(sa.func.sum(store_files.c.usage_bytes)).select_from(joined).where(stores.c.project == project)
+    if but is not None:
+        total = total.where(store_files.c.wanted.is_distinct_from(but))
+    return int(db.scalar(total) or 0)
+
+
 def usage_bytes(db: sa.Connection, store_id: str, but: str) -> int:
     """Size of a store's passages, in bytes, without those of the file ``but``."""
     joined = store_files.join(stores, stores.c.seq == store_files.c.store)

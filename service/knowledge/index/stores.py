@@ -32,11 +32,9 @@ DEFAULT_MEMORY_BYTES: Final = 1 << 30
 MAX_QUESTION: Final = 2_000
 """Characters of a question that are looked for: of a longer one its beginning and its end."""
 MAX_TERMS: Final = 256
-LOADERS: Final = 2
-"""Stores that are loaded at once: the threads that open files and answer others are not all theirs."""
+LOADERS: Final = 2  # stores loaded at once: the threads that open files and answer others are not all theirs
 MAX_CACHED: Final = 4_096
-TOUCH_S: Final = 30.0
-"""Seconds between two writes of when stores were last used."""
+TOUCH_S: Final = 30.0  # seconds between two writes of when stores were last used
 _LOG: Final = logging.getLogger("hatrack.grounding")
 
 
@@ -52,6 +50,7 @@ class Stores:
         embedder: Started when there is something to embed.
         path_of: Where the bytes of a file id are.
         memory_bytes: Most memory that indexes take, and the most that one store may.
+        max_project_bytes: Most that the stores of one project may take on the disk; None: no limit.
         vector_weight: Of the cosine in the score, 0 to 1; BM25 has the rest.
     """
 
@@ -63,6 +62,7 @@ class Stores:
         path_of: Callable[[str], Path],
         *,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        max_project_bytes: int | None = None,
         vector_weight: float = DEFAULT_VECTOR_WEIGHT,
     ) -> None:
         self._database = database
@@ -73,7 +73,7 @@ class Stores:
         self._analyzer = Analyzer()
         self._search_pool = SearchPool()
         self._indexing = Indexing(
-            database, self._cache, embedder, path_of, self._locks, memory_bytes=memory_bytes, changed=self._change
+            *(database, self._cache, embedder, path_of, self._locks, memory_bytes, max_project_bytes, self._change)
         )
         self._indexing.idle = self._write_last_used
         self._store_cache: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()

@@ -132,7 +132,7 @@ def test_the_wheel_has_one_import_name_and_the_client_and_the_command_under_it(w
         if not module.startswith(("hatrack.client.", "hatrack.cli.", "hatrack.adapters."))
     }
     assert beside == BESIDE_THE_CLIENT
-    for server_side in ("run", "engine", "doctor", "samples"):
+    for server_side in ("run", "engine", "doctor", "samples", "storage"):
         assert f"hatrack.cli.{server_side}" not in modules(wheel)
 
 
@@ -212,14 +212,14 @@ def test_help_names_the_commands_of_the_full_product_as_such(paths: str) -> None
     done = run(paths, COMMAND, "--help", COLUMNS="200")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
-    for name in ("up", "serve", "engine", "down", "doctor"):
+    for name in ("up", "serve", "engine", "down", "doctor", "backup", "restore", "gc"):
         assert "Full product only: " in lines[name], lines[name]
     assert "ull product" not in lines["push"]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("up",), ("serve", "--keep-engine"), ("engine", "--port", "8001"), ("down", "x"), ("doctor",)],
+    [("up",), ("serve", "--keep-engine"), ("engine", "--port", "8001"), ("down", "x"), ("doctor",), ("backup", "x")],
 )
 def test_a_command_of_the_full_product_says_so_whatever_follows_it(paths: str, arguments: tuple[str, ...]) -> None:
     done = run(paths, COMMAND, *arguments)

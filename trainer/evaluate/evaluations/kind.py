@@ -34,7 +34,7 @@ def worker_command(directory: Path, _stage: str) -> list[str]:
 def evaluation_directories(installation: Installation) -> RunDirectories:
     """The directories of evaluations."""
     home = installation.directory
-    return RunDirectories(home / "evaluations", home / "spent-evaluations", LARGE_FILES)
+    return RunDirectories(home / "evaluations", home / "spent-evaluations", LARGE_FILES, installation)
 
 
 class EvaluationKind(Kind[EvaluationResult]):

@@ -38,6 +38,21 @@ def doctor(context: typer.Context) -> None:
     _refuse(context)
 
 
+def backup(context: typer.Context) -> None:
+    """Full product only: back up a gateway's home."""
+    _refuse(context)
+
+
+def restore(context: typer.Context) -> None:
+    """Full product only: restore a backup."""
+    _refuse(context)
+
+
+def gc(context: typer.Context) -> None:
+    """Full product only: remove what nothing names from a gateway's home."""
+    _refuse(context)
+
+
 def local_base() -> tuple[Path, Path | None]:
     """No gateway's settings hold here, so the base must be named. Raises typer.BadParameter."""
     raise typer.BadParameter("give --base: the directory of the base's checkpoint on this machine.")

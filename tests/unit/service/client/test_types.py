@@ -132,6 +132,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "reviews.choose": ("rev-1", "tie"),
     "teachers.list": (),
     "usage.list": (),
+    "usage.storage": (),
     "vector_stores.create": ("docs",),
     "vector_stores.list": (),
     "vector_stores.retrieve": ("vs_1",),

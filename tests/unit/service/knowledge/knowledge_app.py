@@ -42,14 +42,14 @@ def vector(text: str) -> list[float]:
 class KnowledgeApp(FilesApp):
     """Files and stores, with clients of their routes."""
 
-    def __init__(self, home: Path, url: str) -> None:
+    def __init__(self, home: Path, url: str, **settings: Any) -> None:
         super().__init__(home)
         base = home / "base"
         base.mkdir(exist_ok=True)
-        settings = Settings(
-            home=home, base_model=str(base), embeddings_url=url, embeddings_model="words", engine_device="cpu"
+        given = {"embeddings_url": url, "embeddings_model": "words", "engine_device": "cpu", **settings}
+        self.knowledge = Knowledge.from_settings(
+            Settings(home=home, base_model=str(base), **given), self.database, self.files
         )
-        self.knowledge = Knowledge.from_settings(settings, self.database, self.files)
 
     def app(self) -> FastAPI:
         app = super().app()

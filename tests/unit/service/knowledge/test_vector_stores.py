@@ -276,3 +276,26 @@ async def test_a_key_with_filters_finds_its_own_rows_and_what_is_everyones(knowl
     with pytest.raises(openai.NotFoundError):
         await shopper.files.content(ids[0])
     assert (await shopper.files.list()).data == []
+
+
+async def test_a_project_s_stores_are_bounded_together(tmp_path: Path) -> None:
+    async with vectors() as url, KnowledgeApp(tmp_path, url, max_stores_gib=1500 / 2**30).open() as app:
+        client = app.client()
+        store = await client.vector_stores.create(name="policies")
+        files = client.vector_stores.files
+        first = await app.text("returns.md", RETURNS)
+        done = await files.create_and_poll(first, vector_store_id=store.id, poll_interval_ms=50)
+        assert (done.status, done.usage_bytes < 1500) == ("completed", True)
+        long = await app.text("long.md", "\n\n".join(f"Paragraph {n} says how parcels go." for n in range(200)))
+        refused = await files.create_and_poll(long, vector_store_id=store.id, poll_interval_ms=50)
+        assert refused.status == "failed"
+        assert refused.last_error is not None
+        assert "HATRACK_MAX_STORES_GIB" in refused.last_error.message
+        app.knowledge._max_project_bytes = done.usage_bytes
+        with pytest.raises(openai.APIStatusError) as caught:
+            await files.create(store.id, file_id=await app.text("delivery.md", DELIVERY))
+        assert detail(caught.value) == (413, "project_storage_full", "file_id")
+        await files.create(store.id, file_id=first, attributes={"team": "shop"})
+        await files.delete(first, vector_store_id=store.id)
+        again = await files.create_and_poll(first, vector_store_id=store.id, poll_interval_ms=50)
+        assert again.status == "completed"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
+from adapters.base import BaseDescription
 from adapters.store import WEIGHTS_FILE
 from service.access.audit import SYSTEM
 from service.errors import ModelNotFound, NoLiveVersion
@@ -199,3 +201,22 @@ async def test_an_upload_that_breaks_off_leaves_nothing(registry_app: RegistryAp
     assert code(cut) == (400, "invalid_multipart")
     assert registry_app.leftovers() == []
     assert registry_app.store.digests() == []
+
+
+async def test_a_project_s_adapters_are_bounded_together_and_what_is_deleted_makes_room(
+    tmp_path: Path, base: BaseDescription, files: Files
+) -> None:
+    first, second = files(seed=1), files(seed=2)
+    limit_gib = (len(first.weights) * 1.5) / 2**30
+    async with RegistryApp(tmp_path / "home", base, max_adapters_gib=limit_gib).run() as app:
+        assert (await app.push("voice", first)).status_code == 201
+        full = await app.push("other", second)
+        assert (full.status_code, full.json()["error"]["code"]) == (413, "project_storage_full")
+        assert full.json()["error"]["param"] == "adapter_model.safetensors"
+        assert "HATRACK_MAX_ADAPTERS_GIB" in full.json()["error"]["message"]
+        assert (app.leftovers(), len(app.store.digests())) == ([], 1), "it was refused before it was stored"
+        assert (await app.push("again", first)).status_code == 201, "the same weights take no more room"
+        assert (await app.push("voice", second, headers=await app.key("elsewhere"))).status_code == 201
+        for name in ("voice", "again"):
+            assert (await app.http.delete(f"/v1/adapters/{name}?force=true")).status_code == 204
+        assert (await app.push("other", second)).status_code == 201

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from trainer.config import Installation
 from trainer.runs import directories, process, protocol
 from trainer.runs.directories import RunDirectories
 from trainer.runs.directory import RunDirectory
 from trainer.runs.protocol import Control, RunResult
+from trainer.runs.spec import TrainingRunSpec
 
 RUN = "run-1"
 
@@ -128,3 +130,28 @@ def test_what_a_killed_worker_left_of_a_directory_is_cleared_too(tmp_path: Path)
     (runs.path_of(RUN) / ".train.jsonl.partial").write_text("{}")
     runs.clear(RUN)
     assert [path.name for path in runs.path_of(RUN).iterdir() if "output" in path.name or "train" in path.name] == []
+
+
+def test_a_run_is_pointed_at_the_gateway_and_the_base_of_the_machine_that_it_goes_on_at(tmp_path: Path) -> None:
+    """As after a restore on another machine: another port, another home, and the base under it."""
+    base, old_base = tmp_path / "new" / "base", tmp_path / "old" / "base"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    here = Installation(home=tmp_path, gateway="http://127.0.0.1:9000", base=base, base_name="b", max_rank=32)
+    runs = RunDirectories(tmp_path / "runs", tmp_path / "spent", (), here)
+    runs.open()
+    spec = TrainingRunSpec(
+        id=RUN, project="default", created_at=1, gateway="http://10.0.0.1:8000", base_name="b", base_dir=old_base,
+        max_rank=32, context=None,
+    )  # fmt: skip
+    runs.create(RUN, spec, "hk_run")
+    runs.relocate(RUN)
+    moved = runs.read(RUN, protocol.SPEC, TrainingRunSpec)
+    assert moved == spec.model_copy(update={"gateway": here.gateway, "base_dir": base})
+
+    old_base.mkdir(parents=True)
+    (old_base / "config.json").write_text("{}")
+    runs.write(RUN, protocol.SPEC, spec)
+    runs.relocate(RUN)
+    kept = runs.read(RUN, protocol.SPEC, TrainingRunSpec)
+    assert kept == spec.model_copy(update={"gateway": here.gateway}), "a base that is still there is the run's own"

@@ -1,0 +1,219 @@
+"""`backup`, `restore` and `gc`: what an operator does with the home itself. No gateway need run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from service.cli import terminal
+from service.cli.terminal import AsJson
+from service.client import ClientError
+from service.config import Settings, load_settings
+from service.errors import SettingsError
+from service.storage import layout
+from service.storage.archive import Manifest, check_members, read_manifest
+from service.storage.backup import make_backup
+from service.storage.errors import BackupError
+from service.storage.garbage import GRACE_S, Garbage, find_garbage, remove_garbage
+from service.storage.restore import restore as restore_backup
+
+SECRETS_NOTE = (
+    "It contains the secrets of this home (the hashes of all keys and the secret that signs them, admin.key, keys of "
+    "runs that have not ended). Only you can read it (mode 0600): keep every copy as safe as admin.key."
+)
+
+
+def backup(
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="The file to write, or a directory for it. [default: hatrack-TIME.tar here]",
+            show_default=False,
+        ),
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", metavar="FILE", help="Only check this backup; write nothing.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Back up this HATRACK_HOME into one file, also while the gateway runs: databases, keys, adapters, files, runs.
+
+    The file is verified after it is written, and has its name only then. The base model and the settings are not in
+    it. See deploy/BACKUP.md.
+    """
+    if verify is not None:
+        if target is not None:
+            raise typer.BadParameter("give either a file to write or --verify, not both.")
+        _verify(verify, as_json)
+        return
+    settings = _settings(as_json)
+    path = _target(target)
+    bar = terminal.bytes_bar("copying the databases", "copying", quiet=as_json)
+    try:
+        with bar as progress:
+            done = make_backup(settings, path, progress)
+    except (BackupError, OSError) as error:
+        _fail(error, as_json)
+    notes = [*layout.outside(settings).values(), *done.manifest.faults]
+    if as_json:
+        terminal.print_json({"path": str(path), "bytes": done.bytes, **_facts(done.manifest), "notes": notes})
+        return
+    typer.echo(f"{path}: {_described(done.manifest)}, verified")
+    typer.echo(SECRETS_NOTE)
+    _print_notes(notes)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup that `hatrack backup` wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Restore a backup into an empty HATRACK_HOME, on this machine or another one.
+
+    Every file is checked before any is put into place. A base model that is already prepared there may stay.
+    """
+    settings = _settings(as_json)
+    bar = terminal.bytes_bar("reading the backup", "restoring", quiet=as_json)
+    try:
+        with bar as progress:
+            done = restore_backup(settings, file, progress)
+    except (BackupError, OSError) as error:
+        _fail(error, as_json)
+    if as_json:
+        terminal.print_json({"home": str(done.home), **_facts(done.manifest), "notes": list(done.notes)})
+        return
+    typer.echo(f"{done.home}: {_described(done.manifest)}, restored")
+    _print_notes(list(done.notes))
+    typer.echo("Next: `hatrack doctor`, then start the gateway as before (`hatrack up`, `hatrack serve --trainer`).")
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
+    hours: Annotated[
+        float, typer.Option("--min-age", min=1, metavar="HOURS", help="Leave what is younger: uploads in progress.")
+    ] = GRACE_S / 3600,
+    as_json: AsJson = False,
+) -> None:
+    """Remove from this HATRACK_HOME what nothing names any more, also while the gateway runs.
+
+    Lists it with sizes, and asks on a terminal; elsewhere it removes nothing without --yes. Adapters' files go at the
+    next start of the engine if a gateway or an engine runs.
+    """
+    settings, grace_s = _settings(as_json), hours * 3600
+    gone: list[Garbage] = []
+    try:
+        garbage = find_garbage(settings, grace_s=grace_s)
+        now = [each for each in garbage if each.later is None]
+        if not as_json:
+            _print_garbage(settings.home, garbage)
+        if now and not dry_run:
+            total = terminal.size(sum(each.bytes for each in now))
+            if yes or (sys.stdin.isatty() and typer.confirm(f"Remove {len(now)} of them, {total}?", err=True)):
+                remove_garbage(settings, grace_s=grace_s, removed=gone.append)
+    except (BackupError, OSError) as error:
+        _fail(error, as_json)
+    freed = sum(each.bytes for each in gone)
+    if as_json:
+        shown = [
+            {
+                "kind": each.kind,
+                "paths": [path.relative_to(settings.home).as_posix() for path in each.paths],
+                "bytes": each.bytes,
+                "later": each.later,
+                "removed": each.paths in {one.paths for one in gone},
+            }
+            for each in garbage
+        ]
+        terminal.print_json({"home": str(settings.home), "freed_bytes": freed, "garbage": shown})
+    elif gone:
+        typer.echo(f"Removed {len(gone)}, {terminal.size(freed)}.")
+    elif now:
+        typer.echo("Nothing was removed. To remove it: hatrack gc --yes")
+
+
+def _print_garbage(home: Path, garbage: list[Garbage]) -> None:
+    if not garbage:
+        typer.echo(f"{home}: nothing that nothing names")
+        return
+    rows = [
+        (each.kind, terminal.size(each.bytes), each.paths[0].relative_to(home).as_posix(), each.later or "now")
+        for each in garbage
+    ]
+    terminal.print_table(("KIND", "SIZE", "PATH", "CAN GO"), rows)
+
+
+def _verify(path: Path, as_json: bool) -> None:
+    bar = terminal.bytes_bar("reading the backup", "verifying", quiet=as_json)
+    try:
+        with bar as progress:
+            manifest = read_manifest(path)
+            check_members(path, manifest, progress)
+    except (BackupError, OSError) as error:
+        _fail(error, as_json)
+    if as_json:
+        terminal.print_json({"path": str(path), "bytes": path.stat().st_size, **_facts(manifest)})
+        return
+    typer.echo(f"{path}: {_described(manifest)}, whole")
+    _print_notes(list(manifest.faults))
+
+
+def _target(given: Path | None) -> Path:
+    name = time.strftime(layout.BACKUP_NAME, time.gmtime())
+    if given is None:
+        return Path.cwd() / name
+    return given.absolute() / name if given.is_dir() else given.absolute()
+
+
+def _facts(manifest: Manifest) -> dict[str, object]:
+    return {
+        "hatrack": manifest.hatrack,
+        "created_at": manifest.created_at,
+        "format": manifest.format,
+        "files": len(manifest.members),
+        "content_bytes": manifest.bytes,
+        "schemas": manifest.schemas,
+        "base": manifest.base,
+        "outside": list(manifest.outside),
+        "reindexed": manifest.reindexed,
+        "faults": list(manifest.faults),
+    }
+
+
+def _described(manifest: Manifest) -> str:
+    made = datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    names = [member.path for member in manifest.members]
+    adapters = {name.split("/")[1] for name in names if name.startswith(f"{layout.ADAPTERS}/")}
+    folders = tuple(f"{parent}/" for parent in layout.RUNS)
+    runs = {"/".join(name.split("/")[:3]) for name in names if name.startswith(folders)}
+    files = sum(name.startswith(f"{layout.FILES}/") for name in names)
+    stores = sum(name.startswith(f"{layout.STORES}/") for name in names)
+    return terminal.clean(
+        f"Hatrack {manifest.hatrack}, {made}, {terminal.size(manifest.bytes)}: {len(adapters)} adapters' weights, "
+        f"{files} files, {stores} vector stores, {len(runs)} runs"
+    )
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in notes:
+        typer.echo(terminal.clean(f"Note: {note}"))
+
+
+def _settings(as_json: bool) -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        terminal.print_error(ClientError(0, "invalid_settings", str(error)), as_json)
+        raise typer.Exit(terminal.FAILED) from error
+
+
+def _fail(error: BackupError | OSError, as_json: bool) -> NoReturn:
+    if isinstance(error, OSError):
+        error = BackupError(f"{error.filename or 'the disk'}: {error.strerror}")
+    terminal.print_error(ClientError(0, error.code, str(error)), as_json)
+    raise typer.Exit(terminal.FAILED) from error

@@ -1,0 +1,227 @@
+"""Finds and removes what nothing names any more: what crashes have left, and what was deleted while it was in use.
+
+The gateway and the trainer clean up at their starts, and as they delete; this is for what has gathered since, and says
+how much that is. What is younger than the grace stays: an upload has its bytes on the disk before its row is written.
+An adapter's files are left to the next start of the engine while a gateway or an engine runs in this home, since an
+engine that has loaded them may read them again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapters.names import is_digest
+from adapters.store import STAGING
+from service.config import Settings
+from service.engine.process import is_running
+from service.errors import SettingsError
+from service.files.blob_store import INCOMING
+from service.server.instance import InstanceLock, holder
+from service.storage import layout
+from service.storage.errors import BackupError
+from service.storage.references import References, references, run_statuses
+from service.training.config import DATABASE as TRAINER_DATABASE
+
+GRACE_S: Final = 24 * 3600.0
+WHEN_ENGINE_STARTS: Final = "when the engine next starts"
+WHEN_TRAINER_STARTS: Final = "when the trainer next starts, which revokes its key"
+_STORE_SUFFIXES: Final = ("", "-wal", "-shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """Something on the disk that nothing names.
+
+    Attributes:
+        kind: What it was: `adapter`, `upload`, `file`, `vector store`, `batch`, `run` or `leftover`.
+        paths: Its files or directories.
+        bytes: Their size.
+        later: When it goes by itself, if it cannot be removed now; else None.
+    """
+
+    kind: str
+    paths: tuple[Path, ...]
+    bytes: int
+    later: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Something that is not named, before its age and size are known."""
+
+    kind: str
+    paths: tuple[Path, ...]
+    later: str | None = None
+
+
+def find_garbage(settings: Settings, *, grace_s: float = GRACE_S) -> list[Garbage]:
+    """What nothing names any more, and is older than ``grace_s`` seconds. Changes nothing.
+
+    Raises:
+        BackupError: The database that names everything is not here.
+    """
+    return _find(settings, grace_s, gateway_runs=holder(settings.home) is not None)
+
+
+def remove_garbage(settings: Settings, *, grace_s: float = GRACE_S, removed: Callable[[Garbage], object]) -> int:
+    """Remove what `find_garbage` finds now; returns the bytes. No gateway can start meanwhile.
+
+    Args:
+        removed: Called with each that was removed.
+
+    Raises:
+        BackupError: As `find_garbage`.
+    """
+    freed = 0
+    with _no_gateway_starts(settings.home) as is_ours:
+        for each in _find(settings, grace_s, gateway_runs=not is_ours):
+            if each.later is not None:
+                continue
+            for path in each.paths:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            freed += each.bytes
+            removed(each)
+    return freed
+
+
+def _find(settings: Settings, grace_s: float, *, gateway_runs: bool) -> list[Garbage]:
+    home = settings.home
+    elsewhere = layout.outside(settings)
+    if "database_url" in elsewhere:
+        raise BackupError(
+            "`hatrack gc` reads from the gateway's database what is still named, and HATRACK_DATABASE_URL puts that "
+            "elsewhere: nothing can be told, and nothing was removed"
+        )
+    if not (home / layout.DATABASE).is_file():
+        raise BackupError(f"there is no home at {home}: {home / layout.DATABASE} does not exist (HATRACK_HOME)")
+    # the disk before the databases: what is registered in between is named, and stays
+    candidates, folders = list(_candidates(home)), {parent: _entries(home / parent) for parent in layout.RUNS}
+    named = references(home / layout.DATABASE)
+    trainer = home / TRAINER_DATABASE
+    leftovers = _runs(folders, run_statuses(trainer) if trainer.is_file() else {})
+    found = [*(each for each in candidates if not _is_named(each, named)), *leftovers]
+    busy = gateway_runs or is_running(settings.engine_dir)
+    oldest = time.time() - grace_s
+    return [
+        Garbage(each.kind, each.paths, sum(map(_size, each.paths)), _later(each, busy))
+        for each in found
+        if not ("store_url" in elsewhere and each.kind == "adapter") and _changed_at(each.paths) <= oldest
+    ]
+
+
+@contextmanager
+def _no_gateway_starts(home: Path) -> Iterator[bool]:
+    """Hold the home's lock, if no gateway does; yields whether it is held here."""
+    try:
+        lock = InstanceLock(home)
+    except SettingsError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _candidates(home: Path) -> Iterator[_Found]:
+    """Everything on the disk that the gateway's database must name."""
+    adapters = home / layout.ADAPTERS
+    for folder in layout.folders(adapters):
+        if is_digest(folder.name):
+            yield _Found("adapter", (folder,))
+    for path in _entries(adapters / STAGING):
+        if not _is_locked(path):
+            yield _Found("upload", (path,))
+    for path in _entries(home / layout.FILES / INCOMING):
+        yield _Found("upload", (path,))
+    for path in _entries(home / layout.FILES):
+        if path.is_file():
+            yield _Found("file", (path,))
+    for path in _entries(home / layout.STORES):
+        if path.suffix == ".db":
+            yield _Found("vector store", tuple(path.with_name(path.name + suffix) for suffix in _STORE_SUFFIXES))
+    for folder in layout.folders(home / layout.BATCHES):
+        yield _Found("batch", (folder,))
+
+
+def _is_named(found: _Found, named: References) -> bool:
+    name = found.paths[0].name
+    return {
+        "adapter": name in named.digests,
+        "file": name in named.files,
+        "vector store": name.removesuffix(".db") in named.generations,
+        "batch": name in named.batches,
+    }.get(found.kind, False)
+
+
+def _runs(folders: Mapping[str, list[Path]], runs: Mapping[str, bool] | None) -> Iterator[_Found]:
+    """Folders of runs that the trainer's database does not have, and what killed processes left in the others."""
+    if runs is None:
+        return
+    for paths in folders.values():
+        for path in paths:
+            if path.name.startswith(".new-"):
+                yield _Found("leftover", (path,))
+            elif path.is_dir() and path.name not in runs:
+                yield _Found("run", (path,), WHEN_TRAINER_STARTS if (path / "key").exists() else None)
+            elif runs.get(path.name):
+                for below in _entries(path):
+                    if layout.is_leftover(below.name):
+                        yield _Found("leftover", (below,))
+
+
+def _later(found: _Found, busy: bool) -> str | None:
+    return WHEN_ENGINE_STARTS if found.kind == "adapter" and busy else found.later
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether the process that stages this upload lives."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _changed_at(paths: Iterable[Path]) -> float:
+    """When the newest of these, or of what is in them, was written or linked, Unix seconds."""
+    newest = 0.0
+    for path in paths:
+        for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+            with suppress(OSError):
+                status = each.stat(follow_symlinks=False)
+                newest = max(newest, status.st_mtime, status.st_ctime)
+    return newest
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+        with suppress(OSError):
+            if each.is_file():
+                total += each.stat().st_size
+    return total

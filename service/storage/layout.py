@@ -1,0 +1,102 @@
+"""Where everything is in a home, and which of it a backup holds.
+
+    hatrack.db                               the gateway's database
+    admin.key, key.secret                    secrets
+    adapters/DIGEST/, files/ID               write-once content, named by the database
+    grounding/STORE.db                       passages and vectors of a vector store
+    batches/ID/                              answers of a batch that runs
+    trainer/*.db                             the trainer's database; older trainers had two more
+    trainer/{jobs,evaluations,ladders}/ID/   the runs' folders
+    trainer/spent*/ID                        keys of ended runs that are still to be revoked
+
+Not in a backup: `base/` and `base-cache/` (prepared again from the base's source), `engine/`, `sources/`, logs, locks
+and sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from service.config import Settings
+from service.database import MIGRATIONS
+from service.training.config import DATABASE as TRAINER_DATABASE
+
+DATABASE: Final = "hatrack.db"
+SECRETS: Final = ("admin.key", "key.secret")
+ADAPTERS: Final = "adapters"
+FILES: Final = "files"
+STORES: Final = "grounding"
+BATCHES: Final = "batches"
+TRAINER: Final = "trainer"
+RUNS: Final = ("trainer/jobs", "trainer/evaluations", "trainer/ladders")
+SPENT_KEYS: Final = ("trainer/spent", "trainer/spent-evaluations", "trainer/spent-ladders")
+BACKED_UP: Final = (DATABASE, *SECRETS, ADAPTERS, FILES, STORES, BATCHES, TRAINER)
+"""The entries of a home that a backup holds, and that must not be there before it is restored."""
+WORKER_LOCK: Final = "worker.lock"
+"""In a run's folder; empty of meaning on another machine."""
+BACKUP_NAME: Final = "hatrack-%Y%m%dT%H%M%SZ.tar"
+"""A backup's name by its time (UTC), where none is given."""
+OUTSIDE: Final = {
+    "database_url": "HATRACK_DATABASE_URL is set: the databases of gateway and trainer are not in the backup. Dump "
+    "them by their own means (`pg_dump`, or your provider's snapshots), right before each backup, and restore both "
+    "together.",
+    "store_url": "HATRACK_STORE_URL is set: the adapters' files are in that bucket, and not in the backup. Protect "
+    "them by the bucket's own means (versioning and a retention lock, or replication).",
+    "trainer_url": "HATRACK_TRAINER_URL is set: the database and the runs of that trainer are in its own `--home`, and "
+    "only in the backup if that is this HATRACK_HOME. Else back that home up, too.",
+}
+"""What is kept elsewhere, by the setting that says where."""
+
+
+def outside(settings: Settings) -> dict[str, str]:
+    """What these settings keep outside the home, by the setting's name: a sentence for the operator."""
+    return {name: text for name, text in OUTSIDE.items() if getattr(settings, name, None)}
+
+
+def databases(settings: Settings) -> dict[str, tuple[Path, Path]]:
+    """The databases that are migrated, by their places in the home: the file, and Alembic's script directory."""
+    found = {DATABASE: (settings.home / DATABASE, MIGRATIONS)}
+    trainer = find_spec("trainer")  # is not imported: it may be installed without the packages that it needs
+    if trainer is not None and trainer.submodule_search_locations:
+        migrations = Path(trainer.submodule_search_locations[0]) / "migrations"
+        found[TRAINER_DATABASE] = (settings.home / TRAINER_DATABASE, migrations)
+    return found
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder in a run's folder is what a killed process left of a replacement."""
+    return name.startswith(".") and name.endswith((".partial", ".retired"))
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """The regular files of a run or a batch, sorted; no locks, no leftovers. What goes away meanwhile is left out."""
+    try:
+        entries = sorted(directory.iterdir())
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_symlink() or is_leftover(entry.name) or entry.name == WORKER_LOCK:
+            continue
+        if entry.is_dir():
+            yield from files_below(entry)
+        elif entry.is_file():
+            yield entry
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The files in a directory that are not hidden, sorted; none where it does not exist."""
+    try:
+        return sorted(entry for entry in directory.iterdir() if not entry.name.startswith(".") and entry.is_file())
+    except FileNotFoundError:
+        return []
+
+
+def folders(directory: Path) -> list[Path]:
+    """The folders in a directory that are not hidden, sorted; none where it does not exist."""
+    try:
+        return sorted(entry for entry in directory.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,120 @@
+"""A gateway is backed up while it is written to; what is restored serves in another place, and holds together."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from pathlib import Path
+
+from service.storage.backup import Backup, make_backup
+from service.storage.garbage import find_garbage
+from service.storage.restore import restore
+from tests.support.adapters import describe_base, make_adapter, make_base
+from tests.unit.service.gateway_app import BASE, GatewayApp, running
+from tests.unit.service.storage.test_backup import QUIET
+
+MIN_ROUNDS = 8
+RETURNS = b"# Returns\n\nGoods may be sent back within 45 days.\n"
+CHAT = {"model": "voice", "messages": [{"role": "user", "content": "hello"}]}
+
+
+async def put_file(gateway: GatewayApp, content: bytes) -> str:
+    files = {"file": ("a.md", content)}
+    answer = await gateway.http.post("/v1/files", data={"purpose": "assistants"}, files=files)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+async def indexed(gateway: GatewayApp, store: str) -> None:
+    """Wait until all files of a store are indexed; none may fail."""
+    statuses: list[str] = []
+    while not statuses or "in_progress" in statuses:
+        await asyncio.sleep(0.02)
+        files = (await gateway.http.get(f"/v1/vector_stores/{store}/files")).json()["data"]
+        statuses = [file["status"] for file in files]
+    assert set(statuses) == {"completed"}
+
+
+class Writer:
+    """Uploads files, puts them into a store, and deletes those of the round before, until it is ``done``."""
+
+    def __init__(self, gateway: GatewayApp) -> None:
+        self._gateway = gateway
+        self.rounds = 0
+        self.done = False
+
+    async def run(self) -> None:
+        try:
+            await self._write()
+        finally:
+            self.done = True  # or the backup would wait for another round for ever
+
+    async def _write(self) -> None:
+        http = self._gateway.http
+        store = (await http.post("/v1/vector_stores", json={"name": "busy"})).json()["id"]
+        before: str | None = None
+        while not self.done:
+            text = f"# Notice {self.rounds}\n\nParcel {self.rounds} has come.\n"
+            file_id = await put_file(self._gateway, text.encode())
+            await http.post(f"/v1/vector_stores/{store}/files", json={"file_id": file_id})
+            await self._gateway.key("infer")
+            if before is not None:
+                assert (await http.delete(f"/v1/vector_stores/{store}/files/{before}")).status_code == 200
+                assert (await http.delete(f"/v1/files/{before}")).status_code == 200
+            before, self.rounds = file_id, self.rounds + 1
+
+    def pace(self, _done: int, _total: int | None, doing: str) -> None:
+        """Of the backup, in its thread: with each of the first pieces that it copies, two rounds are written."""
+        if doing == "copying" and self.rounds < MIN_ROUNDS:
+            until = self.rounds + 2
+            while self.rounds < until and not self.done:
+                time.sleep(0.005)
+
+
+async def back_up_while_written_to(gateway: GatewayApp, target: Path) -> Backup:
+    writer = Writer(gateway)
+    writing = asyncio.create_task(writer.run())
+    try:
+        while writer.rounds < 2 and not writing.done():  # noqa: ASYNC110 (it has begun, and goes on)
+            await asyncio.sleep(0.01)
+        return await asyncio.to_thread(make_backup, gateway.settings, target, writer.pace)
+    finally:
+        writer.done = True
+        await writing
+        assert writer.rounds >= MIN_ROUNDS
+
+
+async def test_a_backup_that_was_made_under_writes_serves_in_another_place(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    made = make_adapter(tmp_path / "adapter", describe_base(base, served_name=BASE))
+    async with running(tmp_path / "a", base) as gateway:
+        parts = {"config": ("adapter_config.json", made.config), "weights": ("w.safetensors", made.weights)}
+        pushed = await gateway.http.post("/v1/adapters", data={"name": "voice"}, files=parts)
+        assert pushed.status_code == 201, pushed.text
+        key = await gateway.key("infer")
+        kept = await put_file(gateway, RETURNS)
+        store = (await gateway.http.post("/v1/vector_stores", json={"name": "rules", "file_ids": [kept]})).json()["id"]
+        await indexed(gateway, store)
+        space = (await gateway.http.get("/v1/storage")).json()
+        assert space["adapters"] == {"bytes": len(made.weights), "limit_bytes": None}
+        assert space["files"] == {"bytes": len(RETURNS), "limit_bytes": 64 * 2**30}
+        assert space["vector_stores"]["bytes"] > 0
+        backup = await back_up_while_written_to(gateway, tmp_path / "b.tar")
+    assert backup.manifest.faults == ()
+
+    restore(gateway.settings.model_copy(update={"home": tmp_path / "b"}), backup.path, QUIET)
+    async with running(tmp_path / "b", base) as other:
+        answer = await other.http.post("/v1/chat/completions", json=CHAT, headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-hatrack-digest"] == pushed.json()["digest"]
+        listed = (await other.http.get("/v1/files")).json()["data"]
+        assert kept in [file["id"] for file in listed]
+        for file in listed:
+            content = (await other.http.get(f"/v1/files/{file['id']}/content")).content
+            assert hashlib.sha256(content).hexdigest() == file["sha256"]
+        found = await other.http.post(f"/v1/vector_stores/{store}/search", json={"query": "How many days?"})
+        assert "45 days" in found.json()["data"][0]["content"][0]["text"]
+        for each in (await other.http.get("/v1/vector_stores")).json()["data"]:
+            await indexed(other, each["id"])
+        assert find_garbage(other.settings, grace_s=0) == [], "its start has removed what came after the databases"
