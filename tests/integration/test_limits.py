@@ -153,7 +153,7 @@ def test_a_key_over_its_tokens_per_day_is_refused_and_other_keys_continue(make_k
     key, other = make_key(tokens_per_day=150), make_key(tokens_per_day=150)
     spent = spend(key, 150)
     with pytest.raises(openai.RateLimitError, match=f"`tokens_per_day`: limit 150, used {spent}[,.]") as refused:
-        key.ask(max_tokens=150)
+        key.ask(max_tokens=100)
     assert error_of(refused) == ("insufficient_quota", "insufficient_quota")
     headers = refused.value.response.headers
     assert headers["x-should-retry"] == "false"
@@ -161,7 +161,7 @@ def test_a_key_over_its_tokens_per_day_is_refused_and_other_keys_continue(make_k
     patient = key.client.with_options(max_retries=5)  # the client itself sees that there is no use in trying again
     with pytest.raises(openai.RateLimitError):
         patient.chat.completions.create(
-            model="tidewater", messages=[{"role": "user", "content": "Hello"}], max_tokens=150
+            model="tidewater", messages=[{"role": "user", "content": "Hello"}], max_tokens=100
         )
     # refused were: what found the day spent, what wanted all of it, and the patient one, once
     wait_for_value(lambda: [row["errors"] for row in key.usage(group_by="key")], [3])

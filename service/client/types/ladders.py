@@ -52,7 +52,7 @@ class LadderRung(TypedDict):
     """The base, or a version."""
     mean: float | None
     """None until it is measured."""
-    vector_store_id: NotRequired[str | None]
+    vector_store_id: str | None
     """The store that the ladder made for it; missing if an older gateway answers."""
 
 

@@ -126,6 +126,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "models.retrieve": ("voice",),
     "revalidations.create": (),
     "reviews.create": ("eval-1",),
+    "reviews.end": ("eval-1",),
     "reviews.list": (),
     "reviews.next": (),
     "reviews.retrieve": ("rev-1",),

@@ -109,8 +109,8 @@ async def test_a_child_in_a_long_step_is_ended_at_once_if_its_parent_is_cancelle
     parent = await trainer.create(Task(parts=((Task(hold=tmp_path / "never", deaf=True),),)))
     child = await trainer.child_at_work(parent)
     await trainer.database.run(partial(records.request_control, run_id=child.id, control=Control.CANCEL))
-    watch = trainer.supervisor._watches[child.id]
-    await until(lambda: watch.cancelled_at is not None)
+    watches = trainer.supervisor._watches  # a tick may come between the worker's first sign and its watch
+    await until(lambda: child.id in watches and watches[child.id].cancelled_at is not None)
     await asyncio.sleep(10 * supervisor.TICK_S)  # at any of these ticks it could be killed
     assert trainer.kind.directories.worker(child.id) is not None
     await trainer.tasks.cancel(CALLER, parent)

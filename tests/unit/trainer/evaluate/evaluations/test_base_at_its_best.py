@@ -198,13 +198,18 @@ def test_without_the_training_data_the_report_says_that_no_examples_are_shown(ju
     assert [arm.prompt.examples for arm in plan_of(folder).arms] == [0, 0, 0]
 
 
-def test_answers_that_are_often_cut_are_told_of(judged: Any) -> None:
+@pytest.mark.parametrize("metric", ["contains", "exact_match"])
+def test_answers_that_are_often_cut_are_told_of_where_more_could_have_made_them_right(judged: Any, metric: str) -> None:
     right = {row["prompt"]: row["completion"] for row in HELD_OUT}
-    _, report = judged(lambda messages: "so " * 60 if messages[-1]["content"] in list(right)[:8] else "desk amber")
+
+    def base(messages: list[dict[str, str]]) -> str:
+        return "so " * 60 if messages[-1]["content"] in list(right)[:8] else "desk amber"
+
+    _, report = judged(base, {"model": "voice@3", "metric": {"name": metric}})
     assert report.cut == {"voice@3": 0, "base": 8, "base told the answers": 8, "base shown examples": 8}
-    assert [note.partition(" were")[0] for note in report.notes] == [
-        f"8 of 36 answers of {label}" for label in ("base", "base told the answers", "base shown examples")
-    ]
+    told = [note.partition(" were")[0] for note in report.notes if "cut at the length limit" in note]
+    labels = ("base", "base told the answers", "base shown examples") if metric == "contains" else ()
+    assert told == [f"8 of 36 answers of {label}" for label in labels]
 
 
 def test_thinking_is_off_for_every_arm_where_the_template_has_the_switch(
