@@ -20,7 +20,9 @@ from tests.support.adapters import make_base
 from tests.unit.service.storage.storage_home import StorageHome, in_child, make_home
 from tests.unit.service.storage.test_backup import QUIET
 
-MOMENTS = 100
+KILLS = 30
+LATER, SOONER = 1.1, 0.8
+"""How the longest wait changes after a process that was killed, or was not: the machine's speed changes, too."""
 
 
 @pytest.fixture(scope="module")
@@ -36,48 +38,56 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def killed_after(work: Callable[[], object], seconds: float) -> bool:
-    """Whether the process that did it was killed before its end."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+class Killer:
+    """Kills processes at random moments of their work, until `KILLS` of them have not come to their end.
+
+    Args:
+        seconds: How long the work took when it was measured.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._chance = random.Random(18)
+        self._longest_s = seconds
+        self.left = KILLS
+
+    def kill(self, work: Callable[[], object]) -> None:
+        """Do it in a process that is killed at some moment, if it lives that long."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work()
+                code = 0
+            finally:
+                os._exit(code)
+        time.sleep(self._chance.uniform(0, self._longest_s))
+        os.kill(child, signal.SIGKILL)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        self._longest_s *= LATER if killed else SOONER
+        self.left -= killed
 
 
 def test_a_backup_that_is_killed_at_any_moment_is_not_there_or_whole(home: StorageHome, tmp_path: Path) -> None:
-    chance = random.Random(18)
-    whole_s = seconds_of(lambda: make_backup(home.settings, tmp_path / "measured.tar", QUIET))
-    killed = 0
-    for number in range(MOMENTS):
-        target = tmp_path / f"{number}.tar"
-        killed += killed_after(lambda to=target: make_backup(home.settings, to, QUIET), chance.uniform(0, whole_s))
+    killer = Killer(seconds_of(lambda: make_backup(home.settings, tmp_path / "measured.tar", QUIET)))
+    target = tmp_path / "b.tar"
+    while killer.left:
+        killer.kill(lambda: make_backup(home.settings, target, QUIET))
         if target.exists():
             check_members(target, read_manifest(target), QUIET)
             target.unlink()
-    assert killed > MOMENTS / 4
-    make_backup(home.settings, tmp_path / "0.tar", QUIET)
+    make_backup(home.settings, target, QUIET)
 
 
 def test_a_home_whose_restore_is_killed_at_any_moment_is_unusable_or_whole(home: StorageHome, tmp_path: Path) -> None:
-    chance = random.Random(19)
     backup = make_backup(home.settings, tmp_path / "b.tar", QUIET).path
     complete = home.at(tmp_path / "complete")
-    whole_s = seconds_of(lambda: restore(complete.settings, backup, QUIET))
-    expected, killed = complete.content(), 0
-    target = home.at(tmp_path / "target")
-    for _ in range(MOMENTS):
-        killed += killed_after(lambda: restore(target.settings, backup, QUIET), chance.uniform(0, whole_s))
+    killer = Killer(seconds_of(lambda: restore(complete.settings, backup, QUIET)))
+    expected, target = complete.content(), home.at(tmp_path / "target")
+    while killer.left:
+        killer.kill(lambda: restore(target.settings, backup, QUIET))
         if unusable_data(target.settings) == [] and any(target.path.glob("*")):
             assert target.content() == expected
             shutil.rmtree(target.path)
-    assert killed > MOMENTS / 4
     if not (target.path / "hatrack.db").exists() or unusable_data(target.settings):
         restore(target.settings, backup, QUIET)
     assert target.content() == expected
