@@ -6,7 +6,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -15,12 +15,12 @@ from service.cli.terminal import AsJson
 from service.client import ClientError
 from service.config import Settings, load_settings
 from service.errors import SettingsError
-from service.storage import layout
-from service.storage.archive import Manifest, check_members, read_manifest
-from service.storage.backup import make_backup
+from service.storage import GRACE_S
 from service.storage.errors import BackupError
-from service.storage.garbage import GRACE_S, Garbage, find_garbage, remove_garbage
-from service.storage.restore import restore as restore_backup
+
+if TYPE_CHECKING:  # the modules that work on a home import sqlalchemy and numpy, which no other command needs
+    from service.storage.archive import Manifest
+    from service.storage.garbage import Garbage
 
 SECRETS_NOTE = (
     "It contains the secrets of this home (the hashes of all keys and the secret that signs them, admin.key, keys of "
@@ -47,6 +47,9 @@ def backup(
     The file is verified after it is written, and has its name only then. The base model and the settings are not in
     it. See deploy/BACKUP.md.
     """
+    from service.storage import layout
+    from service.storage.backup import make_backup
+
     if verify is not None:
         if target is not None:
             raise typer.BadParameter("give either a file to write or --verify, not both.")
@@ -77,6 +80,8 @@ def restore(
 
     Every file is checked before any is put into place. A base model that is already prepared there may stay.
     """
+    from service.storage.restore import restore as restore_backup
+
     settings = _settings(as_json)
     bar = terminal.bytes_bar("reading the backup", "restoring", quiet=as_json)
     try:
@@ -105,6 +110,8 @@ def gc(
     Lists it with sizes, and asks on a terminal; elsewhere it removes nothing without --yes. Adapters' files go at the
     next start of the engine if a gateway or an engine runs.
     """
+    from service.storage.garbage import find_garbage, remove_garbage
+
     settings, grace_s = _settings(as_json), hours * 3600
     gone: list[Garbage] = []
     try:
@@ -149,6 +156,8 @@ def _print_garbage(home: Path, garbage: list[Garbage]) -> None:
 
 
 def _verify(path: Path, as_json: bool) -> None:
+    from service.storage.archive import check_members, read_manifest
+
     bar = terminal.bytes_bar("reading the backup", "verifying", quiet=as_json)
     try:
         with bar as progress:
@@ -164,6 +173,8 @@ def _verify(path: Path, as_json: bool) -> None:
 
 
 def _target(given: Path | None) -> Path:
+    from service.storage import layout
+
     name = time.strftime(layout.BACKUP_NAME, time.gmtime())
     if given is None:
         return Path.cwd() / name
@@ -186,6 +197,8 @@ def _facts(manifest: Manifest) -> dict[str, object]:
 
 
 def _described(manifest: Manifest) -> str:
+    from service.storage import layout
+
     made = datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     names = [member.path for member in manifest.members]
     adapters = {name.split("/")[1] for name in names if name.startswith(f"{layout.ADAPTERS}/")}

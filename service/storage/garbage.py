@@ -25,12 +25,11 @@ from service.engine.process import is_running
 from service.errors import SettingsError
 from service.files.blob_store import INCOMING
 from service.server.instance import InstanceLock, holder
-from service.storage import layout
+from service.storage import GRACE_S, layout
 from service.storage.errors import BackupError
 from service.storage.references import References, references, run_statuses
 from service.training.config import DATABASE as TRAINER_DATABASE
 
-GRACE_S: Final = 24 * 3600.0
 WHEN_ENGINE_STARTS: Final = "when the engine next starts"
 WHEN_TRAINER_STARTS: Final = "when the trainer next starts, which revokes its key"
 _STORE_SUFFIXES: Final = ("", "-wal", "-shm")

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway
 from tests.unit.trainer.runs.child_runs import CALLER, PATIENCE_S, Trainer, running
-from tests.unit.trainer.runs.child_tasks import PARTS, Task, TaskKind
+from tests.unit.trainer.runs.child_tasks import FINISH, PARTS, Task, TaskKind
 from tests.unit.trainer.worker_processes import end_workers
 from trainer.errors import TooManyRequests
 from trainer.runs import records, supervisor, transitions
@@ -108,9 +108,11 @@ async def test_a_child_in_a_long_step_is_ended_at_once_if_its_parent_is_cancelle
     monkeypatch.setattr(TaskKind, "cancel_patience_s", 100 * PATIENCE_S)
     parent = await trainer.create(Task(parts=((Task(hold=tmp_path / "never", deaf=True),),)))
     child = await trainer.child_at_work(parent)
+    watches = trainer.supervisor._watches
+    # in its first stage, or between the two, it would end by itself
+    await until(lambda: child.id in watches and watches[child.id].stage.name == FINISH.name)
     await trainer.database.run(partial(records.request_control, run_id=child.id, control=Control.CANCEL))
-    watches = trainer.supervisor._watches  # a tick may come between the worker's first sign and its watch
-    await until(lambda: child.id in watches and watches[child.id].cancelled_at is not None)
+    await until(lambda: watches[child.id].cancelled_at is not None)
     await asyncio.sleep(10 * supervisor.TICK_S)  # at any of these ticks it could be killed
     assert trainer.kind.directories.worker(child.id) is not None
     await trainer.tasks.cancel(CALLER, parent)
