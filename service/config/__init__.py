@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import SettingsConfigDict
 
 from adapters.costs import CostSettings
+from adapters.processor import is_slow_in_bfloat16
 from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
 from service.config.batches import BatchSettings
@@ -289,6 +290,13 @@ class Settings(
         if self.engine_device == "auto":
             return "cuda" if gpu_seen() else "cpu"
         return self.engine_device
+
+    @property
+    def dtype(self) -> str:
+        """The base's data type in the engine, with `auto` resolved for this machine."""
+        if self.engine_dtype == "auto":
+            return "float32" if self.device == "cpu" and is_slow_in_bfloat16() else "bfloat16"
+        return self.engine_dtype
 
     @property
     def base_source(self) -> str:

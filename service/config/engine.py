@@ -27,7 +27,9 @@ class EngineSettings(BaseSettings):
     engine_kv_gib: int = Field(1, ge=1, description="KV cache on a CPU, GiB.")
     engine_memory: float = Field(0.85, gt=0, le=1, description="Fraction of GPU memory that the engine uses.")
     engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="The base model's data type in the engine."
+        "auto",
+        description="The base model's data type in the engine. `auto`: bfloat16, or float32 on a CPU that has no "
+        "instructions for bfloat16 (no AVX-512).",
     )
     engine_max_seqs: int = Field(64, ge=1, description="Sequences that decode at once (vLLM's `max_num_seqs`).")
     engine_tool_parser: str = Field("hermes", description="vLLM's tool-call parser; empty switches tool calls off.")

@@ -41,12 +41,11 @@ def describe_base(settings: Settings) -> BaseDescription:
     Raises:
         SettingsError: It cannot be read.
     """
-    dtype = settings.engine_dtype if settings.engine_dtype != "auto" else "bfloat16"
     try:
         return describe(
             settings.base_dir,
             served_name=settings.base_served_name,
-            dtype=dtype,
+            dtype=settings.dtype,
             quantization=None,
             engine_version=engine_version(),
             cache_dir=settings.home / "base-cache",

@@ -55,7 +55,8 @@ def _base(report: Mapping[str, Any], config: EngineConfig, base: Fingerprint) ->
     expected = base.model_dump(exclude={"engine_version"})
     parts = [part for part, value in expected.items() if reported.get(part) != value]
     if parts:
-        return [f"its base `{config.base_name}` is a different model: {', '.join(parts)} differ (HATRACK_BASE_MODEL)"]
+        setting = "HATRACK_ENGINE_DTYPE" if parts == ["dtype"] else "HATRACK_BASE_MODEL"
+        return [f"its base `{config.base_name}` is a different model: {', '.join(parts)} differ ({setting})"]
     return []
 
 

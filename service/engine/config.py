@@ -118,7 +118,7 @@ class EngineConfig:
             context=settings.context,
             kv_gib=settings.engine_kv_gib,
             memory=settings.engine_memory,
-            dtype=settings.engine_dtype,
+            dtype=settings.dtype,
             max_seqs=settings.engine_max_seqs,
             max_logprobs=settings.max_logprobs,
             tool_parser=settings.engine_tool_parser,

@@ -86,8 +86,7 @@ def _arguments(settings: Settings, socket: Path) -> tuple[str, ...]:
     arguments = ["--home", str(settings.home), "--socket", str(socket), "--gateway", local_url(settings)]
     arguments += ["--base", str(settings.base_dir), "--base-name", settings.base_served_name]
     arguments += ["--max-rank", str(settings.engine_max_rank)]
-    if settings.engine_dtype != "auto":  # `auto` is described as bfloat16, the trainer's default
-        arguments += ["--dtype", settings.engine_dtype]
+    arguments += ["--dtype", settings.dtype]
     if settings.context is not None:
         arguments += ["--context", str(settings.context)]
     return (*arguments, "--engine-device", settings.device, "--engine-memory", str(settings.engine_memory))

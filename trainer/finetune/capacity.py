@@ -16,6 +16,7 @@ import psutil
 
 from adapters.basefiles import read_json, weight_files
 from adapters.baseshapes import EXPERT_NAMES, has_experts, layers_of, obstacle
+from adapters.processor import multiplies_bfloat16
 from adapters.protocol.runs import ParentShape
 from trainer.config import Installation, has_gpu, visible_gpus
 from trainer.tune import auto
@@ -28,9 +29,6 @@ ASSUMED_LONGEST: Final = 256
 """Assumed length of the longest example before the data are read, if the request has no `max_length`."""
 MIN_EXAMPLES: Final = 10
 CGROUP: Final = Path("/sys/fs/cgroup")
-CPUINFO: Final = Path("/proc/cpuinfo")
-BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""/proc/cpuinfo flags of CPUs that multiply in bfloat16; `model.compute_dtype` asks torch for the same."""
 MIB: Final = 2**20
 _LOG = logging.getLogger("hatrack.trainer.capacity")
 
@@ -188,14 +186,7 @@ def required_memory(recipe: Recipe, base: BaseModelInfo, *, longest: int, on_gpu
 
 def number_bytes(*, on_gpu: bool) -> int:
     """Bytes per number in a training: 2 on a GPU (all since 2020 have bfloat16) and on CPUs with bfloat16, else 4."""
-    if on_gpu:
-        return 2
-    try:
-        cpuinfo = CPUINFO.read_text()
-    except OSError:
-        return 4
-    flags = (line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith(("flags", "Features")))
-    return 2 if BFLOAT16_FLAGS & set(next(flags, [])) else 4
+    return 2 if on_gpu or multiplies_bfloat16() else 4
 
 
 def device_type(device: str) -> str:

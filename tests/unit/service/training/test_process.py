@@ -124,7 +124,7 @@ async def test_it_is_told_what_it_needs_and_none_of_the_gateway_s_keys(
         "--base": str(home / "base" / "tiny"),
         "--base-name": "tiny",
         "--max-rank": "32",
-        "--dtype": "bfloat16",
+        "--dtype": Settings().dtype,
         "--context": "2048",
         "--engine-device": "cpu",
         "--engine-memory": "0.85",
@@ -274,4 +274,6 @@ def test_a_trainer_beyond_this_machine_s_sockets_needs_a_secret() -> None:
 def test_it_is_told_what_the_engine_computes_in() -> None:
     arguments = TrainerConfig.from_settings(Settings(engine_dtype="float16")).arguments
     assert arguments[arguments.index("--dtype") + 1] == "float16"
-    assert "--dtype" not in TrainerConfig.from_settings(Settings(engine_dtype="auto")).arguments
+    resolved = Settings(engine_dtype="auto")
+    arguments = TrainerConfig.from_settings(resolved).arguments
+    assert arguments[arguments.index("--dtype") + 1] == resolved.dtype

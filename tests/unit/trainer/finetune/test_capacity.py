@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from adapters import processor
 from tests.unit.trainer.finetune.conftest import FakeGateway
 from tests.unit.trainer.finetune.trainers import installation, running
 from trainer.config import Installation
@@ -92,7 +93,7 @@ def test_a_number_is_as_long_as_the_worker_will_compute_with(
     needs = {}
     for flags in ("flags\t\t: fpu avx512f avx512_bf16", "Features\t: fp asimd bf16", "flags\t\t: fpu avx2", ""):
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
-        monkeypatch.setattr(capacity, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
         needs[flags] = required_memory(Recipe(), base, longest=9, on_gpu=False).base
     assert [size // min(needs.values()) for size in needs.values()] == [1, 1, 2, 2]
 

@@ -1,0 +1,33 @@
+"""What this machine's processor computes with, as the kernel tells it; imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+CPUINFO: Final = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Of processors that multiply in bfloat16. The trainer asks torch for the same (`trainer.tune.model.compute_dtype`)."""
+WIDENING_FLAGS: Final = BFLOAT16_FLAGS | {"avx512f"}
+"""Of processors for which oneDNN has bfloat16 kernels; with AVX-512 alone they widen to float32 on the way. On others a
+product in bfloat16 runs through torch's reference code: 1 GFLOP/s where float32 reaches 130 (two cores, AVX2)."""
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16; False where it is unknown."""
+    return bool(BFLOAT16_FLAGS & _flags())
+
+
+def is_slow_in_bfloat16() -> bool:
+    """Whether float32 is several times faster than bfloat16; False where it is unknown."""
+    flags = _flags()
+    return bool(flags) and not WIDENING_FLAGS & flags
+
+
+def _flags() -> frozenset[str]:
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(flags, ()))
