@@ -113,6 +113,7 @@ async def wait_until_all_arrived(
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_a_flood_of_one_key_does_not_starve_another(gateway: Gateway, client: aiohttp.ClientSession) -> None:
     """Four requests that come after 64 are answered before most of these.
 

@@ -80,10 +80,8 @@ def test_each_kind_of_model_is_listed_and_says_whom_to_ask(gateway: Gateway, cli
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "input.1")
 
 
-@pytest.mark.parametrize(
-    "texts",
-    [pytest.param(16, id="short"), pytest.param(64, id="long", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [pytest.param(16, id="short"), pytest.param(64, id="long")])
 def test_a_search_does_not_wait_for_a_flood_of_texts(gateway: Gateway, client: openai.OpenAI, texts: int) -> None:
     """Three requests of these many texts each: half a second or two seconds of an idle core's time for each."""
     flood = ["The keeper writes at length about boots, parcels and the lamp of the lighthouse. " * 12] * texts

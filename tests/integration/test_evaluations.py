@@ -169,6 +169,7 @@ def test_after_worker_and_trainer_are_killed_no_answered_request_is_repeated(
     assert difference["estimate"] < 0
 
 
+@pytest.mark.slow
 def test_a_running_evaluation_is_cancelled_and_has_no_report(http: httpx.Client, held_out_file: Path) -> None:
     made = create(
         http,

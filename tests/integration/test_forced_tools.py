@@ -87,6 +87,7 @@ def test_chat(gateway: Gateway, client: openai.OpenAI, choice: Any, seed: int) -
     assert choice == "required" or call.function.name == "track"
 
 
+@pytest.mark.slow
 def test_chat_in_a_stream(gateway: Gateway, client: openai.OpenAI) -> None:
     def attempt(number: int) -> Any:
         with client.chat.completions.stream(
@@ -104,6 +105,7 @@ def test_chat_in_a_stream(gateway: Gateway, client: openai.OpenAI) -> None:
     check("track", call.function.arguments)
 
 
+@pytest.mark.slow
 def test_every_call_of_several_has_its_schema(gateway: Gateway, client: openai.OpenAI) -> None:
     """However many calls the model makes: the last may be cut, and then it is none."""
     answer = client.chat.completions.create(
@@ -144,6 +146,7 @@ def test_responses(gateway: Gateway, client: openai.OpenAI, choice: Any) -> None
 # messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "track"}])
 def test_messages(gateway: Gateway, choice: Any, stream: bool) -> None:
@@ -195,6 +198,7 @@ def test_langchain(gateway: Gateway, choice: str) -> None:
         assert isinstance(cancelled, Cancel)
 
 
+@pytest.mark.slow
 async def test_pydantic_ai(gateway: Gateway) -> None:
     from pydantic_ai import Agent, capture_run_messages
     from pydantic_ai.exceptions import UnexpectedModelBehavior

@@ -293,6 +293,7 @@ def test_a_store_outside_the_keys_globs_is_404(
         assert ask(narrow, name, CARRIER, False).choices
 
 
+@pytest.mark.slow
 def test_a_passage_with_injected_instructions_stays_inside_the_quotation(
     gateway: Gateway, client: openai.OpenAI
 ) -> None:

@@ -32,6 +32,7 @@ def get(gateway: Gateway, path: str) -> Any:
         return http.get(path).json()
 
 
+@pytest.mark.slow
 def test_a_sound_adapter_goes_live_and_its_proof_reports_perplexity_on_plain_text(gateway: Gateway, push: Push) -> None:
     shown = push("plain-sound", 0.1).json()
     assert (shown["aliases"], shown["held_back"]) == (["live"], None)
@@ -49,6 +50,7 @@ def test_the_trained_voices_change_the_perplexity_of_plain_text_little(gateway: 
         assert 0.5 < shown["proof"]["perplexity"]["ratio"] < 3
 
 
+@pytest.mark.slow
 def test_a_held_back_version_answers_by_its_number_and_goes_live_only_by_force(gateway: Gateway, push: Push) -> None:
     shown = push("plain-held", 0.5).json()
     assert (shown["state"], shown["aliases"]) == ("ready", [])

@@ -176,6 +176,7 @@ def certain_tokens(stream: list[tuple[str, float]]) -> list[str]:
     return [token for token, ahead in takewhile(lambda pair: pair[1] > CERTAIN, stream)]
 
 
+@pytest.mark.slow
 def test_extreme_requests_beside_a_greedy_stream_do_not_change_its_tokens(gateway: Gateway) -> None:
     alone = certain_tokens(greedy_stream(gateway))
     assert len(alone) >= 4, "what has been said four times is certain"

@@ -115,6 +115,7 @@ def test_requests_are_counted_by_adapter_version_and_outcome(gateway: Gateway) -
     assert not [labels for name, labels in after if "nobody-knows-it" in dict(labels).values()]
 
 
+@pytest.mark.slow
 def test_gaps_between_tokens_are_measured(gateway: Gateway) -> None:
     def gaps(now: Samples) -> float:
         return sum(count for (name, _), count in now.items() if name == "hatrack_inter_token_seconds_count")

@@ -54,7 +54,10 @@ def upgraded_gateway(
         restore(settings.model_copy(update={"home": home}), backup.path, lambda *_: None)
 
     started = OldGateway(
-        home=home, base_dir=base_dir, settings={"HATRACK_TRAINER_DEVICE": "cpu"}, arguments=("--trainer",)
+        home=home,
+        base_dir=base_dir,
+        settings={"HATRACK_TRAINER_DEVICE": "cpu", "HATRACK_ENGINE_DTYPE": "bfloat16"},
+        arguments=("--trainer",),
     )
     with normal_priority():
         started.start(prepare=restore_elsewhere)

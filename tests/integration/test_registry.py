@@ -265,6 +265,7 @@ def test_uploads_that_are_not_an_adapter_are_refused(gateway: Gateway, sound_ada
         assert http.post("/v1/adapters", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
 
 
+@pytest.mark.slow
 def test_a_weak_adapter_gets_a_warning_or_is_refused(gateway: Gateway, sound_adapter: Path, tmp_path: Path) -> None:
     weak = tmp_path / "weak"
     shutil.copytree(sound_adapter, weak)

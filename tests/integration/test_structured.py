@@ -107,6 +107,7 @@ def attacks_on_every_route(model: str) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_grammar_bomb_is_refused_on_every_route_while_others_are_answered(gateway: Gateway) -> None:
     model, attacker, neighbour = gateway.base_name(), key_of(gateway, "attacker"), key_of(gateway, "neighbour")
     before, over = refused_so_far(gateway), threading.Event()

@@ -100,6 +100,7 @@ def test_every_dialect_reads_the_prompt_and_nothing_is_loaded(gateway: Gateway, 
     assert {row["version"] for row in usage["data"]} <= {1}
 
 
+@pytest.mark.slow
 def test_a_lora_takes_its_place_and_no_caller_changes_a_line(
     gateway: Gateway, http: httpx.Client, voices: dict[str, Path]
 ) -> None:

@@ -180,7 +180,13 @@ async def read_home(home: Path, base_dir: Path, facts: Mapping[str, Any]) -> dic
 
 async def _read_gateway(home: Path, base_dir: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     settings = Settings(
-        home=home, base_model=str(base_dir), engine_url=NO_ENGINE, trainer="off", samples=False, revalidate_days=36_500
+        home=home,
+        base_model=str(base_dir),
+        engine_url=NO_ENGINE,
+        engine_dtype="bfloat16",  # what that release served in, on whatever CPU the tests run
+        trainer="off",
+        samples=False,
+        revalidate_days=36_500,
     )
     app = create_app(settings)
     transport = httpx.ASGITransport(app)

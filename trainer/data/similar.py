@@ -27,7 +27,6 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-from datasketch import MinHash
 
 from trainer.data.folding import fold, key
 from trainer.data.shingles import FEW, Indices, Shingles, ShingleSets
@@ -256,6 +255,8 @@ class _Candidates:
 
 
 def _signatures(sets: ShingleSets) -> Indices:
+    from datasketch import MinHash  # brings scipy.integrate: half a second of every worker's start, for one stage
+
     empty = MinHash(num_perm=BANDS * ROWS, hashfunc=int)
     signatures = np.empty((len(sets), BANDS * ROWS), np.int64)
     for index in range(len(sets)):

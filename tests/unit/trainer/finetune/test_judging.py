@@ -147,6 +147,7 @@ def test_the_metric_is_fixed_before_training_and_said(job: Callable[..., Path]) 
     assert fixed < spoken.index("training")
 
 
+@pytest.mark.slow
 def test_one_that_forgot_fails_however_well_it_does_its_task(job: Callable[..., Path], gateway: FakeGateway) -> None:
     gateway.engine.forgetful = {"voice@1"}
     folder = job()
@@ -160,6 +161,7 @@ def test_one_that_forgot_fails_however_well_it_does_its_task(job: Callable[..., 
     assert "`hatrack promote voice@1` makes it live anyway" in said(folder)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [0, 8])
 def test_too_few_held_out_examples_end_without_enough_evidence(
     job: Callable[..., Path], gateway: FakeGateway, held_out: int
@@ -188,6 +190,7 @@ def test_it_is_compared_with_the_version_that_serves(job: Callable[..., Path], g
     assert "voice still answers with @2" in said(folder)[-1]
 
 
+@pytest.mark.slow
 def test_a_live_version_that_cannot_serve_is_not_asked(job: Callable[..., Path], gateway: FakeGateway) -> None:
     gateway.aliases = {"live": 2}
     gateway.unservable = {"/v1/adapters/voice/versions/2"}
@@ -197,6 +200,7 @@ def test_a_live_version_that_cannot_serve_is_not_asked(job: Callable[..., Path],
     assert (judged(folder).verdict, gateway.aliases) == ("pass", {"live": 1})
 
 
+@pytest.mark.slow
 def test_live_that_moved_to_what_was_not_compared_is_left_alone(job: Callable[..., Path], gateway: FakeGateway) -> None:
     def somebody_promotes() -> None:
         gateway.aliases["live"] = 2
@@ -228,6 +232,7 @@ def test_live_that_moves_at_the_last_moment_is_left_alone(job: Callable[..., Pat
     assert "which it was not compared with" in said(folder)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["never", "split"])
 def test_a_pass_moves_nothing_where_that_is_not_wanted(
     job: Callable[..., Path], gateway: FakeGateway, how: str
@@ -247,6 +252,7 @@ class Killed(BaseException):
     """In the middle of it, as by kill -9: nothing is tidied up."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["asking: ", "general suite, voice@1", "Pass: ", "voice@1 is live"])
 def test_killed_at_any_point_it_asks_nothing_twice_and_writes_one_verdict(
     job: Callable[..., Path], gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, at: str
@@ -278,6 +284,7 @@ def test_killed_at_any_point_it_asks_nothing_twice_and_writes_one_verdict(
     assert gateway.aliases == {"live": 1}
 
 
+@pytest.mark.slow
 def test_cancelled_while_it_is_judged_the_version_stays_and_nothing_moves(
     job: Callable[..., Path], gateway: FakeGateway
 ) -> None:
@@ -291,6 +298,7 @@ def test_cancelled_while_it_is_judged_the_version_stays_and_nothing_moves(
     assert "`live` was not moved" in said(folder)[-1]
 
 
+@pytest.mark.slow
 def test_cancelled_before_it_goes_on_the_version_stays_too(job: Callable[..., Path], gateway: FakeGateway) -> None:
     folder = job()
     gateway.engine.on_answer = once(lambda: (folder / protocol.CONTROL).write_text("pause"))
@@ -300,6 +308,7 @@ def test_cancelled_before_it_goes_on_the_version_stays_too(job: Callable[..., Pa
     assert (result(folder).status, result(folder).judged) == ("succeeded", None)
 
 
+@pytest.mark.slow
 def test_paused_while_it_is_judged_it_goes_on(job: Callable[..., Path], gateway: FakeGateway) -> None:
     folder = job()
     gateway.engine.on_answer = once(lambda: (folder / protocol.CONTROL).write_text("pause"))
@@ -339,6 +348,7 @@ def test_what_cannot_be_judged_has_succeeded_and_says_how_to_judge_it(
     assert "To judge it, run `hatrack evaluate voice@1 --held-out file-kept1`" in last["message"]
 
 
+@pytest.mark.slow
 def test_one_whose_data_have_gone_since_it_was_pushed_has_succeeded(
     job: Callable[..., Path], gateway: FakeGateway
 ) -> None:
@@ -354,6 +364,7 @@ def test_one_whose_data_have_gone_since_it_was_pushed_has_succeeded(
     assert "voice@1 is registered, without a verdict" in said(folder)[-1]
 
 
+@pytest.mark.slow
 def test_of_many_held_out_examples_a_sample_is_asked_and_the_report_says_so(
     job: Callable[..., Path], gateway: FakeGateway
 ) -> None:
@@ -374,6 +385,7 @@ def test_without_the_general_suite_nothing_passes(job: Callable[..., Path], gate
     assert gateway.aliases == {}
 
 
+@pytest.mark.slow
 def test_a_job_of_before_there_was_judging_is_judged_too(job: Callable[..., Path]) -> None:
     folder = job()
     for name in (protocol.SPEC, spec.PLAN):
@@ -386,6 +398,7 @@ def test_a_job_of_before_there_was_judging_is_judged_too(job: Callable[..., Path
     assert (judged(folder).metric, judged(folder).examples) == ("exact_match", HELD_OUT)
 
 
+@pytest.mark.slow
 def test_what_the_engine_answered_in_another_configuration_is_asked_again(
     job: Callable[..., Path], gateway: FakeGateway
 ) -> None:

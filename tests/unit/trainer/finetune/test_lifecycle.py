@@ -88,6 +88,7 @@ async def test_a_paused_job_gives_the_device_away_and_goes_on_where_it_was(clien
     assert steps == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 async def test_a_job_that_waits_can_be_paused_and_resumed(client: Client) -> None:
     first = await client.create(metadata={"hold": "1"})
     waiting = await client.create()
@@ -159,6 +160,7 @@ async def test_a_job_whose_worker_dies_again_and_again_fails_and_says_what_to_do
     assert (events[-1].level, events[-1].message) == ("error", job.error.message)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_the_kernel_kills_for_memory_says_so(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +223,7 @@ async def test_a_trainer_that_stops_leaves_jobs_that_go_on_by_themselves(
         assert len(messages) == len({*messages})
 
 
+@pytest.mark.slow
 async def test_a_worker_that_outlives_its_trainer_is_found_again(
     tmp_path: Path, base_dir: Path, gateway: FakeGateway
 ) -> None:

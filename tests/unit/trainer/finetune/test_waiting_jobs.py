@@ -88,6 +88,7 @@ async def test_a_job_tells_its_place_and_who_is_ahead(trainer: Running) -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_a_job_of_another_project_or_a_hidden_one_is_not_named(trainer: Running) -> None:
     own, other = trainer.client("default"), trainer.client("rival")
     first = await own.create(of("acc-intent"), metadata={"hold": "3", "steps": "60"})
@@ -106,6 +107,7 @@ async def test_a_job_of_another_project_or_a_hidden_one_is_not_named(trainer: Ru
     assert "acc-intent" not in events.model_dump_json()
 
 
+@pytest.mark.slow
 async def test_a_paused_job_waits_for_no_turn(trainer: Running) -> None:
     client = trainer.client()
     first = await client.create(metadata={"hold": "1"})

@@ -135,6 +135,7 @@ def test_paused_and_resumed_it_has_the_losses_of_one_that_ran_through(
     assert result(paused).final_loss == result(whole).final_loss
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_ends_within_a_step_and_pushes_nothing(
     make_job: Any, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

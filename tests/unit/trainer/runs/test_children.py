@@ -101,6 +101,7 @@ async def test_a_cancelled_run_takes_its_child_runs_with_it(trainer: Trainer, ga
     await until(lambda: KEY not in gateway.keys)
 
 
+@pytest.mark.slow
 async def test_a_child_in_a_long_step_is_ended_at_once_if_its_parent_is_cancelled_and_not_if_it_alone_is(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ async def test_a_child_in_a_long_step_is_ended_at_once_if_its_parent_is_cancelle
     assert trainer.kind.directories.worker(child.id) is None
 
 
+@pytest.mark.slow
 async def test_a_paused_run_pauses_its_child_runs_until_it_is_resumed(trainer: Trainer, tmp_path: Path) -> None:
     hold = tmp_path / "go"
     parent = await trainer.create(Task(parts=((Task(hold=hold), Task(number=2)),)))
@@ -135,6 +137,7 @@ async def test_a_paused_run_pauses_its_child_runs_until_it_is_resumed(trainer: T
     assert (await trainer.ended(parent)).status is Status.SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_children_that_have_ended_do_not_continue_a_paused_run(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +163,7 @@ async def test_children_that_have_ended_do_not_continue_a_paused_run(
     assert (await trainer.ended(parent)).status is Status.SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_a_pause_requested_while_the_child_runs_are_recorded_holds_for_them(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +184,7 @@ async def test_a_pause_requested_while_the_child_runs_are_recorded_holds_for_the
     assert (await trainer.ended(parent)).status is Status.SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_what_follows_from_a_child_that_did_not_succeed_is_the_kinds_decision(trainer: Trainer) -> None:
     parent = await trainer.create(Task(parts=((Task(hold=Path("/nowhere")),),)))
     child = await trainer.child_at_work(parent)
@@ -190,6 +195,7 @@ async def test_what_follows_from_a_child_that_did_not_succeed_is_the_kinds_decis
     assert ended.result["error"]["code"] == "child_failed"
 
 
+@pytest.mark.slow
 async def test_a_waiting_run_goes_on_under_the_next_trainer(tmp_path: Path, gateway: FakeGateway) -> None:
     hold = tmp_path / "go"
     async with running(tmp_path, gateway) as trainer:
@@ -207,6 +213,7 @@ async def test_a_waiting_run_goes_on_under_the_next_trainer(tmp_path: Path, gate
     assert gateway.asked.count("DELETE /v1/keys/current") == 1, "the orphan's key is its parent's"
 
 
+@pytest.mark.slow
 async def test_a_trainer_that_stops_while_child_runs_are_recorded_leaves_them_whole(
     tmp_path: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +238,7 @@ async def test_a_trainer_that_stops_while_child_runs_are_recorded_leaves_them_wh
         assert len(await trainer.children(parent)) == 2
 
 
+@pytest.mark.slow
 async def test_a_stage_whose_end_was_not_recorded_is_not_taken_for_done(
     tmp_path: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +263,7 @@ async def test_a_stage_whose_end_was_not_recorded_is_not_taken_for_done(
         assert len(await trainer.children(parent)) == 1
 
 
+@pytest.mark.slow
 async def test_a_parent_that_cannot_go_on_is_given_up(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = []
 
@@ -269,6 +278,7 @@ async def test_a_parent_that_cannot_go_on_is_given_up(trainer: Trainer, monkeypa
     assert attempts == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 async def test_an_ended_child_is_kept_whole_until_its_parent_ends(trainer: Trainer, tmp_path: Path) -> None:
     hold = tmp_path / "go"
     parent = await trainer.create(Task(parts=((Task(),),), hold=hold))
@@ -280,6 +290,7 @@ async def test_an_ended_child_is_kept_whole_until_its_parent_ends(trainer: Train
     assert len(await trainer.database.run(stale)) == 2
 
 
+@pytest.mark.slow
 async def test_a_full_disk_ends_the_parent_and_leaves_no_half_of_its_child_runs(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

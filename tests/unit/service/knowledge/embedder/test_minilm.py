@@ -59,6 +59,7 @@ async def test_a_question_finds_what_means_the_same(tmp_path: Path, minilm: Shar
         assert unrelated[0].score < best[0].score / 2, "a score means something by itself"
 
 
+@pytest.mark.slow
 async def test_the_default_minimum_score_tells_a_question_from_one_about_anything_else(
     tmp_path: Path, minilm: SharedEmbedder
 ) -> None:

@@ -239,6 +239,7 @@ async def test_one_runs_at_a_time_and_projects_take_turns(trainer: Running, clie
     assert (await client.get(second))["status"] == "queued"
 
 
+@pytest.mark.slow
 async def test_cancelling_ends_a_running_and_a_queued_one_and_their_keys(
     client: Client, gateway: EvaluationGateway, trainer: Running
 ) -> None:
@@ -263,6 +264,7 @@ async def test_a_killed_worker_is_started_again(client: Client) -> None:
     assert (await client.ended(made))["status"] == "succeeded"
 
 
+@pytest.mark.slow
 async def test_a_worker_that_dies_without_progress_is_given_up(client: Client) -> None:
     failed = await client.ended(await client.made(metadata={"stuck": "1"}))
     assert (failed["status"], failed["error"]["code"]) == ("failed", "worker_killed")
@@ -284,6 +286,7 @@ async def test_a_worker_survives_a_killed_trainer_and_is_readopted(
         assert (await second.client().ended(made))["status"] == "succeeded"
 
 
+@pytest.mark.slow
 async def test_a_worker_that_ended_while_there_was_no_trainer_is_not_forgotten(
     tmp_path: Path, base_dir: Path, gateway: EvaluationGateway
 ) -> None:
@@ -316,6 +319,7 @@ async def test_a_stopped_trainer_ends_its_worker_and_the_next_goes_on(
         assert (await second.client().ended(made))["status"] == "succeeded"
 
 
+@pytest.mark.slow
 async def test_old_folders_are_cleared_and_keep_their_report(
     tmp_path: Path, base_dir: Path, gateway: EvaluationGateway
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_deleted_training_file_is_skipped(make_folder: MakeFolder) -> None:
     assert run(make_folder(context={"training_files": [gone]})).status == "succeeded"
 
 
+@pytest.mark.slow
 def test_arms_without_a_candidate_are_compared(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
     arms = [
         {"label": "old", "model": "voice@2"},
@@ -191,6 +192,7 @@ def test_arms_without_a_candidate_are_compared(gateway: EvaluationGateway, make_
     assert gateway.verdicts == []
 
 
+@pytest.mark.slow
 def test_arms_of_a_job_s_verdict_are_judged_again(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
     gateway.live = 2
     asked = [
@@ -208,6 +210,7 @@ def test_arms_of_a_job_s_verdict_are_judged_again(gateway: EvaluationGateway, ma
     assert verdict["evaluation"]["candidate"] == "voice@3"
 
 
+@pytest.mark.slow
 def test_where_a_pass_would_replace_it_what_serves_is_asked_too(
     gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
@@ -219,6 +222,7 @@ def test_where_a_pass_would_replace_it_what_serves_is_asked_too(
     assert (plan_of(folder).live, plan_of(folder).arms[-1].model) == ("live", "voice@2")
 
 
+@pytest.mark.slow
 def test_a_verdict_s_own_bases_are_judged_by_again_and_what_served_is_not(
     gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
