@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from adapters.protocol.requests import MAX_EXAMPLES
 from trainer.data.format import Example, Message
 from trainer.errors import EvaluationInvalid
+from trainer.evaluate.metrics.match import ExactMatch
 from trainer.runs.protocol import Frozen
 
 ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
@@ -27,9 +28,7 @@ NO_ROOM_FOR_ANSWERS: Final = (
 ANSWER_LENGTH_FACTOR: Final = 2
 """How many times longer than the longest known reference an answer may become."""
 ANSWER_FORM_TOKENS: Final = 32
-"""Added for what a model without training puts around an answer: a code fence, or "The answer is …"."""
-EXACT_FORM_TOKENS: Final = 8
-"""Added instead where an answer only counts if it is the reference: quotes, a full stop, spaces. Longer is wrong."""
+"""Added for what a model without training puts around an answer: a code fence, a short reason, "The answer is …"."""
 THINKING_TOKENS: Final = 1024
 """Added if the base's chat template has a thinking block that cannot be turned off."""
 MAX_REPEATED_CHARS: Final = 15_000
@@ -332,20 +331,20 @@ def thinks(template: str) -> bool:
 
 
 def max_answer_tokens(
-    longest_reference: int, context_tokens: int, *, thinking: bool = False, exact: bool = False
+    longest_reference: int, context_tokens: int, *, metric: str | None = None, thinking: bool = False
 ) -> int:
     """The limit for answers, in tokens: twice the longest known reference, and room for the form.
 
     Args:
         longest_reference: The longest known reference, in tokens.
         context_tokens: The engine's context, which bounds the limit.
+        metric: The name of what scores the answers. With exact_match the answer itself cannot be longer than the
+            reference, so only the form is added (`trainer.evaluate.reading` takes it off before the scoring). A base
+            that explains itself at length would take most of the time of judging.
         thinking: The base's chat template has a thinking block that cannot be turned off.
-        exact: An answer must be the reference and nothing else, so one that is longer than any reference is wrong
-            however it goes on. (A base that explains itself at length would take most of the time of judging.)
     """
-    if exact:
-        answer, form = longest_reference, EXACT_FORM_TOKENS
+    if metric == ExactMatch.name:
+        answer = longest_reference
     else:
         answer = min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS)
-        form = ANSWER_FORM_TOKENS
-    return min(answer + form + (THINKING_TOKENS if thinking else 0), context_tokens)
+    return min(answer + ANSWER_FORM_TOKENS + (THINKING_TOKENS if thinking else 0), context_tokens)

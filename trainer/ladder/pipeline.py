@@ -114,6 +114,7 @@ class LadderPipeline(Pipeline[LadderResult]):
             facts=data.facts,
             common_answer=data.common_answer,
             max_tokens=data.max_tokens,
+            teacher_max_tokens=data.teacher_max_tokens,
             example_lines=tuple(example.line for example in data.shown),
             required_filters=data.required_filters,
             prompts=0 if prompts is None else prompts.count,

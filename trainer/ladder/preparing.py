@@ -22,7 +22,6 @@ from trainer.data.split import answer, group_questions, split
 from trainer.errors import DataTooSmall
 from trainer.evaluate.arms import answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
-from trainer.evaluate.metrics.match import ExactMatch
 from trainer.ladder.instructions import candidates
 from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts
 
@@ -71,6 +70,7 @@ class PreparedData:
     why_metric: str
     common_answer: float
     max_tokens: int
+    teacher_max_tokens: int
     shown: tuple[Example, ...]
     training: tuple[Example, ...]
     required_filters: tuple[str, ...]
@@ -110,7 +110,7 @@ def prepare_data(
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
-    max_tokens = _max_tokens(inspected, choice.primary.name, base_dir, context)
+    max_tokens = _max_tokens(inspected, base_dir, context, metric=choice.primary.name)
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
     if answers and not answer_list_fits(answers, beside, count=count, context=context):
         answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]
@@ -131,6 +131,7 @@ def prepare_data(
         why_metric=choice.why,
         common_answer=_common_share(held_out) if answers else 0.0,
         max_tokens=max_tokens,
+        teacher_max_tokens=_max_tokens(inspected, base_dir, context),
         shown=fixed_examples(training, closed=bool(counts), room=int(room), count=count),
         training=training,
         required_filters=filters_of_all(examples),
@@ -138,11 +139,10 @@ def prepare_data(
     )
 
 
-def _max_tokens(inspected: Prepared, metric: str, base_dir: Path, context: int) -> int:
-    """The longest answer that a rung may give, in tokens."""
+def _max_tokens(inspected: Prepared, base_dir: Path, context: int, *, metric: str | None = None) -> int:
+    """The longest answer that a rung may give, in tokens; without a metric, that a teacher may give."""
     longest = max(sum(sequence.trained) for sequence in inspected.sequences)
-    exact, thinking = metric == ExactMatch.name, thinks(chat_template(base_dir))
-    return max_answer_tokens(longest, context, thinking=thinking, exact=exact)
+    return max_answer_tokens(longest, context, metric=metric, thinking=thinks(chat_template(base_dir)))
 
 
 def filters_of_all(examples: Sequence[Example]) -> tuple[str, ...]:

@@ -171,6 +171,8 @@ class LadderPlan(Frozen):
         facts: See `DataFacts`.
         common_answer: The share of the held-out answers that are the most frequent one; 0 for open answers.
         max_tokens: Longest answer, in tokens.
+        teacher_max_tokens: Longest answer of a teacher that the engine serves, in tokens: nothing is scored, and an
+            answer that is cut is lost. 0 in a plan of an earlier release.
         example_lines: The lines of the client's file that the rung with examples shows.
         required_filters: The attributes of which every example gives a value: the rungs with retrieval demand them.
         prompts: How many prompts the teacher is asked; 0 without one.
@@ -189,6 +191,7 @@ class LadderPlan(Frozen):
     facts: DataFacts
     common_answer: float = 0.0
     max_tokens: int
+    teacher_max_tokens: int = 0
     example_lines: tuple[int, ...] = ()
     required_filters: tuple[str, ...] = ()
     prompts: int = 0

@@ -30,7 +30,6 @@ from trainer.evaluate.evaluations.schemas import adds_bases
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
-from trainer.evaluate.metrics.match import ExactMatch
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
 from trainer.runs.protocol import Frozen
@@ -170,8 +169,7 @@ def _max_tokens(
     if job.body.max_tokens:
         return job.body.max_tokens
     longest_reference = longest((question.reference for question in all_questions), count)
-    exact = metric.name == ExactMatch.name
-    return max_answer_tokens(longest_reference, job.context_tokens, thinking=job.thinks, exact=exact)
+    return max_answer_tokens(longest_reference, job.context_tokens, metric=metric.name, thinking=job.thinks)
 
 
 def _wanted_examples(job: EvaluationJob, closed_set: Sequence[str]) -> int:

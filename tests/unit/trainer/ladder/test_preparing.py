@@ -12,6 +12,7 @@ from trainer.data.report import Report
 from trainer.data.similar import groups
 from trainer.data.split import question
 from trainer.errors import DataTooSmall
+from trainer.evaluate.arms import ANSWER_FORM_TOKENS, max_answer_tokens
 from trainer.ladder.preparing import (
     QUICK_HELD_OUT,
     QUICK_TRAINING,
@@ -116,6 +117,8 @@ def test_a_closed_set_is_found_and_every_fixed_example_has_another_answer(base_d
     data = prepared(base_dir, 320)
     assert data.answers == tuple(sorted(VERBS))
     assert data.metric == {"name": "exact_match"}
+    longest_answer = data.max_tokens - ANSWER_FORM_TOKENS
+    assert data.teacher_max_tokens == max_answer_tokens(longest_answer, 8192) > data.max_tokens
     shown = example_settings(data.shown)
     assert sorted(pair["assistant"] for pair in shown) == sorted(VERBS)
     held_out = {question(example) for example in parse_chat(data.parts["held_out"])}

@@ -11,8 +11,8 @@ from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import (
+    ANSWER_FORM_TOKENS,
     BARE_BASE_NOTE,
-    EXACT_FORM_TOKENS,
     GROUNDED_NOTE,
     NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
@@ -27,7 +27,7 @@ from trainer.evaluate.evaluations.promotion import LivePointer
 from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import protocol
 
-SHORT = max(len(intent.split()) for intent in INTENTS) + EXACT_FORM_TOKENS
+SHORT = max(len(intent.split()) for intent in INTENTS) + ANSWER_FORM_TOKENS
 LIST = len(answer_list(sorted(INTENTS)).split())
 SYSTEM = "You speak for the shop"
 
