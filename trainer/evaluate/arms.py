@@ -36,7 +36,9 @@ MAX_REPEATED_CHARS: Final = 15_000
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
 SHOWN_LINES: Final = 5
-EVERYONES: Final = '"*" finds only what is everyone\'s'
+EVERYONE: Final = "*"
+"""The value of a required filter that marks, and finds, only what is everyone's."""
+EVERYONES: Final = f'"{EVERYONE}" finds only what is everyone\'s'
 """What to say of an example that gives no value of a required filter."""
 THINKING_SWITCH: Final = "enable_thinking"
 """The variable with which Qwen3's and many other chat templates turn thinking on and off."""

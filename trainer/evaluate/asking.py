@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
 from trainer.evaluate.answers import Answer, Key, RecordFile
-from trainer.evaluate.arms import Arm, Question, calls_json, with_filters
+from trainer.evaluate.arms import EVERYONE, Arm, Question, calls_json, with_filters
 from trainer.evaluate.endpoint_client import Endpoint, EndpointClient, charge_of
 from trainer.runs.gateway import PATIENCE_S
 from trainer.runs.protocol import OutsideCharge
@@ -22,8 +22,6 @@ from trainer.runs.protocol import OutsideCharge
 CHAT_PATH: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256
 CONCURRENCY: Final = 8
-EVERYONE: Final = "*"
-"""The value of a required filter that finds only what is everyone's."""
 PER_QUESTION_STATUSES: Final = frozenset({400, 403, 413, 422, 451})
 """Statuses that refuse one question (content filter, length), not the caller or the model."""
 

@@ -116,6 +116,7 @@ class LadderPipeline(Pipeline[LadderResult]):
             max_tokens=data.max_tokens,
             teacher_max_tokens=data.teacher_max_tokens,
             example_lines=tuple(example.line for example in data.shown),
+            why_no_examples=data.why_none_shown,
             required_filters=data.required_filters,
             prompts=0 if prompts is None else prompts.count,
             notes=data.notes if prompts is None else (*data.notes, *prompts.notes),
@@ -187,8 +188,7 @@ class LadderPipeline(Pipeline[LadderResult]):
             title = f"{'instructions and ' if told else ''}{len(shown)} fixed examples"
             rungs.append(self._rung("examples", title, settings))
         else:
-            reason = "no example fits into the context beside the instructions, the question and the answer"
-            skipped.append(SkippedRung(key="examples", title="fixed examples", reason=reason))
+            skipped.append(SkippedRung(key="examples", title="fixed examples", reason=plan.why_no_examples))
         # each rung has what the one below has: a weaker prompt would make a LoRA look better than it is
         below = rungs[-1].settings
         rungs += self._retrieved_examples(plan, below, skipped)

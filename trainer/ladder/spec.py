@@ -173,7 +173,8 @@ class LadderPlan(Frozen):
         max_tokens: Longest answer, in tokens.
         teacher_max_tokens: Longest answer of a teacher that the engine serves, in tokens: nothing is scored, and an
             answer that is cut is lost. 0 in a plan of an earlier release.
-        example_lines: The lines of the client's file that the rung with examples shows.
+        example_lines: The lines of the client's file that the rung with examples shows; ``why_no_examples``: the
+            reason if there are none.
         required_filters: The attributes of which every example gives a value: the rungs with retrieval demand them.
         prompts: How many prompts the teacher is asked; 0 without one.
     """
@@ -193,6 +194,7 @@ class LadderPlan(Frozen):
     max_tokens: int
     teacher_max_tokens: int = 0
     example_lines: tuple[int, ...] = ()
+    why_no_examples: str = "no example can be shown"
     required_filters: tuple[str, ...] = ()
     prompts: int = 0
     notes: tuple[str, ...] = ()

@@ -125,6 +125,34 @@ def test_a_closed_set_is_found_and_every_fixed_example_has_another_answer(base_d
     assert not held_out & {pair["user"] for pair in shown}
 
 
+def customers_data(base: Path, everyones: int) -> PreparedData:
+    """Of tickets of seven customers, the first ``everyones`` lines of which belong to nobody in particular."""
+    rows = [json.loads(line) for line in content(160).splitlines()]
+    for number, row in enumerate(rows):
+        customer = "*" if number < everyones else f"c-{number % 7}"
+        row["messages"][-1]["content"] = f"Ticket {number} of {customer}: we will look at it and write to you soon."
+        row["filters"] = {"customer": customer, "region": "*"}
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return prepare_data("f.jsonl", text, base_dir=base, context=8192, given=(), quick=True, check=lambda: None)
+
+
+def test_every_customer_is_shown_only_what_is_everyones(base_dir: Path) -> None:
+    data = customers_data(base_dir, 60)
+    assert data.required_filters == ("customer", "region")
+    assert {example.filters["customer"] for example in data.shown} == {"*"}
+    assert "This is how answers sound" in data.instructions[-1]
+    assert "of c-" not in "".join(data.instructions)
+
+
+def test_one_customers_examples_are_shown_to_nobody_else(base_dir: Path) -> None:
+    data = customers_data(base_dir, 0)
+    assert data.shown == ()
+    assert data.why_none_shown.endswith(
+        'give those that anyone may see the value "*" in `filters` for `customer` and `region`'
+    )
+    assert "of c-" not in "".join(data.instructions)
+
+
 def test_quick_asks_fewer_questions_and_learns_from_fewer_examples(base_dir: Path) -> None:
     data = prepared(base_dir, 800, quick=True)
     assert data.counts["held_out"] <= QUICK_HELD_OUT

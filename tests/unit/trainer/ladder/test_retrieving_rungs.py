@@ -154,6 +154,11 @@ def test_a_store_that_cannot_be_made_costs_its_rung_alone(ladder: LadderRun) -> 
     assert [rung.key for rung in rungs.rungs] == ["base", "instructions"]
 
 
+def test_the_rung_of_fixed_examples_is_skipped_with_the_reason_that_the_data_gives(ladder: LadderRun) -> None:
+    rungs = climbed(ladder, FakeGateway(lines(*ROWS)), why_no_examples="no example is everyone's")
+    assert {each.key: each.reason for each in rungs.skipped} == {"examples": "no example is everyone's"}
+
+
 def test_a_key_without_knowledge_is_told_so(ladder: LadderRun) -> None:
     class Forbidding(FakeGateway):
         def create_store(self, name: str, file_id: str) -> str:
