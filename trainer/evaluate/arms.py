@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
+from adapters.dataset.chat import GROUP
 from adapters.protocol.requests import MAX_EXAMPLES
 from trainer.data.format import Example, Message
 from trainer.errors import EvaluationInvalid
@@ -307,19 +308,38 @@ def check_filters(questions: Sequence[Question], grounding: Mapping[str, Any] | 
 
 
 def with_filters(
-    grounding: Mapping[str, Any] | bool | None, filters: Mapping[str, str | bool | float]
+    grounding: Mapping[str, Any] | bool | None,
+    filters: Mapping[str, str | bool | float],
+    *,
+    group: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | bool | None:
-    """An arm's `grounding` with a question's filters, joined to its own; unchanged if there are none or it is off."""
-    if grounding is False or not filters:
-        return grounding if isinstance(grounding, bool | None) else {**grounding}
-    field = {} if grounding is None or grounding is True else {**grounding}
-    return field | {"filters": joined_filters(filters, field.get("filters"))}
+    """An arm's `grounding` with a question's filters, joined to its own; unchanged if there are none or it is off.
+
+    Args:
+        group: The question's. Where the arm is grounded, nothing of this group is found, as in a training prompt: a
+            store that holds the question as an example would show its answer.
+        settings: The version's own grounding, None if it has none. Its `filters` are the arm's if that has no others: a
+            request's replace them.
+    """
+    field = {} if isinstance(grounding, bool | None) else {**grounding}
+    own = field.get("filters") or (settings or {}).get("filters")
+    searches = outside_group(group, own) if group is not None and (field or settings) else own
+    if grounding is False or not (filters or searches is not own):
+        return grounding if isinstance(grounding, bool | None) else field
+    return field | {"filters": joined_filters(filters, searches) if filters else searches}
 
 
 def joined_filters(values: Mapping[str, str | bool | float], filters: Mapping[str, Any] | None) -> dict[str, Any]:
     """A request's `filters` that give an example's values, joined to a version's or an arm's own."""
     conditions: list[Any] = [{"type": "eq", "key": name, "value": value} for name, value in values.items()]
     return {"type": "and", "filters": conditions if filters is None else [*conditions, filters]}
+
+
+def outside_group(group: str, filters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``filters``, and that nothing is found whose attribute `group` is this one."""
+    others: dict[str, Any] = {"type": "ne", "key": GROUP, "value": group}
+    return others if filters is None else {"type": "and", "filters": [filters, others]}
 
 
 def template_switches(template: str) -> dict[str, bool]:

@@ -22,6 +22,7 @@ from it is trained.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field
@@ -77,6 +78,11 @@ SubsetKey = Literal["half", "quarter", "cleanest_half"]
 SUBSETS: Final[tuple[SubsetKey, ...]] = get_args(SubsetKey)
 TrainingKey = Literal["lora", "lora_examples", "lora_documents", "distilled", "half", "quarter", "cleanest_half"]
 TRAININGS: Final[tuple[TrainingKey, ...]] = get_args(TrainingKey)
+RETRIEVING: Final[Mapping[TrainingKey, RungKey]] = {
+    "lora_documents": "documents",
+    "lora_examples": "retrieved_examples",
+}
+"""The rung whose retrieval each LoRA with retrieval has."""
 EvaluationPurpose = Literal["choose", "prompts"] | TrainingKey
 Purpose = (
     EvaluationPurpose

@@ -189,3 +189,19 @@ def test_a_candidate_that_demands_a_filter_has_one_for_every_question(make_folde
     base = next(arm for arm in found.evaluation.arms if arm.label == found.evaluation.bases[0])
     assert isinstance(base.grounding, dict)
     assert base.grounding["required_filters"] == ["customer"]
+
+
+def test_a_question_is_not_shown_its_own_answer_and_the_verdict_says_where_that_is_not_sure(
+    make_folder: MakeFolder,
+) -> None:
+    grounding = {"vector_store_ids": ["vs_1"], "insert_as": "turns"}
+    context = {"grounding": grounding, "groundings": {"voice@3": grounding}}
+    grouped = [question.model_copy(update={"group": f"g-{at}"}) for at, question in enumerate(held_out())]
+    plan = planned(make_folder, 4096, context=context, questions=grouped)
+    assert plan.evaluation.groundings == {"voice@3": grounding}
+    told = "held-out examples have no `group`"
+    assert not any(told in note for note in plan.notes)
+    some = [*grouped[:-2], *held_out()[-2:]]
+    assert any(f"2 of 37 {told}" in note for note in planned(make_folder, 4096, context=context, questions=some).notes)
+    quoting = {"grounding": {"vector_store_ids": ["vs_1"]}}
+    assert not any(told in note for note in planned(make_folder, 4096, context=quoting).notes)
