@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from adapters.dataset.chat import GROUP
 from adapters.dataset.formats import Format, split_lines
 from adapters.wording import counted
 from trainer.base_model import chat_template
@@ -19,7 +20,7 @@ from trainer.data.formats import read_dataset
 from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
 from trainer.data.split import answer, group_questions, split
-from trainer.errors import DataTooSmall
+from trainer.errors import DataInvalid, DataTooSmall, Problem
 from trainer.evaluate.arms import EVERYONE, answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.ladder.instructions import candidates
@@ -47,6 +48,10 @@ NOBODYS: Final = (
     f'the value "{EVERYONE}" in `filters` for {{}}'
 )
 """Why no example may be shown to all; of the required filters."""
+GROUP_FILTER: Final = (
+    f"`filters` has `{GROUP}`, by which a ladder keeps an example from its own answer: use another name, such as "
+    "`customer`"
+)
 _DIFFERENT: Final = "different system messages"
 FIXED_EXAMPLES: Final = 8
 FIXED_PROSE_EXAMPLES: Final = 4
@@ -193,7 +198,11 @@ def _inspect(
 
     # the ladder divides the data itself: nothing is held out here
     rules = DataRules(overflow="drop", held_out_share=0.0, validation_share=0.0, pairs=False)
-    return inspect(Source(name, content), None, renderer, rules, check=check), count
+    inspected = inspect(Source(name, content), None, renderer, rules, check=check)
+    named = [example.line for example in inspected.training.examples if GROUP in example.filters]
+    if named:
+        raise DataInvalid([Problem(line, GROUP_FILTER) for line in named])
+    return inspected, count
 
 
 def _lines(name: str, content: bytes, system: str | None) -> list[str] | None:

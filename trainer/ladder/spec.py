@@ -44,6 +44,7 @@ DATA_REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
 RUNGS: Final = "rungs.json"
 UPLOADS: Final = "uploads.json"
+STORE: Final = "store.txt"
 UNLABELLED: Final = "unlabelled"
 PROMPTS: Final = "prompts.jsonl"
 REPLIES: Final = "replies.jsonl"
@@ -235,11 +236,12 @@ class SkippedRung(Frozen):
 
 
 class Rungs(Frozen):
-    """The rungs so far, the cheapest first, the chosen instructions, and what was skipped."""
+    """The rungs so far, the cheapest first, the chosen instructions, what was skipped, and notes for the report."""
 
     instructions: str | None = None
     rungs: tuple[Rung, ...] = ()
     skipped: tuple[SkippedRung, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 Row = tuple[RungKey, ArmScores, ScoredArm]

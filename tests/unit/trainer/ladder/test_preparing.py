@@ -11,7 +11,7 @@ from trainer.data.format import parse_chat
 from trainer.data.report import Report
 from trainer.data.similar import groups
 from trainer.data.split import question
-from trainer.errors import DataTooSmall
+from trainer.errors import DataInvalid, DataTooSmall
 from trainer.evaluate.arms import ANSWER_FORM_TOKENS, max_answer_tokens
 from trainer.ladder.preparing import (
     QUICK_HELD_OUT,
@@ -151,6 +151,14 @@ def test_one_customers_examples_are_shown_to_nobody_else(base_dir: Path) -> None
         'give those that anyone may see the value "*" in `filters` for `customer` and `region`'
     )
     assert "of c-" not in "".join(data.instructions)
+
+
+def test_a_ladder_needs_the_attribute_group_for_itself(base_dir: Path) -> None:
+    rows = [json.loads(line) for line in content(160).splitlines()]
+    rows[4]["filters"] = {"group": "c-1"}
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    with pytest.raises(DataInvalid, match=r"^line 5: `filters` has `group`"):
+        prepare_data("f.jsonl", text, base_dir=base_dir, context=8192, given=(), quick=True, check=lambda: None)
 
 
 def test_quick_asks_fewer_questions_and_learns_from_fewer_examples(base_dir: Path) -> None:
