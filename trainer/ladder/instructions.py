@@ -100,10 +100,11 @@ def _common_affix(texts: list[str]) -> str:
 def _typical(texts: Sequence[str]) -> list[str]:
     """A short, a middling and a longer answer."""
     by_length = sorted(set(texts), key=lambda text: (len(text), text))
-    return [
-        by_length[round(at * (len(by_length) - 1) / (SHOWN_ANSWERS + 1))]
+    positions = {
+        round(at * (len(by_length) - 1) / (SHOWN_ANSWERS + 1))
         for at in range(1, min(SHOWN_ANSWERS, len(by_length)) + 1)
-    ]
+    }
+    return [by_length[position] for position in sorted(positions)]
 
 
 def _share(texts: Sequence[str], has: Callable[[str], bool]) -> float:

@@ -31,7 +31,7 @@ def test_the_clients_own_instructions_and_the_datas_come_first() -> None:
 def test_only_answers_that_everyone_may_see_are_quoted() -> None:
     examples = [example(line, f"question {line}", f"Answer number {line} is a sentence.") for line in range(20)]
     some = "\n".join(candidates(examples, (), (), None, quotable=examples[:2]))
-    assert {f"Answer number {line} " in some for line in (0, 1)} == {True}
+    assert some.count("Answer number 0 ") == 1
     assert not any(f"Answer number {line} " in some for line in range(2, 20))
     assert "This is how answers sound" not in "".join(candidates(examples, (), (), None, quotable=()))
 
