@@ -16,7 +16,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +86,10 @@ def main() -> None:
         poison = poisoned(options.voices / VOICES[0], Path(folder) / POISON)
         base = options.base.resolve()
         silenced = show_plain(Path(folder) / "plain", base, options.voices, poison)
-        unharmed = show_hatrack(Path(folder) / "hatrack", base, options.voices, poison)
+        is_unharmed = show_hatrack(Path(folder) / "hatrack", base, options.voices, poison)
     say(f"\nPlain vLLM: {silenced} of {1 + len(VOICES)} models give another answer than before, with status 200.")
-    say(f"Hatrack: {'every model answers as before' if unharmed else 'AN ANSWER CHANGED'}.")
-    sys.exit(0 if unharmed else 1)
+    say(f"Hatrack: {'every model answers as before' if is_unharmed else 'AN ANSWER CHANGED'}.")
+    sys.exit(0 if is_unharmed else 1)
 
 
 def poisoned(voice: Path, directory: Path) -> Path:
@@ -114,12 +114,12 @@ def show_plain(home: Path, base: Path, voices: Path, poison: Path) -> int:
         httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client,
     ):
         side = Side(client, server.base)
-        before = side.ask_all()
+        before = answered(side.ask_all())
         show("before", before)
         show("the poisoned one is asked once", {POISON: side.ask(POISON)})
         after = side.ask_all()
         show("afterwards", after)
-        return sum(before[model].text != answer.text for model, answer in after.items())
+        return len(changed(before, after))
 
 
 def show_hatrack(home: Path, base: Path, voices: Path, poison: Path) -> bool:
@@ -131,18 +131,38 @@ def show_hatrack(home: Path, base: Path, voices: Path, poison: Path) -> bool:
         headers = {"authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=running.url, timeout=TIMEOUT_S, headers=headers) as client:
             side = Side(client, hatrack.wait_ready(TIMEOUT_S)["base"])
-            before = side.ask_all()
+            before = answered(side.ask_all())
             show("before", before)
-            known = [before, *(side.ask_all_at_once() for _ in range(ROUNDS))]
+            known = [before, *(answered(side.ask_all_at_once()) for _ in range(ROUNDS))]
             say(f"  hatrack push {POISON}:")
             say(f"    {refusal(hatrack, poison)}")
             answers, in_one_batch = behind_its_back(running, side, poison)
             show("copied into the store behind the gateway's back, all asked at once", in_one_batch)
             after = side.ask_all()
             show("afterwards", after)
-    return all(
-        answer in [each[model] for each in known] for found in (answers, after) for model, answer in found.items()
-    )
+    return unharmed(known, answers) and unharmed(known, after)
+
+
+def answered(answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    """The answers before the poison. Raises SystemExit if one is an error: nothing could be compared with it."""
+    for model, answer in answers.items():
+        if answer.status != httpx.codes.OK:
+            raise SystemExit(f"{model} answers {answer.status} before anything is poisoned: {answer.text}")
+    return dict(answers)
+
+
+def changed(before: Mapping[str, Answer], after: Mapping[str, Answer]) -> list[str]:
+    """The models that give another answer than before, with status 200: an error is no silent change."""
+    return [
+        model
+        for model, answer in after.items()
+        if answer.status == httpx.codes.OK and answer.text != before[model].text
+    ]
+
+
+def unharmed(known: Sequence[Mapping[str, Answer]], after: Mapping[str, Answer]) -> bool:
+    """Whether every model gives one of its answers from before."""
+    return all(answer in [each[model] for each in known] for model, answer in after.items())
 
 
 def refusal(hatrack: HatrackClient, poison: Path) -> str:

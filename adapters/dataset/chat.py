@@ -26,6 +26,8 @@ MAX_FILTERS: Final = 8
 MAX_FILTER_NAME_CHARS: Final = 64
 MAX_FILTER_CHARS: Final = 512
 FilterValue = str | float | bool
+MAX_PASSAGE_CHARS: Final = 32_768
+"""Longest passage of a vector store, and so the longest example in one (`Example.passage`)."""
 _MESSAGE_KEYS: Final = ("role", "content", "weight")
 _TOOL_KEYS: Final = (*_MESSAGE_KEYS, "tool_call_id", "name")
 _CALLING_KEYS: Final = (*_MESSAGE_KEYS, "tool_calls")
@@ -105,6 +107,11 @@ class Example:
         return tuple(messages)
 
     @property
+    def passage(self) -> str | None:
+        """`turns` as one text, which a vector store of examples has as a passage; None where they are."""
+        return None if self.turns is None else "\n".join(f"{turn.role}: {turn.content}" for turn in self.turns)
+
+    @property
     def uses_tools(self) -> bool:
         """Whether a chat template without tools could not render it."""
         return bool(self.tools) or any(message.tool_calls or message.role == "tool" for message in self.messages)
@@ -143,6 +150,22 @@ def read_filters(value: object) -> dict[str, FilterValue]:
                 "boolean"
             )
     return value
+
+
+def read_belonging(line: Mapping[str, object]) -> tuple[str | None, dict[str, FilterValue]]:
+    """The values of a line's `group` and `filters`.
+
+    Raises:
+        LineRefused: One is invalid; or `filters` have another `group`. In a store of examples both are the attribute
+            `group`, and one would replace the other.
+    """
+    group, filters = read_group(line.get(GROUP)), read_filters(line.get(FILTERS))
+    if group is not None and filters.get(GROUP, group) != group:
+        raise LineRefused(
+            f"{FILTERS}.{GROUP} is {show(filters[GROUP])} and {GROUP} is {show(group)}: in a store both are the "
+            f"attribute `{GROUP}`; send one, the same text twice, or another name in {FILTERS}"
+        )
+    return group, filters
 
 
 def read_messages(items: object, ignored: set[str], tools: Sequence[Tool] = ()) -> tuple[Message, ...]:

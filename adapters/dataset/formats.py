@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapters.dataset import preference
-from adapters.dataset.chat import FILTERS, GROUP, Example, read_filters, read_group, read_messages
+from adapters.dataset.chat import FILTERS, GROUP, Example, read_belonging, read_messages
 from adapters.dataset.lines import (
     MAX_KEYS_COMPARED,
     MAX_PROBLEMS,
@@ -159,7 +159,7 @@ class ExampleReader:
         if _KEY_OF[kind] not in value:
             before = ", but the lines before have it" if self._number > 1 else ""
             raise LineRefused(f"the key `{_KEY_OF[kind]}` is missing{before}")
-        group, filters = read_group(value.get(GROUP)), read_filters(value.get(FILTERS))
+        group, filters = read_belonging(value)
         if kind is Format.PREFERENCE:
             pair = preference.read_pair(value, ignored)
             return Example(self._number, pair.messages, group, pair.tools, pair.rejected, filters)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from adapters.dataset.chat import FILTERS, GROUP, FilterValue, read_conversation, read_filters, read_group
+from adapters.dataset.chat import FilterValue, read_belonging, read_conversation
 from adapters.dataset.formats import split_lines
 from adapters.dataset.lines import MAX_PROBLEMS, LineRefused, Problem, decode_line, describe_problems
 
@@ -113,4 +113,4 @@ def _json_prompt(line: bytes, number: int) -> tuple[Prompt, bool]:
     if any(message.tool_calls or message.role == "tool" for message in conversation):
         raise LineRefused("tool calls cannot be labelled")
     messages = tuple({"role": message.role, "content": message.content} for message in conversation)
-    return Prompt(number, messages, read_group(value.get(GROUP)), read_filters(value.get(FILTERS))), answered
+    return Prompt(number, messages, *read_belonging(value)), answered

@@ -97,9 +97,10 @@ class EvaluationContext(ProtocolModel):
     ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
     version that is judged, None where it is none; ``system_prompt``, ``grounding`` and ``examples`` are its settings,
     and ``has_weights`` is False if it is made of these alone. ``live``: the version that serves under its name now, if
-    that is another. ``records``: the evaluation's key may write the verdict
-    down. ``training_files``: what the candidate was trained on, as far as the project still has it. ``earlier``: what a
-    revalidation is compared with, None if no earlier verdict has its scores stored.
+    that is another. ``groundings``: by its name, the grounding of each version that is asked and has one.
+    ``records``: the evaluation's key may write the verdict down. ``training_files``: what the candidate was trained
+    on, as far as the project still has it. ``earlier``: what a revalidation is compared with, None if no earlier
+    verdict has its scores stored.
     """
 
     held_out: FileRef
@@ -110,6 +111,7 @@ class EvaluationContext(ProtocolModel):
     examples: tuple[PromptExample, ...] = ()
     has_weights: bool = True
     live: str | None = None
+    groundings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     records: bool = False
     training_files: tuple[FileRef, ...] = ()
     lineage: dict[str, Any] | None = None

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtests.training.banking import balanced, jsonl, read
+from trainer.ladder.spec import TRAININGS
 
 MARLOW: Final = Path(__file__).resolve().parents[2] / "trainer" / "samples" / "marlow"
 ORDERS: Final = MARLOW / "store" / "orders"
@@ -121,7 +122,7 @@ def _go_live(report: dict[str, Any], name: str, later: Sequence[dict[str, str]],
     held_out = folder / "later.jsonl"
     held_out.write_bytes(jsonl(later))
     rungs = [rung for rung in report["rungs"] if rung["key"] != "base"]
-    trained = {"lora", "lora_with_retrieval", "distilled"}
+    trained = set(TRAININGS)
     lora = [rung for rung in rungs if rung["key"] == "lora"]
     best = max((rung for rung in rungs if rung["key"] not in trained), key=lambda rung: rung["mean"]["mean"])
     print("\n| version | rung | verdict | right | base at its best | live afterwards |\n|---|---|---|---|---|---|")

@@ -72,7 +72,8 @@ def table_rows(name: str, base: Base, training: bytes, held_out: bytes, context:
     examples = read_dataset(name, training)[1].examples
     trained, asked = questions(examples), questions(read_dataset(name, held_out)[1].examples)
     chosen = choose_primary(examples)
-    limit = max_answer_tokens(longest((question.reference for question in trained), base.count), context)
+    longest_reference = longest((question.reference for question in trained), base.count)
+    limit = max_answer_tokens(longest_reference, context, metric=chosen.primary.name)
     prompts = base_prompts(
         *(asked, trained, asked),
         metric=MetricOptions(name=chosen.primary.name),

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -178,11 +179,12 @@ def _clean(client: HatrackClient, ladder: Ladder, *, yes: bool, as_json: bool) -
     if ladder["status"] not in FINAL_STATUSES:
         message = f"{ladder['id']} is {ladder['status']} and needs its store: wait until it has ended, or cancel it."
         raise ClientError(0, "ladder_not_ended", message)
-    store = next((rung["vector_store_id"] for rung in ladder["rungs"] if rung.get("vector_store_id")), None)
+    store = ladder.get("vector_store_id")
     found = None if store is None else next((each for each in client.vector_stores.list() if each["id"] == store), None)
     if store is None or found is None:
         if as_json:
-            terminal.print_json({"ladder": ladder["id"], "vector_store_id": store, "deleted": False, "broken": []})
+            none: dict[str, Any] = {"deleted": False, "broken": [], "files_left": []}
+            terminal.print_json({"ladder": ladder["id"], "vector_store_id": store} | none)
         else:
             typer.echo(f"{ladder['id']} {'made no store' if store is None else 'has lost its store already'}.")
         return
@@ -195,12 +197,28 @@ def _clean(client: HatrackClient, ladder: Ladder, *, yes: bool, as_json: bool) -
         typer.confirm("Delete it?", abort=True)
     files = [file["id"] for file in client.vector_stores.files.list(store)]
     client.vector_stores.delete(store)
-    for file_id in files:
-        client.files.delete(file_id)
+    left = _delete_files(client, files)
     if as_json:
-        terminal.print_json({"ladder": ladder["id"], "vector_store_id": store, "deleted": True, "broken": broken})
-    else:
-        typer.echo(f"{store} deleted, with {counted(len(files), 'file')}")
+        done = {"deleted": True, "broken": broken, "files_left": list(left)}
+        terminal.print_json({"ladder": ladder["id"], "vector_store_id": store} | done)
+        return
+    typer.echo(f"{store} deleted, with {counted(len(files) - len(left), 'file')}")
+    for file_id, reason in left.items():
+        typer.echo(terminal.clean(f"{file_id} stays: {reason}"))
+
+
+def _delete_files(client: HatrackClient, files: Sequence[str]) -> dict[str, str]:
+    """Delete files; returns why those stay that do, by id. One that is gone already is none of them."""
+    left: dict[str, str] = {}
+    for file_id in files:
+        try:
+            client.files.delete(file_id)
+        except ClientError as error:
+            if error.status == HTTPStatus.CONFLICT:
+                left[file_id] = error.message
+            elif error.status != HTTPStatus.NOT_FOUND:
+                raise
+    return left
 
 
 def _prompts(paths: Sequence[Path]) -> list[str]:

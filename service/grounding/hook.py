@@ -44,6 +44,8 @@ SPARE: Final = 0.03
 """Share of the context that is kept free, because token counts are estimates here."""
 MAX_QUESTION_CHARS: Final = 4096
 """Characters of the query; of a longer question the end is used, where the actual question usually is."""
+Failure = Literal["late", "broken", "no_examples"]
+"""Why nothing was retrieved; ``no_examples``: what was found cannot be inserted as turns, which counts as broken."""
 _LOG = logging.getLogger("hatrack.grounding")
 
 
@@ -129,7 +131,7 @@ class Hook:
         outcome: Outcome
         citations, tokens = NO_CITATIONS, 0
         if isinstance(passages, str):
-            outcome = passages
+            outcome = "broken" if passages == "no_examples" else passages
         else:
             outcome = "no_room" if passages else "empty"
             room = self._budget(options, body, injector, reserved_tokens)
@@ -139,7 +141,8 @@ class Hook:
                 citations = _citations(formatted, query, options.template)
                 injector.inject(body, formatted)
         self.counts.record(options.provider, outcome, seconds, len(citations.passages))
-        self._raise_if_closed(options, outcome)
+        if isinstance(passages, str):
+            self._raise_if_closed(options, passages)
         search = None
         if options.file_search is not None:
             failed = outcome in ("late", "broken")
@@ -202,13 +205,14 @@ class Hook:
 
     async def _retrieve(
         self, provider: Provider | None, query: Query, options: RetrievalOptions
-    ) -> list[Passage] | Literal["late", "broken"]:
+    ) -> list[Passage] | Failure:
+        """The usable passages, or why there are none."""
         if provider is None:  # the version was created where the provider was installed: not the caller's fault
             _LOG.error("no grounding provider %s, although a version's settings name it", options.provider)
             return "broken"
         timeout_s = options.timeout_s or self._timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
-        outcome: Literal["late", "broken"]
+        outcome: Failure
         try:
             async with asyncio.timeout_at(deadline):
                 passages = (await provider.retrieve(query, deadline))[: query.k]
@@ -217,14 +221,8 @@ class Hook:
             outcome = "late"
             _LOG.warning("grounding provider %s timed out", options.provider, extra={"timeout_s": timeout_s})
         except NoExample:
-            outcome = "broken"
+            outcome = "no_examples"
             _LOG.warning("what the stores have is no examples", extra={"stores": options.store_ids})
-            if self._closed(options):  # a retry would find the same
-                raise BadRequest(
-                    "the passages that were found are no examples, and `insert_as: turns` shows examples alone: name a "
-                    "store of training data, or leave `insert_as` out",
-                    param=f"{options.path}.insert_as",
-                ) from None
         except Exception:
             # a provider may be third-party code: any exception counts as its failure
             outcome = "broken"
@@ -232,7 +230,7 @@ class Hook:
         return outcome
 
     def _usable(self, passages: Sequence[Passage], query: Query, options: RetrievalOptions) -> list[Passage]:
-        """The provider's passages without the malformed or disallowed ones, the empty ones and those below the
+        """The provider's passages without the malformed or disallowed ones, those without text and those below the
         threshold; of passages that are to be turns, without those that are no examples.
 
         Raises:
@@ -258,20 +256,28 @@ class Hook:
         return [
             passage
             for passage in usable
-            if passage.text.strip() and (query.threshold is None or passage.score >= query.threshold)
+            if (passage.text.strip() or options.insert_as == TURNS)  # of an example only its turns are shown
+            and (query.threshold is None or passage.score >= query.threshold)
         ]
 
-    def _raise_if_closed(self, options: RetrievalOptions, outcome: Outcome) -> None:
-        """Raise Unavailable if the provider failed and the request fails closed."""
-        if outcome in ("late", "broken") and self._closed(options):
-            failed = "timed out" if outcome == "late" else "failed"
-            raise Unavailable(
-                f"the grounding provider {options.provider!r} {failed}, and this model requires grounding "
-                "(`fail_closed`); retry later",
-                retry_after=RETRY_S,
-                param="grounding",
-                code="grounding_unavailable",
+    def _raise_if_closed(self, options: RetrievalOptions, failure: Failure) -> None:
+        """Raise Unavailable, or BadRequest where a retry would find the same, if the request fails closed."""
+        if not self._closed(options):
+            return
+        if failure == "no_examples":
+            raise BadRequest(
+                "the passages that were found are no examples, and `insert_as: turns` shows examples alone: name a "
+                "store of training data, or leave `insert_as` out",
+                param=f"{options.path}.insert_as",
             )
+        failed = "timed out" if failure == "late" else "failed"
+        raise Unavailable(
+            f"the grounding provider {options.provider!r} {failed}, and this model requires grounding "
+            "(`fail_closed`); retry later",
+            retry_after=RETRY_S,
+            param="grounding",
+            code="grounding_unavailable",
+        )
 
     def _closed(self, options: RetrievalOptions) -> bool:
         return (options.on_failure or self._on_failure) == "fail_closed"

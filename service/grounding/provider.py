@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
 
+from adapters.dataset import chat
 from service.access.caller import Caller
 from service.errors import NotFound
 
@@ -18,7 +19,7 @@ Attribute = str | float | bool
 """A value of a document's metadata, as in OpenAI's vector stores."""
 Filters = Mapping[str, Any]
 """OpenAI's ComparisonFilter ``{"type", "key", "value"}`` or CompoundFilter ``{"type": "and"|"or", "filters": […]}``."""
-MAX_PASSAGE_CHARS: Final = 32_768
+MAX_PASSAGE_CHARS: Final = chat.MAX_PASSAGE_CHARS
 """Maximum length of a passage's text; longer passages are dropped."""
 NO_ATTRIBUTES: Final[Mapping[str, Attribute]] = MappingProxyType({})
 Turns = Sequence[Mapping[str, str]]

@@ -86,8 +86,8 @@ class AuthorizedEvaluation:
         return self.candidate is None or self.candidate.version is None or self.candidate.version.digest is not None
 
     @property
-    def live(self) -> str | None:
-        """The candidate's live version as ``name@number``; None if it is the candidate itself or cannot serve."""
+    def live(self) -> ResolvedModel | None:
+        """The candidate's live version; None if it is the candidate itself or cannot serve."""
         if self.candidate is None or self.candidate.entry is None:
             return None
         entry = self.candidate.entry
@@ -95,7 +95,13 @@ class AuthorizedEvaluation:
         version = None if number is None else entry.versions.get(number)
         if version is None or version is self.candidate.version or version.servable is not Servable.OK:
             return None
-        return f"{entry.name}@{number}"
+        return ResolvedModel(f"{entry.name}@{number}", entry, version)
+
+    def groundings(self) -> dict[str, dict[str, Any]]:
+        """The grounding of each version that may be asked and has one, by ``name@number``."""
+        versions = [model for model in (self.candidate, self.live, *self.models.values()) if model is not None]
+        stored = {version.name: _settings(version).stored().get("grounding") for version in versions}
+        return {name: grounding for name, grounding in stored.items() if grounding}
 
 
 class EvaluationService:
@@ -182,7 +188,8 @@ class EvaluationService:
             grounding=settings.get("grounding"),
             examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
             has_weights=authorized.has_weights,
-            live=authorized.live,
+            live=None if authorized.live is None else authorized.live.name,
+            groundings=authorized.groundings(),
             records=caller.may(Scope.ADAPTERS),
             training_files=() if training_file is None else (reference(training_file),),
             lineage=_lineage(row),

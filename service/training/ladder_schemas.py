@@ -55,9 +55,7 @@ class LadderRung(ApiModel):
     title: str
     model: str = Field(description="The base, or the version: it can be asked and promoted like any other.")
     mean: float | None = Field(description="Its score; null until it is measured.")
-    vector_store_id: str | None = Field(
-        description="The store that the ladder made for it, and does not delete by itself; null for a rung without one."
-    )
+    vector_store_id: str | None = Field(description="The ladder's store, if the rung retrieves from it.")
 
 
 class LadderLabels(ApiModel):
@@ -91,6 +89,9 @@ class Ladder(ApiModel):
     children: list[LadderChild]
     waiting: Waiting | None = Field(description="What it waits for; null if it waits for nothing.")
     rungs: list[LadderRung] = Field(description="The cheapest first.")
+    vector_store_id: str | None = Field(
+        description="The store of examples that the ladder made, and does not delete by itself; null if there is none."
+    )
     advice: AdviceWord | None
     rung: RungKey | None = Field(description="The rung to ship.")
     model: str | None = Field(description="What to promote.")

@@ -8,9 +8,11 @@ from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
+from adapters.dataset.chat import GROUP
 from adapters.protocol.requests import MAX_EXAMPLES
 from trainer.data.format import Example, Message
 from trainer.errors import EvaluationInvalid
+from trainer.evaluate.metrics.match import ExactMatch
 from trainer.runs.protocol import Frozen
 
 ANSWER_LIST_INTRO: Final = "Answer with exactly one of the following and with nothing else:"
@@ -27,9 +29,7 @@ NO_ROOM_FOR_ANSWERS: Final = (
 ANSWER_LENGTH_FACTOR: Final = 2
 """How many times longer than the longest known reference an answer may become."""
 ANSWER_FORM_TOKENS: Final = 32
-"""Added for what a model without training puts around an answer: a code fence, or "The answer is …"."""
-EXACT_FORM_TOKENS: Final = 8
-"""Added instead where an answer only counts if it is the reference: quotes, a full stop, spaces. Longer is wrong."""
+"""Added for what a model without training puts around an answer: a code fence, a short reason, "The answer is …"."""
 THINKING_TOKENS: Final = 1024
 """Added if the base's chat template has a thinking block that cannot be turned off."""
 MAX_REPEATED_CHARS: Final = 15_000
@@ -37,7 +37,9 @@ MAX_REPEATED_CHARS: Final = 15_000
 MIN_ANSWER_TOKENS: Final = 16
 MAX_ANSWER_TOKENS: Final = 1024
 SHOWN_LINES: Final = 5
-EVERYONES: Final = '"*" finds only what is everyone\'s'
+EVERYONE: Final = "*"
+"""The value of a required filter that marks, and finds, only what is everyone's."""
+EVERYONES: Final = f'"{EVERYONE}" finds only what is everyone\'s'
 """What to say of an example that gives no value of a required filter."""
 THINKING_SWITCH: Final = "enable_thinking"
 """The variable with which Qwen3's and many other chat templates turn thinking on and off."""
@@ -306,19 +308,38 @@ def check_filters(questions: Sequence[Question], grounding: Mapping[str, Any] | 
 
 
 def with_filters(
-    grounding: Mapping[str, Any] | bool | None, filters: Mapping[str, str | bool | float]
+    grounding: Mapping[str, Any] | bool | None,
+    filters: Mapping[str, str | bool | float],
+    *,
+    group: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | bool | None:
-    """An arm's `grounding` with a question's filters, joined to its own; unchanged if there are none or it is off."""
-    if grounding is False or not filters:
-        return grounding if isinstance(grounding, bool | None) else {**grounding}
-    field = {} if grounding is None or grounding is True else {**grounding}
-    return field | {"filters": joined_filters(filters, field.get("filters"))}
+    """An arm's `grounding` with a question's filters, joined to its own; unchanged if there are none or it is off.
+
+    Args:
+        group: The question's. Where the arm is grounded, nothing of this group is found, as in a training prompt: a
+            store that holds the question as an example would show its answer.
+        settings: The version's own grounding, None if it has none. Its `filters` are the arm's if that has no others: a
+            request's replace them.
+    """
+    field = {} if isinstance(grounding, bool | None) else {**grounding}
+    own = field.get("filters") or (settings or {}).get("filters")
+    searches = outside_group(group, own) if group is not None and (field or settings) else own
+    if grounding is False or not (filters or searches is not own):
+        return grounding if isinstance(grounding, bool | None) else field
+    return field | {"filters": joined_filters(filters, searches) if filters else searches}
 
 
 def joined_filters(values: Mapping[str, str | bool | float], filters: Mapping[str, Any] | None) -> dict[str, Any]:
     """A request's `filters` that give an example's values, joined to a version's or an arm's own."""
     conditions: list[Any] = [{"type": "eq", "key": name, "value": value} for name, value in values.items()]
     return {"type": "and", "filters": conditions if filters is None else [*conditions, filters]}
+
+
+def outside_group(group: str, filters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``filters``, and that nothing is found whose attribute `group` is this one."""
+    others: dict[str, Any] = {"type": "ne", "key": GROUP, "value": group}
+    return others if filters is None else {"type": "and", "filters": [filters, others]}
 
 
 def template_switches(template: str) -> dict[str, bool]:
@@ -332,20 +353,20 @@ def thinks(template: str) -> bool:
 
 
 def max_answer_tokens(
-    longest_reference: int, context_tokens: int, *, thinking: bool = False, exact: bool = False
+    longest_reference: int, context_tokens: int, *, metric: str | None = None, thinking: bool = False
 ) -> int:
     """The limit for answers, in tokens: twice the longest known reference, and room for the form.
 
     Args:
         longest_reference: The longest known reference, in tokens.
         context_tokens: The engine's context, which bounds the limit.
+        metric: The name of what scores the answers. With exact_match the answer itself cannot be longer than the
+            reference, so only the form is added (`trainer.evaluate.reading` takes it off before the scoring). A base
+            that explains itself at length would take most of the time of judging.
         thinking: The base's chat template has a thinking block that cannot be turned off.
-        exact: An answer must be the reference and nothing else, so one that is longer than any reference is wrong
-            however it goes on. (A base that explains itself at length would take most of the time of judging.)
     """
-    if exact:
-        answer, form = longest_reference, EXACT_FORM_TOKENS
+    if metric == ExactMatch.name:
+        answer = longest_reference
     else:
         answer = min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS)
-        form = ANSWER_FORM_TOKENS
-    return min(answer + form + (THINKING_TOKENS if thinking else 0), context_tokens)
+    return min(answer + ANSWER_FORM_TOKENS + (THINKING_TOKENS if thinking else 0), context_tokens)

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from trainer.errors import AnswerRefused, AnswerUnreadable, ArmUnservable, EndpointUnknown
 from trainer.evaluate.answers import Answer, Key, RecordFile
-from trainer.evaluate.arms import Arm, Question, calls_json, with_filters
+from trainer.evaluate.arms import EVERYONE, Arm, Question, calls_json, with_filters
 from trainer.evaluate.endpoint_client import Endpoint, EndpointClient, charge_of
 from trainer.runs.gateway import PATIENCE_S
 from trainer.runs.protocol import OutsideCharge
@@ -22,8 +22,6 @@ from trainer.runs.protocol import OutsideCharge
 CHAT_PATH: Final = "/v1/chat/completions"
 MAX_TOKENS: Final = 256
 CONCURRENCY: Final = 8
-EVERYONE: Final = "*"
-"""The value of a required filter that finds only what is everyone's."""
 PER_QUESTION_STATUSES: Final = frozenset({400, 403, 413, 422, 451})
 """Statuses that refuse one question (content filter, length), not the caller or the model."""
 
@@ -86,6 +84,8 @@ class HttpAnswerer:
         max_tokens: Longest answer, in tokens.
         required_filters: Attributes of which every request to the gateway gives a value: EVERYONE if the question
             has none, as a suite's have.
+        groundings: The versions' own groundings, by `name@3`: where there is one, a question is not shown what the
+            store has of its `group`.
         template_switches: The gateway's requests' `chat_template_kwargs`, such as the one that turns thinking off.
         concurrency: Maximum concurrent requests, over all endpoints.
         wait: Awaited instead of sleeping; may raise to stop waiting.
@@ -101,6 +101,7 @@ class HttpAnswerer:
         endpoints: Mapping[str, Endpoint] | None = None,
         max_tokens: int = MAX_TOKENS,
         required_filters: Sequence[str] = (),
+        groundings: Mapping[str, Mapping[str, Any]] | None = None,
         template_switches: Mapping[str, bool] | None = None,
         concurrency: int = CONCURRENCY,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -112,6 +113,7 @@ class HttpAnswerer:
         self._path = path
         self._max_tokens = max_tokens
         self._no_filters: dict[str, str | bool | float] = dict.fromkeys(required_filters, EVERYONE)
+        self._groundings = {**(groundings or {})}
         self._template_switches = {**(template_switches or {})}
         self._concurrency = concurrency
         self._wait = wait
@@ -183,11 +185,14 @@ class HttpAnswerer:
             body["tools"] = list(request.question.tools)
         if request.arm.endpoint is None and self._template_switches:
             body["chat_template_kwargs"] = self._template_switches
-        filters = self._no_filters | request.question.filters
-        grounding = request.arm.grounding if request.arm.endpoint else with_filters(request.arm.grounding, filters)
+        grounding = self._grounding(request.arm, request.question) if request.arm.endpoint is None else None
         if grounding is not None:
             body["grounding"] = grounding
         return body
+
+    def _grounding(self, arm: Arm, question: Question) -> dict[str, Any] | bool | None:
+        filters, settings = self._no_filters | question.filters, self._groundings.get(arm.model)
+        return with_filters(arm.grounding, filters, group=question.group, settings=settings)
 
     @asynccontextmanager
     async def _clients(self, names: set[str | None]) -> AsyncIterator[dict[str | None, EndpointClient]]:

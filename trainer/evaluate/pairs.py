@@ -126,12 +126,9 @@ class JudgeAgreement(Frozen):
     def sentence(self, name: str, judge: JudgeSettings) -> str:
         """Why the judge counts, or why not, with the numbers, and how many more reviews would be enough."""
         uncounted = f"The judge {name} is not counted:"
-        if self.digest != judge.digest or self.pairs < judge.least_reviews:
-            reviewed = self.pairs if self.digest == judge.digest else 0
-            too_few = (
-                f"{uncounted} people have looked at {reviewed} of its votes, and {judge.least_reviews} are needed "
-                "(`hatrack review`)."
-            )
+        reviewed = self._reviewed(judge)
+        if reviewed < judge.least_reviews:
+            too_few = self._too_few(name, judge)
             if reviewed < MIN_REVIEWS_TO_PLAN or self.kappa is None or self.lean is None:
                 return too_few
             return f"{too_few} So far {self._numbers(judge)}.{self._outlook(judge)}"
@@ -150,6 +147,29 @@ class JudgeAgreement(Frozen):
             return f"The judge {name} counts: {numbers}.{self._base_lean()}"
         doubts = " and ".join(self._doubts(judge))
         return f"{uncounted} {doubts}: {numbers}.{self._base_lean()}{self._outlook(judge)}"
+
+    def blind_sentence(self, name: str, judge: JudgeSettings) -> str:
+        """The same while people still choose: the lean says what they prefer to whoever knows the judge's votes."""
+        if self._reviewed(judge) < judge.least_reviews:
+            return self._too_few(name, judge)
+        counts = "counts" if self.counts(judge) else "is not counted"
+        return (
+            f"The judge {name} {counts}, on {self.pairs} pairs so far; why, and how far it leans, is shown once every "
+            "pair has its choices or the review was ended."
+        )
+
+    def without_lean(self) -> Self:
+        """What may be shown while people still choose."""
+        return self.model_copy(update={"lean": None, "lean_low": None, "lean_high": None})
+
+    def _reviewed(self, judge: JudgeSettings) -> int:
+        return self.pairs if self.digest == judge.digest else 0
+
+    def _too_few(self, name: str, judge: JudgeSettings) -> str:
+        return (
+            f"The judge {name} is not counted: people have looked at {self._reviewed(judge)} of its votes, and "
+            f"{judge.least_reviews} are needed (`hatrack review`)."
+        )
 
     def _doubts(self, judge: JudgeSettings) -> list[str]:
         """What keeps the judge from counting if there are enough reviews."""

@@ -22,7 +22,6 @@ from adapters.protocol.reports import (
 from trainer.data.report import Report as DataReport
 from trainer.evaluate.compare import ArmResult, Comparison, StoppedArm
 from trainer.evaluate.forgetting import Forgetting
-from trainer.evaluate.metrics.match import ExactMatch
 from trainer.evaluate.paired_difference import IntervalMethod, arm_difference, mean_of
 from trainer.evaluate.revalidation import RevalidationResult
 from trainer.evaluate.spec import SuiteResult
@@ -143,12 +142,7 @@ def build(
         verdict=verdict,
         metric=comparison.metric,
         why=why,
-        notes=(
-            *notes,
-            *_stopped_notes(comparison, verdict),
-            *_cut_notes(comparison.metric, results),
-            *_voice_notes(voice),
-        ),
+        notes=(*notes, *_stopped_notes(comparison, verdict), *_cut_notes(results), *_voice_notes(voice)),
         means=_means(comparison, results, method),
         differences=_differences(comparison, labels, method) if verdict is None else (),
         held_out=len(comparison.questions) if held_out is None else held_out,
@@ -195,13 +189,11 @@ def _stopped_notes(comparison: Comparison, verdict: Verdict | None) -> list[str]
     ]
 
 
-def _cut_notes(metric: str, results: Sequence[ArmResult]) -> list[str]:
+def _cut_notes(results: Sequence[ArmResult]) -> list[str]:
     """A note for each arm whose answers were often cut at the limit: it may be better than its score.
 
-    Not where an answer must be the reference: one that reaches the limit is longer than any, and wrong already.
+    Also where an answer must be the reference: the line that decides may follow an explanation.
     """
-    if metric == ExactMatch.name:
-        return []
     return [
         f"{result.cut} of {len(result.answers)} answers of {result.arm.label} were cut at the length limit; it may "
         "score higher with a larger `max_tokens`"

@@ -120,6 +120,7 @@ class EvaluationSpec(Frozen):
         template_switches: `chat_template_kwargs` of all requests to the gateway: thinking is off for every arm alike.
         judge: Name of a judge in the operator's settings.
         required_filters: Attributes of which the candidate demands a value (its grounding's `required_filters`).
+        groundings: The grounding of each arm's version that has one, by its name.
     """
 
     arms: tuple[Arm, ...] = Field(min_length=1, max_length=MAX_ARMS)
@@ -138,6 +139,7 @@ class EvaluationSpec(Frozen):
     template_switches: dict[str, bool] = Field(default_factory=dict)
     judge: str | None = Field(None, min_length=1, max_length=64)
     required_filters: tuple[str, ...] = ()
+    groundings: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

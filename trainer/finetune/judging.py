@@ -28,7 +28,12 @@ from trainer.evaluate.arms import (
     template_switches,
 )
 from trainer.evaluate.base_prompts import BasePrompts, base_prompts, passage_tokens, wanted_examples
-from trainer.evaluate.evaluations.contamination import TrainingHistory, left_out_note, shared_groups_note
+from trainer.evaluate.evaluations.contamination import (
+    TrainingHistory,
+    left_out_note,
+    shared_groups_note,
+    shown_answers_note,
+)
 from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
 from trainer.evaluate.evaluations.planning import rules_of
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer, live_to_compare, promote
@@ -193,7 +198,7 @@ class Judging:
         prompts = self._base_prompts(self._sample(taught))
         notes += prompts.notes
         shared = shared_groups_note(prompts.questions, questions(self._prepared.training.examples))
-        notes += [] if shared is None else [shared]
+        notes += filter(None, [shared, shown_answers_note(prompts.questions, self._plan.grounding)])
         bases = self._bases(prompts)
         arms = [Arm(label=self._name, model=self._name), *bases]
         if serving is not None:
@@ -213,12 +218,19 @@ class Judging:
                 template_switches=template_switches(chat_template(job.base_dir)),
                 judge=options.judge,
                 required_filters=required_filters(self._plan.grounding),
+                groundings=self._groundings(serving),
             ),
             pointer=pointer,
             notes=tuple(notes),
             left_out=taught,
         )
         return comparison, prompts.questions
+
+    def _groundings(self, live: str | None) -> dict[str, dict[str, Any]]:
+        """What the candidate and the live version are grounded in, by their names."""
+        of_live = None if live is None else self._gateway.settings(live).get("grounding")
+        groundings = {self._name: self._plan.grounding} | ({} if live is None else {live: of_live})
+        return {name: grounding for name, grounding in groundings.items() if grounding}
 
     def _metric(self) -> MetricOptions:
         primary = self._primary

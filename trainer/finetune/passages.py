@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from adapters.dataset.chat import GROUP
 from adapters.wording import counted
 from trainer.data.format import Example, Message
 from trainer.errors import DataInvalid, Problem
-from trainer.evaluate.arms import EVERYONES, joined_filters, required_filters
+from trainer.evaluate.arms import EVERYONES, joined_filters, outside_group, required_filters
 from trainer.finetune.spec import PASSAGES, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
@@ -131,9 +130,7 @@ class TrainingPassages:
             grounding["filters"] = joined_filters(example.filters, grounding.get("filters"))
         if example.group is None:
             return grounding
-        own = {"type": "ne", "key": GROUP, "value": example.group}
-        given = grounding.get("filters")
-        return grounding | {"filters": own if given is None else {"type": "and", "filters": [given, own]}}
+        return grounding | {"filters": outside_group(example.group, grounding.get("filters"))}
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -43,7 +43,8 @@ def choose(
     else:
         requested = MetricOptions(name=options.metric, pattern=options.pattern, schema_=options.json_schema)
         name, why = requested.primary().name, "the request names it"
-    max_tokens = max_answer_tokens(max(sum(sequence.trained) for sequence in sequences), context, thinking=thinking)
+    longest_reference = max(sum(sequence.trained) for sequence in sequences)
+    max_tokens = max_answer_tokens(longest_reference, context, metric=name, thinking=thinking)
     # tool calls are no answers that a prompt could list: the request's tools say what may be called
     calls_tools = any(example.judged.tool_calls for example in examples)
     closed = () if calls_tools else tuple(sorted(closed_answers(examples) or ()))

@@ -30,7 +30,12 @@ _SENTENCE: Final = re.compile(r"[.!?…]+(?:\s|$)")
 
 
 def candidates(
-    examples: Sequence[Example], given: Sequence[str], answers: Sequence[str], common_prompt: str | None
+    examples: Sequence[Example],
+    given: Sequence[str],
+    answers: Sequence[str],
+    common_prompt: str | None,
+    *,
+    quotable: Sequence[Example],
 ) -> tuple[str, ...]:
     """The system prompts to try, without duplicates; never empty.
 
@@ -39,6 +44,7 @@ def candidates(
         given: The client's own.
         answers: The closed set of answers, or empty.
         common_prompt: The system prompt that every example has.
+        quotable: The examples whose answers a prompt that everyone gets may quote.
     """
     texts = [answer(example) for example in examples]
     made: list[str] = [*given, *([common_prompt] if common_prompt else [])]
@@ -54,7 +60,8 @@ def candidates(
     else:
         traits = describe(texts)
         made.append(f"{task} {traits}")
-        made.append(f"{task} {traits}\n\nThis is how answers sound:\n\n" + "\n\n".join(_typical(texts)))
+        if typical := _typical([answer(example) for example in quotable]):
+            made.append(f"{task} {traits}\n\nThis is how answers sound:\n\n" + "\n\n".join(typical))
     fitting = (text for text in made if len(text) <= MAX_PROMPT_CHARS)
     return tuple(dict.fromkeys(fitting))[:MAX_CANDIDATES] or (task,)
 
@@ -93,10 +100,11 @@ def _common_affix(texts: list[str]) -> str:
 def _typical(texts: Sequence[str]) -> list[str]:
     """A short, a middling and a longer answer."""
     by_length = sorted(set(texts), key=lambda text: (len(text), text))
-    return [
-        by_length[round(at * (len(by_length) - 1) / (SHOWN_ANSWERS + 1))]
+    positions = {
+        round(at * (len(by_length) - 1) / (SHOWN_ANSWERS + 1))
         for at in range(1, min(SHOWN_ANSWERS, len(by_length)) + 1)
-    ]
+    }
+    return [by_length[position] for position in sorted(positions)]
 
 
 def _share(texts: Sequence[str], has: Callable[[str], bool]) -> float:

@@ -262,7 +262,7 @@ class LadderKind(Kind[LadderResult]):
         if key not in SUBSETS:
             await self._write_rungs(run, _with(rungs, Rung(key=key, title=f"a LoRA{NOTES[key]}", model=str(model))))
         evaluation_id = self._new_id(evaluation_kind.EvaluationKind.id_prefix)
-        evaluation = planning.models_evaluation(ladder, plan, evaluation_id, {key: str(model)}, key)
+        evaluation = planning.lora_evaluation(ladder, plan, evaluation_id, rungs, key, str(model))
         return self._wait(run, key, self._evaluation(evaluation), CONCLUDE, f"asking {model}")
 
     async def _not_compared(self, run: Run, evaluation: Run, key: TrainingKey) -> Advance | Wait:

@@ -293,12 +293,13 @@ def teacher_of(job: LadderSpec, plan: LadderPlan, instructions: str | None) -> T
     reference = job.context_of_request.teacher
     assert reference is not None  # noqa: S101 - there are no prompts without a teacher
     is_version = not reference.outside and reference.name != job.base_name
+    max_tokens = max(plan.max_tokens, plan.teacher_max_tokens)
     return Teacher(
         reference.name,
         reference.outside,
         None if is_version else instructions,
         # an outside model's limit may have to hold its thinking
-        max(plan.max_tokens, MAX_TOKENS) if reference.outside else plan.max_tokens,
+        max(max_tokens, MAX_TOKENS) if reference.outside else max_tokens,
         None if reference.outside else 0.0,
     )
 

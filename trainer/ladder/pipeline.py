@@ -6,12 +6,12 @@ What lies between them, evaluations and the job, are child runs that `trainer.la
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from adapters.dataset.chat import MAX_PASSAGE_CHARS
 from adapters.labelling.result import Outcome, draw, sample_page
 from adapters.protocol.runs import FileRef
 from adapters.wording import counted
@@ -38,6 +38,7 @@ from trainer.ladder.spec import (
     SkippedRung,
     Uploads,
 )
+from trainer.ladder.stores import TOO_LONG, RungStores, example_lines, rung_grounding, unfindable
 from trainer.runs import protocol
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
@@ -48,11 +49,6 @@ FINE_TUNE: Final = "fine-tune"
 RESULTS: Final = "fine-tune-results"
 SAMPLE: Final = 50
 """Of a teacher's answers, for people to read."""
-RETRIEVED: Final = 4
-"""Passages of the rungs with retrieval."""
-INDEXED_S: Final = 600.0
-"""How long a store may take to be indexed."""
-POLL_S: Final = 1.0
 
 
 class LadderPipeline(Pipeline[LadderResult]):
@@ -62,6 +58,7 @@ class LadderPipeline(Pipeline[LadderResult]):
 
     def __init__(self, job: LadderSpec, directory: RunDirectory, gateway: Gateway, check: Callable[[], None]) -> None:
         self._job, self._directory, self._gateway, self._check = job, directory, gateway, check
+        self._stores = RungStores(job, directory, gateway, self._upload_once, check)
 
     def run(self, stage: str) -> LadderResult | None:
         """See Pipeline."""
@@ -114,7 +111,9 @@ class LadderPipeline(Pipeline[LadderResult]):
             facts=data.facts,
             common_answer=data.common_answer,
             max_tokens=data.max_tokens,
+            teacher_max_tokens=data.teacher_max_tokens,
             example_lines=tuple(example.line for example in data.shown),
+            why_no_examples=data.why_none_shown,
             required_filters=data.required_filters,
             prompts=0 if prompts is None else prompts.count,
             notes=data.notes if prompts is None else (*data.notes, *prompts.notes),
@@ -172,6 +171,7 @@ class LadderPipeline(Pipeline[LadderResult]):
         instructions = chosen_instructions(plan, scores)
         rungs = [Rung(key="base", title="the base as it is", model=self._job.base_name)]
         skipped: list[SkippedRung] = []
+        notes: list[str] = []
         told: dict[str, Any] = {}
         if instructions is None:
             reason = "the examples have system messages of their own, which differ"
@@ -186,16 +186,19 @@ class LadderPipeline(Pipeline[LadderResult]):
             title = f"{'instructions and ' if told else ''}{len(shown)} fixed examples"
             rungs.append(self._rung("examples", title, settings))
         else:
-            reason = "no example fits into the context beside the instructions, the question and the answer"
-            skipped.append(SkippedRung(key="examples", title="fixed examples", reason=reason))
+            skipped.append(SkippedRung(key="examples", title="fixed examples", reason=plan.why_no_examples))
         # each rung has what the one below has: a weaker prompt would make a LoRA look better than it is
         below = rungs[-1].settings
-        rungs += self._retrieved_examples(plan, below, skipped)
+        rungs += self._retrieved_examples(plan, below, skipped, notes)
         stores = self._job.context_of_request.vector_stores
-        if stores:
-            grounding = _grounding(plan, stores)
+        if stores and self._stores.are_unfindable(plan.required_filters, stores):
+            reason = unfindable(plan.required_filters)
+            skipped.append(SkippedRung(key="documents", title="retrieved documents", reason=reason))
+        elif stores:
+            grounding = rung_grounding(plan, stores)
             rungs.append(self._rung("documents", "the same with retrieved documents", below | {"grounding": grounding}))
-        self._directory.write(spec.RUNGS, Rungs(instructions=instructions, rungs=tuple(rungs), skipped=tuple(skipped)))
+        made = Rungs(instructions=instructions, rungs=tuple(rungs), skipped=tuple(skipped), notes=tuple(notes))
+        self._directory.write(spec.RUNGS, made)
 
     def _rung(self, key: RungKey, title: str, settings: dict[str, Any], store: str | None = None) -> Rung:
         self._check()
@@ -219,45 +222,32 @@ class LadderPipeline(Pipeline[LadderResult]):
         by_line = {example.line: example for example in data.examples}
         return [by_line[line] for line in plan.example_lines]
 
-    def _retrieved_examples(self, plan: LadderPlan, below: dict[str, Any], skipped: list[SkippedRung]) -> list[Rung]:
+    def _retrieved_examples(
+        self, plan: LadderPlan, below: dict[str, Any], skipped: list[SkippedRung], notes: list[str]
+    ) -> list[Rung]:
         """The rung with the nearest examples as turns: a store of the training part, one passage an example."""
-        content = self._directory.path("store.jsonl")
+        path = self._directory.path(TRAINING)
         try:
-            if not content.exists():
-                self._gateway.fetch(plan.training, self._directory.path(TRAINING))
-                _, data = read_dataset(TRAINING, self._directory.path(TRAINING).read_bytes())
-                replace_file(content, example_lines(data.examples))
-            if content.stat().st_size == 0:
-                reason = "no example is a conversation of a user and an assistant alone, without tool calls"
+            if not path.exists():
+                self._gateway.fetch(plan.training, path)
+            documents, too_long = example_lines(read_dataset(TRAINING, path.read_bytes())[1].examples)
+            replace_file(self._directory.path("store.jsonl"), documents)
+            if too_long:
+                notes.append(counted(too_long, *TOO_LONG))
+            if not documents:
+                reason = (
+                    "no example is a conversation of a user and an assistant alone, without tool calls, of at most "
+                    f"{MAX_PASSAGE_CHARS} characters"
+                )
                 skipped.append(SkippedRung(key="retrieved_examples", title="retrieved examples", reason=reason))
                 return []
-            store = self._example_store(content.read_bytes())
+            store = self._stores.of_examples(documents.encode())
         except GatewayRefused as refused:
             reason = f"the examples could not be put into a store: {refused.message}"
             skipped.append(SkippedRung(key="retrieved_examples", title="retrieved examples", reason=reason))
             return []
-        settings = below | {"grounding": _grounding(plan, [store]) | {"insert_as": "turns"}}
+        settings = below | {"grounding": rung_grounding(plan, [store]) | {"insert_as": "turns"}}
         return [self._rung("retrieved_examples", "the same with retrieved examples", settings, store)]
-
-    def _example_store(self, documents: bytes) -> str:
-        """The id of a store of the examples, once it is indexed."""
-        marker = self._directory.path("store.txt")
-        if marker.exists():
-            store = marker.read_text().strip()
-        else:
-            name = f"{self._job.body.adapter}-examples-{self._job.id[-6:]}"
-            file_id = self._upload_once(f"{self._job.id}-examples.jsonl", documents, "assistants")
-            store = self._gateway.store_named(name) or self._gateway.create_store(name, file_id)
-            replace_file(marker, store)
-        deadline = time.monotonic() + INDEXED_S
-        while (state := self._gateway.store(store))["status"] != "completed":
-            if time.monotonic() > deadline:
-                raise GatewayRefused(0, "store_not_indexed", f"the store was not indexed within {INDEXED_S:.0f} s")
-            time.sleep(POLL_S)
-            self._check()
-        if state["file_counts"]["failed"]:
-            raise GatewayRefused(0, "store_failed", "the examples' file could not be indexed")
-        return store
 
     # the teacher
 
@@ -321,22 +311,3 @@ class LadderPipeline(Pipeline[LadderResult]):
         asked = questions(parse_chat(path.read_bytes()))
         rungs = self._directory.read(spec.RUNGS, Rungs) or Rungs()
         measure_first_tokens(self._job, rungs.rungs, asked, self._directory, self._gateway, self._check)
-
-
-def example_lines(examples: Sequence[Example]) -> str:
-    """The examples as JSON lines for a store: those that can be shown as turns, with their group and filters."""
-    rows = []
-    for example in examples:
-        if example.turns is None:
-            continue
-        row: dict[str, Any] = {"messages": [{"role": turn.role, "content": turn.content} for turn in example.turns]}
-        row |= {} if example.group is None else {"group": example.group}
-        rows.append(row | ({"filters": dict(example.filters)} if example.filters else {}))
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _grounding(plan: LadderPlan, stores: Sequence[str]) -> dict[str, Any]:
-    """What a rung retrieves. It demands the filters that every example gives: whatever is one customer's is shown to
-    that customer alone, on the rung as in the version that it becomes."""
-    grounding: dict[str, Any] = {"vector_store_ids": list(stores), "max_num_results": RETRIEVED}
-    return grounding | ({"required_filters": list(plan.required_filters)} if plan.required_filters else {})

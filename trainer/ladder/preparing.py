@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from adapters.dataset.chat import GROUP
 from adapters.dataset.formats import Format, split_lines
 from adapters.wording import counted
 from trainer.base_model import chat_template
@@ -19,10 +20,9 @@ from trainer.data.formats import read_dataset
 from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
 from trainer.data.split import answer, group_questions, split
-from trainer.errors import DataTooSmall
-from trainer.evaluate.arms import answer_list_fits, max_answer_tokens, thinks
+from trainer.errors import DataInvalid, DataTooSmall, Problem
+from trainer.evaluate.arms import EVERYONE, answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
-from trainer.evaluate.metrics.match import ExactMatch
 from trainer.ladder.instructions import candidates
 from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts
 
@@ -42,6 +42,16 @@ ABOUT_ALL: Final = frozenset({"imbalance", "rare_answers", "unrelated_labels"})
 NOISY: Final = frozenset({"unrelated_labels"})
 PROMPT_SHARE: Final = 0.25
 """Largest share of the context that fixed examples may take."""
+NO_ROOM: Final = "no example fits into the context beside the instructions, the question and the answer"
+NOBODYS: Final = (
+    "fixed examples are shown to everyone, and no example to learn from is everyone's: give those that anyone may see "
+    f'the value "{EVERYONE}" in `filters` for {{}}'
+)
+"""Why no example may be shown to all; of the required filters."""
+GROUP_FILTER: Final = (
+    f"`filters` has `{GROUP}`, by which a ladder keeps an example from its own answer: use another name, such as "
+    "`customer`"
+)
 _DIFFERENT: Final = "different system messages"
 FIXED_EXAMPLES: Final = 8
 FIXED_PROSE_EXAMPLES: Final = 4
@@ -56,7 +66,7 @@ class PreparedData:
             curve `half`, `quarter` and `cleanest_half` of the training part.
         counts: The number of examples of each.
         cleaner: See `LadderPlan`.
-        shown: The examples of the rung with fixed examples.
+        shown: The examples of the rung with fixed examples; ``why_none_shown``: the reason if there are none.
         required_filters: See `LadderPlan`.
     """
 
@@ -71,8 +81,9 @@ class PreparedData:
     why_metric: str
     common_answer: float
     max_tokens: int
+    teacher_max_tokens: int
     shown: tuple[Example, ...]
-    training: tuple[Example, ...]
+    why_none_shown: str
     required_filters: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -90,12 +101,10 @@ def prepare_data(
     """Check and divide a training file.
 
     Args:
-        name: The file's name, for messages.
-        content: Its bytes.
+        name, content: The file's name, for messages, and its bytes.
         base_dir: The base, for its tokenizer and template.
         context: The engine's context in tokens.
-        given: The client's own instructions.
-        quick: Fewer examples.
+        given: The client's own instructions. ``quick``: fewer examples.
         check: Called between the steps; may raise to stop.
 
     Raises:
@@ -110,12 +119,14 @@ def prepare_data(
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
-    max_tokens = _max_tokens(inspected, choice.primary.name, base_dir, context)
+    max_tokens = _max_tokens(inspected, base_dir, context, metric=choice.primary.name)
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
     if answers and not answer_list_fits(answers, beside, count=count, context=context):
         answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]
     # an example's own system message takes precedence over a version's: where they differ there is none to try
-    prompts = () if system is _DIFFERENT else candidates(training, given, answers, system)
+    required = filters_of_all(examples)
+    public = for_everyone(training, required)
+    prompts = () if system is _DIFFERENT else candidates(training, given, answers, system, quotable=public)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
     subsets = {} if quick else learning_subsets(training, faults(inspected.report))
     files, counts_of = _files({"training": training, **subsets}, choosing, held_out, _lines(name, content, system))
@@ -131,24 +142,30 @@ def prepare_data(
         why_metric=choice.why,
         common_answer=_common_share(held_out) if answers else 0.0,
         max_tokens=max_tokens,
-        shown=fixed_examples(training, closed=bool(counts), room=int(room), count=count),
-        training=training,
-        required_filters=filters_of_all(examples),
+        teacher_max_tokens=_max_tokens(inspected, base_dir, context),
+        shown=fixed_examples(public, closed=bool(counts), room=int(room), count=count),
+        why_none_shown=NO_ROOM if public else NOBODYS.format(" and ".join(f"`{name}`" for name in required)),
+        required_filters=required,
         notes=tuple(notes),
     )
 
 
-def _max_tokens(inspected: Prepared, metric: str, base_dir: Path, context: int) -> int:
-    """The longest answer that a rung may give, in tokens."""
+def _max_tokens(inspected: Prepared, base_dir: Path, context: int, *, metric: str | None = None) -> int:
+    """The longest answer that a rung may give, in tokens; without a metric, that a teacher may give."""
     longest = max(sum(sequence.trained) for sequence in inspected.sequences)
-    exact, thinking = metric == ExactMatch.name, thinks(chat_template(base_dir))
-    return max_answer_tokens(longest, context, thinking=thinking, exact=exact)
+    return max_answer_tokens(longest, context, metric=metric, thinking=thinks(chat_template(base_dir)))
 
 
 def filters_of_all(examples: Sequence[Example]) -> tuple[str, ...]:
     """The attributes of which every example gives a value, by name."""
     names = (set(example.filters) for example in examples)
     return tuple(sorted(set.intersection(*names))) if examples else ()
+
+
+def for_everyone(examples: Sequence[Example], required: Sequence[str]) -> tuple[Example, ...]:
+    """The examples that a version may show to every caller: those of nobody in particular by the required filters. A
+    version's prompt is not retrieved, so nothing in it is held back from anyone."""
+    return tuple(each for each in examples if all(each.filters.get(name) == EVERYONE for name in required))
 
 
 def _files(
@@ -181,7 +198,11 @@ def _inspect(
 
     # the ladder divides the data itself: nothing is held out here
     rules = DataRules(overflow="drop", held_out_share=0.0, validation_share=0.0, pairs=False)
-    return inspect(Source(name, content), None, renderer, rules, check=check), count
+    inspected = inspect(Source(name, content), None, renderer, rules, check=check)
+    named = [example.line for example in inspected.training.examples if GROUP in example.filters]
+    if named:
+        raise DataInvalid([Problem(line, GROUP_FILTER) for line in named])
+    return inspected, count
 
 
 def _lines(name: str, content: bytes, system: str | None) -> list[str] | None:

@@ -176,7 +176,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
         labels=labels,
         subsets_kept_days=None if job.keep_subsets_s is None else job.keep_subsets_s / DAY_S,
-        notes=(*plan.notes, *_cheaper_above(reported, advice)),
+        notes=(*plan.notes, *rungs.notes, *_cheaper_above(reported, advice)),
     )
 
 

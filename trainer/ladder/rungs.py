@@ -12,7 +12,17 @@ from trainer.evaluate.evaluations.schemas import ArmBody, EvaluationBody
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules, ServedModel
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune.spec import EvaluationOptions, JobSpec
-from trainer.ladder.spec import SUBSETS, EvaluationPurpose, LadderPlan, LadderSpec, Row, Rung, Rungs, TrainingKey
+from trainer.ladder.spec import (
+    RETRIEVING,
+    SUBSETS,
+    EvaluationPurpose,
+    LadderPlan,
+    LadderSpec,
+    Row,
+    Rung,
+    Rungs,
+    TrainingKey,
+)
 from trainer.runs.spec import RunSpec, TrainingRunSpec
 from trainer.tune.hyperparameters import HyperparameterRequest
 
@@ -44,19 +54,35 @@ def rungs_evaluation(
     spec: LadderSpec, plan: LadderPlan, run_id: str, rungs: tuple[Rung, ...], purpose: EvaluationPurpose
 ) -> EvaluationJob:
     """The evaluation of rungs, each by its own name."""
-    return models_evaluation(spec, plan, run_id, {rung.key: rung.model for rung in rungs}, purpose)
+    arms = tuple(ArmBody.model_validate({"label": rung.key, "model": rung.model}) for rung in rungs)
+    groundings = {rung.model: rung.settings["grounding"] for rung in rungs if rung.settings.get("grounding")}
+    return _evaluation(spec, plan, run_id, arms, purpose, groundings)
 
 
-def models_evaluation(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, models: Mapping[str, str], purpose: EvaluationPurpose
+def lora_evaluation(
+    spec: LadderSpec, plan: LadderPlan, run_id: str, rungs: Rungs, key: TrainingKey, model: str
 ) -> EvaluationJob:
-    """The evaluation of models, by their labels."""
-    arms = tuple(ArmBody.model_validate({"label": label, "model": model}) for label, model in models.items())
-    return _evaluation(spec, plan, run_id, arms, purpose)
+    """The evaluation of the version (``model``) of one training."""
+    grounding = retrieval_of(key, rungs)
+    arms = (ArmBody.model_validate({"label": key, "model": model}),)
+    return _evaluation(spec, plan, run_id, arms, key, {} if grounding is None else {model: grounding})
+
+
+def retrieval_of(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
+    """What a LoRA retrieves: as the rung below it does; None if nothing."""
+    if key not in RETRIEVING:
+        return None
+    grounding: dict[str, Any] = next(each.settings for each in rungs.rungs if each.key == RETRIEVING[key])["grounding"]
+    return grounding
 
 
 def _evaluation(
-    spec: LadderSpec, plan: LadderPlan, run_id: str, arms: tuple[ArmBody, ...], purpose: EvaluationPurpose
+    spec: LadderSpec,
+    plan: LadderPlan,
+    run_id: str,
+    arms: tuple[ArmBody, ...],
+    purpose: EvaluationPurpose,
+    groundings: Mapping[str, dict[str, Any]] | None = None,
 ) -> EvaluationJob:
     file = plan.held_out
     if purpose == "choose":
@@ -65,7 +91,8 @@ def _evaluation(
     body = EvaluationBody(
         arms=arms, held_out=file.id, metric=plan.metric, suites=(), max_tokens=plan.max_tokens, repeats=1
     )
-    context = EvaluationContext(held_out=file, models={arm.label: arm.model for arm in arms})
+    models = {arm.label: arm.model for arm in arms}
+    context = EvaluationContext(held_out=file, models=models, groundings={**(groundings or {})})
     inherited = _fields(spec, RunSpec, ServedModel, OperatorRules) | {"id": run_id}
     return EvaluationJob(**inherited, body=body, context=context)
 

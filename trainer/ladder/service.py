@@ -64,7 +64,15 @@ class Ladders(RunService):
         """See RunService."""
         rungs = await asyncio.to_thread(self._shown_rungs, run.id)
         labels = await asyncio.to_thread(self.directories.read, run.id, spec.LABELS, Labels)
-        return ladder_object(run, waiting, rungs, labels)
+        store = await asyncio.to_thread(self._store, run.id)
+        return ladder_object(run, waiting, rungs, labels, store)
+
+    def _store(self, run_id: str) -> str | None:
+        """The store of examples that the ladder has made, also one whose rung it then left out."""
+        try:
+            return (self.directories.path_of(run_id) / spec.STORE).read_text("utf-8").strip()
+        except FileNotFoundError:
+            return None
 
     def _shown_rungs(self, run_id: str) -> list[dict[str, Any]]:
         rungs = self.directories.read(run_id, spec.RUNGS, Rungs)
@@ -160,13 +168,14 @@ class Ladders(RunService):
 
 
 def ladder_object(
-    run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]], labels: Labels | None
+    run: Run, waiting: Waiting | None, rungs: list[dict[str, Any]], labels: Labels | None, store: str | None
 ) -> dict[str, Any]:
     """The object of one ladder.
 
     Args:
         rungs: What is there by now, the cheapest first.
         labels: How far the teacher is; None as long as none is asked.
+        store: The vector store that it has made, None if there is none.
     """
     result = run.result or {}
     details = LadderDetails.model_validate(run.details)
@@ -186,6 +195,7 @@ def ladder_object(
         "children": [{"id": child, "purpose": purpose} for child, purpose in details.purposes.items()],
         "waiting": waiting.model_dump(mode="json") if waiting is not None else None,
         "rungs": rungs,
+        "vector_store_id": store,
         "advice": result.get("advice"),
         "rung": result.get("rung"),
         "model": result.get("model"),

@@ -22,6 +22,7 @@ from it is trained.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field
@@ -43,6 +44,7 @@ DATA_REPORT: Final = "report.json"
 PLAN: Final = "plan.json"
 RUNGS: Final = "rungs.json"
 UPLOADS: Final = "uploads.json"
+STORE: Final = "store.txt"
 UNLABELLED: Final = "unlabelled"
 PROMPTS: Final = "prompts.jsonl"
 REPLIES: Final = "replies.jsonl"
@@ -77,6 +79,11 @@ SubsetKey = Literal["half", "quarter", "cleanest_half"]
 SUBSETS: Final[tuple[SubsetKey, ...]] = get_args(SubsetKey)
 TrainingKey = Literal["lora", "lora_examples", "lora_documents", "distilled", "half", "quarter", "cleanest_half"]
 TRAININGS: Final[tuple[TrainingKey, ...]] = get_args(TrainingKey)
+RETRIEVING: Final[Mapping[TrainingKey, RungKey]] = {
+    "lora_documents": "documents",
+    "lora_examples": "retrieved_examples",
+}
+"""The rung whose retrieval each LoRA with retrieval has."""
 EvaluationPurpose = Literal["choose", "prompts"] | TrainingKey
 Purpose = (
     EvaluationPurpose
@@ -171,7 +178,10 @@ class LadderPlan(Frozen):
         facts: See `DataFacts`.
         common_answer: The share of the held-out answers that are the most frequent one; 0 for open answers.
         max_tokens: Longest answer, in tokens.
-        example_lines: The lines of the client's file that the rung with examples shows.
+        teacher_max_tokens: Longest answer of a teacher that the engine serves, in tokens: nothing is scored, and an
+            answer that is cut is lost. 0 in a plan of an earlier release.
+        example_lines: The lines of the client's file that the rung with examples shows; ``why_no_examples``: the
+            reason if there are none.
         required_filters: The attributes of which every example gives a value: the rungs with retrieval demand them.
         prompts: How many prompts the teacher is asked; 0 without one.
     """
@@ -189,7 +199,9 @@ class LadderPlan(Frozen):
     facts: DataFacts
     common_answer: float = 0.0
     max_tokens: int
+    teacher_max_tokens: int = 0
     example_lines: tuple[int, ...] = ()
+    why_no_examples: str = "no example can be shown"
     required_filters: tuple[str, ...] = ()
     prompts: int = 0
     notes: tuple[str, ...] = ()
@@ -224,11 +236,12 @@ class SkippedRung(Frozen):
 
 
 class Rungs(Frozen):
-    """The rungs so far, the cheapest first, the chosen instructions, and what was skipped."""
+    """The rungs so far, the cheapest first, the chosen instructions, what was skipped, and notes for the report."""
 
     instructions: str | None = None
     rungs: tuple[Rung, ...] = ()
     skipped: tuple[SkippedRung, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 Row = tuple[RungKey, ArmScores, ScoredArm]

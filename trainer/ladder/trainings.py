@@ -8,29 +8,25 @@ ladder goes on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from trainer.ladder.advice import advise, difference, independent, measured, title, whole_interval
+from trainer.ladder.rungs import retrieval_of
 from trainer.ladder.spec import (
     CHANGING_SHARE,
     MIN_EXAMPLES,
+    RETRIEVING,
     SUBSETS,
     LadderPlan,
     LadderSpec,
     Row,
-    RungKey,
     Rungs,
     SkippedRung,
     TrainingKey,
 )
 
-RETRIEVING: Final[Mapping[TrainingKey, RungKey]] = {
-    "lora_documents": "documents",
-    "lora_examples": "retrieved_examples",
-}
-"""The rung whose retrieval each LoRA with retrieval has."""
 MIN_CLEANER: Final = 0.05
 """Share of the random half for which the cleanest half must have other examples: otherwise the two hardly differ."""
 ALL_RIGHT: Final = "answers every held-out example correctly: nothing can score more"
@@ -60,7 +56,7 @@ def next_training(
             continue
         reason = _needless(key, spec, plan, rows)
         if reason is None:
-            return NextTraining(key, _grounding(key, rungs), tuple(skipped))
+            return NextTraining(key, retrieval_of(key, rungs), tuple(skipped))
         skipped.append(SkippedRung(key=key, title=title(key), reason=reason))
     return NextTraining(None, None, tuple(skipped))
 
@@ -71,13 +67,6 @@ def _planned(plan: LadderPlan, rungs: Rungs) -> list[TrainingKey]:
     subsets: list[TrainingKey] = [key for key in SUBSETS if key in plan.subsets]
     distilled: list[TrainingKey] = ["distilled"] if plan.prompts else []
     return ["lora", *retrieval[:1], *distilled, *subsets]
-
-
-def _grounding(key: TrainingKey, rungs: Rungs) -> dict[str, Any] | None:
-    if key not in RETRIEVING:
-        return None
-    grounding: dict[str, Any] = next(each.settings for each in rungs.rungs if each.key == RETRIEVING[key])["grounding"]
-    return grounding
 
 
 def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:

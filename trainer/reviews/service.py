@@ -239,14 +239,15 @@ class Reviews:
         overall: JudgeAgreement | None,
         people: HumanPreference | None,
     ) -> dict[str, Any]:
-        """``agreement`` covers this evaluation's pairs; ``standing`` covers all reviewed pairs of its judge."""
+        """``agreement`` covers this evaluation's pairs; ``standing`` covers all reviewed pairs of its judge. Both are
+        without the judge's lean until the queue is final: together with its votes it tells what people prefer."""
         judge = self._endpoints.judges.get(queue.judge)
         counted, more = False, None
         if overall is None:
             sentence = _progress(queue) if people is None else people.sentence
         elif judge is not None and judge.digest == queue.digest:
             counted, more = overall.counts(judge), overall.more_reviews(judge)
-            sentence = overall.sentence(queue.judge, judge)
+            sentence = (overall.sentence if queue.final else overall.blind_sentence)(queue.judge, judge)
         else:
             sentence = f"The settings no longer contain the judge {queue.judge} with this model and rubric."
         return {
@@ -259,13 +260,19 @@ class Reviews:
             "reviewers": queue.reviewers,
             "final": queue.final,
             "ended_at": queue.ended_at,
-            "agreement": None if here is None else here.model_dump(exclude={"digest"}),
-            "standing": None if overall is None else overall.model_dump(exclude={"digest"}),
+            "agreement": _shown(here, queue),
+            "standing": _shown(overall, queue),
             "counted": counted,
             "more_reviews": more,
             "people": None if people is None else people.model_dump(mode="json"),
             "sentence": sentence,
         }
+
+
+def _shown(agreement: JudgeAgreement | None, queue: Queue) -> dict[str, Any] | None:
+    if agreement is None:
+        return None
+    return (agreement if queue.final else agreement.without_lean()).model_dump(exclude={"digest"})
 
 
 @dataclass(frozen=True, slots=True)

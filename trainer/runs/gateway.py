@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -126,6 +126,18 @@ class Gateway:
     def store(self, store_id: str) -> dict[str, Any]:
         """The vector store object."""
         return self._with_retries(lambda: self._json(lambda: self._http.get(f"/v1/vector_stores/{store_id}")))
+
+    def indexing_errors(self, store_id: str) -> list[str]:
+        """Why files of a vector store could not be indexed, by its last 100 of them."""
+        path, params = f"/v1/vector_stores/{store_id}/files", {"filter": "failed", "limit": "100"}
+        listed = self._with_retries(lambda: self._json(lambda: self._http.get(path, params=params)))
+        return [str(file["last_error"]["message"]) for file in listed["data"] if file.get("last_error")]
+
+    def finds(self, store_id: str, filters: Mapping[str, Any]) -> bool:
+        """Whether a search of the vector store with these filters finds anything."""
+        body = {"query": "anything", "filters": filters, "max_num_results": 1}
+        path = f"/v1/vector_stores/{store_id}/search"
+        return bool(self._with_retries(lambda: self._json(lambda: self._http.post(path, json=body)))["data"])
 
     def adapter(self, name: str) -> dict[str, Any]:
         """The adapter object, with its versions and aliases."""

@@ -53,7 +53,7 @@ class LadderRung(TypedDict):
     mean: float | None
     """None until it is measured."""
     vector_store_id: str | None
-    """The store that the ladder made for it; missing if an older gateway answers."""
+    """The ladder's store, if the rung retrieves from it; missing if an older gateway answers."""
 
 
 class LadderLabels(TypedDict):
@@ -90,6 +90,8 @@ class Ladder(TypedDict):
     waiting: Waiting | None
     rungs: list[LadderRung]
     """The cheapest first."""
+    vector_store_id: str | None
+    """The store of examples that the ladder made; missing if an older gateway answers."""
     advice: AdviceWord | None
     rung: RungKey | None
     """The rung to ship."""

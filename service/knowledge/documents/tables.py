@@ -131,10 +131,10 @@ def _read_examples(lines: Sequence[str], budget: Budget) -> Iterator[Block]:
         example = reader.read(line.encode())
         if example is None:
             raise invalid(str(reader.problems[-1]))
-        if example.turns is None:
+        if example.turns is None or example.passage is None:
             raise invalid(f"line {number}: in an example, user and assistant must take turns, and call no tools")
         turns = [{"role": turn.role, "content": turn.content} for turn in example.turns]
-        text = budget.take("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
+        text = budget.take(example.passage)
         if len(text) > MAX_PASSAGE_CHARS:
             raise invalid(f"line {number}: an example may have {MAX_PASSAGE_CHARS} characters; it has {len(text)}")
         group = {} if example.group is None else {GROUP: example.group}

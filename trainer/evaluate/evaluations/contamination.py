@@ -6,7 +6,7 @@ examples that the version's job held out of that file, which the job's verdict n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -187,6 +187,20 @@ def shared_groups_note(held_out: Sequence[Question], trained_on: Sequence[Questi
     return (
         f"{shared} of {len(held_out)} held-out examples have the `group` of a training example: the scores say how "
         "good the version is for groups that it knows, not for new ones"
+    )
+
+
+def shown_answers_note(held_out: Sequence[Question], grounding: Mapping[str, Any] | None) -> str | None:
+    """The report's sentence on held-out questions that a version's store of examples may show their own answers; None
+    if there are none. Without a `group` nothing keeps one from its own example."""
+    if (grounding or {}).get("insert_as") != "turns":  # of other stores nobody here knows what they hold
+        return None
+    without = sum(question.group is None for question in held_out)
+    if not without:
+        return None
+    return (
+        f"{without} of {len(held_out)} held-out examples have no `group`: if the version's store of examples holds "
+        "them, it was shown their answers"
     )
 
 

@@ -178,6 +178,7 @@ class Evaluator:
                 endpoints=_outside_endpoints(evaluation, settings),
                 max_tokens=evaluation.max_tokens,
                 required_filters=evaluation.required_filters,
+                groundings=evaluation.groundings,
                 template_switches=evaluation.template_switches,
                 concurrency=concurrency,
                 on_charge=on_charge,

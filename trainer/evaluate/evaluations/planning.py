@@ -23,14 +23,13 @@ from trainer.evaluate.arms import (
     required_filters,
 )
 from trainer.evaluate.base_prompts import BasePrompts, base_prompts, longest, passage_tokens, wanted_examples
-from trainer.evaluate.evaluations.contamination import shared_groups_note
+from trainer.evaluate.evaluations.contamination import shared_groups_note, shown_answers_note
 from trainer.evaluate.evaluations.held_out import as_examples
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer
 from trainer.evaluate.evaluations.schemas import adds_bases
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.metrics.choose import choose_primary
-from trainer.evaluate.metrics.match import ExactMatch
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
 from trainer.runs.protocol import Frozen
@@ -99,14 +98,14 @@ def make_plan(
     Raises:
         EvaluationInvalid: The metric is missing an option, or a question a value of the candidate's required filters.
     """
-    check_filters(questions, job.context.grounding, str(job.context.candidate))
-    body = job.body
+    body, grounding = job.body, job.context.grounding
+    check_filters(questions, grounding, str(job.context.candidate))
     all_questions = [*trained_on, *held_out]
     metric, reason = _metric(job, all_questions)
     max_tokens = _max_tokens(job, all_questions, metric, count)
     other_tokens = _longest_prompt(job, questions, count) + max_tokens
     closed_set, no_room = _closed_answers(job, all_questions, other_tokens, count)
-    room = job.context_tokens - other_tokens - passage_tokens(job.context.grounding, job.context_tokens)
+    room = job.context_tokens - other_tokens - passage_tokens(grounding, job.context_tokens)
     prompts = base_prompts(
         *(questions, trained_on, held_out),
         metric=metric,
@@ -125,10 +124,10 @@ def make_plan(
         began_at=time.time(),
         notes=(
             *live_state.notes,
-            *([GROUNDED_NOTE] if job.context.grounding and _helps_bases(job) else []),
+            *([GROUNDED_NOTE] if grounding and _helps_bases(job) else []),
             *([BARE_BASE_NOTE] if adds_bases(body, job.context) and not job.context.has_weights else []),
             *prompts.notes,
-            *filter(None, [shared_groups_note(questions, trained_on)]),
+            *filter(None, [shared_groups_note(questions, trained_on), shown_answers_note(questions, grounding)]),
         ),
         left_out=live_state.left_out,
     )
@@ -160,6 +159,7 @@ def _specification(
         template_switches=job.template_switches,
         judge=job.body.judge,
         required_filters=required_filters(job.context.grounding),
+        groundings=job.context.groundings,
     )
 
 
@@ -170,8 +170,7 @@ def _max_tokens(
     if job.body.max_tokens:
         return job.body.max_tokens
     longest_reference = longest((question.reference for question in all_questions), count)
-    exact = metric.name == ExactMatch.name
-    return max_answer_tokens(longest_reference, job.context_tokens, thinking=job.thinks, exact=exact)
+    return max_answer_tokens(longest_reference, job.context_tokens, metric=metric.name, thinking=job.thinks)
 
 
 def _wanted_examples(job: EvaluationJob, closed_set: Sequence[str]) -> int:

@@ -280,6 +280,11 @@ async def test_the_trainer_learns_what_the_version_is_grounded_in(gateway: Train
     assert (await create(gateway, model="shop", held_out=await gateway.made())).status_code == 200
     grounding = sent(gateway)[1]["grounding"]
     assert (grounding["vector_store_ids"], grounding["timeout_s"]) == (["vs_1"], 2)
+    assert sent(gateway)[1]["groundings"] == {"shop@4": grounding}
+    gateway.trainer.asked.clear()
+    arms = [{"label": name, "model": name} for name in ("shop", "voice@3")]
+    assert (await create(gateway, arms=arms, held_out=await gateway.made())).status_code == 200
+    assert sent(gateway)[1]["groundings"] == {"shop@4": grounding}
 
 
 async def test_the_trainer_learns_that_a_version_is_made_of_settings_alone(gateway: TrainingGateway) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from trainer.data.format import Example, Message
 from trainer.data.render import TokenSequence
 from trainer.evaluate.arms import (
     ANSWER_FORM_TOKENS,
-    EXACT_FORM_TOKENS,
     MAX_ANSWER_TOKENS,
     MIN_ANSWER_TOKENS,
     TEMPLATE_TOKENS,
@@ -16,10 +17,13 @@ from trainer.evaluate.arms import (
     answer_list,
     max_answer_tokens,
 )
+from trainer.evaluate.metrics.match import ExactMatch
+from trainer.evaluate.reading import form_of, read_answer
 from trainer.finetune.primary_metric import choose
 from trainer.finetune.spec import EvaluationOptions, PrimaryMetric
 
 INTENTS = ("card lost", "card late", "top up")
+TRAINED = 3
 LIST = len(answer_list(sorted(INTENTS)).split())
 
 
@@ -33,7 +37,7 @@ def examples() -> list[Example]:
     ]
 
 
-def sequence(tokens: int, trained: int = 3) -> TokenSequence:
+def sequence(tokens: int, trained: int = TRAINED) -> TokenSequence:
     return TokenSequence(tokens=tuple(range(tokens)), trained=(False,) * (tokens - trained) + (True,) * trained, line=1)
 
 
@@ -52,7 +56,7 @@ def chosen(context: int, *, longest: int = 20, held_out: int = 20) -> PrimaryMet
 def test_the_base_is_told_the_answers_where_the_longest_question_has_room_beside_them(
     longest: int, held_out: int
 ) -> None:
-    enough = LIST + 60 + MIN_ANSWER_TOKENS + ANSWER_FORM_TOKENS + TEMPLATE_TOKENS
+    enough = LIST + 60 + TRAINED + ANSWER_FORM_TOKENS + TEMPLATE_TOKENS
     told = chosen(enough, longest=longest, held_out=held_out)
     assert (told.name, told.answers) == ("exact_match", tuple(sorted(INTENTS)))
     assert "not told" not in told.why
@@ -81,7 +85,23 @@ def test_an_answer_may_become_twice_the_longest_with_room_for_its_form_and_no_lo
     assert max_answer_tokens(longest, context, thinking=True) == with_thinking
 
 
-def test_an_answer_that_must_be_the_reference_gets_hardly_more_tokens_than_the_longest_reference() -> None:
-    assert max_answer_tokens(18, 8192, exact=True) == 18 + EXACT_FORM_TOKENS
-    assert max_answer_tokens(18, 8192, exact=True, thinking=True) == 18 + EXACT_FORM_TOKENS + THINKING_TOKENS
-    assert max_answer_tokens(400, 404, exact=True) == 404
+def test_an_answer_that_must_be_the_reference_gets_its_length_and_the_same_room_for_its_form() -> None:
+    room = ANSWER_FORM_TOKENS
+    assert max_answer_tokens(18, 8192, metric="exact_match") == 18 + room
+    assert max_answer_tokens(18, 8192, metric="exact_match", thinking=True) == 18 + room + THINKING_TOKENS
+    assert max_answer_tokens(400, 404, metric="exact_match") == 404
+    assert max_answer_tokens(18, 8192, metric="contains") == max_answer_tokens(18, 8192)
+
+
+def test_a_job_judges_exact_answers_under_the_same_limit_as_an_evaluation() -> None:
+    assert chosen(8192).max_tokens == TRAINED + ANSWER_FORM_TOKENS
+
+
+@pytest.mark.parametrize("ending", ["Category: card_late", "The answer is card late."])
+def test_a_base_that_gives_a_short_reason_first_is_not_cut_before_its_answer(ending: str) -> None:
+    answer = f"The customer asks why the new card has not arrived by post.\n\n{ending}"
+    reference = "card_late" if "_" in ending else "card late"
+    exact = ExactMatch()
+    assert exact.score(read_answer(answer, reference, form_of(exact)), reference) == 1
+    words_and_marks, most = re.compile(r"\w+|[^\w\s]"), max_answer_tokens(1, 8192, metric=exact.name)
+    assert len(words_and_marks.findall(answer)) <= most

@@ -16,21 +16,29 @@ def example(line: int, question: str, answer: str) -> Example:
 
 def test_a_closed_set_of_answers_is_told() -> None:
     examples = [example(line, f"question {line}", ("card_lost", "top_up")[line % 2]) for line in range(20)]
-    made = candidates(examples, (), ("card_lost", "top_up"), None)
+    made = candidates(examples, (), ("card_lost", "top_up"), None, quotable=examples)
     assert all("- card_lost\n- top_up" in text for text in made)
 
 
 def test_the_clients_own_instructions_and_the_datas_come_first() -> None:
     examples = [example(line, f"question {line}", f"Answer number {line} is a sentence.") for line in range(20)]
-    made = candidates(examples, ("Be brief.",), (), "You are the shop.")
+    made = candidates(examples, ("Be brief.",), (), "You are the shop.", quotable=examples)
     assert made[:2] == ("Be brief.", "You are the shop.")
     assert len(made) <= MAX_CANDIDATES
     assert all(text.startswith("You are the shop.") for text in made[2:])
 
 
+def test_only_answers_that_everyone_may_see_are_quoted() -> None:
+    examples = [example(line, f"question {line}", f"Answer number {line} is a sentence.") for line in range(20)]
+    some = "\n".join(candidates(examples, (), (), None, quotable=examples[:2]))
+    assert some.count("Answer number 0 ") == 1
+    assert not any(f"Answer number {line} " in some for line in range(2, 20))
+    assert "This is how answers sound" not in "".join(candidates(examples, (), (), None, quotable=()))
+
+
 def test_json_answers_come_with_their_schema() -> None:
     examples = [example(line, f"question {line}", json.dumps({"city": "Rome", "rooms": line})) for line in range(20)]
-    (made,) = candidates(examples, (), (), None)
+    (made,) = candidates(examples, (), (), None, quotable=examples)
     assert '"required":["city","rooms"]' in made
 
 

@@ -240,6 +240,12 @@ def test_the_base_has_no_prompt_of_its_own(ladder: LadderRun) -> None:
     assert (asked.system, asked.max_tokens) == (INSTRUCTIONS, 32)
 
 
+def test_a_teacher_that_is_served_here_has_more_room_than_an_answer_that_is_scored(ladder: LadderRun) -> None:
+    context = ladder.spec.context_of_request.model_copy(update={"teacher": TeacherRef(name="tiny", outside=False)})
+    job = ladder.spec.model_copy(update={"context_of_request": context})
+    assert teacher_of(job, ladder.plan(teacher_max_tokens=80), INSTRUCTIONS).max_tokens == 80
+
+
 @pytest.mark.parametrize(
     ("says", "reason"),
     [

@@ -11,7 +11,8 @@ from trainer.data.format import parse_chat
 from trainer.data.report import Report
 from trainer.data.similar import groups
 from trainer.data.split import question
-from trainer.errors import DataTooSmall
+from trainer.errors import DataInvalid, DataTooSmall
+from trainer.evaluate.arms import ANSWER_FORM_TOKENS, max_answer_tokens
 from trainer.ladder.preparing import (
     QUICK_HELD_OUT,
     QUICK_TRAINING,
@@ -116,10 +117,48 @@ def test_a_closed_set_is_found_and_every_fixed_example_has_another_answer(base_d
     data = prepared(base_dir, 320)
     assert data.answers == tuple(sorted(VERBS))
     assert data.metric == {"name": "exact_match"}
+    longest_answer = data.max_tokens - ANSWER_FORM_TOKENS
+    assert data.teacher_max_tokens == max_answer_tokens(longest_answer, 8192) > data.max_tokens
     shown = example_settings(data.shown)
     assert sorted(pair["assistant"] for pair in shown) == sorted(VERBS)
     held_out = {question(example) for example in parse_chat(data.parts["held_out"])}
     assert not held_out & {pair["user"] for pair in shown}
+
+
+def customers_data(base: Path, everyones: int) -> PreparedData:
+    """Of tickets of seven customers, the first ``everyones`` lines of which belong to nobody in particular."""
+    rows = [json.loads(line) for line in content(160).splitlines()]
+    for number, row in enumerate(rows):
+        customer = "*" if number < everyones else f"c-{number % 7}"
+        row["messages"][-1]["content"] = f"Ticket {number} of {customer}: we will look at it and write to you soon."
+        row["filters"] = {"customer": customer, "region": "*"}
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return prepare_data("f.jsonl", text, base_dir=base, context=8192, given=(), quick=True, check=lambda: None)
+
+
+def test_every_customer_is_shown_only_what_is_everyones(base_dir: Path) -> None:
+    data = customers_data(base_dir, 60)
+    assert data.required_filters == ("customer", "region")
+    assert {example.filters["customer"] for example in data.shown} == {"*"}
+    assert "This is how answers sound" in data.instructions[-1]
+    assert "of c-" not in "".join(data.instructions)
+
+
+def test_one_customers_examples_are_shown_to_nobody_else(base_dir: Path) -> None:
+    data = customers_data(base_dir, 0)
+    assert data.shown == ()
+    assert data.why_none_shown.endswith(
+        'give those that anyone may see the value "*" in `filters` for `customer` and `region`'
+    )
+    assert "of c-" not in "".join(data.instructions)
+
+
+def test_a_ladder_needs_the_attribute_group_for_itself(base_dir: Path) -> None:
+    rows = [json.loads(line) for line in content(160).splitlines()]
+    rows[4]["filters"] = {"group": "c-1"}
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    with pytest.raises(DataInvalid, match=r"^line 5: `filters` has `group`"):
+        prepare_data("f.jsonl", text, base_dir=base_dir, context=8192, given=(), quick=True, check=lambda: None)
 
 
 def test_quick_asks_fewer_questions_and_learns_from_fewer_examples(base_dir: Path) -> None:

@@ -38,6 +38,7 @@ class Climb:
         self.ladder = ladder
         self.children: list[Run] = []
         self.jobs: list[Any] = []
+        self.asked: dict[TrainingKey, dict[str, Any]] = {}
 
     async def lora(self, wait: Any, key: TrainingKey, share: float, seed: int) -> Any:
         purpose, training = self.ladder.waits(wait)
@@ -48,6 +49,7 @@ class Climb:
         self.children.append(run_of(job.id, "finetune", Status.SUCCEEDED, result=result))
         purpose, asking = self.ladder.waits(await self.ladder.kind.children_ended(self.ladder.run, self.children))
         assert purpose == key
+        self.asked[key] = asking.children[0].spec.context.groundings
         scores = scored({key: right_at(share, seed)})  # type: ignore[dict-item]
         self.children.append(self.ladder.evaluated(asking, scores))
         return await self.ladder.kind.children_ended(self.ladder.run, self.children)
@@ -65,6 +67,7 @@ async def test_a_lora_with_retrieval_is_trained_with_the_grounding_of_the_rung_b
     plain, retrieving = climb.jobs
     assert (plain.grounding, plain.judging.requested) == (None, True)
     assert (retrieving.grounding, retrieving.judging.requested) == (GROUNDING, False)
+    assert climb.asked == {"lora": {}, "lora_examples": {"support@12": GROUNDING}}
     report = climb.ladder.report()
     assert [rung.key for rung in report.rungs][-2:] == ["lora", "lora_examples"]
     assert (report.advice.word, report.advice.rung) == ("fine_tune", "lora_examples")

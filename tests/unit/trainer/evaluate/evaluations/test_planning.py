@@ -11,8 +11,8 @@ from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import (
+    ANSWER_FORM_TOKENS,
     BARE_BASE_NOTE,
-    EXACT_FORM_TOKENS,
     GROUNDED_NOTE,
     NO_ROOM_FOR_ANSWERS,
     TEMPLATE_TOKENS,
@@ -27,7 +27,7 @@ from trainer.evaluate.evaluations.promotion import LivePointer
 from trainer.evaluate.evaluations.spec import EvaluationJob
 from trainer.runs import protocol
 
-SHORT = max(len(intent.split()) for intent in INTENTS) + EXACT_FORM_TOKENS
+SHORT = max(len(intent.split()) for intent in INTENTS) + ANSWER_FORM_TOKENS
 LIST = len(answer_list(sorted(INTENTS)).split())
 SYSTEM = "You speak for the shop"
 
@@ -189,3 +189,19 @@ def test_a_candidate_that_demands_a_filter_has_one_for_every_question(make_folde
     base = next(arm for arm in found.evaluation.arms if arm.label == found.evaluation.bases[0])
     assert isinstance(base.grounding, dict)
     assert base.grounding["required_filters"] == ["customer"]
+
+
+def test_a_question_is_not_shown_its_own_answer_and_the_verdict_says_where_that_is_not_sure(
+    make_folder: MakeFolder,
+) -> None:
+    grounding = {"vector_store_ids": ["vs_1"], "insert_as": "turns"}
+    context = {"grounding": grounding, "groundings": {"voice@3": grounding}}
+    grouped = [question.model_copy(update={"group": f"g-{at}"}) for at, question in enumerate(held_out())]
+    plan = planned(make_folder, 4096, context=context, questions=grouped)
+    assert plan.evaluation.groundings == {"voice@3": grounding}
+    told = "held-out examples have no `group`"
+    assert not any(told in note for note in plan.notes)
+    some = [*grouped[:-2], *held_out()[-2:]]
+    assert any(f"2 of 37 {told}" in note for note in planned(make_folder, 4096, context=context, questions=some).notes)
+    quoting = {"grounding": {"vector_store_ids": ["vs_1"]}}
+    assert not any(told in note for note in planned(make_folder, 4096, context=quoting).notes)

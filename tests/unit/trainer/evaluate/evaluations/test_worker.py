@@ -67,7 +67,7 @@ def test_a_better_version_passes_and_is_promoted(gateway: EvaluationGateway, mak
         "metric": {"name": "exact_match"},
         "suites": ["general"],
         "judge": None,
-        "max_tokens": 10,
+        "max_tokens": 34,
         "repeats": 2,
     }
 
