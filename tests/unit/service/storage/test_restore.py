@@ -147,8 +147,11 @@ def test_nothing_is_restored_under_a_gateway(backup: Path, target: StorageHome) 
     assert names(target.path) == []
 
 
-def test_a_gateway_looks_again_once_it_has_the_lock(target: StorageHome, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gateway_looks_again_once_it_has_the_lock(
+    target: StorageHome, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between its first look and its start a restore may have begun, and been cut off."""
+    monkeypatch.setattr("service.app.create_app", lambda _: pytest.fail("it must not start"))
     target.path.mkdir()
     (target.path / MARKER).touch()
     with pytest.raises(typer.Exit):
