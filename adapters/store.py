@@ -258,6 +258,41 @@ class Store:
             os.close(fd)
 
 
+def hold_for_engine(root: Path) -> int:
+    """Lock the store for an engine that reads it: nobody removes an adapter from it as long as the descriptor is open.
+
+    The descriptor stays open over an execve, and is closed with the process. Waits while something is being removed.
+    Raises OSError.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.set_inheritable(descriptor, True)
+    return descriptor
+
+
+@contextlib.contextmanager
+def no_engine(root: Path) -> Iterator[bool]:
+    """Keep engines that call `hold_for_engine` from starting; False if one holds the store, or that cannot be told."""
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True  # there is no store
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held; or a file system without locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Lock a leftover. Raises BlockingIOError if its owner is alive."""

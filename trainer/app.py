@@ -28,6 +28,7 @@ from trainer.errors import (
     MethodNotAllowed,
     NotFound,
     RequestError,
+    SettingsError,
     Unauthenticated,
     UnknownParameter,
 )
@@ -159,6 +160,11 @@ class Trainer:
         for kind in self.kinds:
             kind.directories.open()
         await self.database.open()
+        try:
+            await self.supervisor.refuse_lost_database()
+        except SettingsError:
+            await self.database.close()
+            raise
         await self.housekeeper.start()
         self.retention.start()
         await self.webhook.start()

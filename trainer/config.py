@@ -98,13 +98,15 @@ class Settings(CostSettings, BaseSettings):
         "checkpoint answers as a model.",
     )
     events_days: float | None = Field(
-        None, ge=1, description="Days after a run's end for which its events are kept. Unset: for ever."
+        None,
+        ge=1,
+        description="Days after a run's end for which its events are kept, but for its last metrics. Unset: for ever.",
     )
     evaluations_days: float | None = Field(
         None,
         ge=32,
         description="Days after an evaluation's end for which it is kept, with its report and its part of the costs. "
-        "Those that people have reviewed, and those of a ladder, stay. Unset: for ever.",
+        "Those in which a person has chosen an answer, and those of a ladder, stay. Unset: for ever.",
     )
     max_file_mib: float = Field(512, gt=0, description="Maximum file size of a data check, MiB.")
     check_timeout_s: float = Field(300, gt=0, description="Time limit for a data check, s.")

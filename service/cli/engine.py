@@ -44,6 +44,7 @@ def engine(
         _make_way(path)
         listen, address = ["--uds", str(path)], f"unix:{path}"
     argv, environment = command(settings, listen)
+    _hold_store(settings.store_dir)
     console.print(f"starting an engine for `{settings.base_served_name}`; gateways: HATRACK_ENGINE_URL={address}")
     os.execve(argv[0], argv, environment)  # noqa: S606 (the engine takes this process's place, signals and all)
 
@@ -70,6 +71,19 @@ def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str,
     if settings.engine_key is not None:
         environment["VLLM_API_KEY"] = settings.engine_key.get_secret_value()
     return config.argv(listen), environment
+
+
+def _hold_store(store: Path) -> None:
+    """Keep `hatrack gc` from removing adapters as long as the engine lives that takes this process's place."""
+    from adapters.store import hold_for_engine
+
+    try:
+        hold_for_engine(store)
+    except OSError as error:  # a file system without locks
+        console.print(
+            f"[yellow]warning:[/yellow] the adapter store {store} cannot be locked ({error.strerror}): stop this "
+            "engine before `hatrack gc` removes adapters"
+        )
 
 
 def _make_way(path: Path) -> None:

@@ -176,6 +176,7 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
     configure_logs(settings.log_level)
     try:
         lock = InstanceLock(settings.home)
+        refuse_unusable_data(settings)  # again: a restore may have run, and been cut off, since it was first looked at
         app = create_app(settings)
         asyncio.run(check_engine(settings))
     except SettingsError as error:

@@ -122,7 +122,7 @@ def gc(
         if now and not dry_run:
             total = terminal.size(sum(each.bytes for each in now))
             if yes or (sys.stdin.isatty() and typer.confirm(f"Remove {len(now)} of them, {total}?", err=True)):
-                remove_garbage(settings, grace_s=grace_s, removed=gone.append)
+                remove_garbage(settings, grace_s=grace_s, removed=gone.append, shown=now)
     except (BackupError, OSError) as error:
         _fail(error, as_json)
     freed = sum(each.bytes for each in gone)

@@ -12,7 +12,8 @@ class StorageSettings(BaseSettings):
     max_adapters_gib: float | None = Field(
         None,
         gt=0,
-        description="Disk space limit for the adapters of one project, GiB; equal weights count once. Unset: none.",
+        description="Disk space limit for the adapters of one project, GiB; equal weights count once, and those that "
+        "no version has any more until they are removed. Unset: none.",
     )
     max_stores_gib: float | None = Field(
         None,

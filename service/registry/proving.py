@@ -21,7 +21,6 @@ from service.registry.proof import Prober
 from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
 from service.registry.state import RegistryState
-from service.registry.storage_records import AdapterSpace
 
 ENGINE_FAILURES: Final = 3
 """A version whose proof the engine fails to answer this often (while the base is well) is rejected: it may be what
@@ -39,10 +38,9 @@ log = logging.getLogger(__name__)
 
 
 class Proving:
-    """Runs proofs and records their results. ``space``: how much of the disk a project's versions may take."""
+    """Runs proofs and records their results."""
 
-    def __init__(self, state: RegistryState, prober: Prober, prompts: PromptChecker, space: AdapterSpace) -> None:
-        self.space = space
+    def __init__(self, state: RegistryState, prober: Prober, prompts: PromptChecker) -> None:
         self._state = state
         self._prober = prober
         self._prompts = prompts
@@ -216,7 +214,6 @@ class Proving:
 
         def work(db: sa.Connection) -> VersionRow | None:
             if isinstance(version, VersionDraft):
-                self.space.demand(db, project, version.digest, version.bytes)
                 version_id = records.add_version(db, project, name, version, actor=actor, is_proven=True)
             else:
                 version_id = version.id

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import sqlalchemy as sa
-
 from adapters.errors import AdapterError, DiskFull
 from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest
@@ -28,7 +26,7 @@ from service.access.records import require_project
 from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.errors import NotFound
-from service.registry import expiry_records, records
+from service.registry import expiry_records, records, storage_records
 from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
 from service.registry.readiness import PromptChecker, SettingsProof
@@ -36,6 +34,7 @@ from service.registry.records import VersionDraft, VersionRow
 from service.registry.sources.fetch import Fetched, FetchRequest, SourceFetcher
 from service.registry.sources.weights import Progress
 from service.registry.state import RegistryState, find_equal_version
+from service.registry.storage_records import AdapterSpace
 from service.registry.upload import ReceivedUpload, require_name_allowed
 
 Receive = Callable[[Callable[[bytes], object]], Awaitable[ReceivedUpload]]
@@ -74,6 +73,7 @@ class Pushes:
         prompts: Checks those without.
         aliases: Move to a new version, if the upload says so.
         fetcher: Brings the files that an upload only names.
+        space: How much of the disk a project's adapters may take.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Pushes:
         prompts: PromptChecker,
         aliases: AliasService,
         fetcher: SourceFetcher,
+        space: AdapterSpace,
     ) -> None:
         self._settings = settings
         self._state = state
@@ -91,6 +92,7 @@ class Pushes:
         self._prompts = prompts
         self._aliases = aliases
         self._fetcher = fetcher
+        self._space = space
 
     @property
     def max_weights(self) -> int:
@@ -120,12 +122,7 @@ class Pushes:
                 return await self._register(caller.project, name, draft, wait=wait, actor=actor)
             reference_of(upload.metadata)
             inspection = await in_thread(self._inspect, staging, upload)
-            size = staging.weights.bytes_written
-            digest = digest_of(inspection.manifest.canonical(), staging.weights.sha256)
-            await self._state.database.run(lambda db: self._proving.space.demand(db, caller.project, digest, size))
-            async with self._state.store_lock:  # no collection between the commit and the keeping
-                digest = await in_thread(staging.commit, inspection.manifest)
-                self._proving.keep(digest)
+            digest = await self._store(caller.project, staging, inspection.manifest)
         finally:
             await in_thread(staging.discard)
         try:
@@ -133,6 +130,26 @@ class Pushes:
             return await self._register(caller.project, name, draft, wait=wait, actor=actor)
         finally:
             self._proving.release(digest)
+
+    async def _store(self, project: str, staging: Staging, manifest: Manifest) -> str:
+        """Put an upload into the store, where it stays until it is released; returns its digest.
+
+        Raises:
+            TooLarge: The project's adapters would take more of the disk than they may.
+            DiskFull, Damaged: As ``Staging.commit``.
+        """
+        size, digest = staging.weights.bytes_written, digest_of(manifest.canonical(), staging.weights.sha256)
+        # one upload after another, so that each counts what the others take; and no collection before it is kept
+        async with self._state.store_lock:
+            await self._state.database.run(lambda db: self._space.take(db, project, digest, size))
+            try:
+                await in_thread(staging.commit, manifest)
+            except AdapterError:
+                if not await in_thread(self._state.store.exists, digest):
+                    await self._state.database.run(lambda db: storage_records.forget(db, {digest}))
+                raise
+            self._proving.keep(digest)
+        return digest
 
     async def push_from(
         self,
@@ -246,7 +263,9 @@ class Pushes:
         if same is None or self._proving.running(same.id) is None:
             self._proving.require_room()
             if same is None:
-                version_id = await self._state.database.run(lambda db: self._add(db, project, name, draft, actor))
+                version_id = await self._state.database.run(
+                    lambda db: records.add_version(db, project, name, draft, actor=actor)
+                )
             else:
                 version_id = same.id
                 await self._state.database.run(
@@ -260,12 +279,6 @@ class Pushes:
         if row is None:
             raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
         return PushResult(await self._state.shown_version(project, name, row.number), 202)
-
-    def _add(self, db: sa.Connection, project: str, name: str, draft: VersionDraft, actor: Actor) -> int:
-        self._proving.space.demand(
-            db, project, draft.digest, draft.bytes
-        )  # others may have come since it was looked at first
-        return records.add_version(db, project, name, draft, actor=actor)
 
     async def _register_proven(
         self, project: str, name: str, draft: VersionDraft, evidence: Evidence | SettingsProof, actor: Actor

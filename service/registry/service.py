@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapters.base import BaseDescription
-from adapters.store import WEIGHTS_FILE, Store
+from adapters.store import WEIGHTS_FILE, Store, no_engine
 from service.access.audit import Actor
 from service.access.caller import Caller
 from service.admission.background import BackgroundEngine
@@ -24,7 +24,7 @@ from service.config import GIB, Settings
 from service.database import Database
 from service.engine.client import EngineClient
 from service.errors import BadRequest, Conflict
-from service.registry import records
+from service.registry import records, storage_records
 from service.registry.alias_service import AliasService
 from service.registry.audit_notes import system_actor
 from service.registry.catalog import Catalog, Servable
@@ -88,11 +88,11 @@ class Registry:
         )
         self._prompts = PromptChecker(engine, check_stores)
         space = AdapterSpace(None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB))
-        self._proving = Proving(self._state, self._prober, self._prompts, space)
+        self._proving = Proving(self._state, self._prober, self._prompts)
         self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
         self.aliases = AliasService(self._state, self._prober, settings.engine_slots)
         self.fetcher = SourceFetcher(settings)
-        self.pushes = Pushes(settings, self._state, self._proving, self._prompts, self.aliases, self.fetcher)
+        self.pushes = Pushes(settings, self._state, self._proving, self._prompts, self.aliases, self.fetcher, space)
         self.push_events = PushEvents()
         self._pin_loader = PinLoader(catalog, residency, self._prober, settings.engine_slots)
         self.pins = Pins(self._state, self._pin_loader, settings.engine_slots)
@@ -104,6 +104,7 @@ class Registry:
     async def open(self) -> None:
         """Clean up after a crash, fill the catalog, and resume unfinished proofs."""
         await in_thread(self._store.recover)
+        await self._forget_removed()
         await self._state.refresh_all()
         self._state.warn_of_hidden_embedder()
         for project, name, version_id in await self._database.run(records.proving):
@@ -232,10 +233,20 @@ class Registry:
     # deleting
 
     async def collect(self) -> list[str]:
-        """Remove the files that no version uses; returns their digests.
+        """Remove the files that no version uses; returns their digests. None while an engine uses the store.
 
-        Call it only while no engine runs: one that had an adapter dies if it no longer finds its files.
+        Call it only while no engine of this gateway runs: one that had an adapter dies if it no longer finds its files.
         """
         async with self._state.store_lock:
             used = await self._database.run(records.digests_in_use)
-            return await in_thread(self._store.collect, used | self._proving.held_digests)
+            removed = await in_thread(self._collect, used | self._proving.held_digests)
+            await self._forget_removed()
+            return removed
+
+    def _collect(self, used: set[str]) -> list[str]:
+        with no_engine(self._store.root) as is_alone:
+            return self._store.collect(used) if is_alone else []
+
+    async def _forget_removed(self) -> None:
+        stored = await in_thread(self._store.digests)
+        await self._database.run(lambda db: storage_records.forget_removed(db, stored))

@@ -83,6 +83,15 @@ aliases = sa.Table(
     sa.Column("updated_at", sa.Integer, nullable=False),
 )
 
+# weights that a project has brought into the store; a row goes when they are gone from there, not with their versions
+project_weights = sa.Table(
+    "project_weights",
+    metadata,
+    sa.Column("project", sa.Text, sa.ForeignKey(projects.c.id), primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+)
+
 corrupt = sa.Table(
     "corrupt",
     metadata,

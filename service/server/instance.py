@@ -20,26 +20,33 @@ KILL_TIMEOUT_S = 10.0
 
 
 class InstanceLock:
-    """Held by the gateway as long as it runs; the file contains its process id.
+    """Held by the gateway as long as it runs, and by a command that must be alone; the file contains its process id.
+
+    Args:
+        command: What holds it, if it is no gateway: `hatrack down` does not stop that.
 
     Raises:
-        SettingsError: Another gateway holds the home.
+        SettingsError: Another gateway, or such a command, holds the home.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, command: str = "") -> None:
         home.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._descriptor, 32, 0).decode().strip()
+            pid, _, other = os.pread(self._descriptor, 64, 0).decode().strip().partition(" ")
             os.close(self._descriptor)
+            if other:
+                raise SettingsError(
+                    f"`{other}` (process {pid}) is working in HATRACK_HOME={home}; wait until it has ended"
+                ) from None
             raise SettingsError(
-                f"another gateway (process {holder or 'unknown'}) is already running with HATRACK_HOME={home}; "
+                f"another gateway (process {pid or 'unknown'}) is already running with HATRACK_HOME={home}; "
                 "stop it with `hatrack down`, or set HATRACK_HOME to another directory"
             ) from None
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self._descriptor, f"{os.getpid()} {command}".strip().encode() + b"\n", 0)
 
     def release(self) -> None:
         """Release the lock."""

@@ -25,6 +25,7 @@ from typing import IO, Any, ClassVar, Final, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adapters.blobs import disk_errors
+from service.storage import layout
 from service.storage.errors import BackupDamaged, BackupError, BackupNewer, NoRoom
 
 FORMAT: Final = 1
@@ -278,11 +279,15 @@ def _text(tar: tarfile.TarFile, info: tarfile.TarInfo, path: Path) -> bytes:
 
 
 def _check_path(name: str, path: Path) -> None:
+    """Raise BackupDamaged where a backup does not write: what restores it creates nothing else in the home."""
     parts = name.split("/")
-    if name in (HEADER, MANIFEST, MANIFEST_DIGEST) or not all(
-        _PART.fullmatch(part) and part not in (".", "..") for part in parts
+    is_file = parts[0] in (layout.DATABASE, *layout.SECRETS)
+    if (
+        parts[0] not in layout.BACKED_UP
+        or is_file != (len(parts) == 1)
+        or not all(_PART.fullmatch(part) and part not in (".", "..") for part in parts)
     ):
-        raise BackupDamaged(f"{path} is damaged: {name[:200]!r} is no place in a home")
+        raise BackupDamaged(f"{path} is damaged: {name[:200]!r} is no place of a backup's files in a home")
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 The order makes it one. What is copied later may be newer than what was copied before, and must then look like the state
 that a killed process leaves, which every start repairs:
 
-1. the trainer's database, then the runs' folders: a folder is never older than its row;
+1. the trainer's database, then the runs' folders: a folder is never older than its row. Looks at held-out examples
+   have no folder: of those that came since the database is copied again;
 2. the batches' answers, before the gateway's database: a batch that ended since is not asked again;
 3. the gateway's database: what the trainer has pushed and charged is in it;
 4. the vector stores; documents that were replaced since are indexed again after the restore;
 5. the write-once content that the gateway's database names.
 
-Content that was deleted between 3 and 5, and runs that ended between 1 and 3, make a round of their own: the databases
-are copied anew, of the content only what is new.
+Content that was deleted between 3 and 5, and runs that ended and looks that came in 1, or before 3, make a round of
+their own: the databases are copied anew, of the content only what is new.
 """
 
 from __future__ import annotations
@@ -46,12 +47,15 @@ from service.storage.errors import BackupError
 from service.storage.references import (
     References,
     keys_in_use,
+    last_look,
     references,
     reindex,
+    run_statuses,
     schema_of,
     snapshot,
     stored_generations,
 )
+from service.storage.restore import unfinished_restore
 from service.training.config import DATABASE as TRAINER_DATABASE
 
 MAX_ROUNDS: Final = 10
@@ -83,13 +87,12 @@ def make_backup(settings: Settings, target: Path, progress: Progress) -> Backup:
     removes.
 
     Raises:
-        BackupError: There is nothing to back up, ``target`` exists, or a database is damaged.
+        BackupError: There is nothing to back up, a restore into the home was cut off, ``target`` exists, or a database
+            is damaged.
         NoRoom: The disk is full; nothing is left of it.
     """
-    home = settings.home
     elsewhere = layout.outside(settings)
-    if "database_url" not in elsewhere and not (home / layout.DATABASE).is_file():
-        raise BackupError(f"there is nothing to back up: {home / layout.DATABASE} does not exist (HATRACK_HOME)")
+    _refuse_unusable(settings.home, elsewhere)
     if target.exists():
         raise BackupError(f"{target} exists already; a backup never replaces another one. Choose another name")
     if not target.parent.is_dir():
@@ -110,6 +113,23 @@ def make_backup(settings: Settings, target: Path, progress: Progress) -> Backup:
             maker.path.rename(target)  # a file system without links
         fsync_directory(target.parent)
     return Backup(target, size, manifest)
+
+
+def _refuse_unusable(home: Path, elsewhere: dict[str, str]) -> None:
+    """Raise BackupError if there is nothing to back up, or not the whole of something."""
+    if (unfinished := unfinished_restore(home)) is not None:
+        raise BackupError(f"{unfinished}. Nothing was backed up")
+    if "database_url" in elsewhere or (home / layout.DATABASE).is_file():
+        return
+    if _is_trainer_alone(home):
+        return
+    raise BackupError(f"there is nothing to back up: {home / layout.DATABASE} does not exist (HATRACK_HOME)")
+
+
+def _is_trainer_alone(home: Path) -> bool:
+    """Whether a home is that of a trainer elsewhere: it has never been a gateway's."""
+    of_a_gateway = (name for name in layout.BACKED_UP if name != layout.TRAINER)
+    return (home / TRAINER_DATABASE).is_file() and not any((home / name).exists() for name in of_a_gateway)
 
 
 class _Maker:
@@ -150,8 +170,8 @@ class _Maker:
             )
         for name, copy in copies.items():
             self.archive.add(name, copy)
-        for name in layout.SECRETS:
-            self.archive.add(name, self._home / name)
+        if not _is_trainer_alone(self._home):
+            self._copy_secrets()
         for name in sorted(unsettled):
             self._faults[f"{name} is missing in the home"] = None
         return self.archive.finish(
@@ -174,11 +194,13 @@ class _Maker:
                 self._copy_folder(folder)
         for parent in (*layout.SPENT_KEYS, layout.BATCHES):
             self._copy_folder(self._home / parent)
+        unsettled = self._newer_in_trainer(copies)
         if "database_url" in self._elsewhere:
-            return self._copy_unnamed(copies)
+            return self._copy_unnamed(copies, unsettled)
+        if _is_trainer_alone(self._home):
+            return frozenset(unsettled), 0, copies
         copies |= self._copy_databases([self._home / layout.DATABASE])
         named = references(copies[layout.DATABASE])
-        unsettled: set[str] = set()
         if TRAINER_DATABASE in copies:
             dead = keys_in_use(copies[TRAINER_DATABASE]) - named.live_keys
             unsettled |= {f"the key {key_id} of a run that has not ended" for key_id in dead}
@@ -187,7 +209,39 @@ class _Maker:
         unsettled |= self._copy_content(named)
         return frozenset(unsettled), reindexed, copies | stores
 
-    def _copy_unnamed(self, copies: dict[str, Path]) -> tuple[frozenset[str], int, dict[str, Path]]:
+    def _newer_in_trainer(self, copies: dict[str, Path]) -> set[str]:
+        """What has come into the trainer's database since it was copied, and the copied folders may build on."""
+        copy, live = copies.get(TRAINER_DATABASE), self._home / TRAINER_DATABASE
+        copied = {} if copy is None else run_statuses(copy)
+        if copied is None:
+            return set()  # an older trainer's
+        now = (run_statuses(live) if live.is_file() else None) or {}
+        if not copied and not now:
+            self._note_lost_runs()
+        if copy is None or not now:
+            return set()
+        newer = {f"the end of {run_id}" for run_id, over in now.items() if over and copied.get(run_id) is False}
+        if not copied:  # beside the folders of its first runs it would look like a database that was lost
+            newer.add("the first run")
+        looks = last_look(live)
+        return newer if looks == last_look(copy) else newer | {f"the look {looks}"}
+
+    def _note_lost_runs(self) -> None:
+        """Say it where folders of runs lie beside no database, or an empty one: nothing would go on with them."""
+        count = sum(len(layout.folders(self._home / parent)) for parent in layout.RUNS)
+        if count and not any(name.endswith("database_url") for name in self._elsewhere):
+            folders = "1 folder of a run" if count == 1 else f"{count} folders of runs"
+            self._faults[f"{TRAINER_DATABASE} is missing in the home, or has no runs, beside {folders}"] = None
+
+    def _copy_secrets(self) -> None:
+        for name in layout.SECRETS:
+            is_given = name == layout.ADMIN_KEY and self._settings.admin_key is not None
+            if self.archive.add(name, self._home / name) is None and not is_given:
+                self._faults[f"{name} is missing in the home"] = None
+
+    def _copy_unnamed(
+        self, copies: dict[str, Path], unsettled: set[str]
+    ) -> tuple[frozenset[str], int, dict[str, Path]]:
         """All local content, where the database that names it is not here."""
         stores = self._copy_databases(sorted((self._home / layout.STORES).glob("*.db")))
         if "store_url" not in self._elsewhere:
@@ -195,7 +249,7 @@ class _Maker:
                 self._copy_folder(folder)
         for path in layout.files_of(self._home / layout.FILES):
             self._copy_once(path.relative_to(self._home).as_posix())
-        return frozenset(), 0, copies | stores
+        return frozenset(unsettled), 0, copies | stores
 
     def _copy_databases(self, paths: list[Path]) -> dict[str, Path]:
         copies: dict[str, Path] = {}
@@ -220,9 +274,12 @@ class _Maker:
     def _copy_folder(self, folder: Path) -> None:
         """Copy a folder whose files are appended to or replaced, until none of them changed meanwhile.
 
-        A worker that writes all the time is left after some attempts, with what a kill at this moment would leave.
+        A worker that writes all the time is left after some attempts, with what a kill at this moment would leave; the
+        backup says so.
         """
         name = folder.relative_to(self._home).as_posix()
+        restless = f"{name} was still changing when it was copied: its files may be of different moments"
+        self._faults.pop(restless, None)  # of the round before
         for _ in range(MAX_ROUNDS):
             files = _files_of(folder)
             before = self._copied.files.get(name, {})
@@ -231,9 +288,11 @@ class _Maker:
             for path in before.keys() - files.keys():
                 self.archive.members.pop(f"{name}/{path}", None)
             for path, version in files.items():
-                if before.get(path) != version:
-                    self.archive.add(f"{name}/{path}", folder / path)
+                if before.get(path) != version and self.archive.add(f"{name}/{path}", folder / path) is None:
+                    self.archive.members.pop(f"{name}/{path}", None)  # gone: an earlier copy does not count, either
             self._copied.files[name] = files
+        if _files_of(folder) != self._copied.files[name]:
+            self._faults[restless] = None
 
     def _copy_content(self, named: References) -> set[str]:
         """Copy adapters and files that are not in the archive yet; returns those that are named and not there."""

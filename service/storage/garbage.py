@@ -3,7 +3,8 @@
 The gateway and the trainer clean up at their starts, and as they delete; this is for what has gathered since, and says
 how much that is. What is younger than the grace stays: an upload has its bytes on the disk before its row is written.
 An adapter's files are left to the next start of the engine while a gateway or an engine runs in this home, since an
-engine that has loaded them may read them again.
+engine that has loaded them may read them again. An engine at an address (HATRACK_ENGINE_URL) may run anywhere: they
+stay as long as one is set.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.names import is_digest
-from adapters.store import STAGING
+from adapters.store import STAGING, no_engine
 from service.config import Settings
 from service.engine.process import is_running
 from service.errors import SettingsError
@@ -31,6 +32,7 @@ from service.storage.references import References, references, run_statuses
 from service.training.config import DATABASE as TRAINER_DATABASE
 
 WHEN_ENGINE_STARTS: Final = "when the engine next starts"
+WITHOUT_ENGINE_URL: Final = "once no engine runs: HATRACK_ENGINE_URL= hatrack gc"
 WHEN_TRAINER_STARTS: Final = "when the trainer next starts, which revokes its key"
 _STORE_SUFFIXES: Final = ("", "-wal", "-shm")
 
@@ -67,22 +69,31 @@ def find_garbage(settings: Settings, *, grace_s: float = GRACE_S) -> list[Garbag
     Raises:
         BackupError: The database that names everything is not here.
     """
-    return _find(settings, grace_s, gateway_runs=holder(settings.home) is not None)
+    with no_engine(settings.store_dir) as no_engine_runs:
+        return _find(settings, grace_s, is_alone=no_engine_runs and holder(settings.home) is None)
 
 
-def remove_garbage(settings: Settings, *, grace_s: float = GRACE_S, removed: Callable[[Garbage], object]) -> int:
-    """Remove what `find_garbage` finds now; returns the bytes. No gateway can start meanwhile.
+def remove_garbage(
+    settings: Settings,
+    *,
+    grace_s: float = GRACE_S,
+    removed: Callable[[Garbage], object],
+    shown: Iterable[Garbage] | None = None,
+) -> int:
+    """Remove what `find_garbage` finds now; returns the bytes. No gateway and no engine can start meanwhile.
 
     Args:
         removed: Called with each that was removed.
+        shown: What somebody has agreed to: nothing else is removed. None: whatever is found.
 
     Raises:
         BackupError: As `find_garbage`.
     """
     freed = 0
-    with _no_gateway_starts(settings.home) as is_ours:
-        for each in _find(settings, grace_s, gateway_runs=not is_ours):
-            if each.later is not None:
+    agreed = None if shown is None else {each.paths for each in shown}
+    with _no_gateway_starts(settings.home) as is_ours, no_engine(settings.store_dir) as no_engine_runs:
+        for each in _find(settings, grace_s, is_alone=is_ours and no_engine_runs):
+            if each.later is not None or (agreed is not None and each.paths not in agreed):
                 continue
             for path in each.paths:
                 if path.is_dir() and not path.is_symlink():
@@ -94,7 +105,7 @@ def remove_garbage(settings: Settings, *, grace_s: float = GRACE_S, removed: Cal
     return freed
 
 
-def _find(settings: Settings, grace_s: float, *, gateway_runs: bool) -> list[Garbage]:
+def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage]:
     home = settings.home
     elsewhere = layout.outside(settings)
     if "database_url" in elsewhere:
@@ -108,12 +119,14 @@ def _find(settings: Settings, grace_s: float, *, gateway_runs: bool) -> list[Gar
     candidates, folders = list(_candidates(home)), {parent: _entries(home / parent) for parent in layout.RUNS}
     named = references(home / layout.DATABASE)
     trainer = home / TRAINER_DATABASE
-    leftovers = _runs(folders, run_statuses(trainer) if trainer.is_file() else {})
+    # one without any run is a new one in the place of one that was lost: its folders are not garbage
+    statuses = (run_statuses(trainer) if trainer.is_file() else None) or None
+    leftovers = _runs(folders, statuses)
     found = [*(each for each in candidates if not _is_named(each, named)), *leftovers]
-    busy = gateway_runs or is_running(settings.engine_dir)
+    adapters_later = _adapters_later(settings, is_alone=is_alone)
     oldest = time.time() - grace_s
     return [
-        Garbage(each.kind, each.paths, sum(map(_size, each.paths)), _later(each, busy))
+        Garbage(each.kind, each.paths, sum(map(_size, each.paths)), _later(each, adapters_later))
         for each in found
         if not ("store_url" in elsewhere and each.kind == "adapter") and _changed_at(each.paths) <= oldest
     ]
@@ -123,7 +136,7 @@ def _find(settings: Settings, grace_s: float, *, gateway_runs: bool) -> list[Gar
 def _no_gateway_starts(home: Path) -> Iterator[bool]:
     """Hold the home's lock, if no gateway does; yields whether it is held here."""
     try:
-        lock = InstanceLock(home)
+        lock = InstanceLock(home, "hatrack gc")
     except SettingsError:
         yield False
         return
@@ -180,8 +193,15 @@ def _runs(folders: Mapping[str, list[Path]], runs: Mapping[str, bool] | None) ->
                         yield _Found("leftover", (below,))
 
 
-def _later(found: _Found, busy: bool) -> str | None:
-    return WHEN_ENGINE_STARTS if found.kind == "adapter" and busy else found.later
+def _adapters_later(settings: Settings, *, is_alone: bool) -> str | None:
+    """When adapters can go, if not now."""
+    if settings.engine_url:
+        return WITHOUT_ENGINE_URL
+    return None if is_alone and not is_running(settings.engine_dir) else WHEN_ENGINE_STARTS
+
+
+def _later(found: _Found, adapters_later: str | None) -> str | None:
+    return adapters_later if found.kind == "adapter" else found.later
 
 
 def _entries(directory: Path) -> list[Path]:

@@ -25,7 +25,8 @@ from service.database import MIGRATIONS
 from service.training.config import DATABASE as TRAINER_DATABASE
 
 DATABASE: Final = "hatrack.db"
-SECRETS: Final = ("admin.key", "key.secret")
+ADMIN_KEY: Final = "admin.key"
+SECRETS: Final = (ADMIN_KEY, "key.secret")
 ADAPTERS: Final = "adapters"
 FILES: Final = "files"
 STORES: Final = "grounding"

@@ -136,6 +136,14 @@ def run_statuses(path: Path) -> dict[str, bool] | None:
         return {row.id: row.status in OVER for row in db.execute(sa.select(runs.c.id, runs.c.status))}
 
 
+def last_look(path: Path) -> int:
+    """The number of the newest look at held-out examples in a trainer's database; 0 if there is none."""
+    with _reading(path) as db:
+        if not sa.inspect(db).has_table("looks"):
+            return 0  # a trainer before the third migration
+        return int(db.exec_driver_sql("SELECT max(number) FROM looks").scalar() or 0)
+
+
 def stored_generations(path: Path) -> set[str]:
     """The documents in a copy of a store's passage file."""
     with _reading(path) as db:

@@ -6,7 +6,6 @@ HOME/.restore/            what has been read and checked so far; moved into plac
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -21,6 +20,8 @@ from pydantic import BaseModel
 from adapters.blobs import fsync_directory
 from adapters.sqlite import newer_revision
 from service.config import Settings
+from service.errors import SettingsError
+from service.server.instance import LOCK, InstanceLock
 from service.storage import layout
 from service.storage.archive import CHUNK_BYTES, Manifest, Progress, Readable, check_members, read_manifest, room_on
 from service.storage.errors import BackupError, BackupNewer, NoRoom, TargetNotEmpty
@@ -60,6 +61,7 @@ def restore(settings: Settings, backup: Path, progress: Progress) -> Restored:
         BackupDamaged: The file is not whole. Nothing is left of the attempt.
         BackupNewer: A newer release wrote it.
         TargetNotEmpty: The home holds state; nothing of it was touched.
+        BackupError: A gateway runs in the home.
         NoRoom: There is no room for it. Nothing is left of the attempt.
     """
     home = settings.home
@@ -67,7 +69,7 @@ def restore(settings: Settings, backup: Path, progress: Progress) -> Restored:
     _refuse_newer(settings, backup, manifest)
     with room_on(home / STAGING):
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(home):
+    with _no_gateway_starts(home):
         _remove_unfinished(home)
         occupied = [name for name in layout.BACKED_UP if _holds_something(home / name)]
         if occupied:
@@ -88,16 +90,17 @@ def restore(settings: Settings, backup: Path, progress: Progress) -> Restored:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Raise BackupError if another restore works in this home."""
-    lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _no_gateway_starts(home: Path) -> Iterator[None]:
+    """Raise BackupError if a gateway, or another restore, works in this home."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with room_on(home / LOCK):
+            lock = InstanceLock(home, "hatrack restore")
+    except SettingsError as error:
+        raise BackupError(f"{error}. Nothing was restored") from error
+    try:
         yield
-    except BlockingIOError:
-        raise BackupError(f"another `hatrack restore` is working in {home}") from None
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def unfinished_restore(home: Path) -> str | None:

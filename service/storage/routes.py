@@ -34,7 +34,10 @@ class ProjectStorage(ApiModel):
     object: Literal["storage"]
     project: str
     files: StorageSpace = Field(description="Uploaded files, with deleted ones that something still holds.")
-    adapters: StorageSpace = Field(description="Weights of versions; equal ones count once.")
+    adapters: StorageSpace = Field(
+        description="Weights in the store, with those that no version has any more until they are removed; equal ones "
+        "count once."
+    )
     vector_stores: StorageSpace = Field(description="Passages, vectors and indexes, estimated.")
 
 

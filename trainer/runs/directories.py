@@ -89,6 +89,10 @@ class RunDirectories:
         """The ids of all runs that have a directory."""
         return sorted(path.name for path in self.directory.iterdir() if not path.name.startswith("."))
 
+    def worked_on(self) -> list[str]:
+        """Those of them in which a worker has begun."""
+        return [run_id for run_id in self.ids() if (self.path_of(run_id) / protocol.EVENTS).exists()]
+
     def relocate(self, run_id: str) -> None:
         """Point a run at this machine's gateway, and at its base if the directory that the run names is gone.
 

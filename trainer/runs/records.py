@@ -74,6 +74,11 @@ def get(db: sa.Connection, run_id: str) -> Run:
     return Run.of(db.execute(sa.select(runs).where(runs.c.id == run_id)).one())
 
 
+def has_any(db: sa.Connection) -> bool:
+    """Whether there is a run of any kind."""
+    return db.execute(sa.select(runs.c.number).limit(1)).first() is not None
+
+
 def find(db: sa.Connection, kind: str, project: str, run_id: str) -> Run | None:
     """The project's run of this kind and id; None if there is none."""
     return _first(db, runs.c.kind == kind, runs.c.project == project, runs.c.id == run_id)

@@ -21,15 +21,17 @@ from trainer.runs.device_time import device_time
 from trainer.runs.directories import RunDirectories
 from trainer.runs.state import OVER
 from trainer.runs.tables import checkpoints, events, idempotency, runs
-from trainer.tracking.records import tracked
+from trainer.tracking.records import TrackingState, tracked
 
 EVERY_S: Final = 3600.0
 BATCH: Final = 500
 PAUSE_S: Final = 0.05
 DAY_S: Final = 86_400
 _LOG = logging.getLogger("hatrack.trainer.retention")
-_QUEUES: Final = sa.table("queues", sa.column("evaluation"))
-"""Of reviews, a room above this one: what people were asked to choose between."""
+# of reviews, a room above this one: what people were asked to choose between, and what they chose
+_QUEUES: Final = sa.table("queues", sa.column("number"), sa.column("evaluation"), sa.column("created_at"))
+_PAIRS: Final = sa.table("pairs", sa.column("number"), sa.column("queue"))
+_CHOICES: Final = sa.table("choices", sa.column("pair"))
 
 
 class Retention:
@@ -83,8 +85,12 @@ class Retention:
         if self._evaluations_days is not None:
             before = now - self._evaluations_days * DAY_S
             while run_id := await self._database.run(partial(old_evaluation, kind=self._kind, before=before)):
+                # before its events, which are many: from now on nobody can choose between its answers
+                if not await self._database.run(partial(delete_pairs, run_id=run_id, before=before)):
+                    continue
                 await self._delete_events(partial(events_of, run_id=run_id))
-                await self._database.run(partial(delete_run, run_id=run_id))
+                if not await self._database.run(partial(delete_run, run_id=run_id, before=before)):
+                    continue
                 # after its row: a directory that is left by a crash is removed at the next start
                 await asyncio.to_thread(self._evaluations.discard, run_id)
                 deleted_evaluations += 1
@@ -112,12 +118,23 @@ def old_evaluation(db: sa.Connection, kind: str, before: float) -> str | None:
 
     Those of a ladder stay with it; those that people have reviewed stay, as they tell what a judge is worth.
     """
-    reviewed = sa.select(_QUEUES.c.evaluation).where(_QUEUES.c.evaluation == runs.c.id).exists()
     query = sa.select(runs.c.id).where(
-        runs.c.kind == kind, runs.c.status.in_(OVER), runs.c.finished_at < before, runs.c.parent.is_(None), ~reviewed
+        runs.c.kind == kind,
+        runs.c.status.in_(OVER),
+        runs.c.finished_at < before,
+        runs.c.parent.is_(None),
+        ~_is_reviewed(runs.c.id, before),
     )
     run_id = db.scalar(query.order_by(runs.c.number).limit(1))
     return None if run_id is None else str(run_id)
+
+
+def _is_reviewed(run_id: sa.ColumnElement[str], before: float) -> sa.ColumnElement[bool]:
+    """Whether a person has chosen between its answers, or was asked to since then: every judge leaves pairs."""
+    chosen = sa.select(_CHOICES.c.pair).join(_PAIRS, _PAIRS.c.number == _CHOICES.c.pair)
+    chosen = chosen.where(_PAIRS.c.queue == _QUEUES.c.number).correlate(_QUEUES)
+    kept = sa.or_(_QUEUES.c.created_at >= before, chosen.exists())
+    return sa.select(_QUEUES.c.number).where(_QUEUES.c.evaluation == run_id, kept).exists()
 
 
 def events_of(_db: sa.Connection, run_id: str) -> sa.Select[tuple[str, int]]:
@@ -126,14 +143,40 @@ def events_of(_db: sa.Connection, run_id: str) -> sa.Select[tuple[str, int]]:
 
 
 def old_events(db: sa.Connection, before: float) -> sa.Select[tuple[str, int]]:
-    """The events of one run that ended before then, of any kind; none if no such run has any."""
-    has_events = sa.select(events.c.run).where(events.c.run == runs.c.id).exists()
-    query = sa.select(runs.c.id).where(runs.c.status.in_(OVER), runs.c.finished_at < before, has_events)
-    return events_of(db, db.scalar(query.limit(1)) or "")
+    """The events of one run that ended before then, of any kind; none if no such run has any.
+
+    Its last metrics stay: estimates of later jobs read from them how fast it was. So do those of a run that an
+    experiment tracker still follows, since what it has not had yet is sent from them.
+    """
+    is_followed = sa.select(tracked.c.run).where(tracked.c.run == runs.c.id, tracked.c.state == TrackingState.OPEN)
+    has_events = sa.select(events.c.run).where(events.c.run == runs.c.id, _is_not_last_metrics())
+    query = sa.select(runs.c.id).where(
+        runs.c.status.in_(OVER), runs.c.finished_at < before, ~is_followed.exists(), has_events.exists()
+    )
+    return events_of(db, db.scalar(query.limit(1)) or "").where(_is_not_last_metrics())
 
 
-def delete_run(db: sa.Connection, run_id: str) -> None:
-    """Delete a run without events, and all that hangs on it."""
+def _is_not_last_metrics() -> sa.ColumnElement[bool]:
+    others = events.alias()
+    last = sa.select(sa.func.max(others.c.number)).where(others.c.run == events.c.run, others.c.type == "metrics")
+    return events.c.number != sa.func.coalesce(last.correlate(events).scalar_subquery(), 0)
+
+
+def delete_pairs(db: sa.Connection, run_id: str, before: float) -> bool:
+    """Delete what nobody has chosen between; False if a person has, since `old_evaluation`, and all is left."""
+    if db.scalar(sa.select(_is_reviewed(sa.literal(run_id), before))):
+        return False
+    queue = sa.select(_QUEUES.c.number).where(_QUEUES.c.evaluation == run_id).scalar_subquery()
+    db.execute(sa.delete(_PAIRS).where(_PAIRS.c.queue == queue))
+    db.execute(sa.delete(_QUEUES).where(_QUEUES.c.evaluation == run_id))
+    return True
+
+
+def delete_run(db: sa.Connection, run_id: str, before: float) -> bool:
+    """Delete a run without events, and all that hangs on it; False, and nothing, as `delete_pairs`."""
+    if not delete_pairs(db, run_id, before):
+        return False
     for table in (checkpoints, idempotency, device_time, tracked):
         db.execute(table.delete().where(table.c.run == run_id))
     db.execute(runs.delete().where(runs.c.id == run_id))
+    return True

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 
 from trainer.config import Settings
 from trainer.database import Database
+from trainer.errors import SettingsError
 from trainer.runs import journal, protocol, records
 from trainer.runs.failures import is_full
 from trainer.runs.kind import Abort, AbortCause, AnyKind, RunOutcome, Stage
@@ -94,6 +95,24 @@ class Supervisor:
     def stages(self) -> dict[str, Stage]:
         """The stage of every worker, by its run's id."""
         return {watch.run_id: watch.stage for watch in self._watches.values()}
+
+    async def refuse_lost_database(self) -> None:
+        """Raise SettingsError if the database has no run at all, but workers have left work in folders beside it.
+
+        To be called before `start`, which removes the folders without a run. A crash leaves only those of runs that
+        were not recorded yet, in which no worker has begun.
+        """
+        if await self._database.run(records.has_any):
+            return
+        for kind in self._kinds.values():
+            worked_on = await asyncio.to_thread(kind.directories.worked_on)
+            if worked_on:
+                raise SettingsError(
+                    f"the trainer's database knows no run, but {kind.directories.directory} has the folders of "
+                    f"{len(worked_on)} ({worked_on[0]}, …): it was lost, or is another one. Nothing was changed. Stop "
+                    "the gateway and restore the last backup into an empty HATRACK_HOME (deploy/BACKUP.md), or move "
+                    "these folders away to begin without them"
+                )
 
     async def start(self) -> None:
         """Adopt the workers that an earlier trainer left running, and start; the first turn handles the other runs."""

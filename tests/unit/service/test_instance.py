@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.errors import SettingsError
 from service.server import instance
 
 HOLDER = """
@@ -41,3 +43,16 @@ def test_it_has_ended_when_this_returns(kind: str, tmp_path: Path, monkeypatch: 
 
 def test_where_nobody_holds_the_home_nothing_is_ended(tmp_path: Path) -> None:
     assert instance.end_gateway(tmp_path) is None
+
+
+def test_a_command_that_must_be_alone_is_named_and_is_not_taken_for_a_gateway(tmp_path: Path) -> None:
+    lock = instance.InstanceLock(tmp_path, "hatrack restore")
+    try:
+        assert instance.holder(tmp_path) is None
+        with pytest.raises(SettingsError, match=rf"`hatrack restore` \(process {os.getpid()}\) is working"):
+            instance.InstanceLock(tmp_path)
+    finally:
+        lock.release()
+    gateway = instance.InstanceLock(tmp_path)
+    assert instance.holder(tmp_path) == os.getpid()
+    gateway.release()

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
+from adapters.store import no_engine
 from service.cli.engine import command
 from service.cli.main import app
 from service.config import Settings
@@ -50,6 +51,34 @@ def test_no_two_of_them_have_the_same_mark(base_dir: Path, tmp_path: Path) -> No
     settings = settings_for(tmp_path, base_dir)
     marks = {command(settings, [])[1]["HATRACK_ENGINE_TOKEN"] for _ in range(2)}
     assert len(marks) == 2
+
+
+ENGINE = """
+import sys
+from service.cli import engine
+
+engine.prepare_base = lambda settings: None
+engine.command = lambda settings, listen: (["/bin/sh", "-c", "echo loaded; exec sleep 600"], {})
+engine.engine(port=8001)
+"""
+
+
+def test_as_long_as_it_lives_it_holds_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that has become vLLM does: the lock outlives the execve."""
+    monkeypatch.setenv("HATRACK_HOME", str(tmp_path))
+    monkeypatch.setenv("HATRACK_BASE_MODEL", str(tmp_path))
+    store = tmp_path / "adapters"
+    store.mkdir()
+    with subprocess.Popen([sys.executable, "-c", ENGINE], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"loaded\n"
+            with no_engine(store) as is_alone:
+                assert not is_alone
+        finally:
+            process.kill()
+    with no_engine(store) as is_alone:
+        assert is_alone
 
 
 def test_it_does_not_take_the_place_of_a_file_or_of_one_that_runs(

@@ -12,10 +12,10 @@ from alembic.migration import MigrationContext
 
 from service.database import MIGRATIONS, Database, metadata
 from service.errors import SettingsError
-from service.registry import alias_records, pin_records, records, tables
+from service.registry import alias_records, pin_records, records, storage_records, tables
 from service.registry.split import Split
 
-OURS = ("projects", "adapters", "versions", "aliases", "alias_history", "corrupt", "verdicts")
+OURS = ("projects", "adapters", "versions", "aliases", "alias_history", "project_weights", "corrupt", "verdicts")
 
 
 async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
@@ -92,6 +92,9 @@ async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_histo
         assert await database.run(lambda db: alias_records.rollback_target(db, 1, "live")) == 1
         gone = await database.run(lambda db: alias_records.history(db, 1, "old"))
         assert [(move.target, move.action) for move in gone] == [(None, "delete"), (1, "promote")]
+
+        counted = await database.run(lambda db: storage_records.stored_bytes(db, "default"))
+        assert counted == 18, "the weights of both versions"
 
         split = Split.of({1: 90, 2: 10})
         assert await database.run(lambda db: alias_records.move(db, 1, "live", split, "split"))

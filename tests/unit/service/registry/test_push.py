@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from adapters.base import BaseDescription
-from adapters.store import WEIGHTS_FILE
+from adapters.errors import DiskFull
+from adapters.store import WEIGHTS_FILE, Staging, hold_for_engine
 from service.access.audit import SYSTEM
 from service.errors import ModelNotFound, NoLiveVersion
+from service.registry.storage_records import stored_bytes
 from service.registry.upload import ReceivedUpload
 from tests.unit.service.registry.conftest import ADMIN, RegistryApp
 from tests.unit.service.registry.engine import BASE
@@ -203,7 +207,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(registry_app: RegistryAp
     assert registry_app.store.digests() == []
 
 
-async def test_a_project_s_adapters_are_bounded_together_and_what_is_deleted_makes_room(
+async def test_a_project_s_adapters_are_bounded_together_and_what_is_removed_makes_room(
     tmp_path: Path, base: BaseDescription, files: Files
 ) -> None:
     first, second = files(seed=1), files(seed=2)
@@ -219,4 +223,63 @@ async def test_a_project_s_adapters_are_bounded_together_and_what_is_deleted_mak
         assert (await app.push("voice", second, headers=await app.key("elsewhere"))).status_code == 201
         for name in ("voice", "again"):
             assert (await app.http.delete(f"/v1/adapters/{name}?force=true")).status_code == 204
+        full = await app.push("other", second)
+        assert (full.status_code, full.json()["error"]["code"]) == (413, "project_storage_full")
+        assert "removed when the engine next starts" in full.json()["error"]["message"]
+        assert (await app.push("voice", first)).status_code == 201, "they are there already"
+        assert (await app.http.delete("/v1/adapters/voice?force=true")).status_code == 204
+        assert len(await app.registry.collect()) == 1
         assert (await app.push("other", second)).status_code == 201
+
+
+async def test_weights_of_a_refused_push_count_until_they_are_removed(
+    tmp_path: Path, base: BaseDescription, files: Files
+) -> None:
+    first, second = files(seed=1), files(seed=2)
+    limit_gib = (len(first.weights) * 1.5) / 2**30
+    async with RegistryApp(tmp_path / "home", base, max_adapters_gib=limit_gib).run() as app:
+        app.engine.effect = 0
+        assert code(await app.push("voice", first)) == (422, "not_applied")
+        assert len(app.store.digests()) == 1, "the engine may have loaded them"
+        assert await app.database.run(lambda db: stored_bytes(db, "default")) == len(first.weights)
+        app.engine.effect = 0.5
+        assert code(await app.push("voice", second)) == (413, "project_storage_full")
+        shutil.rmtree(app.store.path(app.store.digests()[0]))  # by `hatrack gc`, while no gateway runs
+        await app.registry.close()
+        await app.registry.open()
+        assert await app.database.run(lambda db: stored_bytes(db, "default")) == 0
+        assert (await app.push("voice", second)).status_code == 201
+
+
+async def test_an_upload_for_which_the_disk_has_no_room_does_not_count(
+    registry_app: RegistryApp, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise DiskFull("The disk is full.")
+
+    monkeypatch.setattr(Staging, "commit", full)
+    assert (await registry_app.push("voice", files())).status_code == 507
+    assert await registry_app.database.run(lambda db: stored_bytes(db, "default")) == 0
+
+
+async def test_uploads_that_come_at_once_do_not_share_the_last_room(
+    tmp_path: Path, base: BaseDescription, files: Files
+) -> None:
+    made = [files(seed=seed) for seed in (1, 2, 3)]
+    limit_gib = (len(made[0].weights) * 1.5) / 2**30
+    async with RegistryApp(tmp_path / "home", base, max_adapters_gib=limit_gib).run() as app:
+        pushed = await asyncio.gather(*(app.push(f"voice-{number}", each) for number, each in enumerate(made)))
+        assert sorted(answer.status_code for answer in pushed) == [201, 413, 413]
+        assert len(app.store.digests()) == 1
+
+
+async def test_nothing_is_removed_while_another_engine_uses_the_store(registry_app: RegistryApp, files: Files) -> None:
+    assert (await registry_app.push("voice", files())).status_code == 201
+    assert (await registry_app.http.delete("/v1/adapters/voice?force=true")).status_code == 204
+    engine = hold_for_engine(registry_app.store.root)
+    try:
+        assert await registry_app.registry.collect() == []
+        assert len(registry_app.store.digests()) == 1
+    finally:
+        os.close(engine)
+    assert len(await registry_app.registry.collect()) == 1

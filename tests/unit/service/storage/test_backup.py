@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.config import Settings
 from service.storage import backup as backup_module
@@ -18,14 +19,12 @@ from service.storage.archive import check_members, read_manifest
 from service.storage.backup import make_backup
 from service.storage.errors import BackupError, NoRoom
 from service.storage.references import References
-from service.storage.restore import restore
+from service.storage.restore import MARKER, restore
 from tests.unit.service.storage.storage_home import (
     ADMIN_KEY,
     FILE,
-    RUN,
     STORE,
     StorageHome,
-    end_run,
     in_child,
 )
 
@@ -119,32 +118,6 @@ def test_a_file_that_is_deleted_while_it_is_copied_makes_another_round(
     assert (other.path / "files" / "file-newer").read_bytes() == b"newer"
 
 
-def test_a_run_that_ends_while_it_is_copied_has_ended_in_the_backup(
-    home: StorageHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else the restored run would go on with a key that is revoked, and fail."""
-    original, ended = backup_module.references, []
-
-    def read(path: Path) -> References:
-        ended.append(path)
-        return original(path)
-
-    copied = backup_module._Maker._copy_folder
-
-    def copy(maker: backup_module._Maker, folder: Path) -> None:
-        copied(maker, folder)
-        if folder.name == RUN and not ended:
-            end_run(home)
-
-    monkeypatch.setattr(backup_module, "references", read)
-    monkeypatch.setattr(backup_module._Maker, "_copy_folder", copy)
-    monkeypatch.setattr(backup_module, "ROUND_PAUSE_S", 0)
-    other = restored(home, back_up(home, tmp_path / "b.tar"), tmp_path / "elsewhere")
-    assert len(ended) == 2
-    assert any("'succeeded'" in line for line in rows(other.path / "trainer" / "jobs.db"))
-    assert (other.path / "trainer" / "jobs" / RUN / "result.json").exists()
-
-
 def test_a_document_that_is_replaced_while_it_is_copied_is_indexed_again(home: StorageHome, tmp_path: Path) -> None:
     home.gateway(lambda db: db.exec_driver_sql("UPDATE store_files SET generation = 'not copied'"))
     backup = make_backup(home.settings, tmp_path / "b.tar", QUIET)
@@ -168,6 +141,23 @@ def test_what_is_missing_or_damaged_in_the_home_is_said_and_the_rest_is_kept(
     assert len(faults) == 2
     assert "files/file-lost is missing in the home" in faults
     assert any(fault.startswith(f"adapters/{home.digest} is damaged in the home") for fault in faults)
+
+
+def test_missing_secrets_are_said(home: StorageHome, tmp_path: Path) -> None:
+    for name in ("admin.key", "key.secret"):
+        (home.path / name).unlink()
+    faults = make_backup(home.settings, tmp_path / "b.tar", QUIET).manifest.faults
+    assert faults == ("admin.key is missing in the home", "key.secret is missing in the home")
+    home.settings = home.settings.model_copy(update={"admin_key": SecretStr("hk_given")})
+    faults = make_backup(home.settings, tmp_path / "c.tar", QUIET).manifest.faults
+    assert faults == ("key.secret is missing in the home",)
+
+
+def test_half_a_home_is_refused(home: StorageHome, tmp_path: Path) -> None:
+    (home.path / MARKER).touch()
+    with pytest.raises(BackupError, match=r"a restore that was cut off.*Nothing was backed up"):
+        back_up(home, tmp_path / "b.tar")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_a_damaged_database_is_refused(home: StorageHome, tmp_path: Path) -> None:

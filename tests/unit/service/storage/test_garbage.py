@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,14 @@ import pytest
 
 from service.server.instance import InstanceLock
 from service.storage.errors import BackupError
-from service.storage.garbage import GRACE_S, WHEN_ENGINE_STARTS, WHEN_TRAINER_STARTS, find_garbage, remove_garbage
+from service.storage.garbage import (
+    GRACE_S,
+    WHEN_ENGINE_STARTS,
+    WHEN_TRAINER_STARTS,
+    WITHOUT_ENGINE_URL,
+    find_garbage,
+    remove_garbage,
+)
 from tests.unit.service.storage.storage_home import RUN, StorageHome, end_run
 from tests.unit.service.storage.test_backup import Elsewhere
 
@@ -31,7 +40,8 @@ def aged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def littered(home: StorageHome) -> StorageHome:
-    """Crashes and deletions have left something of every kind."""
+    """Crashes and deletions have left something of every kind. The gateway's engine is its own."""
+    home.settings = home.settings.model_copy(update={"engine_url": ""})
     root = home.path
     for name in (
         f"adapters/{UNNAMED}/adapter_model.safetensors",
@@ -115,6 +125,58 @@ def test_adapters_wait_for_the_engine_while_a_gateway_runs(littered: StorageHome
         assert not (littered.path / "files" / "file-unlisted").exists()
     remove_garbage(littered.settings, removed=lambda _: None)
     assert not (littered.path / "adapters" / UNNAMED).exists()
+
+
+@pytest.mark.usefixtures("aged")
+def test_adapters_wait_for_an_engine_that_was_started_alone(littered: StorageHome) -> None:
+    """`hatrack engine` becomes vLLM by an execve, and has no record in the home."""
+    start = "import os, sys; from adapters.store import hold_for_engine; from pathlib import Path; "
+    start += "hold_for_engine(Path(sys.argv[1])); os.execv('/bin/sh', ['sh', '-c', 'echo loaded; exec sleep 600'])"
+    store, adapter = littered.path / "adapters", littered.path / "adapters" / UNNAMED
+    with subprocess.Popen([sys.executable, "-c", start, str(store)], stdout=subprocess.PIPE) as engine:
+        try:
+            assert engine.stdout is not None
+            assert engine.stdout.readline() == b"loaded\n"
+            assert found(littered)[f"adapters/{UNNAMED}"] == ("adapter", 100, WHEN_ENGINE_STARTS)
+            remove_garbage(littered.settings, removed=lambda _: None)
+            assert adapter.is_dir()
+            assert not (littered.path / "files" / "file-unlisted").exists()
+        finally:
+            engine.kill()
+    remove_garbage(littered.settings, removed=lambda _: None)
+    assert not adapter.exists()
+
+
+@pytest.mark.usefixtures("aged")
+def test_adapters_stay_where_an_engine_may_run_anywhere(littered: StorageHome) -> None:
+    littered.settings = littered.settings.model_copy(update={"engine_url": "http://engine:8001"})
+    assert found(littered)[f"adapters/{UNNAMED}"] == ("adapter", 100, WITHOUT_ENGINE_URL)
+    remove_garbage(littered.settings, removed=lambda _: None)
+    assert (littered.path / "adapters" / UNNAMED).is_dir()
+
+
+@pytest.mark.usefixtures("aged")
+@pytest.mark.parametrize("is_new", [False, True], ids=["missing", "new"])
+def test_folders_of_runs_are_no_garbage_where_their_database_was_lost(littered: StorageHome, is_new: bool) -> None:
+    database = littered.path / "trainer" / "jobs.db"
+    for suffix in ("", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    if is_new:
+        littered.trainer()
+    assert not any(name.startswith("trainer/") for name in found(littered))
+    remove_garbage(littered.settings, removed=lambda _: None)
+    assert (littered.path / "trainer" / "jobs" / RUN / "spec.json").is_file()
+
+
+@pytest.mark.usefixtures("aged")
+def test_what_nobody_has_agreed_to_stays(littered: StorageHome) -> None:
+    shown = [each for each in find_garbage(littered.settings) if each.kind == "file"]
+    later = littered.path / "files" / "file-unlisted-since"
+    later.write_bytes(b"x")
+    remove_garbage(littered.settings, removed=lambda _: None, shown=shown)
+    assert not (littered.path / "files" / "file-unlisted").exists()
+    assert later.exists()
+    assert (littered.path / "grounding" / "vs_deleted.db").exists()
 
 
 @pytest.mark.usefixtures("aged")

@@ -10,8 +10,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import typer
 
-from service.cli.run import unusable_data
+from service.cli.run import _run, unusable_data
+from service.errors import SettingsError
+from service.server.instance import LOCK, InstanceLock, holder
 from service.storage import archive
 from service.storage import restore as restore_module
 from service.storage.archive import Header, Manifest, check_members, read_manifest
@@ -34,7 +37,8 @@ def target(home: StorageHome, tmp_path: Path) -> StorageHome:
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+    """What is there, but for the lock that a gateway would hold, which says nothing once it is released."""
+    return sorted(path.name for path in directory.iterdir() if path.name != LOCK) if directory.exists() else []
 
 
 def offset_of(backup: Path, member: str) -> tuple[int, int]:
@@ -100,14 +104,59 @@ def written(path: Path, member: str, content: bytes, *, header: Header, **facts:
 
 
 @pytest.mark.parametrize(
-    "member", ["../escaped", "/etc/passwd", "files/../../escaped", "files//a", "a\nb", "manifest.json"]
+    "member",
+    [
+        *("../escaped", "/etc/passwd", "files/../../escaped", "files//a", "files/a\nb", "manifest.json"),
+        *("a", MARKER, "gateway.lock", "base/config.json", "engine/engine.json", ".restore/hatrack.db"),
+        *("files", "hatrack.db/a", "key.secret/a"),
+    ],
 )
-def test_no_member_leaves_the_home(tmp_path: Path, target: StorageHome, member: str) -> None:
+def test_no_member_leaves_the_places_of_a_backup(tmp_path: Path, target: StorageHome, member: str) -> None:
     backup = written(tmp_path / "evil.tar", member, b"x", header=Header(format=1, hatrack="0.1.0", created_at=1))
     with pytest.raises(BackupDamaged):
         restore(target.settings, backup, QUIET)
     assert names(target.path) == []
     assert not (tmp_path / "escaped").exists()
+
+
+def test_no_gateway_starts_while_a_home_is_restored(backup: Path, target: StorageHome) -> None:
+    refused: list[str] = []
+
+    def meanwhile(_done: int, _total: int | None, _doing: str) -> None:
+        if not refused:
+            with pytest.raises(SettingsError) as of_a_gateway:
+                InstanceLock(target.path)
+            with pytest.raises(BackupError) as of_a_restore:
+                restore(target.settings, backup, QUIET)
+            assert holder(target.path) is None, "`hatrack down` would stop the restore"
+            refused.extend([str(of_a_gateway.value), str(of_a_restore.value)])
+
+    restore(target.settings, backup, meanwhile)
+    assert all("`hatrack restore` (process" in message for message in refused)
+    assert len(refused) == 2
+    InstanceLock(target.path).release()
+
+
+def test_nothing_is_restored_under_a_gateway(backup: Path, target: StorageHome) -> None:
+    lock = InstanceLock(target.path)
+    try:
+        with pytest.raises(BackupError, match=r"another gateway \(process \d+\) is already running.*hatrack down"):
+            restore(target.settings, backup, QUIET)
+    finally:
+        lock.release()
+    assert names(target.path) == []
+
+
+def test_a_gateway_looks_again_once_it_has_the_lock(
+    target: StorageHome, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its first look and its start a restore may have begun, and been cut off."""
+    monkeypatch.setattr("service.app.create_app", lambda _: pytest.fail("it must not start"))
+    target.path.mkdir()
+    (target.path / MARKER).touch()
+    with pytest.raises(typer.Exit):
+        _run(target.settings, None)
+    assert "Run `hatrack restore FILE` again" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_newer_backup_is_refused_with_the_release_that_reads_it(

@@ -18,6 +18,7 @@ import pytest
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway
 from tests.unit.trainer.finetune.trainers import PATIENCE_S, Client, Running, running, stand_in
 from tests.unit.trainer.worker_processes import end_workers
+from trainer.errors import SettingsError
 from trainer.finetune.spec import TRAIN
 from trainer.runs import process, supervisor, transitions
 
@@ -305,6 +306,24 @@ async def test_what_a_crash_left_half_made_is_cleared_away(
         assert trainer.trainer.jobs.directories.ids() == []
         assert not (orphan.parent / ".new-ftjob-half").exists()
         await until(lambda: KEY not in gateway.keys)
+
+
+async def test_folders_beside_a_database_that_was_lost_are_not_removed(
+    tmp_path: Path, base_dir: Path, gateway: FakeGateway
+) -> None:
+    """No crash leaves a folder in which a worker has begun, and a database without any run."""
+    folder = tmp_path / "trainer" / "jobs" / "ftjob-lost"
+    folder.mkdir(parents=True)
+    (folder / "key").write_text(KEY)
+    (folder / "events.jsonl").write_text("")
+    with pytest.raises(SettingsError, match=r"knows no run, but .*trainer/jobs has the folders of 1 \(ftjob-lost"):
+        async with running(tmp_path, base_dir, gateway):
+            pytest.fail("it must not start")
+    assert (folder / "events.jsonl").exists()
+    assert KEY in gateway.keys
+    shutil.move(folder, tmp_path / "away")
+    async with running(tmp_path, base_dir, gateway) as trainer:
+        assert trainer.trainer.jobs.directories.ids() == []
 
 
 @pytest.mark.slow
