@@ -248,6 +248,7 @@ async def test_who_leaves_while_it_is_written_breaks_nothing(database: Database)
     assert [row[5] for row in await rows(database)] == [1] * 50
 
 
+@pytest.mark.sqlite
 async def test_a_crash_loses_only_what_was_not_flushed(database: Database, tmp_path: Path) -> None:
     account = account_of(database)
     account(record(used=TokenUsage(40, 2)))
