@@ -15,6 +15,8 @@ from service.errors import DiskFull, Internal, SettingsError, Unavailable
 MIGRATIONS = Path(__file__).parent / "migrations"
 SCHEMA: Final = "hatrack"
 """Its schema on a server."""
+STATE: Final = ("adapters", "files", "grounding")
+"""What it names, beside its file."""
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -40,7 +42,7 @@ class Database(database.Database):
     query_error: ClassVar[type[Exception]] = Internal
 
     def __init__(self, path: Path, url: str | None = None) -> None:
-        backend = database.backend_for(path, url, SCHEMA)
+        backend = database.backend_for(path, url, SCHEMA, STATE)
         super().__init__(backend, migrations=MIGRATIONS, thread_name="hatrack-db", json_deserializer=_json)
         self.path = path
 

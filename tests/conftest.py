@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def _database(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     server: TestServer = request.getfixturevalue("postgresql")
 
-    def backend_for(path: Path, url: str | None, schema: str) -> PostgresServer:
+    def backend_for(path: Path, url: str | None, schema: str, _state: Sequence[str] = ()) -> PostgresServer:
         return PostgresServer(url or server.url_for(path), schema, path.parent)
 
     with pytest.MonkeyPatch.context() as patch:

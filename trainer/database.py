@@ -15,6 +15,8 @@ FILE: Final = "jobs.db"
 """Of all kinds of runs: an older trainer, which knows jobs alone, must find it and refuse it as a newer one's."""
 SCHEMA: Final = "hatrack_trainer"
 """Its schema on a server."""
+STATE: Final = ("jobs", "evaluations", "ladders")
+"""What it names, beside its file."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 metadata: Final = sa.MetaData()
 """All tables of it; each room declares its own."""
@@ -36,5 +38,7 @@ class Database(database.Database):
     query_error: ClassVar[type[Exception]] = InternalError
 
     def __init__(self, path: Path, url: str | None = None) -> None:
-        super().__init__(database.backend_for(path, url, SCHEMA), migrations=MIGRATIONS, thread_name="trainer-db")
+        super().__init__(
+            database.backend_for(path, url, SCHEMA, STATE), migrations=MIGRATIONS, thread_name="trainer-db"
+        )
         self.path = path

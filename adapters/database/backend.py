@@ -58,6 +58,13 @@ class Backend(ABC):
             DatabaseFault: It cannot be asked.
         """
 
+    def unmoved(self) -> str | None:
+        """Why a database without tables must not be used here, as a sentence; None if it may.
+
+        A start removes from the disk what the database does not name, and an empty one names nothing.
+        """
+        return None
+
     @abstractmethod
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         """Called first in each transaction: makes it see one state, and keeps other writers out of one that writes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -26,9 +26,19 @@ T = TypeVar("T")
 _LOG: Final = logging.getLogger("hatrack.database")
 
 
-def backend_for(path: Path, url: str | None, schema: str) -> Backend:
-    """The schema of the server that ``url`` names, or the file at ``path`` where there is none."""
-    return PostgresServer(url, schema, path.parent) if url else SqliteFile(path)
+def backend_for(path: Path, url: str | None, schema: str, state: Sequence[str] = ()) -> Backend:
+    """The schema of the server that ``url`` names, or the file at ``path`` where there is none.
+
+    Args:
+        state: Directories beside the file whose content the database names.
+    """
+    beside = [path.with_name(name) for name in state]
+    return PostgresServer(url, schema, path.parent, (path, *beside)) if url else SqliteFile(path)
+
+
+def unusable(backend: Backend, revision: str | None, migrations: Path) -> str | None:
+    """What is wrong with using a database that is at a revision, or has none, as a sentence; None if nothing is."""
+    return backend.unmoved() if revision is None else newer_revision(backend.place, revision, migrations)
 
 
 class Database:
@@ -81,15 +91,14 @@ class Database:
         await asyncio.get_running_loop().run_in_executor(self._writer, self._migrate)
 
     def check_schema(self) -> None:
-        """Refuse a database that a newer release has written, before anything else is done. Raises open_error."""
+        """Refuse a database that a newer release has written, or an empty one where there is state, before anything
+        else is done. Raises open_error."""
         try:
             revision = self.backend.revision()
         except DatabaseFault as error:
             raise self.open_error(str(error)) from error
-        if revision is not None:
-            problem = newer_revision(self.backend.place, revision, self._migrations)
-            if problem is not None:
-                raise self.open_error(problem)
+        if (problem := unusable(self.backend, revision, self._migrations)) is not None:
+            raise self.open_error(problem)
 
     def _migrate(self) -> None:
         self.check_schema()

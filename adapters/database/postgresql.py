@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -56,16 +56,18 @@ class PostgresServer(Backend):
         url: `postgresql://user:password@host:port/database`, with libpq's parameters behind `?`.
         schema: Its name there.
         directory: See `Backend`.
+        state: Files and directories that hold something only where this database, or one before it, names it.
     """
 
     readers = READERS
     answer_timeout_s = ANSWER_TIMEOUT_S
 
-    def __init__(self, url: str, schema: str, directory: Path) -> None:
+    def __init__(self, url: str, schema: str, directory: Path, state: Sequence[Path] = ()) -> None:
         self._url = sa.make_url(url).set(drivername=DRIVER)
         self.schema = schema
         self.place = describe(url)
         self.directory = directory
+        self._state = tuple(state)
         # the same for all processes that write to this schema
         self._lock = int.from_bytes(hashlib.sha256(f"hatrack:{schema}".encode()).digest()[:8], signed=True)
 
@@ -143,6 +145,17 @@ class PostgresServer(Backend):
                 text = text.replace(secret, "***")
         return text
 
+    def unmoved(self) -> str | None:
+        """Such as one that nobody has moved the SQLite file into, or the wrong one."""
+        kept = [path.name for path in self._state if _holds_something(path)]
+        if not kept:
+            return None
+        return (
+            f"{self.place} has no tables in the schema `{self.schema}`, but {self.directory} holds state "
+            f"({', '.join(kept)}), which a start would remove, since that database does not name it. Run "
+            "`hatrack move-database`, or restore the dump, or name the right database (deploy/POSTGRESQL.md)"
+        )
+
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         """One writer at a time among all processes, each of which sees what those before it have committed.
 
@@ -196,6 +209,12 @@ class PostgresServer(Backend):
     def disk_full_message(self) -> str:
         """Whose disk it is."""
         return "the database server's disk is full; nothing was changed"
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir():
+        return any(not entry.name.startswith(".") for entry in path.iterdir())
+    return path.exists()
 
 
 def _adapt(connection: Any) -> None:

@@ -136,13 +136,13 @@ def unusable_data(settings: Settings) -> list[str]:
 
 def _unusable_database(backend: Backend, migrations: Path) -> str | None:
     from adapters.database.backend import DatabaseFault
-    from adapters.database.migrations import newer_revision
+    from adapters.database.database import unusable
 
     try:
         revision = backend.revision()
     except DatabaseFault as error:
         return str(error)
-    return None if revision is None else newer_revision(backend.place, revision, migrations)
+    return unusable(backend, revision, migrations)
 
 
 def prepare_base(settings: Settings) -> None:

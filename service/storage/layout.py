@@ -23,7 +23,7 @@ from typing import Final
 from adapters.database.backend import Backend
 from adapters.database.database import backend_for
 from service.config import Settings
-from service.database import MIGRATIONS, SCHEMA
+from service.database import MIGRATIONS, SCHEMA, STATE
 from service.training.config import DATABASE as TRAINER_DATABASE
 
 DATABASE: Final = "hatrack.db"
@@ -66,13 +66,14 @@ def outside(settings: Settings) -> dict[str, str]:
 
 def databases(settings: Settings) -> dict[str, tuple[Backend, Path]]:
     """The databases that are migrated, by their places in a home: where they are, and Alembic's script directory."""
-    gateway = backend_for(settings.home / DATABASE, settings.database_address, SCHEMA)
+    gateway = backend_for(settings.home / DATABASE, settings.database_address, SCHEMA, STATE)
     found = {DATABASE: (gateway, MIGRATIONS)}
     trainer = find_spec("trainer")  # is not imported: it may be installed without the packages that it needs
     if trainer is not None and trainer.submodule_search_locations:
         migrations = Path(trainer.submodule_search_locations[0]) / "migrations"
         path, url = settings.home / TRAINER_DATABASE, settings.trainer_database_address
-        found[TRAINER_DATABASE] = (backend_for(path, url, TRAINER_SCHEMA), migrations)
+        runs = [Path(name).name for name in RUNS]
+        found[TRAINER_DATABASE] = (backend_for(path, url, TRAINER_SCHEMA, runs), migrations)
     return found
 
 

@@ -26,6 +26,6 @@ def upgrade() -> None:
     op.execute(
         "INSERT INTO device_time (run, hour, training_s, judging_s) "
         "SELECT id, hour - hour % 3600, device_s, 0 FROM "
-        "(SELECT id, device_s, CAST(COALESCE(finished_at, created_at) AS INTEGER) AS hour FROM runs WHERE device_s > 0) "
-        "AS ended"
+        "(SELECT id, device_s, CAST(COALESCE(finished_at, created_at) AS INTEGER) AS hour "
+        "FROM runs WHERE device_s > 0) AS ended"
     )

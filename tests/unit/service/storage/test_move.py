@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from service.access.tables import audit
 from service.cli.main import app
+from service.cli.run import unusable_data
 from service.config import Settings
 from service.database import Database
+from service.errors import SettingsError
 from service.server.instance import InstanceLock
 from service.storage.errors import BackupError, TargetNotEmpty
 from service.storage.garbage import GRACE_S, find_garbage
@@ -202,3 +204,20 @@ def test_the_command_says_what_was_moved_and_what_is_next(
     assert "hatrack doctor" in done.stdout
     again = CliRunner().invoke(app, ["move-database", "--json"])
     assert (again.exit_code, json.loads(again.stderr)["error"]["code"]) == (1, "home_not_empty")
+
+
+async def test_an_empty_database_is_not_used_where_there_is_state(home: StorageHome, moving: Settings) -> None:
+    """Or the start would remove all that it does not name."""
+    before = home.content()
+    for problem in unusable_data(moving):
+        assert "`hatrack move-database`" in problem
+    assert len(unusable_data(moving)) == 2, "of the gateway and of the trainer"
+    (home.path / "hatrack.db").rename(home.path / "away.db")
+    database = Database(home.path / "hatrack.db", moving.database_address)
+    with pytest.raises(SettingsError, match=r"holds state \(adapters, files, grounding\)"):
+        await database.open()
+    await database.close()
+    (home.path / "away.db").rename(home.path / "hatrack.db")
+    move_databases(moving)
+    assert unusable_data(moving) == []
+    assert home.content() == before
