@@ -136,11 +136,13 @@ def _database(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _forget_databases(request: pytest.FixtureRequest) -> Iterator[None]:
     """Drop the databases of the test that has ended."""
-    on_server = request.config.getoption("--database") != "sqlite" and "tmp_path" in request.fixturenames
-    directory: Path | None = request.getfixturevalue("tmp_path") if on_server else None
+    if request.config.getoption("--database") == "sqlite" or "tmp_path" not in request.fixturenames:
+        yield
+        return
+    server: TestServer = request.getfixturevalue("postgresql")
+    directory: Path = request.getfixturevalue("tmp_path")
     yield
-    if directory is not None:
-        request.getfixturevalue("postgresql").forget(directory)
+    server.forget(directory)
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,7 @@ class Database:
     ) -> None:
         self.backend = backend
         self._migrations = migrations
+        self._is_away = False
         try:
             self._engine = backend.create_engine(json_deserializer)
         except DatabaseFault as error:
@@ -143,18 +144,24 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 self.backend.begin(connection, read_only=read_only)
-                return work(connection)
+                result = work(connection)
         except sa.exc.DBAPIError as error:
             fault = self.backend.fault(error)
             if fault is None:
                 raise
             raise self._error(fault, error) from error
+        if self._is_away:
+            self._is_away = False
+            _LOG.info("%s answers again", self.backend.place)
+        return result
 
     def _error(self, fault: Fault, error: sa.exc.DBAPIError) -> Exception:
         if fault is Fault.DISK_FULL:
             return self.disk_full_error(self.backend.disk_full_message())
         if fault is Fault.UNAVAILABLE:
-            _LOG.warning("%s: %s", self.backend.place, self.backend.reason(error))
+            if not self._is_away:  # once, not at every attempt
+                _LOG.warning("%s cannot be used: %s", self.backend.place, self.backend.reason(error))
+            self._is_away = True
             return self.unavailable_error(f"{self.title} cannot be reached now; try again")
         return self.query_error(f"{self.title} could not be used ({type(error.orig).__name__})")
 
