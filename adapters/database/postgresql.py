@@ -222,11 +222,11 @@ def _adapt(connection: Any) -> None:
     from psycopg.adapt import Loader
     from psycopg.types.string import StrDumperUnknown
 
-    class TextDumper(StrDumperUnknown):
+    class TextDumper(StrDumperUnknown):  # type: ignore[misc]  # of an optional package
         def dump(self, obj: str) -> Any:
             return super().dump(obj.replace("\0", REPLACEMENT) if "\0" in obj else obj)
 
-    class NumericLoader(Loader):
+    class NumericLoader(Loader):  # type: ignore[misc]
         """The sum of 64-bit numbers is a ``numeric``; no column is one."""
 
         def load(self, data: Any) -> int | float:
