@@ -3,6 +3,11 @@
 
 BIN := .venv/bin
 BASE := smollm2-135m-instruct
+# half a minute on a PostgreSQL server that the tests start, and everything that keeps metadata
+ON_POSTGRESQL := $(addprefix tests/unit/,service/registry/test_migration.py service/access/test_refusals.py \
+	service/files/test_accessible.py trainer/runs/test_database.py)
+ALL_ON_POSTGRESQL := $(addprefix tests/unit/service/,registry access files knowledge usage batches datasets costs) \
+	$(addprefix tests/unit/trainer/,runs reviews webhook tracking)
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -30,6 +35,7 @@ samples: setup-dev
 # one process has the engine and all tests that need one, while the others run unit tests
 test: samples ## unit tests, and beside them one real engine for all that need one (11 minutes on two cores, and 3 before for the voices)
 	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" -n logical --dist loadscope
+	@$(BIN)/python -m pytest $(ON_POSTGRESQL) -m "not slow" --database postgresql
 
 test-unit: setup-dev ## the tier of milliseconds
 	@$(BIN)/python -m pytest tests/unit -m "not slow" -n logical --dist worksteal
@@ -37,6 +43,7 @@ test-unit: setup-dev ## the tier of milliseconds
 test-slow: samples ## the rest: crashes, trainings and their verdicts, architectures, hostile adapters, the console in a browser (over an hour on two cores)
 	@$(BIN)/python -m pytest tests/unit -m slow -n logical --dist worksteal
 	@$(BIN)/python -m pytest tests/integration tests/crash -m slow
+	@$(BIN)/python -m pytest $(ALL_ON_POSTGRESQL) --database postgresql -n logical --dist worksteal
 
 lint: setup-dev ## ruff, strict types, import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -3,7 +3,7 @@
     .venv/bin/python -m pip install "PACKAGE>=1,<2"    # what pyproject.toml newly demands, or a newer version
     .venv/bin/python deploy/lock.py
 
-    requirements-cpu.txt, -gpu.txt      engine, trainer, embedder, buckets and traces on either kind of machine
+    requirements-cpu.txt, -gpu.txt      engine, trainer, embedder, buckets, databases, traces on either kind of machine
     requirements-suites.txt, -dev.txt   what suites, and tests and linters, need beside either
     torch-cpu.txt                       torch's CPU build: PyPI cannot carry it, so it is pinned and has no hash
 
@@ -39,7 +39,7 @@ from packaging.version import Version
 from pip._internal.models.index import PyPI
 
 DEPLOY = Path(__file__).parent
-RUNTIME = ("trainer", "grounding", "s3", "otel")
+RUNTIME = ("trainer", "grounding", "s3", "otel", "postgresql")
 SUITES, DEV = ("suites",), ("dev",)
 PYTHONS = ("3.11", "3.12", "3.13")
 TORCH_CPU = ("torch", "torchvision")

@@ -182,7 +182,7 @@ class DataPathFirst:
 
 def build(settings: Settings) -> Parts:
     """Create the components and connect them."""
-    database = Database(settings.home / "hatrack.db")
+    database = Database(settings.home / "hatrack.db", settings.database_address)
     limiter = KeyLimiter()
     keys = _keys(settings, database, limiter)
     base = describe_base(settings)

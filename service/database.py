@@ -1,19 +1,22 @@
-"""The gateway's metadata database: one SQLite file. One gateway process is the only writer."""
+"""The gateway's metadata database: a SQLite file, or a schema of a PostgreSQL server. One gateway writes to it."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import orjson
 import sqlalchemy as sa
 
-from adapters.sqlite import SqliteDatabase
-from service.errors import DiskFull, Internal, SettingsError
+from adapters.database import database
+from service.errors import DiskFull, Internal, SettingsError, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA: Final = "hatrack"
+"""Its schema on a server."""
+STATE: Final = ("adapters", "files", "grounding")
+"""What it names, beside its file."""
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -24,23 +27,24 @@ metadata = sa.MetaData(
 )
 
 
-class Database(SqliteDatabase):
-    """The gateway's database."""
+class Database(database.Database):
+    """The gateway's database.
+
+    Args:
+        path: The file.
+        url: The server's database, in place of the file.
+    """
 
     title: ClassVar[str] = "the metadata database"
     open_error: ClassVar[type[Exception]] = SettingsError
     disk_full_error: ClassVar[type[Exception]] = DiskFull
+    unavailable_error: ClassVar[type[Exception]] = Unavailable
     query_error: ClassVar[type[Exception]] = Internal
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, migrations=MIGRATIONS, thread_name="hatrack-db", json_deserializer=_json)
-
-    async def open(self) -> None:
-        """As the base's; the file and a directory that is made for it are for the gateway's user alone."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # SQLite gives its -wal and -shm the mode of the file itself
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        await super().open()
+    def __init__(self, path: Path, url: str | None = None) -> None:
+        backend = database.backend_for(path, url, SCHEMA, STATE)
+        super().__init__(backend, migrations=MIGRATIONS, thread_name="hatrack-db", json_deserializer=_json)
+        self.path = path
 
 
 def _json(text: str) -> Any:

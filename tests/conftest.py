@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+from adapters.database import database
+from adapters.database.postgresql import PostgresServer
+from tests.support.postgresql import TEMPLATE, TestServer, migrate_template, require_server, running_server
 
 settings.register_profile(
     "hatrack", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -47,10 +51,19 @@ LAST = "integration/test_kill_9.py"
 """It ends the engine that the other tests share."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """On which database the metadata is kept."""
+    help_text = "keep metadata in SQLite files (default), or in a PostgreSQL server that is started for the tests"
+    parser.addoption("--database", choices=("sqlite", "postgresql"), default="sqlite", help=help_text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give tests with an engine more time (how long theirs takes depends on the machine), and order the tiers."""
     tests = REPO / "tests"
+    not_sqlite = pytest.mark.skip(reason="about SQLite's files")
     for item in items:
+        if config.getoption("--database") != "sqlite" and item.get_closest_marker("sqlite"):
+            item.add_marker(not_sqlite)
         if any(item.path.is_relative_to(tests / tier) for tier in WITH_ENGINE):
             item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT_S))
         long = item.path.parent == tests / "integration" and item.path.name in SLOW_FILES
@@ -92,6 +105,44 @@ def _no_profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         patch.delenv("HATRACK_PROFILE", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[TestServer]:
+    """A PostgreSQL server, with a template in which the migrations of gateway and trainer have been made."""
+    require_server()
+    with running_server() as server:
+        server.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
+        migrate_template(server)
+        yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _database(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--database postgresql`, a database of the server stands for each SQLite file of metadata."""
+    if request.config.getoption("--database") == "sqlite":
+        yield
+        return
+    server: TestServer = request.getfixturevalue("postgresql")
+
+    def backend_for(path: Path, url: str | None, schema: str, _state: Sequence[str] = ()) -> PostgresServer:
+        return PostgresServer(url or server.url_for(path), schema, path.parent)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "backend_for", backend_for)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _forget_databases(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drop the databases of the test that has ended."""
+    if request.config.getoption("--database") == "sqlite" or "tmp_path" not in request.fixturenames:
+        yield
+        return
+    server: TestServer = request.getfixturevalue("postgresql")
+    directory: Path = request.getfixturevalue("tmp_path")
+    yield
+    server.forget(directory)
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with _lock_home(installation.directory):
-            Database(installation.directory / FILE).check_schema()
+            Database(installation.directory / FILE, settings.database_address).check_schema()
             trainer = Trainer.build(settings, installation, base)
             listener = _unix(options.socket) if options.socket else _tcp(options.host, options.port)
             asyncio.run(_serve(trainer, settings, listener, parent if options.socket else None))

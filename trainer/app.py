@@ -108,7 +108,7 @@ class Trainer:
             command: Gives the command line of a job's worker.
             evaluating: Gives the command line of an evaluation's worker.
         """
-        database, notifier = Database(installation.directory / FILE), Notifier()
+        database, notifier = Database(installation.directory / FILE, settings.database_address), Notifier()
         directories = {
             finetune_kind.NAME: finetune_kind.job_directories(installation),
             evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),

@@ -12,26 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from adapters.costs import CostSettings, Prices
+from adapters.database.urls import is_postgresql
 from adapters.protocol.webhooks import signing_key
 from adapters.validation import settings_message
 from trainer.errors import SettingsError
 
 PREFIX: Final = "HATRACK_TRAINER_"
+DATABASE_URL: Final = "HATRACK_TRAINER_DATABASE_URL"
 SHARED_PREFIX: Final = "HATRACK_"
 """Of the settings that the gateway has, too: prices and rhythm (`CostSettings`)."""
 SECRETS: Final = frozenset(
     {
-        *("HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"),
+        *(DATABASE_URL, "HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_WEBHOOK_SECRET", "HATRACK_TRAINER_WEBHOOK_URL"),
         *("HATRACK_TRAINER_MLFLOW_TOKEN", "HATRACK_TRAINER_WANDB_KEY"),
     }
 )
 """Variables whose value is never shown in a message and never inherited by a worker. Many services' webhook URLs are
 secrets themselves."""
-NOT_INHERITED: Final = (*SECRETS, "HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY")
+NOT_INHERITED: Final = (
+    *SECRETS,
+    *("HATRACK_ADMIN_KEY", "HATRACK_DATABASE_URL", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY"),
+)
 
 
 class SharedSettingsSource(EnvSettingsSource):
@@ -57,6 +62,11 @@ class Settings(CostSettings, BaseSettings):
         description=(
             "Shared secret of gateway and trainer, at least 16 characters; required if the trainer listens on a port."
         ),
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="A PostgreSQL database for what `jobs.db` holds: `postgresql://user:password@host:5432/database`; "
+        "it may be the gateway's (`deploy/POSTGRESQL.md`). Unset: SQLite, in `trainer/jobs.db` under home.",
     )
     device: str = Field(
         "auto",
@@ -265,6 +275,18 @@ class Settings(CostSettings, BaseSettings):
                 raise ValueError(f"HATRACK_TRAINER_WEBHOOK_SECRET: {error}") from None
         return self
 
+    @field_validator("database_url")
+    @classmethod
+    def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_postgresql(value.get_secret_value()):
+            raise ValueError("must be postgresql://user:password@host:port/database")
+        return value
+
+    @property
+    def database_address(self) -> str | None:
+        """The URL of the database, with its password; None: the file."""
+        return None if self.database_url is None else self.database_url.get_secret_value()
+
     def webhook(self) -> tuple[str, bytes] | None:
         """The webhook's URL and the key that signs; None if there is none."""
         if self.webhook_url is None or self.webhook_secret is None:
@@ -323,6 +345,17 @@ def variable_of(name: str) -> str:
 def worker_environment() -> dict[str, str]:
     """A worker's environment: everything except the secrets of trainer and gateway. It has its job's own key."""
     return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+
+
+def run_environment() -> dict[str, str]:
+    """The environment of a run's worker: it records the looks at held-out examples in the trainer's database itself."""
+    address = database_from_environment()
+    return worker_environment() | ({} if address is None else {DATABASE_URL: address})
+
+
+def database_from_environment() -> str | None:
+    """The URL of the trainer's database, for a worker, which reads no other setting; None: the file."""
+    return os.environ.get(DATABASE_URL) or None
 
 
 def secret_from_environment(name: str) -> str | None:

@@ -23,6 +23,7 @@ Exception
     │   │   ├── TooManyEvaluations   429 too many unfinished evaluations
     │   │   └── TooManyLadders       429 too many unfinished ladders
     │   ├── InternalError            500
+    │   ├── DatabaseUnavailable      503 the database server cannot be reached
     │   ├── DataCheckTimeout         504
     │   └── DiskFull                 507
     ├── BaseModelError
@@ -189,6 +190,10 @@ class TeacherFailed(RequestError):
 
 class InternalError(RequestError):
     status, type, code = 500, "server_error", "internal_error"
+
+
+class DatabaseUnavailable(RequestError):
+    status, type, code = 503, "server_error", "unavailable"
 
 
 class DataCheckTimeout(RequestError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from adapters.database.types import BigInt
 from service.database import metadata
 
 projects = sa.Table(
     "projects",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", BigInt, nullable=False),
     # in the operator's currency, for a calendar month (UTC); null: none
     sa.Column("monthly_budget", sa.Float),
 )
@@ -19,7 +20,7 @@ keys = sa.Table(
     "keys",
     metadata,
     # the order of creation, which the pages of a list follow
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("seq", BigInt, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     # HMAC-SHA256 of the key, all that is kept of it; null once it is revoked: a dead key cannot be brought back
     sa.Column("hmac", sa.LargeBinary, unique=True),
@@ -36,10 +37,10 @@ keys = sa.Table(
     sa.Column("background", sa.Boolean, nullable=False),
     # no foreign key: the admin key has the id `admin` and no row
     sa.Column("parent_key_id", sa.Text, index=True),
-    sa.Column("created_at", sa.Integer, nullable=False),
-    sa.Column("expires_at", sa.Integer),
+    sa.Column("created_at", BigInt, nullable=False),
+    sa.Column("expires_at", BigInt),
     # a revoked key keeps its row, so that usage and audit can still say whose it was
-    sa.Column("revoked_at", sa.Integer),
+    sa.Column("revoked_at", BigInt),
     sa.Index("ix_keys_project", "project"),
     sqlite_autoincrement=True,
 )
@@ -47,8 +48,8 @@ keys = sa.Table(
 audit = sa.Table(
     "audit",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("id", BigInt, primary_key=True, autoincrement=True),
+    sa.Column("created_at", BigInt, nullable=False),
     # no foreign keys: `admin` and `system` have no row, and an admin may act in a project before it exists
     sa.Column("key_id", sa.Text, nullable=False),
     sa.Column("project", sa.Text, nullable=False),

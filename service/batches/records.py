@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
+from adapters.database.types import BigInt
 from service.access.caller import Caller
 from service.access.tables import projects
 from service.database import metadata
@@ -24,7 +25,7 @@ batches = sa.Table(
     "batches",
     metadata,
     # the order of creation, which the pages of a list follow
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("seq", BigInt, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("project", sa.Text, sa.ForeignKey(projects.c.id), nullable=False),
     # whose rights and limits its requests have. No foreign key: the admin key has no row
@@ -34,28 +35,28 @@ batches = sa.Table(
     sa.Column("completion_window", sa.Text, nullable=False),
     sa.Column("metadata", sa.JSON(none_as_null=True)),
     # how long its result files stay on the list, s; null: until they are deleted
-    sa.Column("output_expires_s", sa.Integer),
+    sa.Column("output_expires_s", BigInt),
     sa.Column("status", sa.Text, nullable=False),
     # the status that it is about to end with, once that is decided: what is still to be written depends on it
     sa.Column("ending", sa.Text),
     # what all its requests name as their model; null where they differ
     sa.Column("model", sa.Text),
     sa.Column("errors", sa.JSON(none_as_null=True)),
-    sa.Column("total", sa.Integer, nullable=False),
-    sa.Column("completed", sa.Integer, nullable=False),
-    sa.Column("failed", sa.Integer, nullable=False),
-    sa.Column("input_tokens", sa.Integer, nullable=False),
-    sa.Column("cached_tokens", sa.Integer, nullable=False),
-    sa.Column("output_tokens", sa.Integer, nullable=False),
-    sa.Column("reasoning_tokens", sa.Integer, nullable=False),
+    sa.Column("total", BigInt, nullable=False),
+    sa.Column("completed", BigInt, nullable=False),
+    sa.Column("failed", BigInt, nullable=False),
+    sa.Column("input_tokens", BigInt, nullable=False),
+    sa.Column("cached_tokens", BigInt, nullable=False),
+    sa.Column("output_tokens", BigInt, nullable=False),
+    sa.Column("reasoning_tokens", BigInt, nullable=False),
     sa.Column("output_file_id", sa.Text),
     sa.Column("error_file_id", sa.Text),
-    sa.Column("created_at", sa.Integer, nullable=False),
-    sa.Column("expires_at", sa.Integer, nullable=False),
-    sa.Column("in_progress_at", sa.Integer),
-    sa.Column("finalizing_at", sa.Integer),
-    sa.Column("cancelling_at", sa.Integer),
-    sa.Column("ended_at", sa.Integer),
+    sa.Column("created_at", BigInt, nullable=False),
+    sa.Column("expires_at", BigInt, nullable=False),
+    sa.Column("in_progress_at", BigInt),
+    sa.Column("finalizing_at", BigInt),
+    sa.Column("cancelling_at", BigInt),
+    sa.Column("ended_at", BigInt),
     sa.Index("ix_batches_project_seq", "project", "seq"),
     sa.Index("ix_batches_status", "status"),
     sqlite_autoincrement=True,

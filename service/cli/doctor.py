@@ -180,8 +180,30 @@ def data(settings: Settings) -> Finding:
     problems = unusable_data(settings)
     if problems:
         return Finding("data", "failed", "; ".join(problems), "see deploy/UPGRADE.md and deploy/BACKUP.md")
-    there = (settings.home / "hatrack.db").exists()
+    there = settings.database_url is not None or (settings.home / "hatrack.db").exists()
     return Finding("data", "ok", "the databases can be read by this release" if there else "no database yet")
+
+
+def database(settings: Settings) -> Finding:
+    """Whether the PostgreSQL server that holds the database answers, in a version that this release works with."""
+    if settings.database_address is None:
+        return Finding("database", "ok", f"SQLite, {settings.home / 'hatrack.db'}")
+    from adapters.database.backend import DatabaseFault
+    from adapters.database.postgresql import MIN_VERSION, PostgresServer
+    from service.database import SCHEMA
+
+    server = PostgresServer(settings.database_address, SCHEMA, settings.home)
+    try:
+        number, version = server.version()
+        revision = server.revision()
+    except DatabaseFault as error:
+        advice = "check HATRACK_DATABASE_URL, and that the server runs and lets this user in (deploy/POSTGRESQL.md)"
+        return Finding("database", "failed", str(error), advice)
+    schema = "no schema yet; it is made at the first start" if revision is None else f"schema {revision}"
+    found = f"PostgreSQL {version} at {server.place}, {schema}"
+    if number < MIN_VERSION:
+        return Finding("database", "failed", found, f"upgrade the server to PostgreSQL {MIN_VERSION} or newer")
+    return Finding("database", "ok", found)
 
 
 def disk(settings: Settings) -> Finding:
@@ -295,6 +317,7 @@ CHECKS: Final[dict[str, Callable[[Settings], Finding]]] = {
     "home": home,
     "secrets": secrets,
     "data": data,
+    "database": database,
     "disk": disk,
     "memory": memory,
     "gpu": gpu,

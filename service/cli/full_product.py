@@ -14,11 +14,23 @@ import typer
 from service.cli.doctor import doctor
 from service.cli.engine import engine
 from service.cli.run import down, serve, up
-from service.cli.storage import backup, gc, restore
+from service.cli.storage import backup, gc, move_database, restore
 from service.config import load_settings
 from service.errors import SettingsError
 
-__all__ = ["CONTEXT", "backup", "doctor", "down", "engine", "gc", "local_base", "restore", "serve", "up"]
+__all__ = [
+    "CONTEXT",
+    "backup",
+    "doctor",
+    "down",
+    "engine",
+    "gc",
+    "local_base",
+    "move_database",
+    "restore",
+    "serve",
+    "up",
+]
 
 CONTEXT: Final[dict[str, Any] | None] = None
 """Settings of these commands' contexts."""

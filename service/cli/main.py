@@ -280,6 +280,11 @@ app.command(
     epilog=examples("hatrack gc --dry-run", "hatrack gc", "hatrack gc --yes --json | jq .freed_bytes"),
     context_settings=full_product.CONTEXT,
 )(full_product.gc)
+app.command(
+    "move-database",
+    epilog=examples("HATRACK_DATABASE_URL=postgresql://hatrack:secret@db/hatrack hatrack move-database"),
+    context_settings=full_product.CONTEXT,
+)(full_product.move_database)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

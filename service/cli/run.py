@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeAlias
 
 import orjson
 import typer
@@ -24,6 +24,9 @@ from service.config import Settings, inherited_environment, load_settings
 from service.errors import SettingsError
 from service.server.instance import InstanceLock, end_gateway, holder
 from service.server.private import keep_private
+
+if TYPE_CHECKING:
+    from adapters.database.backend import Backend
 
 READY_POLL_S = 0.5
 TRAINER_START_S = 120.0
@@ -122,14 +125,24 @@ def refuse_unusable_data(settings: Settings) -> None:
 
 def unusable_data(settings: Settings) -> list[str]:
     """Why this release cannot start in the home: a restore was cut off, or a newer release has written a database."""
-    from adapters.sqlite import newer_schema
     from service.storage.layout import databases
     from service.storage.restore import unfinished_restore
 
     if (unfinished := unfinished_restore(settings.home)) is not None:
         return [unfinished]
-    checked = (newer_schema(path, migrations) for path, migrations in databases(settings).values())
+    checked = (_unusable_database(*database) for database in databases(settings).values())
     return [problem for problem in checked if problem is not None]
+
+
+def _unusable_database(backend: Backend, migrations: Path) -> str | None:
+    from adapters.database.backend import DatabaseFault
+    from adapters.database.database import unusable
+
+    try:
+        revision = backend.revision()
+    except DatabaseFault as error:
+        return str(error)
+    return unusable(backend, revision, migrations)
 
 
 def prepare_base(settings: Settings) -> None:

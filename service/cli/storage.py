@@ -97,6 +97,29 @@ def restore(
     typer.echo("Next: `hatrack doctor`, then start the gateway as before (`hatrack up`, `hatrack serve --trainer`).")
 
 
+def move_database(as_json: AsJson = False) -> None:
+    """Copy hatrack.db into the empty PostgreSQL database that HATRACK_DATABASE_URL names; the gateway must be stopped.
+
+    All rows go over in one transaction, and are counted; hatrack.db is left as it was. See deploy/POSTGRESQL.md.
+    """
+    from service.storage.move import move_databases
+
+    settings = _settings(as_json)
+    try:
+        moved = move_databases(settings)
+    except (BackupError, OSError) as error:
+        _fail(error, as_json)
+    if as_json:
+        shown = [{"from": str(each.source), "to": each.place, "rows": each.rows} for each in moved]
+        terminal.print_json({"moved": shown})
+        return
+    for each in moved:
+        rows = f"{sum(each.rows.values())} rows in {len(each.rows)} tables"
+        typer.echo(f"{each.source} → {each.place}: {rows}, all counted there")
+    typer.echo("The file is as it was, and is no longer read; keep it until you have a dump of the new database.")
+    typer.echo("Next: `hatrack doctor`, then start the gateway with the same HATRACK_DATABASE_URL.")
+
+
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,

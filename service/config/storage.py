@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
+
+from adapters.database.urls import is_postgresql
 
 
 class StorageSettings(BaseSettings):
-    """Limits of a project's adapters and vector stores on the disk, and how long audit and usage are kept."""
+    """Where the database is, limits of a project's adapters and vector stores on the disk, and how long audit and usage
+    are kept."""
 
+    database_url: SecretStr | None = Field(
+        None,
+        description="A PostgreSQL database for what `hatrack.db` holds: `postgresql://user:password@host:5432/database`"
+        " (`deploy/POSTGRESQL.md`). Unset: SQLite, in `hatrack.db` under home.",
+    )
+
+    trainer_database_url: SecretStr | None = Field(
+        None,
+        description="A PostgreSQL database for what the trainer's `jobs.db` holds; it may be the same one. The trainer "
+        "reads it; the gateway needs it for `hatrack backup`, `gc` and `move-database`. Unset: SQLite, in "
+        "`trainer/jobs.db` under home.",
+    )
     max_adapters_gib: float | None = Field(
         None,
         gt=0,
@@ -28,3 +43,22 @@ class StorageSettings(BaseSettings):
         ge=32,
         description="Days for which usage, and what it cost, is kept; budgets need the current month. Unset: for ever.",
     )
+
+    @field_validator("database_url", "trainer_database_url")
+    @classmethod
+    def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not is_postgresql(value.get_secret_value()):
+            raise ValueError("must be postgresql://user:password@host:port/database")
+        return value
+
+    @property
+    def database_address(self) -> str | None:
+        """The URL of the database, with its password; None: the file under home."""
+        return None if self.database_url is None else self.database_url.get_secret_value()
+
+    @property
+    def trainer_database_address(self) -> str | None:
+        """The same of the trainer's database."""
+        return None if self.trainer_database_url is None else self.trainer_database_url.get_secret_value()

@@ -59,7 +59,7 @@ class CostReport:
         await measured.account.flush(whole=True)
         is_admin = caller.may(Scope.ADMIN)
         visible = selection if is_admin else own(selection, caller)
-        rows = await measured.database.run(partial(records.select, selection=visible))
+        rows = await measured.database.run(partial(records.select, selection=visible), read_only=True)
         runs = await self._runs(selection)
         rows = merged(rows, runs, visible)
         if "key" in selection.by:

@@ -74,7 +74,7 @@ class YearReport:
             key=None if caller.may(Scope.ADMIN) else caller.key_id,
             adapter=query.adapter,
         )
-        rows = await measured.database.run(partial(_traffic, selection=selection))
+        rows = await measured.database.run(partial(_traffic, selection=selection), read_only=True)
         training = await self._training(caller.project, query.adapter)
         traffic = measured_traffic(rows, query.requests_per_day, now, measured.prices)
         versions = [

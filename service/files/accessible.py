@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
+from adapters.database.sql import json_values, matches_glob
 from service.access.caller import Caller
 from service.access.tables import keys
 from service.files.purposes import DOCUMENTS
@@ -59,15 +60,15 @@ def _uploaded_or_held_by(caller: Caller) -> sa.ColumnElement[bool]:
 
 
 def _holder_matches(caller: Caller) -> sa.ColumnElement[bool]:
-    """Of rows of ``file_holds`` whose holder the caller's globs match. SQLite's GLOB reads globs as fnmatch does."""
+    """Of rows of ``file_holds`` whose holder the caller's globs match."""
     holder, kind = file_holds.c.holder, file_holds.c.kind
     version: sa.ColumnElement[bool] = sa.true()
     store: sa.ColumnElement[bool] = sa.true()
     if caller.adapters is not None:
-        version = _any(holder.op("GLOB")(f"{glob}@*") for glob in caller.adapters)
+        version = _any(matches_glob(holder, f"{glob}@*") for glob in caller.adapters)
     if caller.stores is not None:
         named = sa.func.coalesce(stores.c.name, "")
-        matching = _any(sa.or_(stores.c.id.op("GLOB")(glob), named.op("GLOB")(glob)) for glob in caller.stores)
+        matching = _any(sa.or_(matches_glob(stores.c.id, glob), matches_glob(named, glob)) for glob in caller.stores)
         store = holder.in_(sa.select(stores.c.id).where(stores.c.project == caller.project, matching))
     return sa.or_(
         sa.and_(kind.in_((VERSION, DATASET)), version),
@@ -81,8 +82,8 @@ def _matching_jobs(caller: Caller) -> sa.Select[tuple[str]]:
     query = sa.select(keys.c.id).where(keys.c.project == caller.project, keys.c.background.is_(True))
     if caller.adapters is None:
         return query
-    name = sa.func.json_each(keys.c.adapters).table_valued("value")
-    matching = _any(name.c.value.op("GLOB")(glob) for glob in caller.adapters)
+    name = json_values(keys.c.adapters).table_valued("value")
+    matching = _any(matches_glob(name.c.value, glob) for glob in caller.adapters)
     not_matching = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).exists()
     return query.where(sa.func.json_array_length(keys.c.adapters) > 0, sa.not_(not_matching))
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from adapters.database.sql import insert
 from service.access.audit import ADMIN_ID, SYSTEM_ID
 from service.access.caller import Caller
 from service.access.records import find as find_key
@@ -211,5 +212,4 @@ def _reachable(
 
 def _insert_holds(db: sa.Connection, kind: str, holder: str, file_ids: set[str]) -> None:
     for file_id in sorted(file_ids):
-        insert = file_holds.insert().prefix_with("OR IGNORE", dialect="sqlite")
-        db.execute(insert.values(file_id=file_id, kind=kind, holder=holder))
+        db.execute(insert(db, file_holds).values(file_id=file_id, kind=kind, holder=holder).on_conflict_do_nothing())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from adapters.database.types import BigInt
 from service.access.tables import projects
 from service.database import metadata
 
@@ -11,20 +12,20 @@ files = sa.Table(
     "files",
     metadata,
     # the order of creation, which the pages of a list follow
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("seq", BigInt, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("project", sa.Text, sa.ForeignKey(projects.c.id), nullable=False),
     sa.Column("filename", sa.Text, nullable=False),
     sa.Column("purpose", sa.Text, nullable=False),
-    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("bytes", BigInt, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", BigInt, nullable=False),
     # when it leaves the list by itself; null: never
-    sa.Column("expires_at", sa.Integer),
+    sa.Column("expires_at", BigInt),
     # since when it is off the list; its row stays, so that a lineage can still say what it was
-    sa.Column("deleted_at", sa.Integer),
+    sa.Column("deleted_at", BigInt),
     # since when its bytes are no longer kept
-    sa.Column("gone_at", sa.Integer),
+    sa.Column("gone_at", BigInt),
     # who uploaded it; null where that is not known. No foreign key: the admin key has no row
     sa.Column("key_id", sa.Text),
     sa.Index("ix_files_project_seq", "project", "seq"),

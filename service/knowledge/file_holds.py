@@ -10,6 +10,7 @@ from collections.abc import Sequence, Set
 
 import sqlalchemy as sa
 
+from adapters.database.sql import insert
 from service.access.caller import Caller
 from service.database import Database
 from service.errors import BadRequest
@@ -85,8 +86,7 @@ class FileHolds:
 
 
 def _insert_hold(db: sa.Connection, store_id: str, file_id: str) -> None:
-    insert = file_holds.insert().prefix_with("OR IGNORE", dialect="sqlite")
-    db.execute(insert.values(file_id=file_id, kind=STORE, holder=store_id))
+    db.execute(insert(db, file_holds).values(file_id=file_id, kind=STORE, holder=store_id).on_conflict_do_nothing())
 
 
 def _not_a_document(row: FileRow, param: str) -> BadRequest:

@@ -3,7 +3,7 @@
 BackupError
 ├── BackupDamaged     a member is missing, cut off or other than its digest says
 ├── BackupNewer       a newer release wrote it
-├── TargetNotEmpty    the home to restore into holds state already
+├── TargetNotEmpty    the home to restore into, or the database to move into, holds state already
 └── NoRoom            the disk is full
 """
 
@@ -31,7 +31,7 @@ class BackupNewer(BackupError):
 
 
 class TargetNotEmpty(BackupError):
-    """The home to restore into holds state already."""
+    """The home to restore into, or the database to move into, holds state already."""
 
     code = "home_not_empty"
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adapters.database.backend import Backend, DatabaseFault
+from adapters.database.postgresql import PostgresServer
 from adapters.names import is_digest
 from adapters.store import STAGING, no_engine
 from service.config import Settings
@@ -67,7 +69,7 @@ def find_garbage(settings: Settings, *, grace_s: float = GRACE_S) -> list[Garbag
     """What nothing names any more, and is older than ``grace_s`` seconds. Changes nothing.
 
     Raises:
-        BackupError: The database that names everything is not here.
+        BackupError: The database that names everything is not there, or does not answer.
     """
     with no_engine(settings.store_dir) as no_engine_runs:
         return _find(settings, grace_s, is_alone=no_engine_runs and holder(settings.home) is None)
@@ -108,20 +110,18 @@ def remove_garbage(
 def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage]:
     home = settings.home
     elsewhere = layout.outside(settings)
-    if "database_url" in elsewhere:
-        raise BackupError(
-            "`hatrack gc` reads from the gateway's database what is still named, and HATRACK_DATABASE_URL puts that "
-            "elsewhere: nothing can be told, and nothing was removed"
-        )
-    if not (home / layout.DATABASE).is_file():
+    databases = layout.databases(settings)
+    database, _ = databases[layout.DATABASE]
+    source = database if isinstance(database, PostgresServer) else home / layout.DATABASE
+    if isinstance(source, PostgresServer):
+        _demand_schema(source)
+    elif not source.is_file():
         raise BackupError(f"there is no home at {home}: {home / layout.DATABASE} does not exist (HATRACK_HOME)")
     # the disk before the databases: what is registered in between is named, and stays
     candidates, folders = list(_candidates(home)), {parent: _entries(home / parent) for parent in layout.RUNS}
-    named = references(home / layout.DATABASE)
-    trainer = home / TRAINER_DATABASE
+    named = references(source)
     # one without any run is a new one in the place of one that was lost: its folders are not garbage
-    statuses = (run_statuses(trainer) if trainer.is_file() else None) or None
-    leftovers = _runs(folders, statuses)
+    leftovers = _runs(folders, _run_statuses(home, databases) or None)
     found = [*(each for each in candidates if not _is_named(each, named)), *leftovers]
     adapters_later = _adapters_later(settings, is_alone=is_alone)
     oldest = time.time() - grace_s
@@ -130,6 +130,27 @@ def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage
         for each in found
         if not ("store_url" in elsewhere and each.kind == "adapter") and _changed_at(each.paths) <= oldest
     ]
+
+
+def _run_statuses(home: Path, databases: Mapping[str, tuple[Backend, Path]]) -> dict[str, bool] | None:
+    trainer, _ = databases.get(TRAINER_DATABASE, (None, None))
+    if isinstance(trainer, PostgresServer):
+        return run_statuses(trainer)
+    path = home / TRAINER_DATABASE
+    return run_statuses(path) if path.is_file() else {}
+
+
+def _demand_schema(server: PostgresServer) -> None:
+    """Raise BackupError if nothing is there: an empty database names nothing, and all content would be garbage."""
+    try:
+        revision = server.revision()
+    except DatabaseFault as error:
+        raise BackupError(f"{error}. Nothing was removed") from error
+    if revision is None:
+        raise BackupError(
+            f"{server.place} has no tables in the schema `{server.schema}`, so nothing can be told, and nothing was "
+            "removed. Is HATRACK_DATABASE_URL the gateway's?"
+        )
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from adapters.database.backend import Backend
+from adapters.database.database import backend_for
 from service.config import Settings
-from service.database import MIGRATIONS
+from service.database import MIGRATIONS, SCHEMA, STATE
 from service.training.config import DATABASE as TRAINER_DATABASE
 
 DATABASE: Final = "hatrack.db"
@@ -32,18 +34,24 @@ FILES: Final = "files"
 STORES: Final = "grounding"
 BATCHES: Final = "batches"
 TRAINER: Final = "trainer"
+TRAINER_SCHEMA: Final = "hatrack_trainer"
+"""Of the trainer's database on a PostgreSQL server."""
 RUNS: Final = ("trainer/jobs", "trainer/evaluations", "trainer/ladders")
 SPENT_KEYS: Final = ("trainer/spent", "trainer/spent-evaluations", "trainer/spent-ladders")
 BACKED_UP: Final = (DATABASE, *SECRETS, ADAPTERS, FILES, STORES, BATCHES, TRAINER)
 """The entries of a home that a backup holds, and that must not be there before it is restored."""
+TRAINER_LOCK: Final = "trainer/trainer.lock"
+"""Locked while a trainer runs in the home."""
 WORKER_LOCK: Final = "worker.lock"
 """In a run's folder; empty of meaning on another machine."""
 BACKUP_NAME: Final = "hatrack-%Y%m%dT%H%M%SZ.tar"
 """A backup's name by its time (UTC), where none is given."""
 OUTSIDE: Final = {
-    "database_url": "HATRACK_DATABASE_URL is set: the databases of gateway and trainer are not in the backup. Dump "
-    "them by their own means (`pg_dump`, or your provider's snapshots), right before each backup, and restore both "
-    "together.",
+    "database_url": "HATRACK_DATABASE_URL is set: the gateway's database is not in the backup. Dump it by its own "
+    "means (`pg_dump`, or your provider's snapshots) right before each backup, and restore both together "
+    "(deploy/POSTGRESQL.md).",
+    "trainer_database_url": "HATRACK_TRAINER_DATABASE_URL is set: the trainer's database is not in the backup. Dump it "
+    "as the gateway's (deploy/POSTGRESQL.md).",
     "store_url": "HATRACK_STORE_URL is set: the adapters' files are in that bucket, and not in the backup. Protect "
     "them by the bucket's own means (versioning and a retention lock, or replication).",
     "trainer_url": "HATRACK_TRAINER_URL is set: the database and the runs of that trainer are in its own `--home`, and "
@@ -57,13 +65,16 @@ def outside(settings: Settings) -> dict[str, str]:
     return {name: text for name, text in OUTSIDE.items() if getattr(settings, name, None)}
 
 
-def databases(settings: Settings) -> dict[str, tuple[Path, Path]]:
-    """The databases that are migrated, by their places in the home: the file, and Alembic's script directory."""
-    found = {DATABASE: (settings.home / DATABASE, MIGRATIONS)}
+def databases(settings: Settings) -> dict[str, tuple[Backend, Path]]:
+    """The databases that are migrated, by their places in a home: where they are, and Alembic's script directory."""
+    gateway = backend_for(settings.home / DATABASE, settings.database_address, SCHEMA, STATE)
+    found = {DATABASE: (gateway, MIGRATIONS)}
     trainer = find_spec("trainer")  # is not imported: it may be installed without the packages that it needs
     if trainer is not None and trainer.submodule_search_locations:
         migrations = Path(trainer.submodule_search_locations[0]) / "migrations"
-        found[TRAINER_DATABASE] = (settings.home / TRAINER_DATABASE, migrations)
+        path, url = settings.home / TRAINER_DATABASE, settings.trainer_database_address
+        runs = [Path(name).name for name in RUNS]
+        found[TRAINER_DATABASE] = (backend_for(path, url, TRAINER_SCHEMA, runs), migrations)
     return found
 
 

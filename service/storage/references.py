@@ -13,6 +13,8 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from adapters.database.backend import DatabaseFault
+from adapters.database.postgresql import PostgresServer
 from service.access.tables import keys
 from service.files.tables import files
 from service.knowledge.index.tables import store_files, stores
@@ -92,9 +94,9 @@ def schema_of(path: Path) -> str | None:
         return None if revision is None else str(revision)
 
 
-def references(path: Path) -> References:
-    """What a copy of the gateway's database names. It may be an older release's."""
-    with _reading(path) as db:
+def references(database: Path | PostgresServer) -> References:
+    """What the gateway's database, or a copy of it, names. It may be an older release's."""
+    with _reading(database) as db:
         tables = set(sa.inspect(db).get_table_names())
         digests = records.digests_in_use(db) if "versions" in tables else set()
         kept: dict[str, str] = {}
@@ -127,9 +129,9 @@ def keys_in_use(path: Path) -> set[str]:
         return set(db.scalars(sa.select(runs.c.run_key_id).where(runs.c.status.not_in(OVER))))
 
 
-def run_statuses(path: Path) -> dict[str, bool] | None:
+def run_statuses(database: Path | PostgresServer) -> dict[str, bool] | None:
     """Whether each run of a trainer's database has ended, by its id; None if it is an older trainer's."""
-    with _reading(path) as db:
+    with _reading(database) as db:
         if not sa.inspect(db).has_table("runs"):
             return None
         runs = sa.table("runs", sa.column("id"), sa.column("status"))
@@ -185,9 +187,11 @@ def _connected(path: Path) -> Iterator[sa.Connection]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[sa.Connection]:
+def _reading(database: Path | PostgresServer) -> Iterator[sa.Connection]:
     try:
-        with _connected(path) as db:
+        with database.asking() if isinstance(database, PostgresServer) else _connected(database) as db:
             yield db
+    except DatabaseFault as error:
+        raise BackupError(str(error)) from error
     except sa.exc.DatabaseError as error:
-        raise BackupError(f"cannot read {path}: {error.orig}") from error
+        raise BackupError(f"cannot read {database}: {error.orig}") from error

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 from pydantic import BaseModel
 
 from adapters.blobs import fsync_directory
-from adapters.sqlite import newer_revision
+from adapters.database.migrations import newer_revision
 from service.config import Settings
 from service.errors import SettingsError
 from service.server.instance import LOCK, InstanceLock
@@ -217,6 +217,11 @@ def _notes(settings: Settings, manifest: Manifest) -> Iterable[str]:
         yield (
             f"The backup is of a gateway with the base {base}; this machine's settings name {settings.base_source}. "
             "Adapters serve only with the base that they were made for: set HATRACK_BASE_MODEL"
+        )
+    if settings.database_url is not None and layout.DATABASE in {member.path for member in manifest.members}:
+        yield (
+            "HATRACK_DATABASE_URL is set, and the gateway reads that database, not the restored hatrack.db: unset it, "
+            "or run `hatrack move-database` with an empty one (deploy/POSTGRESQL.md)"
         )
     yield from (layout.OUTSIDE[name] for name in manifest.outside if name in layout.OUTSIDE)
     if manifest.reindexed:

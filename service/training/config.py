@@ -14,6 +14,7 @@ from service.config import Settings
 
 NOT_INHERITED: Final = (
     "HATRACK_ADMIN_KEY",
+    "HATRACK_DATABASE_URL",
     "HATRACK_ENGINE_KEY",
     "HATRACK_METRICS_KEY",
     "HATRACK_KEY",

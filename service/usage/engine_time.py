@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from adapters.database.sql import insert
+from adapters.database.types import BigInt
 from service.database import metadata
 from service.engine.busy import EngineClock
 
@@ -21,7 +22,7 @@ engine_time: Final = sa.Table(
     "engine_time",
     metadata,
     # Unix seconds of the hour's beginning
-    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("hour", BigInt, primary_key=True, autoincrement=False),
     # in which there was an engine process, busy or not
     sa.Column("up_s", sa.Float, nullable=False),
     # in which any request was in it
@@ -105,7 +106,7 @@ def add(db: sa.Connection, hours: Mapping[int, EngineSeconds]) -> None:
     """Add seconds to the stored hours."""
     if not hours:
         return
-    statement = insert(engine_time)
+    statement = insert(db, engine_time)
     names = EngineSeconds.__slots__
     counted = {name: engine_time.c[name] + statement.excluded[name] for name in names}
     rows = [{"hour": hour} | {name: getattr(seconds, name) for name in names} for hour, seconds in hours.items()]

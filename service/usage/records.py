@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from adapters.database.sql import insert
+from adapters.database.types import BigInt
 from service.access.audit import ADMIN_ID
 from service.access.tables import keys
 from service.database import metadata
@@ -17,7 +18,7 @@ usage = sa.Table(
     "usage",
     metadata,
     # Unix seconds of the hour's beginning
-    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("hour", BigInt, primary_key=True, autoincrement=False),
     # no foreign keys: what was used stays on the bill when the key, the adapter or the project is gone
     sa.Column("project", sa.Text, primary_key=True),
     sa.Column("key_id", sa.Text, primary_key=True),
@@ -25,14 +26,14 @@ usage = sa.Table(
     # nothing
     sa.Column("adapter", sa.Text, primary_key=True),
     # 0 where there is none
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("requests", sa.Integer, nullable=False),
-    sa.Column("errors", sa.Integer, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("completion_tokens", sa.Integer, nullable=False),
-    sa.Column("cached_tokens", sa.Integer, nullable=False),
+    sa.Column("version", BigInt, primary_key=True, autoincrement=False),
+    sa.Column("requests", BigInt, nullable=False),
+    sa.Column("errors", BigInt, nullable=False),
+    sa.Column("prompt_tokens", BigInt, nullable=False),
+    sa.Column("completion_tokens", BigInt, nullable=False),
+    sa.Column("cached_tokens", BigInt, nullable=False),
     # what counted against the key's limits: the engine's count, else the estimate
-    sa.Column("charged_tokens", sa.Integer, nullable=False),
+    sa.Column("charged_tokens", BigInt, nullable=False),
     # the requests' share of the engine's time (service.engine.busy); 0 before it was measured
     sa.Column("engine_s", sa.Float, nullable=False, server_default="0"),
     sa.Index("ix_usage_key_id_hour", "key_id", "hour"),
@@ -96,7 +97,7 @@ def add(db: sa.Connection, rows: Mapping[RowKey, UsageCounts]) -> None:
     """Add counts to the stored rows."""
     if not rows:
         return
-    statement = insert(usage)
+    statement = insert(db, usage)
     counted = {name: usage.c[name] + statement.excluded[name] for name in UsageCounts.__slots__}
     primary = [column.name for column in usage.primary_key]
     values = [

@@ -71,7 +71,7 @@ class UsageReport:
         selection = selection_of(query, self._wall())
         await self._account.flush()
         visible = selection if caller.may(Scope.ADMIN) else own(selection, caller)
-        rows = await self._database.run(partial(_page, selection=visible))
+        rows = await self._database.run(partial(_page, selection=visible), read_only=True)
         data = [_row(row, selection) for row in rows[: query.limit]]
         return {
             "object": "list",

@@ -57,7 +57,7 @@ class JobCosts:
                     runs.c.kind == kind.NAME,
                     runs.c.project == project,
                     runs.c.status == Status.SUCCEEDED,
-                    sa.func.json_extract(runs.c.details, "$.adapter") == adapter,
+                    runs.c.details["adapter"].as_string() == adapter,
                 )
                 .order_by(runs.c.number.desc())
                 .limit(1)

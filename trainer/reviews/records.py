@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
+from adapters.database.sql import json_values, matches_glob
 from trainer.evaluate.pairs import ReviewPair, Side, Vote
 from trainer.reviews.tables import choices, pairs, queues
 
@@ -265,8 +266,8 @@ def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:
     in_project = queues.c.project == project
     if globs is None:
         return in_project
-    name = sa.func.json_each(queues.c.adapters).table_valued("value")
-    matching = sa.or_(sa.false(), *(name.c.value.op("GLOB")(glob) for glob in globs))
+    name = json_values(queues.c.adapters).table_valued("value")
+    matching = sa.or_(sa.false(), *(matches_glob(name.c.value, glob) for glob in globs))
     unmatched = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).correlate(queues).exists()
     return sa.and_(in_project, queues.c.adapters.is_not(None), sa.not_(unmatched))
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from adapters.database.sql import insert
+from adapters.database.types import BigInt
 from trainer.database import metadata
 from trainer.runs.state import Run, Status
 from trainer.runs.tables import runs
@@ -23,7 +24,7 @@ device_time: Final = sa.Table(
     "device_time",
     metadata,
     sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), primary_key=True),
-    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False, comment="Unix seconds of its beginning"),
+    sa.Column("hour", BigInt, primary_key=True, autoincrement=False, comment="Unix seconds of its beginning"),
     sa.Column("training_s", sa.Float, nullable=False),
     sa.Column("judging_s", sa.Float, nullable=False),
     sa.Index("ix_device_time_hour", "hour"),
@@ -58,7 +59,7 @@ def by_hour(start: float, end: float, judging_since: float | None) -> Iterator[t
 
 def add(db: sa.Connection, run_id: str, start: float, end: float, judging_since: float | None) -> None:
     """Add a worker's time to what is recorded."""
-    statement = insert(device_time)
+    statement = insert(db, device_time)
     names = ("training_s", "judging_s")
     counted = {name: device_time.c[name] + statement.excluded[name] for name in names}
     rows = [

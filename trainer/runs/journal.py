@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from adapters.database.sql import insert
+from adapters.database.types import BigInt
 from trainer.runs import outside, records
 from trainer.runs.protocol import OutsideCharge, WorkerEvent
 from trainer.runs.state import CheckpointRow, Event, Run, Status
@@ -83,7 +84,7 @@ def _add_checkpoint(db: sa.Connection, run_id: str, event: WorkerEvent) -> None:
             metrics[f"valid_{name}"] = metrics[f"full_valid_{name}"]
     values = {"at": event.at, "metrics": metrics}
     # a step that is repeated after a crash is the same checkpoint
-    statement = insert(checkpoints).values(run=run_id, step=int(event.data["step"]), **values)
+    statement = insert(db, checkpoints).values(run=run_id, step=int(event.data["step"]), **values)
     db.execute(statement.on_conflict_do_update(index_elements=["run", "step"], set_=values))
 
 
@@ -103,7 +104,7 @@ def following(db: sa.Connection, run_id: str, *, after: int, limit: int) -> list
 
 def last_step(db: sa.Connection, run_id: str, *, up_to: int) -> int:
     """The greatest step of the `metrics` events up to the event number ``up_to``; 0 if there is none."""
-    step = sa.cast(sa.func.json_extract(events.c.data, "$.step"), sa.Integer)
+    step = sa.cast(events.c.data["step"].as_string(), BigInt)
     chosen = events.c.run == run_id, events.c.number <= up_to, events.c.type == "metrics"
     return int(db.execute(sa.select(sa.func.max(step)).where(*chosen)).scalar() or 0)
 
@@ -133,8 +134,8 @@ def downsample(db: sa.Connection, run_id: str) -> int:
     Returns:
         The number of deleted events.
     """
-    ends = sa.func.json_extract(events.c.data, "$.ends_epoch")
-    valid = sa.func.json_extract(events.c.data, "$.full_valid_loss")
+    ends = events.c.data["ends_epoch"].as_boolean()
+    valid = events.c.data["full_valid_loss"].as_string()
     metrics_events = sa.select(events.c.number, ends, valid).where(events.c.run == run_id, events.c.type == "metrics")
     rows = db.execute(metrics_events.order_by(events.c.number))
     between = [number for number, ends_epoch, valid_loss in rows if not ends_epoch and valid_loss is None]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from adapters.database.sql import insert
+from adapters.database.types import BigInt
 from trainer.database import metadata
 from trainer.runs.device_time import HOUR_S
 from trainer.runs.protocol import OutsideCharge
@@ -27,12 +28,12 @@ outside_charges: Final = sa.Table(
     sa.Column("key_id", sa.Text, primary_key=True, comment="of who asked, or of who created the run"),
     sa.Column("run", sa.Text, primary_key=True, comment="empty: a key asked on its own"),
     sa.Column("endpoint", sa.Text, primary_key=True, comment="its name in the operator's settings"),
-    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False, comment="Unix seconds of its beginning"),
-    sa.Column("requests", sa.Integer, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("hour", BigInt, primary_key=True, autoincrement=False, comment="Unix seconds of its beginning"),
+    sa.Column("requests", BigInt, nullable=False),
+    sa.Column("prompt_tokens", BigInt, nullable=False),
+    sa.Column("completion_tokens", BigInt, nullable=False),
     sa.Column("money", sa.Float, nullable=False, comment="without what `unpriced` requests cost"),
-    sa.Column("unpriced", sa.Integer, nullable=False, comment="requests whose cost is not known"),
+    sa.Column("unpriced", BigInt, nullable=False, comment="requests whose cost is not known"),
     sa.Index("ix_outside_charges_hour", "hour"),
     sqlite_with_rowid=False,
 )
@@ -86,7 +87,7 @@ def add(db: sa.Connection, payer: Payer, charge: OutsideCharge, at: float) -> No
     }
     key: dict[str, str | int] = {"project": payer.project, "key_id": payer.key_id, "run": payer.run}
     key |= {"endpoint": charge.endpoint, "hour": int(at) - int(at) % HOUR_S}
-    statement = insert(outside_charges).values(**key, **values)
+    statement = insert(db, outside_charges).values(**key, **values)
     counted = {name: outside_charges.c[name] + statement.excluded[name] for name in _SUMS}
     db.execute(statement.on_conflict_do_update(index_elements=list(key), set_=counted))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from trainer.config import worker_environment
+from trainer.config import run_environment
 from trainer.runs.directories import RunDirectories
 from trainer.runs.protocol import LOG, OLD_LOG
 
@@ -109,7 +109,7 @@ def spawn(directory: Path, argv: Sequence[str]) -> Spawned:
     with log.open("ab") as output:
         child = subprocess.Popen(
             argv,
-            env=worker_environment(),
+            env=run_environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

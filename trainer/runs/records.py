@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
+from adapters.database.sql import json_object_has, json_object_is_missing
 from trainer.runs.idempotency import Retry, remember
 from trainer.runs.protocol import Control
 from trainer.runs.state import OVER, Run, Status
@@ -128,11 +129,10 @@ def page(
 
 def _with_metadata(metadata: Mapping[str, str] | None) -> Iterable[sa.ColumnElement[bool]]:
     if metadata is None:
-        yield sa.func.json_type(runs.c.body, "$.metadata").is_distinct_from("object")
+        yield json_object_is_missing(runs.c.body, "metadata")
         return
-    pairs = sa.func.json_each(runs.c.body, "$.metadata").table_valued("key", "value")
     for key, value in metadata.items():
-        yield sa.exists(sa.select(sa.literal(1)).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value))
+        yield json_object_has(runs.c.body, "metadata", key, value)
 
 
 def open_runs(db: sa.Connection, kind: str, project: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from adapters.database.types import BigInt
 from trainer.database import metadata
 
 
@@ -29,9 +30,9 @@ tracked: Final = sa.Table(
     sa.Column("run", sa.Text, primary_key=True),
     sa.Column("tracker", sa.Text, primary_key=True),
     sa.Column("external_id", sa.Text, comment="the tracker's id of it, once it has one"),
-    sa.Column("sent", sa.Integer, nullable=False, server_default="0", comment="the number of the last event sent"),
+    sa.Column("sent", BigInt, nullable=False, server_default="0", comment="the number of the last event sent"),
     sa.Column("state", sa.Text, nullable=False, server_default=TrackingState.OPEN.value),
-    sa.Column("tries", sa.Integer, nullable=False, server_default="0", comment="failed ones in a row"),
+    sa.Column("tries", BigInt, nullable=False, server_default="0", comment="failed ones in a row"),
     sa.Column("not_before", sa.Float, nullable=False, server_default="0", comment="of the next attempt, Unix seconds"),
     sa.Index("ix_tracked_runs_state_not_before", "state", "not_before"),
     sqlite_with_rowid=False,

@@ -13,8 +13,9 @@ from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
+from adapters.database.sql import insert
+from adapters.database.types import BigInt
 from trainer.database import metadata
 
 PAYLOAD_VERSION: Final = 1
@@ -25,10 +26,10 @@ MAX_WAITING: Final = 10_000
 events: Final = sa.Table(
     "webhook_events",
     metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("number", BigInt, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("body", sa.Text, nullable=False, comment="as it is sent, in every attempt the same"),
-    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("tries", BigInt, nullable=False, server_default="0"),
     sa.Column("not_before", sa.Float, nullable=False, server_default="0", comment="of the next attempt, Unix seconds"),
     sa.Index("ix_webhook_events_not_before", "not_before"),
     sqlite_autoincrement=True,
@@ -38,7 +39,7 @@ totals: Final = sa.Table(
     "webhook_totals",
     metadata,
     sa.Column("outcome", sa.Text, primary_key=True),
-    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("count", BigInt, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -125,5 +126,5 @@ def counts(db: sa.Connection) -> dict[str, int]:
 
 
 def _count(db: sa.Connection, outcome: Outcome, number: int) -> None:
-    statement = insert(totals).values(outcome=outcome.value, count=number)
+    statement = insert(db, totals).values(outcome=outcome.value, count=number)
     db.execute(statement.on_conflict_do_update(index_elements=["outcome"], set_={"count": totals.c["count"] + number}))

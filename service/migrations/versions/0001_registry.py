@@ -5,6 +5,8 @@ import time
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -15,18 +17,18 @@ def upgrade() -> None:
     projects = op.create_table(
         "projects",
         sa.Column("id", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("created_at", BigInt, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_projects"),
     )
     op.bulk_insert(projects, [{"id": "default", "created_at": int(time.time())}])
     op.create_table(
         "adapters",
-        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("id", BigInt, nullable=False),
         sa.Column("project", sa.Text, nullable=False),
         sa.Column("name", sa.Text, nullable=False),
-        sa.Column("next_version", sa.Integer, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("deleted_at", sa.Integer),
+        sa.Column("next_version", BigInt, nullable=False),
+        sa.Column("created_at", BigInt, nullable=False),
+        sa.Column("deleted_at", BigInt),
         sa.PrimaryKeyConstraint("id", name="pk_adapters"),
         sa.ForeignKeyConstraint(["project"], ["projects.id"], name="fk_adapters_project"),
         sa.UniqueConstraint("project", "name", name="uq_adapters_project_name"),
@@ -38,7 +40,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.Text, nullable=False),
         sa.Column("engine", sa.Text, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("created_at", BigInt, nullable=False),
         sa.PrimaryKeyConstraint("digest", "engine", name="pk_corrupt"),
     )
 
@@ -46,27 +48,27 @@ def upgrade() -> None:
 def _versions() -> None:
     op.create_table(
         "versions",
-        sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("adapter_id", sa.Integer, nullable=False),
-        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("id", BigInt, nullable=False),
+        sa.Column("adapter_id", BigInt, nullable=False),
+        sa.Column("number", BigInt, nullable=False),
         sa.Column("digest", sa.Text, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("reason", sa.JSON),
         sa.Column("settings", sa.JSON, nullable=False),
         sa.Column("metadata", sa.JSON, nullable=False),
         sa.Column("proof", sa.JSON),
-        sa.Column("rank", sa.Integer, nullable=False),
+        sa.Column("rank", BigInt, nullable=False),
         sa.Column("alpha", sa.Float, nullable=False),
         sa.Column("target_modules", sa.JSON, nullable=False),
-        sa.Column("bytes", sa.Integer, nullable=False),
+        sa.Column("bytes", BigInt, nullable=False),
         sa.Column("zero_effect", sa.Boolean, nullable=False),
         sa.Column("base", sa.JSON, nullable=False),
         sa.Column("config", sa.LargeBinary, nullable=False),
         sa.Column("readme", sa.LargeBinary),
         sa.Column("warnings", sa.JSON, nullable=False),
         sa.Column("wanted_alias", sa.Text),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("ready_at", sa.Integer),
+        sa.Column("created_at", BigInt, nullable=False),
+        sa.Column("ready_at", BigInt),
         sa.PrimaryKeyConstraint("id", name="pk_versions"),
         sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name="fk_versions_adapter_id"),
         sa.UniqueConstraint("adapter_id", "number", name="uq_versions_adapter_id_number"),
@@ -77,13 +79,13 @@ def _versions() -> None:
 def _aliases() -> None:
     op.create_table(
         "alias_history",
-        sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("adapter_id", sa.Integer, nullable=False),
+        sa.Column("id", BigInt, nullable=False),
+        sa.Column("adapter_id", BigInt, nullable=False),
         sa.Column("alias", sa.Text, nullable=False),
-        sa.Column("version", sa.Integer),
+        sa.Column("version", BigInt),
         sa.Column("action", sa.Text, nullable=False),
-        sa.Column("parent_id", sa.Integer),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("parent_id", BigInt),
+        sa.Column("created_at", BigInt, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_alias_history"),
         sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name="fk_alias_history_adapter_id"),
         sa.ForeignKeyConstraint(["parent_id"], ["alias_history.id"], name="fk_alias_history_parent_id"),
@@ -91,11 +93,11 @@ def _aliases() -> None:
     op.create_index("ix_alias_history_adapter_id_alias", "alias_history", ["adapter_id", "alias"])
     op.create_table(
         "aliases",
-        sa.Column("adapter_id", sa.Integer, nullable=False),
+        sa.Column("adapter_id", BigInt, nullable=False),
         sa.Column("alias", sa.Text, nullable=False),
-        sa.Column("version", sa.Integer, nullable=False),
-        sa.Column("history_id", sa.Integer, nullable=False),
-        sa.Column("updated_at", sa.Integer, nullable=False),
+        sa.Column("version", BigInt, nullable=False),
+        sa.Column("history_id", BigInt, nullable=False),
+        sa.Column("updated_at", BigInt, nullable=False),
         sa.PrimaryKeyConstraint("adapter_id", "alias", name="pk_aliases"),
         sa.ForeignKeyConstraint(["adapter_id"], ["adapters.id"], name="fk_aliases_adapter_id"),
         sa.ForeignKeyConstraint(["history_id"], ["alias_history.id"], name="fk_aliases_history_id"),

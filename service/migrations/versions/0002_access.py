@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -12,7 +14,7 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "keys",
-        sa.Column("seq", sa.Integer, nullable=False),
+        sa.Column("seq", BigInt, nullable=False),
         sa.Column("id", sa.Text, nullable=False),
         sa.Column("hmac", sa.LargeBinary),
         sa.Column("hint", sa.Text, nullable=False),
@@ -24,9 +26,9 @@ def upgrade() -> None:
         sa.Column("limits", sa.JSON, nullable=False),
         sa.Column("background", sa.Boolean, nullable=False),
         sa.Column("parent_key_id", sa.Text),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("expires_at", sa.Integer),
-        sa.Column("revoked_at", sa.Integer),
+        sa.Column("created_at", BigInt, nullable=False),
+        sa.Column("expires_at", BigInt),
+        sa.Column("revoked_at", BigInt),
         sa.PrimaryKeyConstraint("seq", name="pk_keys"),
         sa.ForeignKeyConstraint(["project"], ["projects.id"], name="fk_keys_project"),
         sa.UniqueConstraint("id", name="uq_keys_id"),
@@ -37,8 +39,8 @@ def upgrade() -> None:
     op.create_index("ix_keys_parent_key_id", "keys", ["parent_key_id"])
     op.create_table(
         "audit",
-        sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("id", BigInt, nullable=False),
+        sa.Column("created_at", BigInt, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
         sa.Column("project", sa.Text, nullable=False),
         sa.Column("action", sa.Text, nullable=False),

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -12,17 +14,17 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "files",
-        sa.Column("seq", sa.Integer, nullable=False),
+        sa.Column("seq", BigInt, nullable=False),
         sa.Column("id", sa.Text, nullable=False),
         sa.Column("project", sa.Text, nullable=False),
         sa.Column("filename", sa.Text, nullable=False),
         sa.Column("purpose", sa.Text, nullable=False),
-        sa.Column("bytes", sa.Integer, nullable=False),
+        sa.Column("bytes", BigInt, nullable=False),
         sa.Column("sha256", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("expires_at", sa.Integer),
-        sa.Column("deleted_at", sa.Integer),
-        sa.Column("gone_at", sa.Integer),
+        sa.Column("created_at", BigInt, nullable=False),
+        sa.Column("expires_at", BigInt),
+        sa.Column("deleted_at", BigInt),
+        sa.Column("gone_at", BigInt),
         sa.PrimaryKeyConstraint("seq", name="pk_files"),
         sa.ForeignKeyConstraint(["project"], ["projects.id"], name="fk_files_project"),
         sa.UniqueConstraint("id", name="uq_files_id"),

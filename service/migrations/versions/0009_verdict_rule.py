@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0009"
 down_revision = "0008"
 branch_labels = None
@@ -10,4 +12,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("verdicts", sa.Column("rule", sa.Integer, nullable=False, server_default="1"))
+    op.add_column("verdicts", sa.Column("rule", BigInt, nullable=False, server_default="1"))

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0012"
 down_revision = "0011"
 branch_labels = None
@@ -13,7 +15,7 @@ def upgrade() -> None:
     op.add_column("usage", sa.Column("engine_s", sa.Float, nullable=False, server_default="0"))
     op.create_table(
         "engine_time",
-        sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("hour", BigInt, primary_key=True, autoincrement=False),
         sa.Column("up_s", sa.Float, nullable=False),
         sa.Column("busy_s", sa.Float, nullable=False),
         sa.Column("own_s", sa.Float, nullable=False),

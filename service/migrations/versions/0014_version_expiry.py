@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0014"
 down_revision = "0013"
 branch_labels = None
@@ -10,4 +12,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("versions", sa.Column("expires_at", sa.Integer))
+    op.add_column("versions", sa.Column("expires_at", BigInt))

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0015"
 down_revision = "0014"
 branch_labels = None
@@ -12,7 +14,7 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "batches",
-        sa.Column("seq", sa.Integer, nullable=False),
+        sa.Column("seq", BigInt, nullable=False),
         sa.Column("id", sa.Text, nullable=False),
         sa.Column("project", sa.Text, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
@@ -20,26 +22,26 @@ def upgrade() -> None:
         sa.Column("input_file_id", sa.Text, nullable=False),
         sa.Column("completion_window", sa.Text, nullable=False),
         sa.Column("metadata", sa.JSON),
-        sa.Column("output_expires_s", sa.Integer),
+        sa.Column("output_expires_s", BigInt),
         sa.Column("status", sa.Text, nullable=False),
         sa.Column("ending", sa.Text),
         sa.Column("model", sa.Text),
         sa.Column("errors", sa.JSON),
-        sa.Column("total", sa.Integer, nullable=False),
-        sa.Column("completed", sa.Integer, nullable=False),
-        sa.Column("failed", sa.Integer, nullable=False),
-        sa.Column("input_tokens", sa.Integer, nullable=False),
-        sa.Column("cached_tokens", sa.Integer, nullable=False),
-        sa.Column("output_tokens", sa.Integer, nullable=False),
-        sa.Column("reasoning_tokens", sa.Integer, nullable=False),
+        sa.Column("total", BigInt, nullable=False),
+        sa.Column("completed", BigInt, nullable=False),
+        sa.Column("failed", BigInt, nullable=False),
+        sa.Column("input_tokens", BigInt, nullable=False),
+        sa.Column("cached_tokens", BigInt, nullable=False),
+        sa.Column("output_tokens", BigInt, nullable=False),
+        sa.Column("reasoning_tokens", BigInt, nullable=False),
         sa.Column("output_file_id", sa.Text),
         sa.Column("error_file_id", sa.Text),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("expires_at", sa.Integer, nullable=False),
-        sa.Column("in_progress_at", sa.Integer),
-        sa.Column("finalizing_at", sa.Integer),
-        sa.Column("cancelling_at", sa.Integer),
-        sa.Column("ended_at", sa.Integer),
+        sa.Column("created_at", BigInt, nullable=False),
+        sa.Column("expires_at", BigInt, nullable=False),
+        sa.Column("in_progress_at", BigInt),
+        sa.Column("finalizing_at", BigInt),
+        sa.Column("cancelling_at", BigInt),
+        sa.Column("ended_at", BigInt),
         sa.PrimaryKeyConstraint("seq", name="pk_batches"),
         sa.UniqueConstraint("id", name="uq_batches_id"),
         sa.ForeignKeyConstraint(["project"], ["projects.id"], name="fk_batches_project"),

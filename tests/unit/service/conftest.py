@@ -47,7 +47,8 @@ def _migrated_once() -> Iterator[None]:
     def create_or_upgrade(config: Config, revision: str, **options: Any) -> None:
         connection: sa.Connection | None = config.attributes.get("connection")
         ours = config.get_main_option("script_location") == str(MIGRATIONS)
-        if connection is None or not ours or revision != "head" or sa.inspect(connection).get_table_names():
+        is_sqlite = connection is not None and connection.dialect.name == "sqlite"
+        if not (is_sqlite and ours) or revision != "head" or sa.inspect(connection).get_table_names():
             upgrade(config, revision, **options)
             return
         if not statements:

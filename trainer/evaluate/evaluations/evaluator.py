@@ -15,7 +15,7 @@ from typing import Any, Final
 from pydantic import SecretStr, ValidationError
 
 from adapters.protocol.requests import MAX_ARMS
-from trainer.config import Settings
+from trainer.config import Settings, database_from_environment
 from trainer.durable import replaced_file
 from trainer.errors import EngineChanged
 from trainer.evaluate import endpoints
@@ -85,7 +85,7 @@ class Evaluator:
         self._check, self._on_stage = check, on_stage
         self._concurrency, self._settings = concurrency, settings
         self._measures_base = measures_base
-        self._looks = RunLooks(directory.directory, run_spec.project, run_spec.id)
+        self._looks = RunLooks(directory.directory, run_spec.project, run_spec.id, database_from_environment())
 
     def uploaded(self) -> UploadedFiles:
         """The ids of the files uploaded so far."""

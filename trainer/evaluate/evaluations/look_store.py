@@ -15,6 +15,7 @@ from typing import Final
 import sqlalchemy as sa
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from adapters.database.types import BigInt
 from trainer.database import FILE, Database, metadata
 from trainer.errors import InternalError
 from trainer.evaluate.looks import KEY_BYTES, Look
@@ -25,12 +26,12 @@ LOOKS: Final = "looks.json"
 looks: Final = sa.Table(
     "looks",
     metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("number", BigInt, primary_key=True, autoincrement=True),
     sa.Column("project", sa.Text, nullable=False),
     sa.Column("run", sa.Text, nullable=False, comment="the evaluation's id, or the job's"),
     sa.Column("digest", sa.Text, nullable=False, comment="of the version's weights"),
     sa.Column("examples", sa.LargeBinary, nullable=False, comment="the examples' keys, of 8 bytes each"),
-    sa.Column("created_at", sa.Integer, nullable=False),
+    sa.Column("created_at", BigInt, nullable=False),
     sa.UniqueConstraint("run", "digest"),
     sa.Index("ix_looks_project", "project"),
     sqlite_autoincrement=True,
@@ -79,17 +80,18 @@ class RunLooks:
         directory: The run's directory.
         project: The run's project.
         run: The run's id.
+        url: The server's database, in place of the file.
     """
 
-    def __init__(self, directory: Path, project: str, run: str) -> None:
-        self._path = directory.parent.parent / FILE
+    def __init__(self, directory: Path, project: str, run: str, url: str | None = None) -> None:
+        self._path, self._url = directory.parent.parent / FILE, url
         self._project, self._run = project, run
 
     async def record(self, taken: Sequence[Look]) -> list[Look]:
         """See `LookStore.record`. Raises InternalError if the trainer's database is missing, too."""
-        if not self._path.is_file():  # SQLite would make an empty one, and every look would be a first one
+        database = Database(self._path, self._url)
+        if not database.backend.exists():  # SQLite would make an empty one, and every look would be a first one
             raise InternalError(f"the trainer's database {self._path} is missing; looks cannot be recorded")
-        database = Database(self._path)
         try:
             return await LookStore(database).record(self._project, self._run, taken)
         finally:

@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
 from trainer.errors import SettingsError
 
 revision = "0001"
@@ -47,7 +48,8 @@ Row = dict[str, Any]
 def upgrade() -> None:
     db = op.get_bind()
     directory = Path(op.get_context().config.attributes["directory"])  # type: ignore[union-attr]
-    adopted = "jobs" in sa.inspect(db).get_table_names()
+    is_file = db.dialect.name == "sqlite"  # on a server there is nothing to take over: those trainers had none
+    adopted = is_file and "jobs" in sa.inspect(db).get_table_names()
     if adopted:
         _set_aside(db)
     _create_runs(op)
@@ -56,6 +58,8 @@ def upgrade() -> None:
     if adopted:
         _take_over_jobs(db)
         _drop_aside(db)
+    if not is_file:
+        return
     _take_over_evaluations(db, directory / "evaluations.db")
     _take_over_reviews(db, directory / "reviews.db")
     db.exec_driver_sql(f"PRAGMA user_version = {NEWER_THAN_ANY_OLD_TRAINER}")
@@ -64,13 +68,13 @@ def upgrade() -> None:
 def _create_runs(op: Any) -> None:
     op.create_table(
         "runs",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BigInt, primary_key=True, autoincrement=True),
         sa.Column("id", sa.Text, nullable=False, unique=True),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("project", sa.Text, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
         sa.Column("run_key_id", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("created_at", BigInt, nullable=False),
         sa.Column("body", sa.JSON, nullable=False),
         sa.Column("adapters", sa.JSON, nullable=False),
         sa.Column("details", sa.JSON, nullable=False),
@@ -81,15 +85,15 @@ def _create_runs(op: Any) -> None:
         sa.Column("served_at", sa.Float, nullable=False, server_default="0"),
         sa.Column("interrupted", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("not_before", sa.Float, nullable=False, server_default="0"),
-        sa.Column("kills", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("kills", BigInt, nullable=False, server_default="0"),
         sa.Column("progress", sa.Text, nullable=False, server_default=""),
-        sa.Column("events_offset", sa.Integer, nullable=False, server_default="0"),
-        sa.Column("next_event", sa.Integer, nullable=False, server_default="1"),
-        sa.Column("estimated_finish", sa.Integer),
-        sa.Column("pauses", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("events_offset", BigInt, nullable=False, server_default="0"),
+        sa.Column("next_event", BigInt, nullable=False, server_default="1"),
+        sa.Column("estimated_finish", BigInt),
+        sa.Column("pauses", BigInt, nullable=False, server_default="0"),
         sa.Column("paused_s", sa.Float, nullable=False, server_default="0"),
         sa.Column("device_s", sa.Float, nullable=False, server_default="0"),
-        sa.Column("finished_at", sa.Integer),
+        sa.Column("finished_at", BigInt),
         sa.Column("result", sa.JSON(none_as_null=True)),
         sa.Column("cleared", sa.Boolean, nullable=False, server_default=sa.false()),
         sqlite_autoincrement=True,
@@ -104,7 +108,7 @@ def _create_what_belongs_to_runs(op: Any) -> None:
     op.create_table(
         "events",
         sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("number", BigInt, primary_key=True, autoincrement=False),
         sa.Column("at", sa.Float, nullable=False),
         sa.Column("level", sa.Text, nullable=False),
         sa.Column("type", sa.Text, nullable=False),
@@ -115,7 +119,7 @@ def _create_what_belongs_to_runs(op: Any) -> None:
     op.create_table(
         "checkpoints",
         sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), primary_key=True),
-        sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("step", BigInt, primary_key=True, autoincrement=False),
         sa.Column("at", sa.Float, nullable=False),
         sa.Column("metrics", sa.JSON, nullable=False),
         sqlite_with_rowid=False,
@@ -136,23 +140,23 @@ def _create_what_belongs_to_runs(op: Any) -> None:
 def _create_reviews(op: Any) -> None:
     op.create_table(
         "queues",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BigInt, primary_key=True, autoincrement=True),
         sa.Column("evaluation", sa.Text, nullable=False, unique=True),
         sa.Column("project", sa.Text, nullable=False),
         sa.Column("judge", sa.Text, nullable=False),
         sa.Column("digest", sa.Text, nullable=False),
         sa.Column("candidate", sa.Text, nullable=False),
         sa.Column("base", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("created_at", BigInt, nullable=False),
         sa.Column("adapters", sa.JSON(none_as_null=True)),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_queues_project_digest", "queues", ["project", "digest"])
     op.create_table(
         "pairs",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BigInt, primary_key=True, autoincrement=True),
         sa.Column("id", sa.Text, nullable=False, unique=True),
-        sa.Column("queue", sa.Integer, sa.ForeignKey("queues.number"), nullable=False),
+        sa.Column("queue", BigInt, sa.ForeignKey("queues.number"), nullable=False),
         sa.Column("example", sa.Text, nullable=False),
         sa.Column("turns", sa.JSON, nullable=False),
         sa.Column("reference", sa.Text, nullable=False),
@@ -162,7 +166,7 @@ def _create_reviews(op: Any) -> None:
         sa.Column("vote", sa.Text, nullable=False),
         sa.Column("choice", sa.Text),
         sa.Column("key_id", sa.Text),
-        sa.Column("chosen_at", sa.Integer),
+        sa.Column("chosen_at", BigInt),
         sa.UniqueConstraint("queue", "example"),
         sqlite_autoincrement=True,
     )

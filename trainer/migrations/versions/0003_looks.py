@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -14,12 +16,12 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "looks",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BigInt, primary_key=True, autoincrement=True),
         sa.Column("project", sa.Text, nullable=False),
         sa.Column("run", sa.Text, nullable=False),
         sa.Column("digest", sa.Text, nullable=False),
         sa.Column("examples", sa.LargeBinary, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
+        sa.Column("created_at", BigInt, nullable=False),
         sa.UniqueConstraint("run", "digest"),
         sqlite_autoincrement=True,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -14,10 +16,10 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "webhook_events",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BigInt, primary_key=True, autoincrement=True),
         sa.Column("id", sa.Text, nullable=False, unique=True),
         sa.Column("body", sa.Text, nullable=False),
-        sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("tries", BigInt, nullable=False, server_default="0"),
         sa.Column("not_before", sa.Float, nullable=False, server_default="0"),
         sqlite_autoincrement=True,
     )
@@ -25,6 +27,6 @@ def upgrade() -> None:
     op.create_table(
         "webhook_totals",
         sa.Column("outcome", sa.Text, primary_key=True),
-        sa.Column("count", sa.Integer, nullable=False),
+        sa.Column("count", BigInt, nullable=False),
         sqlite_with_rowid=False,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
@@ -17,9 +19,9 @@ def upgrade() -> None:
         sa.Column("run", sa.Text, primary_key=True),
         sa.Column("tracker", sa.Text, primary_key=True),
         sa.Column("external_id", sa.Text),
-        sa.Column("sent", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("sent", BigInt, nullable=False, server_default="0"),
         sa.Column("state", sa.Text, nullable=False, server_default="open"),
-        sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("tries", BigInt, nullable=False, server_default="0"),
         sa.Column("not_before", sa.Float, nullable=False, server_default="0"),
         sqlite_with_rowid=False,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
@@ -12,16 +14,16 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("queues", sa.Column("reviewers", sa.Integer, nullable=False, server_default="1"))
-    op.add_column("queues", sa.Column("differing", sa.Integer))
-    op.add_column("queues", sa.Column("alike", sa.Integer))
+    op.add_column("queues", sa.Column("reviewers", BigInt, nullable=False, server_default="1"))
+    op.add_column("queues", sa.Column("differing", BigInt))
+    op.add_column("queues", sa.Column("alike", BigInt))
     op.create_table(
         "choices",
-        sa.Column("pair", sa.Integer, sa.ForeignKey("pairs.number"), primary_key=True),
+        sa.Column("pair", BigInt, sa.ForeignKey("pairs.number"), primary_key=True),
         sa.Column("key_id", sa.Text, primary_key=True),
         sa.Column("choice", sa.Text, nullable=False),
         sa.Column("first_is", sa.Text, nullable=False),
-        sa.Column("chosen_at", sa.Integer, nullable=False),
+        sa.Column("chosen_at", BigInt, nullable=False),
         sqlite_with_rowid=False,
     )
     op.execute(
@@ -31,4 +33,4 @@ def upgrade() -> None:
     )
     for name in ("choice", "key_id", "chosen_at"):
         op.drop_column("pairs", name)
-    op.add_column("pairs", sa.Column("unit", sa.Integer))
+    op.add_column("pairs", sa.Column("unit", BigInt))

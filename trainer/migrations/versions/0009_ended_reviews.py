@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.database.types import BigInt
+
 revision = "0009"
 down_revision = "0008"
 branch_labels = None
@@ -12,4 +14,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("queues", sa.Column("ended_at", sa.Integer))
+    op.add_column("queues", sa.Column("ended_at", BigInt))

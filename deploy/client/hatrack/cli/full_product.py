@@ -53,6 +53,11 @@ def gc(context: typer.Context) -> None:
     _refuse(context)
 
 
+def move_database(context: typer.Context) -> None:
+    """Full product only: move a gateway's database into PostgreSQL."""
+    _refuse(context)
+
+
 def local_base() -> tuple[Path, Path | None]:
     """No gateway's settings hold here, so the base must be named. Raises typer.BadParameter."""
     raise typer.BadParameter("give --base: the directory of the base's checkpoint on this machine.")

@@ -22,8 +22,9 @@ from service.http.schema import add_routes
 class KeysApp:
     """The keys under test, their database, and a client of their routes with the admin key."""
 
-    def __init__(self, home: Path, given: str | None = None) -> None:
+    def __init__(self, home: Path, given: str | None = None, url: str | None = None) -> None:
         self.home = home
+        self.url = url
         self.given = given
         self.keys: Keys
         self.database: Database
@@ -32,7 +33,7 @@ class KeysApp:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[KeysApp]:
-        self.database = Database(self.home / "hatrack.db")
+        self.database = Database(self.home / "hatrack.db", self.url)
         self.keys = Keys(self.home, self.database, self.given)
         await self.database.open()
         await self.keys.open()

@@ -99,6 +99,7 @@ async def test_a_revoked_key_stays_dead_after_a_restart(tmp_path: Path) -> None:
             asks(keys_app, key)
 
 
+@pytest.mark.sqlite
 async def test_neither_the_key_nor_its_secret_is_in_the_database(tmp_path: Path) -> None:
     async with KeysApp(tmp_path).run() as keys_app:
         key_id, key = await mint(keys_app)

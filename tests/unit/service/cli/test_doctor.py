@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from service.cli import doctor
 from service.cli.main import app
 from tests.support.adapters import make_base
+from tests.support.postgresql import TestServer
 from tests.unit.service.wire import KEY, running
 
 
@@ -155,3 +156,27 @@ def test_the_home_of_a_newer_release_is_refused_before_anything_is_written(home:
     code, found = examined()
     assert (code, found["data"]["result"]) == (1, "failed")
     assert {each: each.read_bytes() for each in home.rglob("*") if each.is_file()} == before
+
+
+def test_the_database_server_is_examined_and_its_password_is_shown_nowhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch, postgresql: TestServer
+) -> None:
+    monkeypatch.setenv("HATRACK_DATABASE_URL", "postgresql://hatrack:correct-horse@127.0.0.1:1/hatrack")
+    code, found = examined()
+    assert (code, found["database"]["result"], found["data"]["result"]) == (1, "failed", "failed")
+    assert "postgresql://127.0.0.1:1/hatrack cannot be used" in found["database"]["found"]
+    assert "correct-horse" not in json.dumps(found)
+    result = CliRunner().invoke(app, ["serve"])
+    assert (result.exit_code, "correct-horse" in result.output, "Traceback" in result.output) == (1, False, False)
+
+    name = postgresql.create()
+    monkeypatch.setenv("HATRACK_DATABASE_URL", postgresql.url(name))
+    code, found = examined()
+    assert (code, found["database"]["result"]) == (0, "ok")
+    assert "no schema yet" in found["database"]["found"]
+    postgresql.drop(name)
+
+    monkeypatch.setenv("HATRACK_DATABASE_URL", "mysql://hatrack:correct-horse@db/hatrack")
+    code, found = examined()
+    assert (code, "HATRACK_DATABASE_URL" in found["settings"]["found"]) == (1, True)
+    assert "correct-horse" not in json.dumps(found)

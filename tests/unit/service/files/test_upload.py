@@ -242,6 +242,7 @@ def serving(home: Path) -> Iterator[tuple[Path, int]]:
         server.wait(60)
 
 
+@pytest.mark.sqlite
 async def test_kill_9_in_the_middle_of_an_upload_leaves_nothing(tmp_path: Path) -> None:
     incoming = tmp_path / "files" / ".incoming"
     with serving(tmp_path) as (place, pid):

@@ -38,6 +38,7 @@ async def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path)
         await database.close()
 
 
+@pytest.mark.sqlite
 async def test_a_file_that_is_no_database_and_one_of_a_newer_release_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is no database, however long one looks at it" * 20)
     with pytest.raises(SettingsError, match="cannot be opened"):
@@ -67,6 +68,7 @@ INSERT INTO aliases (adapter_id, alias, version, history_id, updated_at) VALUES 
 """
 
 
+@pytest.mark.sqlite
 async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_history(tmp_path: Path) -> None:
     path = tmp_path / "hatrack.db"
     config = Config()

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from adapters.database.database import Database as BaseDatabase
 from adapters.manifest import Manifest
-from adapters.sqlite import SqliteDatabase
 from adapters.store import Store
 from service.access.audit import SYSTEM
 from service.access.keys import write_secret
@@ -100,7 +100,7 @@ class StorageHome:
         }
 
 
-async def _run(database: SqliteDatabase, works: tuple[Callable[[sa.Connection], T], ...]) -> list[T]:
+async def _run(database: BaseDatabase, works: tuple[Callable[[sa.Connection], T], ...]) -> list[T]:
     await database.open()
     try:
         return [await database.run(work) for work in works]

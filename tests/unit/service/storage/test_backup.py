@@ -231,7 +231,6 @@ def test_a_full_disk_is_said_and_leaves_nothing(home: StorageHome, tmp_path: Pat
 
 
 class Elsewhere(Settings):
-    database_url: str = ""
     store_url: str = ""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from service.config import Settings
 from service.server.instance import InstanceLock
 from service.storage.errors import BackupError
 from service.storage.garbage import (
@@ -24,7 +25,6 @@ from service.storage.garbage import (
     remove_garbage,
 )
 from tests.unit.service.storage.storage_home import RUN, StorageHome, end_run
-from tests.unit.service.storage.test_backup import Elsewhere
 
 UNNAMED = "0" * 64
 
@@ -197,8 +197,8 @@ def test_a_run_that_goes_on_keeps_its_half_written_files(littered: StorageHome) 
 
 
 def test_without_the_database_nothing_is_called_garbage(littered: StorageHome, tmp_path: Path) -> None:
-    elsewhere = Elsewhere(**{**dict(littered.settings), "database_url": "postgresql://db/hatrack"})
-    with pytest.raises(BackupError, match="HATRACK_DATABASE_URL"):
+    elsewhere = Settings(**{**dict(littered.settings), "database_url": "postgresql://127.0.0.1:1/hatrack"})
+    with pytest.raises(BackupError, match=r"127\.0\.0\.1:1/hatrack cannot be used: .* Nothing was removed"):
         find_garbage(elsewhere)
     with pytest.raises(BackupError, match="there is no home"):
         find_garbage(littered.at(tmp_path / "nowhere").settings)

@@ -133,6 +133,7 @@ async def test_what_counts_as_an_error_and_what_is_charged(database: Database) -
     ]
 
 
+@pytest.mark.sqlite
 async def test_a_full_disk_loses_nothing(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     account = account_of(database)
     account(record(used=TokenUsage(1, 1)))
@@ -153,6 +154,7 @@ async def test_a_full_disk_loses_nothing(database: Database, caplog: pytest.LogC
     assert (account.pending_rows, account.rows_written, account.requests_written) == (0, 2001, 2003)
 
 
+@pytest.mark.sqlite
 async def test_what_comes_while_a_write_fails_is_added_to_what_was_kept(database: Database) -> None:
     account = account_of(database)
     await fill_the_disk(database)
@@ -193,6 +195,7 @@ async def test_rows_in_memory_are_bounded_and_sums_stay_right(database: Database
     assert [row[0] for row in await rows(database) if row[3] == ""] == [HOUR, HOUR, HOUR + 3600]
 
 
+@pytest.mark.sqlite
 async def test_it_writes_by_itself_and_goes_on_after_a_failure(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,6 +225,7 @@ async def test_a_polite_stop_writes_what_is_left(database: Database) -> None:
     assert len(await rows(database)) == 1
 
 
+@pytest.mark.sqlite
 async def test_a_stop_with_a_full_disk_says_what_is_lost(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     account = account_of(database)
     await fill_the_disk(database)
@@ -248,6 +252,7 @@ async def test_who_leaves_while_it_is_written_breaks_nothing(database: Database)
     assert [row[5] for row in await rows(database)] == [1] * 50
 
 
+@pytest.mark.sqlite
 async def test_a_crash_loses_only_what_was_not_flushed(database: Database, tmp_path: Path) -> None:
     account = account_of(database)
     account(record(used=TokenUsage(40, 2)))
@@ -278,6 +283,7 @@ OPERATIONS = st.lists(
 )
 
 
+@pytest.mark.sqlite
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 async def test_written_and_pending_are_always_what_was_counted(
@@ -350,6 +356,7 @@ async def test_an_idle_gateway_writes_the_engines_hours_once_a_minute(database: 
     assert (await database.run(lambda db: engine_time.total(db, 0, 2**40))).up_s == pytest.approx(66)
 
 
+@pytest.mark.sqlite
 async def test_engine_time_that_cannot_be_written_is_kept(database: Database) -> None:
     clock = Clock()
     engine = EngineClock(clock.monotonic)

@@ -242,6 +242,7 @@ async def test_without_a_key_there_is_no_usage(office: Office) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
+@pytest.mark.sqlite
 async def test_a_full_disk_is_an_answer(office: Office, ask: Ask) -> None:
     for number in range(2000):
         office.use("key_a", f"voice-{number}", 1)

@@ -109,6 +109,7 @@ def test_the_section_stands_behind_the_verdict_or_at_the_end_of_an_earlier_relea
     assert "&lt;b&gt;new&lt;/b&gt; is better" in shown
 
 
+@pytest.mark.sqlite
 async def test_choices_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
     """Its database had them in the table of pairs."""
     path = tmp_path / "jobs.db"

@@ -54,6 +54,7 @@ def _same(found: sa.Inspector) -> None:
         assert {index["name"] for index in found.get_indexes(name)} >= {index.name for index in table.indexes}
 
 
+@pytest.mark.sqlite
 async def test_another_kind_of_file_and_a_newer_schema_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is no database, however long one looks at it" * 20)
     with pytest.raises(SettingsError, match="cannot be opened"):

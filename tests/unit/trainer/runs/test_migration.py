@@ -27,6 +27,8 @@ from trainer.runs import journal, records
 from trainer.runs.idempotency import Retry, find_previous_run
 from trainer.runs.state import Run, Status
 
+pytestmark = pytest.mark.sqlite
+
 __all__ = ["gateway"]
 RUNNING_JOB, RUNNING_EVALUATION = "ftjob-abf9febf0e990b8802993217", "eval-18c67001388d4ece2b069cb9"
 HOLD = """

@@ -1,0 +1,91 @@
+"""What a database must be able to do, whichever it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class Fault(StrEnum):
+    """Why a unit of work could not be done, where that is not the fault of the work."""
+
+    DISK_FULL = "disk_full"
+    UNAVAILABLE = "unavailable"
+    OTHER = "other"
+
+
+class DatabaseFault(Exception):
+    """A database cannot be opened; the message says which and why, and has no password in it."""
+
+
+class Backend(ABC):
+    """Where a database is, and what is particular to its kind.
+
+    Attributes:
+        place: What messages call it; never a password.
+        directory: Where earlier releases kept files that a migration takes over.
+        readers: How many units of work that only read may run beside the others; 0: none.
+        answer_timeout_s: How long a unit may take before its caller is told that there is no answer; None: for ever.
+    """
+
+    place: str
+    directory: Path
+    readers: int
+    answer_timeout_s: float | None
+
+    @abstractmethod
+    def create_engine(self, json_deserializer: Callable[[str], Any] | None) -> sa.Engine:
+        """Nothing is opened yet."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what must be there before the first connection."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether it is there, as far as this process can tell without a connection."""
+
+    @abstractmethod
+    def revision(self) -> str | None:
+        """The revision that Alembic has recorded; None if there is none, or nothing. Writes nothing.
+
+        Raises:
+            DatabaseFault: It cannot be asked.
+        """
+
+    def unmoved(self) -> str | None:
+        """Why a database without tables must not be used here, as a sentence; None if it may.
+
+        A start removes from the disk what the database does not name, and an empty one names nothing.
+        """
+        return None
+
+    @abstractmethod
+    def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
+        """Called first in each transaction: makes it see one state, and keeps other writers out of one that writes."""
+
+    @abstractmethod
+    def begin_migration(self, connection: sa.Connection) -> None:
+        """Called first in the transaction of the migrations: keeps other processes from migrating at the same time.
+
+        Raises:
+            DatabaseFault: It is a server that this release cannot use.
+        """
+
+    @abstractmethod
+    def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
+        """What an error of a unit of work means; None if it is the work's own."""
+
+    def reason(self, error: Exception) -> str:
+        """What the database said of an error, on one line."""
+        original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        return " ".join(str(original).split())
+
+    @abstractmethod
+    def disk_full_message(self) -> str:
+        """Which disk is full."""

@@ -1,0 +1,173 @@
+"""Runs units of work on a database, each in a transaction of its own, on worker threads: the event loop never waits.
+
+All units that may write run one after the other on one thread, in the order in which they were asked for, whichever the
+database is: what depends on that order (a snapshot is read again after each write) need not know. SQLite gains that no
+write ever meets ``SQLITE_BUSY``; on PostgreSQL, where other processes may write too, a lock does the same between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar
+
+import sqlalchemy as sa
+
+from adapters.database.backend import Backend, DatabaseFault, Fault
+from adapters.database.migrations import newer_revision, upgrade
+from adapters.database.postgresql import PostgresServer
+from adapters.database.sqlite import SqliteFile
+
+T = TypeVar("T")
+_LOG: Final = logging.getLogger("hatrack.database")
+
+
+def backend_for(path: Path, url: str | None, schema: str, state: Sequence[str] = ()) -> Backend:
+    """The schema of the server that ``url`` names, or the file at ``path`` where there is none.
+
+    Args:
+        state: Directories beside the file whose content the database names.
+    """
+    beside = [path.with_name(name) for name in state]
+    return PostgresServer(url, schema, path.parent, (path, *beside)) if url else SqliteFile(path)
+
+
+def unusable(backend: Backend, revision: str | None, migrations: Path) -> str | None:
+    """What is wrong with using a database that is at a revision, or has none, as a sentence; None if nothing is."""
+    return backend.unmoved() if revision is None else newer_revision(backend.place, revision, migrations)
+
+
+class Database:
+    """Runs units of work, each a function of one connection.
+
+    A subclass names the errors that its users see; each takes a message.
+
+    Args:
+        backend: Where it is.
+        migrations: Alembic's script directory.
+        thread_name: Of the worker threads.
+        json_deserializer: Reads stored JSON values; None: `json.loads`.
+    """
+
+    title: ClassVar[str]
+    """What its errors call it."""
+    open_error: ClassVar[type[Exception]]
+    disk_full_error: ClassVar[type[Exception]]
+    unavailable_error: ClassVar[type[Exception]]
+    query_error: ClassVar[type[Exception]]
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        migrations: Path,
+        thread_name: str,
+        json_deserializer: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.backend = backend
+        self._migrations = migrations
+        self._is_away = False
+        try:
+            self._engine = backend.create_engine(json_deserializer)
+        except DatabaseFault as error:
+            raise self.open_error(str(error)) from error
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread_name)
+        self._readers = (
+            ThreadPoolExecutor(max_workers=backend.readers, thread_name_prefix=f"{thread_name}-read")
+            if backend.readers
+            else self._writer
+        )
+
+    async def open(self) -> None:
+        """Create what is not there yet and bring it to the newest schema.
+
+        Raises:
+            open_error: It cannot be reached, is no database that this release can use, or was written by a newer one.
+        """
+        self.backend.prepare()
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._migrate)
+
+    def check_schema(self) -> None:
+        """Refuse a database that a newer release has written, or an empty one where there is state, before anything
+        else is done. Raises open_error."""
+        try:
+            revision = self.backend.revision()
+        except DatabaseFault as error:
+            raise self.open_error(str(error)) from error
+        if (problem := unusable(self.backend, revision, self._migrations)) is not None:
+            raise self.open_error(problem)
+
+    def _migrate(self) -> None:
+        self.check_schema()
+        try:
+            with self._engine.begin() as connection:
+                self.backend.begin_migration(connection)
+                upgrade(connection, self._migrations, self.backend.directory)
+        except DatabaseFault as error:
+            raise self.open_error(str(error)) from error
+        except (sa.exc.DBAPIError, sqlite3.DatabaseError) as error:
+            reason = self.backend.reason(error)
+            raise self.open_error(f"{self.backend.place} cannot be opened as {self.title}: {reason}") from error
+
+    async def run(self, work: Callable[[sa.Connection], T], *, read_only: bool = False) -> T:
+        """Run ``work`` in one transaction: committed when it returns, rolled back when it raises.
+
+        A caller that is cancelled leaves the transaction to finish by itself: work is never cut in the middle.
+
+        Args:
+            read_only: It writes nothing, and need not see what was asked for before it and is not done yet: it may run
+                beside the others.
+
+        Raises:
+            disk_full_error: The disk is full.
+            unavailable_error: The server cannot be reached, or is busy. What was being saved then may be saved.
+            query_error: It could not be used for another reason.
+        """
+        executor = self._readers if read_only else self._writer
+        loop = asyncio.get_running_loop()
+        result = asyncio.shield(loop.run_in_executor(executor, self._transaction, work, read_only))
+        if self.backend.answer_timeout_s is None:
+            return await result
+        try:
+            done, _ = await asyncio.wait({result}, timeout=self.backend.answer_timeout_s)
+        finally:
+            result.cancel()
+        if not done:
+            raise self.unavailable_error(f"{self.title} does not answer; what was being saved may be saved yet")
+        return result.result()
+
+    def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool) -> T:
+        try:
+            with self._engine.begin() as connection:
+                self.backend.begin(connection, read_only=read_only)
+                result = work(connection)
+        except sa.exc.DBAPIError as error:
+            fault = self.backend.fault(error)
+            if fault is None:
+                raise
+            raise self._error(fault, error) from error
+        if self._is_away:
+            self._is_away = False
+            _LOG.info("%s answers again", self.backend.place)
+        return result
+
+    def _error(self, fault: Fault, error: sa.exc.DBAPIError) -> Exception:
+        if fault is Fault.DISK_FULL:
+            return self.disk_full_error(self.backend.disk_full_message())
+        if fault is Fault.UNAVAILABLE:
+            if not self._is_away:  # once, not at every attempt
+                _LOG.warning("%s cannot be used: %s", self.backend.place, self.backend.reason(error))
+            self._is_away = True
+            return self.unavailable_error(f"{self.title} cannot be reached now; try again")
+        return self.query_error(f"{self.title} could not be used ({type(error.orig).__name__})")
+
+    async def close(self) -> None:
+        """Wait for queued work and close the connections."""
+        if self._readers is not self._writer:
+            await asyncio.get_running_loop().run_in_executor(None, self._readers.shutdown)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
+        self._writer.shutdown(wait=True)

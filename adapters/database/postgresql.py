@@ -1,0 +1,258 @@
+"""A database in a schema of a PostgreSQL server (13 or newer), through psycopg 3.
+
+Everything stands in one schema of its own (`hatrack`, `hatrack_trainer`), so that gateway and trainer can share one
+database, and one `pg_dump` holds both at one moment. psycopg is imported when an engine is made, and not before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from adapters.database.backend import Backend, DatabaseFault, Fault
+from adapters.database.urls import describe
+
+DRIVER: Final = "postgresql+psycopg"
+MIN_VERSION: Final = 13
+READERS: Final = 3
+STATEMENT_TIMEOUT_S: Final = 60
+"""Of one statement, with its wait for another process's transaction."""
+IDLE_TIMEOUT_S: Final = 120
+"""The server ends a transaction in which nothing has been asked for this long: its process hangs, or is gone."""
+ANSWER_TIMEOUT_S: Final = 75.0
+"""Longer than the server's own limit: only a server or a network that has gone silent takes so long."""
+CONNECTION: Final[dict[str, str | int]] = {
+    "application_name": "hatrack",
+    "client_encoding": "utf8",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""libpq's parameters, where the URL does not set them."""
+REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+"""Stands for what PostgreSQL's text cannot hold: U+0000 and lone surrogates."""
+_UNSTORABLE: Final = ("\\u0000", "\\ud", "\\uD", "NaN", "Infinity")
+"""What JSON text has where a value may be one that PostgreSQL refuses."""
+_DISK_FULL: Final = "53100"
+_NO_PRIVILEGE: Final = "42501"
+_UNAVAILABLE: Final = ("08", "53", "57", "55P03", "40001", "40P01")
+"""SQLSTATEs, or their classes: connection lost, out of resources, stopped or out of time, locked, to be repeated."""
+
+
+class PostgresServer(Backend):
+    """A schema of the database that a URL names. The schema is made where it is missing.
+
+    Args:
+        url: `postgresql://user:password@host:port/database`, with libpq's parameters behind `?`.
+        schema: Its name there.
+        directory: See `Backend`.
+        state: Files and directories that hold something only where this database, or one before it, names it.
+    """
+
+    readers = READERS
+    answer_timeout_s = ANSWER_TIMEOUT_S
+
+    def __init__(self, url: str, schema: str, directory: Path, state: Sequence[Path] = ()) -> None:
+        self._url = sa.make_url(url).set(drivername=DRIVER)
+        self.schema = schema
+        self.place = describe(url)
+        self.directory = directory
+        self._state = tuple(state)
+        # the same for all processes that write to this schema
+        self._lock = int.from_bytes(hashlib.sha256(f"hatrack:{schema}".encode()).digest()[:8], signed=True)
+
+    def create_engine(self, json_deserializer: Callable[[str], Any] | None) -> sa.Engine:
+        """A connection for the writer and one for each reader; each is tested before it is used again."""
+        return self._engine(
+            pool_size=1 + self.readers, max_overflow=0, pool_pre_ping=True, json_deserializer=json_deserializer
+        )
+
+    def _engine(self, **options: Any) -> sa.Engine:
+        given = {name: value for name, value in CONNECTION.items() if name not in self._url.query}
+        try:
+            engine = sa.create_engine(self._url, connect_args=given, json_serializer=dump_json, **options)
+        except ModuleNotFoundError as error:
+            raise DatabaseFault(
+                f"{self.place} needs the package `{error.name}`: pip install 'hatrack[postgresql]'"
+            ) from error
+        # before SQLAlchemy's own first look at the server, which asks for the current schema
+        sa.event.listen(engine.pool, "connect", self._on_connect, insert=True)
+        return engine
+
+    def _on_connect(self, connection: Any, _record: Any) -> None:
+        _adapt(connection)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f'SET search_path TO "{self.schema}"; '
+                f"SET statement_timeout TO {STATEMENT_TIMEOUT_S * 1000}; "
+                f"SET idle_in_transaction_session_timeout TO {IDLE_TIMEOUT_S * 1000}"
+            )
+        connection.commit()
+
+    def prepare(self) -> None:
+        """Nothing: the schema is made under the lock, and the database by its administrator."""
+
+    def exists(self) -> bool:
+        """A server makes no database by being asked for one."""
+        return True
+
+    def revision(self) -> str | None:
+        """Raises DatabaseFault if the server cannot be reached, or refuses."""
+        with self.asking() as connection:
+            return self._revision(connection)
+
+    def _revision(self, connection: sa.Connection) -> str | None:
+        table = f'"{self.schema}".alembic_version'
+        if connection.scalar(sa.select(sa.func.to_regclass(table).is_(None))):
+            return None
+        revision = connection.exec_driver_sql(f"SELECT version_num FROM {table}").scalar()  # noqa: S608 (our names)
+        return None if revision is None else str(revision)
+
+    def version(self) -> tuple[int, str]:
+        """The server's version: its first number, and all of it. Raises DatabaseFault."""
+        with self.asking() as connection:
+            number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
+            return number // 10_000, str(connection.exec_driver_sql("SHOW server_version").scalar_one())
+
+    @contextmanager
+    def asking(self) -> Iterator[sa.Connection]:
+        """A connection of its own for a few questions; raises DatabaseFault where they are not answered."""
+        engine = self._engine(poolclass=NullPool)
+        try:
+            with engine.connect() as connection:
+                yield connection
+        except sa.exc.DBAPIError as error:
+            raise DatabaseFault(f"{self.place} cannot be used: {self.reason(error)}") from error
+        finally:
+            engine.dispose()
+
+    def reason(self, error: Exception) -> str:
+        """As the base's, without the password, should it ever be in it."""
+        text = super().reason(error)
+        secrets = (self._url.password, self._url.query.get("password"))
+        for secret in secrets:
+            if isinstance(secret, str) and secret:
+                text = text.replace(secret, "***")
+        return text
+
+    def unmoved(self) -> str | None:
+        """Such as one that nobody has moved the SQLite file into, or the wrong one."""
+        kept = [path.name for path in self._state if _holds_something(path)]
+        if not kept:
+            return None
+        return (
+            f"{self.place} has no tables in the schema `{self.schema}`, but {self.directory} holds state "
+            f"({', '.join(kept)}), which a start would remove, since that database does not name it. Run "
+            "`hatrack move-database`, or restore the dump, or name the right database (deploy/POSTGRESQL.md)"
+        )
+
+    def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
+        """One writer at a time among all processes, each of which sees what those before it have committed.
+
+        A unit that only reads has the state of one moment instead, and waits for nobody.
+        """
+        if read_only:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        else:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._lock})")
+
+    def begin_migration(self, connection: sa.Connection) -> None:
+        """Refuses an old server or another encoding, and makes the schema."""
+        connection.exec_driver_sql("SET LOCAL statement_timeout TO 0")  # a table may be rewritten
+        number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
+        if number < MIN_VERSION * 10_000:
+            version = connection.exec_driver_sql("SHOW server_version").scalar_one()
+            raise DatabaseFault(
+                f"{self.place} is PostgreSQL {version}; {MIN_VERSION} or newer is needed. Upgrade the server"
+            )
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+        if encoding != "UTF8":
+            raise DatabaseFault(
+                f"{self.place} has the encoding {encoding}, which cannot hold all text; it must be UTF8: "
+                "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+            )
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._lock})")
+        if connection.scalar(sa.select(sa.func.to_regnamespace(f'"{self.schema}"').is_(None))):
+            self._make_schema(connection)
+
+    def _make_schema(self, connection: sa.Connection) -> None:
+        try:
+            connection.exec_driver_sql(f'CREATE SCHEMA "{self.schema}"')
+        except sa.exc.ProgrammingError as error:
+            if getattr(error.orig, "sqlstate", None) != _NO_PRIVILEGE:
+                raise
+            raise DatabaseFault(
+                f"{self.place}: the user may not create the schema `{self.schema}`. As the database's owner: "
+                f"CREATE SCHEMA {self.schema} AUTHORIZATION the_user"
+            ) from error
+
+    def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
+        """By SQLSTATE; an error without one is the driver's, which has lost the connection or got none."""
+        state = getattr(error.orig, "sqlstate", None)
+        if state == _DISK_FULL:
+            return Fault.DISK_FULL
+        if not isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+            return None
+        lost = state is None or error.connection_invalidated or state.startswith(_UNAVAILABLE)
+        return Fault.UNAVAILABLE if lost else Fault.OTHER
+
+    def disk_full_message(self) -> str:
+        """Whose disk it is."""
+        return "the database server's disk is full; nothing was changed"
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir():
+        return any(not entry.name.startswith(".") for entry in path.iterdir())
+    return path.exists()
+
+
+def _adapt(connection: Any) -> None:
+    """Store text that PostgreSQL cannot hold with a replacement, as no row can have it; read sums as whole numbers."""
+    from psycopg.adapt import Loader
+    from psycopg.types.string import StrDumperUnknown
+
+    class TextDumper(StrDumperUnknown):  # type: ignore[misc]  # of an optional package
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", REPLACEMENT) if "\0" in obj else obj)
+
+    class NumericLoader(Loader):  # type: ignore[misc]
+        """The sum of 64-bit numbers is a ``numeric``; no column is one."""
+
+        def load(self, data: Any) -> int | float:
+            text = bytes(data).decode()
+            return int(text) if text.lstrip("-").isdigit() else float(text)
+
+    connection.adapters.register_dumper(str, TextDumper)
+    connection.adapters.register_loader("numeric", NumericLoader)
+
+
+def dump_json(value: Any) -> str:
+    """JSON text that PostgreSQL takes: in a value, U+0000 and lone surrogates are replaced, and what is not a number
+    is null."""
+    text = json.dumps(value)
+    if any(suspicious in text for suspicious in _UNSTORABLE):
+        return json.dumps(_storable(value))
+    return text
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", REPLACEMENT).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    return value
