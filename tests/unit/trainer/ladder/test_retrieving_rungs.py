@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from trainer.ladder.stores import any_value_of, example_lines
 
 from adapters.dataset.chat import MAX_PASSAGE_CHARS
 from service.grounding.config import GroundingSettings
