@@ -204,9 +204,7 @@ class Agreement(ApiModel):
     high: float | None
     observed: float | None = Field(description="Fraction of pairs on which they agree.")
     lean: float | None = Field(
-        None,
-        description="How much more the judge favours the candidate than people do, from -1 to 1; 0.1: 10 of 100. Null, "
-        "with its interval, until the queue is final.",
+        None, description="How much more the judge favours the candidate than people do, from -1 to 1; 0.1: 10 of 100."
     )
     lean_low: float | None = None
     lean_high: float | None = None

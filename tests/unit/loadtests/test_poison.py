@@ -10,7 +10,7 @@ from adapters.base import BaseDescription
 from adapters.errors import WeightsError
 from adapters.inspect import inspect_weights
 from adapters.manifest import Manifest
-from loadtests.poison import Answer, answered, changed, poisoned, unharmed
+from loadtests.poison import poisoned
 from tests.support.adapters import AdapterFiles, describe_base, make_adapter, make_base
 
 
@@ -25,16 +25,3 @@ def test_one_weight_that_is_not_a_number_is_all_that_is_wrong_with_the_poison(tm
     poison = AdapterFiles(poisoned(voice.directory, tmp_path / "poison"))
     with pytest.raises(WeightsError, match="not finite"):
         inspect(poison, base)
-
-
-def test_an_error_is_neither_an_answer_from_before_nor_a_silent_change() -> None:
-    before = {"base": Answer(200, "At sea."), "voice": Answer(200, "Aye.")}
-    error = Answer(503, "no engine")
-    assert answered(before) == before
-    with pytest.raises(SystemExit, match="voice answers 503 before anything is poisoned"):
-        answered(before | {"voice": error})
-    assert changed(before, before | {"voice": error}) == []
-    assert changed(before, before | {"voice": Answer(200, "!!!!")}) == ["voice"]
-    assert unharmed([before], before)
-    assert not unharmed([before], before | {"voice": error})
-    assert unharmed([before, before | {"voice": Answer(200, "Yes.")}], before | {"voice": Answer(200, "Yes.")})

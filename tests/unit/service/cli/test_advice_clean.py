@@ -14,13 +14,7 @@ from service.cli.main import app
 from tests.support.http import serving
 
 STORE = {"id": "vs_1", "name": "support-examples-1a2b3c", "file_counts": {"total": 1}}
-RUNG: dict[str, Any] = {
-    "key": "retrieved_examples",
-    "title": "t",
-    "model": "support@3",
-    "mean": 0.5,
-    "vector_store_id": "vs_1",
-}
+RUNG: dict[str, Any] = {"key": "retrieved_examples", "title": "t", "model": "support@3", "mean": 0.5}
 
 
 def version(number: int, *stores: str, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -33,10 +27,7 @@ class Gateway:
     """A gateway with one ladder and its store; ``requests`` has what changed something."""
 
     status: str = "succeeded"
-    rungs: list[dict[str, Any]] = field(default_factory=lambda: [RUNG])
-    store: dict[str, Any] = field(default_factory=lambda: {"vector_store_id": "vs_1"})
-    files: dict[str, int] = field(default_factory=lambda: {"file-1": 200})
-    """The files of the store, and the status with which the gateway answers when one is deleted."""
+    rungs: list[dict[str, Any]] = field(default_factory=lambda: [{**RUNG, "vector_store_id": "vs_1"}])
     stores: list[dict[str, Any]] = field(default_factory=lambda: [STORE])
     adapters_status: int = 200
     requests: list[str] = field(default_factory=list)
@@ -46,11 +37,6 @@ class Gateway:
         if path == "/v1/adapters" and self.adapters_status != 200:
             error = {"error": {"message": "The API key is missing the scope `adapters`.", "code": "missing_scope"}}
             return self.adapters_status, json.dumps(error).encode(), {}
-        status = self.files.get(path.rpartition("/")[2], 200)
-        if method == "DELETE" and status != 200:
-            self.requests.append(f"{method} {path}")
-            error = {"error": {"message": f"it answers {status}", "code": "file_in_use"}}
-            return status, json.dumps(error).encode(), {}
         return 200, json.dumps(self._answer(method, path)).encode(), {}
 
     def _answer(self, method: str, path: str) -> dict[str, Any]:
@@ -65,9 +51,8 @@ class Gateway:
         if path == "/v1/vector_stores/vs_1":
             return STORE
         if path == "/v1/vector_stores/vs_1/files":
-            return page(*({"id": file_id} for file_id in self.files))
+            return page({"id": "file-1"})
         ladder = {"id": "ladder-1", "status": self.status, "rungs": self.rungs, "children": [], "error": None}
-        ladder |= self.store
         return page(ladder) if path == "/v1/ladders" else ladder
 
 
@@ -112,47 +97,22 @@ def test_a_program_gets_what_broke(gateway: Gateway) -> None:
         "vector_store_id": "vs_1",
         "deleted": True,
         "broken": ["support@3 (live)", "support@5"],
-        "files_left": [],
     }
 
 
-def test_a_file_that_is_gone_or_in_use_does_not_keep_the_others(gateway: Gateway) -> None:
-    gateway.files = {"file-1": 404, "file-2": 409, "file-3": 200}
-    done = hatrack("advice", "ladder-1", "--clean", "--yes")
-    assert done.exit_code == 0, done.output
-    assert [line.rpartition("/")[2] for line in gateway.requests] == ["vs_1", "file-1", "file-2", "file-3"]
-    assert "vs_1 deleted, with 2 files" in done.output
-    assert "file-2 stays: it answers 409" in done.output
-    assert "file-1 stays" not in done.output
-    told = hatrack("advice", "ladder-1", "--clean", "--yes", "--json")
-    assert json.loads(told.stdout)["files_left"] == ["file-2"]
-
-
-def test_another_error_is_not_passed_over(gateway: Gateway) -> None:
-    gateway.files = {"file-1": 403, "file-2": 200}
-    done = hatrack("advice", "ladder-1", "--clean", "--yes")
-    assert done.exit_code == 1
-    assert "it answers 403" in done.output
-
-
-def test_the_store_of_a_rung_that_was_skipped_is_deleted_too(gateway: Gateway) -> None:
-    gateway.rungs = []
-    assert "vs_1 deleted" in hatrack("advice", "--clean", "--yes").output
-
-
 @pytest.mark.parametrize(
-    ("store", "stores", "said"),
+    ("rungs", "stores", "said"),
     [
-        ({"vector_store_id": None}, [STORE], "ladder-1 made no store."),
-        ({}, [STORE], "ladder-1 made no store."),
-        ({"vector_store_id": "vs_1"}, [], "ladder-1 has lost its store already."),
+        ([{**RUNG, "vector_store_id": None}], [STORE], "ladder-1 made no store."),
+        ([RUNG], [STORE], "ladder-1 made no store."),
+        ([{**RUNG, "vector_store_id": "vs_1"}], [], "ladder-1 has lost its store already."),
     ],
-    ids=["no store", "an older gateway", "deleted"],
+    ids=["no rung with a store", "an older gateway", "deleted"],
 )
 def test_nothing_to_delete_is_no_failure(
-    gateway: Gateway, store: dict[str, Any], stores: list[dict[str, Any]], said: str
+    gateway: Gateway, rungs: list[dict[str, Any]], stores: list[dict[str, Any]], said: str
 ) -> None:
-    gateway.store, gateway.stores = store, stores
+    gateway.rungs, gateway.stores = rungs, stores
     done = hatrack("advice", "ladder-1", "--clean", "--yes")
     assert (done.exit_code, done.stdout.strip()) == (0, said)
     assert gateway.requests == []

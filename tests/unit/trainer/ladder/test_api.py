@@ -83,15 +83,6 @@ async def test_a_ladder_knows_its_teachers_prices_and_shows_how_far_it_is(traine
     assert (labels["prompts"], labels["answered"], labels["refused"], labels["file"]) == (50, 7, 1, None)
 
 
-async def test_a_ladder_shows_its_store_although_the_rung_was_skipped(trainer: Running) -> None:
-    made = (await create(trainer, None)).json()
-    assert made["vector_store_id"] is None
-    directory = trainer.trainer.ladders.directories.path_of(made["id"])
-    (directory / spec.STORE).write_text("vs_examples\n")
-    shown = (await trainer.client().http.get(f"/v1/ladders/{made['id']}")).json()
-    assert (shown["rungs"], shown["vector_store_id"]) == ([], "vs_examples")
-
-
 async def test_a_ladder_without_a_teacher_asks_none(trainer: Running) -> None:
     shown = (await create(trainer, None)).json()
     assert (shown["teacher"], shown["labels"]) == (None, None)

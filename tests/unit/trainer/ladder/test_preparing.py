@@ -11,7 +11,7 @@ from trainer.data.format import parse_chat
 from trainer.data.report import Report
 from trainer.data.similar import groups
 from trainer.data.split import question
-from trainer.errors import DataInvalid, DataTooSmall
+from trainer.errors import DataTooSmall
 from trainer.ladder.preparing import (
     QUICK_HELD_OUT,
     QUICK_TRAINING,
@@ -120,14 +120,6 @@ def test_a_closed_set_is_found_and_every_fixed_example_has_another_answer(base_d
     assert sorted(pair["assistant"] for pair in shown) == sorted(VERBS)
     held_out = {question(example) for example in parse_chat(data.parts["held_out"])}
     assert not held_out & {pair["user"] for pair in shown}
-
-
-def test_a_ladder_needs_the_attribute_group_for_itself(base_dir: Path) -> None:
-    rows = [json.loads(line) for line in content(160).splitlines()]
-    rows[4]["filters"] = {"group": "c-1"}
-    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    with pytest.raises(DataInvalid, match=r"^line 5: `filters` has `group`"):
-        prepare_data("f.jsonl", text, base_dir=base_dir, context=8192, given=(), quick=True, check=lambda: None)
 
 
 def test_quick_asks_fewer_questions_and_learns_from_fewer_examples(base_dir: Path) -> None:

@@ -184,29 +184,6 @@ async def test_agreement_is_counted_from_the_judges_votes_and_peoples(
     assert (after["final"], after["counted"], after["judge"], after["id"]) == (True, True, "strict", "eval-1")
 
 
-async def test_how_far_a_judge_leans_from_people_is_not_told_while_they_still_choose(
-    trainer: Running, client: httpx.AsyncClient, tmp_path: Path
-) -> None:
-    """Its votes are in the report: with its lean, they would tell what people prefer."""
-    leave(tmp_path / "eval-1", [pair(at, "candidate" if at < 42 else "base") for at in range(60)])
-    await trainer.trainer.reviews.take("default", "eval-1", tmp_path / "eval-1")
-    for _ in range(55):
-        found = (await following(client, evaluation="eval-1"))["review"]
-        at = int(found["first"].split()[1])
-        better = mine(found["first"], found["second"]) if at < 36 else mine(found["second"], found["first"])
-        await choose(client, found["id"], better)
-    (queue,) = (await client.get("/v1/reviews")).json()["data"]
-    assert (queue["reviewed"], queue["final"], queue["people"]) == (55, False, None)
-    for shown in (queue["agreement"], queue["standing"]):
-        assert (shown["pairs"], shown["lean"], shown["lean_low"], shown["lean_high"]) == (55, None, None, None)
-        assert shown["kappa"] is not None
-    assert "points of 100" not in queue["sentence"]
-    assert "lean" not in queue["sentence"].partition(";")[0]
-    ended = (await client.post("/v1/reviews/eval-1/end")).json()
-    assert ended["agreement"]["lean"] == pytest.approx(6 / 55)
-    assert "points of 100 more than people do" in ended["sentence"]
-
-
 async def test_a_judge_keeps_its_standing_over_evaluations_and_it_lies_in_the_next_ones_folder(
     trainer: Running, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:

@@ -57,11 +57,6 @@ def test_filters_group_and_metadata_are_its_attributes(tmp_path: Path) -> None:
     assert plain.attributes is None
 
 
-def test_a_filter_that_says_what_the_group_says_is_one_attribute(tmp_path: Path) -> None:
-    rows = [{"messages": [HI, AYE], "filters": {"group": "c-1"}} | more for more in ({"group": "c-1"}, {})]
-    assert [block.attributes for block in blocks_of(tmp_path, "shop.jsonl", lines(*rows))] == [{"group": "c-1"}] * 2
-
-
 def test_filters_cannot_be_widened_by_metadata(tmp_path: Path) -> None:
     row = {"messages": [HI, AYE], "filters": {"customer": "c-1"}, "metadata": {"customer": "*"}}
     assert blocks_of(tmp_path, "shop.jsonl", lines(row))[0].attributes == {"customer": "c-1"}
@@ -75,14 +70,6 @@ def test_filters_cannot_be_widened_by_metadata(tmp_path: Path) -> None:
         ({"prompt": "a", "completion": "b"}, "line 2: the key `messages` is missing, but the lines before have it"),
         ({"messages": [HI, AYE], "metadata": []}, "line 2: `metadata` must be an object of at most 16 keys"),
         ({"messages": [HI, {**AYE, "content": "x" * 33_000}]}, "line 2: an example may have 32768 characters"),
-        (
-            {"messages": [HI, AYE], "group": "t-1", "filters": {"group": "c-1"}},
-            "line 2: filters.group is 'c-1' and group is 't-1': in a store both are the attribute `group`",
-        ),
-        (
-            {"messages": [HI, AYE], "group": 7, "filters": {"group": 7}},
-            "line 2: filters.group is 7 and group is '7'",
-        ),
         ({"text": "a passage"}, "line 2: the key `messages` is missing, but the lines before have it"),
     ],
 )
