@@ -201,6 +201,8 @@ class PostgresServer(Backend):
         state = getattr(error.orig, "sqlstate", None)
         if state == _DISK_FULL:
             return Fault.DISK_FULL
+        if isinstance(error, sa.exc.ProgrammingError):  # such as a table that is missing
+            return Fault.OTHER
         if not isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
             return None
         lost = state is None or error.connection_invalidated or state.startswith(_UNAVAILABLE)

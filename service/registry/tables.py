@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from adapters.database.types import BigInt
+from adapters.database.types import BigInt, ComparableJson
 from service.access.tables import projects
 from service.database import metadata
 
@@ -120,7 +120,7 @@ verdicts = sa.Table(
     # the body that asks for the same evaluation again
     sa.Column("evaluation", sa.JSON(none_as_null=True)),
     # the fingerprint of the base as it was served meanwhile
-    sa.Column("base", sa.JSON, nullable=False),
+    sa.Column("base", ComparableJson, nullable=False),
     sa.Column("key_id", sa.Text, nullable=False),
     sa.Column("created_at", BigInt, nullable=False),
     # the version of the rule that the verdict was reached by

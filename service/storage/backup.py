@@ -188,7 +188,9 @@ class _Maker:
         Returns:
             What the databases name and the disk has not; documents to index again; the copies of databases by name.
         """
-        copies = self._copy_databases(sorted((self._home / layout.TRAINER).glob("*.db")))
+        # a file that was moved to a server is still there, and no longer what the runs' folders belong to
+        is_here = "trainer_database_url" not in self._elsewhere
+        copies = self._copy_databases(sorted((self._home / layout.TRAINER).glob("*.db")) if is_here else [])
         for parent in layout.RUNS:
             for folder in layout.folders(self._home / parent):
                 self._copy_folder(folder)

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from adapters.database.types import BigInt
+from adapters.database.types import BigInt, ComparableJson
 
 revision = "0006"
 down_revision = "0005"
@@ -25,7 +25,7 @@ def upgrade() -> None:
         sa.Column("evaluation_id", sa.Text),
         sa.Column("files", sa.JSON, nullable=False),
         sa.Column("evaluation", sa.JSON),
-        sa.Column("base", sa.JSON, nullable=False),
+        sa.Column("base", ComparableJson, nullable=False),
         sa.Column("key_id", sa.Text, nullable=False),
         sa.Column("created_at", BigInt, nullable=False),
         sa.PrimaryKeyConstraint("seq", name="pk_verdicts"),

@@ -217,7 +217,7 @@ async def test_an_error_of_the_work_is_the_works_own(on_server: Database) -> Non
     insert = projects.insert().values(id="default", created_at=0)
     with pytest.raises(sa.exc.IntegrityError):
         await on_server.run(lambda db: db.execute(insert))
-    with pytest.raises(sa.exc.ProgrammingError):
+    with pytest.raises(Internal, match="UndefinedTable"):
         await on_server.run(lambda db: db.execute(sa.text("SELECT nothing FROM nowhere")))
 
 

@@ -244,6 +244,14 @@ def test_what_is_kept_elsewhere_is_named_and_the_rest_is_backed_up(home: Storage
     notes = restore(home.at(tmp_path / "elsewhere").settings, tmp_path / "b.tar", QUIET).notes
     assert any("HATRACK_DATABASE_URL" in note and "pg_dump" in note for note in notes)
 
+    url = "postgresql://db/hatrack"
+    settings = Elsewhere(**{**dict(home.settings), "database_url": url, "trainer_database_url": url})
+    manifest = make_backup(settings, tmp_path / "d.tar", QUIET).manifest
+    names = {member.path for member in manifest.members}
+    assert manifest.outside == ("database_url", "trainer_database_url")
+    assert not names & {"hatrack.db", "trainer/jobs.db"}
+    assert any(name.startswith(f"trainer/jobs/{RUN}/") for name in names), "the runs' folders are here"
+
     settings = Elsewhere(**{**dict(home.settings), "store_url": "s3://bucket/hatrack"})
     manifest = make_backup(settings, tmp_path / "c.tar", QUIET).manifest
     names = {member.path for member in manifest.members}

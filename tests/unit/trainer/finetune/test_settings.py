@@ -10,7 +10,7 @@ import pytest
 
 import trainer
 from adapters.costs import CostSettings
-from trainer.config import NOT_INHERITED, Settings, load_settings, visible_gpus, worker_environment
+from trainer.config import NOT_INHERITED, Settings, load_settings, run_environment, visible_gpus, worker_environment
 from trainer.errors import SettingsError
 
 PACKAGE = Path(trainer.__file__).parent
@@ -79,10 +79,17 @@ def test_the_secret_is_never_in_a_message_and_no_worker_inherits_it(monkeypatch:
         load_settings()
     assert "too-short" not in str(caught.value)
     for name in NOT_INHERITED:
-        monkeypatch.setenv(name, f"{'https://' if name.endswith('URL') else ''}a-very-secret-key-0123")
+        prefix = "postgresql://u:" if "DATABASE" in name else "https://" if name.endswith("URL") else ""
+        monkeypatch.setenv(name, f"{prefix}a-very-secret-key-0123{'@db/hatrack' if 'DATABASE' in name else ''}")
     assert "a-very-secret" not in repr(load_settings())
     assert not any("a-very-secret" in value for value in worker_environment().values())
     assert worker_environment()["PATH"] == os.environ["PATH"]
+    of_run = {name for name, value in run_environment().items() if "a-very-secret" in value}
+    assert of_run == {"HATRACK_TRAINER_DATABASE_URL"}, "its worker records looks there"
+    monkeypatch.setenv("HATRACK_TRAINER_DATABASE_URL", "mysql://u:a-very-secret-key-0123@db/hatrack")
+    with pytest.raises(SettingsError, match="must be postgresql://") as caught:
+        load_settings()
+    assert "a-very-secret" not in str(caught.value)
 
 
 def test_the_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
