@@ -5,7 +5,8 @@
 
 `hatrack serve` stands before a fake engine that decodes 8 streams at once, 20 ms a token. Four projects first keep all
 its places busy, which gives what it can carry; then their requests come at random (a Poisson process) at 25 times that
-rate, for 20 s. The driver has a connection for every request that may wait, and takes each time from the arrival.
+rate, for 20 s, and once more 10 s later: what grows would grow again. The driver has a connection for every request
+that may wait, and takes each time from the arrival.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 import uvloop
 
 from loadtests.gateway.cells import percentile
+from loadtests.gateway.clock import cpu_s
 from loadtests.gateway.driver import Connection, Load, Run
 from loadtests.gateway.peers import ENGINE_MODEL, MODEL
 from loadtests.gateway.standing import Footprint, Standing, standing
@@ -48,10 +50,16 @@ class Outcomes:
     waiting: int = 0
     """Still without an answer, or in the middle of it, at the end."""
     wall_s: float = 0.0
+    gateway_cpu_s: float = 0.0
 
     @property
     def answers_per_s(self) -> float:
         return len(self.first_s) / self.wall_s
+
+    @property
+    def late_refusals(self) -> int:
+        """Refusals that took longer than is aimed for."""
+        return sum(took_s * 1000 > REFUSAL_AIM_MS for took_s in self.refused_s)
 
     @property
     def errors(self) -> int:
@@ -87,15 +95,14 @@ class OverloadRun(Run):
         super().lost(connection)
 
 
-async def drive(loads: Sequence[Load]) -> Outcomes:
-    """Run loads side by side."""
-    outcomes = Outcomes()
+async def drive(loads: Sequence[Load], outcomes: Outcomes, gateway: int) -> None:
+    """Run loads side by side; ``gateway`` is its process."""
     runs = [OverloadRun(load, outcomes) for load in loads]
-    began = time.monotonic()
+    began, cpu = time.monotonic(), cpu_s(gateway)
     seen = await asyncio.gather(*(run() for run in runs))
-    outcomes.wall_s = time.monotonic() - began
-    outcomes.waiting = sum(one.unanswered for one in seen)
-    return outcomes
+    outcomes.wall_s += time.monotonic() - began
+    outcomes.gateway_cpu_s += cpu_s(gateway) - cpu
+    outcomes.waiting += sum(one.unanswered for one in seen)
 
 
 async def peak(both: Standing) -> Footprint:
@@ -114,20 +121,19 @@ async def peak(both: Standing) -> Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Both phases, and the gateway's process before, during and after the second."""
+    """What it carries, what came of the floods, and the gateway's process before, during and after each of them."""
 
     alone: Outcomes
     flood: Outcomes
     offered_per_s: float
-    before: Footprint
-    during: Footprint
-    after: Footprint
+    held: dict[str, Footprint]
     left: dict[str, int]
-    """Streams at the engine after it."""
+    """Streams at the engine after the last flood."""
 
 
-async def measure(both: Standing, sequences: int, times: float, seconds: float, queue: int) -> Result:
-    """First what it can carry, then ``times`` as much for ``seconds``, with ``queue`` connections to wait on."""
+async def measure(both: Standing, chosen: argparse.Namespace) -> Result:
+    """First what it can carry, then the floods."""
+    sequences, seconds, alone, pid = chosen.sequences, chosen.seconds, Outcomes(), both.gateway.server.pid
     keys = [both.gateway.key, *(both.key(project) for project in PROJECTS[1:])]
     names = [MODEL, *(ENGINE_MODEL for _ in PROJECTS[1:])]
     each = sequences // len(PROJECTS)
@@ -135,20 +141,22 @@ async def measure(both: Standing, sequences: int, times: float, seconds: float, 
         Load(both.port, each, seconds / 2, name, key, tokens=TOKENS, seed=number)
         for number, (name, key) in enumerate(zip(names, keys, strict=True))
     ]
-    alone = await drive(loads)
-    rate = times * alone.answers_per_s
-    await asyncio.sleep(1)
-    before = both.footprint()
-    watch = asyncio.create_task(peak(both))
-    share, places = rate / len(loads), queue // len(loads)
+    await drive(loads, alone, pid)
+    rate = chosen.times * alone.answers_per_s
+    share, places = rate / len(loads), chosen.connections // len(loads)
     floods = [
         Load(both.port, places, seconds, load.model, load.key, TOKENS, share, seed=load.seed + 10) for load in loads
     ]
-    flood = await drive(floods)
-    watch.cancel()
-    during = await watch
-    await asyncio.sleep(SETTLE_S)
-    return Result(alone, flood, rate, before, during, both.footprint(), both.engine_load())
+    await asyncio.sleep(1)
+    flood, held = Outcomes(), {"before": both.footprint()}
+    for number in range(1, chosen.rounds + 1):
+        watch = asyncio.create_task(peak(both))
+        await drive(floods, flood, pid)
+        watch.cancel()
+        held[f"during flood {number}, at most"] = await watch
+        await asyncio.sleep(SETTLE_S)
+        held[f"{SETTLE_S:.0f} s after flood {number}"] = both.footprint()
+    return Result(alone, flood, rate, held, both.engine_load())
 
 
 def report(result: Result) -> str:
@@ -156,7 +164,7 @@ def report(result: Result) -> str:
     alone, flood = result.alone, result.flood
     statuses = ", ".join(f"{count:,} × {status}" for status, count in sorted(flood.refused.items())) or "none"
     lines = [
-        f"It carries {alone.answers_per_s:.1f} requests/s of {TOKENS} tokens; {result.offered_per_s:.0f} requests/s came.",
+        f"It carries {alone.answers_per_s:.1f} requests/s of {TOKENS} tokens; {result.offered_per_s:.0f} came.",
         "",
         "| | p50 | p99 | max |",
         "|---|---:|---:|---:|",
@@ -165,20 +173,18 @@ def report(result: Result) -> str:
         _row(f"refusal ({len(flood.refused_s)}; aim: p99 under {REFUSAL_AIM_MS:.0f} ms)", flood.refused_s),
         "",
         f"answers/s of what it carries: {flood.answers_per_s / alone.answers_per_s:.0%}",
-        f"refused: {statuses}; 429 and 503 without Retry-After: {flood.without_retry_after}",
+        f"refused: {statuses}; after more than {REFUSAL_AIM_MS:.0f} ms: {flood.late_refusals}; "
+        f"429 and 503 without Retry-After: {flood.without_retry_after}",
+        f"CPU of the gateway: {flood.gateway_cpu_s / flood.wall_s:.2f} cores",
         f"other errors: {flood.errors}; broken answers: {flood.broken} (aim: none); "
-        f"waiting at the end: {flood.waiting}",
+        f"waiting at the ends: {flood.waiting}",
         f"streams at the engine afterwards: {result.left['streams']}",
         "",
         "| the gateway's process | memory | threads | descriptors |",
         "|---|---:|---:|---:|",
         *(
             f"| {name} | {held.rss_mib:.0f} MiB | {held.threads} | {held.descriptors} |"
-            for name, held in (
-                ("before", result.before),
-                ("during, at most", result.during),
-                (f"{SETTLE_S:.0f} s after", result.after),
-            )
+            for name, held in result.held.items()
         ),
     ]
     return "\n".join(lines)
@@ -204,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=float, default=25.0, help="how many times as much as the engine carries")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=2, help="floods")
     parser.add_argument("--sequences", type=int, default=8, help="streams that the engine decodes at once")
     parser.add_argument("--pace-ms", type=float, default=20.0, help="time between two tokens of a stream")
     parser.add_argument("--connections", type=int, default=1280, help="connections of the driver during the flood")
@@ -213,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with standing(
         sequences=chosen.sequences, pace_ms=chosen.pace_ms, core=chosen.core, settings=dict(chosen.set)
     ) as both:
-        work = measure(both, chosen.sequences, chosen.times, chosen.seconds, chosen.connections)
-        print(report(uvloop.run(work)))
+        print(report(uvloop.run(measure(both, chosen))))
 
 
 if __name__ == "__main__":
