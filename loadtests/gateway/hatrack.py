@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,22 +38,22 @@ LIMITS = {
 """All four are counted for each request, and none is reached."""
 
 
-def settings(work: Path) -> Settings:
+def settings(work: Path, sequences: int = SEQUENCES) -> Settings:
     """The settings of the benchmark's gateway, but for its port, key and engine."""
     return Settings(
         home=work / "home",
         base_model=str(work / "base"),
         base_name=ENGINE_MODEL,
         engine_device=DEVICE,
-        engine_max_seqs=SEQUENCES,
+        engine_max_seqs=sequences,
     )
 
 
-def plugin_report(work: Path) -> dict[str, Any]:
+def plugin_report(work: Path, sequences: int = SEQUENCES) -> dict[str, Any]:
     """What the plugin of a real engine would say that serves this base and this store. Makes both."""
     if not (work / "base" / "config.json").exists():
         make_base(work / "base")
-    chosen = settings(work)
+    chosen = settings(work, sequences)
     base = describe_base(chosen)
     return {
         "protocol": PLUGIN_PROTOCOL,
@@ -73,26 +74,35 @@ def plugin_report(work: Path) -> dict[str, Any]:
         "slots": chosen.engine_slots,
         "max_rank": chosen.engine_max_rank,
         "resident_limit": chosen.engine_resident,
-        "max_sequences": SEQUENCES,
+        "max_sequences": sequences,
         "tasks": ["generate"],
         "asked": 0,
         "loaded": [],
     }
 
 
-def hatrack(place: Place) -> Contender:
-    """`hatrack serve` in front of the fake engine."""
-    port, chosen = free_port(), settings(place.work)
-    admin = "admin-" + secrets.token_hex(16)
+def hatrack(
+    place: Place, *, sequences: int = SEQUENCES, admin: str | None = None, more: Mapping[str, str] | None = None
+) -> Contender:
+    """`hatrack serve` in front of the fake engine.
+
+    Args:
+        sequences: Requests that the engine is said to take at once.
+        admin: The admin's key; None: one that nobody else knows.
+        more: Settings beside the benchmark's, as environment variables.
+    """
+    port, chosen = free_port(), settings(place.work, sequences)
+    admin = admin or "admin-" + secrets.token_hex(16)
     environment = {
         "HATRACK_HOME": str(chosen.home),
         "HATRACK_BASE_MODEL": chosen.base_model,
         "HATRACK_BASE_NAME": ENGINE_MODEL,
         "HATRACK_ENGINE_DEVICE": DEVICE,
-        "HATRACK_ENGINE_MAX_SEQS": str(SEQUENCES),
+        "HATRACK_ENGINE_MAX_SEQS": str(sequences),
         "HATRACK_ENGINE_URL": place.upstream,
         "HATRACK_PORT": str(port),
         "HATRACK_ADMIN_KEY": admin,
+        **(more or {}),
     }
     command = [sys.executable, "-m", "service.cli", "serve"]
     server = place.server("hatrack", command, port, environment=environment, ready_path="/readyz")

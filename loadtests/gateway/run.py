@@ -38,7 +38,7 @@ from loadtests.gateway.contenders import (
     litellm,
     vllm_router,
 )
-from loadtests.gateway.hatrack import hatrack, plugin_report
+from loadtests.gateway.hatrack import SEQUENCES, hatrack, plugin_report
 from loadtests.gateway.picture import draw
 from loadtests.gateway.report import table, verdict
 from loadtests.gateway.summary import rows
@@ -115,13 +115,13 @@ def _run(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
-def start_upstream(work: Path, stack: ExitStack) -> Server:
+def start_upstream(work: Path, stack: ExitStack, *, sequences: int = SEQUENCES, core: int = LOAD_CORE) -> Server:
     """The fake engine, started; it ends with ``stack``."""
     plugin = work / "plugin.json"
-    plugin.write_text(json.dumps(plugin_report(work)))
+    plugin.write_text(json.dumps(plugin_report(work, sequences)))
     port = free_port()
     command = [sys.executable, "-m", "loadtests.gateway.upstream", "--port", str(port), "--plugin", str(plugin)]
-    server = Server("upstream", command, port, LOAD_CORE, work / "upstream.log")
+    server = Server("upstream", command, port, core, work / "upstream.log")
     stack.callback(server.stop)
     server.start()
     return server

@@ -5,7 +5,9 @@
 It answers what a gateway asks an engine: chat completions, streaming or not, the log-probabilities of a prompt, the
 models, health, and the plugin's report. A stream sends its first event at once; the others follow in steps, one event
 for every stream that is open, as an engine that decodes a batch does. ``PUT /pace/<milliseconds>`` sets the time
-between two steps; with 0 one step follows another as fast as the event loop turns.
+between two steps; with 0 one step follows another as fast as the event loop turns. ``PUT /sequences/<n>`` lets at most
+n streams decode at once (vLLM's `max_num_seqs`); the others wait, and a stream's first event then comes with a step,
+too. ``GET /load`` tells how many streams decode and wait.
 """
 
 from __future__ import annotations
@@ -37,18 +39,29 @@ class Decoder:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._open: dict[Connection, Iterator[bytes]] = {}
+        self._waiting: dict[Connection, Iterator[bytes]] = {}
         self._running = False
         self.pace_s = 0.0
+        self.max_sequences: int | None = None
+        """Streams that decode at once; None: any number, and each sends its first event at once."""
 
     @property
     def streams(self) -> int:
-        """Streams that are open."""
-        return len(self._open)
+        """Streams that are open, the waiting ones too."""
+        return len(self._open) + len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Streams that wait for their turn to decode."""
+        return len(self._waiting)
 
     def begin(self, connection: Connection, events: Iterator[bytes]) -> None:
-        """Send the first event now and the rest in the steps to come."""
-        connection.send(next(events))
-        self._open[connection] = events
+        """Send the first event now, or when there is a place, and the rest in the steps to come."""
+        if self.max_sequences is None:
+            connection.send(next(events))
+            self._open[connection] = events
+        else:
+            self._waiting[connection] = events
         if not self._running:
             self._running = True
             self._later()
@@ -56,6 +69,7 @@ class Decoder:
     def forget(self, connection: Connection) -> None:
         """Its client has gone."""
         self._open.pop(connection, None)
+        self._waiting.pop(connection, None)
 
     def _later(self) -> None:
         if self.pace_s:
@@ -64,13 +78,16 @@ class Decoder:
             self._loop.call_soon(self._step)
 
     def _step(self) -> None:
+        while self._waiting and (self.max_sequences is None or len(self._open) < self.max_sequences):
+            oldest = next(iter(self._waiting))
+            self._open[oldest] = self._waiting.pop(oldest)
         for connection, events in tuple(self._open.items()):
             event = next(events, None)
             if event is None:
                 del self._open[connection]
             else:
                 connection.send(event)
-        self._running = bool(self._open)
+        self._running = self.streams > 0
         if self._running:
             self._later()
 
@@ -126,6 +143,11 @@ class Connection(asyncio.Protocol):
         if path.startswith("/pace/"):
             self._decoder.pace_s = float(path.removeprefix("/pace/")) / 1000
             return json_answer({"pace_s": self._decoder.pace_s})
+        if path.startswith("/sequences/"):
+            self._decoder.max_sequences = int(path.removeprefix("/sequences/"))
+            return json_answer({"max_sequences": self._decoder.max_sequences})
+        if path == "/load":
+            return json_answer({"streams": self._decoder.streams, "waiting": self._decoder.waiting})
         if path == "/hatrack/plugin" and self._report:
             return plain_answer(200, self._report)
         if path == "/v1/models":

@@ -91,6 +91,18 @@ class Flow:
         return self.in_flight + self.queued
 
     @property
+    def ahead(self) -> int:
+        """About how many waiting requests go before a new one of this leaf, if those of all flows are alike: at each
+        level the waiting flows take turns, so that a flood in another one counts for no more than this one's own."""
+        ahead, flow = self.queued, self
+        while flow.parent is not None:
+            parent = flow.parent
+            competing = len(parent.backlog) + (flow not in parent.backlog)
+            ahead = min(parent.queued, (ahead + 1) * competing - 1)
+            flow = parent
+        return ahead
+
+    @property
     def downwards(self) -> tuple[Flow, ...]:
         """The flows from the project down to this one."""
         return () if self.parent is None else (*self.parent.downwards, self)

@@ -60,13 +60,13 @@ class AdmissionQueue:
 
         Raises:
             RateLimited: The caller's share of the queue is full.
-            Unavailable: The queue is full, or the deadline passed.
+            Unavailable: The queue is full, or the deadline passed, or its turn would come after that.
             EngineUnavailable: The engine is not running, or stopped while the request waited.
         """
         self.require_open()
         loop = asyncio.get_running_loop()
         now = loop.time()
-        entry = self.scheduler.offer(request, now)
+        entry = self.scheduler.offer(request, now, deadline - now)
         if entry.stage is Stage.WAITING:
             await self._wait(entry, deadline, loop)
         return Permit(self, entry)

@@ -26,6 +26,10 @@ FIRST_TOKEN_S: Final = 0.5
 MAX_SILENT_S: Final = 5.0
 MAX_RETRY_S: Final = 60
 _AVERAGE: Final = 0.1
+_STAY_AVERAGE: Final = 0.03
+"""Weight of the newest time in the engine."""
+_FORECAST_MARGIN: Final = 1.3
+"""By how much a forecast of the wait is raised: whoever is let into the queue should get its turn in time."""
 
 
 class QueueCounts:
@@ -73,8 +77,9 @@ class Scheduler:
         self._loading: dict[str, float] = {}
         self._due: QueuedRequest | None = None
         self._due_at = -math.inf
-        self._left_at: float | None = None
-        self._gap_s = 0.0
+        self._stay_s = 0.0
+        """Moving average of callers' time in the engine, s."""
+        self._stays = 0
 
     @property
     def queued(self) -> int:
@@ -86,12 +91,12 @@ class Scheduler:
         """Requests of both classes in the engine."""
         return self.callers.in_flight + self.background.in_flight
 
-    def offer(self, request: AdmissionRequest, now: float) -> QueuedRequest:
+    def offer(self, request: AdmissionRequest, now: float, max_wait_s: float = math.inf) -> QueuedRequest:
         """Add a request; it is ADMITTED at once if nothing is ahead of it, else WAITING.
 
         Raises:
             RateLimited: Its key or its project has used up its share of the queue.
-            Unavailable: The queue is full.
+            Unavailable: The queue is full, or at the present pace its turn comes after ``max_wait_s``.
         """
         tree = self._tree(request)
         leaf = tree.leaf(request.project, request.key_id, request.flow or request.adapter)
@@ -101,6 +106,8 @@ class Scheduler:
             return entry
         try:
             self._check_bounds(leaf)
+            if not request.background:  # their turn depends on callers that have not come yet
+                self._check_wait(leaf, max_wait_s)
         except (RateLimited, Unavailable):
             tree.rest(leaf, now)
             raise
@@ -147,10 +154,9 @@ class Scheduler:
         tree.settle(entry, tokens)
         tree.rest(entry.leaf, now)
         self.counts.left += 1
-        if self._left_at is not None:
-            gap_s = now - self._left_at
-            self._gap_s += _AVERAGE * (gap_s - self._gap_s) if self._gap_s else gap_s
-        self._left_at = now if self.in_flight or self.queued else None  # idle time does not count towards the pace
+        if tokens is not None and not entry.request.background:
+            self._stays += 1
+            self._stay_s += max(_STAY_AVERAGE, 1 / self._stays) * (now - entry.admitted_at - self._stay_s)
 
     def withdraw(self, entry: QueuedRequest, now: float) -> None:
         """Remove a waiting request from the queue."""
@@ -181,7 +187,15 @@ class Scheduler:
 
     def retry_after(self, ahead: int) -> int:
         """Seconds until ``ahead`` requests have left at the recent pace; 1 to 60."""
-        return max(1, min(MAX_RETRY_S, math.ceil(ahead * self._gap_s)))
+        return max(1, min(MAX_RETRY_S, math.ceil(self._wait_s(ahead))))
+
+    def _wait_s(self, ahead: int) -> float:
+        """About how long it takes until ``ahead`` requests have left, s.
+
+        By Little's law, from how long each stays and how many are in the engine, which while others wait is as full as
+        it may be. The times between departures say less: places often become free together.
+        """
+        return ahead * self._stay_s / max(1, self.callers.in_flight)
 
     # deciding
 
@@ -345,3 +359,16 @@ class Scheduler:
                     code="queue_share_full",
                     headers={"retry-after": str(self.retry_after(flow.queued * competing))},
                 )
+
+    def _check_wait(self, leaf: Flow, max_wait_s: float) -> None:
+        """Refuse at once what would be refused after ``max_wait_s``: its caller can try elsewhere, or later."""
+        ahead = leaf.ahead
+        wait_s = self._wait_s(ahead)
+        if wait_s * _FORECAST_MARGIN > max_wait_s:
+            self.counts.timeouts += 1
+            raise Unavailable(
+                f"the request would wait about {wait_s:.3g} s for {self.policy.server}, too long for the limit of "
+                f"{max_wait_s:.3g} s (HATRACK_QUEUE_TIMEOUT_S)",
+                retry_after=self.retry_after(ahead),
+                code="queue_timeout",
+            )

@@ -128,7 +128,11 @@ class Settings(
         1024, ge=1, description="Maximum number of inference requests in the gateway at once; then 503."
     )
     queue_timeout_s: float = Field(
-        120, gt=0, description="Time limit for waiting in the queue for the engine, s; then 503."
+        120,
+        gt=0,
+        description=(
+            "Time limit for waiting in the queue for the engine, s; then 503, at once if the wait would be longer."
+        ),
     )
     queue_size: int = Field(1024, ge=1, description="Maximum number of requests in the queue for the engine; then 503.")
     queue_share: float = Field(

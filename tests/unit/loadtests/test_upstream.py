@@ -93,6 +93,28 @@ async def test_a_client_that_leaves_is_forgotten(engine: Engine) -> None:
     await until(lambda: engine.decoder.streams == 0)
 
 
+async def test_no_more_streams_decode_than_there_are_places(engine: Engine) -> None:
+    async with httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=60) as client:
+        await client.put("/sequences/2")
+        await client.put("/pace/60000")
+        asked = [asyncio.create_task(events(engine)) for _ in range(5)]
+        await until(lambda: engine.decoder.streams == 5)
+        engine.decoder.pace_s = 0.001
+        engine.decoder._step()
+        assert (await client.get("/load")).json() == {"streams": 5, "waiting": 3}
+        assert [len(seen) for seen in await asyncio.gather(*asked)] == [7] * 5
+        assert (await client.get("/load")).json() == {"streams": 0, "waiting": 0}
+
+
+async def test_a_client_that_leaves_while_it_waits_is_forgotten(engine: Engine) -> None:
+    engine.decoder.max_sequences, engine.decoder.pace_s = 1, 60.0
+    asked = [asyncio.create_task(events(engine)) for _ in range(2)]
+    await until(lambda: engine.decoder.streams == 2)
+    for task in asked:
+        task.cancel()
+    await until(lambda: engine.decoder.streams == 0)
+
+
 async def test_log_probabilities_differ_under_an_adapter_and_repeat(engine: Engine) -> None:
     async with httpx.AsyncClient(base_url=engine.url, trust_env=False, timeout=60) as client:
 

@@ -49,6 +49,24 @@ async def test_one_goes_in_and_the_next_when_it_has_left() -> None:
     assert (made.snapshot().in_flight, made.snapshot().queued, made.snapshot().left) == (0, 0, 2)
 
 
+async def test_a_deadline_that_the_turn_would_miss_is_not_waited_for() -> None:
+    made = gate()
+    permits = [await made.enter(request(), later())]
+    waiting = [enter(made) for _ in range(8)]
+    for task in waiting[:4]:
+        await asyncio.sleep(0.05)
+        permits.pop().leave(10)
+        permits.append(await task)
+    with pytest.raises(Unavailable, match="would wait") as caught:
+        await made.enter(request(), later(0.05))
+    assert (caught.value.status, caught.value.code) == (503, "queue_timeout")
+    assert (made.snapshot().queued, made.snapshot().timeouts) == (4, 1)
+    for task in waiting[4:]:
+        permits.pop().leave(10)
+        permits.append(await task)
+    permits.pop().leave(10)
+
+
 async def test_the_deadline_passes_in_the_queue() -> None:
     made = gate()
     await made.enter(request(), later())

@@ -7,7 +7,7 @@ import pytest
 from service.admission.fair import LINGER_S, MAX_IDLE
 from service.admission.queued import QueuedRequest, Stage
 from service.errors import RateLimited, Unavailable
-from tests.unit.service.admission.world import Desk, Memory
+from tests.unit.service.admission.world import Desk, Memory, request
 
 
 def stages(*entries: QueuedRequest) -> list[Stage]:
@@ -317,6 +317,26 @@ def test_retry_after_follows_the_pace() -> None:
     assert desk.scheduler.retry_after(20) == 10
     assert desk.scheduler.retry_after(10_000) == 60
     assert desk.scheduler.retry_after(0) == 1
+
+
+def test_a_request_whose_turn_would_come_too_late_is_refused_at_once() -> None:
+    desk = Desk(width=1, common=1)
+    running = desk.offer()
+    for _ in range(30):
+        desk.scheduler.offer(request(), desk.now, 5.0)  # nothing has left yet: no pace, no forecast
+    for _ in range(10):
+        desk.now += 0.5
+        (running,) = desk.leave(running)
+    scheduler = desk.scheduler
+    with pytest.raises(Unavailable, match="would wait about 10 s") as refused:
+        scheduler.offer(request(), desk.now, 5.0)
+    assert (refused.value.status, refused.value.code) == (503, "queue_timeout")
+    assert refused.value.headers["retry-after"] == "10"
+    assert (scheduler.queued, scheduler.counts.timeouts) == (20, 1)
+    # what shares the engine with the flood does not wait behind it; what yields to callers has no forecast
+    others = request(project="q"), request(key="another"), request("b"), request(background=True)
+    assert [scheduler.offer(other, desk.now, 5.0).stage for other in others] == [Stage.WAITING] * 4
+    assert scheduler.offer(request(), desk.now, 15.0).stage is Stage.WAITING
 
 
 def test_one_cold_load_at_a_time_and_warm_ones_go_past_it() -> None:
