@@ -3,10 +3,10 @@
     .venv/bin/python -m loadtests.clients
     .venv/bin/python -m loadtests.clients --only names --names 10000
 
-Before a fake engine that decodes 1,024 streams at once: 1,000 clients that leave together in the middle of their streams;
-200 that read their streams at one byte a second, beside one that reads as it should; 100,000 requests for models that do
-not exist, each for another. Each part prints what the gateway's process, the engine and `/metrics` held before, during
-and after it.
+Before a fake engine that decodes 1,024 streams at once: 1,000 clients that leave together in the middle of their
+streams; 200 that read their streams at one byte a second, beside one that reads as it should; 100,000 requests for
+models that do not exist, each for another. Each part prints what the gateway's process, the engine and `/metrics` held
+before, during and after it.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ async def readers(both: Standing, count: int, seconds: float) -> list[str]:
     async def creep(client: Client) -> None:
         await client.connect()
         await client.send(request)
-        while time.monotonic() - began < seconds and await client.read(1):
+        while time.monotonic() - began < seconds and await client.read(1):  # noqa: ASYNC110 (a pace, no state)
             await asyncio.sleep(1)
 
     creeping = [asyncio.create_task(creep(client)) for client in clients]

@@ -20,13 +20,7 @@ from service.storage.backup import make_backup
 from service.storage.errors import BackupError, NoRoom
 from service.storage.references import References
 from service.storage.restore import MARKER, restore
-from tests.unit.service.storage.storage_home import (
-    ADMIN_KEY,
-    FILE,
-    STORE,
-    StorageHome,
-    in_child,
-)
+from tests.unit.service.storage.storage_home import ADMIN_KEY, FILE, RUN, STORE, StorageHome, in_child
 
 QUIET = lambda _done, _total, _doing: None  # noqa: E731 (a callback)
 
