@@ -131,8 +131,14 @@ class GatewayApp:
 
 
 @asynccontextmanager
-async def running(home: Path, base_dir: Path, **more: Any) -> AsyncIterator[GatewayApp]:
-    """A gateway over ``home``, ready to answer."""
+async def running(
+    home: Path,
+    base_dir: Path,
+    *,
+    make_engine: Callable[[dict[str, Any]], InferenceEngine] = InferenceEngine,
+    **more: Any,
+) -> AsyncIterator[GatewayApp]:
+    """A gateway over ``home``, ready to answer; ``make_engine`` gets the report that its engine is to give."""
     home.mkdir(parents=True, exist_ok=True)
     async with vectors() as embeddings:
         given = {"engine_device": "cpu", "embeddings_url": embeddings, "embeddings_model": "words", **more}
@@ -145,7 +151,7 @@ async def running(home: Path, base_dir: Path, **more: Any) -> AsyncIterator[Gate
             trainer_url=f"unix:{home / 't.sock'}",
             **given,
         )
-        engine, trainer = InferenceEngine(_report(settings)), StandIn(answer=_empty_trainer)
+        engine, trainer = make_engine(_report(settings)), StandIn(answer=_empty_trainer)
         async with engine.on(home / "e.sock"), trainer.on(home / "t.sock"):
             gateway = GatewayApp(create_app(settings), settings, engine, trainer)
             async with _lifespan(gateway.app):
