@@ -22,6 +22,7 @@ from tests.unit.service.batches.killed_gateway import note_in
 KILLED_S = 120.0
 
 
+@pytest.mark.sqlite
 async def test_kill_9_loses_no_answer_and_asks_only_what_was_in_flight_again(tmp_path: Path) -> None:
     home, asked = tmp_path / "home", tmp_path / "asked"
     gateway = BatchesApp(home)
