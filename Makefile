@@ -33,7 +33,7 @@ samples: setup-dev
 	@$(BIN)/python -m trainer.samples --base var/base/$(BASE) --out var/samples >/dev/null
 
 # one process has the engine and all tests that need one, while the others run unit tests
-test: samples ## unit tests, and beside them one real engine for all that need one (11 minutes on two cores with AVX-512, twice that without; and 3 to 5 before for the voices)
+test: samples ## unit tests, and beside them one real engine for all that need one (23 minutes on two slow cores without AVX-512, less on others; and 3 to 5 before for the voices)
 	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" -n logical --dist loadscope
 	@$(BIN)/python -m pytest $(ON_POSTGRESQL) -m "not slow" --database postgresql
 
