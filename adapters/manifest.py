@@ -147,7 +147,7 @@ class Manifest(BaseModel):
         if self.base_model_name is None:
             if strict:
                 doubts.append(("base_model_name_or_path", "The config names no base model."))
-        elif not _same_base(self.base_model_name, base_name):
+        elif not is_same_base(self.base_model_name, base_name):
             doubts.append(
                 (
                     "base_model_name_or_path",
@@ -268,7 +268,7 @@ def _text(config: dict[str, Any], key: str) -> str | None:
     return value
 
 
-def _same_base(named: str, served: str) -> bool:
+def is_same_base(named: str, served: str) -> bool:
     """Whether two names may mean the same base: hub ids, directories and slugs are compared by their last part."""
     return _slug(named) == _slug(served)
 

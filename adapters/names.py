@@ -10,6 +10,7 @@ version   = 1 … 2147483647, in plain decimal without leading zeros
 
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,11 +38,11 @@ def is_digest(text: str) -> bool:
 
 
 def parse_name(
-    text: str, *, base_name: str | None = None, embedder_name: str | None = None, noun: str = "adapter"
+    text: str, *, base_names: Collection[str] = (), embedder_name: str | None = None, noun: str = "adapter"
 ) -> str:
     """Return `text` if it is a valid name of an adapter, or of what `noun` says in messages.
 
-    Raises NameInvalid; NameReserved for a digest's form, or for the served name of the base or the embedder.
+    Raises NameInvalid; NameReserved for a digest's form, or for the served name of a base or the embedder.
     """
     if _NAME.fullmatch(text) is None:
         raise NameInvalid(
@@ -54,7 +55,7 @@ def parse_name(
             f"{_article(noun)} {noun} name must not be 64 hex digits, which would be ambiguous with a digest.",
             param="name",
         )
-    if text == base_name:
+    if text in base_names:
         raise NameReserved(f"'{text}' is the base model's name.", param="name")
     if text == embedder_name:
         raise NameReserved(f"'{text}' is the embedding model's name.", param="name")

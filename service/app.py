@@ -7,7 +7,8 @@ app for the inference routes, and for everything else request ids (``service.err
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapters.base import BaseDescription
 from adapters.store import Store
 from service import __version__
 from service.access.limits import KeyLimiter
 from service.access.refusals import Refusals
 from service.access.routes import router as access_router
 from service.access.service import Keys
-from service.admission.admission import Admission
 from service.batches.routes import router as batches_router
 from service.batches.service import Batches
 from service.config import GIB, MIB, Settings
@@ -34,12 +33,11 @@ from service.costs.routes import router as costs_router
 from service.database import Database
 from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
-from service.engine.assemble import describe_base, engine_for, engine_version
-from service.engine.busy import EngineClock
-from service.engine.watched import WatchedEngine
+from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
 from service.files.routes import router as files_router
 from service.files.service import Files
+from service.fleet import EngineParts, Fleet
 from service.grounding.assemble import Grounding
 from service.grounding.assemble import assemble as assemble_grounding
 from service.grounding.config import EMBEDDED
@@ -47,6 +45,7 @@ from service.health import health
 from service.http.schema import add_routes
 from service.inference.dispatch import Dispatch
 from service.inference.embedding import EmbeddingRequests
+from service.inference.engines import BaseLimits, Dispatches
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
 from service.inference.routes import MODELS, InferenceApp
@@ -69,7 +68,7 @@ from service.telemetry.component_sources import (
     VerdictsSource,
 )
 from service.telemetry.engine import EngineSource
-from service.telemetry.exposition import Source
+from service.telemetry.exposition import Labelled, Source
 from service.telemetry.record import Accounts, LogAccount, RefusalAccount
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
@@ -96,9 +95,7 @@ class Parts:
     limiter: KeyLimiter
     refusals: Refusals
     usage: UsageAccount
-    base: BaseDescription
-    supervisor: WatchedEngine
-    admission: Admission
+    fleet: Fleet
     catalog: Catalog
     registry: Registry
     telemetry: Telemetry
@@ -107,8 +104,8 @@ class Parts:
     grounding: Grounding
     sidecar: Sidecar
     costs: Costs
-    structured: StructuredOutputs
-    engine_clock: EngineClock
+    structured: dict[str, StructuredOutputs]
+    """By the served name of the base whose tokenizer counts."""
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -140,7 +137,7 @@ def create_app(settings: Settings) -> ASGIApp:
     add_routes(api, costs_router)  # before the routes that forward everything below /v1/fine_tuning
     add_routes(api, registry_router)
     api.state.files, api.state.training = parts.files, parts.sidecar.training
-    api.state.admission_queue = parts.admission.queue
+    api.state.callers_load = parts.fleet.callers_load
     add_routes(api, files_router)
     api.state.datasets = Datasets(parts.database, parts.files)
     add_routes(api, datasets_router)
@@ -156,9 +153,8 @@ def create_app(settings: Settings) -> ASGIApp:
     add_routes(api, revalidation_router)
     api.state.telemetry, api.state.batches = parts.telemetry, batches
     add_routes(api, metrics_router)
-    fingerprint = parts.base.fingerprint.digest
-    add_routes(api, health(parts.supervisor, parts.sidecar.watch, settings.base_served_name, fingerprint))
-    add_routes(api, pages(settings.base_served_name, lambda: build_openapi(api, inference.routes, __version__)))
+    add_routes(api, health(parts.fleet, parts.sidecar.watch))
+    add_routes(api, pages(parts.catalog.base_name, lambda: build_openapi(api, inference.routes, __version__)))
     add_routes(api, console())
     add_error_handlers(api, [*inference.routes, MODELS])
     app = DataPathFirst(inference, RequestIds(api))
@@ -185,30 +181,25 @@ def build(settings: Settings) -> Parts:
     database = Database(settings.home / "hatrack.db", settings.database_address)
     limiter = KeyLimiter()
     keys = _keys(settings, database, limiter)
-    base = describe_base(settings)
-    made_at = int((settings.base_dir / "config.json").stat().st_mtime)
-    catalog = Catalog(settings.base_served_name, made_at, settings.embedder_served_name)
+    fleet = Fleet.from_settings(settings)
+    bases, settings = fleet.bases, fleet.default.agent.settings
+    others = {base.name: base.created_at for base in bases if base is not bases.default}
+    catalog = Catalog(bases.default.name, bases.default.created_at, settings.embedder_served_name, others)
     store = Store(settings.store_dir)
-    supervisor = engine_for(settings, base)
-    engine_clock = EngineClock()
-    admission = Admission(settings, supervisor.client, supervisor.on_change, engine_clock)
-    background = admission.background_engine
-    meter = EngineMeter(engine_clock, lambda: supervisor.state.name != "down")
+    meter = EngineMeter(fleet.clocks, fleet.running_engines)
     usage = UsageAccount(database, flush_s=settings.usage_flush_s, meter=meter)
     refusals = Refusals(database)
     telemetry = Telemetry(settings, catalog, engine_version())
     files = _files(settings, database)
     knowledge = _knowledge(settings, database, files)
     own = {EMBEDDED: knowledge} if knowledge is not None else {}
-    grounding = assemble_grounding(settings, keys.derived_secret("grounding"), own)
-    registry = Registry(
-        *(settings, database, store, catalog, base, background, supervisor.restart, supervisor.client),
-        check_stores=grounding.hook.check_settings,
-    )
-    supervisor.before_spawn = registry.collect
+    grounding = assemble_grounding([base.settings for base in bases], keys.derived_secret("grounding"), own)
+    registry = Registry(settings, database, store, catalog, bases, check_stores=grounding.hook.check_settings)
+    fleet.before_spawn(registry.collect)
     check_store = None if knowledge is None else knowledge.show
     sidecar = assemble_sidecar(
         *(settings, database, keys, catalog, files, registry.verdicts, store),
+        other_bases=[base.settings for base in bases if base is not bases.default],
         check_store=check_store,
         check_grounding=grounding.hook.check_settings,
     )
@@ -220,9 +211,7 @@ def build(settings: Settings) -> Parts:
         limiter=limiter,
         refusals=refusals,
         usage=usage,
-        base=base,
-        supervisor=supervisor,
-        admission=admission,
+        fleet=fleet,
         catalog=catalog,
         registry=registry,
         telemetry=telemetry,
@@ -231,8 +220,7 @@ def build(settings: Settings) -> Parts:
         grounding=grounding,
         sidecar=sidecar,
         costs=costs,
-        structured=StructuredOutputs.from_settings(settings),
-        engine_clock=engine_clock,
+        structured={base.name: StructuredOutputs.from_settings(base.settings) for base in bases},
     )
     telemetry.watch(*_sources(parts))
     return parts
@@ -240,57 +228,99 @@ def build(settings: Settings) -> Parts:
 
 def _data_path(parts: Parts) -> tuple[InferenceApp, Batches]:
     """The data path, and the batches, whose requests go through it."""
-    settings, telemetry, supervisor = parts.settings, parts.telemetry, parts.supervisor
+    settings, telemetry, fleet = parts.settings, parts.telemetry, parts.fleet
     budgets = parts.costs.budgets
     accounts = Accounts(LogAccount(), parts.usage, budgets, RefusalAccount(parts.refusals), *telemetry.accounts)
-    dispatch = Dispatch(
-        settings,
-        supervisor.client,
-        parts.catalog.base_name,
-        embedder_name=parts.catalog.embedder_name,
-        suspect=parts.registry.report_failure,
-        saw_tokens=supervisor.saw_tokens,
-        admission_queue=parts.admission.queue,
-        counting=parts.admission.counting,
-        engine_clock=parts.engine_clock,
-    )
+    default, *others = _base_limits(parts).items()
     pipeline = Pipeline(
         settings,
         parts.keys.authenticator,
         parts.catalog,
-        dispatch,
+        _dispatch(parts),
         account=accounts,
         limiter=parts.limiter,
         tracer=telemetry.tracer,
         hook=parts.grounding.hook,
-        prompt_limit=PromptLimit.of_checkpoint(settings.base_dir, settings.context),
-        grammars=parts.structured,
+        prompt_limit=default[1].prompt_limit,
+        grammars=default[1].grammars,
+        limits=dict(others),
         check_budget=budgets.check,
         embeddings=None
         if parts.knowledge is None
-        else EmbeddingRequests(settings, parts.knowledge.embedder, parts.admission.embedding),
+        else EmbeddingRequests(settings, parts.knowledge.embedder, fleet.default.admission.embedding),
     )
     telemetry.in_flight = lambda: pipeline.in_flight
-    inference = InferenceApp(settings, pipeline, parts.refusals)
-    batches = Batches.from_settings(settings, parts.database, parts.files, inference, supervisor, budgets.check)
+    # no route refuses what the base with the longest context takes; the others' engines do
+    widest = max((base.settings for base in fleet.bases), key=lambda each: each.context or sys.maxsize)
+    inference = InferenceApp(widest, pipeline, parts.refusals)
+    batches = Batches.from_settings(settings, parts.database, parts.files, inference, fleet, budgets.check)
     telemetry.watch(batches)
     return inference, batches
 
 
+def _dispatch(parts: Parts) -> Dispatch | Dispatches:
+    """Each engine's dispatch, and of several the choice among them."""
+    fleet, catalog = parts.fleet, parts.catalog
+
+    def made(each: EngineParts) -> Dispatch:
+        base = each.base.served_name
+        return Dispatch(
+            each.agent.settings,
+            each.watched.client,
+            base,
+            embedder_name=catalog.embedder_name,
+            suspect=lambda digest: parts.registry.report_failure(digest, base),
+            saw_tokens=each.watched.saw_tokens,
+            admission_queue=each.admission.queue,
+            counting=each.admission.counting,
+            engine_clock=each.clock,
+        )
+
+    dispatches = {each.agent.name: made(each) for each in fleet.parts}
+    if len(dispatches) == 1:
+        return dispatches[fleet.default.agent.name]
+    return Dispatches(fleet.bases, dispatches)
+
+
+def _base_limits(parts: Parts) -> dict[str, BaseLimits]:
+    return {
+        base.name: BaseLimits(
+            PromptLimit.of_checkpoint(base.settings.base_dir, base.settings.context),
+            parts.structured[base.name],
+            base.settings.context,
+        )
+        for base in parts.fleet.bases
+    }
+
+
 def _sources(parts: Parts) -> tuple[Source, ...]:
     """What `/metrics` is read from."""
-    supervisor, account = parts.supervisor, parts.telemetry.account
-    config = supervisor.config
+    account = parts.telemetry.account
+
+    def engine(each: EngineParts) -> Source:
+        config = each.watched.config
+        return EngineSource(each.watched, each.watched.client, slots=config.slots, resident_limit=config.resident)
+
+    def admission(each: EngineParts) -> Source:
+        return AdmissionSource(each.admission.queue, parts.settings.queue_size, account)
+
+    def residency(each: EngineParts) -> Source:
+        return ResidencySource(each.admission.residency, account)
+
+    def of_all(make: Callable[[EngineParts], Source]) -> Source:
+        labelled = {each.label: make(each) for each in parts.fleet.parts if each.label is not None}
+        return Labelled("engine", labelled) if labelled else make(parts.fleet.default)
+
     return (
-        EngineSource(supervisor, supervisor.client, slots=config.slots, resident_limit=config.resident),
-        AdmissionSource(parts.admission.queue, parts.settings.queue_size, account),
-        ResidencySource(parts.admission.residency, account),
+        of_all(engine),
+        of_all(admission),
+        of_all(residency),
         LimitsSource(parts.limiter),
         UsageSource(parts.usage),
         RegistrySource(parts.registry),
         VerdictsSource(parts.registry.verdicts),
         GroundingSource(parts.grounding.hook.counts),
-        StructuredSource(parts.structured),
+        StructuredSource(tuple(parts.structured.values())),
         TrainerSource(parts.sidecar.watch),
     )
 
@@ -335,8 +365,8 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
             stack.push_async_callback(parts.usage.close)
             await stack.enter_async_context(parts.refusals.running())
             parts.limiter.restore(await parts.usage.charged_today())
-            await stack.enter_async_context(parts.admission.running())
-            stack.push_async_callback(parts.supervisor.stop)
+            await stack.enter_async_context(parts.fleet.admitting())
+            stack.push_async_callback(parts.fleet.stop)
             await parts.keys.open()
             await parts.registry.open()
             stack.push_async_callback(parts.registry.close)
@@ -346,8 +376,9 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
                 await parts.knowledge.open()
                 stack.push_async_callback(parts.knowledge.close)
             await stack.enter_async_context(parts.grounding.running())
-            await stack.enter_async_context(parts.structured.running())
-            await parts.supervisor.start()
+            for structured in parts.structured.values():
+                await stack.enter_async_context(structured.running())
+            await parts.fleet.start()
             await stack.enter_async_context(parts.sidecar.running())
             await stack.enter_async_context(parts.costs.budgets.running())
             await stack.enter_async_context(batches.running())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from service import __version__
-from service.engine.watched import StateName, WatchedEngine
+from service.engine.watched import EngineState, StateName
+from service.fleet import EngineParts, Fleet
 from service.http.schema import ApiModel, answers
 from service.training.watch import State as TrainerState
 from service.training.watch import TrainerWatch
@@ -30,6 +31,14 @@ class EngineHealth(ApiModel):
     since: float
 
 
+class NamedEngineHealth(EngineHealth):
+    """One of several engines."""
+
+    name: str
+    base: str = Field(description="Name under which its base is served.")
+    fingerprint: str = Field(description="Digest of its base and of its settings that affect the output.")
+
+
 class TrainerHealth(ApiModel):
     """The trainer's state."""
 
@@ -47,18 +56,20 @@ class Readiness(ApiModel):
         description="Digest of the base model and of the engine's settings that affect its output."
     )
     engine: EngineHealth
+    engines: list[NamedEngineHealth] | None = Field(
+        None, description="Where there are several (`HATRACK_ENGINES`): each one's state. One that is ready is enough."
+    )
     trainer: TrainerHealth
 
 
-def health(engine: WatchedEngine, trainer: TrainerWatch, base: str, fingerprint: str) -> APIRouter:
+def health(fleet: Fleet, trainer: TrainerWatch) -> APIRouter:
     """Build the routes.
 
     Args:
-        engine: Its state decides readiness.
+        fleet: Its engines' states decide readiness.
         trainer: Its state is shown only.
-        base: Name under which the base is served.
-        fingerprint: Digest of the base and of how it is served.
     """
+    base = fleet.bases.default
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", responses=answers(Health))
@@ -68,15 +79,27 @@ def health(engine: WatchedEngine, trainer: TrainerWatch, base: str, fingerprint:
 
     @router.get("/readyz", responses=answers(Readiness) | answers(Readiness, status=503))
     async def readyz() -> JSONResponse:
-        """Readiness: 200 if the engine answers, else 503 with its state and the reason; needs no key."""
-        state = engine.state
-        body = {
-            "status": "ready" if engine.ready else state.name,
-            "base": base,
-            "fingerprint": fingerprint,
-            "engine": {"state": state.name, "reason": state.reason, "since": state.since},
+        """Readiness: 200 if the engine (of several, any) answers, else 503 with its state and the reason; needs no
+        key."""
+        state, ready = fleet.state, fleet.ready
+        body: dict[str, Any] = {
+            "status": "ready" if ready else state.name,
+            "base": base.name,
+            "fingerprint": base.fingerprint.digest,
+            "engine": _shown(state),
             "trainer": {"state": trainer.state},
         }
-        return JSONResponse(body, 200 if engine.ready else 503, {} if engine.ready else {"retry-after": "5"})
+        if fleet.default.label is not None:
+            body["engines"] = [_named(each) for each in fleet.parts]
+        return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})
 
     return router
+
+
+def _shown(state: EngineState) -> dict[str, Any]:
+    return {"state": state.name, "reason": state.reason, "since": state.since}
+
+
+def _named(each: EngineParts) -> dict[str, Any]:
+    about = {"name": each.label, "base": each.base.served_name, "fingerprint": each.base.fingerprint.digest}
+    return {**about, **_shown(each.watched.state)}

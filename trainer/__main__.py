@@ -26,7 +26,7 @@ import uvicorn
 
 from adapters.errors import AdapterError
 from trainer.app import Trainer, create_app
-from trainer.config import Installation, Settings, load_settings
+from trainer.config import Installation, OtherBase, Settings, load_settings
 from trainer.database import FILE, Database
 from trainer.errors import SettingsError
 from trainer.finetune.capacity import BaseModelInfo
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings()
         installation = _installation(options, settings)
         base = BaseModelInfo.read(installation.base)
+        others = {other.base_name: BaseModelInfo.read(other.base) for other in installation.others}
     except SettingsError as error:
         return _fail(str(error), BAD_SETTINGS)
     except AdapterError as error:
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _lock_home(installation.directory):
             Database(installation.directory / FILE, settings.database_address).check_schema()
-            trainer = Trainer.build(settings, installation, base)
+            trainer = Trainer.build(settings, installation, base, others=others)
             listener = _unix(options.socket) if options.socket else _tcp(options.host, options.port)
             asyncio.run(_serve(trainer, settings, listener, parent if options.socket else None))
     except SettingsError as error:
@@ -100,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gateway", required=True, help="URL at which workers reach the gateway")
     parser.add_argument("--base", type=Path, required=True, help="checkpoint directory of the base model")
     parser.add_argument("--base-name", required=True, help="name under which the base is served")
+    parser.add_argument(
+        "--other-base",
+        type=OtherBase.parse,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="a further base of the gateway: an object with base, base_name, max_rank, context and dtype",
+    )
     parser.add_argument("--max-rank", type=int, required=True, help="maximum LoRA rank of the engine")
     parser.add_argument("--context", type=int, help="the engine's context in tokens; default: the base's own")
     dtypes = ("bfloat16", "float16", "float32")
@@ -122,6 +131,7 @@ def _installation(options: argparse.Namespace, settings: Settings) -> Installati
         dtype=options.dtype,
         engine_device=options.engine_device,
         engine_memory=options.engine_memory,
+        others=tuple(options.other_base),
     )
 
 

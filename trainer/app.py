@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -101,14 +102,18 @@ class Trainer:
         base: capacity.BaseModelInfo,
         command: Command = finetune_kind.worker_command,
         evaluating: Command = evaluation_kind.worker_command,
+        others: Mapping[str, capacity.BaseModelInfo] = MappingProxyType({}),
     ) -> Trainer:
         """Create the components; nothing is opened or started.
 
         Args:
+            base: What is known of the default base.
             command: Gives the command line of a job's worker.
             evaluating: Gives the command line of an evaluation's worker.
+            others: What is known of the installation's other bases, by their served names.
         """
         database, notifier = Database(installation.directory / FILE, settings.database_address), Notifier()
+        bases = {installation.base_name: base, **others}
         directories = {
             finetune_kind.NAME: finetune_kind.job_directories(installation),
             evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),
@@ -120,19 +125,19 @@ class Trainer:
         answered = {evaluation_kind.NAME: evaluations, finetune_kind.NAME: jobs}
         reviews, looks = Reviews(database, endpoints, answered), LookStore(database)
         finetune = finetune_kind.FinetuneKind(
-            settings, installation, base, database, jobs, housekeeper, reviews, looks, command
+            settings, installation, bases, database, jobs, housekeeper, reviews, looks, command
         )
         evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, looks, evaluating)
         address = settings.webhook()
         webhook = WebhookSender(database, None if address is None else Address(*address))
-        model = served_model(installation, base.positions)
+        models = {name: served_model(installation.on(name), base.positions) for name, base in bases.items()}
         ladder = ladder_kind.LadderKind(directories[ladder_kind.NAME], evaluations, jobs)
         kinds: tuple[AnyKind, ...] = (finetune, evaluation, ladder)
         children = Children(database, {kind.name: kind for kind in kinds})
         transitions = Transitions(database, notifier, housekeeper, children, webhook)
         supervisor = Supervisor(settings, database, notifier, transitions, kinds)
         jobs_service = Jobs(
-            finetune, settings, installation, base, database, notifier, supervisor.lines, supervisor.working
+            finetune, settings, installation, bases, database, notifier, supervisor.lines, supervisor.working
         )
         return cls(
             database=database,
@@ -144,9 +149,12 @@ class Trainer:
             costs=JobCosts(finetune, database),
             estimates=JobEstimates(jobs_service, finetune, database, settings, installation),
             evaluations=Evaluations(
-                evaluation, settings, installation, model, database, notifier, supervisor.lines, reviews
+                evaluation, settings, installation, models, database, notifier, supervisor.lines, reviews
             ),
-            ladders=Ladders(ladder, settings, installation, model, database, notifier, supervisor.lines, endpoints),
+            ladders=Ladders(
+                *(ladder, settings, installation, models[installation.base_name]),
+                *(database, notifier, supervisor.lines, endpoints),
+            ),
             checks=DataChecks(settings, installation),
             streams=Streams(database, notifier, event_object),
             reviews=reviews,

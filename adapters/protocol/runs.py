@@ -59,11 +59,13 @@ class ParentShape:
 class JobContext(ProtocolModel):
     """What the gateway resolved for a fine-tuning job.
 
-    ``adapter``: the name of the result. ``parent``: the `name@version` to continue from; None: the base. ``datasets``:
-    the `name@version` of each file that the client named by a dataset, by the body's field.
+    ``adapter``: the name of the result. ``base``: the served name of the base; None: the default. ``parent``: the
+    `name@version` to continue from; None: the base. ``datasets``: the `name@version` of each file that the client named
+    by a dataset, by the body's field.
     """
 
     adapter: str
+    base: str | None = None
     training_file: FileRef
     validation_file: FileRef | None = None
     parent: str | None = None
@@ -94,7 +96,8 @@ class PromptExample(ProtocolModel):
 class EvaluationContext(ProtocolModel):
     """What the gateway resolved and authorised for an evaluation.
 
-    ``models``: what each arm of the gateway's stands for (`name@3`, or the base), by its label. ``candidate``: the
+    ``base``: the served name of the base that the models are compared with; None: the default. ``models``: what each
+    arm of the gateway's stands for (`name@3`, or a base), by its label. ``candidate``: the
     version that is judged, None where it is none; ``system_prompt``, ``grounding`` and ``examples`` are its settings,
     and ``has_weights`` is False if it is made of these alone. ``live``: the version that serves under its name now, if
     that is another. ``groundings``: by its name, the grounding of each version that is asked and has one.
@@ -104,6 +107,7 @@ class EvaluationContext(ProtocolModel):
     """
 
     held_out: FileRef
+    base: str | None = None
     models: dict[str, str] = Field(default_factory=dict)
     candidate: str | None = None
     system_prompt: str | None = None

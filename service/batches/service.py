@@ -9,7 +9,7 @@ import string
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 from prometheus_client.metrics_core import Metric as Family
@@ -24,13 +24,26 @@ from service.batches.schemas import WINDOWS_S, BatchRequest, batch_object
 from service.concurrency import in_thread
 from service.config import MIB, Settings
 from service.database import Database
-from service.engine.watched import WatchedEngine
+from service.engine.watched import EngineState
 from service.errors import BadRequest, Conflict, NotFound, RateLimited, TooLarge
 from service.files.holds import hold_for_batch
 from service.files.purposes import Purpose
 from service.files.service import Files, not_found
 from service.inference.routes import InferenceApp
 from service.telemetry import metrics
+
+
+class Engines(Protocol):
+    """What answers the requests: one engine or several."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether any accepts requests."""
+
+    @property
+    def state(self) -> EngineState:
+        """Why, if not."""
+
 
 ID_CHARS: Final = 24
 _ID_ALPHABET: Final = string.digits + string.ascii_letters
@@ -60,7 +73,7 @@ class Batches:
         database: Database,
         files: Files,
         inference: InferenceApp,
-        engine: WatchedEngine,
+        engines: Engines,
         check_budget: Callable[[Caller], None],
     ) -> Batches:
         """The batches of a gateway; their requests go through ``inference``."""
@@ -71,7 +84,7 @@ class Batches:
             ask=DataPath(inference),
             find_caller=inference.pipeline.authenticator.caller_with_id,
             check_budget=check_budget,
-            engine_trouble=lambda: None if engine.ready else engine.state.reason,
+            engine_trouble=lambda: None if engines.ready else engines.state.reason,
             slots=asyncio.Semaphore(settings.batch_concurrency),
             concurrency=settings.batch_concurrency,
             answered={"completed": 0, "failed": 0},

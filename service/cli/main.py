@@ -21,6 +21,7 @@ from service.cli import (
     kb,
     profiles,
     pull,
+    rebase,
     registry,
     revalidate,
     review,
@@ -199,6 +200,9 @@ app.command(
         "hatrack train examples.jsonl --name brand-voice --estimate   (what it would cost)",
     )
 )(train.train)
+app.command(epilog=examples("hatrack rebase --to qwen3-4b --dry-run", "hatrack rebase support --to qwen3-4b --yes"))(
+    rebase.rebase
+)
 app.command(epilog=examples("hatrack jobs", "hatrack jobs --json | jq '.[].id'"))(jobs.jobs)
 app.command(
     epilog=examples("hatrack job ftjob-1a2b", "hatrack job ftjob-1a2b --follow", "hatrack job ftjob-1a2b --pause")

@@ -68,6 +68,16 @@ SettingsFile = Annotated[Path | None, typer.Option(help="JSON file of settings [
 MetadataFile = Annotated[Path | None, typer.Option(help="JSON file of metadata [default: DIR/metadata.json].", **_FILE)]
 
 
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The base that it is for, where the gateway serves several [default: what adapter_config.json names, else "
+        "the first].",
+    ),
+]
+
+
 def _sha256_option(text: str | None) -> str | None:
     if text is not None and re.fullmatch(r"[0-9a-f]{64}", text.lower()) is None:
         raise typer.BadParameter("must be 64 hexadecimal digits.")
@@ -100,6 +110,7 @@ def push(
     settings: SettingsFile = None,
     metadata: MetadataFile = None,
     sha256: Sha256 = None,
+    base: Base = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a version of an adapter, of weights or of settings alone, and wait until it is proven."""
@@ -118,6 +129,7 @@ def push(
         options: dict[str, Any] = {
             "metadata": read_json_object(metadata) if metadata else None,
             "alias": "" if no_alias else alias,
+            "base": base,
             "wait": not no_wait,
         }
         with HatrackClient() as client:

@@ -21,6 +21,7 @@ from service.access.keys import admin_key
 from service.cli import samples
 from service.client import ClientError, HatrackClient
 from service.config import Settings, inherited_environment, load_settings
+from service.config.engines import engine_dirs, engine_settings
 from service.errors import SettingsError
 from service.server.instance import InstanceLock, end_gateway, holder
 from service.server.private import keep_private
@@ -62,7 +63,8 @@ def up(keep_engine: KeepEngine = None) -> None:
         settings = settings.model_copy(update={"trainer": "on"})
     refuse_unusable_data(settings)
     keep_private(settings.home)
-    prepare_base(settings)
+    for each in read_engines(settings):
+        prepare_base(each)
     _run(settings, lambda: _first_run(settings))
 
 
@@ -76,8 +78,9 @@ def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
     """
     trainer_setting = None if trainer is None else "on" if trainer else "off"
     settings = read_settings(keep_engine=keep_engine, trainer=trainer_setting)
-    if not (settings.base_dir / "config.json").exists():
-        fail(f"no base model at {settings.base_dir}; `hatrack up` prepares it")
+    for each in read_engines(settings):
+        if not (each.base_dir / "config.json").exists():
+            fail(f"no base model at {each.base_dir}; `hatrack up` prepares it")
     refuse_unusable_data(settings)
     keep_private(settings.home)
     _run(settings, None)
@@ -100,9 +103,11 @@ def down(
 
     settings = read_settings()
     if keep_engine and holder(settings.home) is not None:
-        ask_to_keep(settings.engine_dir)
+        for directory in engine_dirs(settings):
+            ask_to_keep(directory)
     pid = end_gateway(settings.home)
-    ended = [] if keep_engine else end_leftovers(settings.engine_dir)
+    directories = [] if keep_engine else engine_dirs(settings)
+    ended = [process for directory in directories for process in end_leftovers(directory)]
     trainer = end_leftover(TrainerConfig.from_settings(settings).lock)
     if trainer is not None:
         console.print(f"stopped a trainer that was still running (process {trainer})")
@@ -174,6 +179,14 @@ def read_settings(**flags: object) -> Settings:
         fail(str(error))
 
 
+def read_engines(settings: Settings) -> tuple[Settings, ...]:
+    """Each engine's settings; a mistake in their file ends the command."""
+    try:
+        return engine_settings(settings)
+    except SettingsError as error:
+        fail(str(error))
+
+
 def fail(message: str) -> NoReturn:
     """End the command with exit code 1 and a reason."""
     console.print(f"[red]error:[/red] {message}")
@@ -191,7 +204,8 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
         lock = InstanceLock(settings.home)
         refuse_unusable_data(settings)  # again: a restore may have run, and been cut off, since it was first looked at
         app = create_app(settings)
-        asyncio.run(check_engine(settings))
+        for each in read_engines(settings):
+            asyncio.run(check_engine(each))
     except SettingsError as error:
         fail(str(error))
     server = uvicorn.Server(uvicorn_config(app, settings))
@@ -217,7 +231,7 @@ def _first_run(settings: Settings) -> None:
         try:
             with console.status("Loading the engine…"):
                 client.wait_ready(settings.engine_start_timeout_s)
-            models = [settings.base_served_name, *_live(client)]
+            models = [*dict.fromkeys(each.base_served_name for each in read_engines(settings)), *_live(client)]
             key_file = None if given else settings.home / "admin.key"
             console.print(try_this(url, models, key_file=key_file), markup=False, soft_wrap=True)
             keeps = settings.keep_engine or settings.engine_url

@@ -81,6 +81,9 @@ Suites = Annotated[
     str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")
 ]
 Start = Annotated[str | None, typer.Option("--from", help="Continue training from NAME@VERSION. [default: the base]")]
+Base = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The base to train for, of several. [default: the first]")
+]
 Stores = Annotated[
     list[str] | None,
     typer.Option("--kb", metavar="STORE", help="Train and serve with passages of a knowledge base; repeatable."),
@@ -112,6 +115,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="The adapter's name.", callback=_optional_name)] = None,
     held_out: HeldOut = None,
     start: Start = None,
+    base: Base = None,
     options: Hyperparameters = None,
     system_prompt: Annotated[str | None, typer.Option(help="System prompt for training and serving.")] = None,
     kb: Stores = None,
@@ -141,6 +145,8 @@ def train(
         return
     _check_source(context, recipe, complete=file is not None and name is not None)
     _check_options(save_recipe, stores=bool(kb), of_stores=bool(kb_as or required_filter))
+    if start is not None and base is not None:
+        raise typer.BadParameter("--from and --base cannot be combined: a version is trained on for its own base.")
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
     judging: dict[str, Any] = {"promote": promote.value, "metric": metric, "suites": suites, "judge": judge}
@@ -152,7 +158,7 @@ def train(
         else:
             requested = Recipe(
                 adapter=str(name),
-                model=start or str(client.ready().get("base")),
+                model=start or base or str(client.ready().get("base")),
                 data=find_source(client, str(file)),
                 held_out=find_source(client, held_out) if held_out else None,
                 hyperparameters=hyperparameters,

@@ -85,6 +85,7 @@ class Adapters(Resource):
         settings: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         alias: str | None = None,
+        base: str | None = None,
         wait: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> AdapterVersion:
@@ -98,6 +99,8 @@ class Adapters(Resource):
             metadata: Replaces metadata.json.
             alias: Moves to the version once it is proven. None: `live` for the first version of a name, else none; an
                 empty string: none.
+            base: The base that it is for, where the gateway serves several. None: the one that adapter_config.json
+                names, if it is served, else the default.
             wait: Wait until the version is proven, up to 6 minutes; otherwise it is returned in the state `proving`.
             progress: Called with the number of weight bytes sent since its last call.
 
@@ -107,11 +110,10 @@ class Adapters(Resource):
                 settings.
         """
         if directory is None:
-            return self._push_settings(name, settings, metadata, alias, wait)
+            return self._push_settings(name, settings, metadata, alias, base, wait)
         source = directory if isinstance(directory, AdapterDirectory) else AdapterDirectory.read(directory)
         fields = {"name": name}
-        if alias is not None:
-            fields["alias"] = alias
+        fields |= given({"alias": alias, "base": base})
         for field, value, default in (
             ("settings", settings, source.settings),
             ("metadata", metadata, source.metadata),
@@ -144,6 +146,7 @@ class Adapters(Resource):
         settings: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         alias: str | None = None,
+        base: str | None = None,
         wait: bool = True,
         progress: Callable[[PushProgress], object] | None = None,
     ) -> AdapterVersion:
@@ -155,7 +158,7 @@ class Adapters(Resource):
             source: `hf://ORG/REPO@REVISION/FOLDER`, `s3://BUCKET/FOLDER` or `https://HOST/FOLDER`; the gateway's
                 setting HATRACK_SOURCES must cover it.
             sha256: What the weights' SHA-256 must be, in hex. None: what the source says, if it does.
-            settings, metadata, alias, wait: As for ``push``; nothing but the two files and the README is fetched.
+            settings, metadata, alias, base, wait: As for ``push``; nothing but the two files and the README is fetched.
             progress: Called as the files come, and when the proof begins.
 
         Raises:
@@ -163,7 +166,8 @@ class Adapters(Resource):
                 (422); `source_failed` (502); `source_timeout` (504); and as for ``push``.
         """
         origin = {"url": source, **({} if sha256 is None else {"sha256": sha256})}
-        body = {"name": name, "source": origin, **given({"settings": settings, "metadata": metadata, "alias": alias})}
+        options = given({"settings": settings, "metadata": metadata, "alias": alias, "base": base})
+        body = {"name": name, "source": origin, **options}
         params = {"stream": "true", **({} if wait else {"wait": "false"})}
         path = path_of("adapters")
         with self._connection.stream("POST", path, params=params, json=body, timeout=FETCHING) as response:
@@ -183,13 +187,11 @@ class Adapters(Resource):
         settings: Mapping[str, Any] | None,
         metadata: Mapping[str, Any] | None,
         alias: str | None,
+        base: str | None,
         wait: bool,
     ) -> AdapterVersion:
         body: dict[str, Any] = {"name": name, "settings": dict(settings or {})}
-        if metadata is not None:
-            body["metadata"] = dict(metadata)
-        if alias is not None:
-            body["alias"] = alias
+        body |= given({"metadata": None if metadata is None else dict(metadata), "alias": alias, "base": base})
         params = {} if wait else {"wait": "false"}
         return self._connection.request(
             AdapterVersion, "POST", path_of("adapters"), params=params, json=body, timeout=PROVING

@@ -138,7 +138,7 @@ class FineTuningJobs(Resource):
             JobEstimate, "POST", path_of("fine_tuning", "jobs", "estimate"), json=body, timeout=CHECKING
         )
 
-    def repeat(self, version: str) -> FineTuningJob:
+    def repeat(self, version: str, *, base: str | None = None) -> FineTuningJob:
         """Train a version's recipe again: the same data, resolved hyperparameters, seed and base, as a new job.
 
         It becomes the adapter's next version; where all weights and settings come out equal to the bit, the job's
@@ -146,6 +146,8 @@ class FineTuningJobs(Resource):
 
         Args:
             version: `brand-voice@3`.
+            base: Another base to train for; then what was left to the trainer is chosen for that one, and the same
+                examples are held out.
 
         Raises:
             ClientError: `version_missing` for a name without a version; `not_trained_here` if no job has trained it;
@@ -169,7 +171,7 @@ class FineTuningJobs(Resource):
                 raise
             message = f"{version} was trained by {job_id}, which no longer exists or is hidden from the key."
             raise ClientError(0, "job_gone", message, "version") from error
-        body = _request_of(job, {**(lineage.get("datasets") or {})}, target.name)
+        body = _request_of(job, {**(lineage.get("datasets") or {})}, target.name, base)
         for param in ("training_file", "validation_file"):
             if body.get(param) is not None:
                 body[param] = self._source(version, str(job.get(param)), str(body[param]))
@@ -290,16 +292,17 @@ def _path(job_id: str, *parts: str) -> str:
     return path_of("fine_tuning", "jobs", job_id, *parts)
 
 
-def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str) -> dict[str, Any]:
+def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str, base: str | None) -> dict[str, Any]:
     """The body that asks for a job again, with the values that were resolved then.
 
     Args:
         datasets: The datasets that its files were versions of, by the request's field.
+        base: Another base, for which only what was requested holds; None: the job's own model.
     """
     details = job["hatrack"]
     resolved: dict[str, Any] = {**job["hyperparameters"]}
     options: dict[str, Any] = {**(details.get("requested") or {})}
-    if details.get("plan") is not None:
+    if details.get("plan") is not None and base is None:
         resolved.pop("learning_rate_multiplier", None)  # the rate that it led to is there
         options = {
             name: value for name, value in options.items() if name not in (*resolved, "learning_rate_multiplier")
@@ -310,7 +313,7 @@ def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str) -
     if "adapter" not in options:
         notes["adapter"] = adapter
     return {
-        "model": job["model"],
+        "model": job["model"] if base is None else base,
         "training_file": datasets.get("training_file", job["training_file"]),
         "validation_file": datasets.get("validation_file", job.get("validation_file")),
         "seed": job["seed"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -13,7 +14,17 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class EngineSettings(BaseSettings):
     """vLLM's options, how long it may take, and how it is watched."""
 
+    engines: Path | None = Field(
+        None,
+        description="TOML file with several engines, of one base or of several (`deploy/ENGINES.md`). Unset: one.",
+    )
     engine_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device that the engine runs on.")
+    engine_devices: str = Field(
+        "",
+        pattern=r"^[0-9][0-9,-]*$|^(GPU|MIG)-[\w,-]+$|^$",
+        description="GPUs that the engine sees (`CUDA_VISIBLE_DEVICES`), or on a CPU the cores that it computes on, "
+        "such as `0-7`. Unset: all.",
+    )
     engine_slots: int = Field(8, ge=1, le=512, description="Adapters in one batch (vLLM's `max_loras`).")
     engine_max_rank: int = Field(32, description="Largest LoRA rank served (vLLM's `max_lora_rank`).")
     engine_resident: int = Field(

@@ -11,7 +11,7 @@ difference of that total between its end and its beginning. Two additions a requ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -68,3 +68,20 @@ class EngineClock:
             self._busy_s += passed
             self._share_s += passed / self.open
         self._at = now
+
+
+class EngineClocks:
+    """The sums of several engines' clocks."""
+
+    def __init__(self, clocks: Sequence[EngineClock]) -> None:
+        self._clocks = clocks
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which any request was in an engine, added up over the engines."""
+        return sum(clock.busy_s for clock in self._clocks)
+
+    @property
+    def own_s(self) -> float:
+        """Share of the gateway's own requests, s."""
+        return sum(clock.own_s for clock in self._clocks)

@@ -83,6 +83,8 @@ class EngineConfig:
     start_timeout_s: float
     stall_s: float
     canary_s: float
+    devices: str = ""
+    """GPUs, or on a CPU cores, that the engine may use; empty: all."""
     lora_targets: tuple[str, ...] = ()
     """Last names of the layers that the engine prepares for LoRA; empty: all that it can."""
     chat_template: str | None = None
@@ -126,6 +128,7 @@ class EngineConfig:
             start_timeout_s=settings.engine_start_timeout_s,
             stall_s=settings.engine_stall_s,
             canary_s=settings.engine_canary_s,
+            devices=settings.engine_devices,
             lora_targets=base.adaptable if base is not None and base.has_obstacles else (),
             chat_template=served_template(settings.base_dir),
             otlp_traces=settings.otlp_traces,
@@ -218,6 +221,8 @@ class EngineConfig:
         }
         if self.device == "cpu":
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(self.kv_gib)
+        if self.devices:
+            ours["CUDA_VISIBLE_DEVICES" if self.device == "cuda" else "VLLM_CPU_OMP_THREADS_BIND"] = self.devices
         if self.otlp_traces:
             ours |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "hatrack-engine"}
         if base is not None:

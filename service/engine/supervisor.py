@@ -43,7 +43,13 @@ class Supervisor(WatchedEngine):
         self._restart = asyncio.Event()
         self._restart_reason = ""
         self._adoption_tried = False
+        self._adopted = False
         self._engine: EngineProcess | None = None
+
+    @property
+    def may_hold_files(self) -> bool:
+        """Whether the engine may have adapters loaded, as one that is being started has not."""
+        return not self._adoption_tried or self.state.name in ("ready", "stalled") or self._adopted
 
     async def start(self) -> None:
         """Adopt the engine on record if possible, else end it and start a new one. Returns before it is ready."""
@@ -107,6 +113,7 @@ class Supervisor(WatchedEngine):
         """One engine, from its start or its adoption to the moment that it is no use. Always raises."""
         self._restart.clear()
         self._engine = None if self._adoption_tried else await self._adopt()
+        self._adopted = self._engine is not None
         reason = "adopted the running engine, which matches the settings"
         if self._engine is None:
             await self._end_previous()

@@ -65,6 +65,11 @@ class WatchedEngine(ABC):
         """Whether requests are accepted; False as soon as the engine is known to have ended."""
         return self._unavailable_reason() is None
 
+    @property
+    def may_hold_files(self) -> bool:
+        """Whether the engine may have adapters loaded, whose files must then stay."""
+        return True
+
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
         """Register a listener for changes of state."""
         self._listeners.append(listener)

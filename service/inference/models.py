@@ -8,6 +8,7 @@ from adapters.names import DEFAULT_ALIAS
 from service.access.caller import Caller
 from service.errors import Conflict
 from service.registry.catalog import AdapterEntry, Catalog, ResolvedName, Servable
+from service.registry.split import versions_of
 
 OWNER = "hatrack"
 CHAT, EMBEDDING = "chat", "embedding"
@@ -15,11 +16,11 @@ CHAT, EMBEDDING = "chat", "embedding"
 
 
 def list_models(catalog: Catalog, caller: Caller) -> dict[str, Any]:
-    """OpenAI's list of models: the base, then the adapters with a live version, oldest first, then the embedder."""
-    cards = [_base(catalog)]
+    """OpenAI's list of models: the bases, then the adapters with a live version, oldest first, then the embedder."""
+    cards = [_base(catalog, name) for name in catalog.bases]
     for entry in catalog.served(caller):
-        root = _root(ResolvedName(entry, DEFAULT_ALIAS, entry.aliases[DEFAULT_ALIAS]))
-        cards.append(_card(entry.name, entry.created_at, root=root, parent=catalog.base_name))
+        live = ResolvedName(entry, DEFAULT_ALIAS, entry.aliases[DEFAULT_ALIAS])
+        cards.append(_card(entry.name, entry.created_at, root=_root(live), parent=_parent(catalog, live)))
     if catalog.embedder_name is not None and catalog.is_embedder(caller, catalog.embedder_name):
         cards.append(_embedder(catalog, catalog.embedder_name))
     return {"object": "list", "data": cards}
@@ -32,8 +33,8 @@ def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
         ModelNotFound, NoLiveVersion, Conflict: As for an inference request that asks for it. A split alias is shown as
             long as one of its versions can serve.
     """
-    if model == catalog.base_name:
-        return _base(catalog)
+    if model in catalog.bases:
+        return _base(catalog, model)
     if catalog.is_embedder(caller, model):
         return _embedder(catalog, model)
     resolved = catalog.find(caller, model)
@@ -44,7 +45,7 @@ def show_model(catalog: Catalog, caller: Caller, model: str) -> dict[str, Any]:
     else:
         _check_servable(entry, target.versions, model)
         created = entry.created_at
-    return _card(model, created, root=_root(resolved), parent=catalog.base_name)
+    return _card(model, created, root=_root(resolved), parent=_parent(catalog, resolved))
 
 
 def _check_servable(entry: AdapterEntry, numbers: tuple[int, ...], model: str) -> None:
@@ -63,13 +64,19 @@ def _root(resolved: ResolvedName) -> str:
     return f"{name}@{target}" if isinstance(target, int) else f"{name}:{resolved.alias}"
 
 
-def _base(catalog: Catalog) -> dict[str, Any]:
-    return _card(catalog.base_name, catalog.base_created_at, root=catalog.base_name, parent=None)
+def _parent(catalog: Catalog, resolved: ResolvedName) -> str:
+    """The base of the version behind a name; of a split's first."""
+    first = versions_of(resolved.target)[0]
+    return resolved.entry.versions[first].base or catalog.base_name
+
+
+def _base(catalog: Catalog, name: str) -> dict[str, Any]:
+    return _card(name, catalog.bases[name], root=name, parent=None)
 
 
 def _embedder(catalog: Catalog, name: str) -> dict[str, Any]:
     """It has no date of its own: the base's stands for when this installation was made."""
-    return _card(name, catalog.base_created_at, root=name, parent=None, kind=EMBEDDING)
+    return _card(name, catalog.bases[catalog.base_name], root=name, parent=None, kind=EMBEDDING)
 
 
 def _card(name: str, created: int, *, root: str, parent: str | None, kind: str = CHAT) -> dict[str, Any]:

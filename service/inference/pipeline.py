@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 from service.access.authentication import Authenticator
@@ -21,6 +22,7 @@ from service.http.stream import TokenUsage
 from service.inference.dialect import Route
 from service.inference.dispatch import Dispatch, FinishedRequest
 from service.inference.embedding import EmbeddingRequests
+from service.inference.engines import BaseLimits, Dispatches
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import check_body
 from service.inference.length import PromptLimit
@@ -45,6 +47,7 @@ class Pipeline:
         hook: Retrieves passages for grounded requests; None: those are refused.
         prompt_limit: The longest prompt; None: derived from the settings' context only.
         grammars: Checks structured outputs; None: they go to the engine unchecked.
+        limits: What other bases than the default demand, by their served names.
         check_budget: Refuses requests of projects whose budget is spent.
         embeddings: Answers requests to the embedder; None: there is none.
     """
@@ -54,7 +57,7 @@ class Pipeline:
         settings: Settings,
         authenticator: Authenticator,
         catalog: Catalog,
-        dispatch: Dispatch,
+        dispatch: Dispatch | Dispatches,
         *,
         account: Account | None = None,
         limiter: KeyLimiter | None = None,
@@ -62,6 +65,7 @@ class Pipeline:
         hook: Hook | None = None,
         prompt_limit: PromptLimit | None = None,
         grammars: StructuredOutputs | None = None,
+        limits: Mapping[str, BaseLimits] = MappingProxyType({}),
         check_budget: Callable[[Caller], None] = lambda caller: None,
         embeddings: EmbeddingRequests | None = None,
     ) -> None:
@@ -74,13 +78,12 @@ class Pipeline:
         self._dispatch = dispatch
         self._account = account or LogAccount()
         self._limiter = limiter
-        self._prompt_limit = prompt_limit or PromptLimit(settings.context)
+        self._default_limits = BaseLimits(prompt_limit or PromptLimit(settings.context), grammars, settings.context)
+        self._limits = limits
         self._tracer = tracer
         self._hook = hook
-        self._grammars = grammars
         self._check_budget = check_budget
         self._embeddings = embeddings
-        self._context = settings.context
         self.in_flight = 0
 
     async def infer(self, route: Route, exchange: Exchange, caller: Caller | None = None) -> None:
@@ -126,7 +129,7 @@ class Pipeline:
                         await self._render(exchange, target, record, body)
                         return
                     request = FinishedRequest(exchange, route, caller, target, record, body, began)
-                    async with self._admit_structured_output(route, body, caller):
+                    async with self._admit_structured_output(route, target, body, caller):
                         await self._dispatch.answer(request)
         except ClientLeft:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
@@ -160,20 +163,22 @@ class Pipeline:
         self, route: Route, caller: Caller, target: Target, body: dict[str, Any], size: int
     ) -> RetrievalOptions | None:
         """Check the fields of a body of ``size`` bytes, which it changes in place; returns what is to be retrieved."""
-        self._prompt_limit.check_ids(body, size)
+        prompt_limit = self._limits_of(target).prompt_limit
+        prompt_limit.check_ids(body, size)
         check_body(body, route.table, route.required, pass_unknown=self._pass_unknown)
         grounding, file_search = route.dialect.take_grounding(body)
         options = None
         if route.injector is not None:
             options = retrieval_options(grounding, target.settings.grounding, caller.filters, file_search)
         route.dialect.force_tools(body)
-        self._prompt_limit.check_text(body, size, only_tokenizes=not route.salted)
+        prompt_limit.check_text(body, size, only_tokenizes=not route.salted)
         return options
 
     def _estimate(self, record: Record, route: Route, target: Target, body: dict[str, Any], body_bytes: int) -> int:
         """Note how many tokens the request may take, passages aside; returns those of the version's own examples."""
         shown = target.settings.example_tokens if route.dialect.turns in body else 0
-        record.estimate = estimate(body, body_bytes, self._context, answers=route.generates) + shown
+        context = self._limits_of(target).context
+        record.estimate = estimate(body, body_bytes, context, answers=route.generates) + shown
         record.prompt = min(body_bytes // BYTES_PER_TOKEN, record.estimate) + shown
         return shown
 
@@ -210,12 +215,16 @@ class Pipeline:
         await exchange.answer(200, rendered_prompt(body, target, record.grounded))
 
     def _admit_structured_output(
-        self, route: Route, body: dict[str, Any], caller: Caller
+        self, route: Route, target: Target, body: dict[str, Any], caller: Caller
     ) -> AbstractAsyncContextManager[None, bool | None]:
         """Check the finished body's grammars against the limits, for as long as the request is in the engine."""
-        if self._grammars is None or not route.generates:
+        grammars = self._limits_of(target).grammars
+        if grammars is None or not route.generates:
             return nullcontext()
-        return self._grammars.admitted(body, caller.project)
+        return grammars.admitted(body, caller.project)
+
+    def _limits_of(self, target: Target) -> BaseLimits:
+        return self._limits.get(target.base, self._default_limits)
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

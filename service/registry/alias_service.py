@@ -16,7 +16,7 @@ from service.access.audit import Actor, note
 from service.errors import Conflict, NotFound
 from service.registry import alias_records, pin_records, records
 from service.registry.audit_notes import note_move
-from service.registry.proof import Prober
+from service.registry.probers import Probers
 from service.registry.records import AdapterWithVersions, VersionRow
 from service.registry.split import AliasTarget, Split, versions_of
 from service.registry.state import RegistryState, held_back_numbers, held_back_reason, parse_alias_path
@@ -34,13 +34,13 @@ class AliasService:
 
     Args:
         state: What the registry's parts share.
-        prober: Loads a version before an alias moves to it.
+        probers: Load a version before an alias moves to it.
         slots: The engine's LoRA slots; they limit how many versions a pinned adapter's `live` may be split over.
     """
 
-    def __init__(self, state: RegistryState, prober: Prober, slots: int) -> None:
+    def __init__(self, state: RegistryState, probers: Probers, slots: int) -> None:
         self._state = state
-        self._prober = prober
+        self._probers = probers
         self._slots = slots
 
     async def set_target(
@@ -114,7 +114,7 @@ class AliasService:
         for row in rows:
             if row.digest is None:
                 continue
-            perplexity = (await self._prober.perplexity(row.digest)).model_dump(mode="json")
+            perplexity = (await self._probers.of(row.base, row.digest).perplexity(row.digest)).model_dump(mode="json")
             await self._state.database.run(partial(records.set_perplexity, version_id=row.id, perplexity=perplexity))
 
     async def _measure_or_skip(self, rows: Sequence[VersionRow]) -> frozenset[int]:
@@ -270,7 +270,7 @@ class AliasService:
     async def _warm(self, adapter: AdapterWithVersions, target: AliasTarget) -> None:
         for row in _rows(adapter, target):
             if row.digest is not None:
-                await self._prober.warm(row.digest)
+                await self._probers.of(row.base, row.digest).warm(row.digest)
 
     async def _find(self, project: str, name: str, alias: str) -> tuple[AdapterWithVersions, str]:
         adapter = await self._state.adapter(project, name)

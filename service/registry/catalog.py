@@ -113,7 +113,8 @@ class VersionEntry:
     """A ready version, as the data path sees it.
 
     ``digest`` is None for a version without weights. Such a one has a ``flow``: the name under which admission counts
-    its requests, unique among all projects; others are counted by their digest.
+    its requests, unique among all projects; others are counted by their digest. ``base`` is the served name of the base
+    that it serves on; empty: the default, or none.
     """
 
     number: int
@@ -122,6 +123,7 @@ class VersionEntry:
     servable: Servable
     created_at: int
     flow: str | None = None
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class Target:
 
     ``engine_model`` is the model name sent to the engine: the digest, or the base's served name for the base and for
     versions without weights, whose ``digest`` is None. ``flow``: see `VersionEntry`. ``embeds``: it is the embedder,
-    which the engine does not know.
+    which the engine does not know. ``base`` is the served name of the base that answers; empty: the default.
     """
 
     label: str
@@ -155,6 +157,7 @@ class Target:
     settings: VersionSettings = NO_SETTINGS
     flow: str | None = None
     embeds: bool = False
+    base: str = ""
 
     @property
     def counted_as(self) -> str | None:
@@ -187,14 +190,22 @@ class Catalog:
     """Holds the current snapshot: the registry replaces it, the data path reads it.
 
     Args:
-        base_name: The base's served name.
+        base_name: The default base's served name.
         base_created_at: Unix seconds.
         embedder_name: The embedder's served name; None: it answers no requests.
+        other_bases: Served names of further bases, and their Unix seconds.
     """
 
-    def __init__(self, base_name: str, base_created_at: int, embedder_name: str | None = None) -> None:
+    def __init__(
+        self,
+        base_name: str,
+        base_created_at: int,
+        embedder_name: str | None = None,
+        other_bases: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.base_name = base_name
-        self.base_created_at = base_created_at
+        self.bases: Mapping[str, int] = MappingProxyType({base_name: base_created_at, **other_bases})
+        """When each base was made (Unix seconds), by its served name; the default first."""
         self.embedder_name = embedder_name
         self.snapshot = CatalogSnapshot()
 
@@ -219,21 +230,27 @@ class Catalog:
         """
         param, name = "model", model
         if adapter is not None:
-            if model != self.base_name:
+            if model not in self.bases:
+                bases = " or ".join(repr(base) for base in self.bases)
                 raise BadRequest(
-                    f"with `adapter`, `model` must be the base model {self.base_name!r}; got {model[:100]!r}",
-                    param="adapter",
+                    f"with `adapter`, `model` must be the base model {bases}; got {model[:100]!r}", param="adapter"
                 )
             param, name = "adapter", adapter
-        elif model == self.base_name:
-            return Target(label=model, engine_model=self.base_name)
+        elif model in self.bases:
+            return Target(label=model, engine_model=model, base=model)
         elif self.is_embedder(caller, model):
             return Target(label=model, engine_model=model, embeds=True)
         resolved = self.find(caller, name, param=param)
         number = resolved.target
         if not isinstance(number, int):
             number = share_of(number, position_of(caller.project, resolved.entry.name, resolved.alias, sticky))
-        return self._target(resolved.entry, number, label=name, param=param)
+        target = self._target(resolved.entry, number, label=name, param=param)
+        if adapter is not None and target.base != model:
+            raise BadRequest(
+                f"`adapter` is {target.name!r}, which serves on the base {target.base!r}, and `model` is {model!r}",
+                param="adapter",
+            )
+        return target
 
     def is_embedder(self, caller: Caller, model: str) -> bool:
         """Whether a name is the embedder's for this caller.
@@ -282,7 +299,7 @@ class Catalog:
 
     def _models(self) -> tuple[str, ...]:
         """The served names of the models that are no adapters."""
-        return (self.base_name,) if self.embedder_name is None else (self.base_name, self.embedder_name)
+        return tuple(self.bases) if self.embedder_name is None else (*self.bases, self.embedder_name)
 
     def similar(self, caller: Caller, name: str, *others: str) -> str | None:
         """The adapter that the caller may use, or other name, that is most like ``name``; None if none is."""
@@ -306,14 +323,16 @@ class Catalog:
                 param=param,
                 code=f"version_{version.servable.value}",
             )
+        base = version.base or self.base_name
         return Target(
             label=label,
-            engine_model=version.digest or self.base_name,
+            engine_model=version.digest or base,
             adapter=entry.name,
             version=version.number,
             digest=version.digest,
             settings=version.settings,
             flow=version.flow,
+            base=base,
         )
 
     def served(self, caller: Caller) -> list[AdapterEntry]:

@@ -44,6 +44,7 @@ class _JsonBody(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
     alias: str | None = None
     expires_at: int | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +90,6 @@ async def receive_json(
         alias=given.alias,
         has_weights=given.source is not None,
         expires_at=future(given.expires_at),
+        base=given.base,
     )
     return JsonUpload(received, given.source)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from adapters.names import DEFAULT_ALIAS
 from service.access.audit import Actor, note
+from service.agents import Agent, ServedBase
 from service.concurrency import repeat
-from service.engine.client import EngineClient
 from service.errors import Conflict, HatrackError, RateLimited, Unavailable
 from service.registry import pin_records
-from service.registry.catalog import Catalog, Servable
+from service.registry.catalog import Catalog, Servable, VersionEntry
 from service.registry.proof import Prober
 from service.registry.records import AdapterWithVersions
 from service.registry.split import versions_of
@@ -39,19 +40,19 @@ class PinLoader:
 
     Args:
         catalog: What is pinned, and to what it points.
-        residency: What is loaded.
-        prober: Loads an adapter.
-        slots: The engine's slots; of more pins than those less one (the setting was lowered since) the oldest count.
+        base: The engine's base.
+        agent: The engine; of more pins than its slots less one (the setting was lowered since) the oldest count.
+        prober: Loads an adapter in it.
         check_s: Seconds between two looks.
     """
 
     def __init__(
-        self, catalog: Catalog, residency: EngineClient, prober: Prober, slots: int, *, check_s: float = CHECK_S
+        self, catalog: Catalog, base: ServedBase, agent: Agent, prober: Prober, *, check_s: float = CHECK_S
     ) -> None:
         self._catalog = catalog
-        self._residency = residency
+        self._base = base
+        self._agent = agent
         self._prober = prober
-        self._slots = slots
         self._check_s = check_s
         self._woken = asyncio.Event()
         self._retry_at: dict[str, float] = {}  # digest → when it is tried again; pinned ones only
@@ -62,7 +63,7 @@ class PinLoader:
 
     @property
     def digests_to_keep(self) -> list[str]:
-        """Digests to keep loaded, oldest pin first, without those that cannot serve."""
+        """Digests that this engine is to keep loaded, oldest pin first, without those that cannot serve."""
         pinned = [entry for entry in self._catalog.snapshot.adapters.values() if entry.pinned_at is not None]
         pinned.sort(key=lambda entry: (entry.pinned_at or 0, entry.created_at, entry.name))
         digests: dict[str, None] = {}
@@ -70,9 +71,15 @@ class PinLoader:
             live = entry.aliases.get(DEFAULT_ALIAS)
             for number in versions_of(live) if live is not None else ():
                 version = entry.versions[number]
-                if version.servable is Servable.OK and version.digest is not None:
+                if version.servable is Servable.OK and version.digest is not None and self._serves(version):
                     digests[version.digest] = None
-        return list(digests)[: self._slots - 1]
+        return list(digests)[: self._agent.settings.engine_slots - 1]
+
+    def _serves(self, version: VersionEntry) -> bool:
+        """Whether the version's requests come to this engine now."""
+        return (version.base or self._catalog.base_name) == self._base.name and (
+            self._base.agent_for(version.digest) is self._agent
+        )
 
     async def work(self) -> None:
         """Check repeatedly, until cancelled."""
@@ -94,7 +101,7 @@ class PinLoader:
         self._retry_at = {digest: until for digest, until in self._retry_at.items() if digest in digests_to_keep}
         if not digests_to_keep:
             return
-        loaded = set((await self._residency.report(loaded=True)).get("loaded", ()))
+        loaded = set((await self._agent.client.report(loaded=True)).get("loaded", ()))
         now = asyncio.get_running_loop().time()
         for digest in digests_to_keep:
             if digest in loaded or self._retry_at.get(digest, now) > now:
@@ -111,9 +118,9 @@ class PinLoader:
 class Pins:
     """Pins and unpins adapters."""
 
-    def __init__(self, state: RegistryState, loader: PinLoader, slots: int) -> None:
+    def __init__(self, state: RegistryState, wake_loaders: Callable[[], None], slots: int) -> None:
         self._state = state
-        self._loader = loader
+        self._wake_loaders = wake_loaders
         self._slots = slots
 
     async def pin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:
@@ -143,7 +150,7 @@ class Pins:
 
             await self._state.database.run(work)
             await self._state.refresh(project, name)
-        self._loader.wake()
+        self._wake_loaders()
         return _shown(adapter, pinned=True)
 
     async def unpin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:

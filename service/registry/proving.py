@@ -14,9 +14,11 @@ from adapters.errors import AdapterError, LogprobsNotFinite, NotApplied, Perplex
 from adapters.perplexity import REFUSE_RATIO
 from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
+from service.agents import ServedBase
 from service.errors import HatrackError, RateLimited
 from service.registry import records
 from service.registry.catalog import VersionSettings
+from service.registry.probers import Probers
 from service.registry.proof import Prober
 from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
@@ -40,9 +42,9 @@ log = logging.getLogger(__name__)
 class Proving:
     """Runs proofs and records their results."""
 
-    def __init__(self, state: RegistryState, prober: Prober, prompts: PromptChecker) -> None:
+    def __init__(self, state: RegistryState, probers: Probers, prompts: PromptChecker) -> None:
         self._state = state
-        self._prober = prober
+        self._probers = probers
         self._prompts = prompts
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._held: Counter[str] = Counter()
@@ -77,18 +79,23 @@ class Proving:
             AdapterError, HatrackError: As ``PromptChecker.check`` and ``Prober.prove``.
         """
         settings = VersionSettings.model_validate(version.settings)
+        base = self._state.bases.serving(version.base) or self._state.bases.default
+        renderer = base.agent_for(version.digest).background
         if version.digest is None:
-            return await self._prompts.prove(project, settings)
-        warnings = await self._prompts.check_examples(settings) if settings.examples else ()
-        evidence = await self._ask_engine(version.digest, version.zero_effect, version.metadata, is_served=is_served)
+            return await self._prompts.prove(project, settings, renderer)
+        warnings = await self._prompts.check_examples(settings, renderer) if settings.examples else ()
+        prober = self._probers.on(base, version.digest)
+        evidence = await self._ask_engine(
+            prober, version.digest, version.zero_effect, version.metadata, is_served=is_served
+        )
         return evidence.model_copy(update={"warnings": (*evidence.warnings, *warnings)})
 
     async def _ask_engine(
-        self, digest: str, zero_effect: bool, metadata: dict[str, Any], *, is_served: bool
+        self, prober: Prober, digest: str, zero_effect: bool, metadata: dict[str, Any], *, is_served: bool
     ) -> Evidence:
         self.keep(digest)
         try:
-            evidence = await self._prober.prove(digest, effect_is_zero=zero_effect, reference=reference_of(metadata))
+            evidence = await prober.prove(digest, effect_is_zero=zero_effect, reference=reference_of(metadata))
         finally:
             self.release(digest)
         perplexity = evidence.perplexity
@@ -116,9 +123,9 @@ class Proving:
                 code="too_many_proving",
             )
 
-    def require_engine(self) -> None:
-        """Raise EngineUnavailable if the engine cannot be asked now."""
-        self._prober.require_engine()
+    def require_engine(self, base: ServedBase) -> None:
+        """Raise EngineUnavailable if no engine of the base can be asked now."""
+        self._probers.on(base, None).require_engine()
 
     def spawn(self, project: str, name: str, version_id: int, actor: Actor) -> None:
         """Start a version's proof in the background; the audit notes its result under the actor."""
@@ -154,7 +161,10 @@ class Proving:
         """Prove a version, however long the engine is away, and write how it ended."""
         reason: dict[str, Any] = {}
         for _ in range(ENGINE_FAILURES):
-            await self._prober.wait_for_base(RETRY_S)
+            row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
+            if row is None or row.state not in ("proving", "ready"):
+                return
+            await self._probers.of(row.base, row.digest).wait_for_base(RETRY_S)
             row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
             if row is None or row.state not in ("proving", "ready"):
                 return
@@ -221,17 +231,17 @@ class Proving:
                     note(db, actor, "version.prove", f"{name}@{version.number}", {"digest": version.digest})
             records.make_ready(db, version_id, proof, version.warnings, version.wanted_alias, actor=actor)
             if version.digest is not None:
-                records.clear_corrupt(db, version.digest, self._state.engine)
+                records.clear_corrupt(db, version.digest, self._state.engine_of(version.base))
             return records.version_by_id(db, version_id)
 
         row = await self._state.database.run(work)
         await self._state.refresh(project, name)
         return row
 
-    async def mark_corrupt(self, digest: str) -> None:
-        """Mark a digest as corrupt on this engine: none of its versions serves until it is proven again."""
-        reason = "its probes failed when asked again"
-        await self._state.database.run(lambda db: records.mark_corrupt(db, digest, self._state.engine, reason))
+    async def mark_corrupt(self, digest: str, base: str) -> None:
+        """Mark a digest as corrupt on this base: none of its versions there serves until it is proven again."""
+        reason, engine = "its probes failed when asked again", self._state.bases.named(base).fingerprint.digest
+        await self._state.database.run(lambda db: records.mark_corrupt(db, digest, engine, reason))
         log.warning("the adapter %s is marked corrupt on this engine until it is proven again", digest[:12])
         await self.refresh_others(digest, None)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from adapters.errors import AdapterError, DiskFull
 from adapters.inspect import Inspection, inspect_weights
-from adapters.manifest import Manifest
+from adapters.manifest import Manifest, is_same_base
 from adapters.names import parse_alias, parse_name
 from adapters.proof import Evidence
 from adapters.sources import Source
@@ -23,8 +23,10 @@ from adapters.store import Staging, digest_of
 from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.access.records import require_project
+from service.agents import ServedBase
 from service.concurrency import in_thread
 from service.config import MIB, Settings
+from service.config.engine import VLLM_RANKS
 from service.errors import NotFound
 from service.registry import expiry_records, records, storage_records
 from service.registry.alias_service import AliasService
@@ -118,15 +120,15 @@ class Pushes:
                 parse_alias(upload.alias)
             if not upload.has_weights:
                 await self._prompts.check_grounding(upload.settings, caller)
-                draft = upload.draft_without_weights(self._state.base.fingerprint)
+                draft = upload.draft_without_weights(self._base_of(upload, None).fingerprint)
                 return await self._register(caller.project, name, draft, wait=wait, actor=actor)
             reference_of(upload.metadata)
-            inspection = await in_thread(self._inspect, staging, upload)
+            base, inspection = await in_thread(self._inspect, staging, upload)
             digest = await self._store(caller.project, staging, inspection.manifest)
         finally:
             await in_thread(staging.discard)
         try:
-            draft = upload.draft(inspection, digest, self._state.base.fingerprint)
+            draft = upload.draft(inspection, digest, base.fingerprint)
             return await self._register(caller.project, name, draft, wait=wait, actor=actor)
         finally:
             self._proving.release(digest)
@@ -177,7 +179,7 @@ class Pushes:
             parse_alias(upload.alias)
         reference_of(upload.metadata)
         if wait:
-            self._proving.require_engine()  # it may stop while they come; then they are kept
+            self._proving.require_engine(self._base_of(upload, None))  # it may stop while they come; then they are kept
         else:
             self._proving.require_room()
         arrived: list[Fetched] = []
@@ -186,7 +188,7 @@ class Pushes:
             progress(PushStage(step.file, step.bytes, step.total))
 
         async def receive(write: Callable[[bytes], object]) -> ReceivedUpload:
-            request = FetchRequest(caller.project, source, sha256, self._parse_config, tell)
+            request = FetchRequest(caller.project, source, sha256, partial(self._parse_config, upload=upload), tell)
             fetched = await self._fetcher.fetch(request, write)
             arrived.append(fetched)
             await self._state.database.run(lambda db: note(db, actor, "adapter.fetch", upload.name, fetched.record))
@@ -211,29 +213,50 @@ class Pushes:
     def _checked_name(self, project: str, name: str) -> str:
         """The name of an adapter of the project, new or not. Raises NameInvalid, NameReserved."""
         for_embedder = self._state.catalog.name_for_embedder(project, name)
-        return parse_name(name, base_name=self._state.base.served_name, embedder_name=for_embedder)
+        return parse_name(name, base_names=self._state.bases.names, embedder_name=for_embedder)
 
-    def _parse_config(self, config: bytes) -> Manifest:
-        """Read an adapter_config.json. Raises ConfigError."""
+    def _base_of(self, upload: ReceivedUpload, config: bytes | None) -> ServedBase:
+        """The base that an upload is for: the one that it names, or that its config does; else the default.
+
+        Raises:
+            BadRequest: It names one that is not served.
+        """
+        bases = self._state.bases
+        if upload.base is not None or config is None or len(bases.names) == 1:
+            return bases.requested(upload.base, "base")
+        trained_on = Manifest.parse(config, max_rank=VLLM_RANKS[-1]).base_model_name
+        if trained_on is None:
+            return bases.default
+
+        def is_meant(base: ServedBase) -> bool:
+            return any(is_same_base(trained_on, name) for name in (base.settings.base_label, base.name))
+
+        return next((base for base in bases if is_meant(base)), bases.default)
+
+    def _parse_config(self, config: bytes, upload: ReceivedUpload) -> Manifest:
+        """Read an adapter_config.json. Raises ConfigError; BadRequest where the upload names no base of ours."""
+        settings = self._base_of(upload, config).settings
         return Manifest.parse(
             config,
-            max_rank=self._settings.engine_max_rank,
+            max_rank=settings.engine_max_rank,
             strict_base=self._settings.strict_base,
-            base_name=self._settings.base_label,
+            base_name=settings.base_label,
         )
 
-    def _inspect(self, staging: Staging, upload: ReceivedUpload) -> Inspection:
-        manifest = self._parse_config(upload.config)
+    def _inspect(self, staging: Staging, upload: ReceivedUpload) -> tuple[ServedBase, Inspection]:
+        base = self._base_of(upload, upload.config)
+        manifest = self._parse_config(upload.config, upload)
         staging.weights.finish()
-        return inspect_weights(
-            staging.weights.path, manifest, self._state.base, max_update_ratio=self._settings.max_update_ratio
+        inspection = inspect_weights(
+            staging.weights.path, manifest, base.description, max_update_ratio=self._settings.max_update_ratio
         )
+        return base, inspection
 
     async def _register(self, project: str, name: str, draft: VersionDraft, *, wait: bool, actor: Actor) -> PushResult:
         unmeasured: list[VersionRow] = []
         async with self._state.lock(project, name):
             adapter = await self._state.database.run(lambda db: records.find(db, project, name))
-            same = find_equal_version(adapter, draft.digest, draft.settings, self._state.is_same_base)
+            same = find_equal_version(adapter, draft.digest, draft.settings, draft.base)
             if same is not None and same.expires_at is not None:
                 prolong = partial(expiry_records.prolong, version_id=same.id, expires_at=draft.expires_at)
                 await self._state.database.run(prolong)
@@ -287,7 +310,7 @@ class Pushes:
         proof = evidence.model_dump(mode="json")
         async with self._state.lock(project, name):
             adapter = await self._state.database.run(lambda db: records.find(db, project, name))
-            same = find_equal_version(adapter, draft.digest, draft.settings, self._state.is_same_base)
+            same = find_equal_version(adapter, draft.digest, draft.settings, draft.base)
             if same is None:
                 row = await self._proving.settle(project, name, draft, proof, actor=actor)
             else:

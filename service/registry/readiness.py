@@ -64,12 +64,10 @@ class PromptChecker:
     """Checks prompts with the engine, one after another.
 
     Args:
-        engine: Renders a prompt.
         check_stores: Whether a version's grounding can be asked for.
     """
 
-    def __init__(self, engine: ChatRenderer, check_stores: CheckStores) -> None:
-        self._engine = engine
+    def __init__(self, check_stores: CheckStores) -> None:
         self._check_stores = check_stores
         self._turn = asyncio.Lock()
 
@@ -78,8 +76,11 @@ class PromptChecker:
         if settings.grounding is not None:
             await self._check_stores(settings.grounding, caller)
 
-    async def prove(self, project: str, settings: VersionSettings) -> SettingsProof:
+    async def prove(self, project: str, settings: VersionSettings, engine: ChatRenderer) -> SettingsProof:
         """Prove a version without weights: the project has its stores, and its prompt renders and fits.
+
+        Args:
+            engine: One of the version's base.
 
         Raises:
             PromptRefused, PromptTooLong: It does not.
@@ -87,7 +88,7 @@ class PromptChecker:
             HatrackError: The engine cannot be asked.
         """
         await self.check_grounding(settings, Caller(ENGINE_KEY_ID, project, frozenset({Scope.INFER})))
-        rendered = await self._rendered(settings)
+        rendered = await self._rendered(settings, engine)
         return SettingsProof(
             format=1,
             kind="settings",
@@ -96,21 +97,21 @@ class PromptChecker:
             warnings=_warnings(settings, rendered),
         )
 
-    async def check_examples(self, settings: VersionSettings) -> tuple[str, ...]:
-        """Check the prompt of a version with weights; returns warnings.
+    async def check_examples(self, settings: VersionSettings, engine: ChatRenderer) -> tuple[str, ...]:
+        """Check the prompt of a version with weights; returns warnings. ``engine``: one of its base.
 
         Raises:
             PromptRefused, PromptTooLong: It does not render, or does not fit.
             HatrackError: The engine cannot be asked.
         """
-        return _warnings(settings, await self._rendered(settings))
+        return _warnings(settings, await self._rendered(settings, engine))
 
-    async def _rendered(self, settings: VersionSettings) -> RenderedChat:
+    async def _rendered(self, settings: VersionSettings, engine: ChatRenderer) -> RenderedChat:
         system = [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt else []
         messages = [*system, *settings.example_messages, {"role": "user", "content": QUESTION}]
         try:
             async with self._turn:
-                rendered = await self._engine.render_chat(messages)
+                rendered = await engine.render_chat(messages)
         except EngineRefused as error:
             raise PromptRefused(
                 f"The base's chat template cannot render the system prompt and examples: {error.reason}",

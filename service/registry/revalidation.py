@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -58,12 +58,12 @@ class Freshness:
     """Tells whether verdicts still hold on the engine that runs now.
 
     Args:
-        engine: The fingerprint of the base as it is served.
+        engines: The fingerprints of the bases as they are served, the default first.
         days: A version is due after this many days; may be a fraction.
     """
 
-    def __init__(self, engine: Fingerprint, days: float) -> None:
-        self.engine = engine
+    def __init__(self, engines: Sequence[Fingerprint], days: float) -> None:
+        self._engines = tuple(engines)
         self.age_s = days * DAY_S
 
     def old_before(self) -> int:
@@ -106,8 +106,11 @@ class Freshness:
         return Revalidation(state, reasons, self._changed(latest_base) + ((AGE,) if old else ()))
 
     def is_same_base(self, base: dict[str, Any]) -> bool:
-        """Whether a version judged on ``base`` can serve on the current one."""
-        return Fingerprint.model_validate(base).servable_with(self.engine)
+        """Whether a version judged on ``base`` can serve on one that is served now."""
+        return self._engine_for(Fingerprint.model_validate(base)) is not None
+
+    def _engine_for(self, judged: Fingerprint) -> Fingerprint | None:
+        return next((engine for engine in self._engines if judged.servable_with(engine)), None)
 
     def count(self, tallies: Iterable[VerdictCount]) -> dict[RevalidationState, int]:
         """The number of versions in each state; those judged on another base cannot serve and are left out."""
@@ -129,5 +132,6 @@ class Freshness:
 
     def _changed(self, base: dict[str, Any]) -> tuple[str, ...]:
         """The parts of the fingerprint, among ``SURROUNDINGS``, that have changed since ``base``."""
-        changed = Fingerprint.model_validate(base).differences(self.engine)
+        judged = Fingerprint.model_validate(base)
+        changed = judged.differences(self._engine_for(judged) or self._engines[0])
         return tuple(part for part in changed if part in SURROUNDINGS)

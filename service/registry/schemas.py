@@ -115,6 +115,11 @@ class AdapterUpload(BaseModel):
         "(`ckpt-…`). Pointing any other alias to it keeps it for good, and so does uploading the same again without "
         "this field.",
     )
+    base: str | None = Field(
+        None,
+        description="The served name of the base that the version is for, where a gateway serves several. Left out: "
+        "the one that `config` names, if it is served here, else the first of `GET /v1/models`.",
+    )
 
 
 class SettingsUpload(BaseModel):
@@ -135,6 +140,7 @@ class SettingsUpload(BaseModel):
     )
     alias: str | None = Field(None, description="As in an upload with weights.")
     expires_at: int | None = Field(None, description="As in an upload with weights.")
+    base: str | None = Field(None, description="As in an upload with weights.")
 
 
 class AliasRequest(BaseModel):
@@ -311,6 +317,9 @@ class AdapterVersion(ApiModel):
     target_modules: list[str]
     bytes: int = Field(description="Of its weights file; 0 without weights.")
     base: Fingerprint = Field(description="The base that it was uploaded for.")
+    base_name: str | None = Field(
+        description="Served name of the base that it serves on; null: of none that is served."
+    )
     created_at: int
     expires_at: int | None = Field(
         description="When it is deleted: a job's checkpoint, as long as only its own alias points to it. Null: never."

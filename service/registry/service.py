@@ -7,22 +7,19 @@ upload → inspected → in the store → proving → ready (an alias moves)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from adapters.base import BaseDescription
 from adapters.store import WEIGHTS_FILE, Store, no_engine
 from service.access.audit import Actor
 from service.access.caller import Caller
-from service.admission.background import BackgroundEngine
+from service.agents import Bases
 from service.concurrency import in_thread
 from service.config import GIB, Settings
 from service.database import Database
-from service.engine.client import EngineClient
 from service.errors import BadRequest, Conflict
 from service.registry import records, storage_records
 from service.registry.alias_service import AliasService
@@ -31,9 +28,8 @@ from service.registry.catalog import Catalog, Servable
 from service.registry.corruption import CorruptionChecker
 from service.registry.counts import RegistryCounts
 from service.registry.deletion import Deletion
-from service.registry.mixed_batch import LoadedAdapters
 from service.registry.pins import PinLoader, Pins
-from service.registry.proof import Prober
+from service.registry.probers import Probers
 from service.registry.proving import ENGINE_EVIDENCE, Proving
 from service.registry.push import Pushes
 from service.registry.push_events import PushEvents
@@ -55,10 +51,7 @@ class Registry:
         database: Open and migrated.
         store: Where the files are.
         catalog: What the data path reads.
-        base: The base model that the engine serves.
-        engine: Who is asked for log-probabilities.
-        restart_engine: Called with a reason when the engine's answers are poisoned.
-        residency: Who is asked what the engine has loaded.
+        bases: The base models, and their engines.
         check_stores: Whether the grounding of a version without weights can be asked for.
     """
 
@@ -68,34 +61,28 @@ class Registry:
         database: Database,
         store: Store,
         catalog: Catalog,
-        base: BaseDescription,
-        engine: BackgroundEngine,
-        restart_engine: Callable[[str], Awaitable[None]],
-        residency: EngineClient,
+        bases: Bases,
         check_stores: CheckStores = no_stores,
     ) -> None:
         self._settings = settings
         self._database = database
         self._store = store
-        freshness = Freshness(base.fingerprint, settings.revalidate_days)
-        self._state = RegistryState(database, store, catalog, base, freshness)
-        self._prober = Prober(
-            engine,
-            base.served_name,
-            restart_engine,
-            timeout_s=settings.proof_timeout_s,
-            neighbours=LoadedAdapters(catalog, residency),
-        )
-        self._prompts = PromptChecker(engine, check_stores)
+        freshness = Freshness([base.fingerprint for base in bases], settings.revalidate_days)
+        self._state = RegistryState(database, store, catalog, bases, freshness)
+        probers = Probers(bases, catalog, timeout_s=settings.proof_timeout_s)
+        self._prompts = PromptChecker(check_stores)
         space = AdapterSpace(None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB))
-        self._proving = Proving(self._state, self._prober, self._prompts)
-        self._corruption_checker = CorruptionChecker(self._prober, self._proving.mark_corrupt)
-        self.aliases = AliasService(self._state, self._prober, settings.engine_slots)
+        self._proving = Proving(self._state, probers, self._prompts)
+        self._corruption_checker = CorruptionChecker(bases, probers, self._proving.mark_corrupt)
+        slots = min(base.slots for base in bases)
+        self.aliases = AliasService(self._state, probers, slots)
         self.fetcher = SourceFetcher(settings)
         self.pushes = Pushes(settings, self._state, self._proving, self._prompts, self.aliases, self.fetcher, space)
         self.push_events = PushEvents()
-        self._pin_loader = PinLoader(catalog, residency, self._prober, settings.engine_slots)
-        self.pins = Pins(self._state, self._pin_loader, settings.engine_slots)
+        self._pin_loaders = [
+            PinLoader(catalog, base, agent, probers.of_agent(agent)) for base in bases for agent in base.agents
+        ]
+        self.pins = Pins(self._state, self._wake_pin_loaders, slots)
         self._live_rollback = LiveRollback(self._state, self.aliases)
         self.verdicts = Verdicts(self._state, self._live_rollback.wake)
         self.deletion = Deletion(self._state)
@@ -111,7 +98,7 @@ class Registry:
             self._proving.spawn(project, name, version_id, system_actor(project))
         self._workers = [
             asyncio.create_task(self._corruption_checker.work(), name="registry-corruption"),
-            asyncio.create_task(self._pin_loader.work(), name="registry-pins"),
+            *(asyncio.create_task(loader.work(), name="registry-pins") for loader in self._pin_loaders),
             asyncio.create_task(self.deletion.work(), name="registry-expiry"),
             asyncio.create_task(self.fetcher.work(), name="registry-sources"),
         ]
@@ -126,6 +113,10 @@ class Registry:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         await self.fetcher.close()
+
+    def _wake_pin_loaders(self) -> None:
+        for loader in self._pin_loaders:
+            loader.wake()
 
     def similar(self, caller: Caller, name: str) -> str | None:
         """The adapter that the caller may use whose name is most like ``name``; None if none is."""
@@ -161,16 +152,20 @@ class Registry:
             evidence = await self._proving.ask(project, row, is_served=served)
         except ENGINE_EVIDENCE:
             if row.state == "ready" and row.digest is not None:
-                await self._proving.mark_corrupt(row.digest)
+                base = self._state.bases.serving(row.base) or self._state.bases.default
+                await self._proving.mark_corrupt(row.digest, base.name)
             raise
         if row.state == "ready" and row.wanted_alias:
             row = replace(row, wanted_alias="")  # it has had its alias: others may have been promoted since
         await self._proving.settle_row(project, name, row, evidence, actor=actor, again=True)
         return await self.version(project, name, row.number)
 
-    def report_failure(self, digest: str) -> None:
-        """Report that the engine failed under this adapter, to check it in the background. Returns at once."""
-        self._corruption_checker.add(digest)
+    def report_failure(self, digest: str, base: str = "") -> None:
+        """Report that an engine of ``base`` (its served name; empty: the default) failed under this adapter.
+
+        It is checked in the background; this returns at once.
+        """
+        self._corruption_checker.add(digest, base)
 
     async def wait_idle(self) -> None:
         """Return when no proof and no corruption check is running."""

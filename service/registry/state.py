@@ -9,12 +9,15 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from adapters.base import BaseDescription, Fingerprint
+import sqlalchemy as sa
+
+from adapters.base import Fingerprint
 from adapters.errors import AdapterError, PerplexityTooHigh, StoreError
 from adapters.json_depth import MAX_LEVELS, too_deep
 from adapters.names import is_checkpoint_alias, parse_alias, parse_name, parse_version
 from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
+from service.agents import Bases
 from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
@@ -37,14 +40,11 @@ _LOG: Final = logging.getLogger("hatrack.registry")
 class RegistryState:
     """Reads adapters from the database, computes what can serve, and keeps the catalog up to date."""
 
-    def __init__(
-        self, database: Database, store: Store, catalog: Catalog, base: BaseDescription, freshness: Freshness
-    ) -> None:
+    def __init__(self, database: Database, store: Store, catalog: Catalog, bases: Bases, freshness: Freshness) -> None:
         self.database = database
         self.store = store
         self.catalog = catalog
-        self.base = base
-        self.engine = base.fingerprint.digest
+        self.bases = bases
         self.freshness = freshness
         self.counts: RegistryCounts = NO_COUNTS
         self.store_lock = asyncio.Lock()
@@ -92,20 +92,25 @@ class RegistryState:
     async def servability(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
         """Whether each version can serve now, by row id; depends on the base, the files and corrupt digests."""
         rows = list(rows)
-        corrupt = await self.database.run(lambda db: records.corrupt_digests(db, self.engine))
-        return await in_thread(self._servability, rows, corrupt)
+        engines = [base.fingerprint.digest for base in self.bases]
 
-    def _servability(self, rows: list[VersionRow], corrupt: set[str]) -> dict[int, Servable]:
+        def read(db: sa.Connection) -> dict[str, set[str]]:
+            return {engine: records.corrupt_digests(db, engine) for engine in engines}
+
+        return await in_thread(self._servability, rows, await self.database.run(read))
+
+    def _servability(self, rows: list[VersionRow], corrupt: dict[str, set[str]]) -> dict[int, Servable]:
         return {row.id: self._servability_of(row, corrupt) for row in rows}
 
-    def _servability_of(self, row: VersionRow, corrupt: set[str]) -> Servable:
-        if not self.is_same_base(row):
+    def _servability_of(self, row: VersionRow, corrupt: dict[str, set[str]]) -> Servable:
+        base = self.bases.serving(row.base)
+        if base is None:
             return Servable.OTHER_BASE
         if row.digest is None:
             return Servable.OK  # the base answers, and the engine is watched
         if not self._is_sound(row.digest):
             return Servable.DAMAGED
-        return Servable.CORRUPT if row.digest in corrupt else Servable.OK
+        return Servable.CORRUPT if row.digest in corrupt[base.fingerprint.digest] else Servable.OK
 
     def _is_sound(self, digest: str) -> bool:
         """``Store.check``, done again only where a file's size, time or inode has changed since it last passed."""
@@ -123,9 +128,9 @@ class RegistryState:
             return False
         return True
 
-    def is_same_base(self, row: VersionRow) -> bool:
-        """Whether the version was proven on this base: same weights, same config."""
-        return Fingerprint.model_validate(row.base).servable_with(self.base.fingerprint)
+    def engine_of(self, fingerprint: dict[str, Any]) -> str:
+        """The digest of the base's fingerprint as it is served now, for a version's stored one."""
+        return (self.bases.serving(fingerprint) or self.bases.default).fingerprint.digest
 
     async def is_servable(self, row: VersionRow) -> bool:
         """Whether the version is ready and can serve now."""
@@ -186,7 +191,11 @@ class RegistryState:
         servable = await self.servability(
             row for adapter in adapters for row in adapter.versions if row.state == "ready"
         )
-        return [_entry(adapter, servable) for adapter in adapters]
+        return [self._entry(adapter, servable) for adapter in adapters]
+
+    def _entry(self, adapter: AdapterWithVersions, servable: dict[int, Servable]) -> AdapterEntry | None:
+        bases = {row.number: self.bases.serving(row.base) for row in adapter.versions if row.state == "ready"}
+        return _entry(adapter, servable, {number: base.name for number, base in bases.items() if base is not None})
 
     # what clients see
 
@@ -238,7 +247,9 @@ class RegistryState:
         self, adapter: AdapterWithVersions, row: VersionRow, servable: Servable, verdict_status: VerdictStatus | None
     ) -> dict[str, Any]:
         revalidation = self.freshness.state(verdict_status)
+        base = self.bases.serving(row.base)
         shown = _version_object(adapter, row, servable)
+        shown["base_name"] = None if base is None else base.name
         shown["verdict"] = None if verdict_status is None else verdict_object(adapter, row, verdict_status.latest)
         shown["revalidation"] = None if revalidation is None else revalidation.shown()
         return shown
@@ -272,7 +283,7 @@ def parse_alias_path(text: str, name: str) -> str:
     return parse_or_404(parse_alias, text, f"the adapter `{name}` has no alias `{text[:100]}`", "alias_not_found")
 
 
-def _entry(adapter: AdapterWithVersions, servable: dict[int, Servable]) -> AdapterEntry | None:
+def _entry(adapter: AdapterWithVersions, servable: dict[int, Servable], bases: dict[int, str]) -> AdapterEntry | None:
     ready = {
         row.number: VersionEntry(
             number=row.number,
@@ -281,6 +292,7 @@ def _entry(adapter: AdapterWithVersions, servable: dict[int, Servable]) -> Adapt
             servable=servable[row.id],
             created_at=row.created_at,
             flow=f"{adapter.row.project}/{adapter.row.name}@{row.number}" if row.digest is None else None,
+            base=bases.get(row.number, ""),
         )
         for row in adapter.versions
         if row.state == "ready"
@@ -387,7 +399,7 @@ def find_equal_version(
     adapter: AdapterWithVersions | None,
     digest: str | None,
     settings: dict[str, Any],
-    is_same_base: Callable[[VersionRow], bool],
+    base: dict[str, Any],
 ) -> VersionRow | None:
     """The version that an upload of this digest, settings and base would repeat, preferably a ready one; or None.
 
@@ -395,6 +407,12 @@ def find_equal_version(
     """
     if adapter is None:
         return None
-    same = [row for row in adapter.versions if row.digest == digest and row.settings == settings and is_same_base(row)]
+    fingerprint = Fingerprint.model_validate(base)
+    same = [
+        row
+        for row in adapter.versions
+        if (row.digest, row.settings) == (digest, settings)
+        and Fingerprint.model_validate(row.base).servable_with(fingerprint)
+    ]
     order = ("ready", "proving", "rejected")
     return min(same, key=lambda row: (order.index(row.state), row.number), default=None)

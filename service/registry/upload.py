@@ -38,6 +38,7 @@ BOUNDS: Final[Mapping[str, int]] = {
     "metadata": 256 * KIB,
     "settings": 256 * KIB,
     "expires_at": KIB,
+    "base": KIB,
 }
 """Most bytes of each part but ``weights``, whose bound is a setting."""
 
@@ -84,7 +85,8 @@ SAMPLING: Final[Mapping[str, tuple[type, float, float]]] = {
 class ReceivedUpload:
     """The parts of an upload except the weights. ``alias`` is None if the part is missing, empty for "no alias".
 
-    ``config`` is empty for a version without weights.
+    ``config`` is empty for a version without weights. ``base`` is the served name of the base that it is for; None: the
+    one that ``config`` names, if it is served, else the default.
     """
 
     name: str
@@ -95,6 +97,7 @@ class ReceivedUpload:
     alias: str | None
     has_weights: bool = True
     expires_at: int | None = None
+    base: str | None = None
 
     def draft_without_weights(self, base: Fingerprint) -> VersionDraft:
         """The version to create of settings alone, which is not proven yet."""
@@ -241,6 +244,7 @@ class _AdapterForm(MultipartForm):
             alias=self._text("alias"),
             has_weights=has_weights,
             expires_at=future(self._text("expires_at") or None),
+            base=self._text("base") or None,
         )
 
     def _text(self, part: str) -> str | None:

@@ -6,7 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -98,11 +98,13 @@ class Verdicts:
             id=f"verdict-{secrets.token_hex(12)}",
             **body.model_dump(exclude={"files"}),
             files=body.files.named(),
-            base=self._state.base.fingerprint.model_dump(),
+            base={},
             key_id=caller.key_id,
         )
         async with self._state.lock(caller.project, name):
             adapter, row = await self._state.version(caller.project, name, number)
+            base = self._state.bases.serving(row.base) or self._state.bases.default
+            draft = replace(draft, base=base.fingerprint.model_dump())
             target = f"{adapter.row.name}@{row.number}"
             if row.state != "ready":
                 raise Conflict(

@@ -24,6 +24,7 @@ from adapters.database.postgresql import PostgresServer
 from adapters.names import is_digest
 from adapters.store import STAGING, no_engine
 from service.config import Settings
+from service.config.engines import engine_dirs
 from service.engine.process import is_running
 from service.errors import SettingsError
 from service.files.blob_store import INCOMING
@@ -218,7 +219,8 @@ def _adapters_later(settings: Settings, *, is_alone: bool) -> str | None:
     """When adapters can go, if not now."""
     if settings.engine_url:
         return WITHOUT_ENGINE_URL
-    return None if is_alone and not is_running(settings.engine_dir) else WHEN_ENGINE_STARTS
+    runs = any(is_running(directory) for directory in engine_dirs(settings))
+    return None if is_alone and not runs else WHEN_ENGINE_STARTS
 
 
 def _later(found: _Found, adapters_later: str | None) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 from prometheus_client.metrics_core import Metric as Family
@@ -110,22 +111,25 @@ class TrainerSource:
 
 
 class StructuredSource:
-    """Metrics of the checks of structured outputs."""
+    """Metrics of the checks of structured outputs, over all bases."""
 
     name = "structured"
 
-    def __init__(self, structured: StructuredOutputs) -> None:
+    def __init__(self, structured: Sequence[StructuredOutputs]) -> None:
         self._structured = structured
 
     async def families(self) -> Iterator[Family]:
         """Checks by outcome, CPU time of trials, and the state of the trial process."""
-        counts, state = self._structured.counts, self._structured.trial_state
+        outcomes: Counter[str] = Counter()
+        for each in self._structured:
+            outcomes.update(each.counts.outcomes)
         families = [
-            metrics.STRUCTURED.values(((outcome,), count) for outcome, count in counts.outcomes.items()),
-            metrics.STRUCTURED_CPU.value(counts.cpu_s),
+            metrics.STRUCTURED.values(((outcome,), count) for outcome, count in outcomes.items()),
+            metrics.STRUCTURED_CPU.value(sum(each.counts.cpu_s for each in self._structured)),
         ]
-        if state != "off":
-            families.append(metrics.STRUCTURED_UP.value(state == "ready"))
+        states = [each.trial_state for each in self._structured if each.trial_state != "off"]
+        if states:
+            families.append(metrics.STRUCTURED_UP.value(all(state == "ready" for state in states)))
         return iter(families)
 
 

@@ -137,3 +137,27 @@ class _Only:
 
     def collect(self) -> Iterable[Family]:
         return (self._family,)
+
+
+class Labelled:
+    """Several components of one kind as one source: each one's samples get a label that tells them apart.
+
+    Args:
+        label: The label's name.
+        sources: The components by the label's value.
+    """
+
+    def __init__(self, label: str, sources: Mapping[str, Source]) -> None:
+        self._label = label
+        self._sources = sources
+        self.name = next(iter(sources.values())).name
+
+    async def families(self) -> Iterable[Family]:
+        """The metrics of all, each metric once."""
+        merged: dict[str, Family] = {}
+        for value, source in self._sources.items():
+            for family in await source.families():
+                into = merged.setdefault(family.name, Family(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    into.add_sample(sample.name, {**sample.labels, self._label: value}, sample.value)
+        return list(merged.values())

@@ -62,7 +62,7 @@ def adapter_name(caller: Caller, name: str, param: str, *, catalog: Catalog, act
     """
     try:
         for_embedder = catalog.name_for_embedder(caller.project, name)
-        name = parse_name(name, base_name=catalog.base_name, embedder_name=for_embedder)
+        name = parse_name(name, base_names=catalog.bases, embedder_name=for_embedder)
     except AdapterError as error:
         raise BadRequest(error.message, param=param, code=error.code) from None
     if not caller.may_use(name):

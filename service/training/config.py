@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,8 +46,8 @@ class TrainerConfig:
     program: tuple[str, ...] = (sys.executable, "-m", "trainer")
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> TrainerConfig:
-        """Extract the trainer's settings from the gateway's."""
+    def from_settings(cls, settings: Settings, others: Sequence[Settings] = ()) -> TrainerConfig:
+        """Extract the trainer's settings from the gateway's. ``others``: those of the further bases."""
         directory = settings.home / "trainer"
         socket: Path | None = directory / "trainer.sock"
         if settings.trainer_url:
@@ -57,7 +58,7 @@ class TrainerConfig:
             url="http://trainer" if socket else settings.trainer_url,
             secret=settings.trainer_secret.get_secret_value() if settings.trainer_secret else None,
             starts=settings.trainer == "on" and not settings.trainer_url,
-            arguments=_arguments(settings, directory / "trainer.sock"),
+            arguments=_arguments(settings, others, directory / "trainer.sock"),
         )
 
     @property
@@ -83,13 +84,16 @@ class TrainerConfig:
         return {name: value for name, value in inherited.items() if name not in NOT_INHERITED}
 
 
-def _arguments(settings: Settings, socket: Path) -> tuple[str, ...]:
+def _arguments(settings: Settings, others: Sequence[Settings], socket: Path) -> tuple[str, ...]:
     arguments = ["--home", str(settings.home), "--socket", str(socket), "--gateway", local_url(settings)]
     arguments += ["--base", str(settings.base_dir), "--base-name", settings.base_served_name]
     arguments += ["--max-rank", str(settings.engine_max_rank)]
     arguments += ["--dtype", settings.dtype]
     if settings.context is not None:
         arguments += ["--context", str(settings.context)]
+    for other in others:
+        base = {"base": str(other.base_dir), "base_name": other.base_served_name, "max_rank": other.engine_max_rank}
+        arguments += ["--other-base", json.dumps(base | {"context": other.context, "dtype": other.dtype})]
     return (*arguments, "--engine-device", settings.device, "--engine-memory", str(settings.engine_memory))
 
 

@@ -65,6 +65,8 @@ class ResolvedModel:
     name: str
     entry: AdapterEntry | None = None
     version: VersionEntry | None = None
+    base: str = ""
+    """The served name of the base that it is, or serves on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,12 @@ class AuthorizedEvaluation:
         return tuple(sorted({model.entry.name for model in models if model.entry is not None}))
 
     @property
+    def base(self) -> str | None:
+        """The base that the models are compared with: the candidate's, else the first arm's."""
+        first = self.candidate or next(iter(self.models.values()), None)
+        return None if first is None else first.base or None
+
+    @property
     def has_weights(self) -> bool:
         """Whether the version that is judged has weights; True if none is."""
         return self.candidate is None or self.candidate.version is None or self.candidate.version.digest is not None
@@ -95,7 +103,7 @@ class AuthorizedEvaluation:
         version = None if number is None else entry.versions.get(number)
         if version is None or version is self.candidate.version or version.servable is not Servable.OK:
             return None
-        return ResolvedModel(f"{entry.name}@{number}", entry, version)
+        return ResolvedModel(f"{entry.name}@{number}", entry, version, version.base)
 
     def groundings(self) -> dict[str, dict[str, Any]]:
         """The grounding of each version that may be asked and has one, by ``name@number``."""
@@ -182,6 +190,7 @@ class EvaluationService:
         settings = _settings(candidate).stored()
         return EvaluationContext(
             held_out=reference(held_out),
+            base=authorized.base,
             models={label: model.name for label, model in authorized.models.items()},
             candidate=None if candidate is None else candidate.name,
             system_prompt=settings["system_prompt"],
@@ -289,8 +298,8 @@ def resolve(catalog: Catalog, caller: Caller, model: str, param: str) -> Resolve
         Conflict: It cannot serve now.
         BadRequest: It is an alias that is split over several versions.
     """
-    if model == catalog.base_name:
-        return ResolvedModel(model)
+    if model in catalog.bases:
+        return ResolvedModel(model, base=model)
     match = catalog.find(caller, model, param=param)
     if not isinstance(match.target, int):
         raise BadRequest(
@@ -307,7 +316,7 @@ def resolve(catalog: Catalog, caller: Caller, model: str, param: str) -> Resolve
             param=param,
             code=f"version_{version.servable.value}",
         )
-    return ResolvedModel(name, match.entry, version)
+    return ResolvedModel(name, match.entry, version, version.base or catalog.base_name)
 
 
 def key_draft(caller: Caller, authorized: AuthorizedEvaluation) -> KeyDraft:

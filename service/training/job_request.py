@@ -50,10 +50,11 @@ class JobRequest(JobFields):
 
 @dataclass(frozen=True, slots=True)
 class AuthorizedJob:
-    """The adapter that a job trains, and the `name@version` that it continues from (None: the base)."""
+    """The adapter that a job trains, the `name@version` that it continues from (None: the base), and that base."""
 
     adapter: str
     parent: str | None
+    base: str | None = None
 
     def key(self, caller: Caller) -> KeyDraft:
         """The key that the job uses at the gateway to read its parent, push its result and have it evaluated."""
@@ -65,6 +66,7 @@ class AuthorizedJob:
         validation = files.get("validation_file")
         return JobContext(
             adapter=self.adapter,
+            base=self.base,
             parent=self.parent,
             parent_shape=parent_shape,
             training_file=reference(files["training_file"].file),
@@ -141,32 +143,37 @@ def authorize(request: JobRequest, caller: Caller, catalog: Catalog) -> Authoriz
         BadRequest: ``model`` is an alias, the adapter's name is invalid, or two different names were given.
         Forbidden: The key's globs do not match the adapter's name, whether or not that adapter exists.
     """
-    parent = _parent(request.model, caller, catalog)
+    base, parent = _parent(request.model, caller, catalog)
     param, name = _name(request, parent)
     name = adapter_name(caller, name, param, catalog=catalog, action="train")
-    return AuthorizedJob(name, parent)
+    return AuthorizedJob(name, parent, base)
 
 
-def _parent(model: str, caller: Caller, catalog: Catalog) -> str | None:
-    if model == catalog.base_name:
-        return None
+def _parent(model: str, caller: Caller, catalog: Catalog) -> tuple[str, str | None]:
+    """The base that a job trains for, and the version that it continues from; None: the base."""
+    if model in catalog.bases:
+        return model, None
     match = catalog.find(caller, model)
     if match.alias and not is_checkpoint_alias(match.alias):
         pointed = match.target if isinstance(match.target, int) else max(match.entry.versions)
         raise BadRequest(
             f"`model` is {model[:100]!r}, an alias, which may move while the job is queued; use a version, such as "
-            f"`{match.entry.name}@{pointed}`, or the base, `{catalog.base_name}`",
+            f"`{match.entry.name}@{pointed}`, or a base, {_bases(catalog)}",
             param="model",
         )
     parent = catalog.resolve(caller, model)
     if parent.digest is None:
         raise BadRequest(
-            f"`model` is `{parent.name}`, which has no weights to continue training from; train from the base, "
-            f"`{catalog.base_name}`, and name the adapter (`suffix` or `metadata.adapter`)",
+            f"`model` is `{parent.name}`, which has no weights to continue training from; train from a base, "
+            f"{_bases(catalog)}, and name the adapter (`suffix` or `metadata.adapter`)",
             param="model",
             code="parent_unsupported",
         )
-    return parent.name
+    return parent.base, parent.name
+
+
+def _bases(catalog: Catalog) -> str:
+    return " or ".join(f"`{base}`" for base in catalog.bases)
 
 
 def _name(request: JobRequest, parent: str | None) -> tuple[str, str]:

@@ -16,7 +16,6 @@ from starlette.responses import Response
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
-from service.admission.queue import AdmissionQueue
 from service.http.body import read_object
 from service.http.multipart import FRAMING_BYTES
 from service.http.schema import answers
@@ -74,9 +73,8 @@ CurrentLadders = Annotated[LadderService, Depends(ladders)]
 @router.get("/load", responses=answers(Load))
 async def load(request: Request, caller: TrainCaller) -> dict[str, Any]:
     """How many requests from callers (jobs excluded) are queued for the engine, and how many are in it."""
-    queue: AdmissionQueue = request.app.state.admission_queue
-    callers = queue.scheduler.callers
-    return {"object": "load", "waiting": callers.queued, "in_flight": callers.in_flight}
+    waiting, in_flight = request.app.state.callers_load()
+    return {"object": "load", "waiting": waiting, "in_flight": in_flight}
 
 
 @router.post("/fine_tuning/jobs", include_in_schema=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -61,12 +61,16 @@ def assemble(
     files: Files,
     verdicts: Verdicts,
     store: Store,
+    other_bases: Sequence[Settings] = (),
     check_store: CheckStore | None = None,
     check_grounding: CheckGrounding | None = None,
 ) -> Sidecar:
-    """Create the components without starting them. ``check_store``: see `LadderService`; ``check_grounding``: see
-    `JobService`."""
-    config = TrainerConfig.from_settings(settings)
+    """Create the components without starting them.
+
+    ``other_bases``: the settings of bases beside the default; ``check_store``: see `LadderService`;
+    ``check_grounding``: see `JobService`.
+    """
+    config = TrainerConfig.from_settings(settings, other_bases)
     client = TrainerClient(socket=str(config.socket) if config.socket else None, url=config.url, secret=config.secret)
     training = Training(client, database, keys, files)
     evaluations = EvaluationService(training, files, catalog, database)

@@ -1,4 +1,4 @@
-"""The engine's own hours: how long it was up, how long it was busy, and how much of that was the gateway's own."""
+"""The engines' own hours: how long they were up, how long busy, and how much of that was the gateway's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from adapters.database.sql import insert
 from adapters.database.types import BigInt
 from service.database import metadata
-from service.engine.busy import EngineClock
+from service.engine.busy import EngineClock, EngineClocks
 
 HOUR_S: Final = 3600
 IDLE_WRITE_S: Final = 60.0
@@ -52,21 +52,21 @@ class EngineMeter:
 
     Args:
         clock: Of the requests in the engine.
-        is_up: Whether there is an engine process now.
+        engines_up: How many engines have a process now.
         wall: Unix time, seconds.
         monotonic: Seconds.
     """
 
     def __init__(
         self,
-        clock: EngineClock,
-        is_up: Callable[[], bool],
+        clock: EngineClock | EngineClocks,
+        engines_up: Callable[[], int],
         *,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._is_up = is_up
+        self._engines_up = engines_up
         self._wall = wall
         self._monotonic = monotonic
         self._read_at = self._written_at = monotonic()
@@ -81,7 +81,7 @@ class EngineMeter:
         seconds = self._pending.setdefault(hour - hour % HOUR_S, EngineSeconds())
         busy = busy_s - self._busy_s
         # requests are in an engine that is up: what was cut by its end is time of the engine, too
-        seconds.add(EngineSeconds(max(busy, passed if self._is_up() else 0.0), busy, own_s - self._own_s))
+        seconds.add(EngineSeconds(max(busy, passed * self._engines_up()), busy, own_s - self._own_s))
         self._read_at, self._busy_s, self._own_s = now, busy_s, own_s
 
     @property

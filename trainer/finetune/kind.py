@@ -11,7 +11,7 @@ import asyncio
 import csv
 import io
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,7 +91,7 @@ class FinetuneKind(Kind[JobResult]):
         self,
         settings: Settings,
         installation: Installation,
-        base: capacity.BaseModelInfo,
+        bases: Mapping[str, capacity.BaseModelInfo],
         database: Database,
         directories: RunDirectories,
         housekeeper: Housekeeper,
@@ -102,7 +102,7 @@ class FinetuneKind(Kind[JobResult]):
         super().__init__(directories, command)
         self._settings = settings
         self._installation = installation
-        self._base = base
+        self._bases = bases
         self._database = database
         self._housekeeper = housekeeper
         self._reviews = reviews
@@ -157,9 +157,11 @@ class FinetuneKind(Kind[JobResult]):
         longest = report.lengths.longest if report.lengths is not None else plan.recipe.max_length
         device = JobDetails.model_validate(run.details).device
         available = await asyncio.to_thread(capacity.available_memory, device, self._installation, working)
+        job = await asyncio.to_thread(self.directories.read, run.id, protocol.SPEC, JobSpec)
+        base = self._bases[self._installation.base_name if job is None else job.base_name]
         on_gpu = capacity.device_type(device) == "cuda"
-        wanted = capacity.required_memory(plan.recipe, self._base, longest=longest, on_gpu=on_gpu)
-        recipe, check = capacity.fit_memory(plan.recipe, self._base, available, longest=longest, on_gpu=on_gpu)
+        wanted = capacity.required_memory(plan.recipe, base, longest=longest, on_gpu=on_gpu)
+        recipe, check = capacity.fit_memory(plan.recipe, base, available, longest=longest, on_gpu=on_gpu)
         if not check.fits:
             message = (
                 f"The job does not fit into memory: {check.describe()}. Use a smaller max_length or lora_rank, or "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,7 @@ class Jobs(RunService):
         finetune: FinetuneKind,
         settings: Settings,
         installation: Installation,
-        base: capacity.BaseModelInfo,
+        bases: Mapping[str, capacity.BaseModelInfo],
         database: Database,
         notifier: Notifier,
         lines: WaitingLines,
@@ -55,7 +55,7 @@ class Jobs(RunService):
         super().__init__(finetune, settings, database, notifier, lines)
         self._finetune = finetune
         self._installation = installation
-        self._base = base
+        self._bases = bases
         self._working = working
 
     async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
@@ -114,30 +114,30 @@ class Jobs(RunService):
 
     async def _check(self, request: JobRequest, context: JobContext) -> None:
         """Check that the result can be served and the training fits. Raises InvalidField, MemoryTooSmall."""
-        hyperparameters, max_rank = request.hyperparameters, self._installation.max_rank
-        if not self._base.modules:
+        installation = self._installation.on(context.base)
+        base = self._bases[installation.base_name]
+        hyperparameters, max_rank = request.hyperparameters, installation.max_rank
+        if not base.modules:
             raise InvalidField(
                 "`model`: the base has no linear layer that a LoRA can be trained for and served on", param="model"
             )
         if hyperparameters.target_modules != "all-linear":
-            unknown = self._base.unknown_targets(hyperparameters.target_modules)
+            unknown = base.unknown_targets(hyperparameters.target_modules)
             if unknown or not hyperparameters.target_modules:
                 place = request.place("target_modules")
                 raise InvalidField(
-                    f"`{place}`: {self._base.describe_unknown(unknown)}"
+                    f"`{place}`: {base.describe_unknown(unknown)}"
                     if unknown
-                    else f"`{place}` is empty; name at least one of {', '.join(self._base.module_suffixes())}",
+                    else f"`{place}` is empty; name at least one of {', '.join(base.module_suffixes())}",
                     param=place,
                 )
-        self._check_parent(context)
+        _check_parent(context, base)
         on_gpu = capacity.device_type(self._settings.device) == "cuda"
         try:
-            length = auto.max_length(
-                hyperparameters, context=self._installation.context, positions=self._base.positions
-            )
+            length = auto.max_length(hyperparameters, context=installation.context, positions=base.positions)
             recipe = capacity.minimal_recipe(
                 hyperparameters,
-                self._base,
+                base,
                 max_rank=max_rank,
                 length=length,
                 file_bytes=context.training_file.bytes,
@@ -150,7 +150,7 @@ class Jobs(RunService):
             raise InvalidField(refused.message.replace(f"`{refused.param}`", f"`{place}`", 1), param=place) from refused
         longest = capacity.ASSUMED_LONGEST if hyperparameters.max_length == "auto" else length
         needed = capacity.required_memory(
-            recipe, self._base, longest=min(longest, max(8, context.training_file.bytes)), on_gpu=on_gpu
+            recipe, base, longest=min(longest, max(8, context.training_file.bytes)), on_gpu=on_gpu
         )
         available = await asyncio.to_thread(
             capacity.available_memory, self._settings.device, self._installation, self._working()
@@ -163,26 +163,12 @@ class Jobs(RunService):
                 param=request.place("max_length"),
             )
 
-    def _check_parent(self, context: JobContext) -> None:
-        """Refuse a parent whose LoRA does not cover every layer of its target modules. Raises InvalidField."""
-        parent = context.parent_shape
-        if parent is None or parent.modules is None:
-            return
-        layers = len(self._base.matching_layers(parent.target_modules))
-        if parent.modules != layers:
-            raise InvalidField(
-                f"`model`: `{context.parent}` adapts {parent.modules} of the base's {layers} layers named "
-                f"{', '.join(parent.target_modules)}; a version can be trained further only if it adapts all of them",
-                param="model",
-                code="parent_unsupported",
-            )
-
     def _spec(
         self, caller: CurrentCaller, request: JobRequest, context: JobContext, judging: EvaluationOptions
     ) -> JobSpec:
-        body = request.body
+        body, installation = request.body, self._installation.on(context.base)
         return JobSpec(
-            **dict(training_run_spec(self.kind.new_id(), caller.project, self._installation, self._settings)),
+            **dict(training_run_spec(self.kind.new_id(), caller.project, installation, self._settings)),
             adapter=context.adapter,
             parent=context.parent,
             training_file=context.training_file,
@@ -252,3 +238,18 @@ def _judging(request: JobRequest, settings: Settings) -> EvaluationOptions:
     )
 
     return evaluation_options(request, settings)
+
+
+def _check_parent(context: JobContext, base: capacity.BaseModelInfo) -> None:
+    """Refuse a parent whose LoRA does not cover every layer of its target modules. Raises InvalidField."""
+    parent = context.parent_shape
+    if parent is None or parent.modules is None:
+        return
+    layers = len(base.matching_layers(parent.target_modules))
+    if parent.modules != layers:
+        raise InvalidField(
+            f"`model`: `{context.parent}` adapts {parent.modules} of the base's {layers} layers named "
+            f"{', '.join(parent.target_modules)}; a version can be trained further only if it adapts all of them",
+            param="model",
+            code="parent_unsupported",
+        )

@@ -108,7 +108,9 @@ class RunDirectories:
             return  # the worker says what is wrong with it
         places = {"gateway": self._installation.gateway}
         if "base_dir" in spec and not (Path(spec["base_dir"]) / "config.json").is_file():
-            places["base_dir"] = str(self._installation.base)
+            names = self._installation.base_names
+            name = spec["base_name"] if spec.get("base_name") in names else None
+            places["base_dir"] = str(self._installation.on(name).base)
         if any(spec.get(name) != place for name, place in places.items()):
             replace_file(self.path_of(run_id) / protocol.SPEC, json.dumps(spec | places) + "\n")
 

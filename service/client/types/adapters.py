@@ -240,6 +240,8 @@ class AdapterVersion(TypedDict):
     """Size of the weights file; 0 without weights."""
     base: Fingerprint
     """The base model that it was uploaded for."""
+    base_name: str | None
+    """The served name of the base that it serves on; None: of none that is served now."""
     created_at: int
     expires_at: int | None
     """Unix time in seconds, of a job's checkpoint that only its own alias points to."""

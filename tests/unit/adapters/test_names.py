@@ -57,8 +57,8 @@ def test_a_name_may_not_read_as_a_digest_or_be_the_base() -> None:
     with pytest.raises(NameReserved):
         parse_name("ab" * 32)
     with pytest.raises(NameReserved):
-        parse_name("smollm2", base_name="smollm2")
-    assert parse_name("smollm2-x", base_name="smollm2") == "smollm2-x"
+        parse_name("smollm2", base_names=("smollm2",))
+    assert parse_name("smollm2-x", base_names=("smollm2",)) == "smollm2-x"
 
 
 def test_a_long_bad_name_makes_a_short_message() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ class Evaluations(RunService):
         evaluation: EvaluationKind,
         settings: Settings,
         installation: Installation,
-        model: ServedModel,
+        models: Mapping[str, ServedModel],
         database: Database,
         notifier: Notifier,
         lines: WaitingLines,
@@ -45,7 +46,7 @@ class Evaluations(RunService):
         self._reviews = reviews
         self._evaluation = evaluation
         self._installation = installation
-        self._model = model
+        self._models = models
 
     async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         """See RunService."""
@@ -90,9 +91,10 @@ class Evaluations(RunService):
         self, caller: CurrentCaller, request: dict[str, Any], body: EvaluationBody, context: EvaluationContext
     ) -> RunDraft:
         await asyncio.to_thread(_check, body, context, self._settings)
+        installation = self._installation.on(context.base)
         spec = EvaluationJob(
-            **dict(run_spec(self.kind.new_id(), caller.project, self._installation)),
-            **dict(self._model),
+            **dict(run_spec(self.kind.new_id(), caller.project, installation)),
+            **dict(self._models[installation.base_name]),
             **dict(operator_rules(self._settings)),
             body=body.model_copy(update={"held_out": context.held_out.id}),
             context=context,

@@ -19,6 +19,7 @@ from service.access.audit import SYSTEM, AuditRow, page
 from service.access.caller import DEFAULT_PROJECT, Caller, Scope
 from service.access.records import KeyDraft
 from service.access.service import Keys
+from service.agents import Agent, Bases, ServedBase
 from service.config import Settings
 from service.database import Database
 from service.error_handlers import add_error_handlers
@@ -60,6 +61,8 @@ class RegistryApp:
         self.base = base
         self.engine = MemoryEngine()
         self.store = Store(self.settings.store_dir)
+        self.agent = Agent("engine", self.settings, self.engine, self.engine, self.engine.restart)
+        self.bases = Bases([ServedBase(base, 1, [self.agent])])
         self.catalog = Catalog(BASE, 1)
         self.registry: Registry
         self.database: Database
@@ -82,8 +85,7 @@ class RegistryApp:
         self.keys = Keys(self.settings.home, database, KEY)
         await self.keys.open()
         self.registry = Registry(
-            *(self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart),
-            self.engine,
+            *(self.settings, database, self.store, self.catalog, self.bases),
             check_stores=self.check_stores,
         )
         await self.registry.open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from adapters.base import BaseDescription
+from service.agents import ServedBase
 from service.errors import AdapterNotFinite, EngineUnavailable, HatrackError, Timeout
 from service.registry.pins import PinLoader
 from service.registry.proof import Prober
@@ -40,7 +42,9 @@ async def pin(registry_app: RegistryApp, name: str, headers: dict[str, str] | No
 def loader(registry_app: RegistryApp, slots: int = SLOTS) -> PinLoader:
     """One that loads only when it is told to."""
     prober = Prober(registry_app.engine, "tiny", registry_app.engine.restart, timeout_s=240)
-    return PinLoader(registry_app.catalog, registry_app.engine, prober, slots)
+    settings = registry_app.settings.model_copy(update={"engine_slots": slots})
+    agent = replace(registry_app.agent, settings=settings)
+    return PinLoader(registry_app.catalog, ServedBase(registry_app.base, 1, [agent]), agent, prober)
 
 
 async def test_a_pin_is_shown_and_taken_away(small: RegistryApp, files: Files) -> None:
@@ -201,7 +205,7 @@ async def test_an_adapter_that_does_not_load_does_not_keep_the_others_cold(
 async def test_an_engine_that_is_away_is_looked_at_again(small: RegistryApp, files: Files) -> None:
     digest = (await small.push("voice", files(seed=1))).json()["digest"]
     prober = Prober(small.engine, "tiny", small.engine.restart, timeout_s=240)
-    loads = PinLoader(small.catalog, small.engine, prober, SLOTS, check_s=0.01)
+    loads = PinLoader(small.catalog, small.bases.default, small.agent, prober, check_s=0.01)
     await pin(small, "voice")
     small.engine.down, small.engine.loaded = True, []
     with pytest.raises(EngineUnavailable):

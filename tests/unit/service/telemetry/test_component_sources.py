@@ -202,7 +202,7 @@ async def test_structured_outputs_by_outcome_and_whether_they_are_tried() -> Non
     outputs = StructuredOutputs(compile_s=1.0, token_ms=1.0, wait_s=1.0)
     outputs.counts.note("refused")
     outputs.counts.cpu_s = 1.5
-    page = read(await StructuredSource(outputs).families())
+    page = read(await StructuredSource([outputs]).families())
     assert value(page, "hatrack_structured_outputs_total", outcome="refused") == 1
     assert value(page, "hatrack_structured_outputs_total", outcome="passed") == 0
     assert value(page, "hatrack_structured_cpu_seconds_total") == 1.5

@@ -135,9 +135,13 @@ class TrainingGateway(FilesApp):
         self.training = Training(self.client, self.database, self.keys, self.files)
         self.gate = AdmissionQueue(Policy.from_settings(Settings(home=home)))
 
+    def _callers_load(self) -> tuple[int, int]:
+        callers = self.gate.scheduler.callers
+        return callers.queued, callers.in_flight
+
     def app(self) -> FastAPI:
         app = super().app()
-        app.state.training, app.state.admission_queue = self.training, self.gate
+        app.state.training, app.state.callers_load = self.training, self._callers_load
         app.state.jobs = JobService(
             *(self.training, self.files, self.catalog, self.database, self.store), check_grounding=check_grounding
         )

@@ -1,0 +1,144 @@
+"""The gateway's engines, each with its admission and its clock: made from the settings, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from adapters.base import BaseDescription
+from service.admission.admission import Admission
+from service.agents import Agent, Bases, ServedBase
+from service.config import Settings
+from service.config.engines import NamedEngineSettings, engine_settings
+from service.engine.assemble import describe_base, engine_for
+from service.engine.busy import EngineClock, EngineClocks
+from service.engine.watched import EngineState, WatchedEngine
+
+ONLY = "engine"
+"""The name of a gateway's only engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """One engine and what belongs to it."""
+
+    agent: Agent
+    base: BaseDescription
+    watched: WatchedEngine
+    admission: Admission
+    clock: EngineClock
+
+    @property
+    def label(self) -> str | None:
+        """Its name, where it is one of several."""
+        return self.agent.settings.engine_name if isinstance(self.agent.settings, NamedEngineSettings) else None
+
+
+class Fleet:
+    """All engines of a gateway.
+
+    Args:
+        parts: At least one; the first one's base is the default.
+        bases: Their bases.
+    """
+
+    def __init__(self, parts: tuple[EngineParts, ...], bases: Bases) -> None:
+        self.parts = parts
+        self.bases = bases
+        self.clocks = EngineClocks([each.clock for each in parts])
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Fleet:
+        """The engines that the settings name; nothing is started.
+
+        Raises:
+            SettingsError: A base cannot be read, or an engine cannot be set up.
+        """
+        parts: list[EngineParts] = []
+        descriptions: dict[str, BaseDescription] = {}
+        for own in engine_settings(settings):
+            name = own.base_served_name
+            if name not in descriptions:
+                descriptions[name] = describe_base(own)
+            parts.append(_parts(own, descriptions[name]))
+        bases = []
+        for description in descriptions.values():
+            agents = [each.agent for each in parts if each.base is description]
+            made_at = int((agents[0].settings.base_dir / "config.json").stat().st_mtime)
+            bases.append(ServedBase(description, made_at, agents))
+        return cls(tuple(parts), Bases(bases))
+
+    @property
+    def default(self) -> EngineParts:
+        """The first engine."""
+        return self.parts[0]
+
+    @property
+    def ready(self) -> bool:
+        """Whether any engine accepts requests."""
+        return any(each.watched.ready for each in self.parts)
+
+    @property
+    def state(self) -> EngineState:
+        """The state of the first engine that accepts requests; while none does, the first one's."""
+        return next((each.watched.state for each in self.parts if each.watched.ready), self.default.watched.state)
+
+    def running_engines(self) -> int:
+        """How many engines have a process now."""
+        return sum(each.watched.state.name != "down" for each in self.parts)
+
+    def callers_load(self) -> tuple[int, int]:
+        """Callers' requests that are queued for any engine, and that are in one."""
+        callers = [each.admission.queue.scheduler.callers for each in self.parts]
+        return sum(tree.queued for tree in callers), sum(tree.in_flight for tree in callers)
+
+    def before_spawn(self, collect: Callable[[], Awaitable[object]]) -> None:
+        """Have files removed that nothing names before an engine starts, while no other could have them loaded."""
+
+        def hook(starting: EngineParts) -> Callable[[], Awaitable[object]]:
+            async def run() -> None:
+                others = [each for each in self.parts if each is not starting]
+                if not any(each.watched.may_hold_files for each in others):
+                    await collect()
+
+            return run
+
+        for each in self.parts:
+            each.watched.before_spawn = hook(each)
+
+    @asynccontextmanager
+    async def admitting(self) -> AsyncIterator[None]:
+        """Run the engines' admission while this is open."""
+        async with AsyncExitStack() as stack:
+            for each in self.parts:
+                await stack.enter_async_context(each.admission.running())
+            yield
+
+    async def start(self) -> None:
+        """Start all engines; returns before they are ready."""
+        for each in self.parts:
+            await each.watched.start()
+
+    async def stop(self) -> None:
+        """Stop all engines, or leave running those that are to be kept."""
+        await asyncio.gather(*(each.watched.stop() for each in self.parts))
+
+
+def _parts(settings: Settings, base: BaseDescription) -> EngineParts:
+    watched = engine_for(settings, base)
+    clock = EngineClock()
+    admission = Admission(settings, watched.client, watched.on_change, clock)
+    scheduler = admission.queue.scheduler
+    name = settings.engine_name if isinstance(settings, NamedEngineSettings) else None
+    agent = Agent(
+        name=name or ONLY,
+        settings=settings,
+        client=watched.client,
+        background=admission.background_engine,
+        restart=watched.restart,
+        is_ready=lambda: watched.ready,
+        load=lambda: scheduler.queued + scheduler.in_flight,
+    )
+    return EngineParts(agent, base, watched, admission, clock)
