@@ -26,10 +26,11 @@ import uvicorn
 
 from adapters.errors import AdapterError
 from trainer.app import Trainer, create_app
-from trainer.config import Installation, OtherBase, Settings, load_settings
+from trainer.config import Settings, load_settings
 from trainer.database import FILE, Database
 from trainer.errors import SettingsError
 from trainer.finetune.capacity import BaseModelInfo
+from trainer.installation import Installation, OtherBase
 
 BAD_SETTINGS: Final = 2
 HOME_LOCKED: Final = 3

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.protocol.runs import SECRET_HEADER
 from adapters.validation import message, shown
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.data.checking import DataChecks
 from trainer.database import FILE, Database
 from trainer.errors import (
@@ -50,6 +50,7 @@ from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
 from trainer.finetune.tracked import tracked_job
+from trainer.installation import Installation
 from trainer.ladder import kind as ladder_kind
 from trainer.ladder.routes import router as ladders_router
 from trainer.ladder.service import Ladders

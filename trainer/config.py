@@ -6,11 +6,8 @@ test compares the two.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -21,7 +18,7 @@ from adapters.costs import CostSettings, Prices
 from adapters.database.urls import is_postgresql
 from adapters.protocol.webhooks import signing_key
 from adapters.validation import settings_message
-from trainer.errors import InvalidField, SettingsError
+from trainer.errors import SettingsError
 
 PREFIX: Final = "HATRACK_TRAINER_"
 DATABASE_URL: Final = "HATRACK_TRAINER_DATABASE_URL"
@@ -294,74 +291,6 @@ class Settings(CostSettings, BaseSettings):
         if self.webhook_url is None or self.webhook_secret is None:
             return None
         return self.webhook_url, signing_key(self.webhook_secret.get_secret_value())
-
-
-@dataclass(frozen=True, slots=True)
-class OtherBase:
-    """A base beside the default, as `Installation` has it."""
-
-    base: Path
-    base_name: str
-    max_rank: int
-    context: int | None = None
-    dtype: str = "bfloat16"
-
-    @classmethod
-    def parse(cls, text: str) -> OtherBase:
-        """From the JSON of a command-line argument. Raises ValueError, TypeError."""
-        values = json.loads(text)
-        return cls(**(values | {"base": Path(values["base"]).absolute()}))
-
-
-@dataclass(frozen=True, slots=True)
-class Installation:
-    """What the gateway passes at start: paths, and what the engine serves.
-
-    ``dtype`` is the engine's data type. ``engine_memory`` is the fraction of GPU memory that the engine uses if
-    ``engine_device`` is cuda. ``others`` are further bases that the gateway serves.
-    """
-
-    home: Path
-    gateway: str
-    base: Path
-    base_name: str
-    max_rank: int
-    context: int | None = None
-    dtype: str = "bfloat16"
-    engine_device: Literal["cpu", "cuda"] = "cpu"
-    engine_memory: float = 0.85
-    others: tuple[OtherBase, ...] = ()
-
-    def on(self, base_name: str | None) -> Installation:
-        """The same for another base of the gateway, by its served name; None: the default.
-
-        Raises:
-            InvalidField: The gateway serves a base that this trainer was not started with.
-        """
-        if base_name is None or base_name == self.base_name:
-            return self
-        for other in self.others:
-            if other.base_name == base_name:
-                return replace(self, **dataclasses.asdict(other))
-        known = ", ".join(f"`{name}`" for name in self.base_names)
-        raise InvalidField(
-            f"`model`: the trainer does not know the base `{base_name}`; it was started with {known}", param="model"
-        )
-
-    @property
-    def base_names(self) -> tuple[str, ...]:
-        """The served names of all bases, the default first."""
-        return (self.base_name, *(other.base_name for other in self.others))
-
-    @property
-    def directory(self) -> Path:
-        """The trainer's directory under home."""
-        return self.home / "trainer"
-
-    @property
-    def jobs(self) -> Path:
-        """Parent of the jobs' directories."""
-        return self.directory / "jobs"
 
 
 def load_settings(**overrides: object) -> Settings:

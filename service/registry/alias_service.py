@@ -16,10 +16,11 @@ from service.access.audit import Actor, note
 from service.errors import Conflict, NotFound
 from service.registry import alias_records, pin_records, records
 from service.registry.audit_notes import note_move
+from service.registry.objects import held_back_reason
 from service.registry.probers import Probers
 from service.registry.records import AdapterWithVersions, VersionRow
 from service.registry.split import AliasTarget, Split, versions_of
-from service.registry.state import RegistryState, held_back_numbers, held_back_reason, parse_alias_path
+from service.registry.state import RegistryState, held_back_numbers, parse_alias_path
 
 
 @dataclass(frozen=True, slots=True)

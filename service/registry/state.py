@@ -12,18 +12,17 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from adapters.base import Fingerprint
-from adapters.errors import AdapterError, PerplexityTooHigh, StoreError
-from adapters.json_depth import MAX_LEVELS, too_deep
+from adapters.errors import AdapterError, StoreError
 from adapters.names import is_checkpoint_alias, parse_alias, parse_name, parse_version
-from adapters.perplexity import HOLD_BACK_RATIO, measured
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
 from service.agents import Bases
 from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
 from service.registry import records, verdict_records
-from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
+from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable
 from service.registry.counts import NO_COUNTS, RegistryCounts
+from service.registry.objects import catalog_entry, held_back_reason, version_object
 from service.registry.records import AdapterWithVersions, VersionRow
 from service.registry.revalidation import Freshness, RevalidationState
 from service.registry.split import AliasTarget, Split
@@ -32,8 +31,6 @@ from service.registry.verdict_records import VerdictRow, VerdictStatus
 T = TypeVar("T")
 MAX_REMEMBERED: Final = 100_000
 """Digests whose files are remembered as sound: some 30 MB."""
-TOO_DEEP: Final = f"The metadata is nested more than {MAX_LEVELS} levels deep and is not shown."
-"""Of a version from before such metadata was refused."""
 _LOG: Final = logging.getLogger("hatrack.registry")
 
 
@@ -191,11 +188,7 @@ class RegistryState:
         servable = await self.servability(
             row for adapter in adapters for row in adapter.versions if row.state == "ready"
         )
-        return [self._entry(adapter, servable) for adapter in adapters]
-
-    def _entry(self, adapter: AdapterWithVersions, servable: dict[int, Servable]) -> AdapterEntry | None:
-        bases = {row.number: self.bases.serving(row.base) for row in adapter.versions if row.state == "ready"}
-        return _entry(adapter, servable, {number: base.name for number, base in bases.items() if base is not None})
+        return [catalog_entry(adapter, servable, self.bases) for adapter in adapters]
 
     # what clients see
 
@@ -248,7 +241,7 @@ class RegistryState:
     ) -> dict[str, Any]:
         revalidation = self.freshness.state(verdict_status)
         base = self.bases.serving(row.base)
-        shown = _version_object(adapter, row, servable)
+        shown = version_object(adapter, row, servable)
         shown["base_name"] = None if base is None else base.name
         shown["verdict"] = None if verdict_status is None else verdict_object(adapter, row, verdict_status.latest)
         shown["revalidation"] = None if revalidation is None else revalidation.shown()
@@ -281,72 +274,6 @@ def parse_or_404(parse: Callable[[str], T], text: str, message: str, code: str) 
 def parse_alias_path(text: str, name: str) -> str:
     """Parse an alias in a path. Raises NotFound if it is not a valid name."""
     return parse_or_404(parse_alias, text, f"the adapter `{name}` has no alias `{text[:100]}`", "alias_not_found")
-
-
-def _entry(adapter: AdapterWithVersions, servable: dict[int, Servable], bases: dict[int, str]) -> AdapterEntry | None:
-    ready = {
-        row.number: VersionEntry(
-            number=row.number,
-            digest=row.digest,
-            settings=VersionSettings.model_validate(row.settings),
-            servable=servable[row.id],
-            created_at=row.created_at,
-            flow=f"{adapter.row.project}/{adapter.row.name}@{row.number}" if row.digest is None else None,
-            base=bases.get(row.number, ""),
-        )
-        for row in adapter.versions
-        if row.state == "ready"
-    }
-    if not ready:
-        return None
-    return AdapterEntry(
-        name=adapter.row.name,
-        created_at=adapter.row.created_at,
-        versions=MappingProxyType(ready),
-        aliases=MappingProxyType(dict(adapter.aliases)),
-        pinned_at=adapter.row.pinned_at,
-    )
-
-
-def _version_object(adapter: AdapterWithVersions, row: VersionRow, servable: Servable) -> dict[str, Any]:
-    hidden = too_deep(row.metadata) is not None
-    shown: dict[str, Any] = {
-        "object": "adapter.version",
-        "adapter": adapter.row.name,
-        "version": row.number,
-        "digest": row.digest,
-        "state": row.state,
-        "servable": servable.value,
-        "aliases": adapter.aliases_of(row.number),
-        "rank": None if row.digest is None else row.rank,
-        "alpha": None if row.digest is None else row.alpha,
-        "target_modules": row.target_modules,
-        "bytes": row.bytes,
-        "base": row.base,
-        "created_at": row.created_at,
-        "expires_at": row.expires_at,
-        "settings": row.settings,
-        "metadata": {} if hidden else row.metadata,
-        "proof": row.proof,
-        "held_back": held_back_reason(row),
-        "warnings": [*row.warnings, TOO_DEEP] if hidden else row.warnings,
-    }
-    if row.state == "rejected":
-        shown["reason"] = row.reason
-    return shown
-
-
-def held_back_reason(row: VersionRow) -> dict[str, Any] | None:
-    """Why `live` does not move to a version unless it is forced, in the API's form; None: nothing holds it back."""
-    perplexity = measured(row.proof)
-    if perplexity is None or not perplexity.holds_back:
-        return None
-    return {
-        "code": PerplexityTooHigh.code,
-        "message": f"with it, the perplexity of plain text is {perplexity.ratio:,.0f} times the base's",
-        "ratio": perplexity.ratio,
-        "limit": HOLD_BACK_RATIO,
-    }
 
 
 def held_back_numbers(adapter: AdapterWithVersions) -> frozenset[int]:

@@ -33,9 +33,9 @@ from tests.support.system import plain_environment
 from tests.unit.service.engine.fake import FakeEngine
 from trainer.app import Trainer
 from trainer.app import create_app as create_trainer_app
-from trainer.config import Installation
 from trainer.config import Settings as TrainerSettings
 from trainer.finetune.capacity import BaseModelInfo
+from trainer.installation import Installation
 
 UNIT: Final = Path(__file__).parent.parent / "unit" / "trainer"
 ADMIN_KEY: Final = "a-key-for-these-tests-0123456789"

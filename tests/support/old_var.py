@@ -31,9 +31,9 @@ from tests.support.gateway import Gateway
 from tests.support.system import plain_environment
 from trainer.app import Trainer
 from trainer.app import create_app as create_trainer_app
-from trainer.config import Installation
 from trainer.config import Settings as TrainerSettings
 from trainer.finetune.capacity import BaseModelInfo
+from trainer.installation import Installation
 
 ROOT: Final = Path(__file__).parent.parent / "fixtures" / "old_var"
 ARCHIVE: Final = "var.tar.xz"

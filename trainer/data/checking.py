@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.protocol.requests import Overflow
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.data.child_process import run_child
 from trainer.data.report import Report
 from trainer.errors import BodyTooLarge, InvalidField, TooManyRequests
+from trainer.installation import Installation
 
 MAX_WAITING: Final = 8
 MAX_CONCURRENT: Final = 1

@@ -18,7 +18,8 @@ from adapters.basefiles import read_json, weight_files
 from adapters.baseshapes import EXPERT_NAMES, has_experts, layers_of, obstacle
 from adapters.processor import multiplies_bfloat16
 from adapters.protocol.runs import ParentShape
-from trainer.config import Installation, has_gpu, visible_gpus
+from trainer.config import has_gpu, visible_gpus
+from trainer.installation import Installation
 from trainer.tune import auto
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.memory import EAGER_MAX_TOKENS, MemoryEstimate, ModelShape, estimate, read_shape

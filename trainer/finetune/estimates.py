@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from adapters.protocol.costs import EstimatedJob
 from adapters.protocol.runs import CreateJob
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.data.child_process import run_child
 from trainer.database import Database
 from trainer.errors import TooManyRequests
@@ -32,6 +32,7 @@ from trainer.finetune.spec import (
     PastSpeed,
 )
 from trainer.http import CurrentCaller
+from trainer.installation import Installation
 from trainer.runs import device_time, journal, protocol
 from trainer.runs.state import Run, Status
 from trainer.runs.tables import runs

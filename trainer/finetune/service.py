@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import JobContext
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.data.report import Report
 from trainer.database import Database
 from trainer.errors import InvalidField, InvalidHyperparameter, MemoryTooSmall, NotFound
@@ -23,6 +23,7 @@ from trainer.finetune.schemas import JobRequest, read_body
 from trainer.finetune.spec import EvaluationOptions, JobDetails, JobResult, JobSpec
 from trainer.finetune.tracked import requested_trackers
 from trainer.http import CurrentCaller, list_object
+from trainer.installation import Installation
 from trainer.runs import journal
 from trainer.runs.idempotency import retry_of
 from trainer.runs.kind import RunDraft

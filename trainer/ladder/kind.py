@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from adapters.protocol.requests import RequestBody
-from trainer.config import Installation
 from trainer.errors import TooManyLadders
 from trainer.evaluate.evaluations import kind as evaluation_kind
 from trainer.evaluate.evaluations.spec import ARM_SCORES, EvaluationDetails, EvaluationJob
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune import kind as finetune_kind
 from trainer.finetune.spec import PUSHED, JobDetails, JobResult
+from trainer.installation import Installation
 from trainer.ladder import rungs as planning
 from trainer.ladder import spec
 from trainer.ladder.spec import (

@@ -10,13 +10,14 @@ from typing import Any, Final
 from adapters.costs import TokenPrices
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import LadderContext
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.database import Database
 from trainer.errors import NotFound
 from trainer.evaluate.endpoints import OperatorEndpoints
 from trainer.evaluate.evaluations.spec import ServedModel, operator_rules
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.http import CurrentCaller
+from trainer.installation import Installation
 from trainer.ladder import spec
 from trainer.ladder.kind import LadderKind
 from trainer.ladder.spec import (

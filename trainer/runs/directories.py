@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.config import Installation
 from trainer.durable import publish, replace_file
+from trainer.installation import Installation
 from trainer.runs import protocol
 from trainer.runs.protocol import Control, WorkerEvent
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from trainer.config import Installation, Settings
+from trainer.config import Settings
+from trainer.installation import Installation
 from trainer.runs.protocol import Frozen
 
 

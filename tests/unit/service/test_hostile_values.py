@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from adapters.json_depth import MAX_LEVELS
-from service.registry.state import TOO_DEEP
+from service.registry.objects import TOO_DEEP
 from tests.support.adapters import AdapterFiles, make_adapter
 from tests.unit.service.gateway_app import BASE, GatewayApp, describe_base
 from tests.unit.service.test_fuzz_routes import FORBIDDEN, deep, gateway_in, safetensors

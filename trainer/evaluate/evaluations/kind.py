@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.protocol.reports import EvaluationProgress
-from trainer.config import Installation
 from trainer.errors import TooManyEvaluations
 from trainer.evaluate.evaluations import spec
 from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.spec import ANSWER_FILES, REVALIDATION, EvaluationDetails, EvaluationResult
+from trainer.installation import Installation
 from trainer.reviews.service import Reviews
 from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories

@@ -10,7 +10,7 @@ from typing import Any
 
 from adapters.protocol.reports import Waiting
 from adapters.protocol.runs import EvaluationContext
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.database import Database
 from trainer.evaluate.arms import base_label
 from trainer.evaluate.evaluations.kind import EvaluationKind
@@ -18,6 +18,7 @@ from trainer.evaluate.evaluations.objects import evaluation_object
 from trainer.evaluate.evaluations.schemas import EvaluationBody, read_request
 from trainer.evaluate.evaluations.spec import PAGE, EvaluationDetails, EvaluationJob, ServedModel, operator_rules
 from trainer.http import CurrentCaller
+from trainer.installation import Installation
 from trainer.reviews.outcome import with_section
 from trainer.reviews.service import Reviews
 from trainer.runs.kind import RunDraft

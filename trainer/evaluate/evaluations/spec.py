@@ -24,9 +24,10 @@ from pydantic import Field
 
 from adapters.protocol.runs import EvaluationContext
 from trainer.base_model import chat_template
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.evaluate.arms import template_switches, thinks
 from trainer.evaluate.evaluations.schemas import EvaluationBody
+from trainer.installation import Installation
 from trainer.runs.protocol import Frozen, RunResult
 from trainer.runs.spec import RunSpec
 

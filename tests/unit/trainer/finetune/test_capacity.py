@@ -15,7 +15,6 @@ import torch
 from adapters import processor
 from tests.unit.trainer.finetune.conftest import FakeGateway
 from tests.unit.trainer.finetune.trainers import installation, running
-from trainer.config import Installation
 from trainer.finetune import capacity
 from trainer.finetune.capacity import (
     AvailableMemory,
@@ -26,6 +25,7 @@ from trainer.finetune.capacity import (
     minimal_recipe,
     required_memory,
 )
+from trainer.installation import Installation
 from trainer.tune.hyperparameters import HyperparameterRequest
 from trainer.tune.memory import ModelShape
 from trainer.tune.recipe import Recipe

@@ -20,8 +20,9 @@ from openai import AsyncOpenAI
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway
 from tests.unit.trainer.through_gateway import CONTEXT_HEADER, ThroughGateway
 from trainer.app import Trainer, create_app
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.finetune.capacity import BaseModelInfo
+from trainer.installation import Installation
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OVER = ("succeeded", "failed", "cancelled")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import Installation
+from trainer.installation import Installation
 from trainer.runs import directories, process, protocol
 from trainer.runs.directories import RunDirectories
 from trainer.runs.directory import RunDirectory

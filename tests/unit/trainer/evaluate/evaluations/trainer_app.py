@@ -17,8 +17,9 @@ from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import BASE, EvaluationGateway
 from tests.unit.trainer.finetune.trainers import gateway_headers
 from trainer.app import Trainer, create_app
-from trainer.config import Installation, Settings
+from trainer.config import Settings
 from trainer.finetune.capacity import BaseModelInfo
+from trainer.installation import Installation
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OVER = ("succeeded", "failed", "cancelled")
