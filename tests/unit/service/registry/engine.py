@@ -43,6 +43,7 @@ class MemoryEngine:
     template_refuses: str | None = None
     template_hides: str | None = None
     rendered: list[list[dict[str, str]]] = field(default_factory=list)
+    base: str = BASE
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def report(self, *, loaded: bool = False) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class MemoryEngine:
         self.asked.append(model)
         if self.down:
             raise EngineUnavailable("there is no engine")
-        if model == BASE:
+        if model == self.base:
             shift = math.nan if self.base_answers_nan else self.base_shift
             self.base_shift += self.base_noise
             return [self._row(index, shift) for index in range(len(texts))]
@@ -98,7 +99,7 @@ class MemoryEngine:
         self.plain_asked.append(model)
         if model in self.long_not_finite:
             return [-2.0] * 127 + [math.nan] * (self.plain_tokens - 128)
-        ratio = 1.0 if model == BASE else self.perplexities.get(model, self.perplexity)
+        ratio = 1.0 if model == self.base else self.perplexities.get(model, self.perplexity)
         return [-2.0 - math.log(ratio)] * (self.plain_tokens - 1)
 
     async def logprobs_together(
@@ -107,7 +108,7 @@ class MemoryEngine:
         asked = self.asked
         self.asked = []  # only what is asked alone counts
         try:
-            models = [BASE, adapter, *([neighbour] if neighbour else [])]
+            models = [self.base, adapter, *([neighbour] if neighbour else [])]
             self.together.append(models)
             rows = []
             for model in models:

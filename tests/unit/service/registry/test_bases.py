@@ -1,0 +1,136 @@
+"""A registry over two bases: each version is inspected, proven and served on its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.base import BaseDescription
+from service.access.caller import DEFAULT_PROJECT, Caller, Scope
+from service.agents import Agent, Bases, ServedBase
+from service.errors import BadRequest
+from service.inference.models import list_models, show_model
+from service.registry.catalog import Catalog
+from tests.support.adapters import describe_base, make_adapter, make_base
+from tests.unit.service.registry.conftest import RegistryApp
+from tests.unit.service.registry.engine import BASE, MemoryEngine
+
+OTHER = "other"
+USER = Caller("key", DEFAULT_PROJECT, frozenset({Scope.INFER}))
+
+
+class TwoBases(RegistryApp):
+    """The usual base, and a wider one that two engines serve."""
+
+    def __init__(self, home: Path, base: BaseDescription, other: BaseDescription) -> None:
+        super().__init__(home, base)
+        self.other_base = other
+        self.others = {name: MemoryEngine(base=OTHER) for name in ("left", "right")}
+        agents = [Agent(name, self.settings, each, each, each.restart) for name, each in self.others.items()]  # type: ignore[arg-type]
+        self.group = ServedBase(other, 2, agents)
+        self.bases = Bases([ServedBase(base, 1, [self.agent]), self.group])
+        self.catalog = Catalog(BASE, 1, other_bases={OTHER: 2})
+
+    def engine_of(self, digest: str) -> MemoryEngine:
+        return self.others[self.group.agent_for(digest).name]
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> BaseDescription:
+    return describe_base(make_base(tmp_path_factory.mktemp("other"), hidden=32, seed=5), served_name=OTHER)
+
+
+@pytest.fixture
+async def two(tmp_path: Path, base: BaseDescription, other: BaseDescription) -> AsyncIterator[TwoBases]:
+    registry_app = TwoBases(tmp_path / "home", base, other)
+    async with registry_app.run():
+        yield registry_app
+
+
+async def pushed(two: TwoBases, tmp_path: Path, name: str, *, on: BaseDescription, seed: int = 1, **fields: Any) -> Any:
+    files = make_adapter(tmp_path / f"{name}-{seed}", on, seed=seed)
+    return (await two.push(name, files, **fields)).json()
+
+
+async def test_a_version_is_proven_by_the_engine_that_will_serve_it(two: TwoBases, tmp_path: Path) -> None:
+    here = await pushed(two, tmp_path, "here", on=two.base)
+    there = await pushed(two, tmp_path, "there", on=two.other_base, base=OTHER)
+    assert (here["base_name"], there["base_name"]) == (BASE, OTHER)
+    assert here["digest"] in two.engine.asked
+    assert there["digest"] not in two.engine.asked
+    serving = two.engine_of(there["digest"])
+    assert there["digest"] in serving.asked
+    assert [name for name, each in two.others.items() if each.asked] == [two.group.agent_for(there["digest"]).name]
+    target = two.catalog.resolve(USER, "there")
+    assert (target.base, target.engine_model) == (OTHER, there["digest"])
+
+
+async def test_the_base_that_a_config_names_is_taken_else_the_first(two: TwoBases, tmp_path: Path) -> None:
+    files = make_adapter(tmp_path / "named", two.other_base, config={"base_model_name_or_path": f"acme/{OTHER}"})
+    assert (await two.push("named", files)).json()["base_name"] == OTHER
+    refused = await pushed(two, tmp_path, "unnamed", on=two.other_base)
+    assert refused["error"]["code"], "its shapes are not those of the first base"
+    unknown = await pushed(two, tmp_path, "unknown", on=two.base, base="absent")
+    assert unknown["error"]["message"] == (
+        "`base` must be a base that this gateway serves: `tiny`, `other`; got 'absent'"
+    )
+    assert unknown["error"]["param"] == "base"
+
+
+async def test_a_version_without_weights_answers_from_the_base_that_it_names(two: TwoBases) -> None:
+    body = {"name": "support", "settings": {"system_prompt": "Be brief."}, "base": OTHER}
+    made = (await two.http.post("/v1/adapters", json=body)).json()
+    assert made["base_name"] == OTHER
+    target = two.catalog.resolve(USER, "support")
+    assert (target.engine_model, target.base, target.digest) == (OTHER, OTHER, None)
+    again = (await two.push_settings("support", system_prompt="Be brief.")).json()
+    assert (again["version"], again["base_name"]) == (2, BASE), "the same settings on another base are another version"
+
+
+async def test_names_of_bases_are_taken_and_listed(two: TwoBases, tmp_path: Path) -> None:
+    refused = await pushed(two, tmp_path, OTHER, on=two.base)
+    assert refused["error"]["code"] == "name_reserved"
+    await pushed(two, tmp_path, "there", on=two.other_base, base=OTHER)
+    shown = {card["id"]: card["parent"] for card in list_models(two.catalog, USER)["data"]}
+    assert shown == {BASE: None, OTHER: None, "there": OTHER}
+    assert show_model(two.catalog, USER, OTHER)["created"] == 2
+    assert two.catalog.resolve(USER, OTHER).base == OTHER
+
+
+async def test_model_and_adapter_must_mean_one_base(two: TwoBases, tmp_path: Path) -> None:
+    await pushed(two, tmp_path, "there", on=two.other_base, base=OTHER)
+    assert two.catalog.resolve(USER, OTHER, "there").base == OTHER
+    with pytest.raises(BadRequest, match="`adapter` is 'there@1', which serves on the base 'other', and `model`"):
+        two.catalog.resolve(USER, BASE, "there")
+
+
+async def test_a_fault_on_one_base_is_checked_and_marked_there(two: TwoBases, tmp_path: Path) -> None:
+    there = await pushed(two, tmp_path, "there", on=two.other_base, base=OTHER)
+    here = await pushed(two, tmp_path, "here", on=two.base)
+    two.engine_of(there["digest"]).not_finite.add(there["digest"])
+    two.registry.report_failure(there["digest"], OTHER)
+    two.registry.report_failure(here["digest"], BASE)
+    await two.registry.wait_idle()
+    assert (await two.version("there@1"))["servable"] == "corrupt"
+    assert (await two.version("here@1"))["servable"] == "ok"
+
+
+async def test_a_pin_is_kept_by_the_engine_that_serves_it(two: TwoBases, tmp_path: Path) -> None:
+    there = await pushed(two, tmp_path, "there", on=two.other_base, base=OTHER)
+    serving = two.engine_of(there["digest"])
+    serving.loaded.clear()
+    assert (await two.http.put("/v1/adapters/there/pin")).status_code == 200
+    await serving.until_loaded(there["digest"])
+    elsewhere = [each for each in two.others.values() if each is not serving]
+    assert not any(there["digest"] in each.loaded for each in [*elsewhere, two.engine])
+
+
+async def test_without_its_base_a_version_waits_for_it(two: TwoBases, tmp_path: Path) -> None:
+    await pushed(two, tmp_path, "there", on=two.other_base, base=OTHER)
+    again = RegistryApp(two.settings.home, two.base)
+    async with again.run():
+        shown = await again.version("there@1")
+        assert (shown["servable"], shown["base_name"]) == ("other_base", None)
