@@ -11,7 +11,7 @@ from adapters.base import BaseDescription
 from service.admission.admission import Admission
 from service.agents import Agent, Bases, ServedBase
 from service.config import Settings
-from service.config.engines import NamedEngineSettings, engine_settings
+from service.config.engines import engine_settings
 from service.engine.assemble import describe_base, engine_for
 from service.engine.busy import EngineClock, EngineClocks
 from service.engine.watched import EngineState, WatchedEngine
@@ -33,7 +33,7 @@ class EngineParts:
     @property
     def label(self) -> str | None:
         """Its name, where it is one of several."""
-        return self.agent.settings.engine_name if isinstance(self.agent.settings, NamedEngineSettings) else None
+        return self.watched.config.name
 
 
 class Fleet:
@@ -131,9 +131,8 @@ def _parts(settings: Settings, base: BaseDescription) -> EngineParts:
     clock = EngineClock()
     admission = Admission(settings, watched.client, watched.on_change, clock)
     scheduler = admission.queue.scheduler
-    name = settings.engine_name if isinstance(settings, NamedEngineSettings) else None
     agent = Agent(
-        name=name or ONLY,
+        name=watched.config.name or ONLY,
         settings=settings,
         client=watched.client,
         background=admission.background_engine,

@@ -14,6 +14,7 @@ import orjson
 from adapters.base import BaseDescription, Fingerprint
 from adapters.chat_template import served_template
 from service.config import Settings
+from service.config.engines import NamedEngineSettings
 from service.engine.contract import BASE_VARIABLE, PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
 from service.errors import SettingsError
 
@@ -83,6 +84,8 @@ class EngineConfig:
     start_timeout_s: float
     stall_s: float
     canary_s: float
+    name: str | None = None
+    """Which of several engines it is; None: the only one."""
     devices: str = ""
     """GPUs, or on a CPU cores, that the engine may use; empty: all."""
     lora_targets: tuple[str, ...] = ()
@@ -128,6 +131,7 @@ class EngineConfig:
             start_timeout_s=settings.engine_start_timeout_s,
             stall_s=settings.engine_stall_s,
             canary_s=settings.engine_canary_s,
+            name=settings.engine_name if isinstance(settings, NamedEngineSettings) else None,
             devices=settings.engine_devices,
             lora_targets=base.adaptable if base is not None and base.has_obstacles else (),
             chat_template=served_template(settings.base_dir),

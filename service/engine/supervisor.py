@@ -68,7 +68,7 @@ class Supervisor(WatchedEngine):
         self.config.keep_request.unlink(missing_ok=True)
         if keep:
             if self._engine is not None:
-                _LOG.info("leaving the engine running", extra={"pid": self._engine.pid})
+                _LOG.info("leaving the engine running", extra={"pid": self._engine.pid, **self._named})
                 self._engine.release()
                 self._engine = None
             return
@@ -101,7 +101,7 @@ class Supervisor(WatchedEngine):
             except Exception as error:  # whatever it is, an engine that nobody watches would be worse
                 _LOG.exception("watching the engine failed")
                 reason = f"watching the engine failed: {type(error).__name__}"
-            _LOG.error("restarting the engine", extra={"reason": reason})
+            _LOG.error("restarting the engine", extra={"reason": reason, **self._named})
             self._set_state("down", reason)
             await self.client.close()  # what is in flight ends now, not at some timeout
             await self._end_engine()
@@ -139,7 +139,7 @@ class Supervisor(WatchedEngine):
         try:
             engine = await adopt(self.config, self._base, self._probe, self._liveness)
         except NotAdopted as error:
-            _LOG.warning("the running engine cannot be adopted", extra={"reason": str(error)})
+            _LOG.warning("the running engine cannot be adopted", extra={"reason": str(error), **self._named})
             self._set_state("starting", f"stopping the previous engine: {error}")
         except Exception:  # a new engine is always as good
             _LOG.exception("looking for a running engine failed")
@@ -150,7 +150,7 @@ class Supervisor(WatchedEngine):
         await self._probe.close()  # its connections may lead to the former engine
         pids = await asyncio.to_thread(end_leftovers, self.config.directory)
         if pids:
-            _LOG.warning("stopped leftover processes of a previous engine", extra={"pids": pids})
+            _LOG.warning("stopped leftover processes of a previous engine", extra={"pids": pids, **self._named})
             self._set_state("starting", "starting the engine")
 
     async def _wait_until_ready(self, engine: EngineProcess) -> None:

@@ -57,6 +57,8 @@ class WatchedEngine(ABC):
             stall_s=config.stall_s,
             canary_s=config.canary_s,
         )
+        self._named = {} if config.name is None else {"engine": config.name}
+        """Which engine a line of the log is about, where there are several."""
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[EngineState], None]] = []
 
@@ -101,7 +103,7 @@ class WatchedEngine(ABC):
         if (name, reason) == (self.state.name, self.state.reason):
             return
         self.state = EngineState(name, reason, time.time())
-        _LOG.info(f"engine {name}", extra={"reason": reason})
+        _LOG.info(f"engine {name}", extra={"reason": reason, **self._named})
         for listener in self._listeners:
             listener(self.state)
 

@@ -92,7 +92,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="absent.toml cannot be read"):
+    with pytest.raises(SettingsError, match=r"absent\.toml cannot be read"):
         engine_settings(Settings(home=tmp_path, engines=tmp_path / "absent.toml"))
 
 
