@@ -48,15 +48,20 @@ def status(as_json: AsJson = False) -> None:
 
 def _print_status(url: str, report: Readiness, models: list[Model], adapters: list[Adapter]) -> None:
     rows = [("gateway", f"{url}  {report.get('status', '-')}")]
-    engine = report.get("engine")
-    if engine:
-        reason = engine.get("reason")
-        rows.append(("engine", f"{engine.get('state', '-')}{f'  ({reason})' if reason else ''}"))
+    engines = report.get("engines")
+    if engines:
+        for engine in engines:
+            shown = f"{engine['state']}  {engine['name']}, for {engine['base']}  ({engine['reason']})"
+            rows.append(("engine", shown))
+    elif only := report.get("engine"):
+        reason = only.get("reason")
+        rows.append(("engine", f"{only.get('state', '-')}{f'  ({reason})' if reason else ''}"))
     trainer = (report.get("trainer") or {}).get("state")
     if trainer:
         rows.append(("trainer", f"{trainer}{TRAINER_HINTS.get(trainer, '')}"))
     if models:
-        rows.append(("base", str(models[0].get("id"))))
+        bases = [str(model["id"]) for model in models if model.get("parent") is None and model.get("type") == "chat"]
+        rows.append(("base", ", ".join(bases) or str(models[0].get("id"))))
         rows.append(("adapters", str(len(adapters))))
     terminal.print_table(("", ""), rows)
     if adapters:

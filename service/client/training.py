@@ -37,6 +37,8 @@ PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 TRANSIENT: Final = frozenset({0, 502, 503, 504})
 """Statuses that say nothing about the job: a restarting gateway, or a proxy in front of it."""
 NOT_FOUND: Final = 404
+OF_ONE_BASE: Final = frozenset({"learning_rate", "target_modules"})
+"""Hyperparameters that say nothing of another base."""
 VERDICT: Final = "hatrack_verdict"
 """The key in a job's metadata that the trainer adds."""
 
@@ -146,8 +148,8 @@ class FineTuningJobs(Resource):
 
         Args:
             version: `brand-voice@3`.
-            base: Another base to train for; then what was left to the trainer is chosen for that one, and the same
-                examples are held out.
+            base: Another base to train for; then what was left to the trainer is chosen for that one, and so are the
+                learning rate and the modules, which mean nothing on another. The same examples are held out.
 
         Raises:
             ClientError: `version_missing` for a name without a version; `not_trained_here` if no job has trained it;
@@ -309,6 +311,8 @@ def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str, b
         }
     else:
         resolved = {}
+    if base is not None:
+        options = {name: value for name, value in options.items() if name not in OF_ONE_BASE}
     notes = {name: value for name, value in (job.get("metadata") or {}).items() if name not in (VERDICT, *resolved)}
     if "adapter" not in options:
         notes["adapter"] = adapter

@@ -247,9 +247,15 @@ class Pushes:
         base = self._base_of(upload, upload.config)
         manifest = self._parse_config(upload.config, upload)
         staging.weights.finish()
-        inspection = inspect_weights(
-            staging.weights.path, manifest, base.description, max_update_ratio=self._settings.max_update_ratio
-        )
+        try:
+            inspection = inspect_weights(
+                staging.weights.path, manifest, base.description, max_update_ratio=self._settings.max_update_ratio
+            )
+        except AdapterError as error:
+            if upload.base is None and len(self._state.bases.names) > 1:
+                others = ", ".join(f"`{name}`" for name in self._state.bases.names if name != base.name)
+                error.message += f" It was inspected for the base `{base.name}`; if it is for {others}, send `base`."
+            raise
         return base, inspection
 
     async def _register(self, project: str, name: str, draft: VersionDraft, *, wait: bool, actor: Actor) -> PushResult:

@@ -102,6 +102,15 @@ class TrainerHealth(TypedDict):
     """`off`: not configured; `starting`: has not answered yet."""
 
 
+class NamedEngineHealth(EngineHealth):
+    """One of several engines."""
+
+    name: str
+    base: str
+    """The name of its base."""
+    fingerprint: str
+
+
 class Readiness(TypedDict):
     """Whether the gateway answers requests, and the state of its engine and trainer."""
 
@@ -110,6 +119,8 @@ class Readiness(TypedDict):
     fingerprint: str
     """Hash of the base model and of how the engine runs it."""
     engine: EngineHealth
+    engines: NotRequired[list[NamedEngineHealth]]
+    """Where there are several: each one's state. One that is ready is enough."""
     trainer: TrainerHealth
 
 

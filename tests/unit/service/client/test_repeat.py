@@ -88,6 +88,15 @@ def test_the_resolved_hyperparameters_seed_and_options_are_asked_for_again(
     assert body["method"]["supervised"]["hyperparameters"] == expected
 
 
+def test_for_another_base_only_what_was_requested_is_asked_for(client: HatrackClient, trained: Trained) -> None:
+    trained.job["hatrack"]["requested"] |= {"learning_rate": 2e-3, "target_modules": ["q_proj"], "lora_rank": 8}
+    client.fine_tuning.jobs.repeat("voice@3", base="wide-base")
+    (body,) = trained.created
+    assert (body["model"], body["training_file"], body["seed"]) == ("wide-base", "file-1", 7)
+    expected = {"n_epochs": "auto", "learning_rate_multiplier": 0.5, "metric": "exact_match", "lora_rank": 8}
+    assert body["method"]["supervised"]["hyperparameters"] == expected, "a rate and modules are of one base"
+
+
 def test_an_adapter_that_the_hyperparameters_named_is_not_named_twice(client: HatrackClient, trained: Trained) -> None:
     trained.job["metadata"] = None
     trained.job["hatrack"]["requested"] = {"adapter": "voice"}

@@ -1,0 +1,144 @@
+"""The engines of a gateway together: made from a file, shown in `/readyz` and `/metrics`, each request to its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.config import Settings
+from service.engine.watched import EngineState
+from service.errors import SettingsError
+from service.fleet import EngineParts, Fleet
+from service.health import health
+from service.http.schema import add_routes
+from service.inference.dispatch import Dispatch, FinishedRequest
+from service.inference.engines import Dispatches
+from service.registry.catalog import Target
+from service.telemetry.admission import AdmissionSource
+from service.telemetry.exposition import Exposition, Labelled
+from service.training.watch import TrainerWatch
+from tests.support.adapters import make_base
+from tests.unit.service.telemetry.support import read, value
+from tests.unit.service.telemetry.test_component_sources import counted
+
+FILE = """
+[[engine]]
+name = "a"
+base = "{one}"
+url = "unix:{home}/a.sock"
+[[engine]]
+name = "b-0"
+base = "{other}"
+url = "unix:{home}/b0.sock"
+[[engine]]
+name = "b-1"
+base = "{other}"
+url = "unix:{home}/b1.sock"
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    places = {"home": tmp_path, "one": make_base(tmp_path / "one"), "other": make_base(tmp_path / "other", seed=1)}
+    (tmp_path / "engines.toml").write_text(FILE.format(**places))
+    return Settings(home=tmp_path / "home", engines=tmp_path / "engines.toml", engine_device="cpu", trainer="off")
+
+
+@pytest.fixture
+def fleet(settings: Settings) -> Fleet:
+    return Fleet.from_settings(settings)
+
+
+def become(each: EngineParts, name: Any) -> None:
+    each.watched.state = EngineState(name, f"it is {name}", 1.0)
+
+
+def test_engines_of_one_base_are_a_group(fleet: Fleet) -> None:
+    assert [each.label for each in fleet.parts] == ["a", "b-0", "b-1"]
+    assert {base.name: [agent.name for agent in base.agents] for base in fleet.bases} == {
+        "one": ["a"],
+        "other": ["b-0", "b-1"],
+    }
+    assert fleet.bases.default.name == "one"
+    one, other = fleet.bases
+    assert one.description.fingerprint != other.description.fingerprint
+
+
+def test_one_model_under_two_names_is_refused(settings: Settings, tmp_path: Path) -> None:
+    make_base(tmp_path / "other")  # the same weights as `one`
+    with pytest.raises(SettingsError, match="`one` and `other` are the same model under two names"):
+        Fleet.from_settings(settings)
+
+
+async def ready(fleet: Fleet) -> httpx.Response:
+    app = FastAPI()
+    watch = cast(TrainerWatch, type("Watch", (), {"state": "off"})())
+    add_routes(app, health(fleet, watch))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        return await http.get("/readyz")
+
+
+async def test_one_engine_that_is_ready_is_enough_and_all_are_shown(fleet: Fleet) -> None:
+    for each in fleet.parts:
+        become(each, "starting")
+    answer = await ready(fleet)
+    assert (answer.status_code, answer.json()["status"]) == (503, "starting")
+    become(fleet.parts[2], "ready")
+    answer = await ready(fleet)
+    assert (answer.status_code, answer.json()["status"], answer.json()["base"]) == (200, "ready", "one")
+    shown = [(engine["name"], engine["base"], engine["state"]) for engine in answer.json()["engines"]]
+    assert shown == [("a", "one", "starting"), ("b-0", "other", "starting"), ("b-1", "other", "ready")]
+    assert (fleet.ready, fleet.running_engines()) == (True, 3)
+    become(fleet.parts[0], "down")
+    assert fleet.running_engines() == 2
+
+
+async def test_files_are_removed_only_while_no_engine_may_have_them_loaded(fleet: Fleet) -> None:
+    collected = []
+
+    async def collect() -> None:
+        collected.append(True)
+
+    fleet.before_spawn(collect)
+    starting = fleet.parts[0].watched
+    assert starting.before_spawn is not None
+    await starting.before_spawn()
+    assert collected == [], "somebody else's engines may hold any adapter"
+
+
+async def test_each_engines_metrics_have_its_name_and_each_metric_stands_once(fleet: Fleet) -> None:
+    account = counted()
+    sources = {str(each.label): AdmissionSource(each.admission.queue, 7, account) for each in fleet.parts}
+    samples = read(await Labelled("engine", sources).families())
+    assert {value(samples, "hatrack_admission_queue_limit", engine=name) for name in ("a", "b-0", "b-1")} == {7}
+    text = (await Exposition([Labelled("engine", sources)]).text()).decode()
+    assert text.count("# TYPE hatrack_admission_queue_limit gauge") == 1
+
+
+class Recorder:
+    """In place of an engine's dispatch: it would ask an engine."""
+
+    def __init__(self) -> None:
+        self.answered: list[str] = []
+
+    async def answer(self, request: FinishedRequest) -> None:
+        self.answered.append(request.target.label)
+
+
+async def test_a_request_goes_to_the_engine_of_its_base_and_its_adapter(fleet: Fleet) -> None:
+    recorders = {each.agent.name: Recorder() for each in fleet.parts}
+    dispatches = Dispatches(fleet.bases, cast(dict[str, Dispatch], recorders))
+    become(fleet.parts[1], "ready")
+    become(fleet.parts[2], "ready")
+    nothing: Any = None
+    targets = [Target(f"v{number}", "d", digest=f"{number:064x}", base="other") for number in range(40)]
+    for target in [Target("one", "one", base="one"), Target("old", "old"), *targets, *targets]:
+        await dispatches.answer(FinishedRequest(nothing, nothing, nothing, target, nothing, {}, 0.0))
+    assert recorders["a"].answered == ["one", "old"], "no base named: the default"
+    halves = [recorders[name].answered for name in ("b-0", "b-1")]
+    assert not set(halves[0]) & set(halves[1]), "an adapter keeps to one engine"
+    assert min(map(len, halves)) > 10
