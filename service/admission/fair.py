@@ -93,12 +93,15 @@ class Flow:
     @property
     def ahead(self) -> int:
         """About how many waiting requests go before a new one of this leaf, if those of all flows are alike: at each
-        level the waiting flows take turns, so that a flood in another one counts for no more than this one's own."""
+        level the waiting flows take turns, so that a flood in another one counts for no more than this one's own. In
+        the first round only those go before it that are owed at least as much."""
         ahead, flow = self.queued, self
         while flow.parent is not None:
             parent = flow.parent
-            competing = len(parent.backlog) + (flow not in parent.backlog)
-            ahead = min(parent.queued, (ahead + 1) * competing - 1)
+            tag = flow.tag + _lift(flow)
+            others = [child.tag for child in parent.backlog if child is not flow]
+            first = sum(other <= tag for other in others)
+            ahead = min(parent.queued, ahead * (len(others) + 1) + first)
             flow = parent
         return ahead
 
@@ -286,10 +289,17 @@ def _lift_tag(flow: Flow) -> None:
     those of others. So it goes first until it has as much in the engine as they have.
     """
     while flow.parent is not None and flow.queued == 0:
-        siblings = flow.parent.backlog
-        floor = min(map(_settled, siblings)) if siblings else flow.parent.virtual
-        flow.tag += max(0.0, floor - flow.settled)
+        flow.tag += _lift(flow)
         flow = flow.parent
+
+
+def _lift(flow: Flow) -> float:
+    """By how much a flow's tag is raised when it begins to wait; 0 if it waits already."""
+    if flow.parent is None or flow.queued:
+        return 0.0
+    siblings = flow.parent.backlog
+    floor = min(map(_settled, siblings)) if siblings else flow.parent.virtual
+    return max(0.0, floor - flow.settled)
 
 
 def _first(flow: Flow, eligible: Callable[[Flow], bool]) -> Flow | None:
