@@ -81,6 +81,10 @@ class Backend(ABC):
     def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
         """What an error of a unit of work means; None if it is the work's own."""
 
+    def takes_no_writes(self, error: sa.exc.DBAPIError) -> bool:
+        """Whether an error says that whoever answers only reads, so that another one must be looked for."""
+        return False
+
     def reason(self, error: Exception) -> str:
         """What the database said of an error, on one line."""
         original = error.orig if isinstance(error, sa.exc.DBAPIError) else error

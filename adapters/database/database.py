@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,12 +125,14 @@ class Database:
 
         Raises:
             disk_full_error: The disk is full.
-            unavailable_error: The server cannot be reached, or is busy. What was being saved then may be saved.
+            unavailable_error: The server cannot be reached, or is busy. Nothing is saved then, and nothing will be, unless
+                the connection was lost, or the server fell silent, in the moment of saving.
             query_error: It could not be used for another reason.
         """
         executor = self._readers if read_only else self._writer
         loop = asyncio.get_running_loop()
-        result = asyncio.shield(loop.run_in_executor(executor, self._transaction, work, read_only))
+        unit = _Unit()
+        result = asyncio.shield(loop.run_in_executor(executor, self._transaction, work, read_only, unit))
         if self.backend.answer_timeout_s is None:
             return await result
         try:
@@ -137,18 +140,26 @@ class Database:
         finally:
             result.cancel()
         if not done:
-            raise self.unavailable_error(f"{self.title} does not answer; what was being saved may be saved yet")
+            saved = "nothing was saved" if unit.abandon() else "what was being saved may be saved"
+            raise self.unavailable_error(f"{self.title} does not answer; {saved}")
         return result.result()
 
-    def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool) -> T:
+    def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool, unit: _Unit) -> T:
+        if unit.abandoned:  # while it waited for others
+            raise self.unavailable_error(f"{self.title} does not answer; nothing was saved")
         try:
             with self._engine.begin() as connection:
                 self.backend.begin(connection, read_only=read_only)
                 result = work(connection)
+                if not unit.begin_commit():
+                    raise self.unavailable_error(f"{self.title} does not answer; nothing was saved")
         except sa.exc.DBAPIError as error:
+            takes_no_writes = self.backend.takes_no_writes(error)
             fault = self.backend.fault(error)
-            if fault is None:
+            if fault is None or (takes_no_writes and read_only):
                 raise
+            if takes_no_writes:
+                self._engine.dispose()  # its connections are good, and would be used for ever
             raise self._error(fault, error) from error
         if self._is_away:
             self._is_away = False
@@ -171,3 +182,25 @@ class Database:
             await asyncio.get_running_loop().run_in_executor(None, self._readers.shutdown)
         await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
         self._writer.shutdown(wait=True)
+
+
+class _Unit:
+    """Whether a unit's caller has been told that there is no answer: then it must not be saved later, since the caller
+    may do the same again, and a count would be added twice."""
+
+    def __init__(self) -> None:
+        self.abandoned = False
+        self._commits = False
+        self._lock = threading.Lock()
+
+    def abandon(self) -> bool:
+        """The caller waits no longer; False if it is too late to keep the unit from being saved."""
+        with self._lock:
+            self.abandoned = not self._commits
+            return self.abandoned
+
+    def begin_commit(self) -> bool:
+        """Whether it may be saved: its caller still waits, or was cancelled."""
+        with self._lock:
+            self._commits = not self.abandoned
+            return self._commits

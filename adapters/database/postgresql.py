@@ -45,8 +45,10 @@ _UNSTORABLE: Final = ("\\u0000", "\\ud", "\\uD", "NaN", "Infinity")
 """What JSON text has where a value may be one that PostgreSQL refuses."""
 _DISK_FULL: Final = "53100"
 _NO_PRIVILEGE: Final = "42501"
-_UNAVAILABLE: Final = ("08", "53", "57", "55P03", "40001", "40P01")
-"""SQLSTATEs, or their classes: connection lost, out of resources, stopped or out of time, locked, to be repeated."""
+_READ_ONLY: Final = "25006"
+_UNAVAILABLE: Final = ("08", "53", "57", "55P03", "40001", "40P01", "25P03", _READ_ONLY)
+"""SQLSTATEs, or their classes: connection lost, out of resources, stopped or out of time, locked, to be repeated, idle
+for too long in a transaction, and a server that is, or has become, a replica."""
 
 
 class PostgresServer(Backend):
@@ -189,7 +191,7 @@ class PostgresServer(Backend):
         try:
             connection.exec_driver_sql(f'CREATE SCHEMA "{self.schema}"')
         except sa.exc.ProgrammingError as error:
-            if getattr(error.orig, "sqlstate", None) != _NO_PRIVILEGE:
+            if _sqlstate(error) != _NO_PRIVILEGE:
                 raise
             raise DatabaseFault(
                 f"{self.place}: the user may not create the schema `{self.schema}`. As the database's owner: "
@@ -198,19 +200,28 @@ class PostgresServer(Backend):
 
     def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
         """By SQLSTATE; an error without one is the driver's, which has lost the connection or got none."""
-        state = getattr(error.orig, "sqlstate", None)
+        state = _sqlstate(error)
         if state == _DISK_FULL:
             return Fault.DISK_FULL
-        if isinstance(error, sa.exc.ProgrammingError):  # such as a table that is missing
-            return Fault.OTHER
-        if not isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+        if error.connection_invalidated or (state is not None and state.startswith(_UNAVAILABLE)):
+            return Fault.UNAVAILABLE
+        if isinstance(error, sa.exc.IntegrityError | sa.exc.DataError):
             return None
-        lost = state is None or error.connection_invalidated or state.startswith(_UNAVAILABLE)
-        return Fault.UNAVAILABLE if lost else Fault.OTHER
+        is_drivers = state is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+        return Fault.UNAVAILABLE if is_drivers else Fault.OTHER  # such as a table that is missing
+
+    def takes_no_writes(self, error: sa.exc.DBAPIError) -> bool:
+        """It is a replica: a failover has made it one, or has made another server the primary."""
+        return _sqlstate(error) == _READ_ONLY
 
     def disk_full_message(self) -> str:
         """Whose disk it is."""
         return "the database server's disk is full; nothing was changed"
+
+
+def _sqlstate(error: sa.exc.DBAPIError) -> str | None:
+    state = getattr(error.orig, "sqlstate", None)
+    return None if state is None else str(state)
 
 
 def _holds_something(path: Path) -> bool:

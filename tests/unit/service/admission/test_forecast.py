@@ -79,7 +79,7 @@ def test_who_needs_no_slot_does_not_wait_behind_those_who_wait_for_one() -> None
 
 
 def test_a_newcomer_is_not_counted_behind_flows_that_it_goes_before() -> None:
-    """40 projects have had tokens, and each has a request in the engine and one that waits; the 41st has had nothing."""
+    """40 projects have had tokens, and each has one in the engine and one that waits; the 41st has had nothing."""
     desk = Desk(width=40, common=40, slots=None)
     names = [f"p{number}" for number in range(40)]
     for turn in range(3):
