@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from adapters.database.backend import Backend, DatabaseFault, Fault
+from adapters.database.tenancy import Tenancy
 from adapters.database.urls import describe
 
 DRIVER: Final = "postgresql+psycopg"
@@ -71,7 +72,8 @@ class PostgresServer(Backend):
         self.directory = directory
         self._state = tuple(state)
         # the same for all processes that write to this schema
-        self._lock = int.from_bytes(hashlib.sha256(f"hatrack:{schema}".encode()).digest()[:8], signed=True)
+        self._lock = _number(f"hatrack:{schema}")
+        self._tenancy: Tenancy | None = None
 
     def create_engine(self, json_deserializer: Callable[[str], Any] | None) -> sa.Engine:
         """A connection for the writer and one for each reader; each is tested before it is used again."""
@@ -167,6 +169,34 @@ class PostgresServer(Backend):
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         else:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._lock})")
+            if self._tenancy is not None:
+                self._tenancy.require(connection)
+
+    def hold(self) -> None:
+        """By a lock on a connection of its own."""
+        engine = self._engine(poolclass=NullPool)
+        tenancy = Tenancy(engine, self.schema, _number(f"hatrack:{self.schema}:tenancy"), self.place)
+        try:
+            tenancy.acquire()
+        except sa.exc.DBAPIError as error:
+            raise DatabaseFault(f"{self.place} cannot be used: {self.reason(error)}") from error
+        self._tenancy = tenancy
+
+    def mark(self, connection: sa.Connection) -> None:
+        """As a comment on Alembic's table, whose owner is who makes the migrations."""
+        if self._tenancy is not None:
+            self._tenancy.mark(connection)
+
+    def check_hold(self) -> None:
+        """Asks the server."""
+        if self._tenancy is not None:
+            self._tenancy.check()
+
+    def release(self) -> None:
+        """Closes the connection."""
+        if self._tenancy is not None:
+            self._tenancy.release()
+            self._tenancy = None
 
     def begin_migration(self, connection: sa.Connection) -> None:
         """Refuses an old server or another encoding, and makes the schema."""
@@ -217,6 +247,11 @@ class PostgresServer(Backend):
     def disk_full_message(self) -> str:
         """Whose disk it is."""
         return "the database server's disk is full; nothing was changed"
+
+
+def _number(name: str) -> int:
+    """The advisory lock that a name stands for."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
 
 
 def _sqlstate(error: sa.exc.DBAPIError) -> str | None:

@@ -69,6 +69,18 @@ class SqliteFile(Backend):
     def begin_migration(self, connection: sa.Connection) -> None:
         """`_on_begin` has done it."""
 
+    def hold(self) -> None:
+        """The home's lock, which is taken before, keeps others out."""
+
+    def mark(self, connection: sa.Connection) -> None:
+        """As for `hold`."""
+
+    def check_hold(self) -> None:
+        """As for `hold`."""
+
+    def release(self) -> None:
+        """As for `hold`."""
+
     def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
         """A full disk, or another `OperationalError`."""
         if not isinstance(error, sa.exc.OperationalError):

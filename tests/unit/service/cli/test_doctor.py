@@ -138,6 +138,7 @@ def test_the_gateway_and_the_key(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (waits["result"], "loads" in waits["advice"]) == ("warning", True)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("database", ["hatrack.db", "trainer/jobs.db"])
 def test_the_home_of_a_newer_release_is_refused_before_anything_is_written(home: Path, database: str) -> None:
     path = home / database
