@@ -279,7 +279,9 @@ class Settings(CostSettings, BaseSettings):
     @classmethod
     def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not is_postgresql(value.get_secret_value()):
-            raise ValueError("must be postgresql://user:password@host:port/database")
+            raise ValueError(
+                "must be postgresql://user:password@host:port/database, with `@` and `/` percent-encoded in the password"
+            )
         return value
 
     @property

@@ -279,7 +279,11 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://db/hatrack", "postgresql://db", "postgresql://db:x/hatrack", "hatrack.db", ""]
+    "url",
+    [
+        *("mysql://db/hatrack", "postgresql://db", "postgresql://db:x/hatrack", "hatrack.db", ""),
+        *("postgresql://u:12/ab@db/hatrack", "postgresql://u:a@b@db/hatrack"),  # half of the password would be shown
+    ],
 )
 def test_what_is_no_url_of_a_database(url: str) -> None:
     assert not is_postgresql(url)
