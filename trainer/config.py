@@ -280,7 +280,7 @@ class Settings(CostSettings, BaseSettings):
     def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not is_postgresql(value.get_secret_value()):
             raise ValueError(
-                "must be postgresql://user:password@host:port/database, with `@` and `/` percent-encoded in the password"
+                "must be postgresql://user:password@host:port/database, the password without a bare `@` or `/`"
             )
         return value
 

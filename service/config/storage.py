@@ -51,7 +51,7 @@ class StorageSettings(BaseSettings):
             return None
         if not is_postgresql(value.get_secret_value()):
             raise ValueError(
-                "must be postgresql://user:password@host:port/database, with `@` and `/` percent-encoded in the password"
+                "must be postgresql://user:password@host:port/database, the password without a bare `@` or `/`"
             )
         return value
 
