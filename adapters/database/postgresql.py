@@ -84,7 +84,9 @@ class PostgresServer(Backend):
     def _engine(self, **options: Any) -> sa.Engine:
         given = {name: value for name, value in CONNECTION.items() if name not in self._url.query}
         try:
-            engine = sa.create_engine(self._url, connect_args=given, json_serializer=dump_json, **options)
+            engine = sa.create_engine(
+                self._url, connect_args=given, json_serializer=dump_json, hide_parameters=True, **options
+            )
         except ModuleNotFoundError as error:
             raise DatabaseFault(
                 f"{self.place} needs the package `{error.name}`: pip install 'hatrack[postgresql]'"

@@ -36,6 +36,7 @@ class SqliteFile(Backend):
             poolclass=StaticPool,
             connect_args={"check_same_thread": False},
             json_deserializer=json_deserializer,
+            hide_parameters=True,  # a row may hold a secret, and a log has the error
         )
         sa.event.listen(engine, "connect", _on_connect)
         sa.event.listen(engine, "begin", _on_begin)

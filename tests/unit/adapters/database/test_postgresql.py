@@ -255,6 +255,15 @@ async def test_an_error_of_the_work_is_the_works_own(on_server: Database) -> Non
         await on_server.run(lambda db: db.execute(sa.text("SELECT nothing FROM nowhere")))
 
 
+async def test_an_error_shows_no_parameters(on_server: Database, in_file: Database) -> None:
+    """They may be a secret, and logs have errors."""
+    broken = sa.text("INSERT INTO nowhere VALUES (:value)")
+    for database in (on_server, in_file):
+        with pytest.raises(Internal) as caught:
+            await database.run(lambda db: db.execute(broken, {"value": PASSWORD}))
+        assert PASSWORD not in f"{caught.value} {caught.value.__cause__}"
+
+
 async def test_a_full_disk_is_507(on_server: Database) -> None:
     def work(db: sa.Connection) -> None:
         db.execute(sa.text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100'; END $$"))
