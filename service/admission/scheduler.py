@@ -113,10 +113,8 @@ class Scheduler:
             return entry
         try:
             self._check_bounds(leaf)
-            # the turn of background requests depends on callers that have not come yet; and if there is room for this
-            # one, those who wait are waiting for something else, such as a slot
-            if not request.background and not self._may_enter(entry, now):
-                self._check_wait(leaf, max_wait_s)
+            if not request.background:  # their turn depends on callers that have not come yet
+                self._check_wait(entry, max_wait_s, now)
         except (RateLimited, Unavailable):
             tree.rest(leaf, now)
             raise
@@ -378,11 +376,14 @@ class Scheduler:
                     headers={"retry-after": str(self.retry_after(flow.queued * competing))},
                 )
 
-    def _check_wait(self, leaf: Flow, max_wait_s: float) -> None:
+    def _check_wait(self, entry: QueuedRequest, max_wait_s: float, now: float) -> None:
         """Refuse at once what would be refused after ``max_wait_s``: its caller can try elsewhere, or later."""
-        ahead = leaf.ahead
+        longest_s = max_wait_s / _FORECAST_MARGIN
+        if self._wait_s(entry.leaf.ahead_at_most) <= longest_s or self._may_enter(entry, now):
+            return  # if there is room for it, those who wait are waiting for something else, such as a slot
+        ahead = entry.leaf.ahead
         wait_s = self._wait_s(ahead)
-        if wait_s * _FORECAST_MARGIN > max_wait_s:
+        if wait_s > longest_s:
             self.counts.timeouts += 1
             raise Unavailable(
                 f"the request would wait about {wait_s:.3g} s for {self.policy.server}, too long for the limit of "
