@@ -195,7 +195,8 @@ class Database:
                 if not unit.begin_commit():
                     raise self.unavailable_error(f"{self.title} does not answer; nothing was saved")
         except (DatabaseFault, TakenOver) as error:
-            raise self.unavailable_error(f"{self.title} cannot be used now: {error}") from error
+            # callers need not learn where it is; `_watch_hold` logs it
+            raise self.unavailable_error(f"{self.title} is not held by this process now; nothing was saved") from error
         except sa.exc.DBAPIError as error:
             takes_no_writes = self.backend.takes_no_writes(error)
             fault = self.backend.fault(error)
