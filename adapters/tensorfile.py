@@ -67,6 +67,16 @@ def read_header(path: Path) -> dict[str, Tensor]:
         return _parse(file, size)
 
 
+def loaded_bytes(path: Path, dtype: str) -> int:
+    """The bytes that a file's tensors take once their floating-point values are in a data type as torch names it; those
+    of quantized weights stay as they are. Raises as `read_header`."""
+    widths = {"float32": 4, "bfloat16": 2, "float16": 2}
+    return sum(
+        math.prod(tensor.shape) * widths[dtype] if tensor.dtype in FLOATS else tensor.end - tensor.start
+        for tensor in read_header(path).values()
+    )
+
+
 def _parse(file: BinaryIO, size: int) -> dict[str, Tensor]:
     start = file.read(16)
     length = int.from_bytes(start[:8], "little")

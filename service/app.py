@@ -7,6 +7,8 @@ app for the inference routes, and for everything else request ids (``service.err
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -354,12 +356,17 @@ def _files(settings: Settings, database: Database) -> Files:
     )
 
 
+def _end() -> None:
+    """Have this process end as it does when it is asked to."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _lifespan(parts: Parts, batches: Batches) -> Any:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(parts.telemetry.running())
-            await parts.database.open()
+            await parts.database.open(_end)
             stack.push_async_callback(parts.database.close)
             await parts.usage.open()
             stack.push_async_callback(parts.usage.close)

@@ -24,6 +24,7 @@ from typing import Final
 
 import uvicorn
 
+from adapters.database.backend import DatabaseFault
 from adapters.errors import AdapterError
 from trainer.app import Trainer, create_app
 from trainer.config import Settings, load_settings
@@ -81,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with _lock_home(installation.directory):
-            Database(installation.directory / FILE, settings.database_address).check_schema()
+            database = Database(installation.directory / FILE, settings.database_address)
+            database.check_schema()
+            _refuse_held(database)
             trainer = Trainer.build(settings, installation, base, others=others)
             listener = _unix(options.socket) if options.socket else _tcp(options.host, options.port)
             asyncio.run(_serve(trainer, settings, listener, parent if options.socket else None))
@@ -152,6 +155,14 @@ def _lock_home(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _refuse_held(database: Database) -> None:
+    """Raise HomeLocked if another trainer, of another home, keeps records in the same schema of a server."""
+    try:
+        database.backend.refuse_held()
+    except DatabaseFault as error:
+        raise HomeLocked(str(error)) from error
 
 
 def _unix(path: Path) -> socket.socket:

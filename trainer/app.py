@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -168,7 +170,7 @@ class Trainer:
         """Open the database, adopt the runs of an earlier trainer, and start scheduling. Raises SettingsError."""
         for kind in self.kinds:
             kind.directories.open()
-        await self.database.open()
+        await self.database.open(_end)
         try:
             await self.supervisor.refuse_lost_database()
         except SettingsError:
@@ -189,6 +191,11 @@ class Trainer:
         await self.retention.stop()
         await self.housekeeper.stop()
         await self.database.close()
+
+
+def _end() -> None:
+    """Have this process end as it does when it is asked to."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def create_app(trainer: Trainer, settings: Settings) -> FastAPI:

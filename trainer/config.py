@@ -278,7 +278,9 @@ class Settings(CostSettings, BaseSettings):
     @classmethod
     def _postgresql(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not is_postgresql(value.get_secret_value()):
-            raise ValueError("must be postgresql://user:password@host:port/database")
+            raise ValueError(
+                "must be postgresql://user:password@host:port/database, the password without a bare `@` or `/`"
+            )
         return value
 
     @property

@@ -4,6 +4,7 @@ database.py     units of work, each a transaction of its own; the same for both
 backend.py      what the two must be able to do
 sqlite.py       the file, by default
 postgresql.py   the server, where a URL is set; imports psycopg only then
+tenancy.py      one gateway, and one trainer, a server's schema
 migrations.py   Alembic, from the script directory of gateway or trainer
 types.py        column types that mean the same in both
 sql.py          what the two dialects say differently: upserts, globs, JSON

@@ -23,6 +23,10 @@ class DatabaseFault(Exception):
     """A database cannot be opened; the message says which and why, and has no password in it."""
 
 
+class TakenOver(Exception):
+    """Another gateway, or trainer, has had the database meanwhile, and what this one keeps in memory is out of date."""
+
+
 class Backend(ABC):
     """Where a database is, and what is particular to its kind.
 
@@ -78,8 +82,42 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def hold(self) -> None:
+        """Keep other gateways, or trainers, out until `release`, unless the home's lock is enough for that.
+
+        Raises:
+            DatabaseFault: There is another one, or it cannot be asked.
+        """
+
+    def refuse_held(self) -> None:
+        """Raise DatabaseFault if `hold` would, and hold nothing."""
+        self.hold()
+        self.release()
+
+    @abstractmethod
+    def mark(self, connection: sa.Connection) -> None:
+        """Write down, in the transaction of the migrations, that this process has it."""
+
+    @abstractmethod
+    def check_hold(self) -> None:
+        """Notice that what `hold` took is lost, and take it again.
+
+        Raises:
+            DatabaseFault: It is not to be had now.
+            TakenOver: Another one has had it meanwhile.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give back what `hold` took."""
+
+    @abstractmethod
     def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
         """What an error of a unit of work means; None if it is the work's own."""
+
+    def takes_no_writes(self, error: sa.exc.DBAPIError) -> bool:
+        """Whether an error says that whoever answers only reads, so that another one must be looked for."""
+        return False
 
     def reason(self, error: Exception) -> str:
         """What the database said of an error, on one line."""

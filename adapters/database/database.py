@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import sqlalchemy as sa
 
-from adapters.database.backend import Backend, DatabaseFault, Fault
+from adapters.database.backend import Backend, DatabaseFault, Fault, TakenOver
 from adapters.database.migrations import newer_revision, upgrade
 from adapters.database.postgresql import PostgresServer
 from adapters.database.sqlite import SqliteFile
 
 T = TypeVar("T")
+HOLD_CHECK_S: Final = 5.0
+"""Seconds between two looks at whether this process still has the database to itself."""
 _LOG: Final = logging.getLogger("hatrack.database")
 
 
@@ -71,6 +74,7 @@ class Database:
         self.backend = backend
         self._migrations = migrations
         self._is_away = False
+        self._watch: asyncio.Task[None] | None = None
         try:
             self._engine = backend.create_engine(json_deserializer)
         except DatabaseFault as error:
@@ -82,14 +86,51 @@ class Database:
             else self._writer
         )
 
-    async def open(self) -> None:
+    async def open(self, on_taken: Callable[[], None] | None = None) -> None:
         """Create what is not there yet and bring it to the newest schema.
 
+        Args:
+            on_taken: Keep the database to this process alone, and call this, once, should another one take it all the
+                same, after the server was away; from then on nothing is written. None: others may use it, too.
+
         Raises:
-            open_error: It cannot be reached, is no database that this release can use, or was written by a newer one.
+            open_error: It cannot be reached, is no database that this release can use, was written by a newer one, or
+                another process keeps it to itself.
         """
         self.backend.prepare()
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._migrate)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer, self._open, on_taken is not None)
+        if on_taken is not None:
+            self._watch = asyncio.create_task(self._watch_hold(on_taken), name="database-hold")
+
+    def _open(self, alone: bool) -> None:
+        try:
+            if alone:
+                self.backend.hold()
+            self._migrate()
+        except DatabaseFault as error:
+            raise self.open_error(str(error)) from error
+        except BaseException:
+            self.backend.release()
+            raise
+
+    async def _watch_hold(self, on_taken: Callable[[], None]) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(HOLD_CHECK_S)
+            try:
+                await asyncio.to_thread(self.backend.check_hold)
+                failing = False
+            except TakenOver as error:
+                _LOG.error("%s: nothing is written any more, and this process ends", error)
+                on_taken()
+                return
+            except DatabaseFault as error:
+                if not failing:
+                    _LOG.warning("%s; nothing is written until it is taken again", error)
+                failing = True
+            except Exception:
+                _LOG.exception("it could not be checked whether the database is this process's alone")
 
     def check_schema(self) -> None:
         """Refuse a database that a newer release has written, or an empty one where there is state, before anything
@@ -107,6 +148,7 @@ class Database:
             with self._engine.begin() as connection:
                 self.backend.begin_migration(connection)
                 upgrade(connection, self._migrations, self.backend.directory)
+                self.backend.mark(connection)
         except DatabaseFault as error:
             raise self.open_error(str(error)) from error
         except (sa.exc.DBAPIError, sqlite3.DatabaseError) as error:
@@ -124,12 +166,14 @@ class Database:
 
         Raises:
             disk_full_error: The disk is full.
-            unavailable_error: The server cannot be reached, or is busy. What was being saved then may be saved.
+            unavailable_error: The server cannot be reached, or is busy. Nothing is saved then, nor will be, unless the
+                connection was lost, or the server fell silent, in the moment of saving.
             query_error: It could not be used for another reason.
         """
         executor = self._readers if read_only else self._writer
         loop = asyncio.get_running_loop()
-        result = asyncio.shield(loop.run_in_executor(executor, self._transaction, work, read_only))
+        unit = _Unit()
+        result = asyncio.shield(loop.run_in_executor(executor, self._transaction, work, read_only, unit))
         if self.backend.answer_timeout_s is None:
             return await result
         try:
@@ -137,18 +181,29 @@ class Database:
         finally:
             result.cancel()
         if not done:
-            raise self.unavailable_error(f"{self.title} does not answer; what was being saved may be saved yet")
+            saved = "nothing was saved" if unit.abandon() else "what was being saved may be saved"
+            raise self.unavailable_error(f"{self.title} does not answer; {saved}")
         return result.result()
 
-    def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool) -> T:
+    def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool, unit: _Unit) -> T:
+        if unit.abandoned:  # while it waited for others
+            raise self.unavailable_error(f"{self.title} does not answer; nothing was saved")
         try:
             with self._engine.begin() as connection:
                 self.backend.begin(connection, read_only=read_only)
                 result = work(connection)
+                if not unit.begin_commit():
+                    raise self.unavailable_error(f"{self.title} does not answer; nothing was saved")
+        except (DatabaseFault, TakenOver) as error:
+            # callers need not learn where it is; `_watch_hold` logs it
+            raise self.unavailable_error(f"{self.title} is not held by this process now; nothing was saved") from error
         except sa.exc.DBAPIError as error:
+            takes_no_writes = self.backend.takes_no_writes(error)
             fault = self.backend.fault(error)
-            if fault is None:
+            if fault is None or (takes_no_writes and read_only):
                 raise
+            if takes_no_writes:
+                self._engine.dispose()  # its connections are good, and would be used for ever
             raise self._error(fault, error) from error
         if self._is_away:
             self._is_away = False
@@ -167,7 +222,33 @@ class Database:
 
     async def close(self) -> None:
         """Wait for queued work and close the connections."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._readers is not self._writer:
             await asyncio.get_running_loop().run_in_executor(None, self._readers.shutdown)
         await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self.backend.release)
         self._writer.shutdown(wait=True)
+
+
+class _Unit:
+    """Whether a unit's caller has been told that there is no answer: then it must not be saved later, since the caller
+    may do the same again, and a count would be added twice."""
+
+    def __init__(self) -> None:
+        self.abandoned = False
+        self._commits = False
+        self._lock = threading.Lock()
+
+    def abandon(self) -> bool:
+        """The caller waits no longer; False if it is too late to keep the unit from being saved."""
+        with self._lock:
+            self.abandoned = not self._commits
+            return self.abandoned
+
+    def begin_commit(self) -> bool:
+        """Whether it may be saved: its caller still waits, or was cancelled."""
+        with self._lock:
+            self._commits = not self.abandoned
+            return self._commits

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from adapters.database.backend import Backend, DatabaseFault, Fault
+from adapters.database.tenancy import Tenancy
 from adapters.database.urls import describe
 
 DRIVER: Final = "postgresql+psycopg"
@@ -45,8 +46,10 @@ _UNSTORABLE: Final = ("\\u0000", "\\ud", "\\uD", "NaN", "Infinity")
 """What JSON text has where a value may be one that PostgreSQL refuses."""
 _DISK_FULL: Final = "53100"
 _NO_PRIVILEGE: Final = "42501"
-_UNAVAILABLE: Final = ("08", "53", "57", "55P03", "40001", "40P01")
-"""SQLSTATEs, or their classes: connection lost, out of resources, stopped or out of time, locked, to be repeated."""
+_READ_ONLY: Final = "25006"
+_UNAVAILABLE: Final = ("08", "53", "57", "55P03", "40001", "40P01", "25P03", _READ_ONLY)
+"""SQLSTATEs, or their classes: connection lost, out of resources, stopped or out of time, locked, to be repeated, idle
+for too long in a transaction, and a server that is, or has become, a replica."""
 
 
 class PostgresServer(Backend):
@@ -69,7 +72,8 @@ class PostgresServer(Backend):
         self.directory = directory
         self._state = tuple(state)
         # the same for all processes that write to this schema
-        self._lock = int.from_bytes(hashlib.sha256(f"hatrack:{schema}".encode()).digest()[:8], signed=True)
+        self._lock = _number(f"hatrack:{schema}")
+        self._tenancy: Tenancy | None = None
 
     def create_engine(self, json_deserializer: Callable[[str], Any] | None) -> sa.Engine:
         """A connection for the writer and one for each reader; each is tested before it is used again."""
@@ -80,7 +84,9 @@ class PostgresServer(Backend):
     def _engine(self, **options: Any) -> sa.Engine:
         given = {name: value for name, value in CONNECTION.items() if name not in self._url.query}
         try:
-            engine = sa.create_engine(self._url, connect_args=given, json_serializer=dump_json, **options)
+            engine = sa.create_engine(
+                self._url, connect_args=given, json_serializer=dump_json, hide_parameters=True, **options
+            )
         except ModuleNotFoundError as error:
             raise DatabaseFault(
                 f"{self.place} needs the package `{error.name}`: pip install 'hatrack[postgresql]'"
@@ -165,6 +171,34 @@ class PostgresServer(Backend):
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         else:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._lock})")
+            if self._tenancy is not None:
+                self._tenancy.require(connection)
+
+    def hold(self) -> None:
+        """By a lock on a connection of its own."""
+        engine = self._engine(poolclass=NullPool)
+        tenancy = Tenancy(engine, self.schema, _number(f"hatrack:{self.schema}:tenancy"), self.place)
+        try:
+            tenancy.acquire()
+        except sa.exc.DBAPIError as error:
+            raise DatabaseFault(f"{self.place} cannot be used: {self.reason(error)}") from error
+        self._tenancy = tenancy
+
+    def mark(self, connection: sa.Connection) -> None:
+        """As a comment on Alembic's table, whose owner is who makes the migrations."""
+        if self._tenancy is not None:
+            self._tenancy.mark(connection)
+
+    def check_hold(self) -> None:
+        """Asks the server."""
+        if self._tenancy is not None:
+            self._tenancy.check()
+
+    def release(self) -> None:
+        """Closes the connection."""
+        if self._tenancy is not None:
+            self._tenancy.release()
+            self._tenancy = None
 
     def begin_migration(self, connection: sa.Connection) -> None:
         """Refuses an old server or another encoding, and makes the schema."""
@@ -189,7 +223,7 @@ class PostgresServer(Backend):
         try:
             connection.exec_driver_sql(f'CREATE SCHEMA "{self.schema}"')
         except sa.exc.ProgrammingError as error:
-            if getattr(error.orig, "sqlstate", None) != _NO_PRIVILEGE:
+            if _sqlstate(error) != _NO_PRIVILEGE:
                 raise
             raise DatabaseFault(
                 f"{self.place}: the user may not create the schema `{self.schema}`. As the database's owner: "
@@ -198,19 +232,33 @@ class PostgresServer(Backend):
 
     def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
         """By SQLSTATE; an error without one is the driver's, which has lost the connection or got none."""
-        state = getattr(error.orig, "sqlstate", None)
+        state = _sqlstate(error)
         if state == _DISK_FULL:
             return Fault.DISK_FULL
-        if isinstance(error, sa.exc.ProgrammingError):  # such as a table that is missing
-            return Fault.OTHER
-        if not isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+        if error.connection_invalidated or (state is not None and state.startswith(_UNAVAILABLE)):
+            return Fault.UNAVAILABLE
+        if isinstance(error, sa.exc.IntegrityError | sa.exc.DataError):
             return None
-        lost = state is None or error.connection_invalidated or state.startswith(_UNAVAILABLE)
-        return Fault.UNAVAILABLE if lost else Fault.OTHER
+        is_drivers = state is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+        return Fault.UNAVAILABLE if is_drivers else Fault.OTHER  # such as a table that is missing
+
+    def takes_no_writes(self, error: sa.exc.DBAPIError) -> bool:
+        """It is a replica: a failover has made it one, or has made another server the primary."""
+        return _sqlstate(error) == _READ_ONLY
 
     def disk_full_message(self) -> str:
         """Whose disk it is."""
         return "the database server's disk is full; nothing was changed"
+
+
+def _number(name: str) -> int:
+    """The advisory lock that a name stands for."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+
+
+def _sqlstate(error: sa.exc.DBAPIError) -> str | None:
+    state = getattr(error.orig, "sqlstate", None)
+    return None if state is None else str(state)
 
 
 def _holds_something(path: Path) -> bool:

@@ -36,6 +36,7 @@ class SqliteFile(Backend):
             poolclass=StaticPool,
             connect_args={"check_same_thread": False},
             json_deserializer=json_deserializer,
+            hide_parameters=True,  # a row may hold a secret, and a log has the error
         )
         sa.event.listen(engine, "connect", _on_connect)
         sa.event.listen(engine, "begin", _on_begin)
@@ -68,6 +69,18 @@ class SqliteFile(Backend):
 
     def begin_migration(self, connection: sa.Connection) -> None:
         """`_on_begin` has done it."""
+
+    def hold(self) -> None:
+        """The home's lock, which is taken before, keeps others out."""
+
+    def mark(self, connection: sa.Connection) -> None:
+        """As for `hold`."""
+
+    def check_hold(self) -> None:
+        """As for `hold`."""
+
+    def release(self) -> None:
+        """As for `hold`."""
 
     def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
         """A full disk, or another `OperationalError`."""

@@ -10,7 +10,7 @@ is owed most: nobody saves up credit while idle, and a newcomer owes nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -93,12 +93,21 @@ class Flow:
     @property
     def ahead(self) -> int:
         """About how many waiting requests go before a new one of this leaf, if those of all flows are alike: at each
-        level the waiting flows take turns, so that a flood in another one counts for no more than this one's own."""
+        level the waiting flows take turns, so that a flood in another one counts for no more than this one's own. In
+        the first round only those go before it that are owed at least as much. O(n) in the competing flows."""
+        return self._ahead(_owed_as_much)
+
+    @property
+    def ahead_at_most(self) -> int:
+        """`ahead` if all competing flows were owed as much; O(1)."""
+        return self._ahead(lambda flow, rivals: len(rivals) - (flow in rivals))
+
+    def _ahead(self, first: Callable[[Flow, Collection[Flow]], int]) -> int:
         ahead, flow = self.queued, self
         while flow.parent is not None:
             parent = flow.parent
-            competing = len(parent.backlog) + (flow not in parent.backlog)
-            ahead = min(parent.queued, (ahead + 1) * competing - 1)
+            turns = len(parent.backlog) + (flow not in parent.backlog)
+            ahead = min(parent.queued, ahead * turns + first(flow, parent.backlog.keys()))
             flow = parent
         return ahead
 
@@ -279,6 +288,11 @@ def _turn_from_root(leaf: Flow) -> tuple[tuple[float, int, int], ...]:
     return tuple((flow.tag, flow.in_flight, flow.order) for flow in leaf.downwards)
 
 
+def _owed_as_much(flow: Flow, rivals: Collection[Flow]) -> int:
+    tag = flow.tag + _lift(flow)
+    return sum(rival.tag <= tag for rival in rivals) - (flow in rivals)
+
+
 def _lift_tag(flow: Flow) -> None:
     """Begin a time of waiting: no credit is left from the time before it (the Virtual Token Counter's lift).
 
@@ -286,10 +300,17 @@ def _lift_tag(flow: Flow) -> None:
     those of others. So it goes first until it has as much in the engine as they have.
     """
     while flow.parent is not None and flow.queued == 0:
-        siblings = flow.parent.backlog
-        floor = min(map(_settled, siblings)) if siblings else flow.parent.virtual
-        flow.tag += max(0.0, floor - flow.settled)
+        flow.tag += _lift(flow)
         flow = flow.parent
+
+
+def _lift(flow: Flow) -> float:
+    """By how much a flow's tag is raised when it begins to wait; 0 if it waits already."""
+    if flow.parent is None or flow.queued:
+        return 0.0
+    siblings = flow.parent.backlog
+    floor = min(map(_settled, siblings)) if siblings else flow.parent.virtual
+    return max(0.0, floor - flow.settled)
 
 
 def _first(flow: Flow, eligible: Callable[[Flow], bool]) -> Flow | None:

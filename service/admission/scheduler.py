@@ -28,6 +28,11 @@ MAX_RETRY_S: Final = 60
 _AVERAGE: Final = 0.1
 _STAY_AVERAGE: Final = 0.03
 """Weight of the newest time in the engine."""
+_MAX_SURPRISE: Final = 4.0
+"""A time in the engine counts as at most so many times the average: a single long one must not look like a slow engine,
+and a slow engine is noticed within some thirty requests all the same."""
+_SHORT_S: Final = 1.0
+"""A time in the engine up to this, s, is no surprise."""
 _FORECAST_MARGIN: Final = 1.3
 """By how much a forecast of the wait is raised: whoever is let into the queue should get its turn in time."""
 
@@ -80,6 +85,8 @@ class Scheduler:
         self._stay_s = 0.0
         """Moving average of callers' time in the engine, s."""
         self._stays = 0
+        self._together = float(policy.common)
+        """Moving average of the callers' requests in the engine while others wait."""
 
     @property
     def queued(self) -> int:
@@ -107,7 +114,7 @@ class Scheduler:
         try:
             self._check_bounds(leaf)
             if not request.background:  # their turn depends on callers that have not come yet
-                self._check_wait(leaf, max_wait_s)
+                self._check_wait(entry, max_wait_s, now)
         except (RateLimited, Unavailable):
             tree.rest(leaf, now)
             raise
@@ -147,6 +154,8 @@ class Scheduler:
         if entry.stage is not Stage.ADMITTED:
             return
         entry.stage = Stage.DONE
+        if tokens is not None and not entry.request.background:
+            self._learn_pace(now - entry.admitted_at)
         self._read(entry)
         self._loaded(entry)
         self.slots.leave(entry.request.adapter, now)
@@ -154,9 +163,6 @@ class Scheduler:
         tree.settle(entry, tokens)
         tree.rest(entry.leaf, now)
         self.counts.left += 1
-        if tokens is not None and not entry.request.background:
-            self._stays += 1
-            self._stay_s += max(_STAY_AVERAGE, 1 / self._stays) * (now - entry.admitted_at - self._stay_s)
 
     def withdraw(self, entry: QueuedRequest, now: float) -> None:
         """Remove a waiting request from the queue."""
@@ -192,10 +198,20 @@ class Scheduler:
     def _wait_s(self, ahead: int) -> float:
         """About how long it takes until ``ahead`` requests have left, s.
 
-        By Little's law, from how long each stays and how many are in the engine, which while others wait is as full as
-        it may be. The times between departures say less: places often become free together.
+        By Little's law, from how long each stays and how many are in the engine: as many as there usually are while
+        others wait, even if it is only being filled, which takes as long as their prompts. The times between departures
+        say less: places often become free together.
         """
-        return ahead * self._stay_s / max(1, self.callers.in_flight)
+        return ahead * self._stay_s / max(1.0, self.callers.in_flight, self._together)
+
+    def _learn_pace(self, stay_s: float) -> None:
+        """Take in how long a caller's request has been in the engine, which it is about to leave."""
+        self._stays += 1
+        if self._stays > 1 / _STAY_AVERAGE:
+            stay_s = min(stay_s, max(_SHORT_S, _MAX_SURPRISE * self._stay_s))
+        self._stay_s += max(_STAY_AVERAGE, 1 / self._stays) * (stay_s - self._stay_s)
+        if self.callers.queued:
+            self._together += _STAY_AVERAGE * (self.callers.in_flight - self._together)
 
     # deciding
 
@@ -360,11 +376,14 @@ class Scheduler:
                     headers={"retry-after": str(self.retry_after(flow.queued * competing))},
                 )
 
-    def _check_wait(self, leaf: Flow, max_wait_s: float) -> None:
+    def _check_wait(self, entry: QueuedRequest, max_wait_s: float, now: float) -> None:
         """Refuse at once what would be refused after ``max_wait_s``: its caller can try elsewhere, or later."""
-        ahead = leaf.ahead
+        longest_s = max_wait_s / _FORECAST_MARGIN
+        if self._wait_s(entry.leaf.ahead_at_most) <= longest_s or self._may_enter(entry, now):
+            return  # if there is room for it, those who wait are waiting for something else, such as a slot
+        ahead = entry.leaf.ahead
         wait_s = self._wait_s(ahead)
-        if wait_s * _FORECAST_MARGIN > max_wait_s:
+        if wait_s > longest_s:
             self.counts.timeouts += 1
             raise Unavailable(
                 f"the request would wait about {wait_s:.3g} s for {self.policy.server}, too long for the limit of "

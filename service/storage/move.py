@@ -1,4 +1,4 @@
-"""Moves a home's databases from SQLite into an empty PostgreSQL: all rows of one in one transaction, or none."""
+"""Moves a home's databases from SQLite into an empty PostgreSQL: all rows of both, or none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +68,8 @@ def move_databases(settings: Settings) -> list[Moved]:
     with _nothing_runs(settings):
         for path, _, migrations in present:
             _refuse_older(path, migrations)
-        return [_move(path, server, migrations) for path, server, migrations in present]
+        with ExitStack() as transactions:  # all are committed when all rows are there: a second try needs empty schemas
+            return [transactions.enter_context(_moving(*target)) for target in present]
 
 
 @contextmanager
@@ -109,7 +110,9 @@ def _refuse_older(path: Path, migrations: Path) -> None:
         )
 
 
-def _move(path: Path, server: PostgresServer, migrations: Path) -> Moved:
+@contextmanager
+def _moving(path: Path, server: PostgresServer, migrations: Path) -> Iterator[Moved]:
+    """Copy one database in a transaction, which is committed at the end. Raises BackupError, TargetNotEmpty."""
     address = f"file:{quote(str(path.absolute()))}?mode=rw"  # a log that a killed process left is read, too
     engine = None
     try:
@@ -120,6 +123,9 @@ def _move(path: Path, server: PostgresServer, migrations: Path) -> Moved:
             _refuse_tables(server, target)
             upgrade(target, migrations, path.parent)
             rows = _copy(source, target, path)
+            # another database may take long after this one, and this transaction is idle meanwhile
+            target.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout TO 0")
+            yield Moved(path, server.place, rows)
     except DatabaseFault as error:
         raise BackupError(str(error)) from error
     except sqlite3.Error as error:
@@ -131,7 +137,6 @@ def _move(path: Path, server: PostgresServer, migrations: Path) -> Moved:
     finally:
         if engine is not None:
             engine.dispose()
-    return Moved(path, server.place, rows)
 
 
 def _refuse_tables(server: PostgresServer, target: sa.Connection) -> None:

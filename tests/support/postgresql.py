@@ -50,6 +50,15 @@ def require_server() -> None:
         pytest.skip(why)
 
 
+GUARD: Final = """
+read _
+kill -INT "$1" 2>/dev/null
+while kill -0 "$1" 2>/dev/null; do sleep 0.1; done
+rm -rf "$2"
+"""
+"""Ends the server and removes its folder when its standard input ends: when the tests have been killed."""
+
+
 @dataclass
 class TestServer:
     """A server that runs.
@@ -116,6 +125,9 @@ def running_server() -> Iterator[TestServer]:
             command += ["-c", setting]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **identity)
+        guard = subprocess.Popen(
+            ["sh", "-c", GUARD, "guard", str(process.pid), str(folder)], stdin=subprocess.PIPE, start_new_session=True
+        )
         try:
             server = TestServer(folder)
             _wait(server, process)
@@ -123,6 +135,8 @@ def running_server() -> Iterator[TestServer]:
         finally:
             process.send_signal(2)  # ends sessions, and does not wait for them
             process.wait(START_S)
+            guard.kill()
+            guard.communicate()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

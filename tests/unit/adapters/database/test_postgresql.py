@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,37 @@ async def test_a_connection_that_is_lost_in_the_middle_is_503_and_nothing_is_cha
     assert await on_server.run(lambda db: db.scalar(COUNTER)) is None
 
 
+async def test_a_server_that_has_become_a_replica_is_503_until_the_primary_is_found(
+    postgresql: TestServer, empty: str, on_server: Database
+) -> None:
+    """As after a failover: connections are good, reads are answered, and every write is refused."""
+    await on_server.run(add_one)
+    postgresql.execute(f"ALTER DATABASE {empty} SET default_transaction_read_only TO on")
+    end_connections(postgresql, empty)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="cannot be reached now"):
+            await on_server.run(add_one)
+    assert await on_server.run(lambda db: db.scalar(COUNTER), read_only=True) == 1
+    postgresql.execute(f"ALTER DATABASE {empty} RESET default_transaction_read_only")
+    with pytest.raises(Unavailable):  # through the connection that the reader has left
+        await on_server.run(add_one)
+    await on_server.run(add_one)
+    assert await on_server.run(lambda db: db.scalar(COUNTER)) == 2
+
+
+async def test_a_process_that_hung_in_a_transaction_gets_503(on_server: Database) -> None:
+    """The server has ended its session meanwhile."""
+
+    def work(db: sa.Connection) -> None:
+        db.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout TO 50"))
+        time.sleep(0.5)
+        add_one(db)
+
+    with pytest.raises(Unavailable, match="cannot be reached now"):
+        await on_server.run(work)
+    await on_server.run(add_one)
+
+
 async def test_another_process_that_holds_the_lock_too_long_is_503(
     postgresql: TestServer, empty: str, on_server: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,12 +162,14 @@ async def test_another_process_that_holds_the_lock_too_long_is_503(
 
     holding = asyncio.create_task(asyncio.to_thread(hold))
     assert await asyncio.to_thread(held.wait, 60)
-    with pytest.raises(Unavailable, match="does not answer"):
-        await on_server.run(add_one)
+    refused = await asyncio.gather(*(on_server.run(add_one) for _ in range(3)), return_exceptions=True)
+    assert {str(error) for error in refused} == {"the metadata database does not answer; nothing was saved"}
+    assert {type(error) for error in refused} == {Unavailable}
     go_on.set()
     await holding
     monkeypatch.setattr(PostgresServer, "answer_timeout_s", 60.0)
-    assert await on_server.run(lambda db: db.scalar(COUNTER)) == 1, "what was being saved was saved"
+    await on_server.run(add_one)
+    assert await on_server.run(lambda db: db.scalar(COUNTER)) == 1, "callers who were told so have done it again"
 
 
 async def test_without_a_server_nothing_opens_and_no_message_has_the_password(tmp_path: Path) -> None:
@@ -221,6 +255,15 @@ async def test_an_error_of_the_work_is_the_works_own(on_server: Database) -> Non
         await on_server.run(lambda db: db.execute(sa.text("SELECT nothing FROM nowhere")))
 
 
+async def test_an_error_shows_no_parameters(on_server: Database, in_file: Database) -> None:
+    """They may be a secret, and logs have errors."""
+    broken = sa.text("INSERT INTO nowhere VALUES (:value)")
+    for database in (on_server, in_file):
+        with pytest.raises(Internal) as caught:
+            await database.run(lambda db: db.execute(broken, {"value": PASSWORD}))
+        assert PASSWORD not in f"{caught.value} {caught.value.__cause__}"
+
+
 async def test_a_full_disk_is_507(on_server: Database) -> None:
     def work(db: sa.Connection) -> None:
         db.execute(sa.text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100'; END $$"))
@@ -245,7 +288,11 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://db/hatrack", "postgresql://db", "postgresql://db:x/hatrack", "hatrack.db", ""]
+    "url",
+    [
+        *("mysql://db/hatrack", "postgresql://db", "postgresql://db:x/hatrack", "hatrack.db", ""),
+        *("postgresql://u:12/ab@db/hatrack", "postgresql://u:a@b@db/hatrack"),  # half of the password would be shown
+    ],
 )
 def test_what_is_no_url_of_a_database(url: str) -> None:
     assert not is_postgresql(url)

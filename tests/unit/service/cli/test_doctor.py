@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import sqlite3
 from collections import namedtuple
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import doctor
+from adapters.tensorfile import read_header
+from service.cli import doctor, terminal
 from service.cli.main import app
 from tests.support.adapters import make_base
 from tests.support.postgresql import TestServer
@@ -115,6 +117,18 @@ def test_an_engine_of_another_version(
     assert doctor.engine_version(doctor.load_settings()).result == result
 
 
+@pytest.mark.parametrize(("dtype", "bytes_a_parameter"), [("bfloat16", 2), ("float32", 4)])
+def test_the_bases_memory_is_counted_in_the_engines_data_type(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str, bytes_a_parameter: int
+) -> None:
+    base = make_base(tmp_path / "larger", hidden=256, vocabulary=4096)
+    monkeypatch.setenv("HATRACK_BASE_MODEL", str(base))
+    monkeypatch.setenv("HATRACK_ENGINE_DTYPE", dtype)
+    tensors = read_header(base / "model.safetensors").values()
+    needed = int(sum(math.prod(each.shape) for each in tensors) * bytes_a_parameter * doctor.WEIGHTS_IN_MEMORY)
+    assert examined()[1]["memory"]["found"].endswith(f"the base needs about {terminal.size(needed)} in {dtype}")
+
+
 def test_a_gpu_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HATRACK_ENGINE_DEVICE", "cuda")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -138,6 +152,7 @@ def test_the_gateway_and_the_key(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (waits["result"], "loads" in waits["advice"]) == ("warning", True)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("database", ["hatrack.db", "trainer/jobs.db"])
 def test_the_home_of_a_newer_release_is_refused_before_anything_is_written(home: Path, database: str) -> None:
     path = home / database

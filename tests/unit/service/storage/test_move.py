@@ -155,6 +155,19 @@ def test_a_row_that_is_refused_moves_nothing(home: StorageHome, moving: Settings
     assert postgresql.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'hatrack'", database) == []
 
 
+def test_what_stops_the_second_database_leaves_the_first_one_unmoved(
+    home: StorageHome, moving: Settings, postgresql: TestServer
+) -> None:
+    """Or the next try would find tables, and be refused."""
+    database = str(moving.database_address).partition("?")[0].rpartition("/")[2]
+    postgresql.execute("CREATE SCHEMA hatrack_trainer CREATE TABLE somebodys (id INT)", database)
+    with pytest.raises(TargetNotEmpty, match="hatrack_trainer"):
+        move_databases(moving)
+    assert postgresql.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'hatrack'", database) == []
+    postgresql.execute("DROP SCHEMA hatrack_trainer CASCADE", database)
+    assert len(move_databases(moving)) == 2
+
+
 def test_a_home_that_is_in_use_older_or_empty_is_refused(home: StorageHome, moving: Settings, tmp_path: Path) -> None:
     lock = InstanceLock(home.path)
     with pytest.raises(BackupError, match="another gateway"):

@@ -7,6 +7,8 @@ import hashlib
 import time
 from pathlib import Path
 
+import pytest
+
 from service.storage.backup import Backup, make_backup
 from service.storage.garbage import find_garbage
 from service.storage.restore import restore
@@ -85,6 +87,7 @@ async def back_up_while_written_to(gateway: GatewayApp, target: Path) -> Backup:
         assert writer.rounds >= MIN_ROUNDS
 
 
+@pytest.mark.sqlite
 async def test_a_backup_that_was_made_under_writes_serves_in_another_place(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     made = make_adapter(tmp_path / "adapter", describe_base(base, served_name=BASE))
