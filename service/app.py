@@ -7,7 +7,7 @@ app for the inference routes, and for everything else request ids (``service.err
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ from service.inference.embedding import EmbeddingRequests
 from service.inference.length import PromptLimit
 from service.inference.pipeline import Pipeline
 from service.inference.routes import MODELS, InferenceApp
+from service.objects.adapters import StoredAdapters
+from service.objects.content import Objects, objects_for
 from service.openapi import build as build_openapi
 from service.pages import pages
 from service.registry.catalog import Catalog
@@ -100,6 +102,8 @@ class Parts:
     supervisor: WatchedEngine
     admission: Admission
     catalog: Catalog
+    objects: Objects | None
+    adapters: StoredAdapters
     registry: Registry
     telemetry: Telemetry
     files: Files
@@ -188,27 +192,28 @@ def build(settings: Settings) -> Parts:
     base = describe_base(settings)
     made_at = int((settings.base_dir / "config.json").stat().st_mtime)
     catalog = Catalog(settings.base_served_name, made_at, settings.embedder_served_name)
-    store = Store(settings.store_dir)
+    objects = objects_for(settings)
     supervisor = engine_for(settings, base)
     engine_clock = EngineClock()
-    admission = Admission(settings, supervisor.client, supervisor.on_change, engine_clock)
+    adapters = _adapters(settings, objects, lambda: _kept_adapters(supervisor, admission, registry))
+    admission = Admission(settings, supervisor.client, supervisor.on_change, engine_clock, adapters)
     background = admission.background_engine
     meter = EngineMeter(engine_clock, lambda: supervisor.state.name != "down")
     usage = UsageAccount(database, flush_s=settings.usage_flush_s, meter=meter)
     refusals = Refusals(database)
     telemetry = Telemetry(settings, catalog, engine_version())
-    files = _files(settings, database)
+    files = _files(settings, database, objects)
     knowledge = _knowledge(settings, database, files)
     own = {EMBEDDED: knowledge} if knowledge is not None else {}
     grounding = assemble_grounding(settings, keys.derived_secret("grounding"), own)
     registry = Registry(
-        *(settings, database, store, catalog, base, background, supervisor.restart, supervisor.client),
+        *(settings, database, adapters, catalog, base, background, supervisor.restart, supervisor.client),
         check_stores=grounding.hook.check_settings,
     )
     supervisor.before_spawn = registry.collect
     check_store = None if knowledge is None else knowledge.show
     sidecar = assemble_sidecar(
-        *(settings, database, keys, catalog, files, registry.verdicts, store),
+        *(settings, database, keys, catalog, files, registry.verdicts, adapters),
         check_store=check_store,
         check_grounding=grounding.hook.check_settings,
     )
@@ -224,6 +229,8 @@ def build(settings: Settings) -> Parts:
         supervisor=supervisor,
         admission=admission,
         catalog=catalog,
+        objects=objects,
+        adapters=adapters,
         registry=registry,
         telemetry=telemetry,
         files=files,
@@ -253,6 +260,7 @@ def _data_path(parts: Parts) -> tuple[InferenceApp, Batches]:
         admission_queue=parts.admission.queue,
         counting=parts.admission.counting,
         engine_clock=parts.engine_clock,
+        copies=parts.adapters.copies,
     )
     pipeline = Pipeline(
         settings,
@@ -315,12 +323,28 @@ def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:
     add_routes(api, router)
 
 
-def _files(settings: Settings, database: Database) -> Files:
+def _adapters(
+    settings: Settings, objects: Objects | None, kept: Callable[[], Collection[str] | None]
+) -> StoredAdapters:
+    store = Store(settings.store_dir)
+    return StoredAdapters(store) if objects is None else StoredAdapters(store, objects.store, objects.cache, kept)
+
+
+def _kept_adapters(supervisor: WatchedEngine, admission: Admission, registry: Registry) -> Collection[str] | None:
+    """The adapters whose files the engine may read again; None: it has not said yet what it has loaded."""
+    snapshot = admission.residency.snapshot()
+    if not snapshot.known and supervisor.state.name == "ready":
+        return None
+    return snapshot.resident.union(registry.pinned_digests)
+
+
+def _files(settings: Settings, database: Database, objects: Objects | None) -> Files:
     return Files(
         settings.files_dir,
         database,
         max_file_bytes=int(settings.max_file_mib * MIB),
         max_project_bytes=int(settings.max_files_gib * GIB),
+        objects=None if objects is None else (objects.store, objects.cache),
     )
 
 
@@ -338,6 +362,8 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
             await stack.enter_async_context(parts.admission.running())
             stack.push_async_callback(parts.supervisor.stop)
             await parts.keys.open()
+            if parts.objects is not None:
+                await stack.enter_async_context(parts.objects.running())
             await parts.registry.open()
             stack.push_async_callback(parts.registry.close)
             await parts.files.open()

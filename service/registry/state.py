@@ -14,10 +14,11 @@ from adapters.errors import AdapterError, PerplexityTooHigh, StoreError
 from adapters.json_depth import MAX_LEVELS, too_deep
 from adapters.names import is_checkpoint_alias, parse_alias, parse_name, parse_version
 from adapters.perplexity import HOLD_BACK_RATIO, measured
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
+from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
+from service.objects.adapters import StoredAdapters
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.registry.counts import NO_COUNTS, RegistryCounts
@@ -38,17 +39,22 @@ class RegistryState:
     """Reads adapters from the database, computes what can serve, and keeps the catalog up to date."""
 
     def __init__(
-        self, database: Database, store: Store, catalog: Catalog, base: BaseDescription, freshness: Freshness
+        self,
+        database: Database,
+        adapters: StoredAdapters,
+        catalog: Catalog,
+        base: BaseDescription,
+        freshness: Freshness,
     ) -> None:
         self.database = database
-        self.store = store
+        self.adapters = adapters
         self.catalog = catalog
         self.base = base
         self.engine = base.fingerprint.digest
         self.freshness = freshness
         self.counts: RegistryCounts = NO_COUNTS
         self.store_lock = asyncio.Lock()
-        """Held while an upload is committed to the store and kept, and while unused files are removed."""
+        """Held while an upload is counted, stored locally and kept, and while unused files are removed."""
         self._locks = Locks()
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
@@ -108,13 +114,18 @@ class RegistryState:
         return Servable.CORRUPT if row.digest in corrupt else Servable.OK
 
     def _is_sound(self, digest: str) -> bool:
-        """``Store.check``, done again only where a file's size, time or inode has changed since it last passed."""
-        directory = self.store.root / digest
+        """``Store.check``, done again only where a file's size, time or inode has changed since it last passed.
+
+        With an object store, files that are not here are sound unless they were found not to be: they can be fetched.
+        """
+        if self.adapters.copies is not None:
+            return not self.adapters.is_lost(digest)
+        directory = self.adapters.store.root / digest
         try:
             stats = [(directory / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
             file_states = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
             if self._sound.get(digest) != file_states:
-                self.store.check(digest)
+                self.adapters.store.check(digest)
                 if len(self._sound) >= MAX_REMEMBERED:
                     self._sound.clear()
                 self._sound[digest] = file_states

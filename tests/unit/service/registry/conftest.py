@@ -28,6 +28,7 @@ from service.files.records import NewFile as NewStoreFile
 from service.grounding.config import GroundingSettings
 from service.grounding.provider import store_not_found
 from service.http.schema import add_routes
+from service.objects.adapters import StoredAdapters
 from service.openapi import build
 from service.registry.catalog import Catalog
 from service.registry.routes import router
@@ -82,7 +83,15 @@ class RegistryApp:
         self.keys = Keys(self.settings.home, database, KEY)
         await self.keys.open()
         self.registry = Registry(
-            *(self.settings, database, self.store, self.catalog, self.base, self.engine, self.engine.restart),
+            *(
+                self.settings,
+                database,
+                StoredAdapters(self.store),
+                self.catalog,
+                self.base,
+                self.engine,
+                self.engine.restart,
+            ),
             self.engine,
             check_stores=self.check_stores,
         )
