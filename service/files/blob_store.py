@@ -146,11 +146,11 @@ class BlobStore:
             DiskFull, StoreUnavailable: It cannot be fetched now.
         """
         assert self.objects is not None  # noqa: S101  there are copies
-        name = object_name(file_id)
         try:
-            incoming = self.receive(max_bytes=self.objects.stat(name).bytes)
+            described = self.objects.stat(object_name(file_id))
+            incoming = self.receive(max_bytes=described.bytes)
             try:
-                for chunk in self.objects.chunks(name):
+                for chunk in self.objects.chunks(described):
                     incoming.write(chunk)
                 if incoming.sha256 != sha256:
                     raise Damaged(f"The object store has other bytes for {file_id} than were uploaded.")

@@ -183,8 +183,9 @@ class StoredAdapters:
         config_name, weights_name = object_names(digest)
         try:
             config = self._objects.read(config_name, MAX_CONFIG_BYTES)
-            with self.store.stage(max_weights_bytes=self._objects.stat(weights_name).bytes) as staging:
-                for chunk in self._objects.chunks(weights_name):
+            weights = self._objects.stat(weights_name)
+            with self.store.stage(max_weights_bytes=weights.bytes) as staging:
+                for chunk in self._objects.chunks(weights):
                     staging.weights.write(chunk)
                 staging.publish(config, digest)
         except NoSuchObject as error:

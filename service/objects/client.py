@@ -132,22 +132,26 @@ class ObjectStore:
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """A small object's content; of one larger than ``max_bytes`` its beginning. Raises as ``stat``."""
-        size = min(self.stat(name).bytes, max_bytes)
-        return b"".join(self._ranges(name, size))
+        with self._errors(f"read {name}"):
+            try:
+                found = self._api.get(self._store, name)
+                if found.meta["size"] <= max_bytes:
+                    return bytes(found.bytes())
+            except FileNotFoundError:
+                raise NoSuchObject(name) from None
+        return self._range(name, 0, max_bytes)
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def chunks(self, described: StoredObject) -> Iterator[bytes]:
         """An object's content in parts; nothing says that it is what was once written. Raises as ``stat``."""
-        yield from self._ranges(name, self.stat(name).bytes)
+        for start in range(0, described.bytes, PART_BYTES):
+            yield self._range(described.name, start, min(start + PART_BYTES, described.bytes))
 
-    def _ranges(self, name: str, size: int) -> Iterator[bytes]:
-        for start in range(0, size, PART_BYTES):
-            end = min(start + PART_BYTES, size)
-            with self._errors(f"read {name}"):
-                try:
-                    data = bytes(self._api.get_range(self._store, name, start=start, end=end))
-                except FileNotFoundError:
-                    raise NoSuchObject(name) from None
-            yield data
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        with self._errors(f"read {name}"):
+            try:
+                return bytes(self._api.get_range(self._store, name, start=start, end=end))
+            except FileNotFoundError:
+                raise NoSuchObject(name) from None
 
     def list(self, folder: str) -> Iterator[StoredObject]:
         """All objects below ``folder``, in no order. Raises StoreUnavailable."""

@@ -9,7 +9,7 @@ import pytest
 
 from service.config import Settings, load_settings
 from service.errors import SettingsError, StoreRefused, StoreUnavailable
-from service.objects.client import PART_BYTES, NoSuchObject, ObjectStore, open_object_store
+from service.objects.client import PART_BYTES, NoSuchObject, ObjectStore, StoredObject, open_object_store
 from service.objects.content import refuse_unusable_store
 from tests.support.s3 import Door
 
@@ -18,21 +18,27 @@ def test_a_second_conditional_create_is_refused_and_changes_nothing(objects: Obj
     assert objects.create("a/config", b"first")
     assert not objects.create("a/config", b"second")
     assert objects.read("a/config", 100) == b"first"
+    assert objects.read("a/config", 3) == b"fir"
 
 
 def test_a_large_file_goes_up_and_down_in_parts(objects: ObjectStore, tmp_path: Path) -> None:
     path, content = tmp_path / "weights", bytes(range(256)) * ((2 * PART_BYTES + 4096) // 256)
     path.write_bytes(content)
     objects.upload("a/weights", path)
-    parts = list(objects.chunks("a/weights"))
+    parts = list(objects.chunks(objects.stat("a/weights")))
     assert [len(part) for part in parts] == [PART_BYTES, PART_BYTES, 4096]
     assert b"".join(parts) == content
 
 
 def test_what_is_not_there_is_said_to_be_missing(objects: ObjectStore) -> None:
-    for ask in (objects.stat, lambda name: objects.read(name, 10), lambda name: list(objects.chunks(name))):
+    gone = StoredObject("a/nothing", 10, 0.0)
+    for ask in (
+        lambda: objects.stat(gone.name),
+        lambda: objects.read(gone.name, 10),
+        lambda: list(objects.chunks(gone)),
+    ):
         with pytest.raises(NoSuchObject):
-            ask("a/nothing")
+            ask()
     objects.delete(["a/nothing"])
 
 
@@ -50,7 +56,7 @@ def test_a_list_has_sizes_and_ages_and_no_neighbours(objects: ObjectStore) -> No
 def test_an_empty_object_has_no_parts(objects: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     objects.upload("a/empty", tmp_path / "empty")
-    assert list(objects.chunks("a/empty")) == []
+    assert list(objects.chunks(objects.stat("a/empty"))) == []
 
 
 def test_a_store_that_is_away_is_unavailable_within_seconds(bucket_url: str, door: Door, tmp_path: Path) -> None:
