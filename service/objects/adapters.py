@@ -193,6 +193,7 @@ class StoredAdapters:
         return self._size(digest)
 
     def _remove_copy(self, digest: str) -> None:
+        """Remove a copy, also while an engine holds the store: before a request names it again, it is back."""
         try:
             self.store.remove(digest)
         except NotInStore:

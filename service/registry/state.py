@@ -95,31 +95,35 @@ class RegistryState:
         """One version in the API's form. Raises NotFound."""
         return await self.version_object(*await self.version(project, name, number))
 
-    async def servability(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
-        """Whether each version can serve now, by row id; depends on the base, the files and corrupt digests."""
+    async def servability(self, rows: Iterable[VersionRow], *, for_catalog: bool = False) -> dict[int, Servable]:
+        """Whether each version can serve now, by row id; depends on the base, the files and corrupt digests.
+
+        Args:
+            for_catalog: Files that the object store lacks are left to the request that needs them: it tries again, and
+                serves once they are back.
+        """
         rows = list(rows)
         corrupt = await self.database.run(lambda db: records.corrupt_digests(db, self.engine))
-        return await in_thread(self._servability, rows, corrupt)
+        return await in_thread(self._servability, rows, corrupt, for_catalog)
 
-    def _servability(self, rows: list[VersionRow], corrupt: set[str]) -> dict[int, Servable]:
-        return {row.id: self._servability_of(row, corrupt) for row in rows}
+    def _servability(self, rows: list[VersionRow], corrupt: set[str], for_catalog: bool) -> dict[int, Servable]:
+        return {row.id: self._servability_of(row, corrupt, for_catalog) for row in rows}
 
-    def _servability_of(self, row: VersionRow, corrupt: set[str]) -> Servable:
+    def _servability_of(self, row: VersionRow, corrupt: set[str], for_catalog: bool) -> Servable:
         if not self.is_same_base(row):
             return Servable.OTHER_BASE
         if row.digest is None:
             return Servable.OK  # the base answers, and the engine is watched
-        if not self._is_sound(row.digest):
+        if self.adapters.copies is not None:
+            is_sound = for_catalog or not self.adapters.is_lost(row.digest)  # what is not here can be fetched
+        else:
+            is_sound = self._is_sound(row.digest)
+        if not is_sound:
             return Servable.DAMAGED
         return Servable.CORRUPT if row.digest in corrupt else Servable.OK
 
     def _is_sound(self, digest: str) -> bool:
-        """``Store.check``, done again only where a file's size, time or inode has changed since it last passed.
-
-        With an object store, files that are not here are sound unless they were found not to be: they can be fetched.
-        """
-        if self.adapters.copies is not None:
-            return not self.adapters.is_lost(digest)
+        """``Store.check``, done again only where a file's size, time or inode has changed since it last passed."""
         directory = self.adapters.store.root / digest
         try:
             stats = [(directory / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
@@ -195,7 +199,7 @@ class RegistryState:
     async def _entries(self, adapters: list[AdapterWithVersions]) -> list[AdapterEntry | None]:
         """Each adapter as the data path sees it; None for one that has no ready version."""
         servable = await self.servability(
-            row for adapter in adapters for row in adapter.versions if row.state == "ready"
+            (row for adapter in adapters for row in adapter.versions if row.state == "ready"), for_catalog=True
         )
         return [_entry(adapter, servable) for adapter in adapters]
 

@@ -96,6 +96,23 @@ async def test_a_damaged_object_is_refused_and_mended_by_the_next_push(
     assert (await gateway.chat("fragile")).status_code == 200
 
 
+async def test_an_object_that_was_put_back_serves_again_by_itself(
+    gateway: ObjectGateway, base: BaseDescription, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await gateway.pushed("lost", gateway.adapter(base, "lost", seed=6))
+    config = object_names(digest)[0]
+    content = gateway.objects.read(config, 10**6)
+    gateway.objects.delete([config])
+    await gateway.empty_cache()
+    assert (await gateway.chat("lost")).status_code == 409
+    await gateway.pushed("lost", gateway.adapter(base, "lost", seed=7))  # the adapter is read again meanwhile
+    assert (await gateway.chat("lost@1")).status_code == 409
+    gateway.objects.replace(config, content)
+    gateway.copies._failed[digest] = (0.0, gateway.copies._failed[digest][1])  # half a minute later
+    assert (await gateway.chat("lost@1")).status_code == 200
+    assert (await gateway.http.get("/v1/adapters/lost/versions/1")).json()["servable"] == "ok"
+
+
 async def test_without_the_bucket_only_what_is_cold_fails(
     gateway: ObjectGateway, base: BaseDescription, way: Door
 ) -> None:
