@@ -82,8 +82,20 @@ class Staging:
         `manifest` should be the inspection's (resolved), so that equal adapters get equal digests. Committing what is
         there already changes nothing. Raises DiskFull, TooLarge.
         """
-        self.weights.finish()
         config = manifest.canonical()
+        self.weights.finish()
+        digest = digest_of(config, self.weights.sha256)
+        self.publish(config, digest)
+        return digest
+
+    def publish(self, config: bytes, digest: str) -> None:
+        """As commit(), for an adapter that comes from another store, with its canonical config and its digest.
+
+        Raises Damaged if what was written is not what the digest says; DiskFull, TooLarge.
+        """
+        self.weights.finish()
+        if digest_of(config, self.weights.sha256) != digest:
+            raise Damaged(f"What came for {digest} does not match that digest.", param=digest)
         writer = Writer(self._path / CONFIG_FILE, max_bytes=MAX_CONFIG_BYTES)
         try:
             writer.write(config)
@@ -91,10 +103,8 @@ class Staging:
         finally:
             writer.close()
         _fsync_directory(self._path)
-        digest = digest_of(config, self.weights.sha256)
         self._store._publish(self._path, digest)
         self.discard()
-        return digest
 
     def discard(self) -> None:
         """Remove what was staged. A second call, or one after commit(), does nothing."""

@@ -38,7 +38,9 @@ Exception
     ├── Unavailable          503
     │   ├── EngineUnavailable
     │   │   └── EngineUnreachable
-    │   └── TrainerUnavailable
+    │   ├── TrainerUnavailable
+    │   └── StoreUnavailable      the object store does not answer
+    │       └── StoreRefused      … or refuses the gateway
     ├── Timeout              504
     │   └── SourceTimeout    504
     └── DiskFull             507
@@ -289,6 +291,20 @@ class TrainerUnavailable(Unavailable):
     """The trainer is off or does not answer; inference is not affected."""
 
     default_code = "trainer_unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """The object store does not answer; ``reason`` is what was found, for the operator."""
+
+    default_code = "store_unavailable"
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StoreRefused(StoreUnavailable):
+    """It answers, and will not do what the gateway asks; only the operator can change that."""
 
 
 class Timeout(HatrackError):

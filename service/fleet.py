@@ -15,6 +15,7 @@ from service.config.engines import engine_settings
 from service.engine.assemble import describe_base, engine_for
 from service.engine.busy import EngineClock, EngineClocks
 from service.engine.watched import EngineState, WatchedEngine
+from service.objects.adapters import StoredAdapters
 
 ONLY = "engine"
 """The name of a gateway's only engine."""
@@ -50,8 +51,11 @@ class Fleet:
         self.clocks = EngineClocks([each.clock for each in parts])
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Fleet:
+    def from_settings(cls, settings: Settings, adapters: StoredAdapters | None = None) -> Fleet:
         """The engines that the settings name; nothing is started.
+
+        Args:
+            adapters: Brings adapters' files to where the engines read them; None: they are there.
 
         Raises:
             SettingsError: A base cannot be read, or an engine cannot be set up.
@@ -62,7 +66,7 @@ class Fleet:
             name = own.base_served_name
             if name not in descriptions:
                 descriptions[name] = describe_base(own)
-            parts.append(_parts(own, descriptions[name]))
+            parts.append(_parts(own, descriptions[name], adapters))
         bases = []
         for description in descriptions.values():
             agents = [each.agent for each in parts if each.base is description]
@@ -88,6 +92,13 @@ class Fleet:
     def running_engines(self) -> int:
         """How many engines have a process now."""
         return sum(each.watched.state.name != "down" for each in self.parts)
+
+    def resident_adapters(self) -> frozenset[str] | None:
+        """The digests that engines have loaded; None: one that is ready has not said yet which."""
+        snapshots = [(each.watched.state, each.admission.residency.snapshot()) for each in self.parts]
+        if any(state.name == "ready" and not snapshot.known for state, snapshot in snapshots):
+            return None
+        return frozenset().union(*(snapshot.resident for _, snapshot in snapshots))
 
     def callers_load(self) -> tuple[int, int]:
         """Callers' requests that are queued for any engine, and that are in one."""
@@ -126,10 +137,10 @@ class Fleet:
         await asyncio.gather(*(each.watched.stop() for each in self.parts))
 
 
-def _parts(settings: Settings, base: BaseDescription) -> EngineParts:
+def _parts(settings: Settings, base: BaseDescription, adapters: StoredAdapters | None) -> EngineParts:
     watched = engine_for(settings, base)
     clock = EngineClock()
-    admission = Admission(settings, watched.client, watched.on_change, clock)
+    admission = Admission(settings, watched.client, watched.on_change, clock, adapters)
     scheduler = admission.queue.scheduler
     agent = Agent(
         name=watched.config.name or ONLY,

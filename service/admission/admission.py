@@ -14,6 +14,7 @@ from service.engine.busy import EngineClock
 from service.engine.client import EngineClient
 from service.engine.residency import Residency
 from service.engine.watched import EngineState
+from service.objects.adapters import StoredAdapters
 
 
 class Admission:
@@ -24,6 +25,7 @@ class Admission:
         engine: The engine's client.
         on_change: Registers a listener for the engine's state.
         clock: Measures the engine's time.
+        adapters: Brings adapters' files to where the engine reads them.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Admission:
         engine: EngineClient,
         on_change: Callable[[Callable[[EngineState], None]], None],
         clock: EngineClock | None = None,
+        adapters: StoredAdapters | None = None,
     ) -> None:
         self.residency = Residency(engine)
         self.queue = AdmissionQueue(Policy.from_settings(settings), self.residency)
@@ -40,7 +43,7 @@ class Admission:
         self.embedding = AdmissionQueue(Policy.for_embedding(settings))
         """For requests to the embedder; retrieval does not pass it."""
         self.residency.activity = lambda: self.queue.scheduler.counts.admitted
-        self.background_engine = BackgroundEngine(engine, self.queue, settings.base_served_name, clock)
+        self.background_engine = BackgroundEngine(engine, self.queue, settings.base_served_name, clock, adapters)
         """For proofs and warming, which yield to callers."""
         on_change(self._changed)
 

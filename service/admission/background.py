@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import Final
 
 from service.admission.queue import AdmissionQueue
 from service.admission.request import AdmissionRequest
 from service.engine.busy import EngineClock
 from service.engine.client import EngineClient, RenderedChat
-from service.errors import RateLimited, Timeout, Unavailable
+from service.errors import Conflict, RateLimited, Timeout, Unavailable
+from service.objects.adapters import StoredAdapters
 
 PROJECT: Final = ""
 """The gateway itself; no project has an empty name."""
@@ -34,12 +35,19 @@ class BackgroundEngine:
         queue: The queue that requests wait in.
         base_name: The base's served name; it needs no slot.
         clock: Measures the engine's time; None: one of its own.
+        adapters: Brings adapters' files to where the engine reads them; None: they are there.
     """
 
     def __init__(
-        self, engine: EngineClient, queue: AdmissionQueue, base_name: str, clock: EngineClock | None = None
+        self,
+        engine: EngineClient,
+        queue: AdmissionQueue,
+        base_name: str,
+        clock: EngineClock | None = None,
+        adapters: StoredAdapters | None = None,
     ) -> None:
         self._engine = engine
+        self.adapters = adapters
         self._clock = clock or EngineClock()
         self._queue = queue
         self._base_name = base_name
@@ -66,7 +74,8 @@ class BackgroundEngine:
             AdapterNotFinite: The engine reports NaN or Infinity under the adapter.
             HatrackError: As the engine reports.
         """
-        async with _with_timeout(), self._admitted(None if model == self._base_name else model, _tokens(texts)) as used:
+        adapter = None if model == self._base_name else model
+        async with _with_timeout(), self._held(adapter), self._admitted(adapter, _tokens(texts)) as used:
             rows = await self._engine.logprobs(model, texts)
             used.add(rows)
             return rows
@@ -82,10 +91,12 @@ class BackgroundEngine:
         Raises as ``logprobs``.
         """
         async with _with_timeout(), AsyncExitStack() as places:
+            await places.enter_async_context(self._held(adapter))
             used = await places.enter_async_context(self._admitted(adapter, 2 * _tokens(texts)))
             models = [self._base_name, adapter]
             if neighbour is not None:
-                with suppress(Unavailable, RateLimited):
+                with suppress(Unavailable, RateLimited, Conflict):
+                    await places.enter_async_context(self._held(neighbour))
                     await places.enter_async_context(self._admitted(neighbour, _tokens(texts), NEIGHBOUR_MAX_WAIT_S))
                     models.append(neighbour)
             answers = await asyncio.gather(
@@ -96,6 +107,10 @@ class BackgroundEngine:
             used.add(under)
             beside = answers[2] if len(answers) > 2 else None
             return base, under, None if isinstance(beside, BaseException) else beside
+
+    def _held(self, adapter: str | None) -> AbstractAsyncContextManager[None]:
+        """Have an adapter's files where the engine reads them."""
+        return nullcontext() if self.adapters is None else self.adapters.held(adapter)
 
     @asynccontextmanager
     async def _admitted(self, adapter: str | None, tokens: int, patience_s: float = MAX_WAIT_S) -> AsyncIterator[_Used]:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -24,7 +25,7 @@ from service.batches.results import ERRORS, OUTPUT, Result, ResultLog, ResultWri
 from service.batches.validation import check_input
 from service.concurrency import in_thread
 from service.database import Database
-from service.errors import HatrackError, Internal, TooLarge, Unauthenticated
+from service.errors import HatrackError, Internal, TooLarge, Unauthenticated, Unprocessable
 from service.files import records as file_records
 from service.files.holds import release_batch
 from service.files.purposes import Purpose
@@ -122,13 +123,19 @@ class BatchRun:
         return self._log.tally.completed + self._log.tally.failed
 
     async def _run(self) -> None:
+        async with AsyncExitStack() as stack:
+            with suppress(Unprocessable):  # lost: then it ends as one whose input was removed
+                await stack.enter_async_context(self._context.files.local(self.row.input_file_id))
+            await self._ask()
+        await self._finish()
+
+    async def _ask(self) -> None:
         if self.row.status == "validating" and self.row.ending is None:
             await self._validate()
         if self.row.in_progress_at is not None:
             await self._answer_all()
         elif self.row.ending is None:
             await self._decide("cancelled")
-        await self._finish()
 
     async def _answer_all(self) -> None:
         """Ask until it is decided how the batch ends, and write all that is to be in its result files."""

@@ -26,7 +26,7 @@ from service.cli.run import unusable_data
 from service.cli.terminal import AsJson
 from service.client import CannotConnect, ClientError, HatrackClient
 from service.config import GIB, Settings, load_settings
-from service.errors import SettingsError
+from service.errors import SettingsError, StoreRefused, StoreUnavailable
 from service.server.instance import holder
 from service.server.private import OTHERS
 
@@ -207,6 +207,35 @@ def database(settings: Settings) -> Finding:
     return Finding("database", "ok", found)
 
 
+def store(settings: Settings) -> Finding:
+    """Whether the object store answers and takes the credentials, and is the one that this home's content is in."""
+    from service.objects.client import open_object_store
+    from service.objects.marker import has_content, marked_url
+
+    try:
+        marked = marked_url(settings.home)
+        if settings.store_url is None and marked is None:
+            return Finding("store", "ok", f"local folders, {settings.store_dir} and {settings.files_dir}")
+        if settings.store_url != marked and (marked is not None or has_content(settings)):
+            found = (
+                f"HATRACK_STORE_URL is {settings.store_url or 'not set'}, and the content is in {marked or 'the home'}"
+            )
+            advice = "run `hatrack move-store`" if marked is None else f"set HATRACK_STORE_URL={marked}"
+            return Finding("store", "failed", found, f"{advice} (deploy/OBJECT_STORE.md)")
+        objects = open_object_store(settings)
+        if objects is not None:
+            objects.check()
+    except SettingsError as error:
+        return Finding("store", "failed", str(error), "see deploy/OBJECT_STORE.md")
+    except StoreRefused as error:
+        advice = "check the credentials in the environment, and that they may list the bucket (deploy/OBJECT_STORE.md)"
+        return Finding("store", "failed", f"{settings.store_url} refuses: {error.reason}", advice)
+    except StoreUnavailable as error:
+        advice = "until it answers, only adapters and files in the local cache are served, and nothing can be pushed"
+        return Finding("store", "warning", f"{settings.store_url} does not answer: {error.reason}", advice)
+    return Finding("store", "ok", f"{settings.store_url} answers and lists; whether it takes writes is not tried")
+
+
 def disk(settings: Settings) -> Finding:
     """Free space under the home."""
     path = settings.home.absolute()
@@ -331,6 +360,7 @@ CHECKS: Final[dict[str, Callable[[Settings], Finding]]] = {
     "secrets": secrets,
     "data": data,
     "database": database,
+    "store": store,
     "disk": disk,
     "memory": memory,
     "gpu": gpu,

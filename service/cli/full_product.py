@@ -14,7 +14,7 @@ import typer
 from service.cli.doctor import doctor
 from service.cli.engine import engine
 from service.cli.run import down, serve, up
-from service.cli.storage import backup, gc, move_database, restore
+from service.cli.storage import backup, gc, move_database, move_store, restore
 from service.config import load_settings
 from service.errors import SettingsError
 
@@ -27,6 +27,7 @@ __all__ = [
     "gc",
     "local_base",
     "move_database",
+    "move_store",
     "restore",
     "serve",
     "up",

@@ -289,6 +289,11 @@ app.command(
     epilog=examples("HATRACK_DATABASE_URL=postgresql://hatrack:secret@db/hatrack hatrack move-database"),
     context_settings=full_product.CONTEXT,
 )(full_product.move_database)
+app.command(
+    "move-store",
+    epilog=examples("HATRACK_STORE_URL=s3://bucket/hatrack hatrack move-store"),
+    context_settings=full_product.CONTEXT,
+)(full_product.move_store)
 app.command(epilog=examples("hatrack version"))(status.version)
 
 

@@ -208,6 +208,7 @@ def fail(message: str) -> NoReturn:
 def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
     from service.app import create_app
     from service.engine.assemble import check_engine
+    from service.objects.content import refuse_unusable_store
     from service.server.serve import uvicorn_config
     from service.telemetry.logs import configure_logs
 
@@ -216,6 +217,7 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
         lock = InstanceLock(settings.home)
         refuse_unusable_data(settings)  # again: a restore may have run, and been cut off, since it was first looked at
         _refuse_held_database(settings)
+        refuse_unusable_store(settings)
         app = create_app(settings)
         for each in read_engines(settings):
             asyncio.run(check_engine(each))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -120,6 +121,32 @@ def move_database(as_json: AsJson = False) -> None:
     typer.echo("Next: `hatrack doctor`, then start the gateway with the same HATRACK_DATABASE_URL.")
 
 
+def move_store(as_json: AsJson = False) -> None:
+    """Copy this home's adapters and files into the object store that HATRACK_STORE_URL names; the gateway must be
+    stopped.
+
+    Each is verified before it is copied, and counted there at the end; killed, it goes on where it was. The local
+    folders stay, as the cache. See deploy/OBJECT_STORE.md.
+    """
+    from service.storage.move_store import move_content
+
+    settings = _settings(as_json)
+    bar = terminal.bytes_bar("reading the database", "copying", quiet=as_json)
+    try:
+        with bar as progress:
+            moved = move_content(settings, progress)
+    except (BackupError, OSError) as error:
+        _fail(error, as_json)
+    if as_json:
+        terminal.print_json(asdict(moved))
+        return
+    typer.echo(
+        f"{moved.url}: {moved.adapters} adapters and {moved.files} files, {terminal.size(moved.bytes)}, all found "
+        f"there; {moved.copied} were copied now"
+    )
+    typer.echo("Next: `hatrack doctor`, then start the gateway with the same HATRACK_STORE_URL.")
+
+
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
@@ -154,9 +181,10 @@ def gc(
             {
                 "kind": each.kind,
                 "paths": [path.relative_to(settings.home).as_posix() for path in each.paths],
+                "objects": list(each.objects),
                 "bytes": each.bytes,
                 "later": each.later,
-                "removed": each.paths in {one.paths for one in gone},
+                "removed": each.key in {one.key for one in gone},
             }
             for each in garbage
         ]
@@ -171,11 +199,14 @@ def _print_garbage(home: Path, garbage: list[Garbage]) -> None:
     if not garbage:
         typer.echo(f"{home}: nothing that nothing names")
         return
-    rows = [
-        (each.kind, terminal.size(each.bytes), each.paths[0].relative_to(home).as_posix(), each.later or "now")
-        for each in garbage
-    ]
+    rows = [(each.kind, terminal.size(each.bytes), _place(home, each), each.later or "now") for each in garbage]
     terminal.print_table(("KIND", "SIZE", "PATH", "CAN GO"), rows)
+
+
+def _place(home: Path, garbage: Garbage) -> str:
+    if garbage.objects:
+        return f"{garbage.objects[0]} (object store)"
+    return garbage.paths[0].relative_to(home).as_posix()
 
 
 def _verify(path: Path, as_json: bool) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+from urllib.parse import urlsplit
+
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
 from adapters.database.urls import is_postgresql
 
+STORE_SCHEMES: Final = ("s3", "gs", "file")
+
 
 class StorageSettings(BaseSettings):
-    """Where the database is, limits of a project's adapters and vector stores on the disk, and how long audit and usage
-    are kept."""
+    """Where the database and the content are, limits of a project's adapters and vector stores on the disk, and how
+    long audit and usage are kept."""
 
     database_url: SecretStr | None = Field(
         None,
@@ -23,6 +28,18 @@ class StorageSettings(BaseSettings):
         description="A PostgreSQL database for what the trainer's `jobs.db` holds; it may be the same one. The trainer "
         "reads it; the gateway needs it for `hatrack backup`, `gc` and `move-database`. Unset: SQLite, in "
         "`trainer/jobs.db` under home.",
+    )
+    store_url: str | None = Field(
+        None,
+        description="An object store for adapters' weights and uploaded files: `s3://bucket/prefix`, "
+        "`gs://bucket/prefix` or `file:///directory` (`deploy/OBJECT_STORE.md`). Unset: the folders `adapters` and "
+        "`files` under home.",
+    )
+    store_cache_gib: float = Field(
+        20,
+        gt=0,
+        description="With `store_url`: disk space for local copies, GiB. The least recently used are removed; those "
+        "that are in use or loaded in the engine stay, also beyond it.",
     )
     max_adapters_gib: float | None = Field(
         None,
@@ -54,6 +71,20 @@ class StorageSettings(BaseSettings):
                 "must be postgresql://user:password@host:port/database, the password without a bare `@` or `/`"
             )
         return value
+
+    @field_validator("store_url")
+    @classmethod
+    def _object_store(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        parts = urlsplit(value)
+        is_place = bool(parts.path.strip("/")) and not parts.netloc if parts.scheme == "file" else bool(parts.hostname)
+        if parts.scheme not in STORE_SCHEMES or not is_place or "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "must be s3://bucket/prefix, gs://bucket/prefix or file:///directory; credentials come from the "
+                "environment"
+            )
+        return value.rstrip("/")
 
     @property
     def database_address(self) -> str | None:

@@ -13,7 +13,7 @@ from service.access.caller import Caller, Scope
 from service.access.http import actor, needs
 from service.datasets.schemas import Dataset, DatasetDiff, DatasetPush, DatasetVersion, PushedDatasetVersion
 from service.datasets.service import Datasets
-from service.errors import Conflict, DiskFull, NotFound, TooLarge, Unprocessable
+from service.errors import Conflict, DiskFull, NotFound, StoreUnavailable, TooLarge, Unprocessable
 from service.http.body import read_json
 from service.http.schema import Page, answers, takes
 
@@ -37,7 +37,16 @@ CurrentDatasets = Annotated[Datasets, Depends(datasets)]
     "",
     status_code=201,
     responses=answers(PushedDatasetVersion, description="The latest version has these bytes; nothing was changed.")
-    | answers(PushedDatasetVersion, NotFound, TooLarge, DiskFull, status=201, description="The version is new."),
+    | answers(
+        PushedDatasetVersion,
+        NotFound,
+        TooLarge,
+        Unprocessable,
+        StoreUnavailable,
+        DiskFull,
+        status=201,
+        description="The version is new.",
+    ),
 )
 @takes(DatasetPush)
 async def push(request: Request, caller: CurrentCaller, actor: CurrentActor, service: CurrentDatasets) -> JSONResponse:
@@ -90,7 +99,7 @@ async def delete_version(
     return Response(status_code=204)
 
 
-@router.get("/{name}/versions/{number}/diff", responses=answers(DatasetDiff, NotFound, Unprocessable))
+@router.get("/{name}/versions/{number}/diff", responses=answers(DatasetDiff, NotFound, Unprocessable, StoreUnavailable))
 async def diff(
     name: str,
     number: str,

@@ -166,5 +166,10 @@ def stored_ids(db: sa.Connection) -> set[str]:
     return set(db.scalars(sa.select(files.c.id).where(files.c.gone_at.is_(None))))
 
 
+def sha256_of(db: sa.Connection, file_id: str) -> str | None:
+    """The hex SHA-256 of a file whose bytes are stored; None if there is no such file."""
+    return db.scalar(sa.select(files.c.sha256).where(files.c.id == file_id, files.c.gone_at.is_(None)))
+
+
 def _file(row: sa.Row[*tuple[Any, ...]]) -> FileRow:
     return FileRow(**row._mapping)

@@ -11,7 +11,16 @@ from starlette.requests import ClientDisconnect
 from service.access.audit import Actor
 from service.access.caller import Caller
 from service.access.http import actor, caller
-from service.errors import BadRequest, Conflict, DiskFull, NotFound, TooLarge, WrongMediaType
+from service.errors import (
+    BadRequest,
+    Conflict,
+    DiskFull,
+    NotFound,
+    StoreUnavailable,
+    TooLarge,
+    Unprocessable,
+    WrongMediaType,
+)
 from service.files.form import receive
 from service.files.purposes import visible
 from service.files.schemas import DeletedFile, FileForm, FileObject
@@ -41,7 +50,7 @@ CurrentActor = Annotated[Actor, Depends(actor)]
 CurrentFiles = Annotated[Files, Depends(files)]
 
 
-@router.post("", responses=answers(FileObject, NotFound, TooLarge, WrongMediaType, DiskFull))
+@router.post("", responses=answers(FileObject, NotFound, TooLarge, WrongMediaType, StoreUnavailable, DiskFull))
 @takes(FileForm, media_type="multipart/form-data")
 async def create_file(
     request: Request, caller: CurrentCaller, actor: CurrentActor, service: CurrentFiles
@@ -82,10 +91,12 @@ async def get_file(file_id: str, caller: CurrentCaller, service: CurrentFiles) -
 @router.get(
     "/{file_id}/content",
     response_class=Download,
-    responses=answers(None, NotFound, description="Its bytes.", media_type=BYTES) | RANGE_ANSWERS,
+    responses=answers(*(None, NotFound, Unprocessable, StoreUnavailable), description="Its bytes.", media_type=BYTES)
+    | RANGE_ANSWERS,
 )
 async def get_content(file_id: str, caller: CurrentCaller, service: CurrentFiles) -> Download:
-    """A file's bytes, as they were uploaded."""
+    """A file's bytes, as they were uploaded. With an object store: 422 `file_damaged`, it has lost them; 503
+    `store_unavailable`, it does not answer."""
     row, path = await service.content(caller, file_id)
     return Download(path, media_type=BYTES, filename=row.filename, headers=DOWNLOAD_HEADERS)
 

@@ -6,26 +6,32 @@ import asyncio
 import logging
 import secrets
 import string
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
+from adapters.errors import Damaged
 from service.access.audit import Actor, note
 from service.access.caller import Caller, Scope
 from service.access.records import require_project
 from service.concurrency import in_thread, repeat
 from service.database import Database
-from service.errors import BadRequest, Conflict, Forbidden, HatrackError, NotFound
+from service.errors import BadRequest, Conflict, Forbidden, HatrackError, NotFound, Unprocessable
 from service.files import holds, records
 from service.files.accessible import VERSION
 from service.files.blob_store import BlobStore, Incoming
 from service.files.form import FileUpload
 from service.files.purposes import Purpose, demand, parse_purpose, visible
 from service.files.records import FileRow, NewFile
+from service.objects.cache import Copies, LocalCache
+from service.objects.client import ObjectStore
 
+P = ParamSpec("P")
+T = TypeVar("T")
 ID_CHARS: Final = 24
 SWEEP_S: Final = 60.0
 """Seconds between two sweeps for bytes that nothing holds any more."""
@@ -53,10 +59,21 @@ class Files:
         database: Opened before :meth:`open`.
         max_file_bytes: Maximum size of a file.
         max_project_bytes: Maximum total size of a project's files.
+        objects: The object store that has the bytes, with what bounds the local copies; None: they are all local.
     """
 
-    def __init__(self, root: Path, database: Database, *, max_file_bytes: int, max_project_bytes: int) -> None:
-        self._blobs = BlobStore(root)
+    def __init__(
+        self,
+        root: Path,
+        database: Database,
+        *,
+        max_file_bytes: int,
+        max_project_bytes: int,
+        objects: tuple[ObjectStore, LocalCache] | None = None,
+    ) -> None:
+        store, cache = objects or (None, None)
+        self._blobs = BlobStore(root, store)
+        self._copies = None if cache is None else Copies(cache, self._fetch, self._blobs.drop)
         self._database = database
         self.max_file_bytes = max_file_bytes
         self._max_project_bytes = max_project_bytes
@@ -66,6 +83,8 @@ class Files:
         """Clean up after a crash, and start the periodic sweep."""
         stored_ids = await self._database.run(records.stored_ids)
         removed = await in_thread(self._blobs.open, stored_ids)
+        if self._copies is not None:
+            self._copies.found(await in_thread(self._blobs.sizes))
         if removed:
             _LOG.info("removed remains of interrupted uploads", extra={"files": removed})
         self._sweeping = asyncio.create_task(repeat(self.collect, SWEEP_S), name="files-sweep")
@@ -118,8 +137,12 @@ class Files:
         Raises:
             NotFound: The file does not exist, or the caller may not access it.
             Forbidden: The key has neither of the scopes for files.
+            StoreUnavailable: They have to be fetched, and the object store does not answer.
+            Unprocessable: The object store has lost them.
         """
         row = await self._find(caller, file_id)
+        if self._copies is not None:
+            await self._copies.lend(row.id)
         return row, self._blobs.path(row.id)
 
     async def named(
@@ -207,30 +230,78 @@ class Files:
             return row
 
         try:
-            await in_thread(incoming.keep, new_file.id)
-            return file_object(await self._database.run(work))
+            await self._transfer(incoming.keep, new_file.id)
+            shown = file_object(await self._database.run(work))
         except HatrackError:
-            await in_thread(self._blobs.remove, [new_file.id])
+            await self._transfer(self._blobs.remove, [new_file.id])
             raise
         finally:
             incoming.discard()
+        self._added(new_file.id, new_file.bytes)
+        return shown
 
     def path(self, file_id: str) -> Path:
-        """Where the bytes of a file are that something holds."""
+        """Where the bytes of a file are while ``local`` has them here."""
         return self._blobs.path(file_id)
+
+    @asynccontextmanager
+    async def local(self, file_id: str) -> AsyncIterator[Path]:
+        """Have the bytes of a file, that something holds, on the disk for as long as the context: where they are.
+
+        Raises:
+            StoreUnavailable: They have to be fetched, and the object store does not answer.
+            Unprocessable: The object store has lost them.
+        """
+        if self._copies is None:
+            yield self._blobs.path(file_id)
+            return
+        async with self._copies.holding(file_id):
+            yield self._blobs.path(file_id)
+
+    async def _fetch(self, file_id: str) -> int:
+        sha256 = await self._database.run(lambda db: records.sha256_of(db, file_id))
+        if sha256 is None:
+            raise not_found(file_id)
+        try:
+            return await self._transfer(self._blobs.fetch, file_id, sha256)
+        except Damaged as error:
+            _LOG.error("a file cannot be fetched", extra={"file": file_id, "reason": error.message})
+            raise Unprocessable(
+                f"the bytes of the file {file_id!r} are missing or damaged in the object store; upload it again",
+                code="file_damaged",
+            ) from error
+
+    async def _transfer(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what moves bytes: in the threads for the object store, where there is one."""
+        run = in_thread if self._copies is None else self._copies.cache.run
+        return await run(function, *args, **kwargs)
+
+    def _added(self, file_id: str, size: int) -> None:
+        if self._copies is not None:
+            self._copies.added(file_id, size)
+            self._copies.cache.trim_soon()
 
     async def adopt(self, source: Path) -> AdoptedFile:
         """Store a complete file that the gateway has written itself. Nobody sees it before ``records.add`` lists it.
 
-        The source stays: until the file is listed, the next start removes what was stored here. Raises DiskFull.
+        The source stays: until the file is listed, the next start removes what was stored here. Raises DiskFull,
+        StoreUnavailable.
         """
         file_id = _new_id()
-        sha256 = await in_thread(self._blobs.adopt, source, file_id)
-        return AdoptedFile(file_id, source.stat().st_size, sha256)
+        sha256 = await self._transfer(self._blobs.adopt, source, file_id)
+        size = source.stat().st_size
+        self._added(file_id, size)
+        return AdoptedFile(file_id, size, sha256)
 
     async def discard(self, file_ids: Collection[str]) -> None:
         """Remove adopted files that could not be listed."""
-        await in_thread(self._blobs.remove, file_ids)
+        await self._remove(file_ids)
+
+    async def _remove(self, file_ids: Collection[str]) -> None:
+        await self._transfer(self._blobs.remove, file_ids)
+        if self._copies is not None:
+            for file_id in file_ids:
+                self._copies.dropped(file_id)
 
     async def delete(self, caller: Caller, file_id: str, *, actor: Actor) -> None:
         """Delete a file from the list; its bytes are removed once no version, job, batch or store holds it.
@@ -280,7 +351,7 @@ class Files:
         """Remove the bytes of deleted files that nothing holds; returns the files' ids."""
         file_ids = await self._database.run(holds.release_unheld)
         if file_ids:
-            await in_thread(self._blobs.remove, file_ids)
+            await self._remove(file_ids)
         return file_ids
 
 

@@ -28,6 +28,7 @@ from service.inference.dialect import Route
 from service.inference.exchange import Exchange
 from service.inference.relay import Renamer, engine_error
 from service.inference.upstream import Upstream, UpstreamResponse
+from service.objects.cache import Copies
 from service.registry.catalog import Target
 from service.telemetry.record import Record
 
@@ -66,6 +67,7 @@ class Dispatch:
         admission_queue: Fair admission; None: requests go straight to the engine.
         counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no limit.
         engine_clock: Measures each request's share of the engine's time; None: one of its own.
+        copies: The local copies of adapters' files, which the engine reads; None: they are all there.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class Dispatch:
         admission_queue: AdmissionQueue | None = None,
         counting: AdmissionQueue | None = None,
         engine_clock: EngineClock | None = None,
+        copies: Copies | None = None,
     ) -> None:
+        self._copies = copies
         self._calls = EngineCalls(engine, saw_tokens, settings.request_timeout_s)
         self._base_name = base_name
         self._embedder_name = embedder_name
@@ -97,7 +101,21 @@ class Dispatch:
 
         Raises:
             HatrackError: There was no turn in time, or the engine failed; the client may have had a part of the answer.
+            StoreUnavailable: The adapter's files have to be fetched, and the object store does not answer.
         """
+        copies, digest = self._copies, request.target.digest
+        if copies is None or digest is None or not request.route.salted:
+            await self._answer(request)
+            return
+        # before it waits for its turn: a cold adapter takes nobody's place
+        if not copies.try_hold(digest):
+            await copies.hold(digest)
+        try:
+            await self._answer(request)
+        finally:
+            copies.release(digest)
+
+    async def _answer(self, request: FinishedRequest) -> None:
         call = Call(request.route.engine_path, self._payload(request), request.began)
         permit = await self._enter(request)
         if request.route.salted:

@@ -12,7 +12,6 @@ from service.access.caller import Caller
 from service.config import GIB, MIB, Settings
 from service.database import Database
 from service.errors import BadRequest, Forbidden, Internal, TooLarge, Unavailable
-from service.files.blob_store import BlobStore
 from service.files.service import Files
 from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
 from service.grounding.required_filters import required_values, restrict
@@ -70,7 +69,7 @@ class Knowledge:
             database,
             settings.home / "grounding",
             embedder,
-            BlobStore(settings.files_dir).path,
+            files.local,
             memory_bytes=settings.grounding_memory_mib * MIB,
             max_project_bytes=max_project_bytes,
             vector_weight=settings.grounding_vector_weight,

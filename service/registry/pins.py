@@ -18,7 +18,7 @@ from adapters.names import DEFAULT_ALIAS
 from service.access.audit import Actor, note
 from service.agents import Agent, ServedBase
 from service.concurrency import repeat
-from service.errors import Conflict, HatrackError, RateLimited, Unavailable
+from service.errors import Conflict, HatrackError, RateLimited, StoreUnavailable, Unavailable
 from service.registry import pin_records
 from service.registry.catalog import Catalog, Servable, VersionEntry
 from service.registry.proof import Prober
@@ -108,6 +108,9 @@ class PinLoader:
                 continue
             try:
                 await self._prober.warm(digest)
+            except StoreUnavailable as error:  # the others may be here
+                self._retry_at[digest] = now + RETRY_AFTER_S
+                log.warning("the pinned adapter %s could not be fetched: %s", digest[:12], error.message)
             except (Unavailable, RateLimited):
                 raise  # says nothing about the adapter, and the next one would fail the same way
             except HatrackError as error:

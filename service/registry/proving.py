@@ -15,7 +15,7 @@ from adapters.perplexity import REFUSE_RATIO
 from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.agents import ServedBase
-from service.errors import HatrackError, RateLimited
+from service.errors import HatrackError, RateLimited, StoreUnavailable
 from service.registry import records
 from service.registry.catalog import VersionSettings
 from service.registry.probers import Probers
@@ -160,7 +160,8 @@ class Proving:
     async def _finish(self, project: str, name: str, version_id: int, actor: Actor) -> None:
         """Prove a version, however long the engine is away, and write how it ended."""
         reason: dict[str, Any] = {}
-        for _ in range(ENGINE_FAILURES):
+        failures = 0
+        while failures < ENGINE_FAILURES:
             row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
             if row is None or row.state not in ("proving", "ready"):
                 return
@@ -174,7 +175,10 @@ class Proving:
             except AdapterError as error:
                 reason = {"code": error.code, "message": error.message, "param": error.param}
                 break
+            except StoreUnavailable:  # says nothing of the version, which waits for its files as for the engine
+                await asyncio.sleep(RETRY_S)
             except HatrackError as error:
+                failures += 1
                 reason = {"code": error.code, "message": error.message, "param": error.param}
             else:
                 await self.settle_row(project, name, row, evidence, actor=actor)

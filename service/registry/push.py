@@ -24,10 +24,10 @@ from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.access.records import require_project
 from service.agents import ServedBase
-from service.concurrency import in_thread
+from service.concurrency import Locks, in_thread
 from service.config import MIB, Settings
 from service.config.engine import VLLM_RANKS
-from service.errors import NotFound
+from service.errors import NotFound, StoreUnavailable
 from service.registry import expiry_records, records, storage_records
 from service.registry.alias_service import AliasService
 from service.registry.proving import Proving, reference_of
@@ -95,6 +95,7 @@ class Pushes:
         self._aliases = aliases
         self._fetcher = fetcher
         self._space = space
+        self._committing = Locks()
 
     @property
     def max_weights(self) -> int:
@@ -111,7 +112,7 @@ class Pushes:
             HatrackError: The upload is not well formed, or the engine cannot be asked.
         """
         await self._state.database.run(lambda db: require_project(db, caller.project))
-        staging = self._state.store.stage(max_weights_bytes=self.max_weights)
+        staging = self._state.adapters.store.stage(max_weights_bytes=self.max_weights)
         try:
             upload = await receive(staging.weights.write)
             require_name_allowed(caller, upload.name)
@@ -139,19 +140,34 @@ class Pushes:
         Raises:
             TooLarge: The project's adapters would take more of the disk than they may.
             DiskFull, Damaged: As ``Staging.commit``.
+            StoreUnavailable: There is an object store, and it does not answer.
         """
         size, digest = staging.weights.bytes_written, digest_of(manifest.canonical(), staging.weights.sha256)
+        adapters = self._state.adapters
         # one upload after another, so that each counts what the others take; and no collection before it is kept
         async with self._state.store_lock:
             await self._state.database.run(lambda db: self._space.take(db, project, digest, size))
-            try:
-                await in_thread(staging.commit, manifest)
-            except AdapterError:
-                if not await in_thread(self._state.store.exists, digest):
-                    await self._state.database.run(lambda db: storage_records.forget(db, {digest}))
-                raise
             self._proving.keep(digest)
+            if adapters.copies is None:
+                await self._commit(staging, manifest, digest)
+                return digest
+        # a slow bucket holds up neither other uploads nor the engine's start, whose collection waits for the lock
+        async with self._committing.hold(digest):
+            await self._commit(staging, manifest, digest)
         return digest
+
+    async def _commit(self, staging: Staging, manifest: Manifest, digest: str) -> None:
+        """Store what is counted and kept already; neither, if that fails."""
+        try:
+            await self._state.adapters.commit(staging, manifest)
+        except (AdapterError, StoreUnavailable):
+            self._proving.release(digest)
+            if not await in_thread(self._state.adapters.exists, digest):
+                await self._state.database.run(lambda db: storage_records.forget(db, {digest}))
+            raise
+        except BaseException:
+            self._proving.release(digest)
+            raise
 
     async def push_from(
         self,

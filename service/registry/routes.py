@@ -27,6 +27,7 @@ from service.errors import (
     RateLimited,
     SourceFailed,
     SourceTimeout,
+    StoreUnavailable,
     Timeout,
     TooLarge,
     Unavailable,
@@ -296,7 +297,7 @@ async def download_config(name: Name, number: str, caller: CurrentCaller, regist
     "/{name}/versions/{number}/files/weights",
     response_class=Download,
     responses=answers(
-        *(None, NotFound, Unprocessable),
+        *(None, NotFound, Conflict, Unprocessable, StoreUnavailable),
         description="adapter_model.safetensors as it was uploaded.",
         media_type="application/octet-stream",
     )
@@ -304,7 +305,8 @@ async def download_config(name: Name, number: str, caller: CurrentCaller, regist
 )
 async def download_weights(name: Name, number: str, caller: CurrentCaller, registry: CurrentRegistry) -> Download:
     """adapter_model.safetensors as it was uploaded, streamed. 422 `not_in_store`: the file is lost; 404
-    `version_has_no_files`: the version has no weights."""
+    `version_has_no_files`: the version has no weights. With an object store: 409 `version_damaged`, it is lost there;
+    503 `store_unavailable`, it does not answer."""
     try:
         path = await registry.weights_file(caller.project, name, number)
     except AdapterError as error:

@@ -7,20 +7,22 @@ upload → inspected → in the store → proving → ready (an alias moves)
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
-from adapters.store import WEIGHTS_FILE, Store, no_engine
+from adapters.store import WEIGHTS_FILE, no_engine
 from service.access.audit import Actor
 from service.access.caller import Caller
 from service.agents import Bases
-from service.concurrency import in_thread
+from service.concurrency import in_thread, repeat
 from service.config import GIB, Settings
 from service.database import Database
-from service.errors import BadRequest, Conflict
+from service.errors import BadRequest, Conflict, StoreUnavailable
+from service.objects.adapters import StoredAdapters
 from service.registry import records, storage_records
 from service.registry.alias_service import AliasService
 from service.registry.audit_notes import system_actor
@@ -42,6 +44,9 @@ from service.registry.state import RegistryState, adapter_not_found, require_wei
 from service.registry.storage_records import AdapterSpace
 from service.registry.verdicts import Verdicts
 
+FORGET_S: Final = 3600.0
+"""Seconds between two lists of the object store, for what is no longer counted."""
+
 
 class Registry:
     """Makes all changes to adapters, versions and aliases, and keeps the catalog up to date.
@@ -49,7 +54,7 @@ class Registry:
     Args:
         settings: Bounds of an upload and of a proof.
         database: Open and migrated.
-        store: Where the files are.
+        adapters: Where the files are.
         catalog: What the data path reads.
         bases: The base models, and their engines.
         check_stores: Whether the grounding of a version without weights can be asked for.
@@ -59,16 +64,16 @@ class Registry:
         self,
         settings: Settings,
         database: Database,
-        store: Store,
+        adapters: StoredAdapters,
         catalog: Catalog,
         bases: Bases,
         check_stores: CheckStores = no_stores,
     ) -> None:
         self._settings = settings
         self._database = database
-        self._store = store
+        self._adapters = adapters
         freshness = Freshness([base.fingerprint for base in bases], settings.revalidate_days)
-        self._state = RegistryState(database, store, catalog, bases, freshness)
+        self._state = RegistryState(database, adapters, catalog, bases, freshness)
         probers = Probers(bases, catalog, timeout_s=settings.proof_timeout_s)
         self._prompts = PromptChecker(check_stores)
         space = AdapterSpace(None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB))
@@ -90,7 +95,7 @@ class Registry:
 
     async def open(self) -> None:
         """Clean up after a crash, fill the catalog, and resume unfinished proofs."""
-        await in_thread(self._store.recover)
+        await self._adapters.open()
         await self._forget_removed()
         await self._state.refresh_all()
         self._state.warn_of_hidden_embedder()
@@ -102,6 +107,10 @@ class Registry:
             asyncio.create_task(self.deletion.work(), name="registry-expiry"),
             asyncio.create_task(self.fetcher.work(), name="registry-sources"),
         ]
+        if self._adapters.copies is not None:
+            self._workers.append(
+                asyncio.create_task(repeat(self._forget_removed_objects, FORGET_S), name="registry-objects")
+            )
         if self._settings.revalidate_rollback:
             self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-rollback"))
 
@@ -117,6 +126,11 @@ class Registry:
     def _wake_pin_loaders(self) -> None:
         for loader in self._pin_loaders:
             loader.wake()
+
+    @property
+    def pinned_digests(self) -> list[str]:
+        """Digests that an engine keeps loaded."""
+        return [digest for loader in self._pin_loaders for digest in loader.digests_to_keep]
 
     def similar(self, caller: Caller, name: str) -> str | None:
         """The adapter that the caller may use whose name is most like ``name``; None if none is."""
@@ -139,6 +153,8 @@ class Registry:
                 now on, and with it every version of the digest.
         """
         _, row = await self._state.version(project, name, number)
+        if row.digest is not None:
+            await self._adapters.recheck(row.digest)
         servable = (await self._state.servability([row]))[row.id]
         if self._proving.running(row.id) is not None:
             raise Conflict(f"the version `{name}@{row.number}` is still being proven", code="version_not_ready")
@@ -221,9 +237,15 @@ class Registry:
         return await self._database.run(lambda db: records.version_file(db, row.id, "config")) or b""
 
     async def weights_file(self, project: str, name: str, number: str) -> Path:
-        """Path of the weights file, identical to the upload. Raises NotFound, NotInStore."""
+        """Path of the weights file, identical to the upload.
+
+        Raises:
+            NotFound: There is no such version, or it has no weights.
+            NotInStore, Conflict: The files are lost.
+            StoreUnavailable: They have to be fetched, and the object store does not answer.
+        """
         _, row = await self._state.version(project, name, number)
-        return self._store.path(require_weights(name, row)) / WEIGHTS_FILE
+        return await self._adapters.path(require_weights(name, row)) / WEIGHTS_FILE
 
     # deleting
 
@@ -235,13 +257,26 @@ class Registry:
         async with self._state.store_lock:
             used = await self._database.run(records.digests_in_use)
             removed = await in_thread(self._collect, used | self._proving.held_digests)
+            if self._adapters.copies is not None:
+                for digest in removed:
+                    self._adapters.copies.dropped(digest)
             await self._forget_removed()
             return removed
 
     def _collect(self, used: set[str]) -> list[str]:
-        with no_engine(self._store.root) as is_alone:
-            return self._store.collect(used) if is_alone else []
+        store = self._adapters.store
+        with no_engine(store.root) as is_alone:
+            return store.collect(used) if is_alone else []
 
     async def _forget_removed(self) -> None:
-        stored = await in_thread(self._store.digests)
-        await self._database.run(lambda db: storage_records.forget_removed(db, stored))
+        """Count no longer what is gone; with an object store that takes requests, and is done in the background."""
+        if self._adapters.copies is None:
+            stored = await self._adapters.digests()
+            await self._database.run(lambda db: storage_records.forget_removed(db, stored))
+
+    async def _forget_removed_objects(self) -> None:
+        """Count no longer what `hatrack gc` has removed from the object store."""
+        pending = self._proving.held_digests  # counted, and perhaps not there yet
+        with suppress(StoreUnavailable):
+            stored = await self._adapters.digests() | pending | self._proving.held_digests
+            await self._database.run(lambda db: storage_records.forget_removed(db, stored))

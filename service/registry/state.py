@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from adapters.base import Fingerprint
 from adapters.errors import AdapterError, StoreError
 from adapters.names import is_checkpoint_alias, parse_alias, parse_name, parse_version
-from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store
+from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from service.agents import Bases
 from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
+from service.objects.adapters import StoredAdapters
 from service.registry import records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable
 from service.registry.counts import NO_COUNTS, RegistryCounts
@@ -37,15 +38,17 @@ _LOG: Final = logging.getLogger("hatrack.registry")
 class RegistryState:
     """Reads adapters from the database, computes what can serve, and keeps the catalog up to date."""
 
-    def __init__(self, database: Database, store: Store, catalog: Catalog, bases: Bases, freshness: Freshness) -> None:
+    def __init__(
+        self, database: Database, adapters: StoredAdapters, catalog: Catalog, bases: Bases, freshness: Freshness
+    ) -> None:
         self.database = database
-        self.store = store
+        self.adapters = adapters
         self.catalog = catalog
         self.bases = bases
         self.freshness = freshness
         self.counts: RegistryCounts = NO_COUNTS
         self.store_lock = asyncio.Lock()
-        """Held while an upload is committed to the store and kept, and while unused files are removed."""
+        """Held while an upload is counted, stored locally and kept, and while unused files are removed."""
         self._locks = Locks()
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
@@ -86,37 +89,48 @@ class RegistryState:
         """One version in the API's form. Raises NotFound."""
         return await self.version_object(*await self.version(project, name, number))
 
-    async def servability(self, rows: Iterable[VersionRow]) -> dict[int, Servable]:
-        """Whether each version can serve now, by row id; depends on the base, the files and corrupt digests."""
+    async def servability(self, rows: Iterable[VersionRow], *, for_catalog: bool = False) -> dict[int, Servable]:
+        """Whether each version can serve now, by row id; depends on the base, the files and corrupt digests.
+
+        Args:
+            for_catalog: Files that the object store lacks are left to the request that needs them: it tries again, and
+                serves once they are back.
+        """
         rows = list(rows)
         engines = [base.fingerprint.digest for base in self.bases]
 
         def read(db: sa.Connection) -> dict[str, set[str]]:
             return {engine: records.corrupt_digests(db, engine) for engine in engines}
 
-        return await in_thread(self._servability, rows, await self.database.run(read))
+        return await in_thread(self._servability, rows, await self.database.run(read), for_catalog)
 
-    def _servability(self, rows: list[VersionRow], corrupt: dict[str, set[str]]) -> dict[int, Servable]:
-        return {row.id: self._servability_of(row, corrupt) for row in rows}
+    def _servability(
+        self, rows: list[VersionRow], corrupt: dict[str, set[str]], for_catalog: bool
+    ) -> dict[int, Servable]:
+        return {row.id: self._servability_of(row, corrupt, for_catalog) for row in rows}
 
-    def _servability_of(self, row: VersionRow, corrupt: dict[str, set[str]]) -> Servable:
+    def _servability_of(self, row: VersionRow, corrupt: dict[str, set[str]], for_catalog: bool) -> Servable:
         base = self.bases.serving(row.base)
         if base is None:
             return Servable.OTHER_BASE
         if row.digest is None:
             return Servable.OK  # the base answers, and the engine is watched
-        if not self._is_sound(row.digest):
+        if self.adapters.copies is not None:
+            is_sound = for_catalog or not self.adapters.is_lost(row.digest)  # what is not here can be fetched
+        else:
+            is_sound = self._is_sound(row.digest)
+        if not is_sound:
             return Servable.DAMAGED
         return Servable.CORRUPT if row.digest in corrupt[base.fingerprint.digest] else Servable.OK
 
     def _is_sound(self, digest: str) -> bool:
         """``Store.check``, done again only where a file's size, time or inode has changed since it last passed."""
-        directory = self.store.root / digest
+        directory = self.adapters.store.root / digest
         try:
             stats = [(directory / name).stat() for name in (CONFIG_FILE, WEIGHTS_FILE)]
             file_states = tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats)
             if self._sound.get(digest) != file_states:
-                self.store.check(digest)
+                self.adapters.store.check(digest)
                 if len(self._sound) >= MAX_REMEMBERED:
                     self._sound.clear()
                 self._sound[digest] = file_states
@@ -186,7 +200,7 @@ class RegistryState:
     async def _entries(self, adapters: list[AdapterWithVersions]) -> list[AdapterEntry | None]:
         """Each adapter as the data path sees it; None for one that has no ready version."""
         servable = await self.servability(
-            row for adapter in adapters for row in adapter.versions if row.state == "ready"
+            (row for adapter in adapters for row in adapter.versions if row.state == "ready"), for_catalog=True
         )
         return [catalog_entry(adapter, servable, self.bases) for adapter in adapters]
 

@@ -81,6 +81,7 @@ class Manifest(Header):
         outside: Settings whose state is kept elsewhere, and not here.
         reindexed: Documents of vector stores that the restored gateway indexes again.
         faults: What was missing or damaged in the home already.
+        store_url: The object store that adapters and files were in; empty: they are here.
     """
 
     schemas: dict[str, str | None]
@@ -89,6 +90,7 @@ class Manifest(Header):
     outside: tuple[str, ...] = ()
     reindexed: int = 0
     faults: tuple[str, ...] = ()
+    store_url: str = ""
 
     @property
     def bytes(self) -> int:

@@ -44,6 +44,7 @@ from service.storage.archive import (
     room_on,
 )
 from service.storage.errors import BackupError
+from service.storage.objects import listed, opened
 from service.storage.references import (
     References,
     keys_in_use,
@@ -180,6 +181,7 @@ class _Maker:
             outside=sorted(self._elsewhere),
             reindexed=reindexed,
             faults=tuple(self._faults),
+            store_url=self._settings.store_url or "",
         )
 
     def _round(self) -> tuple[frozenset[str], int, dict[str, Path]]:
@@ -249,8 +251,8 @@ class _Maker:
         if "store_url" not in self._elsewhere:
             for folder in layout.folders(self._home / layout.ADAPTERS):
                 self._copy_folder(folder)
-        for path in layout.files_of(self._home / layout.FILES):
-            self._copy_once(path.relative_to(self._home).as_posix())
+            for path in layout.files_of(self._home / layout.FILES):
+                self._copy_once(path.relative_to(self._home).as_posix())
         return frozenset(unsettled), 0, copies | stores
 
     def _copy_databases(self, paths: list[Path]) -> dict[str, Path]:
@@ -297,9 +299,15 @@ class _Maker:
             self._faults[restless] = None
 
     def _copy_content(self, named: References) -> set[str]:
-        """Copy adapters and files that are not in the archive yet; returns those that are named and not there."""
+        """Copy adapters and files that are not in the archive yet; returns those that are named and not there.
+
+        What is in an object store stays there, and is only looked for.
+        """
         gone: set[str] = set()
-        digests = sorted(named.digests) if "store_url" not in self._elsewhere else []
+        if "store_url" in self._elsewhere:
+            self._look_for_objects(named)
+            return gone
+        digests = sorted(named.digests)
         for digest in digests:
             folder = f"{layout.ADAPTERS}/{digest}"
             members = [self._copy_once(f"{folder}/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE)]
@@ -313,6 +321,16 @@ class _Maker:
                 self._faults[f"{name} is damaged in the home: it is not what was uploaded"] = None
         self._check_digests(digests)
         return gone
+
+    def _look_for_objects(self, named: References) -> None:
+        try:
+            objects = opened(self._settings)
+            missing = [] if objects is None else listed(objects).missing(named)
+        except BackupError as error:
+            self._faults[f"{error}. What it should hold was not checked"] = None
+            return
+        for name in missing:
+            self._faults[f"{name} is missing in the object store"] = None
 
     def _copy_once(self, name: str) -> bool:
         return name in self.archive.members or self.archive.add(name, self._home / name) is not None

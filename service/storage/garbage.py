@@ -5,6 +5,9 @@ how much that is. What is younger than the grace stays: an upload has its bytes 
 An adapter's files are left to the next start of the engine while a gateway or an engine runs in this home, since an
 engine that has loaded them may read them again. An engine at an address (HATRACK_ENGINE_URL) may run anywhere: they
 stay as long as one is set.
+
+With an object store, what it holds of adapters and files is held against the database, and the local folders, which
+are only a cache of it, are left to the gateway. Its objects can go while engines run: these read the local copies.
 """
 
 from __future__ import annotations
@@ -28,15 +31,19 @@ from service.config.engines import engine_dirs
 from service.engine.process import is_running
 from service.errors import SettingsError
 from service.files.blob_store import INCOMING
+from service.objects.client import StoredObject
 from service.server.instance import InstanceLock, holder
 from service.storage import GRACE_S, layout
 from service.storage.errors import BackupError
+from service.storage.objects import listed, opened, remove_if_older
 from service.storage.references import References, references, run_statuses
 from service.training.config import DATABASE as TRAINER_DATABASE
 
 WHEN_ENGINE_STARTS: Final = "when the engine next starts"
 WITHOUT_ENGINE_URL: Final = "once no engine runs: HATRACK_ENGINE_URL= hatrack gc"
 WHEN_TRAINER_STARTS: Final = "when the trainer next starts, which revokes its key"
+CACHED: Final = ("adapter", "file")
+"""Kinds of which the home has only copies where there is an object store."""
 _STORE_SUFFIXES: Final = ("", "-wal", "-shm")
 
 
@@ -46,15 +53,22 @@ class Garbage:
 
     Attributes:
         kind: What it was: `adapter`, `upload`, `file`, `vector store`, `batch`, `run` or `leftover`.
-        paths: Its files or directories.
+        paths: Its files or directories; none of what is in the object store.
         bytes: Their size.
         later: When it goes by itself, if it cannot be removed now; else None.
+        objects: The names of its objects in the object store.
     """
 
     kind: str
     paths: tuple[Path, ...]
     bytes: int
     later: str | None = None
+    objects: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+        """What tells it from everything else."""
+        return self.paths, self.objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,7 @@ def find_garbage(settings: Settings, *, grace_s: float = GRACE_S) -> list[Garbag
     """What nothing names any more, and is older than ``grace_s`` seconds. Changes nothing.
 
     Raises:
-        BackupError: The database that names everything is not there, or does not answer.
+        BackupError: The database that names everything is not there, or does not answer; or an object store.
     """
     with no_engine(settings.store_dir) as no_engine_runs:
         return _find(settings, grace_s, is_alone=no_engine_runs and holder(settings.home) is None)
@@ -93,10 +107,14 @@ def remove_garbage(
         BackupError: As `find_garbage`.
     """
     freed = 0
-    agreed = None if shown is None else {each.paths for each in shown}
+    agreed = None if shown is None else {each.key for each in shown}
+    objects = opened(settings)
     with _no_gateway_starts(settings.home) as is_ours, no_engine(settings.store_dir) as no_engine_runs:
         for each in _find(settings, grace_s, is_alone=is_ours and no_engine_runs):
-            if each.later is not None or (agreed is not None and each.paths not in agreed):
+            if each.later is not None or (agreed is not None and each.key not in agreed):
+                continue
+            oldest = time.time() - grace_s
+            if each.objects and not (objects is not None and remove_if_older(objects, each.objects, oldest)):
                 continue
             for path in each.paths:
                 if path.is_dir() and not path.is_symlink():
@@ -110,7 +128,7 @@ def remove_garbage(
 
 def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage]:
     home = settings.home
-    elsewhere = layout.outside(settings)
+    objects = opened(settings)
     databases = layout.databases(settings)
     database, _ = databases[layout.DATABASE]
     source = database if isinstance(database, PostgresServer) else home / layout.DATABASE
@@ -119,6 +137,7 @@ def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage
     elif not source.is_file():
         raise BackupError(f"there is no home at {home}: {home / layout.DATABASE} does not exist (HATRACK_HOME)")
     # the disk before the databases: what is registered in between is named, and stays
+    listing = None if objects is None else listed(objects)
     candidates, folders = list(_candidates(home)), {parent: _entries(home / parent) for parent in layout.RUNS}
     named = references(source)
     # one without any run is a new one in the place of one that was lost: its folders are not garbage
@@ -129,8 +148,12 @@ def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage
     return [
         Garbage(each.kind, each.paths, sum(map(_size, each.paths)), _later(each, adapters_later))
         for each in found
-        if not ("store_url" in elsewhere and each.kind == "adapter") and _changed_at(each.paths) <= oldest
-    ]
+        if not (listing is not None and each.kind in CACHED) and _changed_at(each.paths) <= oldest
+    ] + ([] if listing is None else [_object_garbage(*each) for each in listing.unnamed(named, oldest)])
+
+
+def _object_garbage(kind: str, objects: list[StoredObject]) -> Garbage:
+    return Garbage(kind, (), sum(each.bytes for each in objects), objects=tuple(each.name for each in objects))
 
 
 def _run_statuses(home: Path, databases: Mapping[str, tuple[Backend, Path]]) -> dict[str, bool] | None:

@@ -52,8 +52,9 @@ OUTSIDE: Final = {
     "(deploy/POSTGRESQL.md).",
     "trainer_database_url": "HATRACK_TRAINER_DATABASE_URL is set: the trainer's database is not in the backup. Dump it "
     "as the gateway's (deploy/POSTGRESQL.md).",
-    "store_url": "HATRACK_STORE_URL is set: the adapters' files are in that bucket, and not in the backup. Protect "
-    "them by the bucket's own means (versioning and a retention lock, or replication).",
+    "store_url": "HATRACK_STORE_URL is set: adapters' weights and uploaded files are in that bucket, and not in the "
+    "backup. Protect them by the bucket's own means (versioning and a retention lock, or replication; "
+    "deploy/OBJECT_STORE.md).",
     "trainer_url": "HATRACK_TRAINER_URL is set: the database and the runs of that trainer are in its own `--home`, and "
     "only in the backup if that is this HATRACK_HOME. Else back that home up, too.",
 }

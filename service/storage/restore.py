@@ -21,10 +21,13 @@ from adapters.blobs import fsync_directory
 from adapters.database.migrations import newer_revision
 from service.config import Settings
 from service.errors import SettingsError
+from service.objects.marker import mark
 from service.server.instance import LOCK, InstanceLock
 from service.storage import layout
 from service.storage.archive import CHUNK_BYTES, Manifest, Progress, Readable, check_members, read_manifest, room_on
 from service.storage.errors import BackupError, BackupNewer, NoRoom, TargetNotEmpty
+from service.storage.objects import listed, opened
+from service.storage.references import references
 
 MARKER: Final = "RESTORE-UNFINISHED"
 STAGING: Final = ".restore"
@@ -86,6 +89,8 @@ def restore(settings: Settings, backup: Path, progress: Progress) -> Restored:
             _remove_unfinished(home)
             raise
         _move_into_place(home, entries)
+        if manifest.store_url:
+            mark(home, manifest.store_url)
     return Restored(home, manifest, tuple(_notes(settings, manifest)))
 
 
@@ -211,6 +216,23 @@ def _new_file(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
+def _store_notes(settings: Settings, manifest: Manifest) -> Iterable[str]:
+    """What is to be done about the object store, and what of the restored database it does not have."""
+    if settings.store_url is not None and not manifest.store_url:
+        yield "HATRACK_STORE_URL is set, and the backup has adapters and files in itself: run `hatrack move-store`"
+    if manifest.store_url and settings.store_url != manifest.store_url:
+        yield f"Adapters and files are in the object store {manifest.store_url}: set HATRACK_STORE_URL to it"
+    elif manifest.store_url and layout.DATABASE in {member.path for member in manifest.members}:
+        try:
+            objects = opened(settings)
+            named = references(settings.home / layout.DATABASE)
+            missing = [] if objects is None else listed(objects).missing(named)
+        except BackupError as error:
+            yield f"{error}. What it should hold was not checked"
+            return
+        yield from (f"{name} is missing in the object store" for name in missing)
+
+
 def _notes(settings: Settings, manifest: Manifest) -> Iterable[str]:
     base = manifest.base.get("source", "")
     if base and base != settings.base_source:
@@ -224,6 +246,7 @@ def _notes(settings: Settings, manifest: Manifest) -> Iterable[str]:
             "or run `hatrack move-database` with an empty one (deploy/POSTGRESQL.md)"
         )
     yield from (layout.OUTSIDE[name] for name in manifest.outside if name in layout.OUTSIDE)
+    yield from _store_notes(settings, manifest)
     if manifest.reindexed:
         yield f"{manifest.reindexed} documents of vector stores are indexed again at the first start"
     yield from manifest.faults

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,15 +14,18 @@ from adapters.errors import AdapterError
 from adapters.inspect import modules_in
 from adapters.names import parse_reference
 from adapters.protocol.runs import REPLAYED_HEADER, CreateJob, ParentShape
-from adapters.store import WEIGHTS_FILE, Store
+from adapters.store import WEIGHTS_FILE
 from service.access.audit import Actor
 from service.access.caller import Caller
+from service.concurrency import in_thread
 from service.database import Database
 from service.datasets.service import NamedFile, named_file
+from service.errors import Conflict
 from service.files.purposes import Purpose
 from service.files.service import Files
 from service.grounding.config import GroundingSettings
 from service.http.body import as_model
+from service.objects.adapters import StoredAdapters
 from service.registry import records
 from service.registry.catalog import Catalog
 from service.training.authorization import datasets_detail, refuse_run_key
@@ -66,7 +68,7 @@ class JobService:
         files: Holds their files.
         catalog: The versions that a job may continue training.
         database: The parents' configurations.
-        store: The versions' weights, which tell the modules that a config's patterns match.
+        adapters: The versions' weights, which tell the modules that a config's patterns match.
         check_grounding: Whether a version's grounding can be asked for; None: not checked before the job's end.
     """
 
@@ -76,14 +78,14 @@ class JobService:
         files: Files,
         catalog: Catalog,
         database: Database,
-        store: Store,
+        adapters: StoredAdapters,
         check_grounding: CheckGrounding | None = None,
     ) -> None:
         self._training = training
         self._files = files
         self._catalog = catalog
         self._database = database
-        self._store = store
+        self._adapters = adapters
         self._check_grounding = check_grounding
 
     async def create(self, caller: Caller, body: dict[str, Any], headers: dict[str, str], *, actor: Actor) -> Answer:
@@ -173,12 +175,12 @@ class JobService:
         digest, config = row if row is not None else ("", None)
         if config is None:
             return None
-        return shape_of(parent, config, await asyncio.to_thread(self._modules, digest))
+        return shape_of(parent, config, await self._modules(digest))
 
-    def _modules(self, digest: str) -> frozenset[str]:
+    async def _modules(self, digest: str) -> frozenset[str]:
         """The modules that an adapter's weights have tensors for; empty if the weights cannot be read."""
         try:
-            return modules_in(self._store.path(digest) / WEIGHTS_FILE)
-        except (OSError, AdapterError):
+            return await in_thread(modules_in, await self._adapters.path(digest) / WEIGHTS_FILE)
+        except (OSError, AdapterError, Conflict):
             _LOG.exception("cannot read the weights of a job's parent", extra={"digest": digest})
             return frozenset()

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from adapters.store import Store
 from service.access.service import Keys
 from service.config import Settings
 from service.database import Database
 from service.files.service import Files
+from service.objects.adapters import StoredAdapters
 from service.registry.catalog import Catalog
 from service.registry.verdicts import Verdicts
 from service.training.client import TrainerClient
@@ -60,7 +60,7 @@ def assemble(
     catalog: Catalog,
     files: Files,
     verdicts: Verdicts,
-    store: Store,
+    adapters: StoredAdapters,
     other_bases: Sequence[Settings] = (),
     check_store: CheckStore | None = None,
     check_grounding: CheckGrounding | None = None,
@@ -81,7 +81,7 @@ def assemble(
         training=training,
         process=TrainerProcess(config) if config.starts else None,
         watch=TrainerWatch(client, configured=configured),
-        jobs=JobService(training, files, catalog, database, store, check_grounding),
+        jobs=JobService(training, files, catalog, database, adapters, check_grounding),
         evaluations=evaluations,
         ladders=LadderService(training, files, catalog, database, check_store),
         revalidations=revalidations,

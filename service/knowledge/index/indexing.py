@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ MAX_POSTPONED: Final = 200
 """Files that are remembered to have met such trouble: the others go before them."""
 IDLE_S: Final = 30.0
 """Seconds between two looks for work where nobody tells of any."""
+LocalFile = Callable[[str], AbstractAsyncContextManager[Path]]
+"""Has the bytes of a file on the disk for as long as the context, and says where; raises HatrackError."""
 _LOG: Final = logging.getLogger("hatrack.grounding")
 
 
@@ -58,7 +60,7 @@ class Indexing:
     """The background task that indexes files, one at a time.
 
     Args:
-        path_of: Where the bytes of a file id are.
+        local_file: Has the bytes of a file id on the disk, and says where.
         locks: Held by store id while what is found in it changes.
         memory_bytes: Most that the index of one store may take.
         max_project_bytes: Most that all stores of one project may take on the disk; None: no limit.
@@ -70,7 +72,7 @@ class Indexing:
         database: Database,
         cache: IndexCache,
         embedder: Embedder,
-        path_of: Callable[[str], Path],
+        local_file: LocalFile,
         locks: Locks,
         memory_bytes: int,
         max_project_bytes: int | None,
@@ -79,7 +81,7 @@ class Indexing:
         self._database = database
         self._cache = cache
         self._embedder = embedder
-        self._path_of = path_of
+        self._local_file = local_file
         self._locks = locks
         self._memory_bytes = memory_bytes
         self._max_project_bytes = max_project_bytes
@@ -181,7 +183,8 @@ class Indexing:
     async def _attempt(self, task: IndexingTask, store: CachedStore) -> IndexingResult | None:
         """What came of it; None where nobody wants it any more. Raises Unavailable, DiskFull: not now."""
         try:
-            passages, usage = await self._write(task, store.file)
+            async with self._local_file(task.file_id) as path:
+                passages, usage = await self._write(task, store.file, path)
             return IndexingResult(task, passages, usage, self._embedder.identity)
         except Dropped:
             await in_thread(store.file.delete, [task.generation])
@@ -200,8 +203,11 @@ class Indexing:
         await in_thread(store.file.delete, [task.generation])
         return IndexingResult(task, 0, 0, self._embedder.identity, failure)
 
-    async def _write(self, task: IndexingTask, file: PassageFile) -> tuple[int, int]:
-        """Write a file's passages: how many, and the bytes that they take. Raises Dropped, DocumentRefused."""
+    async def _write(self, task: IndexingTask, file: PassageFile, path: Path) -> tuple[int, int]:
+        """Write the passages of the file at ``path``: how many, and the bytes that they take.
+
+        Raises Dropped, DocumentRefused.
+        """
         others = await self._database.run(lambda db: indexing_records.usage_bytes(db, task.store_id, task.file_id))
         stored = 0
         if self._max_project_bytes is not None:
@@ -209,7 +215,7 @@ class Indexing:
             stored = await self._database.run(own)
         document = await in_thread(file.begin, task.generation)
         usage = 0
-        async for batch in self._embedder.passages(self._path_of(task.file_id), task.filename, task.chunking):
+        async for batch in self._embedder.passages(path, task.filename, task.chunking):
             self._raise_if_dropped()
             usage += _bytes(batch)
             if others + usage > self._memory_bytes:

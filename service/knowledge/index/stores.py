@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from service.grounding.provider import Attribute, Filters, Passage
 from service.knowledge.embeddings import Embedder
 from service.knowledge.index import indexing_records, records
 from service.knowledge.index.cache import CachedStore, IndexCache
-from service.knowledge.index.indexing import Indexing
+from service.knowledge.index.indexing import Indexing, LocalFile
 from service.knowledge.index.memory import Index
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question
 from service.knowledge.index.searching import OpenStore, SearchPool, join_passages, load_store
@@ -48,7 +48,7 @@ class Stores:
         database: The metadata database, opened before :meth:`open`.
         root: The directory of the passage files.
         embedder: Started when there is something to embed.
-        path_of: Where the bytes of a file id are.
+        local_file: Has the bytes of a file id on the disk, and says where.
         memory_bytes: Most memory that indexes take, and the most that one store may.
         max_project_bytes: Most that the stores of one project may take on the disk; None: no limit.
         vector_weight: Of the cosine in the score, 0 to 1; BM25 has the rest.
@@ -59,7 +59,7 @@ class Stores:
         database: Database,
         root: Path,
         embedder: Embedder,
-        path_of: Callable[[str], Path],
+        local_file: LocalFile,
         *,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         max_project_bytes: int | None = None,
@@ -73,7 +73,7 @@ class Stores:
         self._analyzer = Analyzer()
         self._search_pool = SearchPool()
         self._indexing = Indexing(
-            *(database, self._cache, embedder, path_of, self._locks, memory_bytes, max_project_bytes, self._change)
+            *(database, self._cache, embedder, local_file, self._locks, memory_bytes, max_project_bytes, self._change)
         )
         self._indexing.idle = self._write_last_used
         self._store_cache: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()

@@ -212,7 +212,7 @@ def test_help_names_the_commands_of_the_full_product_as_such(paths: str) -> None
     done = run(paths, COMMAND, "--help", COLUMNS="200")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
-    for name in ("up", "serve", "engine", "down", "doctor", "backup", "restore", "gc", "move-database"):
+    for name in ("up", "serve", "engine", "down", "doctor", "backup", "restore", "gc", "move-database", "move-store"):
         assert "Full product only: " in lines[name], lines[name]
     assert "ull product" not in lines["push"]
 

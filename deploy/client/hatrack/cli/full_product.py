@@ -58,6 +58,11 @@ def move_database(context: typer.Context) -> None:
     _refuse(context)
 
 
+def move_store(context: typer.Context) -> None:
+    """Full product only: move a gateway's adapters and files into an object store."""
+    _refuse(context)
+
+
 def local_base() -> tuple[Path, Path | None]:
     """No gateway's settings hold here, so the base must be named. Raises typer.BadParameter."""
     raise typer.BadParameter("give --base: the directory of the base's checkpoint on this machine.")

@@ -173,6 +173,22 @@ def test_the_home_of_a_newer_release_is_refused_before_anything_is_written(home:
     assert {each: each.read_bytes() for each in home.rglob("*") if each.is_file()} == before
 
 
+def test_the_object_store_is_examined(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examined()[1]["store"]["found"].startswith("local folders")
+    url = f"file://{tmp_path / 'objects'}"
+    monkeypatch.setenv("HATRACK_STORE_URL", url)
+    code, found = examined()
+    assert (code, found["store"]["result"]) == (1, "failed")
+    (tmp_path / "objects").mkdir()
+    code, found = examined()
+    assert (code, found["store"]["result"]) == (0, "ok")
+    (home / "files").mkdir(parents=True, mode=0o700)
+    (home / "files" / "file-1").write_text("only here")
+    code, found = examined()
+    assert (code, found["store"]["result"]) == (1, "failed")
+    assert "hatrack move-store" in found["store"]["advice"]
+
+
 def test_the_database_server_is_examined_and_its_password_is_shown_nowhere(
     home: Path, monkeypatch: pytest.MonkeyPatch, postgresql: TestServer
 ) -> None:

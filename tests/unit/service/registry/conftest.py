@@ -29,6 +29,7 @@ from service.files.records import NewFile as NewStoreFile
 from service.grounding.config import GroundingSettings
 from service.grounding.provider import store_not_found
 from service.http.schema import add_routes
+from service.objects.adapters import StoredAdapters
 from service.openapi import build
 from service.registry.catalog import Catalog
 from service.registry.routes import router
@@ -85,7 +86,7 @@ class RegistryApp:
         self.keys = Keys(self.settings.home, database, KEY)
         await self.keys.open()
         self.registry = Registry(
-            *(self.settings, database, self.store, self.catalog, self.bases),
+            *(self.settings, database, StoredAdapters(self.store), self.catalog, self.bases),
             check_stores=self.check_stores,
         )
         await self.registry.open()

@@ -224,12 +224,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(home: StorageHome, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home"]
 
 
-class Elsewhere(Settings):
-    store_url: str = ""
-
-
 def test_what_is_kept_elsewhere_is_named_and_the_rest_is_backed_up(home: StorageHome, tmp_path: Path) -> None:
-    settings = Elsewhere(**{**dict(home.settings), "database_url": "postgresql://db/hatrack"})
+    settings = Settings(**{**dict(home.settings), "database_url": "postgresql://db/hatrack"})
     manifest = make_backup(settings, tmp_path / "b.tar", QUIET).manifest
     names = {member.path for member in manifest.members}
     assert manifest.outside == ("database_url",)
@@ -239,16 +235,9 @@ def test_what_is_kept_elsewhere_is_named_and_the_rest_is_backed_up(home: Storage
     assert any("HATRACK_DATABASE_URL" in note and "pg_dump" in note for note in notes)
 
     url = "postgresql://db/hatrack"
-    settings = Elsewhere(**{**dict(home.settings), "database_url": url, "trainer_database_url": url})
+    settings = Settings(**{**dict(home.settings), "database_url": url, "trainer_database_url": url})
     manifest = make_backup(settings, tmp_path / "d.tar", QUIET).manifest
     names = {member.path for member in manifest.members}
     assert manifest.outside == ("database_url", "trainer_database_url")
     assert not names & {"hatrack.db", "trainer/jobs.db"}
     assert any(name.startswith(f"trainer/jobs/{RUN}/") for name in names), "the runs' folders are here"
-
-    settings = Elsewhere(**{**dict(home.settings), "store_url": "s3://bucket/hatrack"})
-    manifest = make_backup(settings, tmp_path / "c.tar", QUIET).manifest
-    names = {member.path for member in manifest.members}
-    assert (manifest.outside, manifest.faults) == (("store_url",), ())
-    assert {"hatrack.db", f"files/{FILE}"} <= names
-    assert not any(name.startswith("adapters/") for name in names)

@@ -24,6 +24,7 @@ from service.error_handlers import RequestIds
 from service.errors import NotFound
 from service.grounding.config import GroundingSettings
 from service.http.schema import add_routes
+from service.objects.adapters import StoredAdapters
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
@@ -143,7 +144,8 @@ class TrainingGateway(FilesApp):
         app = super().app()
         app.state.training, app.state.callers_load = self.training, self._callers_load
         app.state.jobs = JobService(
-            *(self.training, self.files, self.catalog, self.database, self.store), check_grounding=check_grounding
+            *(self.training, self.files, self.catalog, self.database, StoredAdapters(self.store)),
+            check_grounding=check_grounding,
         )
         app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
         app.state.ladders = LadderService(self.training, self.files, self.catalog, self.database, read_store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,11 @@ class LocalStores:
         self.passages = home / "stores"
         self.database = Database(home / "hatrack.db")
         self.stores = Stores(
-            self.database, self.passages, embedder, lambda file_id: self.files / file_id, memory_bytes=memory_bytes
+            self.database,
+            self.passages,
+            embedder,
+            lambda file_id: nullcontext(self.files / file_id),
+            memory_bytes=memory_bytes,
         )
 
     @asynccontextmanager
