@@ -251,7 +251,7 @@ async def test_nothing_of_the_adapter_waits_while_a_version_from_before_waits_fo
     for seed in (1, 2):
         await push(registry_app, files(seed=seed))
     await forget_perplexity(registry_app, 2)
-    prober = registry_app.registry._prober
+    prober = registry_app.registry.aliases._probers.of_agent(registry_app.agent)
     async with prober._turn:
         promoting = asyncio.create_task(put(registry_app, version=2))
         pushing = asyncio.create_task(registry_app.push("voice", files(seed=2), alias="live"))
@@ -273,7 +273,7 @@ async def test_a_version_from_before_that_is_not_measured_in_time_is_503(
     await put(registry_app, version=2)
     for number in (1, 2):
         await forget_perplexity(registry_app, number)
-    prober = registry_app.registry._prober
+    prober = registry_app.registry.aliases._probers.of_agent(registry_app.agent)
     monkeypatch.setattr(prober, "_timeout_s", 0.05)
     async with prober._turn:
         for answer in (await put(registry_app, version=1), await registry_app.http.post(LIVE + "/rollback")):
