@@ -96,6 +96,22 @@ class Dispatch:
         self._queue_timeout_s = settings.queue_timeout_s
         self._salts = CacheSalts()
 
+    def is_cold(self, route: Route, target: Target) -> bool:
+        """Whether the engine needs files that ``bring`` must fetch first."""
+        copies, digest = self._copies, target.digest
+        return copies is not None and digest is not None and route.salted and not copies.is_here(digest)
+
+    async def bring(self, target: Target) -> None:
+        """Fetch an adapter's files.
+
+        Raises:
+            StoreUnavailable: The object store does not answer.
+            Conflict: It has lost them.
+        """
+        if self._copies is not None and target.digest is not None:
+            async with self._copies.holding(target.digest):
+                return
+
     async def answer(self, request: FinishedRequest) -> None:
         """Send the request to the engine, in its turn, and answer its client with what the engine says.
 
@@ -107,7 +123,7 @@ class Dispatch:
         if copies is None or digest is None or not request.route.salted:
             await self._answer(request)
             return
-        # before it waits for its turn: a cold adapter takes nobody's place
+        # before it waits for its turn: a cold adapter takes nobody's place; mostly `bring` has been called
         if not copies.try_hold(digest):
             await copies.hold(digest)
         try:

@@ -128,6 +128,8 @@ class Pipeline:
                     if route.renders:
                         await self._render(exchange, target, record, body)
                         return
+                    if self._dispatch.is_cold(route, target):  # before it takes what its project's others need
+                        await self._dispatch.bring(target)
                     request = FinishedRequest(exchange, route, caller, target, record, body, began)
                     async with self._admit_structured_output(route, target, body, caller):
                         await self._dispatch.answer(request)

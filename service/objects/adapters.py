@@ -122,12 +122,11 @@ class StoredAdapters:
         return self.store.exists(digest)
 
     async def digests(self) -> set[str]:
-        """Every digest that is stored. Raises StoreUnavailable."""
-        local = set(await in_thread(self.store.digests))
+        """Every digest that is stored; copies do not count. Raises StoreUnavailable."""
         if self.copies is None or self._objects is None:
-            return local
+            return set(await in_thread(self.store.digests))
         objects = self._objects
-        return local | await self.copies.cache.run(lambda: set(complete_digests(objects.list(FOLDER))))
+        return await self.copies.cache.run(lambda: set(complete_digests(objects.list(FOLDER))))
 
     def is_lost(self, digest: str) -> bool:
         """Whether the object store was found to have no such adapter, or another content."""
@@ -143,7 +142,7 @@ class StoredAdapters:
                 await in_thread(self.store.verify, digest)
             except AdapterError:
                 self.copies.dropped(digest)  # the next one to need it replaces it
-            else:
+            finally:
                 self.copies.release(digest)
 
     # using one

@@ -37,10 +37,11 @@ _LOG: Final = logging.getLogger("hatrack.objects")
 
 @dataclass(slots=True)
 class _Entry:
-    """A copy that is here, or that is being fetched for its holders."""
+    """A copy, or what is left of it for those who hold one that was removed or found to be damaged."""
 
     bytes: int
     holds: int = 0
+    is_here: bool = True
 
 
 class LocalCache:
@@ -172,15 +173,22 @@ class Copies:
             self.bytes += size
         else:
             self.bytes += size - entry.bytes
-            entry.bytes = size
+            entry.bytes, entry.is_here = size, True
         self.cache.used(self, name)
 
     def dropped(self, name: str) -> None:
-        """The copy was removed."""
-        entry = self._entries.pop(name, None)
-        if entry is not None:
-            self.bytes -= entry.bytes
+        """The copy was removed, or is not to be used any more."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return
+        self.bytes -= entry.bytes
+        entry.bytes, entry.is_here = 0, False
         self.cache.gone(self, name)
+        self._forget_unheld(name, entry)
+
+    def _forget_unheld(self, name: str, entry: _Entry) -> None:
+        if not entry.is_here and not entry.holds:
+            del self._entries[name]
 
     def size(self, name: str) -> int:
         """Bytes of a copy that is here."""
@@ -204,7 +212,7 @@ class Copies:
     def try_hold(self, name: str) -> bool:
         """Hold the copy, if it is here: it stays until ``release``."""
         entry = self._entries.get(name)
-        if entry is None:
+        if entry is None or not entry.is_here:
             return False
         entry.holds += 1
         self.cache.used(self, name)
@@ -212,9 +220,14 @@ class Copies:
 
     def release(self, name: str) -> None:
         """End one hold."""
+        entry = self._entries[name]
+        entry.holds -= 1
+        self._forget_unheld(name, entry)
+
+    def is_here(self, name: str) -> bool:
+        """Whether there is a copy."""
         entry = self._entries.get(name)
-        if entry is not None and entry.holds:
-            entry.holds -= 1
+        return entry is not None and entry.is_here
 
     async def hold(self, name: str) -> None:
         """Make sure that the copy is here, and hold it. Whoever else needs it waits for the same fetch.
@@ -259,7 +272,7 @@ class Copies:
 
     async def evict(self, name: str) -> None:
         """Remove a copy that nobody holds; the object stays."""
-        if self.is_held(name) or name in self._busy or name not in self._entries:
+        if self.is_held(name) or name in self._busy or not self.is_here(name):
             return
         self.dropped(name)
         await self._start(name, self._evict(name))

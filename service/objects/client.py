@@ -68,6 +68,7 @@ class ObjectStore:
 
         self.url = url
         self._api: Any = obstore
+        self._is_closed = False
         try:
             self._store = _connect(url, allow_http=allow_http)
         except (obstore.exceptions.BaseError, ValueError, OSError) as error:
@@ -169,9 +170,15 @@ class ObjectStore:
         with self._errors("list the store"):
             next(iter(self._api.list(self._store, chunk_size=1)), None)
 
+    def close(self) -> None:
+        """Have no more requests made: transfers in other threads end with the one that they are at."""
+        self._is_closed = True
+
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         """Raise obstore's errors, and those of a `file://`, as ours; what was found goes to the log."""
+        if self._is_closed:
+            raise StoreUnavailable("the gateway is stopping", reason="stopping")
         try:
             yield
         except (NoSuchObject, FileNotFoundError) as error:

@@ -24,7 +24,10 @@ class Objects:
     async def running(self) -> AsyncIterator[None]:
         """Keep the cache's bound while it is open."""
         async with self.cache.running():
-            yield
+            try:
+                yield
+            finally:
+                self.store.close()
 
 
 def objects_for(settings: Settings) -> Objects | None:

@@ -143,30 +143,30 @@ class Pushes:
             StoreUnavailable: There is an object store, and it does not answer.
         """
         size, digest = staging.weights.bytes_written, digest_of(manifest.canonical(), staging.weights.sha256)
-        adapters = self._state.adapters
         # one upload after another, so that each counts what the others take; and no collection before it is kept
         async with self._state.store_lock:
             await self._state.database.run(lambda db: self._space.take(db, project, digest, size))
-            self._proving.keep(digest)
-            if adapters.copies is None:
+            if self._state.adapters.copies is None:
                 await self._commit(staging, manifest, digest)
+                self._proving.keep(digest)
                 return digest
+            self._proving.keep(digest)
         # a slow bucket holds up neither other uploads nor the engine's start, whose collection waits for the lock
-        async with self._committing.hold(digest):
-            await self._commit(staging, manifest, digest)
+        try:
+            async with self._committing.hold(digest):
+                await self._commit(staging, manifest, digest)
+        except BaseException:
+            self._proving.release(digest)
+            raise
         return digest
 
     async def _commit(self, staging: Staging, manifest: Manifest, digest: str) -> None:
-        """Store what is counted and kept already; neither, if that fails."""
+        """Store what is counted already; it is not counted any more if that fails."""
         try:
             await self._state.adapters.commit(staging, manifest)
         except (AdapterError, StoreUnavailable):
-            self._proving.release(digest)
             if not await in_thread(self._state.adapters.exists, digest):
                 await self._state.database.run(lambda db: storage_records.forget(db, {digest}))
-            raise
-        except BaseException:
-            self._proving.release(digest)
             raise
 
     async def push_from(

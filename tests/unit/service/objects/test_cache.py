@@ -137,6 +137,19 @@ async def test_a_damaged_object_is_fetched_again_only_when_it_is_written_again(c
     assert not cached.copies.is_failed("a")
 
 
+async def test_who_holds_a_copy_that_was_dropped_holds_no_later_one(cached: Cached) -> None:
+    await cached.copies.hold("a")
+    cached.copies.dropped("a")
+    assert not cached.copies.try_hold("a")
+    await cached.copies.hold("a")
+    cached.copies.release("a")
+    assert cached.copies.is_held("a")
+    cached.copies.release("a")
+    assert not cached.copies.is_held("a")
+    assert cached.bucket.fetched == ["a", "a"]
+    assert cached.cache.bytes == SIZE
+
+
 async def test_two_kinds_share_the_bound(cached: Cached) -> None:
     other = Bucket()
     other.allowed.set()
