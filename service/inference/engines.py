@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.agents import Bases
+from service.inference.dialect import Route
 from service.inference.dispatch import Dispatch, FinishedRequest
 from service.inference.length import PromptLimit
+from service.registry.catalog import Target
 from service.structured.checker import StructuredOutputs
 
 
@@ -37,8 +39,18 @@ class Dispatches:
         self._bases = bases
         self._by_agent = by_agent
 
+    def is_cold(self, route: Route, target: Target) -> bool:
+        """As `Dispatch.is_cold`; the files are the same for all engines."""
+        return self._of(target).is_cold(route, target)
+
+    async def bring(self, target: Target) -> None:
+        """As `Dispatch.bring`."""
+        await self._of(target).bring(target)
+
     async def answer(self, request: FinishedRequest) -> None:
         """As `Dispatch.answer`."""
-        target = request.target
+        await self._of(request.target).answer(request)
+
+    def _of(self, target: Target) -> Dispatch:
         agent = self._bases.named(target.base).agent_for(target.counted_as)
-        await self._by_agent[agent.name].answer(request)
+        return self._by_agent[agent.name]

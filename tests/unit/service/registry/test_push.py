@@ -29,13 +29,13 @@ async def test_a_first_push_goes_live_and_later_ones_do_not(registry_app: Regist
     assert first.headers["location"] == "/v1/adapters/voice/versions/1"
     assert set(shown) == {
         *("object", "adapter", "version", "digest", "state", "servable", "aliases", "rank", "alpha"),
-        *("target_modules", "bytes", "base", "created_at", "settings", "metadata", "proof", "warnings"),
+        *("target_modules", "bytes", "base", "base_name", "created_at", "settings", "metadata", "proof", "warnings"),
         *("verdict", "revalidation", "held_back", "expires_at"),
     }
     assert (shown["object"], shown["adapter"], shown["version"]) == ("adapter.version", "voice", 1)
     assert (shown["state"], shown["servable"], shown["aliases"]) == ("ready", "ok", ["live"])
     assert shown["metadata"] == {"run": 1}
-    assert shown["base"] == registry_app.base.fingerprint.model_dump()
+    assert (shown["base"], shown["base_name"]) == (registry_app.base.fingerprint.model_dump(), BASE)
     assert shown["proof"]["distance"] == pytest.approx(0.5)
     target = registry_app.catalog.resolve(ADMIN, "voice")
     assert (target.digest, target.settings.system_prompt) == (shown["digest"], "Ahoy.")

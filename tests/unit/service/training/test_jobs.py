@@ -163,7 +163,7 @@ async def test_there_is_nothing_to_continue_from_without_weights(gateway: Traini
     answer = await gateway.create(model="support@1", training_file=await gateway.made())
     assert (answer.status_code, error_of(answer)["param"]) == (400, "model")
     assert error_of(answer)["code"] == "parent_unsupported"
-    assert f"train from the base, `{BASE}`" in error_of(answer)["message"]
+    assert f"train from a base, `{BASE}`" in error_of(answer)["message"]
     assert gateway.trainer.asked == []
     later = await gateway.create(model=BASE, training_file=await gateway.made(), metadata={"adapter": "support"})
     assert later.status_code == 200
