@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from stat import S_IMODE
@@ -26,6 +26,7 @@ from service.cli.run import unusable_data
 from service.cli.terminal import AsJson
 from service.client import CannotConnect, ClientError, HatrackClient
 from service.config import GIB, Settings, load_settings
+from service.config.engines import NamedEngineSettings, engine_settings
 from service.errors import SettingsError, StoreRefused, StoreUnavailable
 from service.server.instance import holder
 from service.server.private import OTHERS
@@ -89,11 +90,19 @@ def _findings() -> Iterator[Finding]:
         yield Finding("settings", "failed", str(error), "correct the variable; service/SETTINGS.md has them all")
         return
     yield Finding("settings", "ok", f"home {settings.home}, {settings.host}:{settings.port}, on {settings.device}")
+    try:
+        engines = engine_settings(settings)
+    except SettingsError as error:
+        yield Finding("settings", "failed", str(error), "correct the file; deploy/ENGINES.md has all that it may say")
+        return
     for name, check in CHECKS.items():
-        try:
-            yield check(settings)
-        except (OSError, psutil.Error) as error:
-            yield Finding(name, "failed", f"cannot be checked: {error}")
+        for each in engines if name in OF_EACH_ENGINE else [settings]:
+            try:
+                finding = check(each)
+            except (OSError, psutil.Error) as error:
+                finding = Finding(name, "failed", f"cannot be checked: {error}")
+            engine = each.engine_name if isinstance(each, NamedEngineSettings) else None
+            yield finding if engine is None else replace(finding, check=f"{name} {engine}")
 
 
 def _python() -> Finding:
@@ -250,11 +259,13 @@ def memory(settings: Settings) -> Finding:
     """Whether an engine on a CPU has room for the base's weights."""
     available = psutil.virtual_memory().available
     found = f"{terminal.size(available)} available of {terminal.size(psutil.virtual_memory().total)}"
-    files = list(settings.base_dir.glob("*.safetensors"))
-    if settings.device == "cuda" or settings.engine_url or not files or holder(settings.home) is not None:
+    ours = [each for each in engine_settings(settings) if each.device != "cuda" and not each.engine_url]
+    files = [(path, each.dtype) for each in ours for path in each.base_dir.glob("*.safetensors")]
+    if not files or holder(settings.home) is not None:
         return Finding("memory", "ok", found)
-    needed = int(sum(_loaded_bytes(path, settings.dtype) for path in files) * WEIGHTS_IN_MEMORY)
-    needs = f"{found}; the base needs about {terminal.size(needed)} in {settings.dtype}"
+    needed = int(sum(_loaded_bytes(path, dtype) for path, dtype in files) * WEIGHTS_IN_MEMORY)
+    bases = "the base needs" if len(ours) == 1 else f"the bases of {len(ours)} engines need"
+    needs = f"{found}; {bases} about {terminal.size(needed)} in {', '.join(dict.fromkeys(each.dtype for each in ours))}"
     if needed > available:
         advice = "choose a smaller base (HATRACK_BASE_MODEL), or end other programs"
         return Finding("memory", "warning", needs, advice)
@@ -354,6 +365,8 @@ def _user() -> str:
     return f"uid {os.geteuid()}"
 
 
+OF_EACH_ENGINE: Final = frozenset({"engine", "gpu", "base"})
+"""Checks that are made for each of several engines."""
 CHECKS: Final[dict[str, Callable[[Settings], Finding]]] = {
     "engine": engine_version,
     "home": home,

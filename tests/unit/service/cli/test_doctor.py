@@ -129,6 +129,23 @@ def test_the_bases_memory_is_counted_in_the_engines_data_type(
     assert examined()[1]["memory"]["found"].endswith(f"the base needs about {terminal.size(needed)} in {dtype}")
 
 
+def test_each_of_several_engines_is_looked_at(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HATRACK_BASE_MODEL")
+    file = tmp_path / "engines.toml"
+    monkeypatch.setenv("HATRACK_ENGINES", str(file))
+    make_base(tmp_path / "other", seed=1)
+    entries = [f'[[engine]]\nname = "{name}"\nbase = "{base}"\n' for name, base in (("a", "base"), ("b", "other"))]
+    file.write_text("".join(entries) + '[[engine]]\nname = "c"\nbase = "org/not-there"\n')
+    code, found = examined()
+    results = {name: found[name]["result"] for name in ("base a", "base b", "base c")}
+    assert (code, results) == (0, {"base a": "ok", "base b": "ok", "base c": "warning"})
+    assert "the bases of 3 engines need about" in found["memory"]["found"]
+    file.write_text("".join(entries).replace("name =", "nam ="))
+    code, found = examined()
+    assert (code, found["settings"]["result"]) == (1, "failed")
+    assert "engine.0.name: Field required" in found["settings"]["found"]
+
+
 def test_a_gpu_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HATRACK_ENGINE_DEVICE", "cuda")
     monkeypatch.setenv("PATH", str(tmp_path))
