@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,8 @@ def test_content_that_is_only_here_is_not_taken_for_a_cache(tmp_path: Path, url:
 def test_a_home_without_a_store_gets_no_file(tmp_path: Path) -> None:
     assert objects_for(load_settings(home=tmp_path / "home")) is None
     assert not (tmp_path / "home").exists()
+
+
+def test_a_gateway_without_a_store_does_not_load_its_library() -> None:
+    program = "import sys, service.app, service.cli.main; assert 'obstore' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[4])
