@@ -157,7 +157,7 @@ class _Maker:
 
     def run(self) -> Manifest:
         """Copy everything, in as many rounds as it takes, and finish the archive."""
-        self._total = _size_below(self._home)
+        self._total = layout.bytes_below(self._home)
         for _ in range(MAX_ROUNDS):
             unsettled, reindexed, copies = self._round()
             if not unsettled or unsettled == self._copied.unsettled:
@@ -285,7 +285,7 @@ class _Maker:
         restless = f"{name} was still changing when it was copied: its files may be of different moments"
         self._faults.pop(restless, None)  # of the round before
         for _ in range(MAX_ROUNDS):
-            files = _files_of(folder)
+            files = layout.file_states(folder)
             before = self._copied.files.get(name, {})
             if files == before:
                 return
@@ -295,7 +295,7 @@ class _Maker:
                 if before.get(path) != version and self.archive.add(f"{name}/{path}", folder / path) is None:
                     self.archive.members.pop(f"{name}/{path}", None)  # gone: an earlier copy does not count, either
             self._copied.files[name] = files
-        if _files_of(folder) != self._copied.files[name]:
+        if layout.file_states(folder) != self._copied.files[name]:
             self._faults[restless] = None
 
     def _copy_content(self, named: References) -> set[str]:
@@ -351,29 +351,6 @@ class _Maker:
     def _moved(self, size: int) -> None:
         self._done += size
         self._progress(min(self._done, self._total), self._total, "copying")
-
-
-def _files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change (ns) of every file in a folder, by its path there; none if there is no such folder."""
-    files = {}
-    for path in layout.files_below(folder):
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            files[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns)
-    return files
-
-
-def _size_below(home: Path) -> int:
-    """Bytes of everything that a backup of the home may hold."""
-    total = 0
-    for name in layout.BACKED_UP:
-        path = home / name
-        with suppress(OSError):
-            if path.is_file():
-                total += path.stat().st_size
-            else:
-                total += sum(size for size, _ in _files_of(path).values())
-    return total
 
 
 @contextmanager

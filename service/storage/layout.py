@@ -16,6 +16,7 @@ and sockets.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -113,3 +114,26 @@ def folders(directory: Path) -> list[Path]:
         return sorted(entry for entry in directory.iterdir() if not entry.name.startswith(".") and entry.is_dir())
     except FileNotFoundError:
         return []
+
+
+def file_states(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change (ns) of every file in a folder, by its path there; none if there is no such folder."""
+    files = {}
+    for path in files_below(folder):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            files[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+    return files
+
+
+def bytes_below(home: Path) -> int:
+    """Bytes of everything that a backup of the home may hold."""
+    total = 0
+    for name in BACKED_UP:
+        path = home / name
+        with suppress(OSError):
+            if path.is_file():
+                total += path.stat().st_size
+            else:
+                total += sum(size for size, _ in file_states(path).values())
+    return total
