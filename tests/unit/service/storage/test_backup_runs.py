@@ -122,7 +122,7 @@ def test_a_file_that_goes_while_its_folder_is_copied_again_is_not_in_the_backup(
     """Of a file that was copied before and is gone, no earlier content may come back."""
     monkeypatch.setattr(backup_module, "MAX_ROUNDS", 2)
     checkpoint = home.path / "trainer" / "jobs" / RUN / "checkpoints" / "step-00000003" / "state.pt"
-    listed = backup_module._files_of
+    listed = backup_module.layout.file_states
     counts: list[int] = []
 
     def files_of(folder: Path) -> dict[str, tuple[int, int]]:
@@ -136,7 +136,7 @@ def test_a_file_that_goes_while_its_folder_is_copied_again_is_not_in_the_backup(
             checkpoint.unlink()
         return files
 
-    monkeypatch.setattr(backup_module, "_files_of", files_of)
+    monkeypatch.setattr(backup_module.layout, "file_states", files_of)
     backup = make_backup(home.settings, tmp_path / "b.tar", QUIET)
     names = {member.path for member in backup.manifest.members}
     assert f"trainer/jobs/{RUN}/spec.json" in names
