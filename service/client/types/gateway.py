@@ -119,7 +119,7 @@ class Readiness(TypedDict):
     fingerprint: str
     """Hash of the base model and of how the engine runs it."""
     engine: EngineHealth
-    engines: NotRequired[list[NamedEngineHealth]]
+    engines: NotRequired[list[NamedEngineHealth] | None]
     """Where there are several: each one's state. One that is ready is enough."""
     trainer: TrainerHealth
 
