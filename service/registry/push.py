@@ -244,6 +244,9 @@ class Pushes:
         if trained_on is None:
             return bases.default
 
+        if trained_on in bases.by_name:  # as a job of ours writes it
+            return bases.by_name[trained_on]
+
         def is_meant(base: ServedBase) -> bool:
             return any(is_same_base(trained_on, name) for name in (base.settings.base_label, base.name))
 

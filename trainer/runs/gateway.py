@@ -235,9 +235,16 @@ class Gateway:
         """Stream a chat completion to its end, and return the seconds from sending it to its first token."""
         return self._with_retries(lambda: self._first_token_seconds(body | {"stream": True}))
 
-    def fingerprint(self) -> str:
-        """The fingerprint of the served base model, a short hash; waits until the engine is ready."""
-        return str(self._with_retries(lambda: self._json(lambda: self._http.get("/readyz")))["fingerprint"])
+    def fingerprint(self, base_name: str) -> str:
+        """The fingerprint of what is served, a short text that differs if any base or its engine does.
+
+        Waits until an engine of the base is ready. Of several bases all count: a version is compared with one on another.
+        """
+
+        def ask() -> str:
+            return engine_fingerprint(self._json(lambda: self._http.get("/readyz")), base_name)
+
+        return self._with_retries(ask)
 
     def count_tokens(self, model: str, text: str) -> int:
         """The number of tokens in `text`."""
@@ -333,6 +340,17 @@ class Gateway:
                 return answer
             self._wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
         raise GatewayUnreachable("the gateway did not answer")
+
+
+def engine_fingerprint(readiness: dict[str, Any], base_name: str) -> str:
+    """See ``Gateway.fingerprint``. Raises GatewayUnreachable while no engine of the base is ready."""
+    engines = readiness.get("engines")
+    if not engines:
+        return str(readiness["fingerprint"])
+    states = {engine["state"] for engine in engines if engine["base"] == base_name}
+    if "ready" not in states:
+        raise GatewayUnreachable(f"no engine of the base `{base_name}` is ready: {', '.join(sorted(states)) or 'none'}")
+    return " ".join(sorted({f"{engine['base']}:{engine['fingerprint']}" for engine in engines}))
 
 
 def _event(line: str) -> dict[str, Any]:

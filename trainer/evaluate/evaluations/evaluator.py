@@ -118,7 +118,7 @@ class Evaluator:
             EngineChanged: The configuration changed MAX_ENGINE_CHANGES times.
             EvaluationError: The evaluation failed.
         """
-        fingerprint = self._gateway.fingerprint()
+        fingerprint = self._gateway.fingerprint(self._run.base_name)
         for _ in range(MAX_ENGINE_CHANGES):
             recorded = self._directory.read(ENGINE, EngineFingerprint)
             if recorded is not None and recorded.fingerprint != fingerprint:
@@ -126,7 +126,7 @@ class Evaluator:
             self._directory.write(ENGINE, EngineFingerprint(fingerprint=fingerprint))
             kept = self._base_measurements(fingerprint)
             outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions, kept, authored), self._check))
-            previous, fingerprint = fingerprint, self._gateway.fingerprint()
+            previous, fingerprint = fingerprint, self._gateway.fingerprint(self._run.base_name)
             if fingerprint == previous:
                 with suppress(OSError):  # it costs the next evaluation time, not this one its verdict
                     kept.keep()
