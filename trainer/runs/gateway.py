@@ -238,7 +238,7 @@ class Gateway:
     def fingerprint(self, base_name: str) -> str:
         """The fingerprint of what is served, a short text that differs if any base or its engine does.
 
-        Waits until an engine of the base is ready. Of several bases all count: a version is compared with one on another.
+        Waits until an engine of the base is ready. All bases count: a version may be compared with one on another.
         """
 
         def ask() -> str:
