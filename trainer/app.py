@@ -60,6 +60,7 @@ from trainer.reviews.routes import router as reviews_router
 from trainer.reviews.service import Reviews
 from trainer.runs import records
 from trainer.runs.children import Children
+from trainer.runs.directories import RunDirectories
 from trainer.runs.housekeeping import Housekeeper
 from trainer.runs.kind import AnyKind
 from trainer.runs.notifier import Notifier
@@ -110,18 +111,13 @@ class Trainer:
         """Create the components; nothing is opened or started.
 
         Args:
-            base: What is known of the default base.
+            base, others: What is known of the default base, and of the other ones by their served names.
             command: Gives the command line of a job's worker.
             evaluating: Gives the command line of an evaluation's worker.
-            others: What is known of the installation's other bases, by their served names.
         """
         database, notifier = Database(installation.directory / FILE, settings.database_address), Notifier()
         bases = {installation.base_name: base, **others}
-        directories = {
-            finetune_kind.NAME: finetune_kind.job_directories(installation),
-            evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),
-            ladder_kind.NAME: ladder_kind.ladder_directories(installation),
-        }
+        directories = _directories(installation)
         housekeeper = Housekeeper(installation.gateway, settings, database, directories)
         endpoints = read_endpoints(settings.endpoints)
         jobs, evaluations = directories[finetune_kind.NAME], directories[evaluation_kind.NAME]
@@ -131,8 +127,7 @@ class Trainer:
             settings, installation, bases, database, jobs, housekeeper, reviews, looks, command
         )
         evaluation = evaluation_kind.EvaluationKind(evaluations, reviews, looks, evaluating)
-        address = settings.webhook()
-        webhook = WebhookSender(database, None if address is None else Address(*address))
+        webhook = _webhook(settings, database)
         models = {name: served_model(installation.on(name), base.positions) for name, base in bases.items()}
         ladder = ladder_kind.LadderKind(directories[ladder_kind.NAME], evaluations, jobs)
         kinds: tuple[AnyKind, ...] = (finetune, evaluation, ladder)
@@ -311,3 +306,17 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, handle_request_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, handle_http_exception)
+
+
+def _directories(installation: Installation) -> dict[str, RunDirectories]:
+    """The directories of each kind of run."""
+    return {
+        finetune_kind.NAME: finetune_kind.job_directories(installation),
+        evaluation_kind.NAME: evaluation_kind.evaluation_directories(installation),
+        ladder_kind.NAME: ladder_kind.ladder_directories(installation),
+    }
+
+
+def _webhook(settings: Settings, database: Database) -> WebhookSender:
+    address = settings.webhook()
+    return WebhookSender(database, None if address is None else Address(*address))

@@ -145,8 +145,7 @@ def train(
         return
     _check_source(context, recipe, complete=file is not None and name is not None)
     _check_options(save_recipe, stores=bool(kb), of_stores=bool(kb_as or required_filter))
-    if start is not None and base is not None:
-        raise typer.BadParameter("--from and --base cannot be combined: a version is trained on for its own base.")
+    _check_start(start, base)
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
     judging: dict[str, Any] = {"promote": promote.value, "metric": metric, "suites": suites, "judge": judge}
@@ -188,6 +187,12 @@ def _check_options(recipe: Path | None, *, stores: bool, of_stores: bool) -> Non
         raise typer.BadParameter(f"--save-recipe: {recipe.absolute().parent} is not a directory.")
     if of_stores and not stores:
         raise typer.BadParameter("--kb-as and --required-filter need --kb.")
+
+
+def _check_start(start: str | None, base: str | None) -> None:
+    """Fail if a version and a base are named to start from."""
+    if start is not None and base is not None:
+        raise typer.BadParameter("--from and --base cannot be combined: a version is trained on for its own base.")
 
 
 def _hyperparameters(options: list[str] | None, held_out: str | None, held_out_share: float | None) -> dict[str, Any]:
