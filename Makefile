@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up walkthrough samples test test-unit test-slow lint format down client-wheel demo-poison clean
+.PHONY: help setup setup-dev up walkthrough samples test test-failed test-unit test-slow lint format down client-wheel demo-poison clean
 
 BIN := .venv/bin
 BASE := smollm2-135m-instruct
@@ -35,6 +35,10 @@ samples: setup-dev
 # one process has the engine and all tests that need one, while the others run unit tests
 test: samples ## unit tests, and beside them one real engine for all that need one (23 minutes on two slow cores without AVX-512, less on others; and 3 to 5 before for the voices)
 	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" -n logical --dist loadscope
+	@$(BIN)/python -m pytest $(ON_POSTGRESQL) -m "not slow" --database postgresql
+
+test-failed: samples ## what failed in the last `make test`, once more and alone
+	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" --last-failed --last-failed-no-failures none
 	@$(BIN)/python -m pytest $(ON_POSTGRESQL) -m "not slow" --database postgresql
 
 test-unit: setup-dev ## the tier of milliseconds

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import openai
 
-from loadtests.training.banking import balanced, jsonl, read
+from loadtests.training.banking import balanced, jsonl, read, unlike
 from service.client.addresses import without_v1
 from service.client.settings import ClientSettings
 
@@ -47,7 +47,9 @@ def main() -> None:
     rows = read(options.data, seed=options.seed, intents=options.intents)
     count = min(options.questions, len(rows) - options.examples)
     unseen, rest = balanced(rows, count) if options.balanced else (rows[-count:], rows[:-count])
-    job = train(client, base, rest[: options.examples], options)
+    taught = rest[: options.examples]
+    unseen = unlike(unseen, taught)
+    job = train(client, base, taught, options)
     asker = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=settings.gateway_key(url))
     adapter, alone = asyncio.run(both(asker, str(job["fine_tuned_model"]), base, unseen))
     measured = {

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from loadtests.training.banking import balanced, jsonl, read
+from loadtests.training.banking import balanced, jsonl, read, unlike
 from trainer.ladder.spec import TRAININGS
 
 MARLOW: Final = Path(__file__).resolve().parents[2] / "trainer" / "samples" / "marlow"
@@ -159,8 +159,9 @@ def _intents(options: Any) -> Sequence[dict[str, Any]]:
 
 def _later(options: Any) -> Sequence[dict[str, str]]:
     """Questions of the same intents that are not in the ladder's file."""
-    _, rest = balanced(read(options.data, seed=options.seed, intents=INTENTS), QUESTIONS)
-    chosen, _ = balanced(rest, min(LATER, len(rest)))
+    asked, rest = balanced(read(options.data, seed=options.seed, intents=INTENTS), QUESTIONS)
+    unseen = unlike(rest, asked)
+    chosen, _ = balanced(unseen, min(LATER, len(unseen)))
     return chosen
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.data.trained_examples import NormalizedExample, TrainedExamples
+
 
 def read(path: Path, *, seed: int, intents: int | None = None) -> list[dict[str, str]]:
     """Rows `{"prompt", "completion"}` in a random order; of so many intents, drawn by the seed, or of all."""
@@ -43,6 +45,17 @@ def balanced(rows: Sequence[dict[str, str]], count: int) -> tuple[list[dict[str,
         [row for at, row in enumerate(rows) if at in chosen],
         [row for at, row in enumerate(rows) if at not in chosen],
     )
+
+
+def unlike(rows: Sequence[dict[str, str]], taught: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows whose question neither repeats one of ``taught`` nor nearly does, in their order: customers ask the same
+    thing in the same words, and a held-out file with such questions is refused, or they are left out of it."""
+    leaks = {match.index for match in TrainedExamples(map(_normalized, taught)).leaks([*map(_normalized, rows)])}
+    return [row for at, row in enumerate(rows) if at not in leaks]
+
+
+def _normalized(row: Mapping[str, str]) -> NormalizedExample:
+    return NormalizedExample.of([("user", row["prompt"])], row["completion"])
 
 
 def jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -2,10 +2,16 @@
 
     .venv/bin/python -m loadtests.training.judging --data banking77/train.csv --examples 600 --questions 140
     .venv/bin/python -m loadtests.training.judging --data banking77/train.csv --checkouts ../before,. --rounds 2
+    .venv/bin/python -m loadtests.training.judging --data banking77/train.csv --suites mmlu,humaneval
+    .venv/bin/python -m loadtests.training.judging --data banking77/train.csv --suites gsm8k --gsm8k DIR --setting …
 
 Starts a Hatrack of its own, trains one adapter on BANKING77, then has it evaluated once per round and checkout, in
 turn. All checkouts judge the same version with the same held-out questions, on a copy of the same directory. Prints a
 table of seconds, and the CPU seconds of the engine, which other work on the machine disturbs less.
+
+`--suites` runs these suites over all their questions, in place of the general one, and prints what they say. GSM8K's
+`test.jsonl` is read from the directory given with `--gsm8k`; `--setting HATRACK_TRAINER_EVALUATE_CONCURRENCY=64` asks
+more at once.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import openai
 import psutil
 
 from loadtests.support import KEY, Running, gateway, write_json
-from loadtests.training.banking import jsonl, read
+from loadtests.training.banking import jsonl, read, unlike
 
 POLL_S: Final = 0.2
 ADAPTER: Final = "banking"
@@ -42,10 +48,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--checkouts", default=".", help="directories with a .venv each, separated by commas")
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="HATRACK_… of all of them")
+    parser.add_argument("--suites", default="", help="names, separated by commas")
+    parser.add_argument("--gsm8k", type=Path, help="directory with GSM8K's test.jsonl")
     parser.add_argument("--out", type=Path, default=Path("var/loadtests/judging.json"))
     options = parser.parse_args()
     settings = dict(pair.split("=", 1) for pair in options.setting)
+    suites = [name for name in options.suites.split(",") if name]
     trained = _trained(options, settings)
+    settings |= _suite_settings(options, suites)
     found: list[dict[str, Any]] = []
     for number in range(options.rounds):
         for name in options.checkouts.split(","):
@@ -54,10 +64,27 @@ def main() -> None:
                 shutil.copytree(options.home / "trained", home, ignore=shutil.ignore_patterns("*.sock", "run"))
             checkout = Path(name).resolve()
             with gateway(home.resolve(), options.base.resolve(), settings, "--trainer", checkout=checkout) as running:
-                found.append({"checkout": name, "round": number, **judge(running, trained)})
+                found.append({"checkout": name, "round": number, **judge(running, trained, suites)})
                 print(json.dumps(found[-1]), flush=True)
     write_json(options.out, {"training": trained, "judging": found})
     print(table(trained, found))
+    for suite in found[-1]["suites"]:
+        print(f"\n{suite['name']}: {suite['sentence']}\n{json.dumps(suite['numbers'])}")
+
+
+def _suite_settings(options: argparse.Namespace, suites: Sequence[str]) -> dict[str, str]:
+    """All questions of the suites, GSM8K's from the directory, and the sandbox that HumanEval needs."""
+    if not suites:
+        return {}
+    settings = {"HATRACK_TRAINER_SUITES_LIMIT": "20000"}
+    if options.gsm8k is not None:
+        directory = (options.home / "suites" / "gsm8k").resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copy(options.gsm8k / "test.jsonl", directory)
+        settings["HATRACK_TRAINER_SUITES_DIR"] = str(directory.parent)
+    if "humaneval" in suites:
+        settings["HATRACK_TRAINER_SANDBOX"] = "on"
+    return settings
 
 
 def _trained(options: argparse.Namespace, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -66,7 +93,8 @@ def _trained(options: argparse.Namespace, settings: Mapping[str, str]) -> dict[s
     if kept.exists():
         return dict(json.loads(kept.read_text()))
     rows = read(options.data, seed=0, intents=options.intents)
-    taught, unseen = rows[: options.examples], rows[options.examples :][: options.questions]
+    taught = rows[: options.examples]
+    unseen = unlike(rows[options.examples :], taught)[: options.questions]
     home = (options.home / "trained").resolve()
     with gateway(home, options.base.resolve(), settings, "--trainer") as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY)
@@ -107,12 +135,14 @@ def _trained(options: argparse.Namespace, settings: Mapping[str, str]) -> dict[s
     return trained
 
 
-def judge(running: Running, trained: Mapping[str, Any]) -> dict[str, Any]:
+def judge(running: Running, trained: Mapping[str, Any], suites: Sequence[str] = ()) -> dict[str, Any]:
     """Have the version evaluated; seconds per stage and in all, and the engine's CPU seconds."""
     stages: dict[str, float] = {}
     cpu: dict[str, float] = {}
     with httpx.Client(base_url=running.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
         body = {"model": trained["model"], "held_out": trained["held_out"], "promote": "never"}
+        if suites:
+            body["suites"] = list(suites)
         evaluation = client.post("/v1/evaluations", json=body).raise_for_status().json()
         began, at, used, stage = time.monotonic(), time.monotonic(), engine_cpu_s(running.pid), "starting"
         while evaluation["status"] not in ("succeeded", "failed", "cancelled"):
@@ -124,6 +154,7 @@ def judge(running: Running, trained: Mapping[str, Any]) -> dict[str, Any]:
             at, used, stage = now, cpu_now, (evaluation["progress"] or {}).get("stage", stage)
         if evaluation["status"] != "succeeded":
             raise SystemExit(f"the evaluation {evaluation['status']}: {evaluation['error']}")
+        report = client.get(f"/v1/evaluations/{evaluation['id']}/report").raise_for_status().json()
     return {
         "seconds": time.monotonic() - began,
         "engine_cpu_s": sum(cpu.values()),
@@ -131,6 +162,7 @@ def judge(running: Running, trained: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": evaluation["sentence"],
         "stages": stages,
         "stages_cpu_s": cpu,
+        "suites": report["suites"] if suites else [],
     }
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import openai
 
-from loadtests.training.banking import jsonl, read
+from loadtests.training.banking import jsonl, read, unlike
 from service.client.addresses import without_v1
 from service.client.settings import ClientSettings
 from trainer.samples import data_file, heldout_file
@@ -87,7 +87,8 @@ def main() -> None:
 
 def _runs(options: Any) -> list[Run]:
     rows = read(options.data, seed=options.seed)
-    taught, unseen = rows[: options.examples], rows[options.examples :][: options.questions]
+    taught = rows[: options.examples]
+    unseen = unlike(rows[options.examples :], taught)[: options.questions]
     answers = [row["completion"] for row in taught]
     random.Random(options.seed).shuffle(answers)
     mixed = [{**row, "completion": answer} for row, answer in zip(taught, answers, strict=True)]
