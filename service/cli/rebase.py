@@ -14,6 +14,7 @@ from service.cli import terminal
 from service.cli.jobs import follow_job
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, ClientError, HatrackClient, JsonObject
+from service.client.wire import base_names
 
 if TYPE_CHECKING:
     from service.client.types.adapters import Adapter, AdapterVersion
@@ -92,7 +93,7 @@ def _plan(client: HatrackClient, to: str, names: set[str]) -> list[Step]:
         ClientError: `base_unknown`; `adapter_unknown` for a name that has nothing live.
     """
     models = list(client.models.list())
-    bases = [str(model["id"]) for model in models if model.get("parent") is None and model.get("type") == "chat"]
+    bases = base_names(models)
     if to not in bases:
         served = ", ".join(bases)
         raise ClientError(0, "base_unknown", f"The gateway serves no base `{to}`; it serves {served}.", "to")
