@@ -97,7 +97,7 @@ class Registry:
         await self._adapters.open()
         await self._forget_removed()
         await self._state.refresh_all()
-        self._state.warn_of_hidden_embedder()
+        self._state.warn_of_hidden()
         for project, name, version_id in await self._database.run(records.proving):
             self._proving.spawn(project, name, version_id, system_actor(project))
         self._workers = [

@@ -146,6 +146,17 @@ async def test_without_its_base_a_version_waits_for_it(two: TwoBases, tmp_path: 
             show_model(again.catalog, USER, "there")
 
 
+async def test_an_adapter_with_the_name_of_a_new_base_is_told(
+    tmp_path: Path, base: BaseDescription, other: BaseDescription, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = RegistryApp(tmp_path / "home", base)
+    async with before.run():
+        assert (await before.push_settings(OTHER, system_prompt="Be brief.")).status_code == 201
+    async with TwoBases(tmp_path / "home", base, other).run():
+        [warning] = [record for record in caplog.records if "is hidden by a base" in record.message]
+    assert (vars(warning)["name_taken"], vars(warning)["projects"]) == (OTHER, [DEFAULT_PROJECT])
+
+
 async def test_pins_are_counted_by_base(tmp_path: Path, base: BaseDescription, other: BaseDescription) -> None:
     two = TwoBases(tmp_path / "home", base, other, engine_slots=3)
     async with two.run():
