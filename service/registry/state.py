@@ -189,7 +189,7 @@ class RegistryState:
             hidden = sorted(project for project, taken in self.catalog.snapshot.adapters if taken == base)
             if hidden:
                 _LOG.warning(
-                    "an adapter is hidden by a base of its name: give the base another (HATRACK_BASE_NAME, `base_name`)",
+                    "an adapter is hidden by a base of its name: give the base another, HATRACK_BASE_NAME",
                     extra={"name_taken": base, "projects": hidden[:20]},
                 )
         name = self.catalog.embedder_name
