@@ -14,8 +14,7 @@ from service.cli import terminal
 from service.cli.jobs import follow_job
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, CannotConnect, ClientError, HatrackClient, JsonObject
-from service.client.training import REBASE
-from service.client.wire import base_names
+from service.client.wire import REBASE, base_names
 
 if TYPE_CHECKING:
     from service.client.types.adapters import Adapter, AdapterVersion

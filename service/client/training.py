@@ -24,7 +24,7 @@ from service.client.types.training import (
     Integration,
 )
 from service.client.upload import CountedFile, not_readable
-from service.client.wire import FINAL_STATUSES, ClientError, event_of, events
+from service.client.wire import FINAL_STATUSES, REBASE, ClientError, event_of, events
 
 CHECKING: Final = httpx.Timeout(60, connect=CONNECT_S, read=600)
 """A data check: the trainer renders every example."""
@@ -41,8 +41,6 @@ OF_ONE_BASE: Final = frozenset({"learning_rate", "target_modules"})
 """Hyperparameters that say nothing of another base."""
 OF_PARENT: Final = frozenset({"lora_rank", "lora_alpha", "rslora"})
 """Hyperparameters that a job takes from the version that it continues."""
-REBASE: Final = "rebase"
-"""The key in a job's metadata that `hatrack rebase` finds its jobs by."""
 VERDICT: Final = "hatrack_verdict"
 """The key in a job's metadata that the trainer adds."""
 

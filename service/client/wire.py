@@ -13,6 +13,8 @@ JsonObject: TypeAlias = dict[str, Any]
 _ERRNO: Final = re.compile(r"^\[Errno -?\d+\] ")
 FINAL_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled"})
 """Statuses of jobs and evaluations that have ended."""
+REBASE: Final = "rebase"
+"""The key in a job's metadata that `hatrack rebase` finds its jobs by."""
 
 
 def base_names(models: Iterable[Mapping[str, Any]]) -> list[str]:
