@@ -9,7 +9,7 @@ Ravishankar 1998): each adapter takes a slot of one engine, and an engine that g
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -84,18 +84,28 @@ class ServedBase:
         """LoRA slots of the engine that has the fewest."""
         return min(agent.settings.engine_slots for agent in self.agents)
 
-    def agent_for(self, key: str | None) -> Agent:
+    def agent_for(self, key: str | None, without: Collection[str] = ()) -> Agent:
         """The engine for an adapter's digest, or for what else keeps to one engine; None: the least loaded.
 
         An engine that is not ready is passed over for as long; where none is, the first choice says why.
+
+        Args:
+            without: Names of engines that are passed over, too.
         """
         if self._only is not None:
             return self._only
-        ready = [agent for agent in self.agents if agent.is_ready()]
+        ready = self._ready(without)
         if key is None:
             return min(ready or self.agents, key=lambda agent: agent.load())
         order = self._order(key)
         return next((agent for agent in order if agent in ready), order[0])
+
+    def is_ready(self, without: Collection[str] = ()) -> bool:
+        """Whether an engine accepts requests now, apart from those with the names in ``without``."""
+        return bool(self._ready(without))
+
+    def _ready(self, without: Collection[str]) -> list[Agent]:
+        return [agent for agent in self.agents if agent.name not in without and agent.is_ready()]
 
     def _ordered(self, key: str) -> tuple[Agent, ...]:
         def score(agent: Agent) -> bytes:

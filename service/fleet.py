@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from adapters.base import BaseDescription
 from service.admission.admission import Admission
 from service.agents import Agent, Bases, ServedBase
+from service.concurrency import in_thread
 from service.config import Settings
-from service.config.engines import engine_settings
+from service.config.engines import NamedEngineSettings, engine_dirs, engine_settings
 from service.engine.assemble import describe_base, engine_for
 from service.engine.busy import EngineClock, EngineClocks
+from service.engine.process import end_leftovers
 from service.engine.watched import EngineState, WatchedEngine
+from service.errors import SettingsError
 from service.objects.adapters import StoredAdapters
 
+_LOG: Final = logging.getLogger("hatrack.engine")
 ONLY = "engine"
 """The name of a gateway's only engine."""
 
@@ -64,9 +71,16 @@ class Fleet:
         descriptions: dict[str, BaseDescription] = {}
         for own in engine_settings(settings):
             name = own.base_served_name
-            if name not in descriptions:
-                descriptions[name] = describe_base(own)
-            parts.append(_parts(own, descriptions[name], adapters))
+            try:
+                if name not in descriptions:
+                    descriptions[name] = describe_base(own)
+                parts.append(_parts(own, descriptions[name], adapters))
+            except SettingsError as error:
+                if not isinstance(own, NamedEngineSettings):
+                    raise
+                raise SettingsError(
+                    f"HATRACK_ENGINES: the engine `{own.engine_name}`, with the base {own.base_source}: {error}"
+                ) from error
         bases = []
         for description in descriptions.values():
             agents = [each.agent for each in parts if each.base is description]
@@ -128,7 +142,17 @@ class Fleet:
             yield
 
     async def start(self) -> None:
-        """Start all engines; returns before they are ready."""
+        """Start all engines; returns before they are ready.
+
+        Before, engines are ended that this home has left running and that its settings no longer name: after an entry
+        was removed or renamed nobody else would, and they hold their memory.
+        """
+        own = {each.watched.config.directory for each in self.parts}
+        own |= {Path(each.agent.settings.engine_socket or "/").parent for each in self.parts}
+        for directory in engine_dirs(self.default.agent.settings):
+            if directory not in own and (pids := await in_thread(end_leftovers, directory)):
+                about = {"engine": directory.name, "pids": pids}
+                _LOG.warning("stopped an engine that the settings no longer name", extra=about)
         for each in self.parts:
             await each.watched.start()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from trainer.errors import InvalidField
+from trainer.errors import BaseGone, InvalidField
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,21 @@ class Installation:
         raise InvalidField(
             f"`model`: the trainer does not know the base `{base_name}`; it was started with {known}", param="model"
         )
+
+    def of_run(self, base_name: str | None, directory: Path) -> Installation:
+        """The same for the base that a run was created for: of that name, or renamed since, in that directory.
+
+        Raises:
+            BaseGone: It is not served any more.
+        """
+        if base_name is None:  # of an earlier release: there was one
+            return self
+        if base_name in self.base_names:
+            return self.on(base_name)
+        for name in self.base_names:
+            if self.on(name).base == directory:
+                return self.on(name)
+        raise BaseGone(base_name, self.base_names)
 
     @property
     def base_names(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from service.cli import terminal
 from service.cli.show import print_adapters
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient
+from service.client.wire import base_names
 
 if TYPE_CHECKING:
     from service.client.types.adapters import Adapter
@@ -60,8 +61,7 @@ def _print_status(url: str, report: Readiness, models: list[Model], adapters: li
     if trainer:
         rows.append(("trainer", f"{trainer}{TRAINER_HINTS.get(trainer, '')}"))
     if models:
-        bases = [str(model["id"]) for model in models if model.get("parent") is None and model.get("type") == "chat"]
-        rows.append(("base", ", ".join(bases) or str(models[0].get("id"))))
+        rows.append(("base", ", ".join(base_names(models)) or str(models[0].get("id"))))
         rows.append(("adapters", str(len(adapters))))
     terminal.print_table(("", ""), rows)
     if adapters:

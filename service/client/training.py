@@ -24,7 +24,7 @@ from service.client.types.training import (
     Integration,
 )
 from service.client.upload import CountedFile, not_readable
-from service.client.wire import FINAL_STATUSES, ClientError, event_of, events
+from service.client.wire import FINAL_STATUSES, REBASE, ClientError, event_of, events
 
 CHECKING: Final = httpx.Timeout(60, connect=CONNECT_S, read=600)
 """A data check: the trainer renders every example."""
@@ -39,6 +39,8 @@ TRANSIENT: Final = frozenset({0, 502, 503, 504})
 NOT_FOUND: Final = 404
 OF_ONE_BASE: Final = frozenset({"learning_rate", "target_modules"})
 """Hyperparameters that say nothing of another base."""
+OF_PARENT: Final = frozenset({"lora_rank", "lora_alpha", "rslora"})
+"""Hyperparameters that a job takes from the version that it continues."""
 VERDICT: Final = "hatrack_verdict"
 """The key in a job's metadata that the trainer adds."""
 
@@ -140,8 +142,15 @@ class FineTuningJobs(Resource):
             JobEstimate, "POST", path_of("fine_tuning", "jobs", "estimate"), json=body, timeout=CHECKING
         )
 
-    def repeat(self, version: str, *, base: str | None = None) -> FineTuningJob:
-        """Train a version's recipe again: the same data, resolved hyperparameters, seed and base, as a new job.
+    def repeat(
+        self,
+        version: str,
+        *,
+        base: str | None = None,
+        start: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> FineTuningJob:
+        """Train a version's recipe again: the same data, method, resolved hyperparameters, seed and base, as a new job.
 
         It becomes the adapter's next version; where all weights and settings come out equal to the bit, the job's
         result is the version itself.
@@ -150,6 +159,9 @@ class FineTuningJobs(Resource):
             version: `brand-voice@3`.
             base: Another base to train for; then what was left to the trainer is chosen for that one, and so are the
                 learning rate and the modules, which mean nothing on another. The same examples are held out.
+            start: A version on ``base`` that is continued, in the place of the one that the job continued; its rank and
+                modules are kept. None: it is trained from ``base`` itself.
+            metadata: Further metadata of the new job.
 
         Raises:
             ClientError: `version_missing` for a name without a version; `not_trained_here` if no job has trained it;
@@ -173,7 +185,8 @@ class FineTuningJobs(Resource):
                 raise
             message = f"{version} was trained by {job_id}, which no longer exists or is hidden from the key."
             raise ClientError(0, "job_gone", message, "version") from error
-        body = _request_of(job, {**(lineage.get("datasets") or {})}, target.name, base)
+        body = _request_of(job, {**(lineage.get("datasets") or {})}, target.name, base, start)
+        body["metadata"] |= metadata or {}
         for param in ("training_file", "validation_file"):
             if body.get(param) is not None:
                 body[param] = self._source(version, str(job.get(param)), str(body[param]))
@@ -294,13 +307,17 @@ def _path(job_id: str, *parts: str) -> str:
     return path_of("fine_tuning", "jobs", job_id, *parts)
 
 
-def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str, base: str | None) -> dict[str, Any]:
+def _request_of(
+    job: FineTuningJob, datasets: Mapping[str, str], adapter: str, base: str | None, start: str | None
+) -> dict[str, Any]:
     """The body that asks for a job again, with the values that were resolved then.
 
     Args:
         datasets: The datasets that its files were versions of, by the request's field.
         base: Another base, for which only what was requested holds; None: the job's own model.
+        start: A version on that base to continue, whose shape is kept; None: the base.
     """
+    method = (job.get("method") or {}).get("type") or "supervised"
     details = job["hatrack"]
     resolved: dict[str, Any] = {**job["hyperparameters"]}
     options: dict[str, Any] = {**(details.get("requested") or {})}
@@ -312,17 +329,19 @@ def _request_of(job: FineTuningJob, datasets: Mapping[str, str], adapter: str, b
     else:
         resolved = {}
     if base is not None:
-        options = {name: value for name, value in options.items() if name not in OF_ONE_BASE}
-    notes = {name: value for name, value in (job.get("metadata") or {}).items() if name not in (VERDICT, *resolved)}
+        unfit = OF_ONE_BASE if start is None else OF_ONE_BASE | OF_PARENT
+        options = {name: value for name, value in options.items() if name not in unfit}
+    left_out = (VERDICT, REBASE, *resolved)
+    notes = {name: value for name, value in (job.get("metadata") or {}).items() if name not in left_out}
     if "adapter" not in options:
         notes["adapter"] = adapter
     return {
-        "model": job["model"] if base is None else base,
+        "model": job["model"] if base is None else start or base,
         "training_file": datasets.get("training_file", job["training_file"]),
         "validation_file": datasets.get("validation_file", job.get("validation_file")),
         "seed": job["seed"],
         "metadata": notes,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": options | resolved}},
+        "method": {"type": method, method: {"hyperparameters": options | resolved}},
     }
 
 

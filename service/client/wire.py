@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 import httpx
@@ -13,6 +13,20 @@ JsonObject: TypeAlias = dict[str, Any]
 _ERRNO: Final = re.compile(r"^\[Errno -?\d+\] ")
 FINAL_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled"})
 """Statuses of jobs and evaluations that have ended."""
+REBASE: Final = "rebase"
+"""The key in a job's metadata that `hatrack rebase` finds its jobs by."""
+
+
+def base_names(models: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the bases among the models of `GET /v1/models`, the default first.
+
+    An adapter whose base is not served has no parent either, but a version of its own as its root.
+    """
+    return [
+        model["id"]
+        for model in models
+        if model.get("parent") is None and model.get("type") == "chat" and model.get("root", model["id"]) == model["id"]
+    ]
 
 
 class ClientError(Exception):

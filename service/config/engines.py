@@ -17,20 +17,25 @@ the default: that of a push or of a job that names none.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
-from adapters.validation import settings_message
+from adapters.validation import faults, message, settings_message, shown
 from service.config import SECRETS, Settings
 from service.config.engine import EngineSettings
 from service.errors import SettingsError
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 MAX_ENGINES: Final = 64
+SOCKET: Final = "engine.sock"
+"""Of an engine that the gateway starts, in its folder."""
 PREFIX: Final = "engine_"
 OWN: Final = frozenset(name.removeprefix(PREFIX) for name in EngineSettings.model_fields if name.startswith(PREFIX))
 """Settings of an engine that an entry may have, besides its name and its base."""
@@ -40,6 +45,14 @@ REPLACED: Final = {
     "engine_url": "HATRACK_ENGINE_URL",
 }
 """Settings that say which engine there is; beside a file they would contradict it."""
+
+
+KEYS: Final = {PREFIX + key: key for key in OWN} | {"base_model": "base", "base_name": "base_name"}
+"""The keys of an entry, by the settings that they become."""
+SAME_IN_GROUP: Final = {"dtype": "dtype", "context": "context", "engine_max_rank": "max_rank"}
+"""Settings that all engines of a base share, with their keys: what the gateway checks holds for whichever answers."""
+MAX_SOCKET_BYTES: Final = 107
+"""Of a Unix socket's path, in Linux."""
 
 
 class NamedEngineSettings(Settings):
@@ -105,9 +118,23 @@ def _read(path: Path) -> _File:
     try:
         return _File.model_validate(content)
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise SettingsError(f"HATRACK_ENGINES: {path}: {where}: {fault['msg']} (found {fault['input']!r})") from error
+        raise SettingsError(f"HATRACK_ENGINES: {path}: {_described(faults(error)[0], content)}") from error
+
+
+def _described(fault: ErrorDetails, content: Mapping[str, Any]) -> str:
+    """What is wrong with the file: which entry and key, what is allowed, and what was given; no value of an entry that
+    may be a key."""
+    top, *below = fault["loc"]
+    if top != "engine":
+        return f"the key `{top}` is not known; the file has entries `[[engine]]` alone"
+    given = "" if fault["type"] == "missing" else f"; got {shown(fault['input'])}"
+    if not below:
+        return f"it must have 1 to {MAX_ENGINES} entries `[[engine]]`: {message(fault)}{given}"
+    number, *keys = below
+    entry = content["engine"][number]
+    name = entry.get("name") if isinstance(entry, Mapping) else None
+    which = f"engine {int(number) + 1}{f' (`{name[:40]}`)' if isinstance(name, str) else ''}"
+    return f"{which}: {f'`{keys[0]}`: ' if keys else ''}{message(fault)}{given}"
 
 
 def _settings_of(settings: Settings, entry: _Entry, path: Path) -> NamedEngineSettings:
@@ -133,7 +160,7 @@ def _settings_of(settings: Settings, entry: _Entry, path: Path) -> NamedEngineSe
     try:
         return NamedEngineSettings(**values)
     except ValidationError as error:
-        detail = settings_message(error, prefix="HATRACK_", secrets=SECRETS)
+        detail = settings_message(error, prefix="HATRACK_", secrets=SECRETS | {"key"}, names=KEYS)
         raise SettingsError(f"HATRACK_ENGINES: {path}: the engine `{entry.name}`: {detail}") from error
 
 
@@ -146,34 +173,66 @@ def _check(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
     bases: dict[str, NamedEngineSettings] = {}
     for engine in engines:
         first = bases.setdefault(engine.base_served_name, engine)
-        if first.base_dir != engine.base_dir:
+        if first.base_dir.resolve() != engine.base_dir.resolve():
             raise SettingsError(
                 f"HATRACK_ENGINES: {path}: the engines `{first.engine_name}` and `{engine.engine_name}` serve "
                 f"different bases under the name `{engine.base_served_name}`; give one of them a `base_name`"
             )
-        if first.dtype != engine.dtype:
+        for field, key in SAME_IN_GROUP.items():
+            values = getattr(first, field), getattr(engine, field)
+            if values[0] != values[1]:
+                raise SettingsError(
+                    f"HATRACK_ENGINES: {path}: the engines `{first.engine_name}` and `{engine.engine_name}` serve "
+                    f"`{engine.base_served_name}` with different `{key}` ({values[0]}, {values[1]}); an adapter may be "
+                    "answered by either of them, so give both the same"
+                )
+    directories = {engine.base_dir.resolve(): name for name, engine in bases.items()}
+    for name, engine in bases.items():
+        other = directories[engine.base_dir.resolve()]
+        if other != name:
             raise SettingsError(
-                f"HATRACK_ENGINES: {path}: the engines `{first.engine_name}` and `{engine.engine_name}` serve "
-                f"`{engine.base_served_name}` in different data types ({first.dtype}, {engine.dtype}); an adapter's "
-                "proof and verdict hold for one"
+                f"HATRACK_ENGINES: {path}: `{name}` and `{other}` are two names of one base; give both engines the "
+                "same `base_name`"
             )
-    directories = {engine.base_dir: name for name, engine in bases.items()}
-    if len(directories) < len(bases):
-        name = next(name for name, engine in bases.items() if directories[engine.base_dir] != name)
-        raise SettingsError(
-            f"HATRACK_ENGINES: {path}: `{name}` and `{directories[bases[name].base_dir]}` are two names of one base; "
-            "give both engines the same `base_name`"
-        )
+    _check_addresses(engines, path)
     _check_memory(engines, path)
 
 
+def _check_addresses(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
+    urls: dict[str, NamedEngineSettings] = {}
+    for engine in engines:
+        if engine.engine_url:
+            first = urls.setdefault(engine.engine_url, engine)
+            if first is not engine:
+                raise SettingsError(
+                    f"HATRACK_ENGINES: {path}: the engines `{first.engine_name}` and `{engine.engine_name}` have the "
+                    f"same `url` ({engine.engine_url}); each must be an engine of its own"
+                )
+            continue
+        length = len(os.fsencode(engine.engine_dir / SOCKET))
+        if length > MAX_SOCKET_BYTES:
+            raise SettingsError(
+                f"HATRACK_ENGINES: {path}: the engine `{engine.engine_name}`: the path of its socket, "
+                f"{engine.engine_dir / SOCKET}, has {length} bytes, and at most {MAX_SOCKET_BYTES} are allowed; "
+                "choose a shorter name, or another HATRACK_HOME"
+            )
+
+
 def _check_memory(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
+    """Raise SettingsError where engines do not fit on a GPU; one without `devices` may be on any."""
     shares: dict[str, float] = {}
     for engine in engines:
         if engine.device == "cuda" and not engine.engine_url:
-            for device in engine.engine_devices.split(","):
+            if re.fullmatch(r"[0-9,]*-[0-9,-]*", engine.engine_devices):
+                raise SettingsError(
+                    f"HATRACK_ENGINES: {path}: the engine `{engine.engine_name}`: `devices` must list GPUs one by one, "
+                    f"such as `0,1`; got {engine.engine_devices!r}"
+                )
+            for device in dict.fromkeys(engine.engine_devices.split(",")):
                 shares[device] = shares.get(device, 0.0) + engine.engine_memory
-    for device, share in shares.items():
+    anywhere = shares.get("", 0.0)
+    for device, own in shares.items():
+        share = own + anywhere if device else own
         if share > 1:
             raise SettingsError(
                 f"HATRACK_ENGINES: {path}: the engines on GPU {device or '(any)'} would take {share:.2f} of its "

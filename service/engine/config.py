@@ -14,7 +14,7 @@ import orjson
 from adapters.base import BaseDescription, Fingerprint
 from adapters.chat_template import served_template
 from service.config import Settings
-from service.config.engines import NamedEngineSettings
+from service.config.engines import SOCKET, NamedEngineSettings
 from service.engine.contract import BASE_VARIABLE, PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
 from service.errors import SettingsError
 
@@ -141,7 +141,7 @@ class EngineConfig:
     @property
     def socket(self) -> Path:
         """Path of the Unix socket that vLLM listens on; only this user may enter its directory."""
-        return self.directory / "engine.sock"
+        return self.directory / SOCKET
 
     @property
     def log(self) -> Path:

@@ -165,11 +165,12 @@ class Dispatch:
             record.prompt,
             target.flow if runs_model else None,
         )
+        waited_s = record.queue_s or 0.0  # for another engine, which went away
         arrived = asyncio.get_running_loop().time()
         try:
-            return await queue.enter(admission, arrived + self._queue_timeout_s)
+            return await queue.enter(admission, arrived + self._queue_timeout_s - waited_s)
         finally:
-            record.queue_s = asyncio.get_running_loop().time() - arrived
+            record.queue_s = waited_s + asyncio.get_running_loop().time() - arrived
 
     async def _forward(self, request: FinishedRequest, call: Call, permit: Permit | None) -> None:
         """Run the model and relay its answer; releases the admission permit."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.agents import Bases
+from service.errors import EngineUnavailable
 from service.inference.dialect import Route
 from service.inference.dispatch import Dispatch, FinishedRequest
 from service.inference.length import PromptLimit
@@ -48,8 +49,20 @@ class Dispatches:
         await self._of(target).bring(target)
 
     async def answer(self, request: FinishedRequest) -> None:
-        """As `Dispatch.answer`."""
-        await self._of(request.target).answer(request)
+        """As `Dispatch.answer`; what an engine that went away was not sent is given to the next one of its base.
+
+        It keeps its deadline in the queue, and is offered to each engine once.
+        """
+        base, gone = self._bases.named(request.target.base), set[str]()
+        while True:
+            agent = base.agent_for(request.target.counted_as, gone)
+            try:
+                await self._by_agent[agent.name].answer(request)
+                return
+            except EngineUnavailable:
+                gone.add(agent.name)
+                if request.record.fallback_tokens is not None or not base.is_ready(gone):
+                    raise  # it was sent, and may have been answered; or nobody else can
 
     def _of(self, target: Target) -> Dispatch:
         agent = self._bases.named(target.base).agent_for(target.counted_as)

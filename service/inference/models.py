@@ -64,10 +64,10 @@ def _root(resolved: ResolvedName) -> str:
     return f"{name}@{target}" if isinstance(target, int) else f"{name}:{resolved.alias}"
 
 
-def _parent(catalog: Catalog, resolved: ResolvedName) -> str:
-    """The base of the version behind a name; of a split's first."""
-    first = versions_of(resolved.target)[0]
-    return resolved.entry.versions[first].base or catalog.base_name
+def _parent(catalog: Catalog, resolved: ResolvedName) -> str | None:
+    """The base of the version behind a name; of a split's first. None: it is not served now."""
+    first = resolved.entry.versions[versions_of(resolved.target)[0]]
+    return None if first.servable is Servable.OTHER_BASE else first.base or catalog.base_name
 
 
 def _base(catalog: Catalog, name: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ MODEL: Final = {
         "created": {"type": "integer"},
         "owned_by": {"type": "string"},
         "root": {"type": "string", "description": "The version behind the name; of a split, the alias."},
-        "parent": {"type": ["string", "null"], "description": "The base."},
+        "parent": {"type": ["string", "null"], "description": "The base; null of a base, and where it is not served."},
         "type": {
             "enum": [CHAT, EMBEDDING],
             "description": "`embedding`: it answers `/v1/embeddings` alone; `chat`: the routes that generate.",

@@ -36,13 +36,11 @@ class AliasService:
     Args:
         state: What the registry's parts share.
         probers: Load a version before an alias moves to it.
-        slots: The engine's LoRA slots; they limit how many versions a pinned adapter's `live` may be split over.
     """
 
-    def __init__(self, state: RegistryState, probers: Probers, slots: int) -> None:
+    def __init__(self, state: RegistryState, probers: Probers) -> None:
         self._state = state
         self._probers = probers
-        self._slots = slots
 
     async def set_target(
         self,
@@ -266,7 +264,7 @@ class AliasService:
 
     def _demand_pin_room(self, db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget) -> None:
         if alias == DEFAULT_ALIAS and pin_records.is_pinned(db, adapter_id):
-            pin_records.require_room(db, adapter_id, target, self._slots)
+            pin_records.require_room(db, adapter_id, target, self._state.bases)
 
     async def _warm(self, adapter: AdapterWithVersions, target: AliasTarget) -> None:
         for row in _rows(adapter, target):

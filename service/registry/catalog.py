@@ -40,7 +40,9 @@ class Servable(StrEnum):
 
 _REASONS: Final[Mapping[Servable, str]] = {
     Servable.OK: "",
-    Servable.OTHER_BASE: "it was proven on another base model (`other_base`); push an adapter for this base",
+    Servable.OTHER_BASE: (
+        "it was proven on a base model that is not served now (`other_base`); train or push it for one that is"
+    ),
     Servable.DAMAGED: "its files in the store are missing or damaged (`damaged`); push the same files again",
     Servable.CORRUPT: "it failed in the engine (`corrupt`); use another version, or push it again to prove it again",
 }

@@ -41,11 +41,13 @@ class LoadedAdapters:
     Args:
         catalog: Which adapters can serve.
         residency: Which of them the engine has loaded.
+        base: The served name of the engine's base: what is sound on another may be corrupt on this one.
     """
 
-    def __init__(self, catalog: Catalog, residency: EngineClient) -> None:
+    def __init__(self, catalog: Catalog, residency: EngineClient, base: str) -> None:
         self._catalog = catalog
         self._residency = residency
+        self._base = base
 
     async def __call__(self) -> Sequence[str]:
         try:
@@ -57,7 +59,9 @@ class LoadedAdapters:
             version.digest
             for entry in entries
             for version in entry.versions.values()
-            if version.servable is Servable.OK and version.digest is not None
+            if version.servable is Servable.OK
+            and version.digest is not None
+            and (version.base or self._catalog.base_name) == self._base
         }
         return [digest for digest in loaded if digest in servable]
 

@@ -1,10 +1,13 @@
-"""The SQL of pins: adapters whose live version is kept warm, and how many of the engine's slots that may take."""
+"""The SQL of pins: adapters whose live version is kept warm, and how many slots of its base's engines that may take."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import sqlalchemy as sa
 
 from adapters.names import DEFAULT_ALIAS
+from service.agents import Bases
 from service.errors import Conflict
 from service.registry import alias_records
 from service.registry.records import NO_DIGEST
@@ -30,43 +33,52 @@ def is_pinned(db: sa.Connection, adapter_id: int) -> bool:
     return db.scalar(sa.select(adapters.c.pinned_at).where(adapters.c.id == adapter_id)) is not None
 
 
-def needs(db: sa.Connection) -> dict[int, int]:
-    """How many slots each pinned adapter of any project needs, by its id.
+def needs(db: sa.Connection, bases: Bases) -> dict[int, Counter[str]]:
+    """How many slots of each base's engines each pinned adapter of any project needs, by its id and the base's name.
 
     One for each version with weights that its `live` may answer with; an adapter without any there keeps one reserved,
-    so that a promotion is never what goes over the limit.
+    so that a promotion is never what goes over the limit. A version whose base is not served counts as if it had no
+    weights, on the default base.
     """
     rows = db.execute(
         sa.select(adapters.c.id, aliases.c.version, aliases.c.split)
         .outerjoin(aliases, sa.and_(aliases.c.adapter_id == adapters.c.id, aliases.c.alias == DEFAULT_ALIAS))
         .where(adapters.c.pinned_at.is_not(None))
     )
-    return {row.id: _slots(db, row.id, alias_records.target_of(row)) for row in rows.all()}
+    return {row.id: _slots(db, row.id, alias_records.target_of(row), bases) for row in rows.all()}
 
 
-def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, slots: int) -> None:
-    """Refuse that a pinned adapter's `live` moves to ``target`` where that would pin more than ``slots`` less one.
+def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, bases: Bases) -> None:
+    """Refuse that a pinned adapter's `live` moves to ``target`` where that would pin too many versions on a base.
+
+    On each base one slot less than the smallest of its engines has: each of them may have to serve all.
 
     Raises:
         Conflict: It would; the message has the numbers.
     """
-    taken = needs(db)
-    before, needed = taken.pop(adapter_id, 0), _slots(db, adapter_id, target)
-    others = sum(taken.values())
-    if needed > before and others + needed > slots - 1:
-        raise Conflict(
-            f"this would pin {others + needed} versions; at most {slots - 1} can be pinned, because the engine "
-            f"has {slots} slots (HATRACK_ENGINE_SLOTS) and one must stay free for other adapters",
-            code="too_many_pins",
-        )
+    taken = needs(db, bases)
+    before = taken.pop(adapter_id, Counter())
+    for name, needed in _slots(db, adapter_id, target, bases).items():
+        others, slots = sum(each[name] for each in taken.values()), bases.named(name).slots
+        if needed > before[name] and others + needed > slots - 1:
+            where = f" on the base `{name}`" if len(bases.names) > 1 else ""
+            raise Conflict(
+                f"this would pin {others + needed} versions{where}; at most {slots - 1} can be pinned, because the "
+                f"engine has {slots} slots (HATRACK_ENGINE_SLOTS) and one must stay free for other adapters",
+                code="too_many_pins",
+            )
 
 
-def _slots(db: sa.Connection, adapter_id: int, target: AliasTarget | None) -> int:
+def _slots(db: sa.Connection, adapter_id: int, target: AliasTarget | None, bases: Bases) -> Counter[str]:
     if target is None:
-        return 1
-    loadable = sa.select(sa.func.count()).where(
-        versions.c.adapter_id == adapter_id,
-        versions.c.number.in_(versions_of(target)),
-        versions.c.digest != NO_DIGEST,
+        return Counter({bases.default.name: 1})
+    rows = db.execute(
+        sa.select(versions.c.digest, versions.c.base).where(
+            versions.c.adapter_id == adapter_id, versions.c.number.in_(versions_of(target))
+        )
     )
-    return max(1, int(db.scalar(loadable) or 0))
+    loaded, reserved = Counter[str](), Counter[str]()
+    for row in rows.all():
+        base = bases.serving(row.base)
+        (loaded if base is not None and row.digest != NO_DIGEST else reserved)[(base or bases.default).name] += 1
+    return loaded | Counter(dict.fromkeys(reserved, 1))

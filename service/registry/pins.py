@@ -121,10 +121,9 @@ class PinLoader:
 class Pins:
     """Pins and unpins adapters."""
 
-    def __init__(self, state: RegistryState, wake_loaders: Callable[[], None], slots: int) -> None:
+    def __init__(self, state: RegistryState, wake_loaders: Callable[[], None]) -> None:
         self._state = state
         self._wake_loaders = wake_loaders
-        self._slots = slots
 
     async def pin(self, project: str, name: str, *, actor: Actor) -> dict[str, Any]:
         """Pin the adapter: its live version is loaded in the background and kept loaded.
@@ -147,7 +146,7 @@ class Pins:
 
             def work(db: sa.Connection) -> None:
                 if not pin_records.is_pinned(db, adapter_id):
-                    pin_records.require_room(db, adapter_id, live, self._slots)
+                    pin_records.require_room(db, adapter_id, live, self._state.bases)
                     pin_records.set_pin(db, adapter_id)
                     note(db, actor, "adapter.pin", name)
 

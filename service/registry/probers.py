@@ -27,7 +27,7 @@ class Probers:
                 base.name,
                 agent.restart,
                 timeout_s=timeout_s,
-                neighbours=LoadedAdapters(catalog, agent.client),
+                neighbours=LoadedAdapters(catalog, agent.client, base.name),
             )
             for base in bases
             for agent in base.agents

@@ -244,9 +244,15 @@ class Proving:
 
     async def mark_corrupt(self, digest: str, base: str) -> None:
         """Mark a digest as corrupt on this base: none of its versions there serves until it is proven again."""
-        reason, engine = "its probes failed when asked again", self._state.bases.named(base).fingerprint.digest
-        await self._state.database.run(lambda db: records.mark_corrupt(db, digest, engine, reason))
-        log.warning("the adapter %s is marked corrupt on this engine until it is proven again", digest[:12])
+        reason, bases = "its probes failed when asked again", self._state.bases
+        served = bases.named(base)
+
+        def work(db: sa.Connection) -> None:
+            engine = served.fingerprint.digest
+            records.mark_corrupt(db, digest, engine, reason, serves=lambda stored: bases.serving(stored) is served)
+
+        await self._state.database.run(work)
+        log.warning("the adapter %s is marked corrupt on `%s` until it is proven again", digest[:12], served.name)
         await self.refresh_others(digest, None)
 
     async def refresh_others(self, digest: str | None, but: tuple[str, str] | None) -> None:

@@ -79,15 +79,14 @@ class Registry:
         space = AdapterSpace(None if settings.max_adapters_gib is None else int(settings.max_adapters_gib * GIB))
         self._proving = Proving(self._state, probers, self._prompts)
         self._corruption_checker = CorruptionChecker(bases, probers, self._proving.mark_corrupt)
-        slots = min(base.slots for base in bases)
-        self.aliases = AliasService(self._state, probers, slots)
+        self.aliases = AliasService(self._state, probers)
         self.fetcher = SourceFetcher(settings)
         self.pushes = Pushes(settings, self._state, self._proving, self._prompts, self.aliases, self.fetcher, space)
         self.push_events = PushEvents()
         self._pin_loaders = [
             PinLoader(catalog, base, agent, probers.of_agent(agent)) for base in bases for agent in base.agents
         ]
-        self.pins = Pins(self._state, self._wake_pin_loaders, slots)
+        self.pins = Pins(self._state, self._wake_pin_loaders)
         self._live_rollback = LiveRollback(self._state, self.aliases)
         self.verdicts = Verdicts(self._state, self._live_rollback.wake)
         self.deletion = Deletion(self._state)
@@ -98,7 +97,7 @@ class Registry:
         await self._adapters.open()
         await self._forget_removed()
         await self._state.refresh_all()
-        self._state.warn_of_hidden_embedder()
+        self._state.warn_of_hidden()
         for project, name, version_id in await self._database.run(records.proving):
             self._proving.spawn(project, name, version_id, system_actor(project))
         self._workers = [

@@ -182,8 +182,16 @@ class RegistryState:
         self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         await self.recount()
 
-    def warn_of_hidden_embedder(self) -> None:
-        """Log the projects in which an adapter had the embedder's name before the embedder was served under it."""
+    def warn_of_hidden(self) -> None:
+        """Log which names are hidden: adapters that are named like a base that came later, and an embedder that is
+        named like an adapter."""
+        for base in self.bases.names:
+            hidden = sorted(project for project, taken in self.catalog.snapshot.adapters if taken == base)
+            if hidden:
+                _LOG.warning(
+                    "an adapter is hidden by a base of its name: give the base another, HATRACK_BASE_NAME",
+                    extra={"name_taken": base, "projects": hidden[:20]},
+                )
         name = self.catalog.embedder_name
         projects = sorted(project for project, taken in self.catalog.snapshot.adapters if taken == name)
         if projects:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from trainer.config import Settings
 from trainer.data.report import Report
 from trainer.database import Database
-from trainer.errors import TooManyRequests
+from trainer.errors import BaseGone, TooManyRequests
 from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
@@ -159,7 +159,10 @@ class FinetuneKind(Kind[JobResult]):
         device = JobDetails.model_validate(run.details).device
         available = await asyncio.to_thread(capacity.available_memory, device, self._installation, working)
         job = await asyncio.to_thread(self.directories.read, run.id, protocol.SPEC, JobSpec)
-        base = self._bases[self._installation.base_name if job is None else job.base_name]
+        base_name = self._installation.base_name if job is None else job.base_name
+        base = self._bases.get(base_name)
+        if base is None:
+            return self.abort_run(run, Abort(AbortCause.BASE_GONE, message=BaseGone(base_name, self._bases).message))
         on_gpu = capacity.device_type(device) == "cuda"
         wanted = capacity.required_memory(plan.recipe, base, longest=longest, on_gpu=on_gpu)
         recipe, check = capacity.fit_memory(plan.recipe, base, available, longest=longest, on_gpu=on_gpu)
@@ -192,6 +195,11 @@ class FinetuneKind(Kind[JobResult]):
             return RunOutcome(
                 pushed, f"The trainer's disk is full: {name} is registered, but no verdict could be stored.", "error"
             )
+        if abort.cause is AbortCause.BASE_GONE:
+            failure = Failure(code=BaseGone.code, message=abort.message)
+            if pushed is None:
+                return RunOutcome(JobResult(status="failed", error=failure), failure.message)
+            return RunOutcome(pushed, f"{name} is registered, without a verdict. {failure.message}", "error")
         how = "ran out of memory" if abort.out_of_memory else describe_exit(abort.end)
         times = f"The worker {how}, {abort.times} times in a row without progress"
         if pushed is not None:

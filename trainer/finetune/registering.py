@@ -31,6 +31,7 @@ def register(
     version = gateway.push(
         job.adapter,
         output,
+        base=job.base_name,
         alias=ALIAS if kept_s is None else "",  # an alias would keep it
         settings=_settings(plan),
         metadata=metadata.model_dump_json(),
@@ -83,6 +84,7 @@ def register_checkpoints(
             version = gateway.push(
                 job.adapter,
                 path,
+                base=job.base_name,
                 alias=alias,
                 settings=_settings(plan),
                 metadata=(path / METADATA_FILE).read_text(),

@@ -96,8 +96,12 @@ class RunDirectories:
     def relocate(self, run_id: str) -> None:
         """Point a run at this machine's gateway, and at its base if the directory that the run names is gone.
 
-        Since a run was created, its home may have been restored elsewhere, or the gateway have got another port.
-        Raises OSError.
+        Since a run was created, its home may have been restored elsewhere, the gateway have got another port, or the
+        base another name.
+
+        Raises:
+            OSError: The run's directory cannot be written.
+            BaseGone: The run trains, and its base is not served any more.
         """
         content = self.read_bytes(run_id, protocol.SPEC)
         if self._installation is None or content is None:
@@ -107,10 +111,11 @@ class RunDirectories:
         except ValueError:
             return  # the worker says what is wrong with it
         places = {"gateway": self._installation.gateway}
-        if "base_dir" in spec and not (Path(spec["base_dir"]) / "config.json").is_file():
-            names = self._installation.base_names
-            name = spec["base_name"] if spec.get("base_name") in names else None
-            places["base_dir"] = str(self._installation.on(name).base)
+        if "base_dir" in spec:
+            here = self._installation.of_run(spec.get("base_name"), Path(spec["base_dir"]))
+            places["base_name"] = here.base_name
+            if not (Path(spec["base_dir"]) / "config.json").is_file():
+                places["base_dir"] = str(here.base)
         if any(spec.get(name) != place for name, place in places.items()):
             replace_file(self.path_of(run_id) / protocol.SPEC, json.dumps(spec | places) + "\n")
 

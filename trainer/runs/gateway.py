@@ -14,7 +14,7 @@ import httpx
 
 from adapters.protocol.runs import FileRef
 from trainer.durable import replaced_file
-from trainer.errors import GatewayRefused, GatewayUnreachable
+from trainer.errors import BaseGone, GatewayRefused, GatewayUnreachable
 from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE
 
 T = TypeVar("T")
@@ -86,6 +86,7 @@ class Gateway:
         name: str,
         directory: Path,
         *,
+        base: str,
         alias: str,
         settings: dict[str, Any],
         metadata: str,
@@ -94,9 +95,10 @@ class Gateway:
         """Upload the adapter in `directory`, wait for its proof, and return the version object.
 
         Args:
+            base: The served name of the base that it was trained for; the gateway refuses one that it does not serve.
             expires_at: When the gateway deletes the version, in Unix seconds; None: never.
         """
-        fields = {"name": name, "alias": alias, "settings": json.dumps(settings), "metadata": metadata}
+        fields = {"name": name, "base": base, "alias": alias, "settings": json.dumps(settings), "metadata": metadata}
         if expires_at is not None:
             fields["expires_at"] = str(expires_at)
         return self._with_retries(lambda: self._push(directory, fields))
@@ -343,13 +345,20 @@ class Gateway:
 
 
 def engine_fingerprint(readiness: dict[str, Any], base_name: str) -> str:
-    """See ``Gateway.fingerprint``. Raises GatewayUnreachable while no engine of the base is ready."""
+    """See ``Gateway.fingerprint``.
+
+    Raises:
+        GatewayUnreachable: No engine of the base is ready.
+        BaseGone: It has none, which waiting does not change.
+    """
     engines = readiness.get("engines")
     if not engines:
         return str(readiness["fingerprint"])
     states = {engine["state"] for engine in engines if engine["base"] == base_name}
+    if not states:
+        raise BaseGone(base_name, dict.fromkeys(engine["base"] for engine in engines))
     if "ready" not in states:
-        raise GatewayUnreachable(f"no engine of the base `{base_name}` is ready: {', '.join(sorted(states)) or 'none'}")
+        raise GatewayUnreachable(f"no engine of the base `{base_name}` is ready: {', '.join(sorted(states))}")
     return " ".join(sorted({f"{engine['base']}:{engine['fingerprint']}" for engine in engines}))
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.errors import TooManyRequests
+from trainer.errors import BaseGone, TooManyRequests
 from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL
@@ -50,6 +50,8 @@ class AbortCause(StrEnum):
 
     CANCELLED = "cancelled"
     DISK_FULL = "disk full"
+    BASE_GONE = "base gone"
+    """The base that it trains is not served any more."""
     GIVEN_UP = "given up"
     """Its workers died several times in a row without progress."""
 
@@ -63,12 +65,21 @@ class Abort:
         end: How the last worker exited.
         times: How often in a row a worker died without progress.
         out_of_memory: Whether the kernel killed a process for lack of memory while the last worker ran.
+        message: Says more, where the base is gone.
     """
 
     cause: AbortCause
     end: WorkerExit = UNKNOWN_EXIT
     times: int = 0
     out_of_memory: bool = False
+    message: str = ""
+
+    @property
+    def failure(self) -> Failure | None:
+        """The error of a run that ends for a reason that has nothing to do with its kind; None: the kind knows more."""
+        if self.cause is AbortCause.DISK_FULL:
+            return DISK_FULL
+        return Failure(code=BaseGone.code, message=self.message) if self.cause is AbortCause.BASE_GONE else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +100,7 @@ def abort_without_output(result: type[R], abort: Abort, *, cancelled: str, given
     """
     if abort.cause is AbortCause.CANCELLED:
         return RunOutcome(result(status="cancelled"), cancelled)
-    failure = DISK_FULL if abort.cause is AbortCause.DISK_FULL else Failure(code="worker_killed", message=given_up)
+    failure = abort.failure or Failure(code="worker_killed", message=given_up)
     return RunOutcome(result(status="failed", error=failure), failure.message)
 
 

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from trainer.config import Settings
 from trainer.database import Database
-from trainer.errors import SettingsError
+from trainer.errors import BaseGone, SettingsError
 from trainer.runs import journal, protocol, records
 from trainer.runs.failures import is_full
 from trainer.runs.kind import Abort, AbortCause, AnyKind, RunOutcome, Stage
@@ -249,6 +249,9 @@ class Supervisor:
             # on this thread: in another one it could outlive a cancellation and leave an unwatched worker
             directory = kind.directory(run)
             worker = spawn(directory, kind.command(directory, stage.name))
+        except BaseGone as error:
+            await self._transitions.abort_run(kind, run, Abort(AbortCause.BASE_GONE, message=error.message))
+            return
         except OSError as error:
             _LOG.exception("cannot start the worker of %s", run.id)
             end = WorkerExit(FULL if is_full(error) else FAILED)

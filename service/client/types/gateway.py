@@ -15,7 +15,7 @@ class Model(TypedDict):
     root: NotRequired[str]
     """The version behind the name, `brand-voice@3`; for a split alias, the alias."""
     parent: NotRequired[str | None]
-    """The base model."""
+    """The base model; None for a base, and for an adapter whose base is not served now."""
     type: NotRequired[Literal["chat", "embedding"]]
     """What it is for: the routes that generate, or `/v1/embeddings`. Older gateways do not say."""
 

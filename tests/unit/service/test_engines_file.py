@@ -74,17 +74,32 @@ ONE = '[[engine]]\nname = "a"\nbase = "m"\n'
     ("text", "said"),
     [
         ("engine = [", "is not TOML"),
-        ("", "engine: Field required"),
-        ("[[engines]]\nname = 'a'\n", "engine: Field required"),
-        ("[[engine]]\nname = 'a'\n", "engine.0.base: Field required"),
-        ("[[engine]]\nname = 'A b'\nbase = 'm'\n", "engine.0.name"),
+        ("", "it must have 1 to 64 entries `[[engine]]`: Field required"),
+        ("engine = []", "it must have 1 to 64 entries `[[engine]]`"),
+        (
+            "[engine]\nname = 'a'\n",
+            "entries `[[engine]]`: Input should be an array; got an object",
+        ),
+        ("engine = [1]", "engine 1: Input should be an object; got 1"),
+        (ONE + "[[engines]]\nname = 'b'\n", "the key `engines` is not known; the file has entries `[[engine]]` alone"),
+        ("[[engine]]\nname = 'a'\n", "engine 1 (`a`): `base`: Field required"),
+        (ONE + "[[engine]]\nbase = 'm'\n", "engine 2: `name`: Field required"),
+        ("[[engine]]\nname = 'A b'\nbase = 'm'\n", "engine 1 (`A b`): `name`: String should match pattern"),
+        ("[[engine]]\nname = 'a'\nbase = 7\n", "engine 1 (`a`): `base`: Input should be a valid string; got 7"),
         (ONE + "slotz = 3\n", "has the key `slotz`, which is not known; allowed are name, base, base_name, args"),
-        (ONE + "slots = 0\n", "the engine `a`: HATRACK_ENGINE_SLOTS: Input should be greater than or equal to 1"),
-        (ONE + "slots = 'many'\n", "HATRACK_ENGINE_SLOTS"),
+        (ONE + "slots = 0\n", "the engine `a`: slots: Input should be greater than or equal to 1 (found 0)"),
+        (ONE + "slots = 'many'\n", "the engine `a`: slots: Input should be a valid integer"),
+        (ONE + "url = 'ftp://x'\n", "the engine `a`: url: must be http://host:port"),
+        (
+            ONE + "url = 'http://x:1'\n[[engine]]\nname = 'b'\nbase = 'm'\nurl = 'http://x:1/'\n",
+            "the engines `a` and `b` have the same `url` (http://x:1)",
+        ),
         (ONE + ONE, "two engines have the name `a`"),
         (ONE + "[[engine]]\nname = 'b'\nbase = 'n'\nbase_name = 'm'\n", "serve different bases under the name `m`"),
         (ONE + "[[engine]]\nname = 'b'\nbase = 'm'\nbase_name = 'n'\n", "two names of one base"),
-        (ONE + "[[engine]]\nname = 'b'\nbase = 'm'\ndtype = 'float16'\n", "in different data types"),
+        (ONE + "[[engine]]\nname = 'b'\nbase = 'm'\ndtype = 'float16'\n", "with different `dtype` (bfloat16, float16)"),
+        (ONE + "[[engine]]\nname = 'b'\nbase = 'm'\ncontext = 512\n", "with different `context` (2048, 512)"),
+        (ONE + "[[engine]]\nname = 'b'\nbase = 'm'\nmax_rank = 64\n", "with different `max_rank` (32, 64)"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -106,3 +121,31 @@ def test_engines_on_one_gpu_share_its_memory(tmp_path: Path) -> None:
     two += '[[engine]]\nname = "b"\nbase = "m"\ndevice = "cuda"\ndevices = "{}"\n'
     assert "the engines on GPU 0 would take 1.70" in refused(tmp_path, two.format("0", "0,1"))
     assert len(engine_settings(settings(tmp_path, two.format("0", "1")))) == 2
+    assert "the engines on GPU 0 would take 1.70" in refused(tmp_path, two.format("", "0")), "it may take that one"
+    assert "`devices` must list GPUs one by one, such as `0,1`; got '0-3'" in refused(tmp_path, two.format("0-3", "4"))
+
+
+@pytest.mark.parametrize("fault", ["", "slots = 0\n", "bas = 'm'\n", "url = 7\n"])
+def test_no_message_shows_an_engines_key(tmp_path: Path, fault: str) -> None:
+    secret = "the-key-of-an-engine"
+    for text in (
+        f"[[engine]]\nname = 'a'\nkey = '{secret}'\n{fault}",
+        f"[[engine]]\nname = 'a'\nbase = 'm'\nkey = '{secret}'\n{fault or 'slotz = 1'}",
+        f"[[engines]]\nname = 'a'\nkey = '{secret}'\n",
+        f"[[engine]]\nname = 'a'\nbase = 'm'\nkey = ['{secret}']\n",
+    ):
+        assert secret not in refused(tmp_path, text)
+
+
+def test_a_base_that_is_spelt_in_two_ways_is_one(tmp_path: Path) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    two = '[[engine]]\nname = "a"\nbase = "models/mine"\n[[engine]]\nname = "b"\nbase = "models/../models/mine"\n'
+    assert [each.base_served_name for each in engine_settings(settings(tmp_path, two))] == ["mine", "mine"]
+
+
+def test_a_socket_that_no_system_would_make_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "engines.toml"
+    path.write_text(ONE)
+    home = tmp_path / ("h" * 100)
+    with pytest.raises(SettingsError, match=r"the engine `a`: the path of its socket, .*, and at most 107 are allowed"):
+        engine_settings(Settings(home=home, engines=path, engine_device="cpu"))

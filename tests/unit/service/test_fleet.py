@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +15,8 @@ import pytest
 from fastapi import FastAPI
 
 from service.config import Settings
+from service.engine.contract import TOKEN_VARIABLE
+from service.engine.record import EngineRecord
 from service.engine.watched import EngineState
 from service.errors import SettingsError
 from service.fleet import EngineParts, Fleet
@@ -72,6 +79,43 @@ def test_one_model_under_two_names_is_refused(settings: Settings, tmp_path: Path
     make_base(tmp_path / "other")  # the same weights as `one`
     with pytest.raises(SettingsError, match="`one` and `other` are the same model under two names"):
         Fleet.from_settings(settings)
+
+
+def test_a_base_that_cannot_be_read_is_told_with_its_engine(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "other" / "config.json").write_text("{")
+    with pytest.raises(SettingsError, match=r"HATRACK_ENGINES: the engine `b-0`, with the base .*other: "):
+        Fleet.from_settings(settings)
+
+
+@pytest.fixture
+def leftover(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is on record as the engine `renamed`."""
+    token = secrets.token_hex(16)
+    former = settings.home / "engines" / "renamed"
+    former.mkdir(parents=True)
+    EngineRecord(token).write(former / "engine.json")
+    left = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"],
+        env={TOKEN_VARIABLE: token},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert left.stdout is not None
+        left.stdout.readline()  # until it runs
+        yield left
+    finally:
+        left.kill()
+        left.communicate()
+
+
+async def test_an_engine_that_is_no_longer_named_is_ended(
+    fleet: Fleet, settings: Settings, leftover: subprocess.Popen[bytes]
+) -> None:
+    await fleet.start()
+    await fleet.stop()
+    assert leftover.wait(60) == -signal.SIGTERM
+    assert not (settings.home / "engines" / "renamed" / "engine.json").exists()
 
 
 async def ready(fleet: Fleet) -> httpx.Response:

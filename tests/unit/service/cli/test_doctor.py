@@ -143,7 +143,7 @@ def test_each_of_several_engines_is_looked_at(home: Path, monkeypatch: pytest.Mo
     file.write_text("".join(entries).replace("name =", "nam ="))
     code, found = examined()
     assert (code, found["settings"]["result"]) == (1, "failed")
-    assert "engine.0.name: Field required" in found["settings"]["found"]
+    assert "engine 1: `name`: Field required" in found["settings"]["found"]
 
 
 def test_a_gpu_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -97,6 +97,17 @@ def test_for_another_base_only_what_was_requested_is_asked_for(client: HatrackCl
     assert body["method"]["supervised"]["hyperparameters"] == expected, "a rate and modules are of one base"
 
 
+def test_the_method_of_the_job_is_asked_for_again(client: HatrackClient, trained: Trained) -> None:
+    trained.job["method"] = {"type": "dpo", "dpo": {"hyperparameters": RESOLVED}}
+    trained.job["hyperparameters"] = RESOLVED | {"beta": 0.2}
+    client.fine_tuning.jobs.repeat("voice@3")
+    client.fine_tuning.jobs.repeat("voice@3", base="wide-base", start="voice@9", metadata={"rebase": "x"})
+    again, moved = trained.created
+    assert (again["method"]["type"], moved["method"]["type"]) == ("dpo", "dpo")
+    assert again["method"]["dpo"]["hyperparameters"]["beta"] == 0.2
+    assert (moved["model"], moved["metadata"]["rebase"]) == ("voice@9", "x")
+
+
 def test_an_adapter_that_the_hyperparameters_named_is_not_named_twice(client: HatrackClient, trained: Trained) -> None:
     trained.job["metadata"] = None
     trained.job["hatrack"]["requested"] = {"adapter": "voice"}

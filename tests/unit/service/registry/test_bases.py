@@ -11,7 +11,7 @@ import pytest
 from adapters.base import BaseDescription
 from service.access.caller import DEFAULT_PROJECT, Caller, Scope
 from service.agents import Agent, Bases, ServedBase
-from service.errors import BadRequest
+from service.errors import BadRequest, Conflict
 from service.inference.models import list_models, show_model
 from service.registry.catalog import Catalog
 from tests.support.adapters import describe_base, make_adapter, make_base
@@ -25,8 +25,8 @@ USER = Caller("key", DEFAULT_PROJECT, frozenset({Scope.INFER}))
 class TwoBases(RegistryApp):
     """The usual base, and a wider one that two engines serve."""
 
-    def __init__(self, home: Path, base: BaseDescription, other: BaseDescription) -> None:
-        super().__init__(home, base)
+    def __init__(self, home: Path, base: BaseDescription, other: BaseDescription, **settings: Any) -> None:
+        super().__init__(home, base, **settings)
         self.other_base = other
         self.others = {name: MemoryEngine(base=OTHER) for name in ("left", "right")}
         agents = [Agent(name, self.settings, each, each, each.restart) for name, each in self.others.items()]  # type: ignore[arg-type]
@@ -41,6 +41,12 @@ class TwoBases(RegistryApp):
 @pytest.fixture(scope="session")
 def other(tmp_path_factory: pytest.TempPathFactory) -> BaseDescription:
     return describe_base(make_base(tmp_path_factory.mktemp("other"), hidden=32, seed=5), served_name=OTHER)
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> BaseDescription:
+    """Another base of the usual one's shape: the same files fit both."""
+    return describe_base(make_base(tmp_path_factory.mktemp("twin"), seed=5), served_name=OTHER)
 
 
 @pytest.fixture
@@ -134,3 +140,64 @@ async def test_without_its_base_a_version_waits_for_it(two: TwoBases, tmp_path: 
     async with again.run():
         shown = await again.version("there@1")
         assert (shown["servable"], shown["base_name"]) == ("other_base", None)
+        parents = {card["id"]: (card["root"], card["parent"]) for card in list_models(again.catalog, USER)["data"]}
+        assert parents == {BASE: (BASE, None), "there": ("there@1", None)}, "no base is named that it does not serve on"
+        with pytest.raises(Conflict, match="a base model that is not served now"):
+            show_model(again.catalog, USER, "there")
+
+
+async def test_an_adapter_with_the_name_of_a_new_base_is_told(
+    tmp_path: Path, base: BaseDescription, other: BaseDescription, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = RegistryApp(tmp_path / "home", base)
+    async with before.run():
+        assert (await before.push_settings(OTHER, system_prompt="Be brief.")).status_code == 201
+    async with TwoBases(tmp_path / "home", base, other).run():
+        [warning] = [record for record in caplog.records if "is hidden by a base" in record.message]
+    assert (vars(warning)["name_taken"], vars(warning)["projects"]) == (OTHER, [DEFAULT_PROJECT])
+
+
+async def test_pins_are_counted_by_base(tmp_path: Path, base: BaseDescription, other: BaseDescription) -> None:
+    two = TwoBases(tmp_path / "home", base, other, engine_slots=3)
+    async with two.run():
+        for seed in (1, 2, 3):
+            await pushed(two, tmp_path, f"here-{seed}", on=two.base, seed=seed)
+            await pushed(two, tmp_path, f"there-{seed}", on=two.other_base, seed=seed, base=OTHER)
+        names = ("here-1", "here-2", "there-1", "there-2", "here-3", "there-3")
+        answers = [await two.http.put(f"/v1/adapters/{name}/pin") for name in names]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 409, 409]
+        full = answers[-1].json()["error"]
+        assert full["code"] == "too_many_pins"
+        assert full["message"].startswith("this would pin 3 versions on the base `other`; at most 2 can be pinned")
+
+        body = {"name": "there-1", "settings": {"system_prompt": "Be brief."}, "base": BASE, "alias": "next"}
+        moved = (await two.http.post("/v1/adapters", json=body)).json()
+        live = "/v1/adapters/there-1/aliases/live"
+        refused = await two.http.put(live, json={"version": moved["version"]})
+        assert refused.json()["error"]["code"] == "too_many_pins", "it would reserve a slot of the other base"
+        assert (await two.http.delete("/v1/adapters/here-1/pin")).status_code == 200
+        assert (await two.http.put(live, json={"version": moved["version"]})).status_code == 200
+        assert (await two.http.put("/v1/adapters/there-3/pin")).status_code == 200, "its own base has room again"
+
+
+async def test_the_same_weights_on_two_bases_are_corrupt_on_one(
+    tmp_path: Path, base: BaseDescription, twin: BaseDescription
+) -> None:
+    two = TwoBases(tmp_path / "home", base, twin)
+    async with two.run():
+        here = await pushed(two, tmp_path, "here", on=base)
+        there = await pushed(two, tmp_path, "there", on=base, base=OTHER)
+        assert here["digest"] == there["digest"]
+        failing = two.engine_of(there["digest"])
+        failing.not_finite.add(there["digest"])
+        two.registry.report_failure(there["digest"], OTHER)
+        await two.registry.wait_idle()
+        servable = {name: (await two.version(f"{name}@1"))["servable"] for name in ("here", "there")}
+        assert servable == {"here": "ok", "there": "corrupt"}
+        noted = [row.target for row in await two.audit() if row.action == "version.corrupt"]
+        assert noted == ["there@1"]
+        failing.together.clear()
+        await pushed(two, tmp_path, "third", on=base, seed=2, base=OTHER)
+        await pushed(two, tmp_path, "fourth", on=base, seed=3, base=OTHER)
+        asked = {model for each in two.others.values() for models in each.together for model in models}
+        assert there["digest"] not in asked, "what is sound elsewhere is nobody's neighbour here"

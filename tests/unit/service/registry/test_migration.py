@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -10,6 +11,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
+from adapters.base import BaseDescription
+from service.agents import Agent, Bases, ServedBase
+from service.config import Settings
 from service.database import MIGRATIONS, Database, metadata
 from service.errors import SettingsError
 from service.registry import alias_records, pin_records, records, storage_records, tables
@@ -69,7 +73,9 @@ INSERT INTO aliases (adapter_id, alias, version, history_id, updated_at) VALUES 
 
 
 @pytest.mark.sqlite
-async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_history(tmp_path: Path) -> None:
+async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_history(
+    tmp_path: Path, base: BaseDescription
+) -> None:
     path = tmp_path / "hatrack.db"
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -79,7 +85,7 @@ async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_histo
         command.upgrade(config, "0001")
     engine.dispose()
     with sqlite3.connect(path) as old:
-        old.executescript(FIRST_RELEASE)
+        old.executescript(FIRST_RELEASE.replace("0, '{}', x", f"0, '{base.fingerprint.model_dump_json()}', x"))
     old.close()
 
     database = Database(path)
@@ -102,7 +108,9 @@ async def test_a_database_of_the_first_release_keeps_its_aliases_and_their_histo
         assert await database.run(lambda db: alias_records.move(db, 1, "live", split, "split"))
         assert await database.run(lambda db: alias_records.rollback_target(db, 1, "live")) == 2
         await database.run(lambda db: pin_records.set_pin(db, 1))
-        assert await database.run(pin_records.needs) == {1: 2}
+        nobody: Any = None
+        bases = Bases([ServedBase(base, 1, [Agent("engine", Settings(), nobody, nobody, nobody)])])
+        assert await database.run(lambda db: pin_records.needs(db, bases)) == {1: {base.served_name: 2}}
         assert await database.run(lambda db: db.exec_driver_sql("PRAGMA foreign_key_check").all()) == []
     finally:
         await database.close()

@@ -62,6 +62,7 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     done = result(folder)
     assert (done.status, done.fine_tuned_model, done.digest) == ("succeeded", "voice@1", "d" * 64)
     (pushed,) = gateway.pushed
+    assert pushed["base"] == b"tiny", "no gateway takes it for another base"
     assert (pushed["name"], pushed["alias"], pushed["settings"]) == (b"voice", b"candidate", b"{}")
     metadata = Metadata.model_validate_json(pushed["metadata"])
     assert (metadata.lineage.job, metadata.lineage.files) == ("ftjob-1", ("train",))

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.unit.trainer.through_gateway import CONTEXT_HEADER, ThroughGateway
 from trainer.app import Trainer, create_app
 from trainer.config import Settings
 from trainer.finetune.capacity import BaseModelInfo
-from trainer.installation import Installation
+from trainer.installation import Installation, OtherBase
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 OVER = ("succeeded", "failed", "cancelled")
@@ -115,11 +115,17 @@ def installation(home: Path, base_dir: Path, gateway: FakeGateway) -> Installati
 
 @asynccontextmanager
 async def running(
-    home: Path, base_dir: Path, gateway: FakeGateway, command: Any = stand_in, **settings: Any
+    home: Path,
+    base_dir: Path,
+    gateway: FakeGateway,
+    command: Any = stand_in,
+    others: tuple[OtherBase, ...] = (),
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     chosen = Settings(**({"device": "cpu", "checkpoint_s": 0.0, "stop_s": 120.0} | settings))
-    place = installation(home, base_dir, gateway)
-    trainer = Trainer.build(chosen, place, BaseModelInfo.read(base_dir), command)
+    place = replace(installation(home, base_dir, gateway), others=others)
+    infos = {other.base_name: BaseModelInfo.read(other.base) for other in others}
+    trainer = Trainer.build(chosen, place, BaseModelInfo.read(base_dir), command, others=infos)
     app = create_app(trainer, chosen)
     async with app.router.lifespan_context(app):
         yield Running(trainer, app, chosen.secret.get_secret_value() if chosen.secret else None)

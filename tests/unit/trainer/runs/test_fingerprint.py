@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import GatewayUnreachable
+from trainer.errors import BaseGone, GatewayUnreachable
 from trainer.runs.gateway import engine_fingerprint
 
 
@@ -31,5 +31,5 @@ def test_an_engine_of_the_base_is_waited_for() -> None:
     engines = [engine("small", "f1"), engine("large", "f2", "starting")]
     with pytest.raises(GatewayUnreachable, match="no engine of the base `large` is ready: starting"):
         engine_fingerprint({"fingerprint": "f1", "engines": engines}, "large")
-    with pytest.raises(GatewayUnreachable, match="no engine of the base `gone` is ready: none"):
+    with pytest.raises(BaseGone, match="The base `gone` is no longer served; the gateway serves `small`, `large`"):
         engine_fingerprint({"fingerprint": "f1", "engines": engines}, "gone")
