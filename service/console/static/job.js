@@ -1,12 +1,13 @@
 // One job: how far it is, its loss as it falls, and what came of it.
 
 import { html, useEffect, useState } from "./vendor/preact.js";
-import { events, get, post, send } from "./api.js";
+import { events, get, list, post, send } from "./api.js";
 import { ago, clock, count, decimal, duration, isOver, plural, VERDICTS } from "./format.js";
 import { Badge, Busy, Confirm, Failure, Loaded, Progress, useEvery, useLoaded } from "./ui.js";
 import { Status, timeLeft, waitingWords } from "./train.js";
 import { LineChart } from "./chart.js";
 import { DataReport } from "./data_report.js";
+import { EvaluationReport } from "./evaluation.js";
 
 const AGAIN_MS = 3000;
 
@@ -61,9 +62,11 @@ export function JobView({ id }) {
       ${data.hatrack.wanted && html`<p class="warn">It will ${data.hatrack.wanted} after the step that it is in.</p>`}
       ${data.hatrack.waiting && html`<div class="notice"><strong>Waiting</strong><p>${waitingWords(data.hatrack.waiting)}</p></div>`}
       <${Outcome} job=${data} />
+      ${!over && html`<${Judging} all=${all} />`}
       <${Loss} job=${data} metrics=${metrics} over=${over} />
+      ${data.hatrack.verdict && data.fine_tuned_model && html`<${VerdictReport} model=${data.fine_tuned_model} />`}
       <${Plan} job=${data} />
-      <${Report} id=${id} />
+      ${data.hatrack.report && html`<${Report} id=${id} />`}
       <${Log} all=${all} error=${error} />`;
   }}<//>`;
 }
@@ -101,6 +104,25 @@ function Loss({ job, metrics, over }) {
       label="Step ${count(last.step)} of ${count(last.total_steps)}, ${decimal(last.tokens_per_s, 0)} tokens/s${last.seconds_left ? `, about ${duration(last.seconds_left)} of training left` : ""}" />`}
     <div class="panel"><${LineChart} series=${series} until=${last.total_steps} xLabel="by step, of ${last.total_steps}" label="Loss by step; the training loss is now ${decimal(last.train_loss, 3)}" /></div>
     ${job.hatrack.pauses.count > 0 && html`<p class="dim small">Paused ${plural(job.hatrack.pauses.count, "time")} for callers' requests, ${duration(job.hatrack.pauses.seconds)} in all.</p>`}</section>`;
+}
+
+/** How far the questions of the verdict are, once the training has ended. */
+function Judging({ all }) {
+  const last = all.findLast((each) => each.type === "metrics" || (each.data?.stage && each.data.total));
+  if (!last || last.type === "metrics") return null;
+  const { stage, done, total } = last.data;
+  return html`<section aria-label="Judging"><h2>Judging</h2><${Progress} done=${done} total=${total} label="${stage}: ${count(done)} of ${count(total)}" />
+    <p class="dim small">The version and the base answer questions that neither was trained on; callers' requests go first.</p></section>`;
+}
+
+/** The version's latest report, in place; nothing where version or report are gone. */
+function VerdictReport({ model }) {
+  const report = useLoaded(async () => {
+    const version = (await list("/v1/adapters", {}, Infinity)).data.flatMap((each) => each.versions).find((each) => `${each.adapter}@${each.version}` === model);
+    const file = version?.verdict?.files?.report;
+    return { content: file ? await (await send("GET", `/v1/files/${file}/content`)).json() : null };
+  }, [model]);
+  return html`<${Loaded} of=${report}>${({ content }) => content && html`<section aria-label="Report"><h2>The report</h2><${EvaluationReport} report=${content} /></section>`}<//>`;
 }
 
 function Plan({ job }) {
