@@ -167,7 +167,6 @@ def test_an_example_continues_the_newest_version_wherever_the_dataset_is_in_the_
     assert json.loads(answers.bodies[PUSH])["file"] == "file-new"
 
 
-
 def sharegpt(user: str, assistant: str, question: str = "q", answer: str = "a") -> dict[str, Any]:
     return {"conversations": [{"from": user, "value": question}, {"from": assistant, "value": answer}]}
 

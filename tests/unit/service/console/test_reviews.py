@@ -17,7 +17,11 @@ def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -
         review = {"id": f"review-{number}", "asked": asked, "first": "Yes.", "second": "No.", "reference": None}
         return {"review": review, "reviewed": number - 1, "total": 3}
 
-    answers.told = {"GET /v1/reviews": [QUEUES], "GET /v1/reviews/next": [pair(1), pair(2)], "POST /v1/reviews/review-1": [{}]}
+    answers.told = {
+        "GET /v1/reviews": [QUEUES],
+        "GET /v1/reviews/next": [pair(1), pair(2)],
+        "POST /v1/reviews/review-1": [{}],
+    }
     answers.told["POST /v1/reviews/review-2"] = [{}]
     show(page, "review.js", "ReviewView", evaluation="eval-1")
     page.wait_for_text("question 1")
