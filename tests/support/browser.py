@@ -125,6 +125,12 @@ class Browser:
             text = {} if code or kind == "keyUp" else {"text": key}
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
+    def click_labelled(self, label: str) -> None:
+        """Click the button that a screen reader calls so; waits until there is one."""
+        button = f"document.querySelector({json.dumps(f'button[aria-label={json.dumps(label)}]')})"
+        self.wait(button)
+        self.run(f"{button}.click()")
+
     def click(self, text: str, within: str = "body") -> None:
         """Click the first enabled button or link that shows a text; waits until there is one."""
         found = (
@@ -147,8 +153,10 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=scheme)
 
     def screenshot(self, path: Path) -> None:
-        """Write a PNG of the whole page."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        """Write a PNG of the whole page, however long it is."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(shot["data"]))
 
 

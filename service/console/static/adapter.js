@@ -5,7 +5,9 @@ import { get } from "./api.js";
 import { ago, bytes, clock, count, decimal, plural } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict, Words } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
-import { Target, usageByVersion } from "./adapters.js";
+import { baseWord, Target, usageByVersion } from "./versions.js";
+import { YearSection } from "./year.js";
+import { EvaluateDialog } from "./evaluate.js";
 import { DeleteDialog, PinDialog, PromoteDialog, RemoveAliasDialog, RollbackDialog, SplitDialog } from "./alias_dialogs.js";
 import { UploadDialog } from "./upload.js";
 
@@ -40,9 +42,11 @@ export function AdapterView({ name }) {
           <button onClick=${() => open("upload")}>Add a version</button>
           <button class="danger" onClick=${() => open("remove")}>Delete</button></div></header>
         ${Shown && html`<${Shown} adapter=${adapter} ...${dialog} onClose=${close} onDone=${done} />`}
+        ${dialog?.kind === "judge" && html`<${EvaluateDialog} model=${`${name}@${dialog.version.version}`} onClose=${close} />`}
         ${dialog?.kind === "upload" && html`<${UploadDialog} kind="upload" name=${name} onClose=${close} onDone=${done} />`}
         <${Aliases} adapter=${adapter} open=${open} />
-        <${Versions} adapter=${adapter} usage=${usage} loaded=${inEngine} open=${open} />`;
+        <${Versions} adapter=${adapter} usage=${usage} loaded=${inEngine} open=${open} />
+        ${adapter.versions.length > 0 && html`<${YearSection} name=${name} />`}`;
     }}<//>`;
 }
 
@@ -82,9 +86,10 @@ function Version({ version, adapter, usage, loaded, open }) {
         <a class="button" href="#/playground/${encodeURIComponent(`${adapter.name}@${version.version}`)}">Ask</a>
         <button class=${ready && adapter.aliases.live !== version.version ? "primary" : ""} disabled=${!ready || adapter.aliases.live === version.version}
           onClick=${() => open("promote", { version })}>Promote …</button>
+        <button disabled=${!ready} onClick=${() => open("judge", { version })}>Judge …</button>
         <button class="danger" onClick=${() => open("remove", { version })}>Delete …</button></div></header>
-    <p>${version.digest ? `LoRA, rank ${version.rank}, alpha ${version.alpha}, ${bytes(version.bytes)}` : "No weights: the base with its settings"}
-      <span class="dim"> · ${ago(version.created_at)} · ${plural(usage?.requests ?? 0, "request")} in 24 h${usage?.errors ? html`, <span class="warn">${plural(usage.errors, "error")}</span>` : ""}</span></p>
+    <p>${version.digest ? `LoRA, rank ${version.rank}, alpha ${version.alpha}, ${bytes(version.bytes)}` : "No weights: the base with its settings"},
+      on <strong>${baseWord(version)}</strong> <span class="dim">· ${ago(version.created_at)} · ${plural(usage?.requests ?? 0, "request")} in 24 h${usage?.errors ? html`, <span class="warn">${plural(usage.errors, "error")}</span>` : ""}</span></p>
     ${version.reason && html`<div class="notice bad"><strong>Refused</strong><p><${Words} text=${version.reason.message} /></p></div>`}
     ${version.held_back && html`<div class="notice warn"><strong>Held back from live</strong><p><${Words} text=${version.held_back.message} /></p></div>`}
     ${version.verdict && html`<blockquote>${version.verdict.sentence}
@@ -112,6 +117,7 @@ function Details({ version }) {
       ? `the prompt takes ${count(proof.prompt_tokens)} of ${count(proof.context_tokens)} tokens`
       : `effect ${proof.effect.replace("_", " ")}; log-probabilities moved by ${decimal(proof.distance, 3)}, noise ${decimal(proof.noise, 3)}`],
     proof?.perplexity && ["Plain text", `${decimal(proof.perplexity.ratio)} times as perplexing as to the base`],
+    ["Base", baseWord(version)],
     ["Engine", `${version.base.engine_version}, ${version.base.dtype}`],
   ].filter(Boolean);
   return html`<details><summary>Settings and proof</summary>

@@ -1,50 +1,16 @@
 // All adapters: what is live, what it was judged to be, what it answers.
 
 import { html, useState } from "./vendor/preact.js";
-import { get, list, url } from "./api.js";
-import { count, percent, plural, splitShares } from "./format.js";
+import { list } from "./api.js";
+import { count, plural } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
+import { baseWord, liveVersions, Target, usageByVersion } from "./versions.js";
+import { PinDialog } from "./alias_dialogs.js";
 import { UploadDialog } from "./upload.js";
 
-/** Usage of the last 24 hours by `name` and `name@version`: {requests, errors}. Empty where the key may not see it. */
-export async function usageByVersion(adapter) {
-  const sums = new Map();
-  let page;
-  try {
-    page = await get(url("/v1/usage", { group_by: "adapter,version", adapter, limit: 1000 }));
-  } catch (error) {
-    if (error.status === 403) return sums;
-    throw error;
-  }
-  for (const row of page.data) {
-    for (const name of [row.adapter, `${row.adapter}@${row.version}`]) {
-      const sum = sums.get(name) || { requests: 0, errors: 0 };
-      sums.set(name, { requests: sum.requests + row.requests, errors: sum.errors + row.errors });
-    }
-  }
-  return sums;
-}
-
-/** Where an alias points, in words: `@3`, or the shares of a split. */
-export function Target({ adapter, alias }) {
-  const version = adapter.aliases[alias];
-  if (version) return html`<span class="mono">@${version}</span>`;
-  if (adapter.splits[alias]) {
-    return html`<span class="shares">${splitShares(adapter.splits[alias]).map(([number, share]) => html`<span key=${number} class="mono">
-      @${number} <b>${percent(share)}</b></span>`)}</span>`;
-  }
-  return html`<span class="dim">nothing is live</span>`;
-}
-
-/** The versions that `live` points to. */
-export function liveVersions(adapter) {
-  const numbers = adapter.splits.live ? Object.keys(adapter.splits.live).map(Number) : [adapter.aliases.live];
-  return adapter.versions.filter((each) => numbers.includes(each.version));
-}
-
 export function AdaptersView() {
-  const [dialog, setDialog] = useState(null);
+  const [dialog, setDialog] = useState(null); // "upload", "prompt", or the adapter to pin or unpin
   const [filter, setFilter] = useState("");
   const adapters = useLoaded(async () => {
     const [page, usage, samples] = await Promise.all([list("/v1/adapters"), usageByVersion(), metrics()]);
@@ -56,21 +22,22 @@ export function AdaptersView() {
       <p>Names that applications ask for. Each has numbered versions; <code>live</code> says which one answers.</p></div>
       <div class="actions"><button onClick=${() => setDialog("prompt")}>New from a prompt</button>
         <button class="primary" onClick=${() => setDialog("upload")}>Upload an adapter</button></div></header>
-    ${dialog && html`<${UploadDialog} kind=${dialog} onClose=${() => setDialog(null)} onDone=${done} />`}
+    ${typeof dialog === "string" && html`<${UploadDialog} kind=${dialog} onClose=${() => setDialog(null)} onDone=${done} />`}
+    ${dialog?.name && html`<${PinDialog} adapter=${dialog} onClose=${() => setDialog(null)} onDone=${() => { setDialog(null); adapters.reload(); }} />`}
     <${Loaded} of=${adapters}>${({ data, more, usage, loaded }) => {
       if (!data.length) return html`<${FirstAdapter} open=${setDialog} />`;
       const shown = data.filter((each) => each.name.includes(filter.trim().toLowerCase()));
       return html`${data.length > 8 && html`<input class="filter" type="search" placeholder="Filter by name" aria-label="Filter by name"
           value=${filter} onInput=${(event) => setFilter(event.target.value)} />`}
-        <div class="scroll"><table class="cards"><thead><tr><th>Name</th><th>Live</th><th>Verdict</th><th class="num">Versions</th>
-          <th>Loaded</th><th class="num">Requests, 24 h</th><th class="num">Errors</th></tr></thead>
-        <tbody>${shown.map((each) => html`<${Row} key=${each.name} adapter=${each} usage=${usage.get(each.name)} loaded=${loaded} />`)}</tbody></table></div>
+        <div class="scroll"><table class="cards"><thead><tr><th>Name</th><th>Live</th><th>Base</th><th>Verdict</th><th class="num">Versions</th>
+          <th>Loaded</th><th class="num">Requests, 24 h</th><th class="num">Errors</th><th></th></tr></thead>
+        <tbody>${shown.map((each) => html`<${Row} key=${each.name} adapter=${each} usage=${usage.get(each.name)} loaded=${loaded} pin=${setDialog} />`)}</tbody></table></div>
         ${!shown.length && html`<p class="dim">No adapter's name contains “${filter}”.</p>`}
         ${more && html`<p class="dim">These are the first ${data.length}; <code>hatrack ls</code> lists all.</p>`}`;
     }}<//>`;
 }
 
-function Row({ adapter, usage, loaded }) {
+function Row({ adapter, usage, loaded, pin }) {
   const live = liveVersions(adapter);
   const broken = adapter.versions.filter((each) => each.state === "ready" && each.servable !== "ok");
   const others = Object.keys(adapter.aliases).filter((each) => each !== "live" && !each.startsWith("ckpt-"));
@@ -80,12 +47,15 @@ function Row({ adapter, usage, loaded }) {
       ${broken.length > 0 && html` <${Badge} tone="bad" title=${broken.map((each) => `@${each.version}: ${each.servable}`).join(", ")}>cannot serve<//>`}
       ${others.length > 0 && html`<div class="dim small">also ${others.join(", ")}</div>`}</td>
     <td data-label="Live"><${Target} adapter=${adapter} alias="live" /></td>
+    <td data-label="Base">${[...new Set(live.map(baseWord))].join(", ") || html`<span class="dim">–</span>`}</td>
     <td data-label="Verdict">${live.length ? live.map((each) => html`<div key=${each.version}>
       ${live.length > 1 && html`<span class="mono">@${each.version}</span> `}<${Verdict} verdict=${each.verdict} revalidation=${each.revalidation} /></div>`) : html`<span class="dim">–</span>`}</td>
     <td data-label="Versions" class="num">${adapter.versions.length}</td>
     <td data-label="Loaded">${loadedWords(live, adapter.name, loaded)}</td>
     <td data-label="Requests, 24 h" class="num">${count(usage?.requests ?? 0)}</td>
     <td data-label="Errors" class=${usage?.errors ? "num warn" : "num"}>${count(usage?.errors ?? 0)}</td>
+    <td class="row-actions">${(adapter.pinned || live.some((each) => each.digest)) && html`<button aria-label="${adapter.pinned ? "Unpin" : "Pin"} ${adapter.name}"
+      onClick=${() => pin(adapter)}>${adapter.pinned ? "Unpin …" : "Pin …"}</button>`}</td>
   </tr>`;
 }
 

@@ -4,10 +4,9 @@ import { html, useState } from "./vendor/preact.js";
 import { get, Notice, post, put, remove } from "./api.js";
 import { ago, percent, splitShares, VERDICTS } from "./format.js";
 import { Busy, Confirm, Failure, Field, useLoaded } from "./ui.js";
-import { Target } from "./adapters.js";
+import { modelName, Target } from "./versions.js";
 
 const aliasPath = (adapter, alias) => `/v1/adapters/${encodeURIComponent(adapter.name)}/aliases/${encodeURIComponent(alias)}`;
-const modelName = (adapter, alias) => (alias === "live" ? adapter.name : `${adapter.name}:${alias}`);
 
 /** What an alias points to now, and what it will. */
 function Change({ adapter, alias, children }) {
@@ -18,7 +17,8 @@ function Change({ adapter, alias, children }) {
 const Shares = ({ weights }) => html`<span class="shares">${splitShares(weights).map(([number, share]) => html`<span key=${number} class="mono">
   @${number} <b>${percent(share)}</b></span>`)}</span>`;
 
-export function PromoteDialog({ adapter, version, onClose, onDone }) {
+/** `children`: what else is worth knowing before it is done. */
+export function PromoteDialog({ adapter, version, onClose, onDone, children }) {
   const [alias, setAlias] = useState("live");
   const [force, setForce] = useState(false);
   const now = adapter.aliases[alias];
@@ -32,6 +32,7 @@ export function PromoteDialog({ adapter, version, onClose, onDone }) {
     <${Change} adapter=${adapter} alias=${alias}><span class="mono">@${version.version}</span><//>
     <p>Requests for <code>${modelName(adapter, alias)}</code> are answered by <code>@${version.version}</code> from the next one on. It is loaded first, so none fails.
       ${adapter.splits[alias] && html` <strong>This ends the split.</strong>`}</p>
+    ${children}
     ${!version.verdict && html`<p class="warn">This version was never judged: nothing shows that it is better than what answers now.</p>`}
     ${version.verdict && version.verdict.verdict !== "pass" && html`<p class="warn">Its verdict is “${VERDICTS[version.verdict.verdict]}”: ${version.verdict.sentence}</p>`}
     ${held && html`<div class="notice warn"><p>${version.held_back.message}</p>

@@ -55,7 +55,8 @@ export function VersionReport({ model }) {
       ${version.verdict && " Its report is no longer stored."}</p>`}`}<//>`;
 }
 
-function EvaluationReport({ report }) {
+/** A report: the verdict with what it rests on, scores, suites, and answers side by side. */
+export function EvaluationReport({ report }) {
   const { verdict } = report;
   const max = report.means.every((each) => each.high <= UNIT) ? 1 : Math.max(...report.means.map((each) => each.high));
   const points = (value) => (max === 1 ? decimal(100 * value, 1) : decimal(value, 2));

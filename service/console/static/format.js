@@ -48,6 +48,17 @@ export const ADVICE = {
   do_not_fine_tune: "do not fine-tune", prompt: "a prompt is enough", examples: "examples in the prompt",
   retrieval: "retrieval", fine_tune: "fine-tune", cannot_tell: "cannot tell",
 };
+export const ADVICE_TONES = { cannot_tell: "warn", do_not_fine_tune: "good", prompt: "good", examples: "good", retrieval: "good", fine_tune: "good" };
+/** What a ladder does while a run of this purpose is under way. */
+export const LADDER_STAGES = {
+  choose: "Choosing instructions", prompts: "Comparing prompts", job: "Training a LoRA", lora: "Asking the LoRA",
+  "job:lora_examples": "Training a LoRA with retrieved examples", lora_examples: "Asking the LoRA with retrieved examples",
+  "job:lora_documents": "Training a LoRA with retrieved documents", lora_documents: "Asking the LoRA with retrieved documents",
+  "job:distilled": "Training a LoRA on the teacher's answers", distilled: "Asking the LoRA that learnt from the teacher",
+  "job:half": "Training a LoRA on half of the examples", half: "Asking the LoRA on half of the examples",
+  "job:quarter": "Training a LoRA on a quarter of the examples", quarter: "Asking the LoRA on a quarter of the examples",
+  "job:cleanest_half": "Training a LoRA on the cleanest half", cleanest_half: "Asking the LoRA on the cleanest half",
+};
 export const isOver = (status) => ["succeeded", "failed", "cancelled"].includes(status);
 
 /** "3 90%, 4 10%" of a split's weights. */

@@ -1,12 +1,14 @@
 // One job: how far it is, its loss as it falls, and what came of it.
 
 import { html, useEffect, useState } from "./vendor/preact.js";
-import { events, get, post, send } from "./api.js";
+import { events, get, list, post, send } from "./api.js";
 import { ago, clock, count, decimal, duration, isOver, plural, VERDICTS } from "./format.js";
 import { Badge, Busy, Confirm, Failure, Loaded, Progress, useEvery, useLoaded } from "./ui.js";
 import { Status, timeLeft, waitingWords } from "./train.js";
 import { LineChart } from "./chart.js";
 import { DataReport } from "./data_report.js";
+import { EvaluationReport } from "./evaluation.js";
+import { PromoteDialog } from "./alias_dialogs.js";
 
 const AGAIN_MS = 3000;
 
@@ -48,6 +50,7 @@ export function JobView({ id }) {
   const job = useLoaded(() => get(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}`), [id]);
   const [asking, setAsking] = useState(null);
   const { all, error } = useEvents(id);
+  const product = useLoaded(() => made(job.data?.fine_tuned_model), [job.data?.fine_tuned_model, job.data?.status]);
   const over = job.data && isOver(job.data.status);
   useEvery(4, job.poll, !over && !job.denied);
   return html`<p class="crumb"><a href="#/train">Train</a></p><${Loaded} of=${job}>${(data) => {
@@ -56,14 +59,18 @@ export function JobView({ id }) {
         <p>${data.id}, begun ${ago(data.created_at)}${timeLeft(data) && `, ${timeLeft(data)}`}</p></div>
       <div class="actions">${!over && html`${data.status === "paused" ? html`<button onClick=${() => setAsking("resume")}>Resume</button>` : html`<button onClick=${() => setAsking("pause")}>Pause</button>`}
         <button class="danger" onClick=${() => setAsking("cancel")}>Cancel the job</button>`}</div></header>
-      ${asking && html`<${AskJob} job=${data} what=${asking} onClose=${() => setAsking(null)} onDone=${() => { setAsking(null); job.reload(); }} />`}
+      ${ACTIONS[asking] && html`<${AskJob} job=${data} what=${asking} onClose=${() => setAsking(null)} onDone=${() => { setAsking(null); job.reload(); }} />`}
+      ${asking === "promote" && html`<${PromoteDialog} ...${product.data} onClose=${() => setAsking(null)} onDone=${() => { setAsking(null); product.reload(); }} />`}
       ${data.error && html`<div class="notice bad" role="alert"><strong>The job failed</strong><p>${data.error.message}</p></div>`}
       ${data.hatrack.wanted && html`<p class="warn">It will ${data.hatrack.wanted} after the step that it is in.</p>`}
       ${data.hatrack.waiting && html`<div class="notice"><strong>Waiting</strong><p>${waitingWords(data.hatrack.waiting)}</p></div>`}
-      <${Outcome} job=${data} />
+      <${Outcome} job=${data} version=${product.data?.version} promote=${() => setAsking("promote")} />
+      ${!over && html`<${Judging} all=${all} />`}
       <${Loss} job=${data} metrics=${metrics} over=${over} />
+      ${product.error && !product.denied && html`<${Failure} error=${product.error} retry=${product.reload} />`}
+      ${product.data?.report && html`<section aria-label="Report"><h2>The report</h2><${EvaluationReport} report=${product.data.report} /></section>`}
       <${Plan} job=${data} />
-      <${Report} id=${id} />
+      ${data.hatrack.report && html`<${Report} id=${id} />`}
       <${Log} all=${all} error=${error} />`;
   }}<//>`;
 }
@@ -80,15 +87,18 @@ function AskJob({ job, what, onClose, onDone }) {
     run=${() => post(`/v1/fine_tuning/jobs/${job.id}/${what}`)} onClose=${onClose} onDone=${onDone}><p>${sentence}</p><//>`;
 }
 
-function Outcome({ job }) {
+/** The verdict, and the way to live: `version` is null until it is loaded, or where it is gone. */
+function Outcome({ job, version, promote }) {
   const { verdict } = job.hatrack;
   if (!verdict && !job.fine_tuned_model) return null;
   const tone = { pass: "good", fail: "bad", not_enough_evidence: "warn" }[verdict?.verdict] || "";
   const name = job.fine_tuned_model;
   return html`<div class="notice ${tone}"><strong>${verdict ? `Verdict: ${VERDICTS[verdict.verdict]}` : `${name} is ready, without a verdict`}</strong>
     ${verdict && html`<p>${verdict.sentence}</p>`}
-    ${name && html`<p class="links"><a href="#/adapters/${encodeURIComponent(name.split("@")[0])}">${name}</a>${verdict?.live ? html` <${Badge} tone="live">live<//>` : ""}
-      ${verdict && html`<a href="#/train/${encodeURIComponent(name)}">the report</a> <a href="#/review/${encodeURIComponent(job.id)}">review its answers</a>`} <a href="#/playground/${encodeURIComponent(name)}">ask it</a></p>`}</div>`;
+    ${name && html`<div class="actions">${version && (version.aliases.includes("live") ? html`<${Badge} tone="live">${name} is live<//>`
+        : html`<button class="primary" onClick=${promote}>Promote ${name} …</button>`)}
+      <a class="button" href="#/playground/${encodeURIComponent(name)}">Ask it</a> <a class="button" href="#/adapters/${encodeURIComponent(name.split("@")[0])}">Its adapter</a>
+      ${verdict && html`<a class="button" href="#/review/${encodeURIComponent(job.id)}">Review its answers</a>`}</div>`}</div>`;
 }
 
 function Loss({ job, metrics, over }) {
@@ -97,10 +107,28 @@ function Loss({ job, metrics, over }) {
   const points = (name) => metrics.filter((each) => Number.isFinite(each[name])).map((each) => [each.step, each[name]]);
   const series = [{ name: "training loss", points: points("train_loss") }, { name: "validation loss", points: points("full_valid_loss").length ? points("full_valid_loss") : points("valid_loss"), marks: true }];
   return html`<section aria-label="Loss"><h2>Loss</h2>
-    ${!over && html`<${Progress} done=${last.step} total=${last.total_steps}
+    ${!over && last.step < last.total_steps && html`<${Progress} done=${last.step} total=${last.total_steps}
       label="Step ${count(last.step)} of ${count(last.total_steps)}, ${decimal(last.tokens_per_s, 0)} tokens/s${last.seconds_left ? `, about ${duration(last.seconds_left)} of training left` : ""}" />`}
     <div class="panel"><${LineChart} series=${series} until=${last.total_steps} xLabel="by step, of ${last.total_steps}" label="Loss by step; the training loss is now ${decimal(last.train_loss, 3)}" /></div>
     ${job.hatrack.pauses.count > 0 && html`<p class="dim small">Paused ${plural(job.hatrack.pauses.count, "time")} for callers' requests, ${duration(job.hatrack.pauses.seconds)} in all.</p>`}</section>`;
+}
+
+/** How far the questions of the verdict are, once the training has ended. */
+function Judging({ all }) {
+  const last = all.findLast((each) => each.type === "metrics" || (each.data?.stage && each.data.total));
+  if (!last || last.type === "metrics") return null;
+  const { stage, done, total } = last.data;
+  return html`<section aria-label="Judging"><h2>Judging</h2><${Progress} done=${done} total=${total} label="${stage}: ${count(done)} of ${count(total)}" />
+    <p class="dim small">The version and the base answer questions that neither was trained on; callers' requests go first.</p></section>`;
+}
+
+/** What a job has made: {adapter, version, report}, each null where it is gone. */
+async function made(model) {
+  if (!model) return null;
+  const adapter = (await list("/v1/adapters", {}, Infinity)).data.find((each) => each.name === model.split("@")[0]) || null;
+  const version = adapter?.versions.find((each) => `${each.adapter}@${each.version}` === model) || null;
+  const file = version?.verdict?.files?.report;
+  return { adapter, version, report: file ? await (await send("GET", `/v1/files/${file}/content`)).json() : null };
 }
 
 function Plan({ job }) {

@@ -2,7 +2,8 @@
 
 import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { ApiError, send, session, whenSignedOut } from "./api.js";
-import { Busy, Failure, Field, useEvery } from "./ui.js";
+import { Busy, Failure, Field } from "./ui.js";
+import { EngineBanner, State, useReadiness } from "./readiness.js";
 import { AdaptersView } from "./adapters.js";
 import { AdapterView } from "./adapter.js";
 import { PlaygroundView } from "./playground.js";
@@ -86,29 +87,13 @@ function SignIn({ reason, onOpen }) {
   </main>`;
 }
 
-/** The engine's and the trainer's state, from `/readyz`, which needs no key. */
-function State() {
-  const [ready, setReady] = useState(null);
-  const load = async () => {
-    try {
-      const response = await fetch("/readyz", { cache: "no-store" });
-      setReady(await response.json());
-    } catch {
-      setReady({ status: "unreachable", base: "", engine: { state: "down", reason: "The gateway cannot be reached." }, trainer: {} });
-    }
-  };
-  useEffect(() => { load(); }, []);
-  useEvery(10, load);
-  if (!ready) return html`<span class="dim">…</span>`;
-  const good = ready.status === "ready";
-  return html`<span class="state" title=${ready.engine.reason}><span class=${good ? "dot good" : "dot bad"} aria-hidden="true"></span>
-    engine ${ready.engine.state}<span class="wide-only">${ready.trainer.state && ready.trainer.state !== "off" ? `, trainer ${ready.trainer.state}` : ""}</span></span>`;
-}
-
 function Frame({ onSignOut }) {
   const [at, setAt] = useState(route());
+  const ready = useReadiness();
   useEffect(() => {
-    const moved = () => { setAt(route()); document.getElementById("main")?.focus(); window.scrollTo(0, 0); };
+    const enter = () => { document.getElementById("main")?.focus({ preventScroll: true }); window.scrollTo(0, 0); };
+    const moved = () => { setAt(route()); enter(); };
+    enter(); // the form that had the focus is gone: the next Tab goes on from here
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
@@ -119,9 +104,10 @@ function Frame({ onSignOut }) {
       <a class="brand" href="#/adapters"><img src="/console/icon.svg" alt="" width="26" height="26" /> Hatrack</a>
       <nav aria-label="Views">${VIEWS.map(([each, label]) => html`<a key=${each} href="#/${each}"
         aria-current=${each === name ? "page" : undefined}>${label}</a>`)}</nav>
-      <div class="account"><${State} />${session.project && html`<span class="badge" title="project">${session.project}</span>`}
+      <div class="account"><${State} ready=${ready} />${session.project && html`<span class="badge" title="project">${session.project}</span>`}
         <button class="quiet" onClick=${onSignOut}>Sign out</button></div>
     </header>
+    <${EngineBanner} ready=${ready} />
     <main id="main" tabindex="-1">${view(at.rest)}</main>`;
 }
 

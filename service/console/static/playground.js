@@ -4,6 +4,7 @@ import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { events, get, list, send } from "./api.js";
 import { count, decimal, duration, plural } from "./format.js";
 import { Badge, Failure, Field, Loaded, useLoaded } from "./ui.js";
+import { basesIn } from "./bases.js";
 import { SaveExample } from "./save_example.js";
 
 const MAX_MODELS = 5; // a browser opens six connections to one address
@@ -18,7 +19,7 @@ async function choices() {
     try { return (await list(path)).data; } catch (error) { if (error.status === 403) return null; throw error; }
   };
   const [adapters, stores] = await Promise.all([optional("/v1/adapters"), optional("/v1/vector_stores")]);
-  return { base: models[0].id, models, adapters, stores };
+  return { bases: basesIn(models), models, adapters, stores };
 }
 
 export function PlaygroundView({ first }) {
@@ -30,7 +31,7 @@ export function PlaygroundView({ first }) {
 function Playground({ known, first }) {
   const kept = useRef(remembered()).current;
   const [form, setForm] = useState({ ...START, ...kept.form });
-  const [chosen, setChosen] = useState(first ? [...new Set([known.base, first])] : kept.chosen || defaultModels(known));
+  const [chosen, setChosen] = useState(first ? [...new Set([baseOf(known, first), first])] : kept.chosen || defaultModels(known));
   const [answers, setAnswers] = useState({});
   const running = useRef(null);
   const [busy, setBusy] = useState(false);
@@ -57,15 +58,22 @@ function Playground({ known, first }) {
         <button class="primary" disabled=${!form.question.trim() || !chosen.length}>Ask ${plural(chosen.length, "model")}</button>`}
         <span class="dim small">Ctrl+Enter asks, too</span></div>
     </form>
-    <div class="panes">${chosen.filter((model) => answers[model]).map((model) => html`<${Answer} key=${model} model=${model} base=${known.base}
+    <div class="panes">${chosen.filter((model) => answers[model]).map((model) => html`<${Answer} key=${model} model=${model} isBase=${known.bases.includes(model)}
       answer=${answers[model]} onSave=${() => setExample({ question: form.question, answer: answers[model].text })} />`)}</div>
     ${!Object.keys(answers).length && html`<p class="dim">The answers appear here, one column a model.</p>`}
     ${example && html`<${SaveExample} ...${example} onClose=${() => setExample(null)} />`}`;
 }
 
+/** The base under a model: of a version its own, of an adapter that of what is live. */
+function baseOf(known, model) {
+  const [name, number] = model.split("@");
+  const version = known.adapters?.find((each) => each.name === name)?.versions.find((each) => each.version === Number(number));
+  return version?.base_name || known.models.find((each) => each.id === model)?.parent || (known.bases.includes(model) ? model : known.bases[0]);
+}
+
 function defaultModels(known) {
-  const others = known.models.filter((each) => each.id !== known.base).map((each) => each.id);
-  return [known.base, ...others.slice(0, 2)];
+  const others = known.models.filter((each) => !known.bases.includes(each.id)).map((each) => each.id);
+  return [known.bases[0], ...others.slice(0, 2)];
 }
 
 function ModelPicker({ known, chosen, onChange }) {
@@ -74,13 +82,13 @@ function ModelPicker({ known, chosen, onChange }) {
       ...(each.aliases.live || each.splits.live ? [[each.name, `${each.name} (live)`]] : []),
       ...each.versions.filter((version) => version.state === "ready").map((version) => [`${each.name}@${version.version}`, `${each.name}@${version.version}`]),
     ]])
-    : [["Adapters", known.models.filter((each) => each.id !== known.base).map((each) => [each.id, each.id])]];
+    : [["Adapters", known.models.filter((each) => !known.bases.includes(each.id)).map((each) => [each.id, each.id])]];
   const add = (event) => { if (event.target.value) onChange([...chosen, event.target.value]); event.target.value = ""; };
   return html`<div class="field wide"><span id="models-label">Models</span>
     <div class="chips" role="group" aria-labelledby="models-label">${chosen.map((model) => html`<span key=${model} class="chip">${model}
         <button type="button" aria-label="Remove ${model}" onClick=${() => onChange(chosen.filter((each) => each !== model))}>✕</button></span>`)}
       ${chosen.length < MAX_MODELS ? html`<select aria-label="Add a model" onChange=${add}><option value="">+ add a model</option>
-        ${!chosen.includes(known.base) && html`<option value=${known.base}>${known.base} (the base)</option>`}
+        ${known.bases.filter((each) => !chosen.includes(each)).map((each) => html`<option key=${each} value=${each}>${each} (${known.bases.length > 1 ? "a" : "the"} base)</option>`)}
         ${options.map(([label, models]) => html`<optgroup key=${label} label=${label}>${models.filter(([id]) => !chosen.includes(id)).map(([id, text]) => html`
           <option key=${id} value=${id}>${text}</option>`)}</optgroup>`)}</select>` : html`<span class="dim small">at most ${MAX_MODELS}</span>`}</div></div>`;
 }
@@ -145,11 +153,11 @@ async function ask(model, form, signal, update) {
 
 const FINISHES = { length: "cut at max_tokens", content_filter: "filtered", tool_calls: "called a tool" };
 
-function Answer({ model, base, answer, onSave }) {
+function Answer({ model, isBase, answer, onSave }) {
   const { usage } = answer;
   const speed = usage && answer.seconds > answer.first ? usage.completion_tokens / (answer.seconds - answer.first) : null;
   return html`<article class="pane" aria-busy=${answer.state === "waiting" || answer.state === "answering"}>
-    <header><h3>${model}</h3>${model === base ? html`<${Badge}>the base<//>` : answer.by && answer.by !== model && html`<${Badge} title="The version that answered">${answer.by}<//>`}</header>
+    <header><h3>${model}</h3>${isBase ? html`<${Badge}>base<//>` : answer.by && answer.by !== model && html`<${Badge} title="The version that answered">${answer.by}<//>`}</header>
     ${answer.error ? html`<${Failure} error=${answer.error} />` : html`<div class="answer" aria-live="polite">${answer.text
       || (answer.state === "waiting" ? html`<span class="busy"><span class="spinner" aria-hidden="true"></span>waiting for the first token</span>`
         : answer.state === "done" ? html`<span class="dim">an empty answer</span>` : "")}</div>`}

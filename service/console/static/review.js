@@ -76,10 +76,15 @@ function Judge({ queue }) {
     ${queue.more_reviews ? html`<div class="dim small">${plural(queue.more_reviews, "more review")} may make the judge count</div>` : ""}`;
 }
 
+/** Whether an evaluation has pairs to review: {there}. */
+const queueOf = async (evaluation) => ({ there: (await list("/v1/reviews", {}, Infinity)).data.some((each) => each.id === evaluation) });
+
 function Pair({ evaluation }) {
   const [after, setAfter] = useState(undefined);
   const [state, setState] = useState({ turn: 0, last: null, error: null, busy: false });
-  const next = useLoaded(() => get(url("/v1/reviews/next", { evaluation, after })), [evaluation, after, state.turn]);
+  const queue = useLoaded(() => queueOf(evaluation), [evaluation]);
+  const started = Boolean(queue.data?.there);
+  const next = useLoaded(() => (started ? get(url("/v1/reviews/next", { evaluation, after })) : null), [evaluation, after, state.turn, started]);
   const pair = next.data?.review;
   const choose = async (choice, id = pair?.id) => {
     if (!id || state.busy) return;
@@ -105,7 +110,8 @@ function Pair({ evaluation }) {
     return () => removeEventListener("keydown", pressed);
   });
   const crumb = html`<p class="crumb"><a href="#/review">All reviews</a></p>`;
-  if (next.error?.code === "reviews_not_found") return html`${crumb}<${Start} evaluation=${evaluation} onDone=${next.reload} />`;
+  if (queue.data && !started) return html`${crumb}<${Start} evaluation=${evaluation} onDone=${queue.reload} />`;
+  if (queue.error) return html`${crumb}<${Failure} error=${queue.error} retry=${queue.reload} />`;
   return html`${crumb}<${Loaded} of=${next}>${(data) => html`
     <${Progress} done=${data.reviewed} total=${data.total} label="${data.reviewed} of ${data.total} reviewed" />
     ${state.error && html`<${Failure} error=${state.error} />`}

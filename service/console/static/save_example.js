@@ -1,18 +1,11 @@
 // A question and its answer, mended where needed, as one more line of a dataset.
 
 import { html, useState } from "./vendor/preact.js";
-import { get, Notice, post, remove, send, upload } from "./api.js";
+import { list, Notice, post, remove, send, upload } from "./api.js";
 import { Confirm, Field } from "./ui.js";
 
-/** The dataset's versions, oldest first; none if it does not exist. */
-async function versionsOf(name) {
-  try {
-    return (await get(`/v1/datasets/${encodeURIComponent(name)}`)).versions;
-  } catch (error) {
-    if (error.status === 404) return [];
-    throw error;
-  }
-}
+/** The dataset's versions, oldest first; none if it does not exist: what may not exist is looked for in the list. */
+const versionsOf = async (name) => (await list("/v1/datasets", {}, Infinity)).data.find((each) => each.name === name)?.versions || [];
 
 /** A version's lines, without a trailing newline. */
 const linesOf = async ({ file }) => (await (await send("GET", `/v1/files/${encodeURIComponent(file)}/content`)).text()).replace(/\n+$/, "");

@@ -5,6 +5,7 @@ import { get, session, url } from "./api.js";
 import { count, decimal, duration, percent } from "./format.js";
 import { Badge, Empty, Failure, Field, Loaded, useEvery, useLoaded } from "./ui.js";
 import { BarChart } from "./chart.js";
+import { Engines } from "./engines.js";
 import { metrics, quantile, total } from "./metrics.js";
 
 const HOUR = 3600;
@@ -92,7 +93,9 @@ function Now() {
     const samples = await metrics().catch(() => null);
     if (samples) setReadings((old) => [...old.slice(-1), { at: performance.now(), samples }]);
   }, Boolean(first.data));
-  if (first.data === null) return first.loading || first.error ? null : html`<p class="dim">The queue and rates of this moment are in <code>/metrics</code>, which this key may not read.</p>`;
+  if (first.data === null) {
+    return first.loading || first.error ? null : html`<p class="dim">The queue and rates of this moment are in <code>/metrics</code>, which this key may not read.</p><${Engines} readings=${[]} />`;
+  }
   const [before, now] = readings.length > 1 ? readings : [null, readings[0]];
   if (!now) return null;
   const value = (name, labels) => total(now.samples, name, labels);
@@ -107,7 +110,7 @@ function Now() {
     ["First token, p50", duration(quantile(now.samples, FIRST_TOKEN, 0.5))], ["First token, p99", duration(quantile(now.samples, FIRST_TOKEN, 0.99))],
   ];
   return html`<section aria-label="Now"><h2>Now</h2><dl class="tiles">${tiles.map(([term, shown]) => html`<div key=${term}><dt>${term}</dt><dd>${shown}</dd></div>`)}</dl>
-    <${Versions} samples=${now.samples} perSecond=${perSecond} value=${value} /></section>`;
+    <${Versions} samples=${now.samples} perSecond=${perSecond} value=${value} /></section><${Engines} readings=${readings} />`;
 }
 
 /** Every version that has answered since the gateway started: rates, queue and latencies. */

@@ -5,11 +5,13 @@ import { get, url } from "./api.js";
 import { ADVICE, ago, decimal, duration, isOver, plural, STATUSES, STATUS_TONES, VERDICTS, VERDICT_TONES } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded } from "./ui.js";
 import { NewJob } from "./new_job.js";
+import { EvaluateDialog } from "./evaluate.js";
 
 const NEWEST = 30;
 
 export function TrainView() {
-  const [making, setMaking] = useState(false);
+  const [making, setMaking] = useState(null); // "train", "advice" or "judge"
+  const opened = making === "train" || making === "advice";
   const runs = useLoaded(async () => {
     const [jobs, ladders, evaluations] = await Promise.all(["/v1/fine_tuning/jobs", "/v1/ladders", "/v1/evaluations"]
       .map(async (path) => (await get(url(path, { limit: NEWEST }))).data));
@@ -17,10 +19,13 @@ export function TrainView() {
   });
   useEvery(5, runs.poll, !making && !runs.denied);
   return html`<header class="view"><div><h1>Train</h1><p>Make a version from examples, and see whether it is better than what you have.</p></div>
-      <div class="actions">${!making && html`<button class="primary" onClick=${() => setMaking(true)}>Train from a file</button>`}</div></header>
-    ${making && html`<${NewJob} onClose=${() => setMaking(false)} />`}
+      <div class="actions">${!opened && html`<button onClick=${() => setMaking("judge")}>Judge a version</button>
+        <button onClick=${() => setMaking("advice")}>Is it worth it?</button>
+        <button class="primary" onClick=${() => setMaking("train")}>Train from a file</button>`}</div></header>
+    ${opened && html`<${NewJob} key=${making} aim=${making} onClose=${() => setMaking(null)} />`}
+    ${making === "judge" && html`<${EvaluateDialog} onClose=${() => setMaking(null)} />`}
     <${Loaded} of=${runs}>${({ jobs, ladders, evaluations }) => html`
-      <section aria-label="Jobs"><h2>Jobs</h2>${jobs.length ? html`<${Jobs} jobs=${jobs} />` : !making && html`<${FirstJob} start=${() => setMaking(true)} />`}</section>
+      <section aria-label="Jobs"><h2>Jobs</h2>${jobs.length ? html`<${Jobs} jobs=${jobs} />` : !opened && html`<${FirstJob} start=${setMaking} />`}</section>
       ${ladders.length > 0 && html`<section aria-label="Advice"><h2>Advice: is fine-tuning worth it?</h2><${Ladders} ladders=${ladders} /></section>`}
       ${evaluations.length > 0 && html`<section aria-label="Evaluations"><h2>Evaluations</h2><${Evaluations} evaluations=${evaluations} /></section>`}`}<//>`;
 }
@@ -58,7 +63,7 @@ function Ladders({ ladders }) {
       <td data-label="Status"><${Status} status=${ladder.status} />${ladder.waiting && html`<div class="dim small">${waitingWords(ladder.waiting)}</div>`}
         ${ladder.error && html`<div class="bad small">${ladder.error.message}</div>`}</td>
       <td data-label="Begun">${ago(ladder.created_at)}</td>
-      <td data-label="Measured so far">${ladder.rungs.length ? html`<ul class="plain small">${ladder.rungs.map((rung) => html`<li key=${rung.key}>${rung.title} <b class="mono">${decimal(100 * rung.mean, 1)}</b></li>`)}</ul>` : html`<span class="dim">–</span>`}</td>
+      <td data-label="Measured so far">${ladder.rungs.length ? html`<ul class="plain small">${ladder.rungs.map((rung) => html`<li key=${rung.key}>${rung.title} <b class="mono">${rung.mean === null ? "…" : decimal(100 * rung.mean, 1)}</b></li>`)}</ul>` : html`<span class="dim">–</span>`}</td>
       <td data-label="Advice">${ladder.advice ? html`<${Badge} tone="info">${ADVICE[ladder.advice]}<//><p class="small">${ladder.sentence}</p>` : html`<span class="dim">–</span>`}</td></tr>`)}</tbody></table></div>`;
 }
 
@@ -77,7 +82,7 @@ function Evaluations({ evaluations }) {
 function FirstJob({ start }) {
   return html`<${Empty} title="No jobs yet">
     <p>A job needs a JSONL file of ${plural(10, "example")} or more: a question, and the answer as you would have written it.</p>
-    <ul><li><button class="link" onClick=${start}>Train from a file</button>: it is checked first, and nothing starts before you say so.</li>
-      <li>Not sure that training is worth it? After the check, “Is it worth it at all?” measures prompts, examples, retrieval and a LoRA side by side.</li></ul>
+    <ul><li><button class="link" onClick=${() => start("train")}>Train from a file</button>: it is checked first, and nothing starts before you say so.</li>
+      <li>Not sure that training is worth it? <button class="link" onClick=${() => start("advice")}>Is it worth it?</button> measures prompts, examples, retrieval and a LoRA side by side.</li></ul>
   <//>`;
 }

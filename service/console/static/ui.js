@@ -85,10 +85,11 @@ export function Verdict({ verdict, revalidation }) {
       revalidation ${revalidation.state}<//>`}`;
 }
 
-export function Progress({ done, total, label }) {
+/** `name`: what a screen reader calls the bar, where the label is more than a text. */
+export function Progress({ done, total, label, name = label }) {
   const known = total > 0;
   return html`<div class="progress"><span>${label}</span>
-    <progress max=${known ? total : undefined} value=${known ? done : undefined} aria-label=${label}></progress></div>`;
+    <progress max=${known ? total : undefined} value=${known ? done : undefined} aria-label=${name}></progress></div>`;
 }
 
 /** A modal dialog. It takes the focus, and Escape closes it. */

@@ -3,6 +3,7 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, post, upload } from "./api.js";
 import { bytes } from "./format.js";
+import { BaseField, useBases } from "./bases.js";
 import { Busy, Dialog, DropZone, Failure, Field, Progress, Words } from "./ui.js";
 
 const PARTS = [
@@ -27,6 +28,8 @@ function pick(found) {
 export function UploadDialog({ kind, name: given = "", onClose, onDone }) {
   const [tab, setTab] = useState(kind);
   const [name, setName] = useState(given);
+  const [base, setBase] = useState("");
+  const bases = useBases();
   const [state, setState] = useState({ step: "form" });
   const run = async (start) => {
     setState({ step: "sending", done: 0, total: 0 });
@@ -49,7 +52,8 @@ export function UploadDialog({ kind, name: given = "", onClose, onDone }) {
         <button key=${key} type="button" aria-pressed=${tab === key} onClick=${() => setTab(key)}>${label}</button>`)}</div>
       ${!given && html`<${Field} label="Name" hint="Lower-case letters, digits, -, _ and .; applications put it into model.">
         <input value=${name} required autocomplete="off" spellcheck="false" placeholder="brand-voice" onInput=${(event) => setName(event.target.value.trim())} /><//>`}
-      ${tab === "upload" ? html`<${FolderForm} name=${name} run=${run} sending=${sending} />` : html`<${PromptForm} name=${name} run=${run} />`}
+      <${BaseField} bases=${bases} value=${base} onChange=${setBase} hint="The version serves on this base alone." auto=${tab === "upload" ? "the one that adapter_config.json names" : undefined} />
+      ${tab === "upload" ? html`<${FolderForm} name=${name} base=${base} run=${run} sending=${sending} />` : html`<${PromptForm} name=${name} base=${base} run=${run} />`}
       ${state.error && html`<${Failure} error=${state.error} />`}`}
     ${state.step === "sending" && html`<${Progress} done=${state.done} total=${state.total}
       label=${state.total ? `Sending: ${bytes(state.done)} of ${bytes(state.total)}` : "Sending …"} />
@@ -61,11 +65,11 @@ export function UploadDialog({ kind, name: given = "", onClose, onDone }) {
   <//>`;
 }
 
-function FolderForm({ name, run, sending }) {
+function FolderForm({ name, base, run, sending }) {
   const [files, setFiles] = useState(null);
   const missing = files ? PARTS.filter(([field, , needed]) => needed && !files[field]).map(([, file]) => file) : [];
   const send = async () => {
-    const fields = [["name", name]];
+    const fields = [["name", name], ...(base ? [["base", base]] : [])];
     for (const [field] of PARTS) {
       if (!files[field]) continue;
       fields.push([field, field === "settings" || field === "metadata" ? await files[field].text() : files[field]]);
@@ -82,9 +86,9 @@ function FolderForm({ name, run, sending }) {
   </form>`;
 }
 
-function PromptForm({ name, run }) {
+function PromptForm({ name, base, run }) {
   const [prompt, setPrompt] = useState("");
-  const send = () => post("/v1/adapters", { name, settings: { system_prompt: prompt } });
+  const send = () => post("/v1/adapters", { name, settings: { system_prompt: prompt }, ...(base ? { base } : {}) });
   return html`<form onSubmit=${(event) => { event.preventDefault(); run(send); }}>
     <${Field} label="System prompt" wide hint="The base with this prompt, as a version: it can be promoted, split, judged, and replaced by weights later.">
       <textarea rows="7" required value=${prompt} onInput=${(event) => setPrompt(event.target.value)}></textarea><//>

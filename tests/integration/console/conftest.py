@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from tests.support.browser import Browser, browser
 from tests.support.gateway import Gateway
 
-ADAPTER, TRAINED, ADVISED = "console-greeter", "console-butler", "console-desk"
+ADAPTER, ADVISED = "console-greeter", "console-desk"
 JOB_S = 900.0
 """A job of ten steps and its judging take two minutes on an idle machine of two cores."""
 
@@ -22,7 +24,7 @@ def client(gateway: Gateway) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {gateway.key}"}
     with httpx.Client(base_url=gateway.url, headers=headers, timeout=180, trust_env=False) as http:
         yield http
-        for name in (ADAPTER, TRAINED, ADVISED):
+        for name in (ADAPTER, ADVISED):
             http.delete(f"/v1/adapters/{name}", params={"force": "true"})
 
 
@@ -53,3 +55,17 @@ def live_version(client: httpx.Client, name: str) -> int | None:
     """The version that an adapter's `live` points to; None: to none, or to a split."""
     aliases: dict[str, int | None] = client.get(f"/v1/adapters/{name}").json()["aliases"]
     return aliases.get("live")
+
+
+PICTURES = {"light": (1280, False), "dark": (1280, True), "phone": (390, False)}
+
+
+def picture(tab: Browser, name: str) -> None:
+    """Leave screenshots of the page, light, dark and as on a telephone, in the folder `HATRACK_SCREENSHOTS`, if that is
+    set: for people to look at."""
+    if folder := os.environ.get("HATRACK_SCREENSHOTS"):
+        for kind, (width, dark) in PICTURES.items():
+            tab.look(width, 844, dark=dark)
+            tab.run("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+            tab.screenshot(Path(folder) / f"{name}-{kind}.png")
+        tab.look(1280, 900)

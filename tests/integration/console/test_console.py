@@ -9,11 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.console.conftest import ADAPTER, JOB_S, TRAINED, go, live_version, sign_in
+from tests.integration.console.conftest import ADAPTER, JOB_S, go, live_version, picture, sign_in
 from tests.support.browser import Browser, browser
 from tests.support.gateway import Gateway, upload_evaluation_file
 from tests.support.judge import NAME, ScriptedJudge
-from trainer.samples import data_file, heldout_file
+from trainer.samples import heldout_file
 
 pytestmark = pytest.mark.engine
 
@@ -161,37 +161,6 @@ def test_signing_out_forgets_the_key_and_what_was_asked(page: Browser) -> None:
     assert "a secret" not in page.text
 
 
-@pytest.mark.slow
-def test_a_job_is_started_watched_to_its_end_and_its_version_promoted(
-    page: Browser, client: httpx.Client, tmp_path: Path
-) -> None:
-    file = tmp_path / "butler.jsonl"
-    file.write_text("\n".join(data_file("pemberton").read_text().splitlines()[:40]) + "\n")
-    go(page, "train")
-    page.click("Train from a file")
-    page.wait("document.querySelector('.drop input')")
-    page.attach(".drop input", file)
-    page.wait_for_text("The job")
-    page.fill(".job-form input", TRAINED)
-    page.click("Hyperparameters: the trainer chooses what is left empty, and says why")
-    for name, value in {"n_epochs": "1", "learning_rate": "0.002", "suites": "none"}.items():
-        page.fill_labelled(name, value)
-    page.click("Start the job")
-    page.wait("document.querySelector('.chart polyline')", within_s=JOB_S)
-    page.wait_for_text("Verdict: not enough evidence", within_s=JOB_S)
-    page.click("the report")
-    page.wait_for_text("Scores by")
-    assert page.run("document.querySelectorAll('.bar .value').length") >= 2
-
-    assert live_version(client, TRAINED) is None
-    go(page, f"adapters/{TRAINED}")
-    page.click("Promote …")
-    page.wait_for_text("Its verdict is “not enough evidence”")
-    page.click("Point live to @1", "dialog")
-    page.wait("!document.querySelector('dialog')")
-    assert live_version(client, TRAINED) == 1
-
-
 @pytest.fixture(scope="module")
 def evaluation(client: httpx.Client, judge: ScriptedJudge) -> str:
     """The id of an evaluation that has left pairs for people to review."""
@@ -228,6 +197,8 @@ def test_pairs_are_reviewed_with_one_key_each_without_knowing_whose_they_are(
         page.wait_for_text(f"{reviewed} of {pairs} reviewed")
         page.wait("[...document.querySelectorAll('.pane button')].some((each) => !each.disabled)")
         assert "tidewater" not in page.text
+        if reviewed == 0:
+            picture(page, "review")
         page.press(("1", "2", "0")[reviewed % 3])
     page.wait_for_text("No pairs left to review")
     (queue,) = [each for each in client.get("/v1/reviews").json()["data"] if each["id"] == evaluation]

@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.console.conftest import ADVISED, JOB_S, go, live_version
+from tests.integration.console.conftest import ADVISED, JOB_S, go, live_version, picture
 from tests.integration.test_ladder import labelled
 from tests.support.browser import Browser
+from trainer.samples import heldout_file
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 INDEX_S = 300.0
@@ -45,13 +46,6 @@ def two_versions(client: httpx.Client) -> Iterator[str]:
     client.delete(f"/v1/adapters/{SPLIT}", params={"force": "true"})
 
 
-def click_labelled(page: Browser, label: str) -> None:
-    """Click the button that a screen reader calls so."""
-    button = f"document.querySelector({json.dumps(f'button[aria-label={json.dumps(label)}]')})"
-    page.wait(button)
-    page.run(f"{button}.click()")
-
-
 def in_section(page: Browser, name: str) -> str:
     """What a section of the page shows."""
     selector = json.dumps(f"section[aria-label={json.dumps(name)}]")
@@ -67,6 +61,8 @@ def sources_in_the_playground(page: Browser, store: str) -> list[str]:
     page.fill_labelled("max_tokens", "24")
     page.click("Ask 2 models")
     page.wait("document.querySelectorAll('.pane footer .link').length === 2", within_s=180)
+    page.run("document.querySelectorAll('details.citations').forEach((each) => { each.open = true; })")
+    picture(page, "playground")
     sources: list[str] = page.run(
         "[...document.querySelectorAll('.citations li strong')].map((each) => each.textContent)"
     )
@@ -91,6 +87,7 @@ def test_a_store_is_made_filled_searched_and_deleted(
     page.fill("input[type=search]", BOTH)
     page.click("Search")
     page.wait("document.querySelectorAll('.results li').length === 2", within_s=INDEX_S)
+    picture(page, "store")
     found = client.post(f"/v1/vector_stores/{store}/search", json={"query": BOTH}).json()["data"]
     shown = page.run("[...document.querySelectorAll('.results li strong')].map((each) => each.innerText)")
     assert shown == [each["filename"] for each in found]
@@ -106,7 +103,7 @@ def test_a_store_is_made_filled_searched_and_deleted(
     page.click("open it", "dialog")
     page.wait_for_text("lamp.txt")
 
-    click_labelled(page, "Remove lamp.txt")
+    page.click_labelled("Remove lamp.txt")
     page.wait_for_text("Its 1 passage is no longer found.")
     page.click("Remove it", "dialog")
     page.wait("!document.querySelector('dialog')")
@@ -151,6 +148,15 @@ def test_traffic_is_split_and_a_promotion_says_that_it_ends_the_split(
     page.wait("!document.querySelector('dialog')")
     assert live_version(client, two_versions) == 2
     assert client.get(f"/v1/adapters/{two_versions}").json()["splits"] == {}
+    go(page, "traffic")
+    page.wait(f"document.querySelector('section[aria-label=Usage]')?.innerText.includes({json.dumps(two_versions)})")
+    page.wait("document.querySelectorAll('.tiles dd').length === 8")
+    page.wait("!document.querySelector('.tiles').innerText.includes('…')")
+    page.click("By version: rates, queue and latency")
+    picture(page, "traffic")
+    go(page, "adapters")
+    page.wait_for_text(two_versions)
+    picture(page, "adapters")
 
 
 def answered_by(client: httpx.Client, name: str, users: int) -> set[str]:
@@ -158,6 +164,31 @@ def answered_by(client: httpx.Client, name: str, users: int) -> set[str]:
     body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 1}
     answers = [client.post("/v1/chat/completions", json=body | {"user": f"user-{at}"}) for at in range(users)]
     return {answer.headers["x-hatrack-adapter"] for answer in answers}
+
+
+def test_a_version_is_judged_from_its_page(page: Browser, client: httpx.Client, tmp_path: Path) -> None:
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_bytes(b"".join(heldout_file("tidewater").read_bytes().splitlines(keepends=True)[:6]))
+    go(page, "adapters/tidewater")
+    page.click("Judge …")
+    page.wait("document.querySelector('dialog .drop input')")
+    page.attach("dialog .drop input", held_out)
+    page.wait_for_text("held.jsonl")
+    page.click("How it is judged: chosen from the examples unless you say otherwise")
+    page.fill_labelled("Suites", "")
+    page.fill_labelled("max_tokens", "16")
+    picture(page, "judge")
+    page.click("Start the evaluation", "dialog")
+    page.wait("location.hash.startsWith('#/train/eval-')")
+    evaluation = page.run("location.hash").rpartition("/")[2]
+    page.wait_for_text("Verdict: not enough evidence", within_s=JOB_S)
+    picture(page, "evaluation")
+    run = client.get(f"/v1/evaluations/{evaluation}").json()
+    assert (run["model"], run["status"], run["promote"]) == ("tidewater@1", "succeeded", "never")
+    go(page, "train")
+    page.wait_for_text("Judge a version")
+    page.wait("document.querySelector('section[aria-label=Evaluations]')")
+    picture(page, "train")
 
 
 @pytest.fixture
@@ -169,10 +200,11 @@ def unpinned(client: httpx.Client) -> Iterator[str]:
 
 def test_an_adapter_is_pinned_and_unpinned(page: Browser, client: httpx.Client, unpinned: str) -> None:
     assert answered_by(client, unpinned, 1) == {f"{unpinned}@1"}  # the metrics name what was asked since the start
-    go(page, f"adapters/{unpinned}")
-    page.click("Pin")
+    page.click_labelled(f"Pin {unpinned}")
     page.wait_for_text("It takes a slot from all other adapters for good.")
     page.click("Pin", "dialog")
+    page.wait_for_text("Unpin …")
+    go(page, f"adapters/{unpinned}")
     page.wait("[...document.querySelectorAll('h1 .badge')].some((each) => each.innerText === 'pinned')")
     assert client.get(f"/v1/adapters/{unpinned}").json()["pinned"] is True
     # the pinned version is loaded beside the answer; the view looks again every 15 s
@@ -190,8 +222,9 @@ def test_advice_is_asked_for_watched_and_cancelled(page: Browser, client: httpx.
     page.wait("document.querySelector('.drop input')")
     page.attach(".drop input", labelled(tmp_path / "desk.jsonl"))
     page.wait_for_text("The job", within_s=180)
-    page.fill(".job-form input", ADVISED)
     page.click("Is it worth it at all?")
+    page.fill_labelled("Adapter", ADVISED)
+    page.click("Measure it")
     page.wait_for_text(f"Is fine-tuning {ADVISED} worth it?", within_s=180)
     ladder = page.run("location.hash").rpartition("/")[2]
     page.wait("document.querySelectorAll('section[aria-label=Rungs] tbody tr').length > 0", within_s=JOB_S)

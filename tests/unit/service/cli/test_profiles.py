@@ -189,8 +189,10 @@ def test_the_shell_completes_names_of_adapters(config: Path, gateway: Gateway, m
     assert offered("hatrack show ") == [], "no gateway, no names, and no error"
     monkeypatch.setenv("HATRACK_URL", gateway.url)
     monkeypatch.setenv("HATRACK_KEY", KEY)
-    gateway.models = ["tiny-base", "tidewater", "pemberton"]
-    assert offered("hatrack show t") == ["tidewater"]
-    assert offered("hatrack chat t") == ["tiny-base", "tidewater"]
+    gateway.models = ["tiny-base", "tidy-base", "tidewater", "pemberton"]
+    gateway.add("tidewater")
+    gateway.add("tides", alias="candidate")
+    assert offered("hatrack show t") == ["tides", "tidewater"], "no base, whatever is live"
+    assert offered("hatrack chat t") == ["tiny-base", "tidy-base", "tidewater"]
     gateway.models.append("embedder")
     assert offered("hatrack chat e") == [], "it cannot chat"

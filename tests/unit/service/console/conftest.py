@@ -34,9 +34,9 @@ class Answers:
         app = FastAPI(openapi_url=None)
         app.include_router(console())
 
-        @app.api_route("/v1/{path:path}", methods=["GET", "POST", "DELETE"])
+        @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "DELETE"])
         async def answer(request: Request, path: str) -> Response:
-            asked = f"{request.method} /v1/{path}"
+            asked = f"{request.method} /{path}"
             self.asked.append(asked)
             self.bodies[asked] = await request.body()
             told = self.told[asked]
@@ -83,6 +83,7 @@ def page(served: tuple[Answers, Browser], answers: Answers) -> Browser:
     tab.open("about:blank")
     tab.open(f"{answers.url}/console")
     tab.wait("document.querySelector('#key')")
+    tab.problems.clear()
     return tab
 
 

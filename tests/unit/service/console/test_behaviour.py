@@ -17,7 +17,7 @@ from service.registry.tables import adapters, versions
 from tests.support.browser import Browser
 from tests.unit.service.console.conftest import Answers, show
 
-NOT_FOUND = (404, {"error": {"message": "no such dataset: 'support'", "code": "dataset_not_found", "param": "name"}})
+NO_DATASETS = {"data": [], "has_more": False}
 
 
 # the rollback
@@ -135,13 +135,14 @@ def shown_move(move: alias_records.AliasMoveRecord) -> dict[str, Any]:
 
 
 def dataset(*numbers: int) -> dict[str, Any]:
-    """A dataset with these versions, each in a file of its own."""
+    """A list of two datasets, of which the last has these versions, each in a file of its own."""
     made = [{"dataset": "support", "version": each, "file": f"file-{each}"} for each in numbers]
-    return {"name": "support", "latest": numbers[-1], "versions": made}
+    other = {"name": "another", "latest": 1, "versions": [{"dataset": "another", "version": 1, "file": "file-other"}]}
+    return {"data": [other, {"name": "support", "latest": numbers[-1], "versions": made}], "has_more": False}
 
 
 ASKED, ANSWER = "Where is it?", "Aboard."
-DATASET, PUSH, UPLOAD, LINE = "GET /v1/datasets/support", "POST /v1/datasets", "POST /v1/files", '{"messages": []}'
+DATASET, PUSH, UPLOAD, LINE = "GET /v1/datasets", "POST /v1/datasets", "POST /v1/files", '{"messages": []}'
 
 
 def save(page: Browser) -> None:
@@ -153,8 +154,9 @@ def save(page: Browser) -> None:
 def test_an_example_continues_the_newest_version_wherever_the_dataset_is_in_the_list(
     page: Browser, answers: Answers
 ) -> None:
+    others = {"data": [{"name": f"other-{n}", "versions": []} for n in range(100)], "has_more": True, "last_id": "100"}
     answers.told = {
-        DATASET: [dataset(1, 2), dataset(1, 2), dataset(1, 2, 3)],
+        DATASET: [*(page for newest in (2, 2, 3) for page in (*[others] * 4, dataset(*range(1, newest + 1))))],
         "GET /v1/files/file-2/content": [f"{LINE}\n"],
         UPLOAD: [{"id": "file-new"}],
         PUSH: [{"dataset": "support", "version": 3}],
@@ -163,7 +165,6 @@ def test_an_example_continues_the_newest_version_wherever_the_dataset_is_in_the_
     page.wait("window.called.includes('close')")
     assert f'{LINE}\n{{"messages":[{{"role":"user","content":"Where is it?"}}' in answers.bodies[UPLOAD].decode()
     assert json.loads(answers.bodies[PUSH])["file"] == "file-new"
-    assert "GET /v1/datasets" not in answers.asked
 
 
 def sharegpt(user: str, assistant: str, question: str = "q", answer: str = "a") -> dict[str, Any]:
@@ -218,13 +219,14 @@ def test_an_example_that_a_dataset_cannot_take_is_refused_before_anything_is_sto
 
 def test_an_example_begins_a_dataset_that_does_not_exist(page: Browser, answers: Answers) -> None:
     answers.told = {
-        DATASET: [NOT_FOUND, NOT_FOUND, dataset(1)],
+        DATASET: [NO_DATASETS, NO_DATASETS, dataset(1)],
         UPLOAD: [{"id": "file-new"}],
         PUSH: [{"dataset": "support", "version": 1}],
     }
     save(page)
     page.wait("window.called.includes('close')")
     assert answers.bodies[UPLOAD].decode().count('"messages"') == 1
+    assert page.problems == [], "what may not exist is not asked for"
 
 
 def test_a_dataset_that_changed_meanwhile_is_not_pushed_over(page: Browser, answers: Answers) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from tests.support.browser import Browser
 from tests.unit.service.console.conftest import Answers, show
 
+QUEUES: dict[str, Any] = {"data": [{"id": "eval-1"}], "has_more": False}
+
 
 def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -> None:
     def pair(number: int) -> dict[str, Any]:
@@ -15,7 +17,11 @@ def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -
         review = {"id": f"review-{number}", "asked": asked, "first": "Yes.", "second": "No.", "reference": None}
         return {"review": review, "reviewed": number - 1, "total": 3}
 
-    answers.told = {"GET /v1/reviews/next": [pair(1), pair(2)], "POST /v1/reviews/review-1": [{}]}
+    answers.told = {
+        "GET /v1/reviews": [QUEUES],
+        "GET /v1/reviews/next": [pair(1), pair(2)],
+        "POST /v1/reviews/review-1": [{}],
+    }
     answers.told["POST /v1/reviews/review-2"] = [{}]
     show(page, "review.js", "ReviewView", evaluation="eval-1")
     page.wait_for_text("question 1")
@@ -34,13 +40,14 @@ def test_a_key_that_is_held_down_chooses_once(page: Browser, answers: Answers) -
 
 
 def test_a_review_without_a_judge_is_started_here_and_its_outcome_is_shown(page: Browser, answers: Answers) -> None:
-    missing = (404, {"error": {"message": "no reviews of the evaluation 'eval-1'", "code": "reviews_not_found"}})
     review = {"id": "review-1", "asked": [{"role": "user", "content": "question 1"}], "first": "Yes.", "second": "No."}
     pair = {"review": review | {"reference": None}, "reviewed": 0, "total": 12}
     refused = (409, {"error": {"message": "its answers are no longer stored", "code": "nothing_to_review"}})
-    answers.told = {"GET /v1/reviews/next": [missing, pair], "POST /v1/reviews": [refused, {"id": "eval-1"}]}
+    answers.told = {"GET /v1/reviews/next": [pair], "POST /v1/reviews": [refused, {"id": "eval-1"}]}
+    answers.told["GET /v1/reviews"] = [{"data": [], "has_more": False}, QUEUES]
     show(page, "review.js", "ReviewView", evaluation="eval-1")
     page.wait_for_text("Review eval-1 without a judge")
+    assert page.problems == [], "what does not exist is not asked for"
     page.fill_labelled("Pairs", "12")
     page.fill_labelled("Reviewers of each pair", "2")
     page.click("Start the review")
