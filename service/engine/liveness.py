@@ -113,7 +113,7 @@ class LivenessMonitor:
         return True
 
     async def _metrics_changed(self) -> bool:
-        """Whether the engine's own metrics differ from the last reading. A first one differs: silence counts from it."""
+        """Whether the engine's own metrics differ from the last reading. A first one does: silence counts from it."""
         self._metrics_read_at = time.monotonic()
         try:
             text = await self._probe.get_text("/metrics")
