@@ -150,3 +150,9 @@ def logprobs_answer(request: dict[str, Any]) -> bytes:
             "usage": usage(1),
         }
     )
+
+
+def tokens_answer(request: dict[str, Any]) -> bytes:
+    """The response to the question for a prompt's tokens; each word stands for one."""
+    words = str(request.get("prompt") or request.get("messages")).split()
+    return json_answer({"count": len(words), "max_model_len": 4096, "tokens": list(range(len(words)))})

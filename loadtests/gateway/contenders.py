@@ -63,7 +63,7 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it answers below 500 at `ready_path`. Raises Failed."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HATRACK_", "OPENAI_"))}
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["taskset", "-c", str(self.core), *self.command],
                 env={**clean, "NO_PROXY": "*", "no_proxy": "*", "PYTHONPATH": str(REPO), **self.environment},

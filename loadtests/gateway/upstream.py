@@ -2,12 +2,12 @@
 
     python -m loadtests.gateway.upstream --port 9000 --plugin report.json
 
-It answers what a gateway asks an engine: chat completions, streaming or not, the log-probabilities of a prompt, the
-models, health, and the plugin's report. A stream sends its first event at once; the others follow in steps, one event
-for every stream that is open, as an engine that decodes a batch does. ``PUT /pace/<milliseconds>`` sets the time
-between two steps; with 0 one step follows another as fast as the event loop turns. ``PUT /sequences/<n>`` lets at most
-n streams decode at once (vLLM's `max_num_seqs`); the others wait, and a stream's first event then comes with a step,
-too. ``GET /load`` tells how many streams decode and wait.
+It answers what a gateway asks an engine: chat completions, streaming or not, the log-probabilities and the tokens of a
+prompt, the models, health, and the plugin's report. A stream sends its first event at once; the others follow in steps,
+one event for every stream that is open, as an engine that decodes a batch does. ``PUT /pace/<milliseconds>`` sets the
+time between two steps; with 0 one step follows another as fast as the event loop turns. ``PUT /sequences/<n>`` lets at
+most n streams decode at once (vLLM's `max_num_seqs`); the others wait, and a stream's first event then comes with a
+step, too. ``GET /load`` tells how many streams decode and wait.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from typing import Any, cast
 
 import uvloop
 
-from loadtests.gateway.answers import chat_answer, chat_events, json_answer, logprobs_answer, plain_answer
+from loadtests.gateway.answers import (
+    chat_answer,
+    chat_events,
+    json_answer,
+    logprobs_answer,
+    plain_answer,
+    tokens_answer,
+)
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _MODEL = re.compile(rb'"model": ?"([^"\\]+)"')
@@ -126,6 +133,8 @@ class Connection(asyncio.Protocol):
             self._chat(body)
         elif method == b"POST" and target == b"/v1/completions":
             self.send(logprobs_answer(json.loads(body)))
+        elif method == b"POST" and target == b"/tokenize":
+            self.send(tokens_answer(json.loads(body)))
         else:
             self.send(self._control(target.partition(b"?")[0].decode()))
 

@@ -1,8 +1,9 @@
-"""Liveness of an engine, judged by its output, its token counters, and canary requests while it is idle.
+"""Liveness of an engine, judged by its output, its own metrics, and canary requests while it is idle.
 
 A token that the data path received is a sign of life. If requests are in flight and no token was received, the engine's
-own token counters are read. While it is idle, a canary asks the base for the log-probabilities of a few tokens, which
-must be finite. A busy engine is never considered faulty for being busy.
+own metrics are read: any change of them is a sign of life, too, since vLLM reports them after each step, also after one
+that only read a part of a prompt. While it is idle, a canary asks the base for the log-probabilities of a few tokens,
+which must be finite. A busy engine is never considered faulty for being busy.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Final
 from service.engine.client import EngineClient
 from service.errors import HatrackError
 
-COUNTERS_S: Final = 2.0
-TOKEN_COUNTERS: Final = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
+METRICS_S: Final = 2.0
+"""Between two readings of the metrics of an engine that is silent, s."""
+METRICS_PREFIX: Final = "vllm:"
+"""Of the engine's own metrics; others in the same text count our requests, and the server's CPU time."""
+MIN_STALL_S: Final = 5.0
+"""Shorter silences are never a stall, whatever is set: a single step may take seconds."""
 CANARY_TIMEOUT_S: Final = 30.0
 CANARIES_FAILED: Final = 3
 CANARY_TEXT: Final = "The canary sings"
@@ -37,7 +42,7 @@ class LivenessMonitor:
         client: The data path's, whose requests in flight are counted.
         probe: Another client, for questions of our own.
         base_name: The base's served name.
-        stall_s: Longest silence with requests in flight, s.
+        stall_s: Longest silence with requests in flight, s; at least MIN_STALL_S.
         canary_s: Time between canaries, s.
     """
 
@@ -47,7 +52,7 @@ class LivenessMonitor:
         self._client = client
         self._probe = probe
         self._base_name = base_name
-        self._stall_s = stall_s
+        self._stall_s = max(stall_s, MIN_STALL_S)
         self._canary_s = canary_s
         self.reset()
 
@@ -55,7 +60,8 @@ class LivenessMonitor:
         """Start watching a new engine."""
         self._last_sign = time.monotonic()
         self._busy_since: float | None = None
-        self._counters_read_at, self._tokens_made, self._failed_canaries = 0.0, -1.0, 0
+        self._metrics_read_at, self._failed_canaries = 0.0, 0
+        self._metrics: str | None = None
 
     def saw_tokens(self) -> None:
         """Record output of the engine as a sign of life."""
@@ -76,14 +82,15 @@ class LivenessMonitor:
     async def _check_busy(self) -> None:
         now = time.monotonic()
         self._busy_since = self._busy_since or now
-        if now - max(self._counters_read_at, self._last_sign) > COUNTERS_S:
-            self._counters_read_at, before = now, self._tokens_made
-            self._tokens_made = await self._tokens()
-            if self._tokens_made > before >= 0:
-                self.saw_tokens()
-        silent_s = time.monotonic() - max(self._last_sign, self._busy_since)
-        if silent_s > self._stall_s:
-            raise EngineFailed(f"requests are in flight, but no token was generated for {silent_s:.0f} s")
+        due = now - max(self._metrics_read_at, self._last_sign) > METRICS_S
+        silent_s = now - max(self._last_sign, self._busy_since)
+        if (due or silent_s > self._stall_s) and await self._metrics_changed():
+            self.saw_tokens()
+        elif silent_s > self._stall_s:
+            raise EngineFailed(
+                f"requests are in flight, but no token was generated for {silent_s:.0f} s, and the engine's metrics "
+                "stand still"
+            )
 
     async def _check_idle(self) -> None:
         self._busy_since = None
@@ -105,19 +112,13 @@ class LivenessMonitor:
         self.saw_tokens()
         return True
 
-    async def _tokens(self) -> float:
+    async def _metrics_changed(self) -> bool:
+        """Whether the engine's own metrics differ from the last reading. A first one does: silence counts from it."""
+        self._metrics_read_at = time.monotonic()
         try:
-            return _tokens_processed(await self._probe.get_text("/metrics"))
+            text = await self._probe.get_text("/metrics")
         except HatrackError:
-            return -1.0
-
-
-def _tokens_processed(metrics: str) -> float:
-    """How many tokens the engine has read and written since its start, from its Prometheus text."""
-    total = 0.0
-    for line in metrics.splitlines():
-        if line.startswith(TOKEN_COUNTERS):
-            name, _, value = line.rpartition(" ")
-            if name.split("{", 1)[0] in TOKEN_COUNTERS:
-                total += float(value)
-    return total
+            return False  # an engine that is frozen does not answer
+        before = self._metrics
+        self._metrics = "\n".join(line for line in text.splitlines() if line.startswith(METRICS_PREFIX))
+        return before != self._metrics

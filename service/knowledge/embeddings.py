@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import aiohttp
 import orjson
@@ -126,7 +126,19 @@ class DocumentRefused(Exception):
 
 
 class EmbedderGone(Unavailable):
-    """The embedder ended or hung while it processed a document, which may be the cause."""
+    """The embedder ended or hung while it processed a document, which may be the cause.
+
+    Attributes:
+        final_code: OpenAI's code of a document over which this happened again and again.
+    """
+
+    final_code: ClassVar = "server_error"
+
+
+class ReaderGone(EmbedderGone):
+    """The embedder's process that reads documents ended over one."""
+
+    final_code: ClassVar = "invalid_file"
 
 
 _ERRORS: Final = ConnectionErrors(
@@ -247,7 +259,7 @@ class Embedder:
 
         Raises:
             DocumentRefused: It cannot be read or embedded.
-            EmbedderGone: The embedder went away over this document.
+            EmbedderGone: The embedder, or its reader of documents, went away over this document.
             Unavailable: It cannot be started, or its endpoint gives nothing now; no document is to blame.
             BadGateway: It sent an invalid frame.
         """
@@ -379,6 +391,8 @@ async def _reason(response: aiohttp.ClientResponse) -> str:
 def _check_end(last_frame: dict[str, Any]) -> None:
     if last_frame.get("busy"):
         raise Unavailable(last_frame["busy"], code="embedder_unavailable")
+    if last_frame.get("reader"):
+        raise ReaderGone(last_frame["reader"], code="embedder_unavailable")
     if last_frame.get("error"):
         raise DocumentRefused(*last_frame["error"])
     if not last_frame.get("end"):

@@ -2,7 +2,8 @@
 
 A frame is the length of a JSON header (4 bytes, big-endian), the header, and the bytes of the arrays that it announces
 in ``sizes``. ``POST /embed`` answers with one frame; ``POST /index`` with as many as there are, the last of which says
-``end``: alone, with the document's ``error``, or with ``busy``, why it is to be tried again later.
+``end``: alone, with the document's ``error``, or with ``busy`` or ``reader``, why it is to be tried again later
+(``reader``: the process that read the document ended, which may be the document's doing).
 
 ``POST /embeddings`` takes ``{"input": [texts], "single", "model", "base64", "dimensions"}`` and answers with the JSON
 that the caller gets, so that the gateway need not look into megabytes of numbers, and its tokens in a header; or with

@@ -22,6 +22,10 @@ DOCUMENTS_PER_READER: Final = 200
 """A reader is replaced after so many: what a library leaks goes with it."""
 
 
+class ReaderEnded(Exception):
+    """The reader process ended over a document: a parser crashed, or somebody killed the process."""
+
+
 class DocumentReader:
     """Reads documents, one at a time.
 
@@ -52,6 +56,7 @@ class DocumentReader:
 
         Raises:
             DocumentError: It cannot be read, or not within the bounds.
+            ReaderEnded: The reader process ended before its answer was complete.
         """
         request = orjson.dumps({"path": str(path), "kind": kind_of(filename)}) + b"\n"
         async with self._turn:
@@ -64,9 +69,9 @@ class DocumentReader:
             except BaseException:
                 await self.close()  # its answer would be taken for that to the next question
                 raise
-        if not line:
+        if not line.endswith(b"\n"):
             await self.close()
-            raise invalid("the document crashed the reader process")
+            raise ReaderEnded("the process that reads the document ended before it was done")
         reply = await asyncio.to_thread(orjson.loads, line)
         if "error" in reply:
             raise DocumentError(*reply["error"])

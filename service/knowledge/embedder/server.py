@@ -18,7 +18,7 @@ from aiohttp import web
 
 from service.knowledge.documents.blocks import Block, DocumentError
 from service.knowledge.documents.chunks import split
-from service.knowledge.embedder.document_reader import DocumentReader
+from service.knowledge.embedder.document_reader import DocumentReader, ReaderEnded
 from service.knowledge.embedder.model import EmbeddingModel, InputRefused, ModelBusy, ModelError
 from service.knowledge.segment import Segment, Vectors
 from service.knowledge.terms import Analyzer
@@ -126,6 +126,8 @@ class EmbedderServer:
                 last: dict[str, Any] = {"end": True}
             except DocumentError as error:
                 last = {"end": True, "error": [error.code, error.message]}
+            except ReaderEnded as error:
+                last = {"end": True, "reader": str(error)}
             except ModelBusy as error:
                 last = {"end": True, "busy": str(error)}  # says nothing about the document
             except ModelError as error:

@@ -28,8 +28,8 @@ from service.knowledge.index.indexing_records import IndexingResult, IndexingTas
 from service.knowledge.index.memory import Document, Index
 from service.knowledge.index.passage_records import PassageFile
 
-ATTEMPTS: Final = 3
-"""How often a file is tried whose indexing ended the embedder."""
+ATTEMPTS: Final = 5
+"""How often a file is tried over which the embedder, or its reader of documents, ended: half a minute of pauses."""
 RETRY_S: Final = 2.0
 """The first pause after trouble that passes; each further one is twice as long."""
 MAX_PAUSE_S: Final = 60.0
@@ -196,7 +196,7 @@ class Indexing:
                 with suppress(HatrackError):  # else the next try does it
                     await in_thread(store.file.delete, [task.generation])
                 raise
-            failure = ("server_error", error.message)
+            failure = (error.final_code, f"{error.message}; tried {ATTEMPTS} times")
         except HatrackError as error:
             failure = ("server_error", error.message)
         _LOG.warning("a file could not be indexed", extra={"file": task.file_id, "reason": failure[1]})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from aiohttp import web
 
 from service.errors import DiskFull, Unavailable
-from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone
+from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone, ReaderGone
 from service.knowledge.index import indexing
 from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.types import Chunking, NewStoreFile
@@ -176,8 +179,63 @@ async def test_a_file_that_ends_the_embedder_again_and_again_fails(local_stores:
     assert (await local_stores.add(store, "a.txt", "boots")).status == "completed", "what passes does not count"
     moody.moods["b.txt"] = [gone] * indexing.ATTEMPTS
     failed = await local_stores.add(store, "b.txt", "boots")
-    assert failed.error == ("server_error", "went away")
+    assert failed.error == ("server_error", f"went away; tried {indexing.ATTEMPTS} times")
     assert moody.moods["b.txt"] == []
+
+
+async def test_a_file_that_ends_the_reader_again_and_again_is_at_fault_itself(
+    local_stores: LocalStores, moody: Moody
+) -> None:
+    store = await local_stores.store()
+    await local_stores.add(store, "a.txt", "boots")
+    moody.moods["a.txt"] = [ReaderGone("it ended")] * indexing.ATTEMPTS
+    failed = await local_stores.add(store, "a.txt", "boots", chunking=Chunking(15, 0))
+    assert failed.error == ("invalid_file", f"it ended; tried {indexing.ATTEMPTS} times")
+    assert await local_stores.texts(store, "boots") == []
+
+
+@contextmanager
+def held_open(path: Path) -> Iterator[asyncio.Task[None]]:
+    """A pipe at ``path``, whose reader waits for bytes in vain; the task ends once there is a reader."""
+    os.mkfifo(path)
+    ends: list[int] = []
+
+    async def opened() -> None:
+        while not ends:
+            try:
+                ends.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:  # nobody has it open to read
+                await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(opened())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        for end in ends:
+            os.close(end)
+
+
+@pytest.mark.parametrize("victim", ["embedder", "reader"])
+async def test_a_file_whose_embedder_or_reader_is_killed_is_indexed_after_all(
+    local_stores: LocalStores, moody: Moody, victim: str
+) -> None:
+    store = await local_stores.store()
+    await local_stores.add(store, "other.txt", "parcel")
+    with held_open(local_stores.files / "a.txt") as being_read:
+        await local_stores.stores.add_files(PROJECT, store, [NewStoreFile("a.txt", "a.txt")])
+        async with asyncio.timeout(240):
+            await being_read
+        (local_stores.files / "text").write_text("boots")
+        (local_stores.files / "text").replace(local_stores.files / "a.txt")
+        assert moody.pid is not None
+        embedder = psutil.Process(moody.pid)
+        [reader] = embedder.children()
+        (embedder if victim == "embedder" else reader).kill()
+        settled = await local_stores.settled(store, "a.txt")
+    assert (settled.status, settled.error) == ("completed", None)
+    assert moody.starts == (2 if victim == "embedder" else 1)
+    assert await local_stores.texts(store, "boots") == ["boots"]
 
 
 async def test_others_go_before_a_file_that_meets_trouble(local_stores: LocalStores, moody: Moody) -> None:
