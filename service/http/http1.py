@@ -19,7 +19,6 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a response's headers and trailers, and of what frames its body between two pieces of it."""
 MAX_BUFFERED_BYTES: Final = 256 * 1024
 """Bytes of a body that wait for their reader; above them the connection is read no further."""
-HAPPY_EYEBALLS_S: Final = 0.25
 
 
 MakeError = Callable[[str], Exception]
@@ -113,9 +112,7 @@ class Http1Client:
                 _, connection = await loop.create_unix_connection(self._connection, self._socket)
                 return connection
             async with asyncio.timeout(self._connect_s):
-                _, connection = await loop.create_connection(
-                    self._connection, self._host, self._port, ssl=self._tls, happy_eyeballs_delay=HAPPY_EYEBALLS_S
-                )
+                _, connection = await loop.create_connection(self._connection, self._host, self._port, ssl=self._tls)
                 return connection
         except (OSError, TimeoutError) as error:  # TLS errors, too
             raise self._unreachable(str(error) or "connecting took too long") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from service.http import http1
 from service.http.http1 import Http1Client
@@ -331,3 +333,25 @@ async def test_nothing_smuggles_a_line_into_a_request(tmp_path: Path, path: str,
 def test_a_url_without_a_host_is_refused() -> None:
     with pytest.raises(ValueError, match="names no host"):
         client_of("/engine")
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_a_request_has_its_headers_and_its_body_and_the_next_takes_the_same_connection,
+        test_what_arrived_before_the_cut_can_be_read,
+        test_bytes_behind_a_response_never_begin_the_next,
+        test_a_response_that_is_closed_early_closes_its_connection,
+        test_who_stops_waiting_for_a_response_closes_its_connection,
+        test_closing_cuts_what_waits_and_what_reads,
+        test_a_reader_that_is_slow_holds_the_server_back,
+        test_an_idle_connection_is_closed_after_its_time,
+        test_nobody_listens,
+        test_over_tcp_the_host_is_the_urls,
+    ],
+)
+def test_the_same_on_the_event_loop_that_the_server_runs_on(
+    test: Callable[[Path], Coroutine[None, None, None]], tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: uvloop.run(test(tmp_path))).result()
