@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
 import orjson
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, PLUGIN_ROUTE
@@ -23,8 +22,7 @@ from service.errors import (
     EngineUnreachable,
     Timeout,
 )
-from service.http.connection_errors import ConnectionErrors
-from service.http.pool import ConnectionPool, PeerResponse
+from service.http.http1 import Http1Client, Http1Response
 
 CONNECT_TIMEOUT_S: Final = 5.0
 QUICK_TIMEOUT_S = 5.0
@@ -34,45 +32,37 @@ MAX_ERROR_BYTES = 64 * 1024
 ENGINE_KEY_REFUSED = "engine_key_refused"
 
 
-def _unreachable(_: BaseException) -> EngineUnreachable:
-    return EngineUnreachable("the engine cannot be reached")
-
-
-_ERRORS: Final = ConnectionErrors(
-    unreachable=_unreachable,
-    cut=lambda _: EngineCut("the engine closed the connection before its response was complete"),
-)
-
-
-class EngineResponse(PeerResponse):
+class EngineResponse:
     """The engine's answer to one request; whoever sent it closes it."""
 
-    __slots__ = ("_client",)
+    __slots__ = ("_client", "_response")
 
-    def __init__(self, response: aiohttp.ClientResponse, client: EngineClient) -> None:
-        super().__init__(response)
+    def __init__(self, response: Http1Response, client: EngineClient) -> None:
+        self._response = response
         self._client: EngineClient | None = client
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names in lower case."""
+        return self._response.headers
+
+    def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive. Raises EngineCut if the connection is lost."""
-        with _ERRORS:
-            async for chunk in self._response.content.iter_any():
-                yield chunk
+        return self._response.chunks()
 
     async def read(self) -> bytes:
         """The whole body. Raises EngineCut if the connection is lost."""
-        with _ERRORS:
-            return await self._response.read()
+        return await self._response.read()
 
     def close(self) -> None:
         """Keep the connection for the next request if the body was read to its end; else cut it: the request ends."""
         client, self._client = self._client, None
-        if client is None:
-            return
-        client.in_flight -= 1
-        if self._response.content.is_eof():
-            self._response.release()
-        else:
+        if client is not None:
+            client.in_flight -= 1
             self._response.close()
 
 
@@ -103,21 +93,21 @@ class EngineClient:
         available: Callable[[], str | None] = lambda: None,
         key: str | None = None,
     ) -> None:
-        self._url = url.rstrip("/")
         self._available = available
-        self._pool = ConnectionPool(
+        self._http = Http1Client(
+            url,
             socket,
             connect_s=CONNECT_TIMEOUT_S,
             keep_alive_s=KEEP_ALIVE_S,
+            unreachable=lambda _: EngineUnreachable("the engine cannot be reached"),
+            cut=lambda _: EngineCut("the engine closed the connection before its response was complete"),
             headers={"authorization": f"Bearer {key}"} if key else {},
-            read_bufsize=1 << 18,
-            auto_decompress=False,
         )
         self.in_flight = 0
 
     async def close(self) -> None:
         """Close the connections; requests in flight end."""
-        await self._pool.close()
+        await self._http.close()
 
     async def send(self, path: str, body: bytes, headers: dict[str, str]) -> EngineResponse:
         """POST ``body``; closing the response before the body's end closes the connection, which aborts the request.
@@ -131,10 +121,7 @@ class EngineClient:
             raise EngineUnavailable(f"the engine is not ready: {reason}")
         self.in_flight += 1
         try:
-            with _ERRORS:
-                response = await self._pool.session.post(
-                    self._url + path, data=body, headers=headers, allow_redirects=False
-                )
+            response = await self._http.request("POST", path, body, headers)
         except BaseException:
             self.in_flight -= 1
             raise
@@ -168,15 +155,12 @@ class EngineClient:
             BadGateway: It answered something else than 200.
         """
 
-        def silent(_: BaseException) -> EngineUnavailable:
-            return EngineUnavailable(f"the engine does not answer {path}")
-
-        with ConnectionErrors(unreachable=_unreachable, cut=silent, timeout=silent):
-            async with (
-                asyncio.timeout(timeout_s),
-                self._pool.session.get(self._url + path, allow_redirects=False) as response,
-            ):
-                text = await response.text()
+        try:
+            async with asyncio.timeout(timeout_s):
+                with closing(await self._http.request("GET", path, b"", {})) as response:
+                    text = (await response.read()).decode("utf-8", "replace")
+        except (EngineCut, TimeoutError) as error:
+            raise EngineUnavailable(f"the engine does not answer {path}") from error
         if response.status == 401:
             raise BadGateway("the engine rejects the API key (HATRACK_ENGINE_KEY)", code=ENGINE_KEY_REFUSED)
         if response.status != 200:
