@@ -70,9 +70,16 @@ class EngineResponse(PeerResponse):
         if client is None:
             return
         client.in_flight -= 1
+        client.open_responses.discard(self)
         if self._response.content.is_eof():
             self._response.release()
         else:
+            self._response.close()
+
+    def abort(self) -> None:
+        """End it for whoever reads it, even if the engine says nothing: the next read raises EngineCut."""
+        if not self._response.content.is_eof():
+            self._response.content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
             self._response.close()
 
 
@@ -114,9 +121,18 @@ class EngineClient:
             auto_decompress=False,
         )
         self.in_flight = 0
+        self.open_responses: set[EngineResponse] = set()
+        self._sending: set[asyncio.Timeout] = set()
 
     async def close(self) -> None:
-        """Close the connections; requests in flight end."""
+        """Close the connections; requests in flight end with EngineCut, also those of an engine that is frozen.
+
+        aiohttp's session forgets the readers of its bodies when it closes, and they would wait on.
+        """
+        for response in tuple(self.open_responses):
+            response.abort()
+        for sending in tuple(self._sending):
+            sending.reschedule(0)
         await self._pool.close()
 
     async def send(self, path: str, body: bytes, headers: dict[str, str]) -> EngineResponse:
@@ -130,15 +146,24 @@ class EngineClient:
         if reason is not None:
             raise EngineUnavailable(f"the engine is not ready: {reason}")
         self.in_flight += 1
+        sending = asyncio.timeout(None)  # only `close` ends it
+        self._sending.add(sending)
         try:
             with _ERRORS:
-                response = await self._pool.session.post(
-                    self._url + path, data=body, headers=headers, allow_redirects=False
-                )
-        except BaseException:
+                async with sending:
+                    response = await self._pool.session.post(
+                        self._url + path, data=body, headers=headers, allow_redirects=False
+                    )
+        except BaseException as error:
             self.in_flight -= 1
+            if isinstance(error, TimeoutError) and sending.expired():
+                raise EngineCut("the engine's connections were closed before it answered") from None
             raise
-        return EngineResponse(response, self)
+        finally:
+            self._sending.discard(sending)
+        opened = EngineResponse(response, self)
+        self.open_responses.add(opened)
+        return opened
 
     async def post_json(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> Any:
         """POST JSON and read a JSON answer.
@@ -174,7 +199,9 @@ class EngineClient:
         with ConnectionErrors(unreachable=_unreachable, cut=silent, timeout=silent):
             async with (
                 asyncio.timeout(timeout_s),
-                self._pool.session.get(self._url + path, allow_redirects=False) as response,
+                self._pool.session.get(
+                    self._url + path, headers=self._get_headers(path), allow_redirects=False
+                ) as response,
             ):
                 text = await response.text()
         if response.status == 401:
@@ -182,6 +209,10 @@ class EngineClient:
         if response.status != 200:
             raise BadGateway(f"the engine returned status {response.status} for {path}")
         return text
+
+    def _get_headers(self, path: str) -> dict[str, str] | None:
+        """What a GET request must have besides."""
+        return None
 
     async def report(self, *, loaded: bool = False, timeout_s: float = QUICK_TIMEOUT_S) -> dict[str, Any]:
         """The report of the engine's plugin. Raises as ``get_text``; also BadGateway if there is no plugin."""
