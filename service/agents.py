@@ -9,7 +9,7 @@ Ravishankar 1998): each adapter takes a slot of one engine, and an engine that g
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -96,6 +96,13 @@ class ServedBase:
             return min(ready or self.agents, key=lambda agent: agent.load())
         order = self._order(key)
         return next((agent for agent in order if agent in ready), order[0])
+
+    def agent_instead(self, key: str | None, tried: Collection[Agent]) -> Agent | None:
+        """The next engine for what the ``tried`` ones could not take; None: no other is ready."""
+        ready = [agent for agent in self.agents if agent not in tried and agent.is_ready()]
+        if key is None:
+            return min(ready, key=lambda agent: agent.load(), default=None)
+        return next((agent for agent in self._order(key) if agent in ready), None)
 
     def _ordered(self, key: str) -> tuple[Agent, ...]:
         def score(agent: Agent) -> bytes:

@@ -25,8 +25,9 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adapters.validation import settings_message
-from service.config import SECRETS, Settings
+from service.config import Settings
 from service.config.engine import EngineSettings
+from service.config.secret_names import SECRETS
 from service.errors import SettingsError
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
@@ -38,6 +39,7 @@ REPLACED: Final = {
     "base_model": "HATRACK_BASE_MODEL",
     "base_name": "HATRACK_BASE_NAME",
     "engine_url": "HATRACK_ENGINE_URL",
+    "engine_agent": "HATRACK_ENGINE_AGENT",
 }
 """Settings that say which engine there is; beside a file they would contradict it."""
 
@@ -170,7 +172,7 @@ def _check(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
 def _check_memory(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
     shares: dict[str, float] = {}
     for engine in engines:
-        if engine.device == "cuda" and not engine.engine_url:
+        if engine.device == "cuda" and not engine.engine_is_elsewhere:
             for device in engine.engine_devices.split(","):
                 shares[device] = shares.get(device, 0.0) + engine.engine_memory
     for device, share in shares.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.agents import Bases
+from service.agents import Agent, Bases
+from service.errors import EngineUnavailable
 from service.inference.dialect import Route
 from service.inference.dispatch import Dispatch, FinishedRequest
 from service.inference.length import PromptLimit
@@ -48,8 +49,21 @@ class Dispatches:
         await self._of(target).bring(target)
 
     async def answer(self, request: FinishedRequest) -> None:
-        """As `Dispatch.answer`."""
-        await self._of(request.target).answer(request)
+        """As `Dispatch.answer`; what nothing was sent of goes to another engine of the base, if one is ready."""
+        target, record = request.target, request.record
+        base, tried = self._bases.named(target.base), []
+        agent: Agent = base.agent_for(target.counted_as)
+        while True:
+            try:
+                await self._by_agent[agent.name].answer(request)
+            except EngineUnavailable:
+                tried.append(agent)
+                another = base.agent_instead(target.counted_as, tried)
+                if another is None or record.reached or record.fallback_tokens is not None:
+                    raise
+                agent = another
+            else:
+                return
 
     def _of(self, target: Target) -> Dispatch:
         agent = self._bases.named(target.base).agent_for(target.counted_as)

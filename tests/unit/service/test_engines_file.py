@@ -78,7 +78,10 @@ ONE = '[[engine]]\nname = "a"\nbase = "m"\n'
         ("[[engines]]\nname = 'a'\n", "engine: Field required"),
         ("[[engine]]\nname = 'a'\n", "engine.0.base: Field required"),
         ("[[engine]]\nname = 'A b'\nbase = 'm'\n", "engine.0.name"),
-        (ONE + "slotz = 3\n", "has the key `slotz`, which is not known; allowed are name, base, base_name, args"),
+        (
+            ONE + "slotz = 3\n",
+            "has the key `slotz`, which is not known; allowed are name, base, base_name, agent, args",
+        ),
         (ONE + "slots = 0\n", "the engine `a`: HATRACK_ENGINE_SLOTS: Input should be greater than or equal to 1"),
         (ONE + "slots = 'many'\n", "HATRACK_ENGINE_SLOTS"),
         (ONE + ONE, "two engines have the name `a`"),
