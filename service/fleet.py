@@ -12,13 +12,15 @@ from typing import Final
 
 from adapters.base import BaseDescription
 from service.admission.admission import Admission
+from service.admission.remote import RemoteAdmission
 from service.agents import Agent, Bases, ServedBase
 from service.concurrency import in_thread
 from service.config import Settings
 from service.config.engines import NamedEngineSettings, engine_dirs, engine_settings
 from service.engine.assemble import describe_base, engine_for
-from service.engine.busy import EngineClock, EngineClocks
+from service.engine.busy import EngineClock, EngineClocks, EngineTime
 from service.engine.process import end_leftovers
+from service.engine.remote import RemoteEngine
 from service.engine.watched import EngineState, WatchedEngine
 from service.errors import SettingsError
 from service.objects.adapters import StoredAdapters
@@ -35,8 +37,8 @@ class EngineParts:
     agent: Agent
     base: BaseDescription
     watched: WatchedEngine
-    admission: Admission
-    clock: EngineClock
+    admission: Admission | RemoteAdmission
+    clock: EngineTime
 
     @property
     def label(self) -> str | None:
@@ -116,8 +118,8 @@ class Fleet:
 
     def callers_load(self) -> tuple[int, int]:
         """Callers' requests that are queued for any engine, and that are in one."""
-        callers = [each.admission.queue.scheduler.callers for each in self.parts]
-        return sum(tree.queued for tree in callers), sum(tree.in_flight for tree in callers)
+        callers = [each.admission.queue.callers_load for each in self.parts]
+        return sum(queued for queued, _ in callers), sum(in_flight for _, in_flight in callers)
 
     def before_spawn(self, collect: Callable[[], Awaitable[object]]) -> None:
         """Have files removed that nothing names before an engine starts, while no other could have them loaded."""
@@ -163,9 +165,14 @@ class Fleet:
 
 def _parts(settings: Settings, base: BaseDescription, adapters: StoredAdapters | None) -> EngineParts:
     watched = engine_for(settings, base)
-    clock = EngineClock()
-    admission = Admission(settings, watched.client, watched.on_change, clock, adapters)
-    scheduler = admission.queue.scheduler
+    clock: EngineTime
+    admission: Admission | RemoteAdmission
+    if isinstance(watched, RemoteEngine):
+        clock, admission = watched.clock, RemoteAdmission(settings, watched)
+    else:
+        clock = EngineClock()
+        admission = Admission(settings, watched.client, watched.on_change, clock, adapters)
+    queue = admission.queue
     agent = Agent(
         name=watched.config.name or ONLY,
         settings=settings,
@@ -173,6 +180,6 @@ def _parts(settings: Settings, base: BaseDescription, adapters: StoredAdapters |
         background=admission.background_engine,
         restart=watched.restart,
         is_ready=lambda: watched.ready,
-        load=lambda: scheduler.queued + scheduler.in_flight,
+        load=lambda: queue.load,
     )
     return EngineParts(agent, base, watched, admission, clock)

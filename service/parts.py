@@ -17,6 +17,7 @@ from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
 from service.database import Database
 from service.engine.assemble import engine_version
+from service.engine.remote import RemoteEngine
 from service.files.service import Files
 from service.fleet import EngineParts, Fleet
 from service.grounding.assemble import Grounding
@@ -181,7 +182,7 @@ def _dispatch(parts: Parts) -> Dispatch | Dispatches:
             admission_queue=each.admission.queue,
             counting=each.admission.counting,
             engine_clock=each.clock,
-            copies=parts.adapters.copies,
+            copies=None if isinstance(each.watched, RemoteEngine) else parts.adapters.copies,  # an agent has its own
         )
 
     dispatches = {each.agent.name: made(each) for each in fleet.parts}

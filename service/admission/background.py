@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import Final
 
-from service.admission.queue import AdmissionQueue
+from service.admission.ports import Queue
 from service.admission.request import AdmissionRequest
-from service.engine.busy import EngineClock
+from service.engine.busy import EngineClock, EngineTime
 from service.engine.client import EngineClient, RenderedChat
 from service.errors import Conflict, RateLimited, Timeout, Unavailable
 from service.objects.adapters import StoredAdapters
@@ -41,9 +41,9 @@ class BackgroundEngine:
     def __init__(
         self,
         engine: EngineClient,
-        queue: AdmissionQueue,
+        queue: Queue,
         base_name: str,
-        clock: EngineClock | None = None,
+        clock: EngineTime | None = None,
         adapters: StoredAdapters | None = None,
     ) -> None:
         self._engine = engine

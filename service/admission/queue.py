@@ -15,7 +15,7 @@ from service.engine.watched import EngineState
 from service.errors import EngineUnavailable, HatrackError, Unavailable
 
 
-class Permit:
+class QueuePermit:
     """A place in the engine. Call `leave` when the request has finished; further calls do nothing."""
 
     __slots__ = ("_entry", "_queue")
@@ -52,7 +52,7 @@ class AdmissionQueue:
         self._closed: Callable[[], HatrackError] | None = None
         self._wake: asyncio.TimerHandle | None = None
 
-    async def enter(self, request: AdmissionRequest, deadline: float) -> Permit:
+    async def enter(self, request: AdmissionRequest, deadline: float) -> QueuePermit:
         """Wait for a place in the engine.
 
         Args:
@@ -69,7 +69,7 @@ class AdmissionQueue:
         entry = self.scheduler.offer(request, now, deadline - now)
         if entry.stage is Stage.WAITING:
             await self._wait(entry, deadline, loop)
-        return Permit(self, entry)
+        return QueuePermit(self, entry)
 
     async def _wait(self, entry: QueuedRequest, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
         waiter = entry.waiter = loop.create_future()
@@ -89,7 +89,7 @@ class AdmissionQueue:
             timer.cancel()
 
     def first_token(self, entry: QueuedRequest) -> None:
-        """See `Permit.first_token`."""
+        """See `QueuePermit.first_token`."""
         now = asyncio.get_running_loop().time()
         if entry.stage is Stage.ADMITTED:
             self._report_loaded(entry, now)
@@ -97,7 +97,7 @@ class AdmissionQueue:
             self._admit_waiting()
 
     def leave(self, entry: QueuedRequest, tokens: int | None, *, answered: bool = True) -> None:
-        """See `Permit.leave`."""
+        """See `QueuePermit.leave`."""
         now = asyncio.get_running_loop().time()
         if entry.stage is Stage.ADMITTED:
             if answered and tokens is not None:
@@ -135,6 +135,16 @@ class AdmissionQueue:
             self.open()
         else:
             self.close(state.reason)
+
+    @property
+    def load(self) -> int:
+        """Requests that are in the engine or queued for it."""
+        return self.scheduler.queued + self.scheduler.in_flight
+
+    @property
+    def callers_load(self) -> tuple[int, int]:
+        """Callers' requests that are queued, and that are in the engine."""
+        return self.scheduler.callers.queued, self.scheduler.callers.in_flight
 
     def snapshot(self) -> QueueSnapshot:
         """Point-in-time statistics of the queue."""

@@ -22,6 +22,7 @@ import typer
 
 from service import __version__
 from service.cli import terminal
+from service.cli.peers import readiness
 from service.cli.run import unusable_data
 from service.cli.terminal import AsJson
 from service.client import CannotConnect, ClientError, HatrackClient
@@ -113,7 +114,9 @@ def _python() -> Finding:
 
 
 def engine_version(settings: Settings) -> Finding:
-    """Whether the engine is installed, in a version that this release works with."""
+    """Whether the engine is installed, in a version that this release works with; of an agent's, how it is."""
+    if settings.engine_agent:
+        return _agent(settings.engine_agent)
     if settings.engine_url:
         return Finding("engine", "skipped", f"somebody else's, at {settings.engine_url} (HATRACK_ENGINE_URL)")
     for name in ENGINES:
@@ -131,6 +134,20 @@ def engine_version(settings: Settings) -> Finding:
         return Finding("engine", "ok", found)
     advice = "run deploy/setup.sh (`make setup`), or set HATRACK_ENGINE_URL to an engine elsewhere"
     return Finding("engine", "failed", "vLLM is not installed", advice)
+
+
+def _agent(address: str) -> Finding:
+    try:
+        told = readiness(address)
+        found = (
+            f"{told['status']}, for {told['base']}, with {told['sessions']} sessions: the agent at {address} "
+            "(HATRACK_ENGINE_AGENT)"
+        )
+        if told["status"] == "ready":
+            return Finding("engine", "ok", found)
+        return Finding("engine", "warning", found, str(told["engine"]["reason"]))
+    except (OSError, KeyError, TypeError) as error:
+        return Finding("engine", "failed", str(error), "start `hatrack agent` there; deploy/AGENTS.md")
 
 
 def _required(name: str) -> str:
@@ -259,7 +276,7 @@ def memory(settings: Settings) -> Finding:
     """Whether an engine on a CPU has room for the base's weights."""
     available = psutil.virtual_memory().available
     found = f"{terminal.size(available)} available of {terminal.size(psutil.virtual_memory().total)}"
-    ours = [each for each in engine_settings(settings) if each.device != "cuda" and not each.engine_url]
+    ours = [each for each in engine_settings(settings) if each.device != "cuda" and not each.engine_is_elsewhere]
     files = [(path, each.dtype) for each in ours for path in each.base_dir.glob("*.safetensors")]
     if not files or holder(settings.home) is not None:
         return Finding("memory", "ok", found)
@@ -285,7 +302,7 @@ def _loaded_bytes(path: Path, dtype: str) -> int:
 
 def gpu(settings: Settings) -> Finding:
     """The GPUs, if the engine is to use one."""
-    if settings.engine_url:
+    if settings.engine_is_elsewhere:
         return Finding("gpu", "skipped", "the engine runs elsewhere")
     if settings.device == "cpu":
         return Finding("gpu", "ok", "none is used; the engine runs on the CPU")

@@ -41,10 +41,10 @@ def engine(
         listen, address = ["--host", host, "--port", str(port)], f"http://{host}:{port}"
     else:
         path = uds.expanduser().absolute()
-        _make_way(path)
+        make_way(path)
         listen, address = ["--uds", str(path)], f"unix:{path}"
     argv, environment = command(settings, listen)
-    _hold_store(settings.store_dir)
+    hold_store(settings.store_dir)
     console.print(f"starting an engine for `{settings.base_served_name}`; gateways: HATRACK_ENGINE_URL={address}")
     os.execve(argv[0], argv, environment)  # noqa: S606 (the engine takes this process's place, signals and all)
 
@@ -73,7 +73,7 @@ def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str,
     return config.argv(listen), environment
 
 
-def _hold_store(store: Path) -> None:
+def hold_store(store: Path) -> None:
     """Keep `hatrack gc` from removing adapters as long as the engine lives that takes this process's place."""
     from adapters.store import hold_for_engine
 
@@ -86,7 +86,7 @@ def _hold_store(store: Path) -> None:
         )
 
 
-def _make_way(path: Path) -> None:
+def make_way(path: Path) -> None:
     """Make the socket's directory, and remove a socket that nobody listens on any more."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import typer
 
+from service.cli.agent import agent
 from service.cli.doctor import doctor
 from service.cli.engine import engine
 from service.cli.run import down, serve, up
@@ -20,6 +21,7 @@ from service.errors import SettingsError
 
 __all__ = [
     "CONTEXT",
+    "agent",
     "backup",
     "doctor",
     "down",

@@ -105,6 +105,14 @@ app.command(
     ),
     context_settings=full_product.CONTEXT,
 )(full_product.engine)
+app.command(
+    epilog=examples(
+        "HATRACK_AGENT_KEY=… hatrack agent",
+        "hatrack agent --host 10.0.0.5 --port 8002",
+        "hatrack agent --name qwen-0 --uds /run/hatrack/qwen-0.sock",
+    ),
+    context_settings=full_product.CONTEXT,
+)(full_product.agent)
 app.command(epilog=examples("hatrack down", "hatrack down --keep-engine"), context_settings=full_product.CONTEXT)(
     full_product.down
 )

@@ -249,7 +249,7 @@ def _first_run(settings: Settings) -> None:
             models = [*dict.fromkeys(each.base_served_name for each in read_engines(settings)), *_live(client)]
             key_file = None if given else settings.home / "admin.key"
             console.print(try_this(url, models, key_file=key_file), markup=False, soft_wrap=True)
-            keeps = settings.keep_engine or settings.engine_url
+            keeps = settings.keep_engine or settings.engine_is_elsewhere
             console.print(f"\nCtrl-C stops {'the gateway; the engine keeps running' if keeps else 'everything'}.")
             if settings.samples:
                 _train_samples(client, settings, url)

@@ -22,8 +22,10 @@ from adapters.processor import is_slow_in_bfloat16
 from adapters.validation import settings_message
 from service.client.addresses import is_loopback, is_unix
 from service.config.batches import BatchSettings
+from service.config.cluster import ClusterSettings, agent_problem
 from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
+from service.config.secret_names import SECRETS
 from service.config.server import ServerSettings
 from service.config.sources import SourceSettings
 from service.config.storage import StorageSettings
@@ -38,20 +40,6 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 HUB_REVISION = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+", re.ASCII)
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-SECRETS = frozenset(
-    {
-        "HATRACK_ADMIN_KEY",
-        "HATRACK_DATABASE_URL",
-        "HATRACK_ENGINE_KEY",
-        "HATRACK_EMBEDDINGS_KEY",
-        "HATRACK_GROUNDING_SECRET",
-        "HATRACK_HUB_TOKEN",
-        "HATRACK_METRICS_KEY",
-        "HATRACK_TRAINER_DATABASE_URL",
-        "HATRACK_TRAINER_SECRET",
-    }
-)
-"""Variables whose value stands in no message."""
 
 
 def gpu_seen() -> bool:
@@ -67,6 +55,7 @@ class Settings(
     SourceSettings,
     StorageSettings,
     CostSettings,
+    ClusterSettings,
 ):
     """All settings of the gateway and of the engine that it starts."""
 
@@ -248,7 +237,7 @@ class Settings(
         ),
     )
 
-    @field_validator("engine_url", "trainer_url")
+    @field_validator("engine_url", "engine_agent", "trainer_url")
     @classmethod
     def _address(cls, value: str) -> str:
         parts = urlsplit(value)
@@ -270,6 +259,8 @@ class Settings(
             )
         if self.trainer_url and not is_unix(self.trainer_url) and self.trainer_secret is None:
             raise ValueError("HATRACK_TRAINER_URL is not a Unix socket: HATRACK_TRAINER_SECRET must be set too")
+        if problem := agent_problem(self.engine_agent, self.engine_url, self.agent_key):
+            raise ValueError(problem)
         if self.embedder_served_name == self.base_served_name:
             raise ValueError(
                 f"the embedder would have the base's name, {self.base_served_name!r}: set HATRACK_EMBEDDINGS_NAME to "

@@ -69,6 +69,18 @@ class EngineSettings(BaseSettings):
     engine_key: SecretStr | None = Field(
         None, description="API key of the engine at `engine_url`; `hatrack engine` requires the same key."
     )
+    engine_agent: str = Field(
+        "",
+        description=(
+            "The agent that runs the engine (`hatrack agent`, `deploy/AGENTS.md`): `http://host:port` or `unix:/path`. "
+            "Unset: the gateway runs it, or uses the one at `engine_url`."
+        ),
+    )
+
+    @property
+    def engine_is_elsewhere(self) -> bool:
+        """Whether the engine is not this gateway's to start."""
+        return bool(self.engine_url or self.engine_agent)
 
     @field_validator("engine_args", mode="before")
     @classmethod

@@ -28,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from adapters.validation import faults, message, settings_message, shown
-from service.config import SECRETS, Settings
+from service.config import Settings
 from service.config.engine import EngineSettings
+from service.config.secret_names import SECRETS
 from service.errors import SettingsError
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
@@ -43,6 +44,7 @@ REPLACED: Final = {
     "base_model": "HATRACK_BASE_MODEL",
     "base_name": "HATRACK_BASE_NAME",
     "engine_url": "HATRACK_ENGINE_URL",
+    "engine_agent": "HATRACK_ENGINE_AGENT",
 }
 """Settings that say which engine there is; beside a file they would contradict it."""
 
@@ -201,13 +203,14 @@ def _check(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
 def _check_addresses(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
     urls: dict[str, NamedEngineSettings] = {}
     for engine in engines:
-        if engine.engine_url:
-            first = urls.setdefault(engine.engine_url, engine)
+        for key, address in (("url", engine.engine_url), ("agent", engine.engine_agent)):
+            first = urls.setdefault(address, engine) if address else engine
             if first is not engine:
                 raise SettingsError(
                     f"HATRACK_ENGINES: {path}: the engines `{first.engine_name}` and `{engine.engine_name}` have the "
-                    f"same `url` ({engine.engine_url}); each must be an engine of its own"
+                    f"same `{key}` ({address}); each must be an engine of its own"
                 )
+        if engine.engine_is_elsewhere:
             continue
         length = len(os.fsencode(engine.engine_dir / SOCKET))
         if length > MAX_SOCKET_BYTES:
@@ -222,7 +225,7 @@ def _check_memory(engines: tuple[NamedEngineSettings, ...], path: Path) -> None:
     """Raise SettingsError where engines do not fit on a GPU; one without `devices` may be on any."""
     shares: dict[str, float] = {}
     for engine in engines:
-        if engine.device == "cuda" and not engine.engine_url:
+        if engine.device == "cuda" and not engine.engine_is_elsewhere:
             if re.fullmatch(r"[0-9,]*-[0-9,-]*", engine.engine_devices):
                 raise SettingsError(
                     f"HATRACK_ENGINES: {path}: the engine `{engine.engine_name}`: `devices` must list GPUs one by one, "

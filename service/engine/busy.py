@@ -12,7 +12,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class EngineTime(Protocol):
+    """Measures requests' shares of an engine's time: here (``EngineClock``), or as its agent tells them."""
+
+    own_s: float
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which any request was in the engine."""
+
+    def enter(self) -> float:
+        """A request goes to the engine; give what this returns to :meth:`leave`."""
+
+    def leave(self, entered: float) -> float:
+        """A request has left the engine; returns its share of the engine's time, s."""
+
+    def own(self) -> AbstractContextManager[None]:
+        """Measure a request of the gateway's own."""
 
 
 class EngineClock:
@@ -61,6 +81,12 @@ class EngineClock:
         self._advance()
         return self._busy_s
 
+    @property
+    def share_s(self) -> float:
+        """The share of a request that was in the engine all the time so far, s."""
+        self._advance()
+        return self._share_s
+
     def _advance(self) -> None:
         now = self._clock()
         if self.open:
@@ -73,7 +99,7 @@ class EngineClock:
 class EngineClocks:
     """The sums of several engines' clocks."""
 
-    def __init__(self, clocks: Sequence[EngineClock]) -> None:
+    def __init__(self, clocks: Sequence[EngineTime]) -> None:
         self._clocks = clocks
 
     @property

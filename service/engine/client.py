@@ -157,7 +157,7 @@ class EngineClient:
 
         try:
             async with asyncio.timeout(timeout_s):
-                with closing(await self._http.request("GET", path, b"", {})) as response:
+                with closing(await self._http.request("GET", path, b"", self._get_headers(path))) as response:
                     text = (await response.read()).decode("utf-8", "replace")
         except (EngineCut, TimeoutError) as error:
             raise EngineUnavailable(f"the engine does not answer {path}") from error
@@ -166,6 +166,10 @@ class EngineClient:
         if response.status != 200:
             raise BadGateway(f"the engine returned status {response.status} for {path}")
         return text
+
+    def _get_headers(self, path: str) -> dict[str, str]:
+        """What a GET request must have besides."""
+        return {}
 
     async def report(self, *, loaded: bool = False, timeout_s: float = QUICK_TIMEOUT_S) -> dict[str, Any]:
         """The report of the engine's plugin. Raises as ``get_text``; also BadGateway if there is no plugin."""

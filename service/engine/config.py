@@ -109,7 +109,7 @@ class EngineConfig:
         for flag in settings.engine_args:
             if flag.split("=", 1)[0] in RESERVED_FLAGS:
                 raise SettingsError(f"HATRACK_ENGINE_ARGS contains {flag!r}, which Hatrack sets itself; remove it")
-        if not settings.engine_url:
+        if not settings.engine_is_elsewhere:
             require_vllm()
         return cls(
             directory=settings.engine_dir,

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from service.admission.queue import Permit
+from service.admission.ports import Permit
 from service.errors import EngineUnavailable, HatrackError, Timeout
 from service.http.stream import TokenUsage
 from service.inference.relay import engine_error

@@ -16,10 +16,10 @@ from typing import Any
 import orjson
 
 from service.access.caller import Caller
-from service.admission.queue import AdmissionQueue, Permit
+from service.admission.ports import Permit, Queue
 from service.admission.request import AdmissionRequest
 from service.config import Settings
-from service.engine.busy import EngineClock
+from service.engine.busy import EngineClock, EngineTime
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE
 from service.errors import EngineCut, HatrackError
 from service.http.stream import Relay, TokenUsage
@@ -79,9 +79,9 @@ class Dispatch:
         embedder_name: str | None = None,
         suspect: ReportSuspect = lambda digest: None,
         saw_tokens: Callable[[], None] = lambda: None,
-        admission_queue: AdmissionQueue | None = None,
-        counting: AdmissionQueue | None = None,
-        engine_clock: EngineClock | None = None,
+        admission_queue: Queue | None = None,
+        counting: Queue | None = None,
+        engine_clock: EngineTime | None = None,
         copies: Copies | None = None,
     ) -> None:
         self._copies = copies

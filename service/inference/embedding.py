@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from service.access.caller import Caller
 from service.access.limits import Reservation
 from service.admission.estimate import BYTES_PER_TOKEN
-from service.admission.queue import AdmissionQueue, Permit
+from service.admission.ports import Permit, Queue
 from service.admission.request import AdmissionRequest
 from service.config import Settings
 from service.errors import NotFound, Unavailable
@@ -55,7 +55,7 @@ class EmbeddingRequests:
         queue: Fair admission to it.
     """
 
-    def __init__(self, settings: Settings, embedder: Embedder, queue: AdmissionQueue) -> None:
+    def __init__(self, settings: Settings, embedder: Embedder, queue: Queue) -> None:
         self._embedder = embedder
         self._queue = queue
         self._base_name = settings.base_served_name

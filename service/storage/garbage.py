@@ -41,6 +41,7 @@ from service.training.config import DATABASE as TRAINER_DATABASE
 
 WHEN_ENGINE_STARTS: Final = "when the engine next starts"
 WITHOUT_ENGINE_URL: Final = "once no engine runs: HATRACK_ENGINE_URL= hatrack gc"
+WITHOUT_AGENT: Final = "once no agent runs: HATRACK_ENGINE_AGENT= hatrack gc"
 WHEN_TRAINER_STARTS: Final = "when the trainer next starts, which revokes its key"
 CACHED: Final = ("adapter", "file")
 """Kinds of which the home has only copies where there is an object store."""
@@ -242,6 +243,8 @@ def _adapters_later(settings: Settings, *, is_alone: bool) -> str | None:
     """When adapters can go, if not now."""
     if settings.engine_url:
         return WITHOUT_ENGINE_URL
+    if settings.engine_agent:
+        return WITHOUT_AGENT
     runs = any(is_running(directory) for directory in engine_dirs(settings))
     return None if is_alone and not runs else WHEN_ENGINE_STARTS
 

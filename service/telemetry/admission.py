@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import Metric as Family
 
-from service.admission.queue import AdmissionQueue
+from service.admission.ports import LoadedAdapters, Queue
 from service.admission.snapshot import QueueSnapshot
-from service.engine.residency import Residency, ResidencySnapshot
+from service.engine.residency import ResidencySnapshot
 from service.telemetry import metrics
 from service.telemetry.account import MetricsAccount
 
@@ -25,7 +25,7 @@ class AdmissionSource:
 
     name = "admission"
 
-    def __init__(self, queue: AdmissionQueue, queue_limit: int, account: MetricsAccount) -> None:
+    def __init__(self, queue: Queue, queue_limit: int, account: MetricsAccount) -> None:
         self._queue = queue
         self._queue_limit = queue_limit
         self._account = account
@@ -59,7 +59,7 @@ class ResidencySource:
 
     name = "residency"
 
-    def __init__(self, residency: Residency, account: MetricsAccount) -> None:
+    def __init__(self, residency: LoadedAdapters, account: MetricsAccount) -> None:
         self._residency = residency
         self._account = account
 

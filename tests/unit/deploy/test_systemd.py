@@ -58,10 +58,10 @@ def test_systemd_accepts_them(tmp_path: Path) -> None:
     done = subprocess.run([analyze, "verify", *map(str, paths)], capture_output=True, text=True, check=False)
     ours = [line for line in done.stderr.splitlines() if "hatrack" in line]
     assert (done.returncode, ours) == (0, [])
-    assert len(paths) == 2
+    assert len(paths) == 3
 
 
-@pytest.mark.parametrize("unit", ["hatrack", "hatrack-engine"])
+@pytest.mark.parametrize("unit", ["hatrack", "hatrack-engine", "hatrack-agent"])
 def test_what_they_run_and_set_exists(unit: str) -> None:
     path, name, *options = command(unit)
     assert path == INSTALLED
@@ -83,6 +83,14 @@ def test_the_gateway_finds_the_engine_and_its_store() -> None:
     assert not values("hatrack", "RuntimeDirectory"), "a unit that stops removes it, with the other's socket"
     for wants in ("After", "Wants"):
         assert any("hatrack-engine.service" in value for value in values("hatrack", wants))
+
+
+def test_the_agents_page_names_the_socket_of_its_unit() -> None:
+    socket = command("hatrack-agent")[-1]
+    [runtime] = values("hatrack-agent", "RuntimeDirectory")
+    assert Path(socket).parent == Path("/run") / runtime
+    assert f"HATRACK_ENGINE_AGENT=unix:{socket}" in (REPO / "deploy" / "AGENTS.md").read_text()
+    assert environment("hatrack")["HATRACK_HOME"] == environment("hatrack-agent")["HATRACK_HOME"]
 
 
 def anchors(page: Path) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from aiohttp import web
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from service.agent.process import AgentProcess, agent_settings
 from service.app import DataPathFirst, create_app
 from service.config import Settings
 from service.cors import Cors
@@ -30,6 +31,7 @@ from tests.unit.service.knowledge.knowledge_app import vectors
 from tests.unit.service.training.training_gateway import StandIn
 
 ADMIN_KEY = "a-key-for-these-tests-0123456789"
+AGENT_KEY = "a-secret-of-agent-and-gateway"
 BASE = "tiny"
 TOKENS = 12
 READY_S = 60.0
@@ -44,6 +46,7 @@ class InferenceEngine:
     report: dict[str, Any]
     failure: tuple[int, dict[str, Any]] | None = None
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    cancels_handlers: bool = False
 
     @asynccontextmanager
     async def on(self, socket: Path) -> AsyncIterator[None]:
@@ -52,7 +55,7 @@ class InferenceEngine:
         app.router.add_get("/v1/models", self._report)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/{path:.*}", self._answer)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=self.cancels_handlers)
         await runner.setup()
         await web.UnixSite(runner, str(socket)).start()
         try:
@@ -136,23 +139,28 @@ async def running(
     base_dir: Path,
     *,
     make_engine: Callable[[dict[str, Any]], InferenceEngine] = InferenceEngine,
+    through_agent: bool = False,
     **more: Any,
 ) -> AsyncIterator[GatewayApp]:
-    """A gateway over ``home``, ready to answer; ``make_engine`` gets the report that its engine is to give."""
+    """A gateway over ``home``, ready to answer; ``make_engine`` gets the report that its engine is to give.
+
+    With ``through_agent`` a real agent stands between the two.
+    """
     home.mkdir(parents=True, exist_ok=True)
     async with vectors() as embeddings:
         given = {"engine_device": "cpu", "embeddings_url": embeddings, "embeddings_model": "words", **more}
-        settings = Settings(
-            home=home,
-            base_model=str(base_dir),
-            base_name=BASE,
-            admin_key=ADMIN_KEY,
-            engine_url=f"unix:{home / 'e.sock'}",
-            trainer_url=f"unix:{home / 't.sock'}",
-            **given,
-        )
-        engine, trainer = make_engine(_report(settings)), StandIn(answer=_empty_trainer)
-        async with engine.on(home / "e.sock"), trainer.on(home / "t.sock"):
+        own = {"home": home, "base_model": str(base_dir), "base_name": BASE, "admin_key": ADMIN_KEY, **given}
+        engine_url = {"engine_url": f"unix:{home / 'e.sock'}"}
+        if through_agent:
+            own |= {"engine_agent": f"unix:{home / 'a.sock'}", "agent_key": AGENT_KEY}
+        settings = Settings(trainer_url=f"unix:{home / 't.sock'}", **own, **({} if through_agent else engine_url))
+        engine, trainer = make_engine(engine_report(settings)), StandIn(answer=_empty_trainer)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(engine.on(home / "e.sock"))
+            await stack.enter_async_context(trainer.on(home / "t.sock"))
+            if through_agent:
+                agent = Settings(**own | engine_url | {"engine_agent": ""})
+                await stack.enter_async_context(agent_on(agent, home / "a.sock"))
             gateway = GatewayApp(create_app(settings), settings, engine, trainer)
             async with _lifespan(gateway.app):
                 transport = httpx.ASGITransport(app=gateway.app)
@@ -168,6 +176,26 @@ async def running(
                     yield gateway
 
 
+@asynccontextmanager
+async def agent_on(settings: Settings, socket: Path) -> AsyncIterator[AgentProcess]:
+    """A real agent that listens on ``socket``."""
+    agent, listens, stop = AgentProcess(agent_settings(settings, None)), asyncio.Event(), asyncio.Event()
+    work = asyncio.create_task(
+        agent.run(host="", port=0, uds=str(socket), started=lambda address: listens.set(), stop=stop)
+    )
+    waiting = asyncio.create_task(listens.wait())
+    await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        waiting.cancel()
+        await work
+    try:
+        yield agent
+    finally:
+        stop.set()
+        await work
+        socket.unlink(missing_ok=True)
+
+
 async def _empty_trainer(request: web.Request) -> web.Response:
     """What a trainer answers that was never asked for anything, and takes nothing."""
     await request.read()
@@ -181,7 +209,7 @@ async def _empty_trainer(request: web.Request) -> web.Response:
     return web.json_response({"error": error}, status=status)
 
 
-def _report(settings: Settings) -> dict[str, Any]:
+def engine_report(settings: Settings) -> dict[str, Any]:
     """What the plugin of an engine that fits the settings says."""
     config = EngineConfig.from_settings(settings)
     config.store.mkdir(parents=True, exist_ok=True)

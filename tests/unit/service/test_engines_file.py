@@ -86,7 +86,10 @@ ONE = '[[engine]]\nname = "a"\nbase = "m"\n'
         (ONE + "[[engine]]\nbase = 'm'\n", "engine 2: `name`: Field required"),
         ("[[engine]]\nname = 'A b'\nbase = 'm'\n", "engine 1 (`A b`): `name`: String should match pattern"),
         ("[[engine]]\nname = 'a'\nbase = 7\n", "engine 1 (`a`): `base`: Input should be a valid string; got 7"),
-        (ONE + "slotz = 3\n", "has the key `slotz`, which is not known; allowed are name, base, base_name, args"),
+        (
+            ONE + "slotz = 3\n",
+            "has the key `slotz`, which is not known; allowed are name, base, base_name, agent, args",
+        ),
         (ONE + "slots = 0\n", "the engine `a`: slots: Input should be greater than or equal to 1 (found 0)"),
         (ONE + "slots = 'many'\n", "the engine `a`: slots: Input should be a valid integer"),
         (ONE + "url = 'ftp://x'\n", "the engine `a`: url: must be http://host:port"),

@@ -18,7 +18,7 @@ from service.config import Settings
 from service.engine.contract import TOKEN_VARIABLE
 from service.engine.record import EngineRecord
 from service.engine.watched import EngineState
-from service.errors import SettingsError
+from service.errors import EngineUnavailable, SettingsError
 from service.fleet import EngineParts, Fleet
 from service.health import health
 from service.http.schema import add_routes
@@ -27,6 +27,7 @@ from service.inference.engines import Dispatches
 from service.registry.catalog import Target
 from service.telemetry.admission import AdmissionSource
 from service.telemetry.exposition import Exposition, Labelled
+from service.telemetry.record import Record
 from service.training.watch import TrainerWatch
 from tests.support.adapters import make_base
 from tests.unit.service.telemetry.support import read, value
@@ -181,8 +182,42 @@ async def test_a_request_goes_to_the_engine_of_its_base_and_its_adapter(fleet: F
     nothing: Any = None
     targets = [Target(f"v{number}", "d", digest=f"{number:064x}", base="other") for number in range(40)]
     for target in [Target("one", "one", base="one"), Target("old", "old"), *targets, *targets]:
-        await dispatches.answer(FinishedRequest(nothing, nothing, nothing, target, nothing, {}, 0.0))
+        await dispatches.answer(FinishedRequest(nothing, nothing, nothing, target, Record("r", "/"), {}, 0.0))
     assert recorders["a"].answered == ["one", "old"], "no base named: the default"
     halves = [recorders[name].answered for name in ("b-0", "b-1")]
     assert not set(halves[0]) & set(halves[1]), "an adapter keeps to one engine"
     assert min(map(len, halves)) > 10
+
+
+class Failing(Recorder):
+    """An engine that is found to be away, before or after the request was sent to it."""
+
+    def __init__(self, sent: int | None = None) -> None:
+        super().__init__()
+        self._sent = sent
+
+    async def answer(self, request: FinishedRequest) -> None:
+        await super().answer(request)
+        request.record.fallback_tokens = self._sent
+        raise EngineUnavailable("the engine is not ready: it has just died")
+
+
+@pytest.mark.parametrize(("sent", "asked"), [(None, 2), (3, 1)])
+async def test_only_what_was_not_sent_goes_to_another_engine_of_the_base(
+    fleet: Fleet, sent: int | None, asked: int
+) -> None:
+    recorders: dict[str, Recorder] = {"a": Recorder(), "b-0": Failing(sent), "b-1": Failing(sent)}
+    dispatches = Dispatches(fleet.bases, cast(dict[str, Dispatch], recorders))
+    for each in fleet.parts:
+        become(each, "ready")
+    nothing: Any = None
+    target, record = Target("v", "d", digest="7" * 64, base="other"), Record("r", "/v1/chat/completions")
+    with pytest.raises(EngineUnavailable):
+        await dispatches.answer(FinishedRequest(nothing, nothing, nothing, target, record, {}, 0.0))
+    assert [len(recorders[name].answered) for name in ("a", "b-0", "b-1")].count(0) == 3 - asked
+    recorders["b-0"], recorders["b-1"] = Failing(sent), Recorder()
+    if asked == 2:
+        for digest in ("7" * 64, "8" * 64, "9" * 64):
+            own = Target("v", "d", digest=digest, base="other")
+            await dispatches.answer(FinishedRequest(nothing, nothing, nothing, own, record, {}, 0.0))
+        assert len(recorders["b-1"].answered) == 3

@@ -28,6 +28,11 @@ def engine(context: typer.Context) -> None:
     _refuse(context)
 
 
+def agent(context: typer.Context) -> None:
+    """Full product only: run an engine with the queue before it."""
+    _refuse(context)
+
+
 def down(context: typer.Context) -> None:
     """Full product only: stop the gateway."""
     _refuse(context)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.admission.queue import AdmissionQueue, Permit
+from service.admission.queue import AdmissionQueue, QueuePermit
 from service.errors import EngineUnavailable, RateLimited, Unavailable
 from tests.unit.service.admission.world import policy, request
 
@@ -28,7 +28,7 @@ def later(seconds: float = 30.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-def enter(made: AdmissionQueue, *, within_s: float = 30.0, **fields: object) -> asyncio.Task[Permit]:
+def enter(made: AdmissionQueue, *, within_s: float = 30.0, **fields: object) -> asyncio.Task[QueuePermit]:
     return asyncio.create_task(made.enter(request(**fields), later(within_s)))  # type: ignore[arg-type]
 
 

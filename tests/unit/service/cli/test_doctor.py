@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import os
 import socket
 import sqlite3
 from collections import namedtuple
@@ -18,6 +20,7 @@ from service.cli import doctor, terminal
 from service.cli.main import app
 from tests.support.adapters import make_base
 from tests.support.postgresql import TestServer
+from tests.unit.service.agent.support import site, until
 from tests.unit.service.wire import KEY, running
 
 
@@ -228,3 +231,17 @@ def test_the_database_server_is_examined_and_its_password_is_shown_nowhere(
     code, found = examined()
     assert (code, "HATRACK_DATABASE_URL" in found["settings"]["found"]) == (1, True)
     assert "correct-horse" not in json.dumps(found)
+
+
+async def test_it_looks_at_the_agent(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_dir = Path(os.environ["HATRACK_BASE_MODEL"])
+    monkeypatch.setenv("HATRACK_AGENT_KEY", "a-secret-of-agent-and-gateway")
+    monkeypatch.setenv("HATRACK_ENGINE_AGENT", f"unix:{tmp_path / 'home' / 'a.sock'}")
+    code, found = await asyncio.to_thread(examined)
+    assert (code, found["engine"]["result"], found["gpu"]["result"]) == (1, "failed", "skipped")
+    assert "start `hatrack agent`" in found["engine"]["advice"]
+    async with site(tmp_path / "home", base_dir) as made, made.agent() as agent:
+        await until(lambda: agent.watched.ready)
+        _, found = await asyncio.to_thread(examined)
+        assert found["engine"]["result"] == "ok"
+        assert found["engine"]["found"].startswith("ready, for tiny, with 0 sessions")

@@ -1,0 +1,336 @@
+"""The agent's HTTP server: sessions, the requests of a session, and its health. Everything but health is signed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Any, Final
+
+import orjson
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from service import __version__
+from service.agent.gate import Gate, Session
+from service.engine.agent_wire import (
+    ENGINE_PATH,
+    ERROR_HEADER,
+    MAX_FRAME_BYTES,
+    PROTOCOL,
+    SESSION_HEADER,
+    SESSION_PATH,
+    SIGN_OF_LIFE_S,
+    Message,
+    dump_frame,
+    load_frame,
+)
+from service.engine.watched import EngineState, WatchedEngine
+from service.errors import BadGateway, EngineUnavailable, HatrackError, TooLarge, Unauthenticated, to_hatrack_error
+from service.http.peer_errors import dump_error
+from service.http.signing import Verifier
+
+TIME_S: Final = 0.25
+"""How often a session is told of the engine's time while it changes, s."""
+STOPS: Final = "its agent stops"
+REASON_HEADER: Final = "x-hatrack-reason"
+PASSED: Final = ("content-type", "x-request-id", "traceparent", "tracestate")
+"""Request headers that the engine gets."""
+RETURNED: Final = ("content-type",)
+GETS: Final = frozenset({"/metrics", "/v1/models", "/health", "/hatrack/plugin"})
+"""Paths of the engine that may be read."""
+_LOG: Final = logging.getLogger("hatrack.agent")
+
+
+class AgentServer:
+    """Serves one engine.
+
+    Args:
+        watched: The engine.
+        gate: Its queue.
+        verifier: Of the shared secret.
+        silence_s: A user who says nothing for so long is gone, s.
+        max_body: Largest body of a request, bytes.
+        store_url: The object store that adapters come from; None: they are in the engine's folder.
+    """
+
+    def __init__(
+        self,
+        watched: WatchedEngine,
+        gate: Gate,
+        verifier: Verifier,
+        *,
+        silence_s: float,
+        max_body: int,
+        store_url: str | None,
+    ) -> None:
+        self._watched = watched
+        self._gate = gate
+        self._verifier = verifier
+        self._silence_s = silence_s
+        self._max_body = max_body
+        self._store_url = store_url
+        self._outboxes: dict[str, _Outbox] = {}
+        self._sockets: set[web.WebSocketResponse] = set()
+        self._telling = asyncio.Lock()
+        self._stops = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        watched.on_change(self._changed)
+
+    def application(self) -> web.Application:
+        """Its routes."""
+        app = web.Application(client_max_size=self._max_body, middlewares=[_errors])
+        app.on_shutdown.append(self._close_sessions)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get(SESSION_PATH, self._session)
+        app.router.add_post(ENGINE_PATH + "/{path:.*}", self._forward)
+        app.router.add_get(ENGINE_PATH + "/{path:.*}", self._read)
+        return app
+
+    # health, which needs no signature
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "version": __version__})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        state, ready = self._watched.state, self._watched.ready
+        queue = self._gate.admission.queue.snapshot()
+        shown = {
+            "status": "ready" if ready else state.name,
+            "base": self._watched.config.base_name,
+            "engine": {"state": state.name, "reason": state.reason, "since": state.since},
+            "sessions": len(self._gate.sessions),
+            "queued": queue.queued,
+            "in_flight": queue.in_flight,
+        }
+        return web.json_response(shown, status=200 if ready else 503, headers={} if ready else {"retry-after": "5"})
+
+    # sessions
+
+    async def _session(self, request: web.Request) -> web.StreamResponse:
+        self._verifier.verify(request.headers, "GET", request.path, once=True)
+        socket = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, timeout=0.1, compress=False)
+        await socket.prepare(request)
+        outbox = _Outbox()
+        session = Session(self._gate, outbox.put, request.remote or "(socket)")
+        self._gate.sessions[session.id], self._outboxes[session.id] = session, outbox
+        _LOG.info("a session began", extra={"peer": session.peer, "session": session.id[:8]})
+        hello = {"protocol": PROTOCOL, "session": session.id, "version": __version__, "store_url": self._store_url}
+        outbox.put(["hello", hello])
+        outbox.put(await self._state())
+        self._sockets.add(socket)
+        writer = asyncio.create_task(self._write(socket, outbox), name="agent-session-write")
+        reason = "it was closed"
+        try:
+            reason = await self._listen(request, socket, session)
+        finally:
+            writer.cancel()
+            self._sockets.discard(socket)
+            del self._gate.sessions[session.id], self._outboxes[session.id]
+            session.close()
+            await asyncio.gather(writer, return_exceptions=True)
+            _LOG.info("a session ended", extra={"peer": session.peer, "session": session.id[:8], "reason": reason})
+        return socket
+
+    async def _listen(self, request: web.Request, socket: web.WebSocketResponse, session: Session) -> str:
+        """Hear what the session says, until it ends; returns why."""
+        while True:
+            try:
+                async with asyncio.timeout(self._silence_s):
+                    frame = await socket.receive()
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+                return f"nothing was heard for {self._silence_s:g} s"
+            if frame.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
+                return "it was closed"
+            try:
+                for message in load_frame(frame.data):
+                    session.hear(message)
+            except BadGateway as error:
+                return error.message
+
+    async def _write(self, socket: web.WebSocketResponse, outbox: _Outbox) -> None:
+        loop = asyncio.get_running_loop()
+        told_at, time_told = 0.0, None
+        with suppress(ConnectionError):
+            while True:
+                messages = await outbox.take(TIME_S)
+                if loop.time() - told_at >= SIGN_OF_LIFE_S:
+                    told_at = loop.time()
+                    messages += self._gate.statistics()
+                time = self._gate.time()
+                if time != time_told:
+                    messages.append(time)
+                    time_told = time
+                if messages:
+                    await socket.send_bytes(dump_frame(messages))
+
+    async def drain(self, limit_s: float) -> None:
+        """Give no more turns, tell all users so, and wait for what is in the engine, at most ``limit_s`` seconds."""
+        self._stops = True
+        self._gate.admission.queue.close(STOPS)
+        self._gate.admission.counting.close(STOPS)
+        await self._tell_state()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while any(session.requests for session in self._gate.sessions.values()):  # noqa: ASYNC110 (seldom)
+                    await asyncio.sleep(TIME_S)
+
+    def _changed(self, _state: EngineState) -> None:
+        task = asyncio.create_task(self._tell_state(), name="agent-state")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_state(self) -> None:
+        async with self._telling:  # in order
+            message = await self._state()
+            for outbox in self._outboxes.values():
+                outbox.put(message)
+
+    async def _close_sessions(self, _app: web.Application) -> None:
+        for socket in tuple(self._sockets):
+            await socket.close(code=WSCloseCode.GOING_AWAY)
+
+    async def _state(self) -> Message:
+        """The engine's state, with its report if it is ready."""
+        state, report = self._watched.state, None
+        if self._stops:
+            return ["state", {"name": "down", "reason": STOPS, "since": state.since, "report": None}]
+        if state.name == "ready":
+            try:
+                report = await self._watched.client.report()
+            except HatrackError as error:  # it says so itself in a moment
+                _LOG.warning("the engine does not report", extra={"reason": error.message})
+            state = self._watched.state
+        told = {"name": state.name, "reason": state.reason, "since": state.since, "report": report}
+        return ["state", told]
+
+    # the requests of a session
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        session, check_body = self._authorized(request)
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise TooLarge(f"the body has more than {self._max_body} bytes (HATRACK_MAX_BODY_MIB)") from None
+        check_body(body)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  a handler runs in one
+        session.requests.add(task)
+        entered = self._gate.clock.enter()
+        try:
+            return await self._relay(request, body)
+        finally:
+            self._gate.clock.leave(entered)
+            session.requests.discard(task)
+
+    async def _relay(self, request: web.Request, body: bytes) -> web.StreamResponse:
+        path = request.path.removeprefix(ENGINE_PATH)
+        headers = {name: request.headers[name] for name in PASSED if name in request.headers}
+        with closing(await self._watched.client.send(path, body, headers)) as response:
+            answer = web.StreamResponse(
+                status=response.status,
+                headers={name: response.headers[name] for name in RETURNED if name in response.headers},
+            )
+            length = response.headers.get("content-length")
+            if length is not None:
+                answer.content_length = int(length)
+            await answer.prepare(request)
+            try:
+                async for chunk in response.chunks():
+                    self._watched.saw_tokens()
+                    await answer.write(chunk)
+            except HatrackError:
+                # whoever reads must not take it for the whole answer
+                if request.transport is not None:
+                    request.transport.abort()
+                raise
+            await answer.write_eof()
+        return answer
+
+    async def _read(self, request: web.Request) -> web.Response:
+        self._authorized(request)
+        path = request.path.removeprefix(ENGINE_PATH)
+        if path not in GETS:
+            raise web.HTTPNotFound
+        query = f"?{request.query_string}" if request.query_string else ""
+        return web.Response(text=await self._watched.client.get_text(path + query), content_type="text/plain")
+
+    def _authorized(self, request: web.Request) -> tuple[Session, Any]:
+        """The session that a request belongs to, and what must be called with its body.
+
+        Raises:
+            Unauthenticated: It is not signed for that session.
+            EngineUnavailable: The session has ended; nothing was sent to the engine.
+        """
+        name = request.headers.get(SESSION_HEADER, "")
+        check_body = self._verifier.verify(request.headers, request.method, request.path_qs, bound=name)
+        session = self._gate.sessions.get(name)
+        if session is None:
+            raise EngineUnavailable("the engine is not ready: the session with its agent has ended")
+        return session, check_body
+
+
+class _Outbox:
+    """Messages that wait to be sent in one session."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._wake = asyncio.Event()
+
+    def put(self, message: Message) -> None:
+        self._messages.append(message)
+        self._wake.set()
+
+    async def take(self, patience_s: float) -> list[Message]:
+        """What is there, or comes within ``patience_s`` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._wake.wait()
+        self._wake.clear()
+        messages, self._messages = self._messages, []
+        return messages
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Answer with an error as our users read it."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except web.HTTPException:
+        raise
+    except Exception as error:
+        known = to_hatrack_error(error, request.headers.get("x-request-id"))
+        if request.transport is None or request.transport.is_closing():
+            raise web.HTTPBadGateway from error  # nobody reads it
+        headers = known.headers | {ERROR_HEADER: known.code or "error"}
+        if isinstance(known, Unauthenticated):
+            _LOG.warning("a request was refused", extra={"peer": request.remote, "reason": known.message})
+            headers[REASON_HEADER] = known.message
+        body = orjson.dumps(dump_error(known))
+        return web.Response(status=known.status, body=body, content_type="application/json", headers=headers)
+    return response
+
+
+@asynccontextmanager
+async def listening(server: AgentServer, *, host: str, port: int, uds: str | None, stop_s: float) -> AsyncIterator[str]:
+    """Listen while this is open; yields the address, as HATRACK_ENGINE_AGENT takes it.
+
+    Args:
+        uds: Path of a Unix socket, instead of host and port.
+        stop_s: How long requests may go on when it ends, s.
+    """
+    # a client that leaves cancels the handler, which aborts its request in the engine
+    runner = web.AppRunner(
+        server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=stop_s, keepalive_timeout=75
+    )
+    await runner.setup()
+    site = web.UnixSite(runner, uds) if uds is not None else web.TCPSite(runner, host, port)
+    try:
+        await site.start()
+        bound = runner.addresses[0]
+        yield f"unix:{uds}" if uds is not None else f"http://{host}:{bound[1]}"
+    finally:
+        await runner.cleanup()

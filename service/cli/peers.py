@@ -1,0 +1,38 @@
+"""What an agent says of itself to anyone who asks, for `doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import aiohttp
+
+from service.engine.remote import split_address
+
+PATIENCE_S: Final = 10.0
+
+
+def readiness(address: str) -> dict[str, Any]:
+    """The answer of `/readyz` at an address of the settings, ready or not.
+
+    Raises:
+        OSError: Nothing answers there, or something else; the message says which.
+    """
+    try:
+        told = asyncio.run(_get(address))
+        return {"status": str(told["status"]), **told}
+    except (aiohttp.ClientConnectionError, TimeoutError) as error:
+        raise OSError(f"nothing answers at {address} ({type(error).__name__})") from error
+    except (aiohttp.ClientError, ValueError, TypeError, KeyError) as error:
+        raise OSError(f"what answers at {address} is none of Hatrack's processes") from error
+
+
+async def _get(address: str) -> Any:
+    url, socket = split_address(address)
+    connector: aiohttp.BaseConnector = aiohttp.UnixConnector(socket) if socket else aiohttp.TCPConnector()
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
+        http.get(f"{url}/readyz") as answer,
+    ):
+        return await answer.json()

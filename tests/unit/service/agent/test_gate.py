@@ -1,0 +1,161 @@
+"""One gate for all users of an engine: turns over sessions, and what becomes of them when a session ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.agent.process import AgentProcess
+from service.errors import EngineUnavailable, Unavailable
+from tests.support.adapters import make_base
+from tests.unit.service.agent.support import Site, site, until
+
+ONE_PLACE = {"engine_max_seqs": 1, "admission_width": 1}
+HEADERS = {"content-type": "application/json"}
+STREAM = b'{"model": "tiny", "stream": true}'
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("agent-base"))
+
+
+@pytest.fixture
+async def one_place(tmp_path: Path, base_dir: Path) -> AsyncIterator[tuple[Site, AgentProcess]]:
+    async with site(tmp_path / "home", base_dir, **ONE_PLACE) as made, made.agent() as agent:
+        yield made, agent
+
+
+async def test_two_users_share_one_place(one_place: tuple[Site, AgentProcess]) -> None:
+    made, agent = one_place
+    first, second = [await (await made.user()).until_ready() for _ in range(2)]
+    permit = await first.enter()
+    waiting = asyncio.ensure_future(second.enter())
+    await until(lambda: agent.admission.queue.scheduler.queued == 1)
+    assert not waiting.done()
+    permit.first_token()
+    permit.leave(10)
+    permit.leave(10)  # does nothing
+    second_permit = await waiting
+    assert agent.admission.queue.scheduler.in_flight == 1
+    second_permit.leave(10)
+    await until(lambda: agent.admission.queue.scheduler.in_flight == 0)
+    assert agent.admission.queue.scheduler.counts.left == 2
+
+
+async def test_all_users_see_the_queue_of_all(one_place: tuple[Site, AgentProcess]) -> None:
+    made, _ = one_place
+    first, second = [await (await made.user()).until_ready() for _ in range(2)]
+    permit = await first.enter()
+    await until(lambda: second.admission.queue.snapshot().in_flight == 1)
+    assert second.admission.queue.callers_load == (0, 1)
+    assert second.admission.queue.load == 1
+    permit.leave(None)
+
+
+async def test_whoever_leaves_the_queue_gives_its_place_to_the_next(one_place: tuple[Site, AgentProcess]) -> None:
+    made, agent = one_place
+    user = await (await made.user()).until_ready()
+    permit = await user.enter()
+    leaves = asyncio.ensure_future(user.enter())
+    await until(lambda: agent.admission.queue.scheduler.queued == 1)
+    stays = asyncio.ensure_future(user.enter())
+    await until(lambda: agent.admission.queue.scheduler.queued == 2)
+    leaves.cancel()
+    await until(lambda: agent.admission.queue.scheduler.queued == 1)
+    permit.leave(10)
+    (await stays).leave(10)
+
+
+async def test_the_agent_keeps_the_deadline_and_its_words_cross(one_place: tuple[Site, AgentProcess]) -> None:
+    made, _ = one_place
+    user = await (await made.user()).until_ready()
+    await user.enter()
+    with pytest.raises(Unavailable, match="HATRACK_QUEUE_TIMEOUT_S") as refused:
+        await user.enter(wait_s=0.05)
+    assert refused.value.code == "queue_timeout"
+
+
+async def test_a_session_that_ends_takes_its_turns_with_it(one_place: tuple[Site, AgentProcess]) -> None:
+    made, agent = one_place
+    gone, stays = [await (await made.user()).until_ready() for _ in range(2)]
+    await gone.enter()
+    also_gone = asyncio.ensure_future(gone.enter())
+    await until(lambda: agent.admission.queue.scheduler.queued == 1)
+    waiting = asyncio.ensure_future(stays.enter())
+    await until(lambda: agent.admission.queue.scheduler.queued == 2)
+    await gone.engine.stop()
+    with pytest.raises(EngineUnavailable):
+        await also_gone
+    (await waiting).leave(10)
+    await until(lambda: len(agent.gate.sessions) == 1)
+
+
+async def test_a_user_that_falls_silent_is_gone(tmp_path: Path, base_dir: Path) -> None:
+    async with site(tmp_path / "home", base_dir, **ONE_PLACE, agent_timeout_s=3) as made, made.agent() as agent:
+        silent = await (await made.user(agent_timeout_s=1000)).until_ready()
+        await silent.enter()
+        # its process stands still: nothing is written, nothing is closed
+        next(task for task in asyncio.all_tasks() if is_users_writer(task)).cancel()
+        await until(lambda: not agent.gate.sessions or agent.admission.queue.scheduler.in_flight == 0)
+        other = await (await made.user()).until_ready()
+        (await other.enter()).leave(10)
+
+
+def is_users_writer(task: asyncio.Task[Any]) -> bool:
+    coroutine: Any = task.get_coro()
+    return str(coroutine.__qualname__) == "AgentLink._write"
+
+
+async def test_an_engine_that_is_away_closes_the_queue_for_all(one_place: tuple[Site, AgentProcess]) -> None:
+    made, agent = one_place
+    user = await (await made.user()).until_ready()
+    await user.enter()
+    waiting = asyncio.ensure_future(user.enter())
+    await until(lambda: agent.admission.queue.scheduler.queued == 1)
+    await user.engine.restart("its answers are poisoned")
+    with pytest.raises(EngineUnavailable, match="poisoned"):
+        await waiting
+    await until(lambda: agent.watched.state.name == "stalled")
+    assert "poisoned" in agent.watched.state.reason
+
+
+async def test_requests_of_a_session_that_ended_are_cut_in_the_engine(tmp_path: Path, base_dir: Path) -> None:
+    async with site(tmp_path / "home", base_dir) as made, made.agent() as agent:
+        user = await (await made.user()).until_ready()
+        response = await user.engine.client.send("/v1/chat/completions", STREAM, dict(HEADERS))
+        chunks = response.chunks()
+        assert (await anext(chunks)).startswith(b"data: ")
+        next(iter(agent.gate.sessions.values())).close()
+        async with asyncio.timeout(60):
+            await made.engine.aborted.wait()
+        response.close()
+
+
+async def test_a_client_that_leaves_is_cut_in_the_engine(tmp_path: Path, base_dir: Path) -> None:
+    async with site(tmp_path / "home", base_dir) as made, made.agent() as agent:
+        user = await (await made.user()).until_ready()
+        response = await user.engine.client.send("/v1/chat/completions", STREAM, dict(HEADERS))
+        assert agent.clock.open == 1
+        response.close()
+        async with asyncio.timeout(60):
+            await made.engine.aborted.wait()
+        await until(lambda: agent.clock.open == 0)
+
+
+async def test_the_users_clock_follows_the_agents(tmp_path: Path, base_dir: Path) -> None:
+    async with site(tmp_path / "home", base_dir) as made, made.agent() as agent:
+        user = await (await made.user()).until_ready()
+        entered = user.engine.clock.enter()
+        response = await user.engine.client.send("/v1/chat/completions", STREAM, dict(HEADERS))
+        await until(lambda: user.engine.clock.busy_s > 0)
+        made.engine.ends.set()
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+        response.close()
+        assert user.engine.clock.leave(entered) > 0
+        await until(lambda: user.engine.clock.open == 0)
+        await until(lambda: abs(user.engine.clock.busy_s - agent.clock.busy_s) < 1e-6)
