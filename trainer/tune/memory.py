@@ -1,8 +1,11 @@
 """Estimates before it starts how much memory a training needs; imports no torch.
 
-Activations follow Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models": a layer
-keeps s·b·h·(34 + 5·a·s/h) bytes in 16 bits (their equation 1), where the second term vanishes if attention is
-fused; with recomputation a layer keeps only its input, 2·s·b·h.
+Activations follow Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models": in 16 bits
+a layer keeps 34·s·b·h bytes beside the attention's scores (their equation 1); with recomputation it keeps only its
+input, 2·s·b·h. If attention is not fused, a layer in transformers keeps of each of a·s² scores the softmax's result,
+which is computed in float32, and its copy in the model's own numbers; going back, one layer at a time holds the
+gradients of both and of what went into the softmax. (Their 5·a·s² is for a softmax in 16 bits, with dropout. With it
+measured peaks were up to 1.3 times the estimate: `python -m loadtests.training.memory --measure`.)
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ STREAMED_TYPES: Final = frozenset({"gemma3_text", "granite", "llama", "mistral",
 EAGER_MAX_TOKENS: Final = 512
 """Up to this length plain attention is faster on a CPU than the fused kernel: a step of 16 × 100 tokens took 1.6 s
 against 2.1 s. Its memory grows with the square of the length."""
+FLOAT32_BYTES: Final = 4
 OPTIMIZER_BYTES: Final = 4 + 4 + 8
 """Per trained number, in addition to it, its gradient and its copy at the best measurement: float32 master weight and
 gradient, AdamW's two moments."""
@@ -107,17 +111,18 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
     lora_per_layer = recipe.rank * (8 * shape.hidden + 3 * (shape.hidden + shape.intermediate))
     example = 2 * longest if recipe.objective == "dpo" else longest  # a pair is two sequences of one pass
     tokens = min(recipe.batch_size * example, max(example, recipe.micro_batch_tokens))
-    scores = 0 if fused else 5 * shape.heads * tokens * tokens
-    per_layer = 34 * tokens * shape.hidden + scores
-    hidden_activations = (
-        shape.layers * 2 * tokens * shape.hidden + per_layer
+    scores = 0 if fused else shape.heads * tokens * tokens
+    per_layer = 17 * number_bytes * tokens * shape.hidden + (FLOAT32_BYTES + number_bytes) * scores
+    kept = (
+        shape.layers * number_bytes * tokens * shape.hidden + per_layer
         if recipe.gradient_checkpointing
         else shape.layers * per_layer
     )
-    logits = 2 * tokens * shape.vocabulary  # as if every token were trained: an upper bound
+    going_back = (FLOAT32_BYTES + 2 * number_bytes) * scores
+    logits = number_bytes * tokens * shape.vocabulary  # as if every token were trained: an upper bound
     return MemoryEstimate(
         base=int(linear * bytes_per_weight + number_bytes * shape.embeddings),
         adapter=(3 * number_bytes + OPTIMIZER_BYTES) * shape.layers * lora_per_layer,
-        activations=(hidden_activations + logits) * number_bytes // 2,
+        activations=kept + going_back + logits,
         proof=number_bytes * (shape.largest_block if shape.streams else shape.weights),
     )

@@ -11,7 +11,7 @@ from adapters.protocol.runs import ParentShape
 from trainer.errors import InvalidHyperparameter
 from trainer.tune.auto import DatasetStats, choose, max_length
 from trainer.tune.hyperparameters import HyperparameterRequest
-from trainer.tune.memory import ModelShape, estimate, read_shape
+from trainer.tune.memory import EAGER_MAX_TOKENS, ModelShape, estimate, read_shape
 from trainer.tune.recipe import Recipe
 
 FEW = DatasetStats(examples=80, tokens=4_000, longest=90)
@@ -181,6 +181,37 @@ def test_a_micro_batch_counts_and_not_the_batch() -> None:
     assert few < one.activations / 10
     tiny = recipe.model_copy(update={"micro_batch_tokens": 1})
     assert estimate(LLAMA_8B, tiny, longest=4096, fused=True) == one
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "batch", "length", "micro_batch_tokens", "peak_mb"),
+    [
+        (2, 256, 8, 384, 512, 754),
+        (2, 256, 8, 384, 4096, 1522),
+        (2, 768, 8, 384, 4096, 3068),
+        (8, 256, 8, 384, 4096, 3157),
+        (8, 768, 8, 384, 4096, 8020),
+        (8, 768, 2, 1024, 512, 1277),
+    ],
+)
+def test_no_estimate_is_below_a_measured_peak_or_far_above_it(
+    layers: int, hidden: int, batch: int, length: int, micro_batch_tokens: int, peak_mb: int
+) -> None:
+    """Peaks of random Llamas in bfloat16 on a CPU (`python -m loadtests.training.memory --measure`)."""
+    layer = hidden * (2 * hidden + 2 * 4 * 64 + 3 * 3 * hidden + 2)
+    shape = ModelShape(
+        layers=layers,
+        hidden=hidden,
+        heads=hidden // 64,
+        intermediate=3 * hidden,
+        vocabulary=8192,
+        weights=layers * layer + hidden * 8193,
+        embeddings=hidden * 8192,
+        streams=True,
+    )
+    recipe = Recipe(batch_size=batch, micro_batch_tokens=micro_batch_tokens, max_length=length)
+    estimated = estimate(shape, recipe, longest=length, fused=length > EAGER_MAX_TOKENS).total / 1e6
+    assert peak_mb <= estimated < 1.4 * peak_mb
 
 
 def test_the_proof_of_a_streamed_base_needs_less_than_its_training() -> None:
