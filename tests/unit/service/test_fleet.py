@@ -186,3 +186,12 @@ async def test_a_request_goes_to_the_engine_of_its_base_and_its_adapter(fleet: F
     halves = [recorders[name].answered for name in ("b-0", "b-1")]
     assert not set(halves[0]) & set(halves[1]), "an adapter keeps to one engine"
     assert min(map(len, halves)) > 10
+
+
+async def test_a_base_is_away_when_none_of_its_engines_is_ready(fleet: Fleet) -> None:
+    for each in fleet.parts:
+        become(each, "down")
+    become(fleet.parts[0], "ready")
+    assert (fleet.trouble_of("one"), fleet.trouble_of("other")) == (None, "it is down")
+    become(fleet.parts[2], "ready")
+    assert (fleet.trouble_of("other"), fleet.trouble_of("absent")) == (None, None)
