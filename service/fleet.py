@@ -105,6 +105,11 @@ class Fleet:
         """The state of the first engine that accepts requests; while none does, the first one's."""
         return next((each.watched.state for each in self.parts if each.watched.ready), self.default.watched.state)
 
+    def trouble_of(self, base: str) -> str | None:
+        """Why no engine of the base of this served name accepts requests; None: one does, or there is no such base."""
+        states = [(each.watched.ready, each.watched.state) for each in self.parts if each.base.served_name == base]
+        return None if not states or any(is_ready for is_ready, _ in states) else states[0][1].reason
+
     def running_engines(self) -> int:
         """How many engines have a process now."""
         return sum(each.watched.state.name != "down" for each in self.parts)

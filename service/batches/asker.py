@@ -11,7 +11,7 @@ from typing import Final, Literal
 import orjson
 
 from service.access.caller import Caller
-from service.batches.asking import Answer, Ask, GroundingPatience, retry_of
+from service.batches.asking import ENGINE_UNAVAILABLE, Answer, Ask, GroundingPatience, retry_of
 from service.batches.lines import InputLines, LineRequest, RefusedLine
 from service.batches.pace import Pace
 from service.batches.results import Result, ResultLog, ResultWriter, Usage, result_line, usage_of
@@ -26,12 +26,14 @@ CANCEL_GRACE_S: Final = 60.0
 @dataclass(frozen=True, slots=True)
 class AskContext:
     """What the batches share: ``slots`` bounds the requests of all of them, there are ``concurrency``; ``answered``
-    counts requests since the start by `completed` and `failed`."""
+    counts requests since the start by `completed` and `failed`; ``base_trouble`` says why no engine of a base takes
+    requests (None: one does)."""
 
     ask: Ask
     slots: asyncio.Semaphore
     concurrency: int
     answered: dict[str, int]
+    base_trouble: Callable[[str], str | None]
 
 
 class Asker:
@@ -57,6 +59,8 @@ class Asker:
         self._failure: BaseException | None = None
         self._patience = GroundingPatience()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._away: set[str] = set()
+        """The bases without an engine, for which this pass over the input has left requests."""
         self.answering = 0
         """Requests that are being answered now."""
 
@@ -64,6 +68,8 @@ class Asker:
         self, open_input: Callable[[], InputLines], endpoint: str, expires_at: int
     ) -> Literal["done", "expired", "stopped", "key_gone"]:
         """Ask every request that has no result, in the order of their lines; returns why it ends.
+
+        Requests for a base that has no engine are passed over while another base has one, and asked later.
 
         Raises:
             Exception: Whatever failed unexpectedly; it can be called again.
@@ -99,22 +105,52 @@ class Asker:
         try:
             caller = await self._pace.turn()
             parallel = asyncio.Semaphore(_parallel(caller, self._context.concurrency))
-            parts = open_input().requests(endpoint, self._log.tally.has)
-            while (part := await in_thread(next, parts, None)) is not None:
-                for request in part:
-                    if isinstance(request, RefusedLine):
-                        await self._refuse(request)
-                        continue
-                    await parallel.acquire()
-                    await self._pace.turn()
-                    await self._slots.acquire()  # one at a time for each batch, so that they take turns
-                    task = asyncio.create_task(self._request(request, endpoint, parallel), name="batch-request")
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+            while True:
+                self._away.clear()
+                await self._feed_once(open_input(), endpoint, parallel)
+                await self._all_answered()
+                if not self._away or self.stopping.is_set():
+                    break
+                await self._pace.until_served(self._trouble)
         except Unauthenticated as error:
             self._stop(key_error=error)
+        await self._all_answered()
+
+    async def _all_answered(self) -> None:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
+
+    async def _feed_once(self, lines: InputLines, endpoint: str, parallel: asyncio.Semaphore) -> None:
+        """One pass over the requests without a result. Raises Unauthenticated."""
+        parts = lines.requests(endpoint, self._log.tally.has)
+        while (part := await in_thread(next, parts, None)) is not None:
+            for request in part:
+                if isinstance(request, RefusedLine):
+                    await self._refuse(request)
+                    continue
+                await parallel.acquire()
+                if self._is_away(await self._pace.turn(), request):
+                    parallel.release()
+                    continue
+                await self._slots.acquire()  # one at a time for each batch, so that they take turns
+                task = asyncio.create_task(self._request(request, endpoint, parallel), name="batch-request")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _is_away(self, caller: Caller, request: LineRequest) -> bool:
+        """Whether the request's base has no engine now; then it is noted."""
+        base = self._context.ask.base_of(caller, request.body)
+        if base is None or self._context.base_trouble(base) is None:
+            return False
+        self._away.add(base)
+        return True
+
+    def _trouble(self) -> str | None:
+        """Why no base of those that are away can be asked; None: one can."""
+        troubles = {base: self._context.base_trouble(base) for base in sorted(self._away)}
+        if None in troubles.values():
+            return None
+        return "; ".join(f"no engine of the base `{base}` is ready: {reason}" for base, reason in troubles.items())
 
     def _stop(self, *, key_error: Unauthenticated | None = None, failure: BaseException | None = None) -> None:
         self.key_error = key_error or self.key_error
@@ -140,6 +176,8 @@ class Asker:
                 retry = retry_of(answer, attempts, self._patience)
                 if retry is None:
                     return await self._write(request, answer)
+                if retry.code == ENGINE_UNAVAILABLE and self._is_away(caller, request):
+                    return None  # the next pass asks it, and the requests for other bases go on
                 if retry.whole_batch:
                     attempts -= 1  # it was not sent, or is not at fault
                     self._pace.pause(retry.after_s, retry.code, retry.message)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import orjson
 
 from service.access.caller import Caller
-from service.errors import RequestOverQuota
+from service.errors import HatrackError, RequestOverQuota
 from service.http.disconnect import DISCONNECT, Disconnect
 from service.inference.exchange import Exchange
 from service.inference.routes import InferenceApp
+from service.inference.sticky import resolve
 
 PEER: Final = "batch"
 """Stands for the client's address in the audit."""
@@ -23,7 +24,8 @@ MAX_ATTEMPTS: Final = 3
 RETRY_STEP_S: Final = 1.0
 """Wait before the second time, s; doubled before each further one."""
 DEFAULT_WAIT_S: Final = 5.0
-WAIT_CODES: Final = frozenset({"engine_unavailable", "queue_timeout", "overloaded"})
+ENGINE_UNAVAILABLE: Final = "engine_unavailable"
+WAIT_CODES: Final = frozenset({ENGINE_UNAVAILABLE, "queue_timeout", "overloaded"})
 """Codes of a 503 that say nothing about the request: it is asked until it is answered or the batch expires."""
 
 GROUNDING_CODES: Final = frozenset({"grounding_unavailable", "embedder_unavailable"})
@@ -73,6 +75,9 @@ class Ask(Protocol):
     def check(self, caller: Caller, endpoint: str, body: bytes) -> str:
         """Check a body without asking; returns the name of its model. Raises HatrackError if it would be refused."""
 
+    def base_of(self, caller: Caller, body: Mapping[str, Any]) -> str | None:
+        """The served name of the base that is to answer; None: no engine is asked, or the request is refused."""
+
 
 class DataPath:
     """``Ask`` through the gateway's own data path: limits, budgets, queue, usage, metrics and traces are a client's."""
@@ -82,6 +87,14 @@ class DataPath:
 
     def check(self, caller: Caller, endpoint: str, body: bytes) -> str:
         return self._inference.pipeline.check(self._inference.routes[endpoint], caller, body).label
+
+    def base_of(self, caller: Caller, body: Mapping[str, Any]) -> str | None:
+        catalog = self._inference.pipeline.catalog
+        try:
+            target = resolve(catalog, caller, dict(body), {})
+        except HatrackError:
+            return None  # its answer says why
+        return None if target.embeds else target.base or catalog.base_name
 
     async def __call__(self, caller: Caller, endpoint: str, body: bytes) -> Answer:
         route = self._inference.routes[endpoint]

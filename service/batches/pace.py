@@ -89,6 +89,17 @@ class Pace:
         self._waiting = None
         return replace(caller, background=True)
 
+    async def until_served(self, trouble: Callable[[], str | None]) -> None:
+        """Wait until ``trouble`` is over: why what is left cannot be asked, although another base has an engine.
+
+        Raises:
+            Unauthenticated: The key was revoked or has expired.
+        """
+        while (reason := trouble()) is not None:
+            if self.now() is not None:
+                self._waiting = Waiting("engine_unavailable", reason)
+            await asyncio.sleep(ENGINE_POLL_S)
+
     @property
     def _poll_s(self) -> float:
         return ENGINE_POLL_S if self._engine_trouble() is not None else MAX_POLL_S

@@ -44,6 +44,9 @@ class Engines(Protocol):
     def state(self) -> EngineState:
         """Why, if not."""
 
+    def trouble_of(self, base: str) -> str | None:
+        """Why no engine of this base accepts requests; None: one does."""
+
 
 ID_CHARS: Final = 24
 _ID_ALPHABET: Final = string.digits + string.ascii_letters
@@ -88,6 +91,7 @@ class Batches:
             slots=asyncio.Semaphore(settings.batch_concurrency),
             concurrency=settings.batch_concurrency,
             answered={"completed": 0, "failed": 0},
+            base_trouble=engines.trouble_of,
             max_requests=settings.batch_requests,
             max_body=int(settings.max_body_mib * MIB),
         )

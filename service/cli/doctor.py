@@ -237,6 +237,7 @@ def store(settings: Settings) -> Finding:
     """Whether the object store answers and takes the credentials, and is the one that this home's content is in."""
     from service.objects.client import open_object_store
     from service.objects.marker import has_content, marked_url
+    from service.objects.owner import TAKE_OVER, installation_id, owner_of
 
     try:
         marked = marked_url(settings.home)
@@ -251,6 +252,10 @@ def store(settings: Settings) -> Finding:
         objects = open_object_store(settings)
         if objects is not None:
             objects.check()
+            owner = owner_of(objects)
+            if owner is not None and owner.installation != installation_id(settings.home):
+                found = f"{settings.store_url} belongs to {owner.shown}"
+                return Finding("store", "failed", found, f"use another prefix, or `{TAKE_OVER}`")
     except SettingsError as error:
         return Finding("store", "failed", str(error), "see deploy/OBJECT_STORE.md")
     except StoreRefused as error:

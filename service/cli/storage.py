@@ -121,12 +121,19 @@ def move_database(as_json: AsJson = False) -> None:
     typer.echo("Next: `hatrack doctor`, then start the gateway with the same HATRACK_DATABASE_URL.")
 
 
-def move_store(as_json: AsJson = False) -> None:
+def move_store(
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Take the bucket's prefix from the installation that it belongs to."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Copy this home's adapters and files into the object store that HATRACK_STORE_URL names; the gateway must be
     stopped.
 
     Each is verified before it is copied, and counted there at the end; killed, it goes on where it was. The local
-    folders stay, as the cache. See deploy/OBJECT_STORE.md.
+    folders stay, as the cache. A prefix belongs to one installation; a home that was restored or copied is another one,
+    which takes it with --take-over once the former is gone. See deploy/OBJECT_STORE.md.
     """
     from service.storage.move_store import move_content
 
@@ -134,11 +141,18 @@ def move_store(as_json: AsJson = False) -> None:
     bar = terminal.bytes_bar("reading the database", "copying", quiet=as_json)
     try:
         with bar as progress:
-            moved = move_content(settings, progress)
+            moved = move_content(settings, progress, takes_over=take_over)
     except (BackupError, OSError) as error:
         _fail(error, as_json)
     if as_json:
         terminal.print_json(asdict(moved))
+        return
+    if take_over and not moved.bytes:
+        lost = f"{moved.missing} objects of it are missing" if moved.missing else "all of it is there"
+        typer.echo(
+            f"{moved.url} is this installation's now. The database names {moved.adapters} adapters and {moved.files} "
+            f"files in it; {lost}."
+        )
         return
     typer.echo(
         f"{moved.url}: {moved.adapters} adapters and {moved.files} files, {terminal.size(moved.bytes)}, all found "

@@ -10,7 +10,8 @@ from service.config import GIB, Settings
 from service.errors import SettingsError, StoreRefused, StoreUnavailable
 from service.objects.cache import LocalCache
 from service.objects.client import ObjectStore, open_object_store
-from service.objects.marker import require_agreement
+from service.objects.marker import check_agreement, require_agreement
+from service.objects.owner import claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,19 @@ def objects_for(settings: Settings) -> Objects | None:
 
 
 def refuse_unusable_store(settings: Settings) -> None:
-    """Check before the start that the store takes the gateway's credentials; one that is away is waited for.
+    """Check before the start that the store takes the gateway's credentials, and that no other installation uses it;
+    one that is away is waited for.
 
     Raises:
-        SettingsError: It answers, and refuses.
+        SettingsError: It answers, and refuses; it belongs to another installation; or this home's content is elsewhere.
     """
     store = open_object_store(settings)
     if store is None:
         return
+    check_agreement(settings)  # or a home whose content is not there would take it
     try:
         store.check()
+        claim(store, settings.home)
     except StoreRefused as error:
         raise SettingsError(f"HATRACK_STORE_URL ({settings.store_url}) refuses the gateway: {error.reason}") from error
     except StoreUnavailable:

@@ -46,13 +46,22 @@ def mark(home: Path, url: str) -> None:
 def require_agreement(settings: Settings) -> None:
     """Check that the settings name the store that this home's content is in; a home without content takes it.
 
+    Raises as ``check_agreement``.
+    """
+    if check_agreement(settings) and settings.store_url is not None:
+        mark(settings.home, settings.store_url)
+
+
+def check_agreement(settings: Settings) -> bool:
+    """Whether this home, which has no content yet, is to take the store of the settings; False: it has it, or has none.
+
     Raises:
         SettingsError: They do not; the message says what to do.
     """
     home, url = settings.home, settings.store_url
     marked = marked_url(home)
     if marked == url:
-        return
+        return False
     if url is None:
         raise SettingsError(
             f"the adapters and files of {home} are in the object store {marked}, and the local folders are only a "
@@ -69,7 +78,7 @@ def require_agreement(settings: Settings) -> None:
             f"HATRACK_STORE_URL is set, and the adapters and files of {home} are only on this disk: copy them there "
             "with `hatrack move-store` first"
         )
-    mark(home, url)
+    return True
 
 
 def has_content(settings: Settings) -> bool:

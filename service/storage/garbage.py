@@ -29,9 +29,11 @@ from adapters.store import STAGING, no_engine
 from service.config import Settings
 from service.config.engines import engine_dirs
 from service.engine.process import is_running
-from service.errors import SettingsError
+from service.errors import SettingsError, StoreUnavailable
 from service.files.blob_store import INCOMING
-from service.objects.client import StoredObject
+from service.objects.client import ObjectStore, StoredObject
+from service.objects.marker import marked_url
+from service.objects.owner import claim
 from service.server.instance import InstanceLock, holder
 from service.storage import GRACE_S, layout
 from service.storage.errors import BackupError
@@ -130,6 +132,8 @@ def remove_garbage(
 def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage]:
     home = settings.home
     objects = opened(settings)
+    if objects is not None:
+        _demand_ours(objects, home)
     databases = layout.databases(settings)
     database, _ = databases[layout.DATABASE]
     source = database if isinstance(database, PostgresServer) else home / layout.DATABASE
@@ -151,6 +155,21 @@ def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage
         for each in found
         if not (listing is not None and each.kind in CACHED) and _changed_at(each.paths) <= oldest
     ] + ([] if listing is None else [_object_garbage(*each) for each in listing.unnamed(named, oldest)])
+
+
+def _demand_ours(objects: ObjectStore, home: Path) -> None:
+    """Raise BackupError unless this home's content is in the store, and nobody else's: it would be garbage."""
+    try:
+        if marked_url(home) != objects.url:
+            raise BackupError(
+                f"the content of {home} is not in the object store {objects.url} (HATRACK_STORE_URL), so nothing was "
+                "removed; see `hatrack doctor`"
+            )
+        claim(objects, home)
+    except SettingsError as error:
+        raise BackupError(f"{error}. Nothing was removed") from error
+    except StoreUnavailable as error:
+        raise BackupError(f"the object store {objects.url} does not say whose it is: {error.reason}") from error
 
 
 def _object_garbage(kind: str, objects: list[StoredObject]) -> Garbage:

@@ -16,7 +16,8 @@ from service.errors import SettingsError, StoreUnavailable
 from service.files import blob_store
 from service.objects.adapters import object_names, put_adapter
 from service.objects.client import ObjectStore
-from service.objects.marker import mark, marked_url
+from service.objects.marker import has_content, mark, marked_url
+from service.objects.owner import claim, take_over
 from service.server.instance import InstanceLock
 from service.storage import layout
 from service.storage.archive import Progress
@@ -30,13 +31,17 @@ MAX_SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class MovedContent:
-    """What is in the object store now; ``copied`` of these were not there before. Sizes in bytes."""
+    """What is in the object store now; ``copied`` of these were not there before. Sizes in bytes.
+
+    ``missing``: objects that the database names and that a store which was taken over does not have.
+    """
 
     url: str
     adapters: int
     files: int
     bytes: int
     copied: int
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,18 @@ class _Item:
     sha256: str | None = None
 
 
-def move_content(settings: Settings, progress: Progress) -> MovedContent:
+def move_content(settings: Settings, progress: Progress, *, takes_over: bool = False) -> MovedContent:
     """Copy what the database names from the home's folders into the object store of the settings.
 
     It may be killed and run again: what is there already, in its size, is not copied again.
 
+    Args:
+        takes_over: Take the prefix from the installation that it belongs to. Where this home's content is there
+            already, or it has none, that is all that is done.
+
     Raises:
-        BackupError: A gateway runs, the content is elsewhere already, the store does not answer, or something is
-            missing or damaged here. The home is as it was.
+        BackupError: A gateway runs, the content is elsewhere already, the store does not answer or belongs to another
+            installation, or something is missing or damaged here. The home is as it was.
     """
     objects = opened(settings)
     if objects is None:
@@ -64,7 +73,10 @@ def move_content(settings: Settings, progress: Progress) -> MovedContent:
     try:
         lock = InstanceLock(settings.home, "hatrack move-store")
         try:
+            if takes_over and (taken := _taken_over(settings, objects)) is not None:
+                return taken
             _refuse_marked(settings.home, objects.url)
+            (take_over if takes_over else claim)(objects, settings.home)
             return _move(settings, objects, progress)
         finally:
             lock.release()
@@ -72,6 +84,20 @@ def move_content(settings: Settings, progress: Progress) -> MovedContent:
         raise BackupError(str(error)) from error
     except StoreUnavailable as error:
         raise BackupError(f"the object store {objects.url} does not take the content: {error.reason}") from error
+
+
+def _taken_over(settings: Settings, objects: ObjectStore) -> MovedContent | None:
+    """Take a store that has this home's content already; None: it has to be moved there."""
+    home = settings.home
+    marked = marked_url(home)
+    if marked != objects.url and (marked is not None or has_content(settings)):
+        return None
+    named = _named(settings)
+    listing = listed(objects)
+    take_over(objects, home)
+    mark(home, objects.url)
+    missing = len(listing.missing(named))
+    return MovedContent(objects.url, len(named.digests), len(named.files), 0, 0, missing)
 
 
 def _refuse_marked(home: Path, url: str) -> None:

@@ -22,6 +22,7 @@ from adapters.database.migrations import newer_revision
 from service.config import Settings
 from service.errors import SettingsError
 from service.objects.marker import mark
+from service.objects.owner import TAKE_OVER
 from service.server.instance import LOCK, InstanceLock
 from service.storage import layout
 from service.storage.archive import CHUNK_BYTES, Manifest, Progress, Readable, check_members, read_manifest, room_on
@@ -247,6 +248,11 @@ def _notes(settings: Settings, manifest: Manifest) -> Iterable[str]:
         )
     yield from (layout.OUTSIDE[name] for name in manifest.outside if name in layout.OUTSIDE)
     yield from _store_notes(settings, manifest)
+    if manifest.store_url:
+        yield (
+            "The object store belongs to the installation that was backed up. Once that is gone for good, take it: "
+            f"`{TAKE_OVER}`"
+        )
     if manifest.reindexed:
         yield f"{manifest.reindexed} documents of vector stores are indexed again at the first start"
     yield from manifest.faults

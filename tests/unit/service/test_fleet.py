@@ -221,3 +221,12 @@ async def test_only_what_was_not_sent_goes_to_another_engine_of_the_base(
             own = Target("v", "d", digest=digest, base="other")
             await dispatches.answer(FinishedRequest(nothing, nothing, nothing, own, record, {}, 0.0))
         assert len(recorders["b-1"].answered) == 3
+
+
+async def test_a_base_is_away_when_none_of_its_engines_is_ready(fleet: Fleet) -> None:
+    for each in fleet.parts:
+        become(each, "down")
+    become(fleet.parts[0], "ready")
+    assert (fleet.trouble_of("one"), fleet.trouble_of("other")) == (None, "it is down")
+    become(fleet.parts[2], "ready")
+    assert (fleet.trouble_of("other"), fleet.trouble_of("absent")) == (None, None)

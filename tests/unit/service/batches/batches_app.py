@@ -115,6 +115,7 @@ class BatchesApp(FilesApp):
         super().__init__(home)
         self.engine = PromptEngine()
         self.trouble: str | None = None
+        self.base_troubles: dict[str, str] = {}
         self.limiter = KeyLimiter()
         self.admitted: list[AdmissionRequest] = []
         queue = AdmissionQueue(Policy(width=64, common=64, slots=None, queue_size=64, background_width=64))
@@ -139,6 +140,7 @@ class BatchesApp(FilesApp):
             slots=asyncio.Semaphore(concurrency),
             concurrency=concurrency,
             answered={"completed": 0, "failed": 0},
+            base_trouble=lambda base: self.base_troubles.get(base),
             max_requests=max_requests,
             max_body=4096,
         )

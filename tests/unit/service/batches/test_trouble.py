@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +42,61 @@ async def test_an_engine_that_is_gone_when_it_is_asked_is_waited_for(gateway: Ba
     assert batch["waiting"]["until"] >= batch["in_progress_at"] + 1
     gateway.engine.down = None
     assert (await gateway.ended(batch_id))["request_counts"]["completed"] == 1
+
+
+@pytest.fixture
+def large(gateway: BatchesApp) -> str:
+    """The name of a second base."""
+    catalog = gateway.world.catalog
+    catalog.bases = MappingProxyType({**catalog.bases, "large": 1})
+    return "large"
+
+
+async def mixed(gateway: BatchesApp, large: str) -> str:
+    """The id of a batch whose first lines, more than are asked at once, are for the second base."""
+    lines = [*(line(f"large-{number}", model=large) for number in range(8)), line("one"), line("two")]
+    return str((await gateway.create(await gateway.upload(lines)))["id"])
+
+
+async def test_a_base_that_is_away_holds_up_no_line_for_another(gateway: BatchesApp, large: str) -> None:
+    gateway.base_troubles[large] = "it was killed by signal 9"
+    batch_id = await mixed(gateway, large)
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    assert batch["request_counts"]["completed"] == 2
+    assert batch["waiting"]["message"] == "no engine of the base `large` is ready: it was killed by signal 9"
+    assert gateway.engine.asked == ["one", "two"], "nothing was asked only to fail"
+    gateway.base_troubles.clear()
+    batch = await gateway.ended(batch_id)
+    assert (batch["request_counts"]["completed"], batch["waiting"]) == (10, None)
+    assert len(gateway.engine.asked) == 10
+
+
+async def test_a_base_that_goes_while_it_is_asked_holds_up_no_line_for_another(gateway: BatchesApp, large: str) -> None:
+    def killed(question: str) -> None:
+        if question.startswith("large") and question not in lost:
+            lost.add(question)
+            gateway.base_troubles[large] = "it was killed"
+
+    lost: set[str] = set()
+    gateway.engine.on_asked = killed
+    for number in range(8):
+        gateway.engine.replies[f"large-{number}"] = [EngineUnavailable("it has just gone")]
+    batch_id = await mixed(gateway, large)
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"] and not gateway.engine.in_flight)
+    assert batch["request_counts"]["completed"] == 2
+    gateway.engine.replies.clear()
+    gateway.engine.on_asked = lambda question: None
+    gateway.base_troubles.clear()
+    assert (await gateway.ended(batch_id))["request_counts"]["completed"] == 10
+
+
+async def test_a_batch_that_waits_for_a_base_can_be_cancelled(gateway: BatchesApp, large: str) -> None:
+    gateway.base_troubles[large] = "it was killed"
+    batch_id = await mixed(gateway, large)
+    await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    await gateway.http.post(f"/v1/batches/{batch_id}/cancel", headers=bearer(None))
+    batch = await gateway.ended(batch_id)
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("cancelled", 2)
 
 
 @pytest.mark.parametrize("fault", [EngineCut("it is gone"), Timeout("too long"), b"{not json"])
@@ -229,6 +284,7 @@ async def test_a_fault_of_the_gateway_is_tried_again_and_then_said(
     ask = gateway.batches._context.ask
     object.__setattr__(gateway.context, "ask", faulty)
     faulty.check = ask.check  # type: ignore[attr-defined]
+    faulty.base_of = ask.base_of  # type: ignore[attr-defined]
     batch = await gateway.ended(await gateway.start("one", "two"))
     assert batch["request_counts"]["completed"] == 2
     assert "a batch failed unexpectedly" in caplog.text

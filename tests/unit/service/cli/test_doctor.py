@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from adapters.tensorfile import read_header
 from service.cli import doctor, terminal
 from service.cli.main import app
+from service.objects.client import ObjectStore
+from service.objects.owner import claim
 from tests.support.adapters import make_base
 from tests.support.postgresql import TestServer
 from tests.unit.service.agent.support import site, until
@@ -202,6 +204,10 @@ def test_the_object_store_is_examined(home: Path, tmp_path: Path, monkeypatch: p
     (tmp_path / "objects").mkdir()
     code, found = examined()
     assert (code, found["store"]["result"]) == (0, "ok")
+    claim(ObjectStore(url), tmp_path / "another")
+    code, found = examined()
+    assert (code, found["store"]["result"]) == (1, "failed")
+    assert f"belongs to the installation in {tmp_path / 'another'}" in found["store"]["found"]
     (home / "files").mkdir(parents=True, mode=0o700)
     (home / "files" / "file-1").write_text("only here")
     code, found = examined()

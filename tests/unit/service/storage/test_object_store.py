@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from adapters.store import WEIGHTS_FILE
 from service.cli.main import app
+from service.config import Settings
+from service.errors import SettingsError
 from service.objects.adapters import object_names
 from service.objects.client import ObjectStore
-from service.objects.content import objects_for
-from service.objects.marker import marked_url
+from service.objects.content import objects_for, refuse_unusable_store
+from service.objects.marker import mark, marked_url
+from service.objects.owner import claim
 from service.storage import GRACE_S
 from service.storage.backup import make_backup
 from service.storage.errors import BackupError
@@ -225,3 +228,65 @@ def test_a_local_backup_is_moved_after_it_is_restored(home: StorageHome, root: P
     there.settings = there.settings.model_copy(update={"store_url": f"file://{root}"})
     assert any("move-store" in note for note in restore(there.settings, tmp_path / "a.tar", QUIET).notes)
     assert move_content(there.settings, QUIET).copied == 2
+
+
+# whose it is
+
+
+@pytest.fixture
+def stranger(moved: StorageHome, tmp_path: Path) -> Settings:
+    """Another installation with the same database, whose settings name the store of the first."""
+    home = tmp_path / "stranger"
+    home.mkdir()
+    shutil.copy(moved.path / "hatrack.db", home / "hatrack.db")
+    return moved.settings.model_copy(update={"home": home})
+
+
+def test_gc_removes_nothing_from_the_store_of_another_installation(
+    moved: StorageHome, stranger: Settings, root: Path, objects: ObjectStore
+) -> None:
+    put(root, f"adapters/{UNNAMED}/adapter_config.json")
+    with pytest.raises(BackupError, match="is not in the object store"):
+        find_garbage(stranger)
+    mark(stranger.home, objects.url)
+    for look in (find_garbage, lambda settings: remove_garbage(settings, removed=print)):
+        with pytest.raises(BackupError, match=r"belongs to the installation in .*Nothing was removed"):
+            look(stranger)
+    assert len(find_garbage(moved.settings)) == 1
+
+
+def test_a_home_takes_over_what_the_former_has_left(
+    moved: StorageHome, stranger: Settings, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark(stranger.home, objects.url)
+    with pytest.raises(BackupError, match="there already"):
+        move_content(stranger, QUIET)
+    objects.delete([object_names(moved.digest)[1]])
+    monkeypatch.setenv("HATRACK_HOME", str(stranger.home))
+    monkeypatch.setenv("HATRACK_STORE_URL", objects.url)
+    done = CliRunner().invoke(app, ["move-store", "--take-over"])
+    assert done.exit_code == 0, done.output
+    assert "is this installation's now. The database names 1 adapters and 1 files in it; 1 objects of it" in done.output
+    assert find_garbage(stranger) == []
+    with pytest.raises(BackupError, match="belongs to the installation in"):
+        find_garbage(moved.settings)
+
+
+def test_a_home_without_content_takes_over_too(stranger: Settings, objects: ObjectStore) -> None:
+    with pytest.raises(SettingsError, match="belongs to the installation in"):
+        refuse_unusable_store(stranger)
+    assert move_content(stranger, QUIET, takes_over=True).missing == 0
+    assert marked_url(stranger.home) == objects.url
+    refuse_unusable_store(stranger)
+
+
+def test_content_is_not_moved_into_the_store_of_another_installation(
+    home: StorageHome, root: Path, objects: ObjectStore, tmp_path: Path
+) -> None:
+    claim(objects, tmp_path / "first")
+    settings = home.settings.model_copy(update={"store_url": f"file://{root}"})
+    with pytest.raises(BackupError, match="belongs to the installation in"):
+        move_content(settings, QUIET)
+    assert stored(objects) == set()
+    done = move_content(settings, QUIET, takes_over=True)
+    assert (done.copied, marked_url(home.path)) == (2, objects.url)
