@@ -69,9 +69,9 @@ def _print_plan(plan: Plan, url: str) -> None:
     for change in plan.changes:
         line = f"{SIGNS[change.action]} {change.kind} {change.name}  {change.detail}"
         typer.echo(terminal.clean(line))
-    same = f"{plan.unchanged} unchanged" if plan.unchanged else "nothing else named"
+    same = f", {plan.unchanged} unchanged" if plan.unchanged else ""
     changes = counted(len(plan.changes), "change") if plan.changes else "Nothing to change"
-    typer.echo(terminal.clean(f"{changes} at {url}, {same}."))
+    typer.echo(terminal.clean(f"{changes} at {url}{same}."))
 
 
 def _confirm(plan: Plan, *, yes: bool) -> None:

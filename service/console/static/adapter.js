@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/preact.js";
 import { get } from "./api.js";
-import { ago, bytes, clock, count, decimal, plural } from "./format.js";
+import { ago, bytes, clock, count, decimal, percent, plural, splitShares } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict, Words } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
 import { baseWord, Target, usageByVersion } from "./versions.js";
@@ -70,21 +70,21 @@ function Versions({ adapter, usage, loaded, open }) {
   const newest = [...adapter.versions].sort((a, b) => b.version - a.version);
   if (!newest.length) return html`<${Empty} title="No versions"><p>Upload a folder that PEFT saved, or <a href="#/train">train one</a>.</p><//>`;
   return html`<section aria-label="Versions"><h2>Versions</h2>
-    ${newest.map((version) => html`<${Version} key=${version.version} version=${version} adapter=${adapter}
+    ${newest.map((version, index) => html`<${Version} key=${version.version} version=${version} adapter=${adapter} newest=${index === 0}
       usage=${usage.get(`${adapter.name}@${version.version}`)} loaded=${loaded?.has(`${adapter.name}@${version.version}`)} open=${open} />`)}
   </section>`;
 }
 
-function Version({ version, adapter, usage, loaded, open }) {
+function Version({ version, adapter, newest, usage, loaded, open }) {
   const ready = version.state === "ready" && version.servable === "ok";
   const aliases = version.aliases.filter((each) => !each.startsWith("ckpt-"));
   return html`<article class="version">
-    <header><h3><span class="mono">@${version.version}</span> ${aliases.map((each) => html`<${Badge} key=${each} tone=${each === "live" ? "live" : ""}>${each}<//> `)}
+    <header><h3><span class="mono">@${version.version}</span> ${aliases.map((each) => html`<${Badge} key=${each} tone=${each === "live" ? "live" : ""}>${each}${shareOf(adapter, each, version)}<//> `)}
         <${ServingState} version=${version} /> <${Verdict} verdict=${version.verdict} revalidation=${version.revalidation} />
         ${loaded && html` <${Badge} title="In the engine's memory">loaded<//>`}</h3>
       <div class="row-actions">
         <a class="button" href="#/playground/${encodeURIComponent(`${adapter.name}@${version.version}`)}">Ask</a>
-        <button class=${ready && adapter.aliases.live !== version.version ? "primary" : ""} disabled=${!ready || adapter.aliases.live === version.version}
+        <button class=${newest && ready && adapter.aliases.live !== version.version ? "primary" : ""} disabled=${!ready || adapter.aliases.live === version.version}
           onClick=${() => open("promote", { version })}>Promote …</button>
         <button disabled=${!ready} onClick=${() => open("judge", { version })}>Judge …</button>
         <button class="danger" onClick=${() => open("remove", { version })}>Delete …</button></div></header>
@@ -97,6 +97,12 @@ function Version({ version, adapter, usage, loaded, open }) {
       ${version.verdict.files?.report && html` · <a href="#/train/${encodeURIComponent(`${adapter.name}@${version.version}`)}">the report</a>`}</footer></blockquote>`}
     <${Details} version=${version} />
   </article>`;
+}
+
+/** " 90%" of a split alias's requests; nothing where all of them come. */
+function shareOf(adapter, alias, version) {
+  const share = adapter.splits[alias] && splitShares(adapter.splits[alias]).find(([number]) => number === version.version);
+  return share ? ` ${percent(share[1])}` : "";
 }
 
 function ServingState({ version }) {

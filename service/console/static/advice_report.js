@@ -22,7 +22,7 @@ export function Rungs({ ladder, report, live, promote }) {
     <div class="scroll"><table class="cards"><thead><tr><th>Rung</th><th class="num">Score</th>${report && html`<th class="bar-cell">95% interval</th>
       <th class="num">Gain on the rung below</th><th class="num">First token</th><th class="num">A year</th>`}<th></th></tr></thead>
     <tbody>${rows.map(({ rung, full }) => html`<tr key=${rung.key} class=${rung.key === ladder.rung ? "chosen" : ""}>
-      <td data-label="Rung"><strong>${rung.title}</strong> ${rung.key === ladder.rung && html`<${Badge} tone="good">advised<//>`} ${live.has(rung.model) && html`<${Badge} tone="live">live<//>`}
+      <td data-label="Rung"><strong>${rung.title}</strong> ${rung.key === ladder.rung && html`<${Badge} tone="info">advised<//>`} ${live.has(rung.model) && html`<${Badge} tone="live">live<//>`}
         <div class="dim small mono">${rung.model}</div></td>
       <td data-label="Score" class="num"><b>${rung.mean === null ? "…" : points(rung.mean)}</b></td>
       ${report && (full ? html`<td data-label="95% interval" class="bar-cell"><${IntervalBar} ...${full.mean} max=${1} /><span class="dim small">${points(full.mean.low)} to ${points(full.mean.high)}</span></td>
@@ -81,7 +81,7 @@ function Labels({ labels, currency }) {
 }
 
 function Answers({ rung }) {
-  return html`<details><summary>${rung.title} <span class="dim">${points(rung.mean.mean)}; its own answers at other questions ${points(rung.control)}</span></summary>
+  return html`<details><summary>${rung.title} <span class="dim">scores ${points(rung.mean.mean)}, and ${points(rung.control)} where its answers are swapped between questions</span></summary>
     ${rung.system_prompt && html`<h4>Instructions</h4><pre class="text">${rung.system_prompt}</pre>`}
     ${rung.shown.map((each, index) => html`<article key=${index} class="panel sample"><p class="quoted">${each.asked}</p><div class="panes">
       <div><h4>as the author answered</h4><div class="answer">${each.reference}</div></div>

@@ -96,7 +96,7 @@ export function RollbackDialog({ adapter, alias, onClose, onDone }) {
         These were its moves, newest first:</p>
       <ol class="moves">${moves.map((move, index) => html`<li key=${index}>
         ${move.split ? html`<${Shares} weights=${move.split} />` : move.version ? html`<span class="mono">@${move.version}</span>` : "deleted"}
-        <span class="dim"> ${move.action}, ${ago(move.created_at)}${index === 0 ? ", now" : ""}</span></li>`)}</ol>`;
+        <span class="dim"> ${move.action}, ${ago(move.created_at)}${index === 0 ? " (this is how it is)" : ""}</span></li>`)}</ol>`;
   };
   return html`<${Confirm} title="Roll back ${modelName(adapter, alias)}" action="Roll back" disabled=${!target || plan.loading}
     run=${run} onClose=${moved ? onDone : onClose} onDone=${onDone}>

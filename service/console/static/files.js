@@ -58,6 +58,6 @@ export function ExamplesField({ label, hint, known = [], value, onChange }) {
   return html`${options.length > 0 && html`<${Field} label=${label} hint=${hint}><select value=${value?.name || ""} onChange=${(event) => onChange(event.target.value ? { name: event.target.value } : null)}>
       <option value="">choose some, or drop a file below</option>
       ${options.map(([id, words]) => html`<option key=${id} value=${id}>${words}</option>`)}</select><//>`}
-    ${!value && html`<${DropZone} accept=${EXAMPLE_FILES} label=${options.length ? "or drop a file of examples" : `${label}: drop a file of examples`} button="Choose a file" onFiles=${(found) => found[0] && onChange({ file: found[0].file })} />
+    ${!value && html`<${DropZone} accept=${EXAMPLE_FILES} label=${options.length ? "or drop a file of examples here" : `Drop a file of ${label.toLowerCase()} here`} button="Choose a file" onFiles=${(found) => found[0] && onChange({ file: found[0].file })} />
       ${!options.length && hint && html`<p class="dim small">${hint}</p>`}`}`;
 }

@@ -15,14 +15,17 @@ export function bytes(value) {
   return `${(value / 1024 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
 
+/** Two units at most, and no second one that is 0. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  if (seconds < 59.5) return `${seconds.toFixed(seconds < 9.95 ? 1 : 0)} s`;
+  if (seconds < 3599.5) return inTwo(Math.round(seconds), 60, "min", "s");
+  if (seconds < 86370) return inTwo(Math.round(seconds / 60), 60, "h", "min");
   return `${(seconds / 86400).toFixed(1)} days`;
 }
+
+const inTwo = (value, size, unit, smaller) => `${Math.floor(value / size)} ${unit}${value % size ? ` ${value % size} ${smaller}` : ""}`;
 
 /** How long ago a Unix time was. */
 export function ago(unix) {

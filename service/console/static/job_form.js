@@ -44,7 +44,7 @@ export function JobForm({ stored }) {
       <${Field} label="If it passes its evaluation"><select value=${form.promote} onChange=${set("promote")}>
         <option value="auto">it goes live at once</option><option value="never">it waits for a promotion</option></select><//>
       <${BaseField} bases=${bases} value=${form.base} hint="The version is trained for this base, and serves on it." onChange=${(base) => { setForm({ ...form, base }); setState({ ...state, estimate: null, error: null }); }} />
-      <${Field} label="Held-out examples" hint="Optional: another file, never trained on. Else some of the first are kept."><input type="file" accept=${EXAMPLE_FILES}
+      <${Field} label="Held-out examples" hint="Optional: another file, never trained on (validation_file). Else a part of this one is kept."><input type="file" accept=${EXAMPLE_FILES}
         onChange=${(event) => { setForm({ ...form, heldOut: event.target.files[0] }); setState({ ...state, estimate: null }); }} /><//>
     </div>
     <details><summary>Hyperparameters: the trainer chooses what is left empty, and says why</summary><div class="grid">

@@ -10,7 +10,7 @@ import { MendLines } from "./mend.js";
 import { JobForm } from "./job_form.js";
 import { AdviceForm } from "./advice_form.js";
 
-const AIMS = [["train", "Train it"], ["advice", "Is it worth it at all?"]];
+const AIMS = [["train", "Train it"], ["advice", "Is training worth it?"]];
 
 /** `aim`: "train" or "advice", whichever the visitor came for; the other stays a click away. */
 export function NewJob({ aim: first, onClose }) {
@@ -26,7 +26,7 @@ export function NewJob({ aim: first, onClose }) {
     }
   };
   return html`<section class="panel" aria-label="New job">
-    <header><h2>${first === "advice" ? "Is fine-tuning worth it?" : "Train from a file"}</h2><button class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
+    <header><h2>${first === "advice" ? "Is training worth it?" : "Train from a file"}</h2><button class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
     ${state.step === "drop" && html`${first === "advice" && html`<p>Prompts, examples in the prompt, retrieval and a LoRA answer the same held-out questions, the simplest first. The advice is the simplest one that is good enough.</p>`}
       <${ReadDataset} onChosen=${check} /><${DropZone} accept=${EXAMPLE_FILES} label="Drop a file of examples: JSONL with messages, prompt and completion, or OpenAI's preference format"
       button="Choose a file" onFiles=${(found) => found[0] && check(found[0].file)} />

@@ -1,7 +1,7 @@
 // Whether engines answer: a word in the frame, and a banner while none does. From `/readyz`, which needs no key.
 
 import { html, useEffect, useState } from "./vendor/preact.js";
-import { useEvery, Words } from "./ui.js";
+import { sentence, useEvery, Words } from "./ui.js";
 
 const POLL_S = 10;
 const LOST = { status: "unreachable", engine: { state: "down", reason: "" }, trainer: {} };
@@ -28,7 +28,7 @@ export function State({ ready }) {
   const up = engines?.filter((each) => each.state === "ready").length;
   const tone = ready.status !== "ready" ? "bad" : engines && up < engines.length ? "warn" : "good";
   const title = engines ? engines.map((each) => `${each.name} (${each.base}): ${each.state}${each.reason ? `, ${each.reason}` : ""}`).join("\n") : ready.engine.reason;
-  const words = ready.status === "unreachable" ? "no gateway" : engines ? `${up} of ${engines.length} engines ready` : `engine ${ready.engine.state}`;
+  const words = ready.status === "unreachable" ? "no gateway" : engines ? html`${up} of ${engines.length} <span class="wide-only">engines </span>ready` : `engine ${ready.engine.state}`;
   return html`<span class="state" title=${title}><span class="dot ${tone}" aria-hidden="true"></span>
     ${words}<span class="wide-only">${ready.trainer.state && ready.trainer.state !== "off" ? `, trainer ${ready.trainer.state}` : ""}</span></span>`;
 }
@@ -46,5 +46,5 @@ export function EngineBanner({ ready }) {
   if (!ready || ready.status === "ready") return null;
   const several = ready.engines?.length > 1 && ready.status !== "unreachable";
   return html`<div class="banner ${ready.status === "starting" ? "warn" : "bad"}" role="status"><strong>${several ? "No engine is ready" : TITLES[ready.status] || "No engine answers"}.</strong>
-    ${" "}<${Words} text=${ADVICE[ready.status] || ADVICE.down} />${ready.engine.reason && html` <span class="dim">${ready.engine.reason}</span>`}</div>`;
+    ${" "}<${Words} text=${ADVICE[ready.status] || ADVICE.down} />${ready.engine.reason && html` <span class="dim">${sentence(ready.engine.reason)}</span>`}</div>`;
 }

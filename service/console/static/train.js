@@ -20,12 +20,12 @@ export function TrainView() {
   useEvery(5, runs.poll, !making && !runs.denied);
   return html`<header class="view"><div><h1>Train</h1><p>Make a version from examples, and see whether it is better than what you have.</p></div>
       <div class="actions">${!opened && html`<button onClick=${() => setMaking("judge")}>Judge a version</button>
-        <button onClick=${() => setMaking("advice")}>Is it worth it?</button>
+        <button onClick=${() => setMaking("advice")}>Is training worth it?</button>
         <button class="primary" onClick=${() => setMaking("train")}>Train from a file</button>`}</div></header>
     ${opened && html`<${NewJob} key=${making} aim=${making} onClose=${() => setMaking(null)} />`}
     ${making === "judge" && html`<${EvaluateDialog} onClose=${() => setMaking(null)} />`}
     <${Loaded} of=${runs}>${({ jobs, ladders, evaluations }) => html`
-      <section aria-label="Jobs"><h2>Jobs</h2>${jobs.length ? html`<${Jobs} jobs=${jobs} />` : !opened && html`<${FirstJob} start=${setMaking} />`}</section>
+      ${(jobs.length > 0 || !opened) && html`<section aria-label="Jobs"><h2>Jobs</h2>${jobs.length ? html`<${Jobs} jobs=${jobs} />` : html`<${FirstJob} start=${setMaking} />`}</section>`}
       ${ladders.length > 0 && html`<section aria-label="Advice"><h2>Advice: is fine-tuning worth it?</h2><${Ladders} ladders=${ladders} /></section>`}
       ${evaluations.length > 0 && html`<section aria-label="Evaluations"><h2>Evaluations</h2><${Evaluations} evaluations=${evaluations} /></section>`}`}<//>`;
 }
@@ -83,6 +83,6 @@ function FirstJob({ start }) {
   return html`<${Empty} title="No jobs yet">
     <p>A job needs a JSONL file of ${plural(10, "example")} or more: a question, and the answer as you would have written it.</p>
     <ul><li><button class="link" onClick=${() => start("train")}>Train from a file</button>: it is checked first, and nothing starts before you say so.</li>
-      <li>Not sure that training is worth it? <button class="link" onClick=${() => start("advice")}>Is it worth it?</button> measures prompts, examples, retrieval and a LoRA side by side.</li></ul>
+      <li>Not sure yet? <button class="link" onClick=${() => start("advice")}>Is training worth it?</button> measures prompts, examples, retrieval and a LoRA side by side.</li></ul>
   <//>`;
 }

@@ -46,7 +46,7 @@ export function useEvery(seconds, callback, active = true) {
 const SCOPES = { infer: "ask models", adapters: "manage adapters", knowledge: "manage stores", train: "train and evaluate", admin: "do everything" };
 
 /** A message with a capital, as it stands alone here. */
-const sentence = (text) => (/^[a-z]+ /.test(text) ? text[0].toUpperCase() + text.slice(1) : text);
+export const sentence = (text) => (/^[a-z]+ /.test(text) ? text[0].toUpperCase() + text.slice(1) : text);
 
 /** A text of the API's: what stands in backticks is code. */
 export const Words = ({ text }) => text.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
@@ -92,10 +92,13 @@ export function Progress({ done, total, label, name = label }) {
     <progress max=${known ? total : undefined} value=${known ? done : undefined} aria-label=${name}></progress></div>`;
 }
 
-/** A modal dialog. It takes the focus, and Escape closes it. */
+/** A modal dialog. Its first field takes the focus, or else its first button that does nothing yet; Escape closes it. */
 export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
-  useEffect(() => { element.current.showModal(); }, []);
+  useEffect(() => {
+    element.current.showModal();
+    [...element.current.querySelectorAll("form :is(input, select, textarea, footer button)")].find((each) => each.offsetParent && !each.disabled && each.tabIndex >= 0)?.focus();
+  }, []);
   // a file chooser that is closed without a choice sends a `cancel`, too, which bubbles up to here
   const cancelled = (event) => { if (event.target === element.current) { event.preventDefault(); onClose(); } };
   return html`<dialog ref=${element} aria-label=${title} onCancel=${cancelled}>

@@ -36,8 +36,8 @@ function Year({ name }) {
   const [typed, setTyped] = useState("");
   const [perDay, setPerDay] = useState("");
   const year = useLoaded(() => get(url("/v1/costs/year", { adapter: name, requests_per_day: perDay })), [name, perDay]);
-  return html`<form class="search" onSubmit=${(event) => { event.preventDefault(); setPerDay(typed); }}>
-      <${Field} label="Requests a day" hint="Empty: what was measured in the last 30 days."><input type="number" min="0" step="any" inputmode="decimal" value=${typed}
+  return html`<form class="in-line" onSubmit=${(event) => { event.preventDefault(); setPerDay(typed); }}>
+      <${Field} label="Requests a day"><input type="number" min="0" step="any" inputmode="decimal" placeholder="as measured" value=${typed}
         onInput=${(event) => setTyped(event.target.value)} /><//><button>Compute</button></form>
     <${Loaded} of=${year}>${(data) => html`<${YearTable} answer=${data} />`}<//>`;
 }

@@ -222,7 +222,7 @@ def test_advice_is_asked_for_watched_and_cancelled(page: Browser, client: httpx.
     page.wait("document.querySelector('.drop input')")
     page.attach(".drop input", labelled(tmp_path / "desk.jsonl"))
     page.wait_for_text("The job", within_s=180)
-    page.click("Is it worth it at all?")
+    page.click("Is training worth it?")
     page.fill_labelled("Adapter", ADVISED)
     page.click("Measure it")
     page.wait_for_text(f"Is fine-tuning {ADVISED} worth it?", within_s=180)

@@ -25,6 +25,8 @@ from trainer.samples import data_file
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(4 * JOB_S)]
 OPERATED, TAUGHT, DECIDED = "people-shop", "people-butler", "people-desk"
+TYPED = "-typed"
+"""What the command's adapters are called beside the console's: a name that was deleted does not begin at 1 again."""
 PROOF_S = 300.0
 EXAMPLES = 40
 HYPERPARAMETERS = {"n_epochs": "1", "learning_rate": "0.002", "suites": "none"}
@@ -61,7 +63,8 @@ def watch(request: pytest.FixtureRequest) -> Iterator[Stopwatch]:
 def _nothing_is_left(client: httpx.Client) -> Iterator[None]:
     yield
     for name in (OPERATED, TAUGHT, DECIDED):
-        client.delete(f"/v1/adapters/{name}", params={"force": "true"})
+        for made in (name, name + TYPED):
+            client.delete(f"/v1/adapters/{made}", params={"force": "true"})
 
 
 @pytest.fixture
@@ -157,17 +160,18 @@ def upload(page: Browser, folder: Path, until: str, watch: Stopwatch) -> None:
 
 
 def test_ops_in_the_command(hatrack: Command, client: httpx.Client, voices: dict[str, Path], watch: Stopwatch) -> None:
+    name = OPERATED + TYPED
     for voice in ("tidewater", "pemberton"):
         with watch.waiting():
-            hatrack("push", OPERATED, str(voices[voice]))
-    assert live_version(client, OPERATED) == 1
-    hatrack("promote", f"{OPERATED}@2")
-    assert live_version(client, OPERATED) == 2
-    hatrack("split", OPERATED, "1=10", "2=90")
-    assert client.get(f"/v1/adapters/{OPERATED}").json()["splits"] == {"live": {"1": 10, "2": 90}}
-    assert "10%" in hatrack("ls")
-    hatrack("rollback", OPERATED)
-    assert live_version(client, OPERATED) == 2
+            hatrack("push", name, str(voices[voice]))
+    assert live_version(client, name) == 1
+    hatrack("promote", f"{name}@2")
+    assert live_version(client, name) == 2
+    hatrack("split", name, "1=10", "2=90")
+    assert client.get(f"/v1/adapters/{name}").json()["splits"] == {"live": {"1": 10, "2": 90}}
+    assert "live→1:10+2:90" in hatrack("ls")
+    hatrack("rollback", name)
+    assert live_version(client, name) == 2
 
 
 # the trainer: a file, its report, a job, the verdict, live
@@ -209,15 +213,16 @@ def test_a_trainer_in_the_console(page: Browser, client: httpx.Client, butler: P
 
 
 def test_a_trainer_in_the_command(hatrack: Command, client: httpx.Client, butler: Path, watch: Stopwatch) -> None:
+    name = TAUGHT + TYPED
     with watch.waiting():
         assert f"{EXAMPLES}" in hatrack("data", "check", str(butler))
     sets = [option for item in HYPERPARAMETERS.items() if item[0] != "suites" for option in ("--set", "=".join(item))]
     with watch.waiting():
-        hatrack("train", str(butler), "--name", TAUGHT, *sets, "--suite", "none", codes=(0, 4))
-    assert "not enough evidence" in hatrack("report", f"{TAUGHT}@1").lower()
-    assert live_version(client, TAUGHT) is None
-    hatrack("promote", f"{TAUGHT}@1")
-    assert live_version(client, TAUGHT) == 1
+        hatrack("train", str(butler), "--name", name, *sets, "--suite", "none", codes=(0, 4))
+    assert "not enough evidence" in hatrack("report", f"{name}@1").lower()
+    assert live_version(client, name) is None
+    hatrack("promote", f"{name}@1")
+    assert live_version(client, name) == 1
 
 
 # the one who decides: advice, the cost of a year, a rung that is promoted
@@ -225,7 +230,7 @@ def test_a_trainer_in_the_command(hatrack: Command, client: httpx.Client, butler
 
 def test_who_decides_in_the_console(page: Browser, client: httpx.Client, tmp_path: Path, watch: Stopwatch) -> None:
     go(page, "train")
-    page.click("Is it worth it?")
+    page.click("Is training worth it?")
     page.wait("document.querySelector('.drop input')")
     page.attach(".drop input", labelled(tmp_path / "desk.jsonl"))
     with watch.waiting():
@@ -268,11 +273,12 @@ def rung_to_ship(report: dict[str, object]) -> str:
 
 
 def test_who_decides_in_the_command(hatrack: Command, client: httpx.Client, tmp_path: Path, watch: Stopwatch) -> None:
+    name = DECIDED + TYPED
     data = labelled(tmp_path / "desk.jsonl")
     with watch.waiting():
-        hatrack("advise", str(data), "--name", DECIDED, "--quick", "--no-lora", codes=(0, 4))
+        hatrack("advise", str(data), "--name", name, "--quick", "--no-lora", codes=(0, 4))
     assert "A YEAR" in hatrack("advice", codes=(0, 4))
     chosen = rung_to_ship(json.loads(hatrack("advice", "--json", codes=(0, 4))))
-    assert f"@{chosen.partition('@')[2]}" in hatrack("cost", "--year", DECIDED)
+    assert f"@{chosen.partition('@')[2]}" in hatrack("cost", "--year", name)
     hatrack("promote", chosen)
-    assert live_version(client, DECIDED) == int(chosen.partition("@")[2])
+    assert live_version(client, name) == int(chosen.partition("@")[2])

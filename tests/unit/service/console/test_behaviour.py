@@ -286,3 +286,26 @@ def test_a_load_that_is_slower_than_the_interval_is_let_finish(page: Browser) ->
     page.wait_for_text("fresh")
     page.wait("window.loads.length === 4", 30)
     assert "stale" not in page.text
+
+
+# words, and where the keyboard goes
+
+
+def test_a_duration_has_two_units_at_most_and_none_that_is_full(page: Browser) -> None:
+    seconds = [0.4, 9.97, 59.6, 60, 61.2, 119.7, 3599.7, 7199, 86_380]
+    shown = page.run(f'import("/console/format.js").then(({{ duration }}) => {json.dumps(seconds)}.map(duration))')
+    expected = ["400 ms", "10 s", "1 min", "1 min", "1 min 1 s", "2 min", "1 h", "2 h", "1.0 days"]
+    assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("component", "focused"), [("RollbackDialog", "Cancel"), ("DeleteDialog", "Type voice to confirm")]
+)
+def test_a_dialog_gives_its_first_field_the_focus_and_never_what_acts(
+    page: Browser, answers: Answers, component: str, focused: str
+) -> None:
+    answers.told = {f"GET {ADAPTER}": [voice()], f"GET {ALIAS}": [moves(1, 2, 3)]}
+    show(page, "alias_dialogs.js", component, adapter=voice() | {"aliases": {}}, alias="live")
+    page.wait("document.querySelector('dialog[open]')?.contains(document.activeElement)")
+    name = "document.activeElement.labels?.[0]?.innerText || document.activeElement.innerText"
+    assert page.run(name).startswith(focused)

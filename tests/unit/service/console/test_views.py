@@ -387,7 +387,7 @@ def test_a_banner_is_there_while_no_engine_answers_and_tab_goes_on_in_the_page(p
     page.fill("#key", "hk_test")
     page.click("Sign in")
     page.wait_for_text("No engine is ready.")
-    assert "it exited with 1" in page.run("document.querySelector('.banner').innerText")
+    assert "It exited with 1" in page.run("document.querySelector('.banner').innerText")
     page.wait_for_text("0 of 2 engines ready")
     page.wait_for_text("No adapters yet")
     assert page.run("document.activeElement.id") == "main", "the form that had the focus is gone"
