@@ -38,6 +38,7 @@ from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.component_sources import (
     GroundingSource,
     LimitsSource,
+    ObjectsSource,
     RegistrySource,
     StructuredSource,
     TrainerSource,
@@ -229,6 +230,7 @@ def _sources(parts: Parts) -> tuple[Source, ...]:
         RegistrySource(parts.registry),
         VerdictsSource(parts.registry.verdicts),
         GroundingSource(parts.grounding.hook.counts),
+        ObjectsSource(None if parts.objects is None else parts.objects.cache),
         StructuredSource(tuple(parts.structured.values())),
         TrainerSource(parts.sidecar.watch),
     )

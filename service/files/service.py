@@ -73,7 +73,7 @@ class Files:
     ) -> None:
         store, cache = objects or (None, None)
         self._blobs = BlobStore(root, store)
-        self._copies = None if cache is None else Copies(cache, self._fetch, self._blobs.drop)
+        self._copies = None if cache is None else Copies(cache, "file", self._fetch, self._blobs.drop)
         self._database = database
         self.max_file_bytes = max_file_bytes
         self._max_project_bytes = max_project_bytes

@@ -74,7 +74,7 @@ class StoredAdapters:
         self.copies: Copies | None = None
         """The local copies; None: everything is local."""
         if objects is not None and cache is not None:
-            self.copies = Copies(cache, self._fetch_copy, self._remove_copy, kept)
+            self.copies = Copies(cache, "adapter", self._fetch_copy, self._remove_copy, kept)
 
     async def open(self) -> None:
         """Clean up after a crash, and find the copies that are here."""

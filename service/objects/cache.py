@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar
 
 from adapters.errors import AdapterError
 from service.concurrency import repeat
 from service.errors import HatrackError, StoreUnavailable
+from service.histogram import Histogram
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,7 +34,33 @@ LEND_S: Final = 60.0
 """How long a path that was given away stays valid; whoever has opened the file by then may read on."""
 TRIM_S: Final = 30.0
 MAX_FAILED: Final = 10_000
+FETCH_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Bucket bounds of the histogram of fetches' durations, s."""
 _LOG: Final = logging.getLogger("hatrack.objects")
+
+
+Outcome = Literal["fetched", "failed", "away"]
+"""here now · the object is missing, damaged or refused · the store did not answer"""
+
+
+class FetchCounts:
+    """Fetches of one kind of object since the gateway's start; used on the event loop only."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[Outcome] = Counter()
+        self.bytes = 0
+        """Of what was fetched."""
+        self.seconds = Histogram(FETCH_S)
+        """Of what was fetched."""
+        self.evicted = 0
+        """Copies that were removed to keep the bound."""
+
+    def record(self, outcome: Outcome, seconds: float = 0.0, size: int = 0) -> None:
+        """Count one fetch; duration and bytes are those of one that brought the object."""
+        self.outcomes[outcome] += 1
+        if outcome == "fetched":
+            self.bytes += size
+            self.seconds.observe(seconds)
 
 
 @dataclass(slots=True)
@@ -134,6 +162,7 @@ class Copies:
 
     Args:
         cache: What bounds them.
+        kind: What they are copies of, for metrics.
         fetch: Makes the copy of an object and returns its bytes; raises HatrackError or AdapterError.
         remove: Removes a copy; blocks.
         kept: Names of copies that must stay now; None: that cannot be told, so all stay.
@@ -142,12 +171,15 @@ class Copies:
     def __init__(
         self,
         cache: LocalCache,
+        kind: str,
         fetch: Callable[[str], Awaitable[int]],
         remove: Callable[[str], None],
         kept: Callable[[], Collection[str] | None] = frozenset,
     ) -> None:
         self.cache = cache
+        self.kind = kind
         self.kept = kept
+        self.counts = FetchCounts()
         self.bytes = 0
         self._fetch_copy = fetch
         self._remove_copy = remove
@@ -275,6 +307,7 @@ class Copies:
         if self.is_held(name) or name in self._busy or not self.is_here(name):
             return
         self.dropped(name)
+        self.counts.evicted += 1
         await self._start(name, self._evict(name))
 
     def _want(self, name: str, change: int) -> None:
@@ -305,15 +338,19 @@ class Copies:
         if failure is not None and until > now:
             raise failure.with_traceback(None)  # or each would carry the frames of all before
         self.cache.require_answer()
+        began = time.perf_counter()
         try:
             size = await self._fetch_copy(name)
         except StoreUnavailable:
             self.cache.away()
+            self.counts.record("away")
             raise
         except (HatrackError, AdapterError) as error:
+            self.counts.record("failed")
             if len(self._failed) >= MAX_FAILED:
                 self._failed.clear()
             self._failed[name] = now + FAILED_S, error
             raise
+        self.counts.record("fetched", time.perf_counter() - began, size)
         self.added(name, size)
         self.cache.trim_soon()

@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric as Family
 
 from service.access.limits import KeyLimiter
 from service.grounding.counts import GroundingCounts
+from service.objects.cache import LocalCache
 from service.registry.service import Registry
 from service.registry.verdicts import Verdicts
 from service.structured.checker import StructuredOutputs
@@ -150,5 +151,33 @@ class GroundingSource:
                 metrics.GROUNDING_S.histograms(((name,), histogram) for name, histogram in counts.seconds.items()),
                 metrics.GROUNDING_PASSAGES.values(((name,), count) for name, count in counts.passages.items()),
                 metrics.GROUNDING_UNUSABLE.values(((name,), count) for name, count in counts.unusable.items()),
+            ]
+        )
+
+
+class ObjectsSource:
+    """Metrics of the object store and of the local copies of its objects."""
+
+    name = "objects"
+
+    def __init__(self, cache: LocalCache | None) -> None:
+        self._cache = cache
+
+    async def families(self) -> Iterator[Family]:
+        """Fetches by kind of object, and what the copies take; none without an object store."""
+        cache = self._cache
+        if cache is None:
+            return iter(())
+        kinds = cache.kinds
+        return iter(
+            [
+                metrics.OBJECT_FETCHES.values(
+                    ((each.kind, outcome), count) for each in kinds for outcome, count in each.counts.outcomes.items()
+                ),
+                metrics.OBJECT_FETCHED_BYTES.values(((each.kind,), each.counts.bytes) for each in kinds),
+                metrics.OBJECT_FETCH_S.histograms(((each.kind,), each.counts.seconds) for each in kinds),
+                metrics.OBJECT_CACHE_BYTES.values(((each.kind,), each.bytes) for each in kinds),
+                metrics.OBJECT_CACHE_LIMIT.value(cache.max_bytes),
+                metrics.OBJECT_EVICTIONS.values(((each.kind,), each.counts.evicted) for each in kinds),
             ]
         )

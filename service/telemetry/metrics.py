@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric as Family
 
 from service.grounding.counts import RETRIEVAL_S
 from service.histogram import Histogram
+from service.objects.cache import FETCH_S
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -299,6 +300,27 @@ GROUNDING_UNUSABLE: Final = Metric(
     "counter",
     "Passages from a provider that were dropped because they were too long or malformed.",
     ("provider",),
+)
+
+# the object store
+_KIND: Final = ("kind",)
+OBJECT_FETCHES: Final = Metric(
+    "hatrack_object_fetches_total",
+    "counter",
+    "Fetches from the object store, by outcome: fetched, failed (missing, damaged or refused), away (it did not "
+    "answer).",
+    ("kind", "outcome"),
+)
+OBJECT_FETCHED_BYTES: Final = Metric("hatrack_object_fetched_bytes_total", "counter", "Fetched bytes.", _KIND)
+OBJECT_FETCH_S: Final = Metric(
+    "hatrack_object_fetch_seconds", "histogram", "Duration of a fetch that brought the object.", _KIND, FETCH_S
+)
+OBJECT_CACHE_BYTES: Final = Metric("hatrack_object_cache_bytes", "gauge", "Bytes of local copies.", _KIND)
+OBJECT_CACHE_LIMIT: Final = Metric(
+    "hatrack_object_cache_limit_bytes", "gauge", "Bytes that all local copies may take (HATRACK_STORE_CACHE_GIB)."
+)
+OBJECT_EVICTIONS: Final = Metric(
+    "hatrack_object_evictions_total", "counter", "Local copies that were removed to keep that limit.", _KIND
 )
 
 # the gateway itself

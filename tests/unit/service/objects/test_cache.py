@@ -10,6 +10,8 @@ import pytest
 
 from service.errors import Conflict, HatrackError, StoreUnavailable
 from service.objects.cache import Copies, LocalCache
+from service.telemetry.component_sources import ObjectsSource
+from tests.unit.service.telemetry.support import read, value
 
 SIZE = 10
 
@@ -53,7 +55,7 @@ class Cached:
 async def cached() -> AsyncIterator[Cached]:
     bucket, cache = Bucket(), LocalCache(3 * SIZE)
     bucket.allowed.set()
-    copies = Copies(cache, bucket.fetch, bucket.remove, lambda: bucket.loaded)
+    copies = Copies(cache, "adapter", bucket.fetch, bucket.remove, lambda: bucket.loaded)
     yield Cached(bucket, cache, copies)
     cache._threads.shutdown()
 
@@ -153,8 +155,28 @@ async def test_who_holds_a_copy_that_was_dropped_holds_no_later_one(cached: Cach
 async def test_two_kinds_share_the_bound(cached: Cached) -> None:
     other = Bucket()
     other.allowed.set()
-    files = Copies(cached.cache, other.fetch, other.remove)
+    files = Copies(cached.cache, "file", other.fetch, other.remove)
     await cached.use("a", "b")
     async with files.holding("a"), files.holding("b"):
         await cached.cache.trim()
     assert (cached.bucket.here, other.here) == ({"b"}, {"a", "b"})
+
+
+async def test_fetches_are_counted_by_how_they_ended(cached: Cached) -> None:
+    await cached.use("a", "b", "c", "d", "d")
+    cached.bucket.failure = Conflict("lost")
+    with pytest.raises(Conflict):
+        await cached.use("e")
+    cached.bucket.failure = StoreUnavailable("away", reason="away")
+    with pytest.raises(StoreUnavailable):
+        await cached.use("f")
+    with pytest.raises(StoreUnavailable):
+        await cached.use("f")  # the store is not asked again so soon
+    counts = cached.copies.counts
+    assert counts.outcomes == {"fetched": 4, "failed": 1, "away": 1}
+    assert (counts.bytes, counts.evicted, sum(counts.seconds.counts)) == (4 * SIZE, 1, 4)
+    page = read(await ObjectsSource(cached.cache).families())
+    assert value(page, "hatrack_object_fetches_total", kind="adapter", outcome="fetched") == 4
+    assert value(page, "hatrack_object_cache_bytes", kind="adapter") == 3 * SIZE
+    assert value(page, "hatrack_object_cache_limit_bytes") == 3 * SIZE
+    assert not [*await ObjectsSource(None).families()]
