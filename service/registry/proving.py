@@ -165,6 +165,9 @@ class Proving:
             row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
             if row is None or row.state not in ("proving", "ready"):
                 return
+            if self._state.bases.serving(row.base) is None:
+                log.warning("the proof of %s@%d waits for its base, which is not served", name, row.number)
+                return  # another base would say nothing of it; the next start looks again
             await self._probers.of(row.base, row.digest).wait_for_base(RETRY_S)
             row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
             if row is None or row.state not in ("proving", "ready"):
