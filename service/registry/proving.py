@@ -16,7 +16,7 @@ from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.agents import ServedBase
 from service.errors import HatrackError, RateLimited, StoreUnavailable
-from service.registry import records
+from service.registry import corrupt_records, records
 from service.registry.catalog import VersionSettings
 from service.registry.probers import Probers
 from service.registry.proof import Prober
@@ -238,7 +238,7 @@ class Proving:
                     note(db, actor, "version.prove", f"{name}@{version.number}", {"digest": version.digest})
             records.make_ready(db, version_id, proof, version.warnings, version.wanted_alias, actor=actor)
             if version.digest is not None:
-                records.clear_corrupt(db, version.digest, self._state.engine_of(version.base))
+                corrupt_records.clear_corrupt(db, version.digest, self._state.engine_of(version.base))
             return records.version_by_id(db, version_id)
 
         row = await self._state.database.run(work)
@@ -252,7 +252,9 @@ class Proving:
 
         def work(db: sa.Connection) -> None:
             engine = served.fingerprint.digest
-            records.mark_corrupt(db, digest, engine, reason, serves=lambda stored: bases.serving(stored) is served)
+            corrupt_records.mark_corrupt(
+                db, digest, engine, reason, serves=lambda stored: bases.serving(stored) is served
+            )
 
         await self._state.database.run(work)
         log.warning("the adapter %s is marked corrupt on `%s` until it is proven again", digest[:12], served.name)
