@@ -55,7 +55,7 @@ Exception
     │   └── SuiteUnavailable         a suite's data or libraries are missing
     │       └── SandboxUnavailable   no sandbox, or none that isolates: nothing is run
     ├── RunDirectoryBusy             another worker uses the run's directory
-    ├── BaseGone                     a run's base is not served any more
+    ├── BaseGone                     a run's base is not served any more: `trainer.installation`
     ├── GatewayUnreachable
     ├── GatewayRefused               the gateway refused a request; see `status` and `gateway_code`
     ├── TrackerFailed                an experiment tracker did not take something
@@ -64,7 +64,7 @@ Exception
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from adapters.dataset.lines import Problem as Problem
@@ -366,19 +366,6 @@ class SandboxUnavailable(SuiteUnavailable):
 
 class RunDirectoryBusy(TrainerError):
     code = "folder_busy"
-
-
-class BaseGone(TrainerError):
-    """A run is for a base that the gateway no longer serves."""
-
-    code = "base_gone"
-
-    def __init__(self, base_name: str, served: Iterable[str]) -> None:
-        names = ", ".join(f"`{name}`" for name in served)
-        super().__init__(
-            f"The base `{base_name}` is no longer served; the gateway serves {names}. Serve it again and create the "
-            "run again, or create it for another base."
-        )
 
 
 class GatewayUnreachable(TrainerError):

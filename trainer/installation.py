@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from trainer.errors import BaseGone, InvalidField
+from trainer.errors import InvalidField, TrainerError
+
+
+class BaseGone(TrainerError):
+    """A run is for a base that the gateway no longer serves."""
+
+    code = "base_gone"
+
+    def __init__(self, base_name: str, served: Iterable[str]) -> None:
+        names = ", ".join(f"`{name}`" for name in served)
+        super().__init__(
+            f"The base `{base_name}` is no longer served; the gateway serves {names}. Serve it again and create the "
+            "run again, or create it for another base."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,11 @@ class AdapterStats:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Everything that `hatrack top` shows at a time. Rates are per second over ``window_s``; None: unknown."""
+    """Everything that `hatrack top` shows at a time. Rates are per second over ``window_s``; None: unknown.
+
+    Of several engines ``engine`` is `ready` if all are, else how many are; ``engine_for_s`` is the time since the last
+    change of any, ``kv_cache_ratio`` that of the fullest, and everything else their sum.
+    """
 
     window_s: float
     version: str
@@ -113,6 +117,10 @@ class ScrapeWindow:
         values = [value for _, value in _matching(self._scrapes[-1][1], name, labels)]
         return sum(values) if values else None
 
+    def largest(self, name: str) -> float | None:
+        """The largest of the latest values; None if there are none."""
+        return max(self._scrapes[-1][1].get(name, {}).values(), default=None)
+
     def labels(self, name: str) -> list[dict[str, str]]:
         """The label sets of a metric in the latest scrape."""
         return [dict(labels) for labels in self._scrapes[-1][1].get(name, {})]
@@ -160,11 +168,7 @@ def _matching(samples: Samples, name: str, labels: dict[str, str]) -> Iterator[t
 def read_frame(window: ScrapeWindow) -> Frame:
     """The values to show, computed from the window."""
     build = (window.labels("hatrack_build_info") or [{}])[0]
-    state = next(
-        (row["state"] for row in window.labels("hatrack_engine_state") if window.now("hatrack_engine_state", **row)),
-        "?",
-    )
-    since = window.now("hatrack_engine_state_since_timestamp_seconds")
+    since = window.largest("hatrack_engine_state_since_timestamp_seconds")
     codes = {row["code"] for row in window.labels("hatrack_errors_total")}
     errors = {code: window.rate("hatrack_errors_total", code=code) for code in codes}
     first = "hatrack_time_to_first_token_seconds"
@@ -172,7 +176,7 @@ def read_frame(window: ScrapeWindow) -> Frame:
         window_s=window.seconds,
         version=build.get("version", "?"),
         base=build.get("base", "?"),
-        engine=state,
+        engine=_engine_state(window),
         engine_for_s=None if since is None else max(0.0, time.time() - since),
         engine_restarts=int(window.now("hatrack_engine_restarts_total") or 0),
         requests_per_s=window.rate("hatrack_requests_total"),
@@ -193,11 +197,19 @@ def read_frame(window: ScrapeWindow) -> Frame:
         resident=_latest_int(window, "hatrack_engine_resident_adapters"),
         resident_limit=_latest_int(window, "hatrack_engine_resident_limit"),
         cold_loads_per_s=window.rate("hatrack_engine_cold_loads_total"),
-        kv_cache_ratio=window.now("hatrack_engine_kv_cache_usage_ratio"),
+        kv_cache_ratio=window.largest("hatrack_engine_kv_cache_usage_ratio"),
         limits_hit_per_s=window.rate("hatrack_limit_hits_total"),
         errors=dict(sorted(((code, rate) for code, rate in errors.items() if rate), key=lambda item: -item[1])),
         adapters=_adapters(window),
     )
+
+
+def _engine_state(window: ScrapeWindow) -> str:
+    name = "hatrack_engine_state"
+    states = [row["state"] for row in window.labels(name) if window.now(name, **row)]
+    if len(set(states)) <= 1:
+        return states[0] if states else "?"
+    return f"{states.count('ready')} of {len(states)} ready"
 
 
 def _adapters(window: ScrapeWindow) -> tuple[AdapterStats, ...]:

@@ -59,10 +59,14 @@ class Dispatches:
             try:
                 await self._by_agent[agent.name].answer(request)
                 return
-            except EngineUnavailable:
+            except EngineUnavailable as error:
                 gone.add(agent.name)
-                if request.record.fallback_tokens is not None or not base.is_ready(gone):
-                    raise  # it was sent, and may have been answered; or nobody else can
+                if request.record.fallback_tokens is not None:
+                    raise  # it was sent, and may have been answered
+                if not base.is_ready(gone):
+                    raise EngineUnavailable(
+                        f"no engine of the base `{base.name}` takes requests now: {error.message}"
+                    ) from error
 
     def _of(self, target: Target) -> Dispatch:
         agent = self._bases.named(target.base).agent_for(target.counted_as)

@@ -16,7 +16,7 @@ from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.agents import ServedBase
 from service.errors import HatrackError, RateLimited, StoreUnavailable
-from service.registry import records
+from service.registry import corrupt_records, records
 from service.registry.catalog import VersionSettings
 from service.registry.probers import Probers
 from service.registry.proof import Prober
@@ -165,6 +165,9 @@ class Proving:
             row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
             if row is None or row.state not in ("proving", "ready"):
                 return
+            if self._state.bases.serving(row.base) is None:
+                log.warning("the proof of %s@%d waits for its base, which is not served", name, row.number)
+                return  # another base would say nothing of it; the next start looks again
             await self._probers.of(row.base, row.digest).wait_for_base(RETRY_S)
             row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
             if row is None or row.state not in ("proving", "ready"):
@@ -235,7 +238,7 @@ class Proving:
                     note(db, actor, "version.prove", f"{name}@{version.number}", {"digest": version.digest})
             records.make_ready(db, version_id, proof, version.warnings, version.wanted_alias, actor=actor)
             if version.digest is not None:
-                records.clear_corrupt(db, version.digest, self._state.engine_of(version.base))
+                corrupt_records.clear_corrupt(db, version.digest, self._state.engine_of(version.base))
             return records.version_by_id(db, version_id)
 
         row = await self._state.database.run(work)
@@ -249,7 +252,9 @@ class Proving:
 
         def work(db: sa.Connection) -> None:
             engine = served.fingerprint.digest
-            records.mark_corrupt(db, digest, engine, reason, serves=lambda stored: bases.serving(stored) is served)
+            corrupt_records.mark_corrupt(
+                db, digest, engine, reason, serves=lambda stored: bases.serving(stored) is served
+            )
 
         await self._state.database.run(work)
         log.warning("the adapter %s is marked corrupt on `%s` until it is proven again", digest[:12], served.name)

@@ -13,9 +13,9 @@ from adapters.perplexity import measured
 from service.access.audit import Actor, note
 from service.files.holds import hold_for_version, release_versions
 from service.registry import alias_records, verdict_records
-from service.registry.audit_notes import note_move, system_actor
+from service.registry.audit_notes import note_move
 from service.registry.split import AliasTarget, versions_of
-from service.registry.tables import adapters, alias_history, aliases, corrupt, versions
+from service.registry.tables import adapters, alias_history, aliases, versions
 
 _BLOBS = ("config", "readme")
 Blob = bytes  # the class below has a field `bytes`
@@ -372,36 +372,3 @@ def delete_adapter(db: sa.Connection, adapter_id: int) -> None:
     db.execute(
         adapters.update().where(adapters.c.id == adapter_id).values(deleted_at=alias_records.now(), pinned_at=None)
     )
-
-
-# corrupt
-
-
-def corrupt_digests(db: sa.Connection, engine: str) -> set[str]:
-    """Digests that are marked corrupt on this engine."""
-    return set(db.scalars(sa.select(corrupt.c.digest).where(corrupt.c.engine == engine)))
-
-
-def mark_corrupt(
-    db: sa.Connection, digest: str, engine: str, reason: str, *, serves: Callable[[dict[str, Any]], bool]
-) -> None:
-    """Mark a digest as corrupt on this engine; noted in each project that has a ready version of it there.
-
-    Args:
-        engine: The digest of its base's fingerprint.
-        serves: Whether a version with this stored fingerprint serves there.
-    """
-    clear_corrupt(db, digest, engine)
-    db.execute(corrupt.insert().values(digest=digest, engine=engine, reason=reason, created_at=alias_records.now()))
-    affected = (
-        sa.select(adapters.c.project, adapters.c.name, versions.c.number, versions.c.base)
-        .join(versions, versions.c.adapter_id == adapters.c.id)
-        .where(versions.c.digest == digest, versions.c.state == "ready")
-    )
-    for row in db.execute(affected).all():
-        if serves(row.base):
-            note(db, system_actor(row.project), "version.corrupt", f"{row.name}@{row.number}", {"reason": reason})
-
-
-def clear_corrupt(db: sa.Connection, digest: str, engine: str) -> None:
-    db.execute(corrupt.delete().where(corrupt.c.digest == digest, corrupt.c.engine == engine))

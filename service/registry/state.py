@@ -20,7 +20,7 @@ from service.concurrency import Locks, in_thread
 from service.database import Database
 from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
 from service.objects.adapters import StoredAdapters
-from service.registry import records, verdict_records
+from service.registry import corrupt_records, records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable
 from service.registry.counts import NO_COUNTS, RegistryCounts
 from service.registry.objects import catalog_entry, held_back_reason, version_object
@@ -100,7 +100,7 @@ class RegistryState:
         engines = [base.fingerprint.digest for base in self.bases]
 
         def read(db: sa.Connection) -> dict[str, set[str]]:
-            return {engine: records.corrupt_digests(db, engine) for engine in engines}
+            return {engine: corrupt_records.corrupt_digests(db, engine) for engine in engines}
 
         return await in_thread(self._servability, rows, await self.database.run(read), for_catalog)
 

@@ -103,8 +103,8 @@ class Verdicts:
         )
         async with self._state.lock(caller.project, name):
             adapter, row = await self._state.version(caller.project, name, number)
-            base = self._state.bases.serving(row.base) or self._state.bases.default
-            draft = replace(draft, base=base.fingerprint.model_dump())
+            base = self._state.bases.serving(row.base)
+            draft = replace(draft, base=row.base if base is None else base.fingerprint.model_dump())
             target = f"{adapter.row.name}@{row.number}"
             if row.state != "ready":
                 raise Conflict(

@@ -18,12 +18,12 @@ from typing import Any, Final
 from trainer.config import Settings
 from trainer.data.report import Report
 from trainer.database import Database
-from trainer.errors import BaseGone, TooManyRequests
+from trainer.errors import TooManyRequests
 from trainer.evaluate.evaluations.look_store import LookStore
 from trainer.evaluate.evaluations.spec import ANSWER_FILES, QUESTIONS
 from trainer.finetune import capacity, spec
 from trainer.finetune.spec import JobDetails, JobResult, JobSpec, TrainingPlan
-from trainer.installation import Installation
+from trainer.installation import BaseGone, Installation
 from trainer.reviews.service import Reviews
 from trainer.runs import device_time, journal, protocol
 from trainer.runs.directories import RunDirectories

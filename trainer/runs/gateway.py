@@ -14,7 +14,8 @@ import httpx
 
 from adapters.protocol.runs import FileRef
 from trainer.durable import replaced_file
-from trainer.errors import BaseGone, GatewayRefused, GatewayUnreachable
+from trainer.errors import GatewayRefused, GatewayUnreachable
+from trainer.installation import BaseGone
 from trainer.tune.lineage import CONFIG_FILE, WEIGHTS_FILE
 
 T = TypeVar("T")

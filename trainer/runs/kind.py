@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.errors import BaseGone, TooManyRequests
+from trainer.errors import TooManyRequests
+from trainer.installation import BaseGone
 from trainer.runs.activity import Activity
 from trainer.runs.directories import RunDirectories
 from trainer.runs.failures import DISK_FULL

@@ -22,7 +22,8 @@ import sqlalchemy as sa
 
 from trainer.config import Settings
 from trainer.database import Database
-from trainer.errors import BaseGone, SettingsError
+from trainer.errors import SettingsError
+from trainer.installation import BaseGone
 from trainer.runs import journal, protocol, records
 from trainer.runs.failures import is_full
 from trainer.runs.kind import Abort, AbortCause, AnyKind, RunOutcome, Stage

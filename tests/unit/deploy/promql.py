@@ -10,6 +10,8 @@ from service.telemetry import metrics
 
 REPO_LABELS = frozenset({"job", "instance"})
 """Put on by Prometheus itself."""
+OF_ENGINES = ("hatrack_engine_", "hatrack_admission_")
+"""Beginnings of the metrics that have the label `engine` where there are several."""
 OTHERS: dict[str, tuple[str, ...]] = {"up": (), **dict.fromkeys(metrics.PROCESS_NAMES, ())}
 
 
@@ -23,7 +25,8 @@ def known_series() -> dict[str, frozenset[str]]:
         for suffix in ("_sum", "_count"):
             found[metric.name + suffix] = frozenset(metric.labels)
         found[f"{metric.name}_bucket"] = frozenset({*metric.labels, "le"})
-    return {name: labels | REPO_LABELS for name, labels in found.items()}
+    of_engines = {name: {"engine"} for name in found if name.startswith(OF_ENGINES)}
+    return {name: labels | REPO_LABELS | of_engines.get(name, set()) for name, labels in found.items()}
 
 
 def asked(expression: str) -> dict[str, set[str]]:

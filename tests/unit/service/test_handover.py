@@ -136,7 +136,11 @@ async def test_without_another_engine_it_is_told_at_once(pair: Pair) -> None:
     asks = [pair.ask() for _ in range(2)]
     await until(lambda: pair.first.queue.snapshot().queued == 1)
     pair.first.become("down")
-    assert (await asks[1]).error["code"] == "engine_unavailable"
+    told = (await asks[1]).error
+    assert told["code"] == "engine_unavailable"
+    assert told["message"] == (
+        f"no engine of the base `{BASE}` takes requests now: the engine is not ready: it was killed"
+    )
     pair.first.opens.set()
     assert (await asks[0]).status == 200
 

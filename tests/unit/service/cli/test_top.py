@@ -6,12 +6,14 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from http.server import ThreadingHTTPServer
 
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from rich.console import Console
 from typer.testing import CliRunner
@@ -83,6 +85,21 @@ def test_rates_are_of_the_window_and_not_since_the_start(gateway: Gateway) -> No
     assert frame.errors == pytest.approx({"model_not_found": 0.1, "engine_cut": 0.1})
     assert (frame.engine, frame.base, frame.queued, frame.queue_limit) == ("ready", "smol", 4, 512)
     assert frame.slots is None, "what the gateway does not say is not known, not 0"
+
+
+def test_several_engines_are_told_together(gateway: Gateway) -> None:
+    state = GaugeMetricFamily("hatrack_engine_state", "", labels=("state", "engine"))
+    since = GaugeMetricFamily("hatrack_engine_state_since_timestamp_seconds", "", labels=("engine",))
+    kv_cache = GaugeMetricFamily("hatrack_engine_kv_cache_usage_ratio", "", labels=("engine",))
+    for engine, its_state, used in (("a", "ready", 0.4), ("b", "down", 0.9)):
+        for name in STATES:
+            state.add_metric((name, engine), float(name == its_state))
+        since.add_metric((engine,), time.time())
+        kv_cache.add_metric((engine,), used)
+    gateway.more = [family for family in gateway.more if family.name != state.name] + [state, since, kv_cache]
+    frame = frame_of(gateway)
+    assert (frame.engine, frame.kv_cache_ratio) == ("1 of 2 ready", 0.9)
+    assert frame.engine_for_s == pytest.approx(0, abs=600)
 
 
 def test_quantiles_are_of_the_window(gateway: Gateway) -> None:

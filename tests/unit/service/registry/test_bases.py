@@ -201,3 +201,34 @@ async def test_the_same_weights_on_two_bases_are_corrupt_on_one(
         await pushed(two, tmp_path, "fourth", on=base, seed=3, base=OTHER)
         asked = {model for each in two.others.values() for models in each.together for model in models}
         assert there["digest"] not in asked, "what is sound elsewhere is nobody's neighbour here"
+
+
+async def test_a_proof_waits_for_a_base_that_is_not_served(
+    tmp_path: Path, base: BaseDescription, twin: BaseDescription
+) -> None:
+    """The engine of another base, whose layers fit, says nothing of it."""
+    two = TwoBases(tmp_path / "home", base, twin)
+    async with two.run():
+        for each in two.others.values():
+            each.down = True
+        files = make_adapter(tmp_path / "there", base)
+        begun = await two.push("there", files, base=OTHER, query="?wait=false")
+        assert (begun.status_code, begun.json()["state"]) == (202, "proving")
+    alone = RegistryApp(two.settings.home, base)
+    async with alone.run():
+        await alone.registry.wait_idle()
+        shown = await alone.version("there@1")
+        assert (shown["state"], shown["base_name"]) == ("proving", None)
+        assert shown["digest"] not in alone.engine.asked
+    again = TwoBases(two.settings.home, base, twin)
+    async with again.run():
+        await again.registry.wait_idle()
+        assert (await again.version("there@1"))["state"] == "ready"
+
+
+async def test_a_verdict_on_a_base_that_is_not_served_is_one_on_that_base(two: TwoBases, tmp_path: Path) -> None:
+    await pushed(two, tmp_path, "there", on=two.other_base, base=OTHER)
+    alone = RegistryApp(two.settings.home, two.base)
+    async with alone.run():
+        recorded = (await alone.verdict("there@1")).json()
+        assert recorded["base"] == two.other_base.fingerprint.model_dump()

@@ -15,11 +15,11 @@ from tests.unit.trainer.finetune.conftest import FakeGateway
 from tests.unit.trainer.finetune.trainers import CONTEXT_HEADER, Client, context, installation, running
 from trainer.app import Trainer
 from trainer.config import Settings
-from trainer.errors import BaseGone, InvalidField
+from trainer.errors import InvalidField
 from trainer.finetune.capacity import BaseModelInfo
 from trainer.finetune.kind import VALIDATE
 from trainer.http import CurrentCaller
-from trainer.installation import Installation, OtherBase
+from trainer.installation import BaseGone, Installation, OtherBase
 from trainer.runs import records
 from trainer.runs.kind import RunOutcome
 

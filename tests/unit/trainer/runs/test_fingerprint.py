@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import BaseGone, GatewayUnreachable
+from trainer.errors import GatewayUnreachable
+from trainer.installation import BaseGone
 from trainer.runs.gateway import engine_fingerprint
 
 
