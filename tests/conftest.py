@@ -64,7 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if config.getoption("--database") != "sqlite" and item.get_closest_marker("sqlite"):
             item.add_marker(not_sqlite)
-        if any(item.path.is_relative_to(tests / tier) for tier in WITH_ENGINE):
+        patient = item.get_closest_marker("timeout")
+        if not patient and any(item.path.is_relative_to(tests / tier) for tier in WITH_ENGINE):
             item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT_S))
         long = item.path.parent == tests / "integration" and item.path.name in SLOW_FILES
         long |= any(item.path == tests / "unit" / name for name in SLOW_UNIT)

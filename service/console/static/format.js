@@ -5,6 +5,13 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFracti
 
 export const count = (value) => (value === null || value === undefined ? "–" : value >= 100000 ? compact.format(value) : number.format(value));
 export const decimal = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+/** An amount of money with as many digits as it needs, two significant ones at least: 1,250 · 12.40 · 0.0034. */
+export function amount(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size >= 1000) return number.format(Math.round(value));
+  return value.toFixed(size === 0 || size >= 0.01 ? 2 : Math.min(10, 1 - Math.floor(Math.log10(size))));
+}
 export const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}%`;
 export const plural = (value, word, words = `${word}s`) => `${count(value)} ${value === 1 ? word : words}`;
 

@@ -109,7 +109,7 @@ function Loss({ job, metrics, over }) {
   return html`<section aria-label="Loss"><h2>Loss</h2>
     ${!over && last.step < last.total_steps && html`<${Progress} done=${last.step} total=${last.total_steps}
       label="Step ${count(last.step)} of ${count(last.total_steps)}, ${decimal(last.tokens_per_s, 0)} tokens/s${last.seconds_left ? `, about ${duration(last.seconds_left)} of training left` : ""}" />`}
-    <div class="panel"><${LineChart} series=${series} until=${last.total_steps} xLabel="by step, of ${last.total_steps}" label="Loss by step; the training loss is now ${decimal(last.train_loss, 3)}" /></div>
+    <div class="panel"><${LineChart} series=${series} until=${last.total_steps} xLabel="by step" label="Loss by step; the training loss is now ${decimal(last.train_loss, 3)}" /></div>
     ${job.hatrack.pauses.count > 0 && html`<p class="dim small">Paused ${plural(job.hatrack.pauses.count, "time")} for callers' requests, ${duration(job.hatrack.pauses.seconds)} in all.</p>`}</section>`;
 }
 

@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/preact.js";
 import { get, post } from "./api.js";
-import { count, duration, plural } from "./format.js";
+import { amount, count, duration, plural } from "./format.js";
 import { Busy, Failure, Field } from "./ui.js";
 import { BaseField, useBases } from "./bases.js";
 import { EXAMPLE_FILES, useStored } from "./files.js";
@@ -67,6 +67,6 @@ function Estimate({ estimate }) {
   const { seconds, money } = estimate;
   return html`<div class="notice" role="status"><strong>About ${duration(seconds.total ?? seconds.starting + seconds.training)}${seconds.judging === null ? ", without the judging" : ""}</strong>
     <p>${plural(estimate.epochs, "epoch")} over ${plural(estimate.examples, "example")}, ${count(estimate.tokens)} tokens at ${count(Math.round(estimate.speed.tokens_per_second))} tokens/s on ${estimate.device}:
-      training ${duration(seconds.training)}${seconds.judging === null ? "" : `, judging ${duration(seconds.judging)}`}${money?.total ? `, ${money.total.toFixed(2)} ${estimate.currency || ""}` : ""}.
+      training ${duration(seconds.training)}${seconds.judging === null ? "" : `, judging ${duration(seconds.judging)}`}${money?.total ? `, ${amount(money.total)} ${estimate.currency || ""}` : ""}.
       It pauses while callers wait.</p></div>`;
 }

@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/preact.js";
 import { get, session, url } from "./api.js";
-import { count, decimal, duration, percent } from "./format.js";
+import { amount, count, decimal, duration, percent } from "./format.js";
 import { Badge, Empty, Failure, Field, Loaded, useEvery, useLoaded } from "./ui.js";
 import { BarChart } from "./chart.js";
 import { Engines } from "./engines.js";
@@ -49,18 +49,19 @@ async function traffic(seconds, group) {
 function nameOf(row, group) {
   if (group === "key") return row.key_name ? html`<strong>${row.key_name}</strong> <span class="dim small mono">${row.key}</span>` : html`<span class="mono">${row.key}</span>`;
   if (group === "project") return html`<strong>${row.project}</strong>`;
-  return html`<strong>${row.adapter || "unknown"}${row.version ? `@${row.version}` : ""}</strong>`;
+  return html`<strong>${row.adapter || "no such model"}${row.version ? `@${row.version}` : ""}</strong>`;
 }
 
 function Over({ bars, bucket, group, rows, costs, period }) {
   const label = (at) => new Date(at * 1000).toLocaleString("en-GB", bucket === DAY ? { day: "numeric", month: "short" } : { hour: "2-digit", minute: "2-digit" });
-  const priced = Boolean(costs.currency && costs.prices?.device_hour);
+  const priced = Boolean(costs.prices?.device_hour);
+  const costLabel = costs.currency ? `Cost, ${costs.currency}` : "Cost";
   const all = rows.reduce((sum, each) => sum + each.requests, 0);
   return html`<section aria-label="Requests over time"><h2>Requests ${bucket === DAY ? "a day" : "an hour"}</h2>
       <div class="panel"><${BarChart} bars=${bars} tickOf=${label} label="Requests over the last ${period}; ${all} in all" /></div></section>
     <section aria-label="Usage"><h2>Usage and cost by ${GROUPS[group]}</h2>
     <div class="scroll"><table class="cards"><thead><tr><th>${GROUPS[group]}</th><th class="num">Requests</th><th class="num">Errors</th><th class="num">Tokens in</th>
-      <th class="num">from the cache</th><th class="num">Tokens out</th><th class="num">Device time</th>${priced && html`<th class="num">Cost, ${costs.currency}</th>`}</tr></thead>
+      <th class="num">from the cache</th><th class="num">Tokens out</th><th class="num">Device time</th>${priced && html`<th class="num">${costLabel}</th>`}</tr></thead>
     <tbody>${rows.map((each) => html`<tr key=${each.id}><td data-label=${GROUPS[group]}>${nameOf(each, group)}</td>
       <td data-label="Requests" class="num">${count(each.requests)}</td>
       <td data-label="Errors" class=${each.errors ? "num warn" : "num"}>${count(each.errors)}</td>
@@ -68,19 +69,19 @@ function Over({ bars, bucket, group, rows, costs, period }) {
       <td data-label="from the cache" class="num">${each.prompt_tokens ? percent(each.cached_tokens / each.prompt_tokens) : "–"}</td>
       <td data-label="Tokens out" class="num">${count(each.completion_tokens)}</td>
       <td data-label="Device time" class="num" title=${seconds(each.cost)}>${each.cost?.device_hours === null || !each.cost ? "–" : duration(each.cost.device_hours * HOUR)}</td>
-      ${priced && html`<td data-label="Cost" class="num" title=${outside(each.cost)}>${each.cost?.money?.total === undefined ? "–" : decimal(each.cost.money.total)}</td>`}</tr>`)}</tbody></table></div>
+      ${priced && html`<td data-label="Cost" class="num" title=${outside(each.cost)}>${amount(each.cost?.money?.total)}</td>`}</tr>`)}</tbody></table></div>
     ${costs.error && html`<${Failure} error=${costs.error} />`}
     ${!costs.error && !priced && html`<p class="dim small">No price is set, so there is device time and no money: <code>HATRACK_PRICE_DEVICE_HOUR</code>.</p>`}
     ${costs.runs && !costs.runs.available && html`<p class="dim small">Training, and what endpoints outside charged, is not counted: ${costs.runs.reason}</p>`}</section>
     ${costs.budgets.length > 0 && html`<section aria-label="Budgets"><h2>Budgets of this month</h2><ul class="plain">${costs.budgets.map((each) => html`<li key=${each.project}>
-      <strong>${each.project}</strong> ${each.spent === null ? "–" : decimal(each.spent)} of ${decimal(each.monthly)} ${costs.currency || ""}
+      <strong>${each.project}</strong> ${amount(each.spent)} of ${amount(each.monthly)} ${costs.currency || ""}
       ${each.exhausted && html` <${Badge} tone="bad">used up<//>`}</li>`)}</ul></section>`}`;
 }
 
 const seconds = (cost) => (cost ? ["serving", "evaluating", "training"].map((each) => `${each} ${duration(cost.seconds[each])}`).join(", ") : "");
 
 /** What teachers and judges outside have charged, as a part of the cost; empty where none was asked. */
-const outside = (cost) => (cost?.outside?.requests ? `outside ${decimal(cost.outside.money)}` : "");
+const outside = (cost) => (cost?.outside?.requests ? `outside ${amount(cost.outside.money)}` : "");
 
 const RATE_S = 5;
 const FIRST_TOKEN = "hatrack_time_to_first_token_seconds";
@@ -113,6 +114,9 @@ function Now() {
     <${Versions} samples=${now.samples} perSecond=${perSecond} value=${value} /></section><${Engines} readings=${readings} />`;
 }
 
+/** Labels of `/metrics` that are no adapter's name. */
+const WORDS = { "(base)": "the base", "(none)": "no such model", "(embedder)": "the embedder", "(other)": "all others" };
+
 /** Every version that has answered since the gateway started: rates, queue and latencies. */
 function Versions({ samples, perSecond, value }) {
   const names = new Map();
@@ -120,7 +124,7 @@ function Versions({ samples, perSecond, value }) {
   if (!names.size || samples.some((each) => each.labels.adapter === "(all)")) return null;
   const rows = [...names].map(([id, { project, adapter, version }]) => {
     const labels = { project, adapter, version };
-    return { id, labels, project, name: version ? `${adapter}@${version}` : adapter };
+    return { id, labels, project, name: version ? `${adapter}@${version}` : WORDS[adapter] || adapter };
   }).sort((a, b) => a.name.localeCompare(b.name));
   const several = new Set(rows.map((each) => each.project)).size > 1;
   return html`<details><summary>By version: rates, queue and latency</summary><div class="scroll"><table class="cards"><thead><tr><th>Version</th><th class="num">Requests</th><th class="num">Tokens out</th>

@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/preact.js";
 import { get, url } from "./api.js";
-import { ago, count, decimal, duration, plural } from "./format.js";
+import { ago, amount, count, decimal, duration, plural } from "./format.js";
 import { Badge, Field, Loaded, useLoaded } from "./ui.js";
 
 const SOURCES = {
@@ -12,7 +12,7 @@ const SOURCES = {
 };
 
 /** Money with its currency. */
-export const money = (value, currency) => (value === null || value === undefined ? "–" : `${decimal(value)}${currency ? ` ${currency}` : ""}`);
+export const money = (value, currency) => (value === null || value === undefined ? "–" : `${amount(value)}${currency ? ` ${currency}` : ""}`);
 
 /** Whether the operator has set the prices that a year is added up from. */
 export const isPriced = (years) => years.every((each) => each.total !== null && each.total !== undefined);
@@ -20,7 +20,7 @@ export const isPriced = (years) => years.every((each) => each.total !== null && 
 /** What a year consists of, in words: money where it is priced, else hours. */
 export function yearParts(year, priced) {
   if (!priced) return `${decimal(year.device_hours, 1)} h of the device, ${decimal(year.people_hours, 1)} h of people's work`;
-  return ["requests", "retraining", "judging", "data", "checks"].map((each) => `${each} ${decimal(year[each])}`).join(", ");
+  return ["requests", "retraining", "judging", "data", "checks"].map((each) => `${each} ${amount(year[each])}`).join(", ");
 }
 
 /** What stands for the whole year: its price, or where there is none the device's hours. */

@@ -14,8 +14,11 @@ from tests.support.browser import Browser, browser
 from tests.support.gateway import Gateway
 
 ADAPTER, ADVISED = "console-greeter", "console-desk"
-JOB_S = 900.0
-"""A job of ten steps and its judging take two minutes on an idle machine of two cores."""
+JOB_S = 3600.0
+"""A job of ten steps and its judging take two minutes on an idle machine of two cores. A trainer's worker takes only
+what other processes leave of the cores (SCHED_IDLE), so beside busy ones it takes many times as long."""
+WITH_RUNS = pytest.mark.timeout(2 * JOB_S)
+"""For tests that wait for jobs, evaluations or advice."""
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.console.conftest import ADAPTER, JOB_S, go, live_version, picture, sign_in
+from tests.integration.console.conftest import ADAPTER, JOB_S, WITH_RUNS, go, live_version, picture, sign_in
 from tests.support.browser import Browser, browser
 from tests.support.gateway import Gateway, upload_evaluation_file
 from tests.support.judge import NAME, ScriptedJudge
@@ -187,6 +187,7 @@ def evaluation(client: httpx.Client, judge: ScriptedJudge) -> str:
 
 
 @pytest.mark.slow
+@WITH_RUNS
 def test_pairs_are_reviewed_with_one_key_each_without_knowing_whose_they_are(
     page: Browser, client: httpx.Client, evaluation: str
 ) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.console.conftest import ADVISED, JOB_S, go, live_version, picture
+from tests.integration.console.conftest import ADVISED, JOB_S, WITH_RUNS, go, live_version, picture
 from tests.integration.test_ladder import labelled
 from tests.support.browser import Browser
 from trainer.samples import heldout_file
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, WITH_RUNS]
 INDEX_S = 300.0
 """The embedder starts with the first document: torch and a model are loaded."""
 SPLIT, GROUNDED = "console-choir", "console-clerk"

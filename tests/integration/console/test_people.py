@@ -17,13 +17,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.console.conftest import JOB_S, go, live_version, picture
+from tests.integration.console.conftest import JOB_S, WITH_RUNS, go, live_version, picture
 from tests.integration.test_ladder import labelled
 from tests.support.browser import Browser
 from tests.support.gateway import Gateway
 from trainer.samples import data_file
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(4 * JOB_S)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, WITH_RUNS]
 OPERATED, TAUGHT, DECIDED = "people-shop", "people-butler", "people-desk"
 TYPED = "-typed"
 """What the command's adapters are called beside the console's: a name that was deleted does not begin at 1 again."""
@@ -244,7 +244,7 @@ def test_who_decides_in_the_console(page: Browser, client: httpx.Client, tmp_pat
     with watch.waiting():
         page.wait("document.querySelector('section[aria-label=Rungs] tbody tr')", within_s=JOB_S)
         picture(page, "advice-running")
-        page.wait("document.querySelector('section[aria-label=Costs]')", within_s=2 * JOB_S)
+        page.wait("document.querySelector('section[aria-label=Costs]')", within_s=JOB_S)
     picture(page, "advice-finished")
     ladder = page.run("location.hash").rpartition("/")[2]
     report = client.get(f"/v1/ladders/{ladder}/report").json()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from adapters.costs import amount_text
 from adapters.dataset.formats import read_lines
 from service.database import metadata
 from service.registry import alias_records
@@ -296,6 +297,12 @@ def test_a_duration_has_two_units_at_most_and_none_that_is_full(page: Browser) -
     shown = page.run(f'import("/console/format.js").then(({{ duration }}) => {json.dumps(seconds)}.map(duration))')
     expected = ["400 ms", "10 s", "1 min", "1 min", "1 min 1 s", "2 min", "1 h", "2 h", "1.0 days"]
     assert shown == expected
+
+
+def test_amounts_have_the_digits_that_they_need(page: Browser) -> None:
+    amounts = [0, 0.00342, 0.0123, 12.4, 1250.4, None]
+    shown = page.run(f'import("/console/format.js").then(({{ amount }}) => {json.dumps(amounts)}.map(amount))')
+    assert shown == [*(amount_text(each) for each in amounts if each is not None), "–"], "as the command writes them"
 
 
 @pytest.mark.parametrize(
