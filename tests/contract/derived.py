@@ -18,6 +18,7 @@ import service.config
 import service.errors
 import trainer.config
 import trainer.errors
+import trainer.installation
 import trainer.reviews.errors
 from service.cli.main import app as command_line
 from service.inference.routes import build_routes
@@ -80,7 +81,7 @@ def _argument(value: Any) -> str:
 def errors() -> Document:
     """Each package's error codes with the statuses that they may have."""
     service_classes = _classes(service.errors, service.errors.HatrackError)
-    modules = (trainer.errors, trainer.reviews.errors)
+    modules = (trainer.errors, trainer.reviews.errors, trainer.installation)
     trainer_classes = {
         name: kind for module in modules for name, kind in _classes(module, trainer.errors.TrainerError).items()
     }
