@@ -32,6 +32,7 @@ TERMINAL = (
 WITH_ENGINE = ("integration", "crash")
 ENGINE_TIMEOUT_S = 1500
 """Whichever test comes first pays for a shared engine, and for the voices that are trained for it."""
+SLOW_TIMEOUT_S = 3600
 SLOW = (
     *("crash", "integration/engine", "integration/adapters", "integration/trainer"),
     "integration/architectures",
@@ -58,19 +59,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests with an engine more time (how long theirs takes depends on the machine), and order the tiers."""
+    """Give slow tests and those with an engine more time (theirs depends on the machine), and order the tiers."""
     tests = REPO / "tests"
     not_sqlite = pytest.mark.skip(reason="about SQLite's files")
     for item in items:
         if config.getoption("--database") != "sqlite" and item.get_closest_marker("sqlite"):
             item.add_marker(not_sqlite)
-        patient = item.get_closest_marker("timeout")
-        if not patient and any(item.path.is_relative_to(tests / tier) for tier in WITH_ENGINE):
-            item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT_S))
-        long = item.path.parent == tests / "integration" and item.path.name in SLOW_FILES
-        long |= any(item.path == tests / "unit" / name for name in SLOW_UNIT)
-        if long or any(item.path.is_relative_to(tests / folder) for folder in SLOW):
+        by_file = item.path.parent == tests / "integration" and item.path.name in SLOW_FILES
+        by_file |= any(item.path == tests / "unit" / name for name in SLOW_UNIT)
+        if by_file or any(item.path.is_relative_to(tests / folder) for folder in SLOW):
             item.add_marker(pytest.mark.slow)
+        slow = item.get_closest_marker("slow") is not None
+        with_engine = any(item.path.is_relative_to(tests / tier) for tier in WITH_ENGINE)
+        if (slow or with_engine) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S if slow else ENGINE_TIMEOUT_S))
     items.sort(key=lambda item: item.path == tests / LAST)
 
 

@@ -112,6 +112,7 @@ async def test_a_child_in_a_long_step_is_ended_at_once_if_its_parent_is_cancelle
     watches = trainer.supervisor._watches
     # in its first stage, or between the two, it would end by itself
     await until(lambda: child.id in watches and watches[child.id].stage.name == FINISH.name)
+    await until(lambda: trainer.kind.directories.worker(child.id) is not None)  # its process has begun
     await trainer.database.run(partial(records.request_control, run_id=child.id, control=Control.CANCEL))
     await until(lambda: watches[child.id].cancelled_at is not None)
     await asyncio.sleep(10 * supervisor.TICK_S)  # at any of these ticks it could be killed
