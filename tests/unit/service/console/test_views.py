@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from service.costs.schemas import YearAnswer
-from service.registry.schemas import AdapterVersion
 from service.training.ladder_schemas import Ladder, LadderReport
 from tests.support.browser import Browser
-from tests.unit.service.console.conftest import Answers, show
+from tests.unit.service.console.conftest import NONE, Answers, adapter, listed, models, show, version
 
-FINGERPRINT = {"engine_version": "0.32.0", "dtype": "bfloat16"}
 METRICS = """hatrack_engine_slots{engine="small"} 8
 hatrack_engine_slots{engine="large"} 16
 hatrack_engine_slots_in_use{engine="large"} 3
@@ -23,33 +21,6 @@ hatrack_admission_queued{class="caller",engine="large"} 5
 hatrack_admission_queued{class="background",engine="large"} 2
 hatrack_requests_in_flight 4
 """
-NONE: dict[str, Any] = {"data": [], "has_more": False}
-
-
-def models(*bases: str) -> dict[str, Any]:
-    """`GET /v1/models` with these bases, an adapter on the last one, and the embedder."""
-    cards = [{"id": name, "type": "chat", "parent": None} for name in bases]
-    cards.append({"id": "voice", "type": "chat", "parent": bases[-1]})
-    return {"data": [*cards, {"id": "minilm", "type": "embedding", "parent": None}]}
-
-
-def version(number: int, **more: Any) -> dict[str, Any]:
-    """A ready version with weights on the base `large`, in the API's shape."""
-    made: dict[str, Any] = dict.fromkeys(AdapterVersion.model_fields)
-    made |= {"adapter": "voice", "version": number, "digest": "0" * 64, "state": "ready", "servable": "ok"}
-    made |= {"aliases": [], "rank": 8, "alpha": 16, "target_modules": [], "bytes": 2**20, "base": FINGERPRINT}
-    made |= {"base_name": "large", "created_at": 0, "settings": {}, "metadata": {}, "warnings": []}
-    return made | more
-
-
-def adapter(*versions: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The adapter `voice`, whose first version is live."""
-    made = {"name": "voice", "created_at": 0, "aliases": {"live": 1}, "splits": {}, "pinned": False}
-    return made | {"versions": list(versions)} | more
-
-
-def listed(*entries: dict[str, Any]) -> dict[str, Any]:
-    return {"data": list(entries), "has_more": False}
 
 
 # adapters
