@@ -68,6 +68,27 @@ def test_a_prompt_is_made_a_version_on_the_chosen_base(
     assert json.loads(answers.bodies["POST /v1/adapters"]).get("base") == sent
 
 
+def test_the_playground_compares_a_version_with_its_own_base_and_offers_all(page: Browser, answers: Answers) -> None:
+    answers.told = {
+        "GET /v1/models": [models("small", "large")],
+        "GET /v1/adapters": [listed(adapter(version(1), version(2)))],
+        "GET /v1/vector_stores": [NONE],
+        "POST /v1/chat/completions": ["data: [DONE]\n\n"],
+    }
+    show(page, "playground.js", "PlaygroundView", first="voice@2")
+    page.wait("document.querySelectorAll('.chip').length === 2")
+    chosen = page.run("[...document.querySelectorAll('.chip')].map((each) => each.firstChild.textContent)")
+    assert chosen == ["large", "voice@2"]
+    offered = page.run("[...document.querySelectorAll('.chips option')].map((each) => each.value)")
+    assert offered == ["", "small", "voice", "voice@1"]
+    page.fill("#question", "Where is it?")
+    page.click("Ask 2 models")
+    page.wait("document.querySelectorAll('.pane').length === 2")
+    badges = "[...document.querySelectorAll('.pane')].map((each) => each.querySelector('.badge')?.innerText ?? '')"
+    assert page.run(badges) == ["base", ""]
+    page.run("sessionStorage.clear()")
+
+
 # evaluations
 
 
