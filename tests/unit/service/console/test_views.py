@@ -21,6 +21,7 @@ hatrack_admission_queued{class="caller",engine="large"} 5
 hatrack_admission_queued{class="background",engine="large"} 2
 hatrack_requests_in_flight 4
 """
+PRICES = {"currency": "EUR", "device_hour": 2.0, "person_hour": 60.0}
 
 
 # adapters
@@ -248,7 +249,7 @@ def ladder() -> tuple[dict[str, Any], dict[str, Any]]:
         "requests_per_month": 30000,
     }
     report |= {"skipped": [{"title": "Rung documents", "reason": "no documents were named"}], "notes": ["A note."]}
-    report |= {"prices": {"currency": "EUR", "retrainings_per_year": 4}}
+    report |= {"prices": PRICES | {"retrainings_per_year": 4}}
     point = {"part": "a half", "model": "voice@7", "examples": 50, "mean": rungs[1]["mean"]}
     report["curve"] = {"points": [point], "cleanest": None, "more": "help", "sentence": "More examples would help."}
     return run, report
@@ -308,11 +309,17 @@ def test_a_ladder_without_a_version_asks_for_no_adapter_and_says_what_is_measure
 
 def test_a_year_is_computed_for_the_traffic_that_is_typed(page: Browser, answers: Answers) -> None:
     answer: dict[str, Any] = dict.fromkeys(YearAnswer.model_fields)
-    answer |= {"adapter": "voice", "currency": "EUR", "runs": {"available": True, "reason": None}}
+    answer |= {"adapter": "voice", "currency": "EUR", "prices": PRICES, "runs": {"available": True, "reason": None}}
     answer |= {"rhythm": {"retrainings_per_year": 4, "revalidations_per_year": 4.06, "checked_share": 0.1}}
     request = {"requests": 30, "prompt_tokens": 50.4, "completion_tokens": 12.2, "engine_seconds": 0.1}
     one = {"version": 1, "name": "voice@1", "has_weights": True, "live": True, "request": request, "year": year(700.0)}
-    two = one | {"version": 2, "name": "voice@2", "live": False, "request": None, "year": year(900.0)}
+    two = one | {
+        "version": 2,
+        "name": "voice@2",
+        "live": False,
+        "request": None,
+        "year": year(900.0) | {"requests": None, "total": None},
+    }
     answer |= {"versions": [one, two], "traffic": {"source": "usage", "requests_per_year": 360, "days": 30.0}}
     answer["traffic"]["requests"] = 30
     given = answer | {"traffic": answer["traffic"] | {"source": "given", "requests_per_year": 36500}}
@@ -324,6 +331,9 @@ def test_a_year_is_computed_for_the_traffic_that_is_typed(page: Browser, answers
     assert "50 + 12" in page.text
     assert "not asked yet" in page.text
     assert "700.00" in page.text
+    assert "requests –, retraining 180.00" in page.text
+    assert "–: not known." in page.text
+    assert "not set the prices" not in page.text
     page.fill("input", "100")
     page.click("Compute")
     page.wait_for_text("36,500 requests")
