@@ -5,7 +5,7 @@ import { get } from "./api.js";
 import { ago, bytes, clock, count, decimal, percent, plural, splitShares } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict, Words } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
-import { baseWord, Target, usageByVersion } from "./versions.js";
+import { baseWord, ownAliases, Target, usageByVersion } from "./versions.js";
 import { YearSection } from "./year.js";
 import { EvaluateDialog } from "./evaluate.js";
 import { DeleteDialog, PinDialog, PromoteDialog, RemoveAliasDialog, RollbackDialog, SplitDialog } from "./alias_dialogs.js";
@@ -51,7 +51,8 @@ export function AdapterView({ name }) {
 }
 
 function Aliases({ adapter, open }) {
-  const names = [...new Set(["live", ...Object.keys(adapter.aliases)])].filter((each) => each === "live" || each in adapter.aliases);
+  const names = [...new Set(["live", ...ownAliases(Object.keys(adapter.aliases))])];
+  const checkpoints = Object.keys(adapter.aliases).length - ownAliases(Object.keys(adapter.aliases)).length;
   const splittable = adapter.versions.filter((each) => each.state === "ready").length > 1;
   return html`<section aria-label="Aliases"><h2>Aliases</h2>
     <div class="scroll"><table class="cards"><thead><tr><th>Alias</th><th>Model name</th><th>Points to</th><th></th></tr></thead>
@@ -63,6 +64,7 @@ function Aliases({ adapter, open }) {
           title=${splittable ? "" : "A split needs two ready versions"}>Split …</button>
         <button onClick=${() => open("rollback", { alias })}>Roll back …</button>
         ${alias !== "live" && html`<button class="danger" onClick=${() => open("unalias", { alias })}>Remove …</button>`}</td></tr>`)}</tbody></table></div>
+    ${checkpoints > 0 && html`<p class="dim small">Besides, ${plural(checkpoints, "checkpoint")} of trainings, asked as <code>${adapter.name}:ckpt-…</code>: <code>hatrack show ${adapter.name}</code> names them.</p>`}
   </section>`;
 }
 
@@ -77,7 +79,7 @@ function Versions({ adapter, usage, loaded, open }) {
 
 function Version({ version, adapter, newest, usage, loaded, open }) {
   const ready = version.state === "ready" && version.servable === "ok";
-  const aliases = version.aliases.filter((each) => !each.startsWith("ckpt-"));
+  const aliases = ownAliases(version.aliases);
   return html`<article class="version">
     <header><h3><span class="mono">@${version.version}</span> ${aliases.map((each) => html`<${Badge} key=${each} tone=${each === "live" ? "live" : ""}>${each}${shareOf(adapter, each, version)}<//> `)}
         <${ServingState} version=${version} /> <${Verdict} verdict=${version.verdict} revalidation=${version.revalidation} />

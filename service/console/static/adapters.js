@@ -5,7 +5,7 @@ import { list } from "./api.js";
 import { count, plural } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
-import { baseWord, liveVersions, Target, usageByVersion } from "./versions.js";
+import { baseWord, liveVersions, ownAliases, Target, usageByVersion } from "./versions.js";
 import { PinDialog } from "./alias_dialogs.js";
 import { UploadDialog } from "./upload.js";
 
@@ -40,7 +40,7 @@ export function AdaptersView() {
 function Row({ adapter, usage, loaded, pin }) {
   const live = liveVersions(adapter);
   const broken = adapter.versions.filter((each) => each.state === "ready" && each.servable !== "ok");
-  const others = Object.keys(adapter.aliases).filter((each) => each !== "live" && !each.startsWith("ckpt-"));
+  const others = ownAliases(Object.keys(adapter.aliases)).filter((each) => each !== "live");
   return html`<tr>
     <td data-label="Name"><a href="#/adapters/${encodeURIComponent(adapter.name)}"><strong>${adapter.name}</strong></a>
       ${adapter.pinned && html` <${Badge} title="Its live version is kept loaded">pinned<//>`}

@@ -14,7 +14,7 @@ const signed = (value) => `${value > 0 ? "+" : ""}${points(value)}`;
 export function Rungs({ ladder, report, live, promote }) {
   if (!ladder.rungs.length) return null;
   const measured = new Map((report?.rungs || []).map((each) => [each.key, each]));
-  const priced = report && isPriced(report.rungs.map((each) => each.year));
+  const priced = report && isPriced(report.prices);
   const rows = ladder.rungs.map((each) => ({ rung: each, full: measured.get(each.key) }));
   return html`<section aria-label="Rungs"><h2>Measured, the simplest first</h2>
     ${report && html`<p class="dim">By ${report.metric}, in points of 100 (${report.why_metric}). Every rung answered the same ${plural(report.counts.held_out, "held-out example")}.
@@ -47,7 +47,7 @@ export function AdviceReport({ ladder, report }) {
 }
 
 function Costs({ report }) {
-  const priced = isPriced(report.rungs.map((each) => each.year));
+  const priced = isPriced(report.prices);
   const { currency } = report.prices;
   const rule = report.rungs.find((each) => each.year.rule_of_thumb)?.year.rule_of_thumb;
   return html`<section aria-label="Costs"><h2>What it costs</h2>

@@ -4,7 +4,7 @@ import { html, useState } from "./vendor/preact.js";
 import { get, Notice, post, put, remove } from "./api.js";
 import { ago, percent, splitShares, VERDICTS } from "./format.js";
 import { Busy, Confirm, Failure, Field, useLoaded } from "./ui.js";
-import { modelName, Target } from "./versions.js";
+import { modelName, ownAliases, Target } from "./versions.js";
 
 const aliasPath = (adapter, alias) => `/v1/adapters/${encodeURIComponent(adapter.name)}/aliases/${encodeURIComponent(alias)}`;
 
@@ -146,8 +146,7 @@ export function DeleteDialog({ adapter, version, onClose, onDone }) {
   const [force, setForce] = useState(false);
   const [typed, setTyped] = useState("");
   const name = version ? `${adapter.name}@${version.version}` : adapter.name;
-  const aliases = version ? version.aliases.filter((each) => !each.startsWith("ckpt-"))
-    : Object.keys(adapter.aliases).filter((each) => !each.startsWith("ckpt-"));
+  const aliases = ownAliases(version ? version.aliases : Object.keys(adapter.aliases));
   const base = `/v1/adapters/${encodeURIComponent(adapter.name)}`;
   const path = version ? `${base}/versions/${version.version}` : base;
   return html`<${Confirm} title="Delete ${name}" action="Delete ${name}" danger disabled=${typed !== name || (aliases.length > 0 && !force)}

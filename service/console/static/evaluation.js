@@ -55,13 +55,15 @@ export function VersionReport({ model }) {
       ${version.verdict && " Its report is no longer stored."}</p>`}`}<//>`;
 }
 
-/** A report: the verdict with what it rests on, scores, suites, and answers side by side. */
-export function EvaluationReport({ report }) {
+const SHOWN_SAMPLES = 3; // the others are a click away
+
+/** A report: the verdict with what it rests on, scores, suites, and answers side by side. `told`: the page has said the verdict already. */
+export function EvaluationReport({ report, told }) {
   const { verdict } = report;
   const max = report.means.every((each) => each.high <= UNIT) ? 1 : Math.max(...report.means.map((each) => each.high));
   const points = (value) => (max === 1 ? decimal(100 * value, 1) : decimal(value, 2));
   return html`
-    ${verdict && html`<div class="notice ${TONES[verdict.word]}"><strong>Verdict: ${VERDICTS[verdict.word]}</strong><p>${verdict.sentence}</p></div>
+    ${verdict && html`${!told && html`<div class="notice ${TONES[verdict.word]}"><strong>Verdict: ${VERDICTS[verdict.word]}</strong><p>${verdict.sentence}</p></div>`}
       <ul class="findings">${verdict.checks.map((each) => html`<li key=${each.name}><span class="mark ${MARKS[each.state][1]}" title=${MARKS[each.state][2]}>${MARKS[each.state][0]}</span>
         <span>${each.sentence}</span></li>`)}</ul>`}
     <section aria-label="Scores"><h2>Scores by ${report.metric}</h2>
@@ -77,10 +79,13 @@ export function EvaluationReport({ report }) {
     ${report.judged && html`<p>${report.judged.sentence}</p>`}
     ${report.people && html`<section aria-label="What people prefer"><h2>What people prefer</h2><${People} people=${report.people} /></section>`}
     ${report.notes.length > 0 && html`<details><summary>${plural(report.notes.length, "note")}</summary><ul class="plain small">${report.notes.map((each) => html`<li key=${each}>${each}</li>`)}</ul></details>`}
-    ${report.samples.length > 0 && html`<section aria-label="Answers"><h2>Answers</h2>${report.samples.map((each) => html`<${Sample} key=${each.kind + each.id} sample=${each} points=${points} />`)}</section>`}`;
+    ${report.samples.length > 0 && html`<section aria-label="Answers"><h2>Answers</h2><${Samples} samples=${report.samples.slice(0, SHOWN_SAMPLES)} points=${points} />
+      ${report.samples.length > SHOWN_SAMPLES && html`<details><summary>${plural(report.samples.length - SHOWN_SAMPLES, "more question")}</summary><${Samples} samples=${report.samples.slice(SHOWN_SAMPLES)} points=${points} /></details>`}</section>`}`;
 }
 
 const KINDS = { best: "where it gained most", worst: "where it lost most", random: "drawn at random" };
+
+const Samples = ({ samples, points }) => samples.map((each) => html`<${Sample} key=${each.kind + each.id} sample=${each} points=${points} />`);
 
 function Sample({ sample, points }) {
   return html`<article class="panel sample"><p class="dim small">${KINDS[sample.kind]}</p><p class="quoted">${sample.asked}</p>

@@ -68,7 +68,7 @@ export function JobView({ id }) {
       ${!over && html`<${Judging} all=${all} />`}
       <${Loss} job=${data} metrics=${metrics} over=${over} />
       ${product.error && !product.denied && html`<${Failure} error=${product.error} retry=${product.reload} />`}
-      ${product.data?.report && html`<section aria-label="Report"><h2>The report</h2><${EvaluationReport} report=${product.data.report} /></section>`}
+      ${product.data?.report && html`<section aria-label="Report"><h2>The report</h2><${EvaluationReport} report=${product.data.report} told /></section>`}
       <${Plan} job=${data} />
       ${data.hatrack.report && html`<${Report} id=${id} />`}
       <${Log} all=${all} error=${error} />`;

@@ -89,7 +89,7 @@ function Advice({ ladder, report, adapter, promote }) {
 function PromoteRung({ adapter, model, report, onClose, onDone }) {
   const version = adapter.versions.find((each) => `${adapter.name}@${each.version}` === model);
   const rung = report?.rungs.find((each) => each.model === model);
-  const priced = report && isPriced(report.rungs.map((each) => each.year));
+  const priced = report && isPriced(report.prices);
   return html`<${PromoteDialog} adapter=${adapter} version=${version} onClose=${onClose} onDone=${onDone}>
     ${rung && html`<p>A year of it: <b>${yearTotal(rung.year, priced, report.prices.currency)}</b> <span class="dim">(${yearParts(rung.year, priced)}).</span></p>`}
     <p class="dim small">It was compared with the other rungs, which is no verdict: “Judge …” on its page gives one, on examples that the advice has not seen.</p><//>`;

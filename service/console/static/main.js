@@ -87,13 +87,14 @@ function SignIn({ reason, onOpen }) {
   </main>`;
 }
 
-function Frame({ onSignOut }) {
+/** `entered`: somebody has signed in just now; the form that had the focus is gone, and the next Tab goes on in the view. */
+function Frame({ entered, onSignOut }) {
   const [at, setAt] = useState(route());
   const ready = useReadiness();
   useEffect(() => {
     const enter = () => { document.getElementById("main")?.focus({ preventScroll: true }); window.scrollTo(0, 0); };
     const moved = () => { setAt(route()); enter(); };
-    enter(); // the form that had the focus is gone: the next Tab goes on from here
+    if (entered) enter();
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
@@ -121,8 +122,8 @@ function Console() {
     });
   }, []);
   if (state.open === null) return html`<${Busy}>Signing in …<//>`;
-  if (!state.open) return html`<${SignIn} key=${state.reason?.message} reason=${state.reason} onOpen=${() => setState({ open: true })} />`;
-  return html`<${Frame} onSignOut=${() => { session.close(); setState({ open: false, reason: null }); }} />`;
+  if (!state.open) return html`<${SignIn} key=${state.reason?.message} reason=${state.reason} onOpen=${() => setState({ open: true, entered: true })} />`;
+  return html`<${Frame} entered=${state.entered} onSignOut=${() => { session.close(); setState({ open: false, reason: null }); }} />`;
 }
 
 render(html`<${Console} />`, document.getElementById("console"));

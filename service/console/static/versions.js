@@ -7,6 +7,9 @@ import { percent, splitShares } from "./format.js";
 /** What a request names to be answered by an alias. */
 export const modelName = (adapter, alias) => (alias === "live" ? adapter.name : `${adapter.name}:${alias}`);
 
+/** Those of some aliases that people have set: `live` first, and none of a training's checkpoints, which come and go by themselves. */
+export const ownAliases = (aliases) => aliases.filter((each) => !each.startsWith("ckpt-")).sort((a, b) => (b === "live") - (a === "live"));
+
 /** Usage of the last 24 hours by `name` and `name@version`: {requests, errors}. Empty where the key may not see it. */
 export async function usageByVersion(adapter) {
   const sums = new Map();

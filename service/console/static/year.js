@@ -14,8 +14,8 @@ const SOURCES = {
 /** Money with its currency. */
 export const money = (value, currency) => (value === null || value === undefined ? "–" : `${amount(value)}${currency ? ` ${currency}` : ""}`);
 
-/** Whether the operator has set the prices that a year is added up from. */
-export const isPriced = (years) => years.every((each) => each.total !== null && each.total !== undefined);
+/** Whether the operator has set the prices that a year is added up from; what was not measured may be missing still. */
+export const isPriced = (prices) => prices.device_hour !== null && prices.person_hour !== null;
 
 /** What a year consists of, in words: money where it is priced, else hours. */
 export function yearParts(year, priced) {
@@ -43,7 +43,7 @@ function Year({ name }) {
 }
 
 function YearTable({ answer }) {
-  const priced = isPriced(answer.versions.map((each) => each.year));
+  const priced = isPriced(answer.prices);
   const { traffic, rhythm, training } = answer;
   const rule = answer.versions.find((each) => each.year.rule_of_thumb)?.year.rule_of_thumb;
   return html`<p>A year of <b>${plural(traffic.requests_per_year, "request")}</b> <span class="dim">(${SOURCES[traffic.source](traffic)})</span>, if all of them went to one version:</p>
@@ -58,5 +58,6 @@ function YearTable({ answer }) {
       ${rule && ` The field's rule of thumb, three to five times the cost of one training, would give ${money(rule[0], answer.currency)} to ${money(rule[1], answer.currency)}.`}
       ${!answer.runs.available && ` The last training is not available: ${answer.runs.reason}`}</p>
     ${answer.long_prompt && html`<p class="dim small">A long prompt takes ${count(Math.round(answer.long_prompt.tokens_per_request))} tokens a request that weights do not need: ${count(answer.long_prompt.tokens_per_year)} a year.</p>`}
+    ${priced && answer.versions.some((each) => each.year.total === null) && html`<p class="dim small">–: not known. What a request takes is measured once callers have asked the version, the rest once the adapter was trained and judged here.</p>`}
     ${!priced && html`<p class="dim small">The operator has not set the prices (<code>HATRACK_PRICE_DEVICE_HOUR</code>, <code>HATRACK_PRICE_PERSON_HOUR</code>), so there are hours and no money.</p>`}`;
 }

@@ -62,6 +62,9 @@ def watch(request: pytest.FixtureRequest) -> Iterator[Stopwatch]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left(client: httpx.Client) -> Iterator[None]:
     yield
+    for ladder in client.get("/v1/ladders").json()["data"]:
+        if ladder["adapter"].startswith(DECIDED) and ladder["vector_store_id"]:
+            client.delete(f"/v1/vector_stores/{ladder['vector_store_id']}")
     for name in (OPERATED, TAUGHT, DECIDED):
         for made in (name, name + TYPED):
             client.delete(f"/v1/adapters/{made}", params={"force": "true"})
@@ -218,7 +221,7 @@ def test_a_trainer_in_the_command(hatrack: Command, client: httpx.Client, butler
         assert f"{EXAMPLES}" in hatrack("data", "check", str(butler))
     sets = [option for item in HYPERPARAMETERS.items() if item[0] != "suites" for option in ("--set", "=".join(item))]
     with watch.waiting():
-        hatrack("train", str(butler), "--name", name, *sets, "--suite", "none", codes=(0, 4))
+        hatrack("train", str(butler), "--name", name, *sets, "--suites", "none", codes=(0, 4))
     assert "not enough evidence" in hatrack("report", f"{name}@1").lower()
     assert live_version(client, name) is None
     hatrack("promote", f"{name}@1")
@@ -237,7 +240,8 @@ def test_who_decides_in_the_console(page: Browser, client: httpx.Client, tmp_pat
         page.wait_for_text("Measure it", within_s=PROOF_S)
     page.fill_labelled("Adapter", DECIDED)
     page.fill_labelled("Requests a month", "30000")
-    page.run("document.querySelector('.job-form input[type=checkbox]').click()")
+    label = "[...document.querySelectorAll('.job-form label')].find((each) => each.innerText.includes('Train a LoRA'))"
+    page.run(f"{label}.control.click()")
     picture(page, "advice-form")
     page.click("Measure it")
     page.wait_for_text(f"Is fine-tuning {DECIDED} worth it?")

@@ -14,10 +14,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from service.console.routes import console
+from service.registry.schemas import AdapterVersion
 from tests.support.asgi import web_server
 from tests.support.browser import Browser, browser
 
 START_S = 60.0
+FINGERPRINT = {"engine_version": "0.32.0", "dtype": "bfloat16"}
+NONE: dict[str, Any] = {"data": [], "has_more": False}
 
 
 class Answers:
@@ -100,3 +103,32 @@ def show(page: Browser, module: str, component: str, **properties: Any) -> None:
         render(html`<${{{component}}} ...${{{json.dumps(properties)}}} ...${{more}} />`, root);
         }})()"""
     )
+
+
+# objects in the shapes of the API
+
+
+def models(*bases: str) -> dict[str, Any]:
+    """`GET /v1/models` with these bases, an adapter on the last one, and the embedder."""
+    cards = [{"id": name, "type": "chat", "parent": None} for name in bases]
+    cards.append({"id": "voice", "type": "chat", "parent": bases[-1]})
+    return {"data": [*cards, {"id": "minilm", "type": "embedding", "parent": None}]}
+
+
+def version(number: int, **more: Any) -> dict[str, Any]:
+    """A ready version with weights on the base `large`, in the API's shape."""
+    made: dict[str, Any] = dict.fromkeys(AdapterVersion.model_fields)
+    made |= {"adapter": "voice", "version": number, "digest": "0" * 64, "state": "ready", "servable": "ok"}
+    made |= {"aliases": [], "rank": 8, "alpha": 16, "target_modules": [], "bytes": 2**20, "base": FINGERPRINT}
+    made |= {"base_name": "large", "created_at": 0, "settings": {}, "metadata": {}, "warnings": []}
+    return made | more
+
+
+def adapter(*versions: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The adapter `voice`, whose first version is live."""
+    made = {"name": "voice", "created_at": 0, "aliases": {"live": 1}, "splits": {}, "pinned": False}
+    return made | {"versions": list(versions)} | more
+
+
+def listed(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"data": list(entries), "has_more": False}

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from service.costs.schemas import YearAnswer
-from service.registry.schemas import AdapterVersion
 from service.training.ladder_schemas import Ladder, LadderReport
 from tests.support.browser import Browser
-from tests.unit.service.console.conftest import Answers, show
+from tests.unit.service.console.conftest import NONE, Answers, adapter, listed, models, show, version
 
-FINGERPRINT = {"engine_version": "0.32.0", "dtype": "bfloat16"}
 METRICS = """hatrack_engine_slots{engine="small"} 8
 hatrack_engine_slots{engine="large"} 16
 hatrack_engine_slots_in_use{engine="large"} 3
@@ -23,33 +21,7 @@ hatrack_admission_queued{class="caller",engine="large"} 5
 hatrack_admission_queued{class="background",engine="large"} 2
 hatrack_requests_in_flight 4
 """
-NONE: dict[str, Any] = {"data": [], "has_more": False}
-
-
-def models(*bases: str) -> dict[str, Any]:
-    """`GET /v1/models` with these bases, an adapter on the last one, and the embedder."""
-    cards = [{"id": name, "type": "chat", "parent": None} for name in bases]
-    cards.append({"id": "voice", "type": "chat", "parent": bases[-1]})
-    return {"data": [*cards, {"id": "minilm", "type": "embedding", "parent": None}]}
-
-
-def version(number: int, **more: Any) -> dict[str, Any]:
-    """A ready version with weights on the base `large`, in the API's shape."""
-    made: dict[str, Any] = dict.fromkeys(AdapterVersion.model_fields)
-    made |= {"adapter": "voice", "version": number, "digest": "0" * 64, "state": "ready", "servable": "ok"}
-    made |= {"aliases": [], "rank": 8, "alpha": 16, "target_modules": [], "bytes": 2**20, "base": FINGERPRINT}
-    made |= {"base_name": "large", "created_at": 0, "settings": {}, "metadata": {}, "warnings": []}
-    return made | more
-
-
-def adapter(*versions: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The adapter `voice`, whose first version is live."""
-    made = {"name": "voice", "created_at": 0, "aliases": {"live": 1}, "splits": {}, "pinned": False}
-    return made | {"versions": list(versions)} | more
-
-
-def listed(*entries: dict[str, Any]) -> dict[str, Any]:
-    return {"data": list(entries), "has_more": False}
+PRICES = {"currency": "EUR", "device_hour": 2.0, "person_hour": 60.0}
 
 
 # adapters
@@ -95,6 +67,27 @@ def test_a_prompt_is_made_a_version_on_the_chosen_base(
     page.wait_for_text("voice@1 is ready")
     assert page.run("document.querySelectorAll('dialog select').length") == 0
     assert json.loads(answers.bodies["POST /v1/adapters"]).get("base") == sent
+
+
+def test_the_playground_compares_a_version_with_its_own_base_and_offers_all(page: Browser, answers: Answers) -> None:
+    answers.told = {
+        "GET /v1/models": [models("small", "large")],
+        "GET /v1/adapters": [listed(adapter(version(1), version(2)))],
+        "GET /v1/vector_stores": [NONE],
+        "POST /v1/chat/completions": ["data: [DONE]\n\n"],
+    }
+    show(page, "playground.js", "PlaygroundView", first="voice@2")
+    page.wait("document.querySelectorAll('.chip').length === 2")
+    chosen = page.run("[...document.querySelectorAll('.chip')].map((each) => each.firstChild.textContent)")
+    assert chosen == ["large", "voice@2"]
+    offered = page.run("[...document.querySelectorAll('.chips option')].map((each) => each.value)")
+    assert offered == ["", "small", "voice", "voice@1"]
+    page.fill("#question", "Where is it?")
+    page.click("Ask 2 models")
+    page.wait("document.querySelectorAll('.pane').length === 2")
+    badges = "[...document.querySelectorAll('.pane')].map((each) => each.querySelector('.badge')?.innerText ?? '')"
+    assert page.run(badges) == ["base", ""]
+    page.run("sessionStorage.clear()")
 
 
 # evaluations
@@ -256,7 +249,7 @@ def ladder() -> tuple[dict[str, Any], dict[str, Any]]:
         "requests_per_month": 30000,
     }
     report |= {"skipped": [{"title": "Rung documents", "reason": "no documents were named"}], "notes": ["A note."]}
-    report |= {"prices": {"currency": "EUR", "retrainings_per_year": 4}}
+    report |= {"prices": PRICES | {"retrainings_per_year": 4}}
     point = {"part": "a half", "model": "voice@7", "examples": 50, "mean": rungs[1]["mean"]}
     report["curve"] = {"points": [point], "cleanest": None, "more": "help", "sentence": "More examples would help."}
     return run, report
@@ -316,11 +309,17 @@ def test_a_ladder_without_a_version_asks_for_no_adapter_and_says_what_is_measure
 
 def test_a_year_is_computed_for_the_traffic_that_is_typed(page: Browser, answers: Answers) -> None:
     answer: dict[str, Any] = dict.fromkeys(YearAnswer.model_fields)
-    answer |= {"adapter": "voice", "currency": "EUR", "runs": {"available": True, "reason": None}}
+    answer |= {"adapter": "voice", "currency": "EUR", "prices": PRICES, "runs": {"available": True, "reason": None}}
     answer |= {"rhythm": {"retrainings_per_year": 4, "revalidations_per_year": 4.06, "checked_share": 0.1}}
     request = {"requests": 30, "prompt_tokens": 50.4, "completion_tokens": 12.2, "engine_seconds": 0.1}
     one = {"version": 1, "name": "voice@1", "has_weights": True, "live": True, "request": request, "year": year(700.0)}
-    two = one | {"version": 2, "name": "voice@2", "live": False, "request": None, "year": year(900.0)}
+    two = one | {
+        "version": 2,
+        "name": "voice@2",
+        "live": False,
+        "request": None,
+        "year": year(900.0) | {"requests": None, "total": None},
+    }
     answer |= {"versions": [one, two], "traffic": {"source": "usage", "requests_per_year": 360, "days": 30.0}}
     answer["traffic"]["requests"] = 30
     given = answer | {"traffic": answer["traffic"] | {"source": "given", "requests_per_year": 36500}}
@@ -332,6 +331,9 @@ def test_a_year_is_computed_for_the_traffic_that_is_typed(page: Browser, answers
     assert "50 + 12" in page.text
     assert "not asked yet" in page.text
     assert "700.00" in page.text
+    assert "requests –, retraining 180.00" in page.text
+    assert "–: not known." in page.text
+    assert "not set the prices" not in page.text
     page.fill("input", "100")
     page.click("Compute")
     page.wait_for_text("36,500 requests")
