@@ -15,7 +15,7 @@ from adapters.base import Fingerprint
 from service.engine.adopt import NotAdopted, adopt
 from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL
-from service.engine.liveness import EngineFailed
+from service.engine.liveness import CANARY_TIMEOUT_S, EngineFailed
 from service.engine.process import EngineProcess, end_leftovers, first_error, spawn
 from service.engine.watched import TICK_S, EngineState, WatchedEngine
 from service.errors import HatrackError
@@ -24,6 +24,8 @@ __all__ = ["EngineState", "Supervisor", "end_leftovers"]
 
 BACK_OFF_S: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S: Final = 60.0
+FIRST_ANSWER_S: Final = 180.0
+"""How long a new engine may take for its first answer: it warms up, perhaps beside others on the same cores."""
 _LOG = logging.getLogger("hatrack.engine")
 
 
@@ -168,7 +170,8 @@ class Supervisor(WatchedEngine):
             raise EngineFailed(
                 f"the engine's plugin uses protocol {report.get('protocol')}, this gateway {PLUGIN_PROTOCOL}"
             )
-        if not await self._liveness.canary():
+        patience_s = min(FIRST_ANSWER_S, deadline - time.monotonic())
+        if not await self._liveness.canary(max(CANARY_TIMEOUT_S, patience_s)):
             raise EngineFailed("the engine's first response is missing or not finite")
 
     def _check_alive(self, engine: EngineProcess) -> None:

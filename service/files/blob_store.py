@@ -21,7 +21,7 @@ from typing import Final
 from adapters.blobs import BlobWriter, disk_errors, fsync_directory
 from adapters.errors import Damaged
 from service.errors import DiskFull, StoreUnavailable, TooLarge
-from service.objects.client import NoSuchObject, ObjectStore
+from service.objects.client import NoSuchObject, ObjectStore, demand_room
 
 INCOMING: Final = ".incoming"
 FOLDER: Final = "files"
@@ -148,6 +148,7 @@ class BlobStore:
         assert self.objects is not None  # noqa: S101  there are copies
         try:
             described = self.objects.stat(object_name(file_id))
+            demand_room(self.root, described)
             incoming = self.receive(max_bytes=described.bytes)
             try:
                 for chunk in self.objects.chunks(described):

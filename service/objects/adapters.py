@@ -22,7 +22,7 @@ from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Staging, Store, digest_of
 from service.concurrency import in_thread
 from service.errors import Conflict
 from service.objects.cache import Copies, LocalCache
-from service.objects.client import NoSuchObject, ObjectStore, StoredObject
+from service.objects.client import NoSuchObject, ObjectStore, StoredObject, demand_room
 
 FOLDER: Final = "adapters"
 _LOG: Final = logging.getLogger("hatrack.objects")
@@ -183,6 +183,7 @@ class StoredAdapters:
         try:
             config = self._objects.read(config_name, MAX_CONFIG_BYTES)
             weights = self._objects.stat(weights_name)
+            demand_room(self.store.root, weights)
             with self.store.stage(max_weights_bytes=weights.bytes) as staging:
                 for chunk in self._objects.chunks(weights):
                     staging.weights.write(chunk)

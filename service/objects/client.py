@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.config import Settings, inherited_environment
-from service.errors import SettingsError, StoreRefused, StoreUnavailable
+from service.errors import DiskFull, SettingsError, StoreRefused, StoreUnavailable
 
 PART_BYTES: Final = 8 << 20
 """Bytes of a large object that one request carries; a line of 0.3 MB/s still does so within REQUEST_S."""
@@ -35,6 +36,16 @@ _MISCONFIGURED: Final = ("Missing", "builder error", "NoSuchBucket", "canonicali
 """Parts of obstore's messages where no retry helps: no credentials, plain HTTP that is not allowed, no such place."""
 _TRANSIENT: Final = frozenset({408, 429})
 _LOG: Final = logging.getLogger("hatrack.objects")
+
+
+MIN_FREE_BYTES: Final = 256 << 20
+"""What a fetch leaves free of the disk, on which the databases are."""
+
+
+def demand_room(directory: Path, described: StoredObject) -> None:
+    """Raise DiskFull unless the disk has room for a copy of an object: nothing else bounds how large one is."""
+    if described.bytes > shutil.disk_usage(directory).free - MIN_FREE_BYTES:
+        raise DiskFull(f"the disk of the local cache has no room for {described.name} ({described.bytes} bytes)")
 
 
 class NoSuchObject(Exception):

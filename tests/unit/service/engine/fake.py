@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class FakeEngine:
     logprob: float | None = -1.0
     key: str | None = None
     asked: list[str] = field(default_factory=list)
+    answers_after_s: float = 0.0
     _runner: web.AppRunner | None = None
 
     @classmethod
@@ -92,6 +94,7 @@ class FakeEngine:
         return web.Response(text="vllm:generation_tokens_total 1.0\n")
 
     async def _complete(self, request: web.Request) -> web.Response:
+        await asyncio.sleep(self.answers_after_s)
         position = {"5": {"logprob": self.logprob}}
         answer = {"choices": [{"index": 0, "prompt_logprobs": [None, position, position]}]}
         return web.json_response(answer, status=self._status(request))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +15,7 @@ from adapters.base import BaseDescription
 from adapters.errors import Damaged
 from adapters.manifest import Manifest
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Store, digest_of
-from service.errors import Conflict
+from service.errors import Conflict, DiskFull
 from service.objects.adapters import FOLDER, StoredAdapters, complete_digests, object_names
 from service.objects.cache import LocalCache
 from service.objects.client import ObjectStore
@@ -68,6 +69,22 @@ async def test_another_gateway_brings_what_one_has_committed(
         await second.path("0" * 64)
     assert caught.value.code == "version_damaged"
     assert second.is_lost("0" * 64)
+
+
+async def test_an_object_that_the_disk_has_no_room_for_is_not_fetched(
+    files: Callable[[int], AdapterFiles], tmp_path: Path
+) -> None:
+    """Whoever can write to the bucket must not be able to fill the disk, which has the databases, too."""
+    (tmp_path / "objects").mkdir()
+    objects, cache = ObjectStore(f"file://{tmp_path / 'objects'}"), LocalCache(1 << 30)
+    first = StoredAdapters(Store(tmp_path / "first"), objects, cache)
+    digest = await commit(first, files(1))
+    os.truncate(tmp_path / "objects" / object_names(digest)[1], 1 << 43)
+    second = StoredAdapters(Store(tmp_path / "second"), objects, cache)
+    with pytest.raises(DiskFull, match="no room for adapters/"):
+        await second.path(digest)
+    assert list((tmp_path / "second").rglob("*.safetensors")) == []
+    cache._threads.shutdown()
 
 
 async def test_a_restart_takes_over_sound_copies_and_removes_others(
