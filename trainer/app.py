@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
@@ -20,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapters.protocol.runs import SECRET_HEADER
+from adapters.protocol.runs import SECRET_HEADER, UNUSED_KEYS_PATH, RunKeys
 from adapters.validation import message, shown
 from trainer.config import Settings
 from trainer.data.checking import DataChecks
@@ -52,6 +53,7 @@ from trainer.finetune.objects import event_object
 from trainer.finetune.routes import internal, router
 from trainer.finetune.service import Jobs
 from trainer.finetune.tracked import tracked_job
+from trainer.http import read_json
 from trainer.installation import Installation
 from trainer.ladder import kind as ladder_kind
 from trainer.ladder.routes import router as ladders_router
@@ -71,6 +73,7 @@ from trainer.runs.supervisor import Supervisor
 from trainer.runs.tracking import TrackingFollower
 from trainer.runs.transitions import Transitions
 from trainer.tracking.available import trackers
+from trainer.validation import validated
 from trainer.webhook import outbox
 from trainer.webhook.sender import Address, WebhookSender
 
@@ -209,6 +212,7 @@ def create_app(trainer: Trainer, settings: Settings) -> FastAPI:
     for each in (router, internal, costs_router, evaluations_router, ladders_router, reviews_router, teachers_router):
         app.router.routes.extend(each.routes)  # include_router would build each a second time
     app.add_api_route("/health", _health, methods=["GET"])
+    app.add_api_route(UNUSED_KEYS_PATH, _unused_keys, methods=["POST"])
     _add_error_handlers(app)
     # the last middleware added is the first to see a request
     app.add_middleware(GatewayAuthentication, secret=settings.secret.get_secret_value() if settings.secret else None)
@@ -223,6 +227,20 @@ async def _health(request: Request) -> dict[str, Any]:
     if trainer.webhook.wanted:
         status["webhook"] = await trainer.database.run(outbox.counts)
     return status
+
+
+async def _unused_keys(request: Request) -> dict[str, Any]:
+    """Which of these keys no run has, and none will get: asked by a gateway whose predecessor was killed."""
+    trainer: Trainer = request.app.state.trainer
+    asked = validated(RunKeys, await read_json(request))
+
+    def work(db: sa.Connection) -> list[str]:
+        unused = sorted(set(asked.keys) - records.used_run_keys(db, asked.keys))
+        for service in (trainer.jobs, trainer.evaluations, trainer.ladders):
+            service.abandon(unused)  # a creation under way must fail: its transaction runs after this one
+        return unused
+
+    return {"unused": await trainer.database.run(work)}
 
 
 class GatewayAuthentication:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -16,6 +17,10 @@ from sqlalchemy.pool import StaticPool
 from adapters.database.backend import Backend, Fault
 
 BUSY_TIMEOUT_MS: Final = 5000
+PRIMARY_CODE: Final = 0xFF
+"""The bits of SQLite's error codes that say what kind it is."""
+MIN_FREE_BYTES: Final = 1 << 20
+"""A disk with less is full, where a write has failed."""
 
 
 class SqliteFile(Backend):
@@ -86,8 +91,14 @@ class SqliteFile(Backend):
         """A full disk, or another `OperationalError`."""
         if not isinstance(error, sa.exc.OperationalError):
             return None
-        is_full = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        code = getattr(error.orig, "sqlite_errorcode", 0)
+        # SQLite calls it an I/O error where the index of its log cannot grow, or a log cannot be cut
+        is_full = code == sqlite3.SQLITE_FULL or (code & PRIMARY_CODE == sqlite3.SQLITE_IOERR and self._is_full())
         return Fault.DISK_FULL if is_full else Fault.OTHER
+
+    def _is_full(self) -> bool:
+        """Whether the disk has no room for what a transaction may need."""
+        return shutil.disk_usage(self.directory).free < MIN_FREE_BYTES
 
     def disk_full_message(self) -> str:
         """Names the directory."""

@@ -24,6 +24,8 @@ RUN_KEY_HEADER: Final = "x-hatrack-job-key"
 RUN_KEY_ID_HEADER: Final = "x-hatrack-job-key-id"
 SECRET_HEADER: Final = "x-hatrack-trainer-secret"  # noqa: S105 (a header's name)
 REPLAYED_HEADER: Final = "x-hatrack-replayed"
+UNUSED_KEYS_PATH: Final = "/internal/keys/unused"
+"""The trainer's route that tells which of the keys in a `RunKeys` no run has: `{"unused": [ids]}`."""
 """Set by the trainer if the run already existed for this Idempotency-Key, so that the new key is not used."""
 
 
@@ -164,3 +166,9 @@ class CreateEvaluation(ProtocolModel):
 
     request: dict[str, Any]
     context: EvaluationContext
+
+
+class RunKeys(ProtocolModel):
+    """Ids of keys that gateways have made for runs."""
+
+    keys: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -154,5 +155,26 @@ def logprobs_answer(request: dict[str, Any]) -> bytes:
 
 def tokens_answer(request: dict[str, Any]) -> bytes:
     """The response to the question for a prompt's tokens; each word stands for one."""
-    words = str(request.get("prompt") or request.get("messages")).split()
-    return json_answer({"count": len(words), "max_model_len": 4096, "tokens": list(range(len(words)))})
+    tokens = [_token(word) for word in _words(request)]
+    return json_answer({"count": len(tokens), "max_model_len": 4096, "tokens": tokens})
+
+
+def chat_logprobs_answer(request: dict[str, Any]) -> bytes:
+    """The response to a chat completion that also asks for its prompt's log-probabilities."""
+    answer = json.loads(chat_answer(str(request["model"])).partition(b"\r\n\r\n")[2])
+    rows = [
+        {str(_token(word)): {"logprob": -1.0 - len(word) % 5 / 4, "rank": 1, "decoded_token": word}}
+        for word in _words(request)
+    ]
+    return json_answer({**answer, "prompt_logprobs": [None, *rows[1:]]})
+
+
+def _words(request: dict[str, Any]) -> list[str]:
+    """The words of a prompt or of a chat, of which one with a further message is a continuation."""
+    if "prompt" in request:
+        return str(request["prompt"]).split()
+    return " ".join(str(message["content"]) for message in request["messages"]).split()
+
+
+def _token(word: str) -> int:
+    return zlib.crc32(word.encode()) % 2**31

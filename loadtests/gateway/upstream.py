@@ -26,6 +26,7 @@ import uvloop
 from loadtests.gateway.answers import (
     chat_answer,
     chat_events,
+    chat_logprobs_answer,
     json_answer,
     logprobs_answer,
     plain_answer,
@@ -37,6 +38,7 @@ _MODEL = re.compile(rb'"model": ?"([^"\\]+)"')
 _TOKENS = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 _STREAM = re.compile(rb'"stream": ?true')
 _USAGE = re.compile(rb'"include_usage": ?true')
+_LOGPROBS = re.compile(rb'"prompt_logprobs": ?\d')
 _MOST_TOKENS = 4096
 
 
@@ -139,6 +141,9 @@ class Connection(asyncio.Protocol):
             self.send(self._control(target.partition(b"?")[0].decode()))
 
     def _chat(self, body: bytes) -> None:
+        if _LOGPROBS.search(body):
+            self.send(chat_logprobs_answer(json.loads(body)))
+            return
         named = _MODEL.search(body)
         model = named[1].decode() if named else "none"
         if not _STREAM.search(body):

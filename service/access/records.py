@@ -76,6 +76,11 @@ def active_keys(db: sa.Connection) -> list[tuple[bytes, KeyRow]]:
     return [(row.hmac, _key(row)) for row in rows]
 
 
+def run_key_ids(db: sa.Connection) -> list[str]:
+    """The ids of all keys that were made for runs and are not revoked."""
+    return list(db.scalars(sa.select(keys.c.id).where(keys.c.revoked_at.is_(None), keys.c.background)))
+
+
 def find(db: sa.Connection, key_id: str) -> KeyRow | None:
     """The key, or None if it does not exist or was revoked."""
     row = db.execute(sa.select(*_SHOWN).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))).one_or_none()

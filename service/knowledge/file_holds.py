@@ -1,7 +1,7 @@
 """Which files the vector stores hold: their bytes are kept as long as a store has them, on the list of files or not.
 
-A hold is placed before a store takes a file and released after it has let it go. The two are transactions of
-their own, so whatever a crash left between them is put right at the next start (``reconcile``).
+A hold is placed in the transaction in which a store takes a file, and released in one of its own after the store has
+let it go; what a crash left between the two is put right at the next start (``reconcile``).
 """
 
 from __future__ import annotations
@@ -28,29 +28,6 @@ class FileHolds:
     def __init__(self, file_service: Files, database: Database) -> None:
         self._files = file_service
         self._database = database
-
-    async def hold(self, caller: Caller, file_ids: Sequence[str], param: str, store_id: str) -> list[FileRow]:
-        """Hold files for a store, in the order of ``file_ids``; returns their rows.
-
-        Raises:
-            NotFound: One is not on the project's list, or not within the caller's reach.
-            BadRequest: One is no document.
-        """
-        purposes = visible(caller)
-
-        def work(db: sa.Connection) -> list[FileRow]:
-            held = []
-            for file_id in file_ids:
-                row = records.find(db, caller, file_id)
-                if row is None or row.purpose not in purposes:
-                    raise not_found(file_id, param)
-                if row.purpose not in DOCUMENTS:
-                    raise _not_a_document(row, param)
-                held.append(row)
-                _insert_hold(db, store_id, file_id)
-            return held
-
-        return await self._database.run(work)
 
     async def release(self, store_id: str, file_ids: Sequence[str] | None = None) -> None:
         """Release a store's holds on these files; None: on all of its files."""
@@ -83,6 +60,25 @@ class FileHolds:
                     _insert_hold(db, store_id, file_id)
 
         await self._database.run(work)
+
+
+def place_holds(db: sa.Connection, caller: Caller, file_ids: Sequence[str], param: str, store_id: str) -> list[FileRow]:
+    """Hold files for a store, in the order of ``file_ids``; returns their rows.
+
+    Raises:
+        NotFound: One is not on the project's list, or not within the caller's reach.
+        BadRequest: One is no document.
+    """
+    purposes, held = visible(caller), []
+    for file_id in file_ids:
+        row = records.find(db, caller, file_id)
+        if row is None or row.purpose not in purposes:
+            raise not_found(file_id, param)
+        if row.purpose not in DOCUMENTS:
+            raise _not_a_document(row, param)
+        held.append(row)
+        _insert_hold(db, store_id, file_id)
+    return held
 
 
 def _insert_hold(db: sa.Connection, store_id: str, file_id: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import sqlalchemy as sa
+
 from service.access.audit import Actor, note
 from service.access.caller import Caller
 from service.config import GIB, MIB, Settings
@@ -16,7 +18,7 @@ from service.files.service import Files
 from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
 from service.grounding.required_filters import required_values, restrict
 from service.knowledge.embeddings import Embedder, EmbedderConfig
-from service.knowledge.file_holds import FileHolds
+from service.knowledge.file_holds import FileHolds, place_holds
 from service.knowledge.index import indexing_records
 from service.knowledge.index.indexing import stores_full
 from service.knowledge.index.stores import Stores
@@ -98,7 +100,7 @@ class Knowledge:
         file_ids: Sequence[str],
         chunking: Chunking | None,
     ) -> StoreInfo:
-        """Create a store, and add the files in ``file_ids``; they are indexed in the background.
+        """Create a store with the files in ``file_ids``, both or neither; they are indexed in the background.
 
         Raises:
             Forbidden: The key's globs do not match the name.
@@ -108,15 +110,18 @@ class Knowledge:
         self._check_name(caller, name)
         if file_ids:
             await self._demand_room(caller.project, "file_ids")
-        store = await self._stores.create_store(caller.project, name, description=description, metadata=metadata)
-        await self._note(actor, "store.create", store.id, {"name": name})
-        try:
-            if file_ids:
-                await self.add(caller, actor, store.id, _new_files(file_ids, chunking), param="file_ids")
-        except BaseException:
-            # whoever left: a store that its maker never heard of is nobody's
-            await asyncio.shield(asyncio.ensure_future(self._delete(actor, store)))
-            raise
+        ids = list(dict.fromkeys(file_ids))
+
+        def fill(db: sa.Connection, store_id: str) -> list[NewStoreFile]:
+            rows = place_holds(db, caller, ids, "file_ids", store_id)
+            note(db, actor, "store.create", store_id, {"name": name})
+            if ids:
+                note(db, actor, "store.add", store_id, {"files": ids[:100], "count": len(ids)})
+            return [NewStoreFile(row.id, row.filename, chunking=chunking) for row in rows]
+
+        store = await self._stores.create_store(
+            caller.project, name, description=description, metadata=metadata, fill=fill
+        )
         return await self.show(caller, store.id)
 
     async def _delete(self, actor: Actor, store: StoreInfo) -> None:
@@ -214,19 +219,16 @@ class Knowledge:
         known = {file_id for file_id in ids if await self._stores.get_file(caller.project, store_id, file_id)}
         if known != set(ids):
             await self._demand_room(caller.project, param)
-        rows = await self._file_holds.hold(caller, ids, param, store_id)
-        named = [
-            NewStoreFile(draft.file_id, row.filename, draft.attributes, draft.chunking)
-            for draft, row in zip(drafts, rows, strict=True)
-        ]
-        try:
-            added = await self._stores.add_files(caller.project, store_id, named, batch=batch)
-        except BaseException:
-            new_ids = [file_id for file_id in ids if file_id not in known]
-            await asyncio.shield(asyncio.ensure_future(self._file_holds.release(store_id, new_ids)))
-            raise
-        await self._note(actor, "store.add", store_id, {"files": ids[:100], "count": len(ids)})
-        return added
+
+        def named(db: sa.Connection) -> list[NewStoreFile]:
+            rows = place_holds(db, caller, ids, param, store_id)
+            note(db, actor, "store.add", store_id, {"files": ids[:100], "count": len(ids)})
+            return [
+                NewStoreFile(draft.file_id, row.filename, draft.attributes, draft.chunking)
+                for draft, row in zip(drafts, rows, strict=True)
+            ]
+
+        return await self._stores.add_files(caller.project, store_id, drafts, batch=batch, named=named)
 
     async def file(self, caller: Caller, store_id: str, file_id: str) -> FileInfo:
         """A file in a store. Raises NotFound."""
@@ -353,10 +355,6 @@ class Knowledge:
 
     async def _note(self, actor: Actor, action: str, target: str, detail: dict[str, Any] | None) -> None:
         await self._database.run(lambda db: note(db, actor, action, target, detail))
-
-
-def _new_files(file_ids: Sequence[str], chunking: Chunking | None) -> list[NewStoreFile]:
-    return [NewStoreFile(file_id, "", chunking=chunking) for file_id in dict.fromkeys(file_ids)]
 
 
 def _position(ids: list[str], cursor: str, param: str) -> int:

@@ -18,6 +18,7 @@ from service.training.config import TrainerConfig
 from service.training.evaluations import EvaluationService
 from service.training.jobs import CheckGrounding, JobService
 from service.training.ladders import CheckStore, LadderService
+from service.training.leftover_keys import LeftoverKeys
 from service.training.process import TrainerProcess
 from service.training.revalidation import Revalidations, RevalidationTimer
 from service.training.service import Training
@@ -36,6 +37,7 @@ class Sidecar:
     ladders: LadderService
     revalidations: Revalidations
     timer: RevalidationTimer | None
+    leftover_keys: LeftoverKeys | None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -45,6 +47,9 @@ class Sidecar:
             if self.process is not None:
                 await self.process.start()
                 stack.push_async_callback(self.process.stop)
+            if self.leftover_keys is not None:
+                await self.leftover_keys.start()
+                stack.push_async_callback(self.leftover_keys.stop)
             await self.watch.start()
             stack.push_async_callback(self.watch.stop)
             if self.timer is not None:
@@ -86,4 +91,5 @@ def assemble(
         ladders=LadderService(training, files, catalog, database, check_store),
         revalidations=revalidations,
         timer=RevalidationTimer(revalidations, every_s=every_s) if every_s else None,
+        leftover_keys=LeftoverKeys(client, database, keys) if configured else None,
     )

@@ -85,6 +85,11 @@ def find(db: sa.Connection, kind: str, project: str, run_id: str) -> Run | None:
     return _first(db, runs.c.kind == kind, runs.c.project == project, runs.c.id == run_id)
 
 
+def used_run_keys(db: sa.Connection, run_key_ids: Collection[str]) -> set[str]:
+    """Those of these keys that some run of any kind was given, ended ones included."""
+    return set(db.scalars(sa.select(runs.c.run_key_id).where(runs.c.run_key_id.in_(run_key_ids))))
+
+
 def find_by_run_key(db: sa.Connection, kind: str, project: str, run_key_id: str) -> Run | None:
     """The project's run of this kind that was given the key of this id; None if there is none. A child run has its
     parent's key, and is not found."""

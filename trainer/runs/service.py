@@ -6,7 +6,7 @@ import asyncio
 import errno
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -173,6 +173,10 @@ class RunService(ABC):
 
         run = await self._database.run(claim)
         return None if run is None else (await self.show_to(caller, run))[0]
+
+    def abandon(self, run_key_ids: Collection[str]) -> None:
+        """No run can be created with these keys any more. To be called inside ``Database.run``, as in `claim`."""
+        self._abandoned_keys |= set(run_key_ids)
 
     # reading
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from service.concurrency import Locks, in_thread
+from service.grounding.provider import Attribute
 from service.knowledge.index.memory import Index
 from service.knowledge.index.passage_records import PassageFile, remove
 
@@ -91,6 +92,18 @@ class IndexCache:
     def loaded(self, store_id: str) -> CachedStore | None:
         """The store if it is open, else None; valid only until the next await."""
         return self._open.get(store_id)
+
+    def apply_attributes(self, store_id: str, attributes: Mapping[str, Mapping[str, Attribute]]) -> None:
+        """Other metadata of files, by their ids, where the store's index is in memory."""
+        store = self._open.get(store_id)
+        if store is not None and store.index is not None:
+            store.index = store.index.with_attributes({file_id: dict(values) for file_id, values in attributes.items()})
+
+    async def delete_documents(self, store_id: str, garbage: Sequence[str]) -> None:
+        """Delete documents that nothing refers to any more; of a store that is not open, its next load does it."""
+        if garbage and store_id in self._open:
+            async with self.use(store_id) as used:
+                await in_thread(used.file.delete, garbage)
 
     async def _make_room(self) -> None:
         used_bytes = sum(store.index.bytes for store in self._open.values() if store.index is not None)

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,7 @@ from service.knowledge.index.cache import CachedStore, IndexCache
 from service.knowledge.index.indexing_records import IndexingResult, IndexingTask, SearchableFile
 from service.knowledge.index.memory import Document, Index
 from service.knowledge.index.passage_records import PassageFile
+from service.knowledge.types import FileInfo
 
 ATTEMPTS: Final = 5
 """How often a file is tried over which the embedder, or its reader of documents, ended: half a minute of pauses."""
@@ -111,6 +112,13 @@ class Indexing:
     def wake(self) -> None:
         """Look for work now: files were added."""
         self._wake.set()
+
+    def with_progress(self, file: FileInfo) -> FileInfo:
+        """The file with how far its indexing has come, if it is the current one."""
+        current = self.current
+        if current is None or (current.task.store_id, current.task.file_id) != (file.store_id, file.file_id):
+            return file
+        return replace(file, passages=current.total, done=current.done) if file.status == "in_progress" else file
 
     def drop(self, generations: set[str]) -> None:
         """Stop indexing the current file if it is one of these generations."""

@@ -5,6 +5,7 @@ That of indexing and searching is in ``service.knowledge.index.indexing_records`
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from service.errors import BadRequest, Conflict
 from service.grounding.provider import Attribute, store_not_found
 from service.knowledge.index.tables import store_batches, store_files, stores
 from service.knowledge.types import (
+    DEFAULT_CHUNKING,
     MAX_FILES,
     MAX_STORES,
     BatchInfo,
@@ -36,6 +38,11 @@ def now() -> int:
 
 
 # stores
+
+
+def new_generation() -> str:
+    """Names a document's passages in a store's file; never used before."""
+    return secrets.token_hex(12)
 
 
 def create_store(
@@ -148,13 +155,10 @@ def add_files(
     db: sa.Connection,
     project: str,
     store_id: str,
-    drafts: Sequence[tuple[NewStoreFile, Chunking, str]],
-    batch_id: str | None,
+    drafts: Sequence[NewStoreFile],
+    batch_id: str | None = None,
 ) -> tuple[list[FileInfo], BatchInfo | None]:
     """Add files to a store, or update those that it already has; queue those that must be indexed.
-
-    Args:
-        drafts: Each with its chunking, and the generation that it gets if it must be indexed.
 
     Raises:
         NotFound: There is no such store.
@@ -164,7 +168,8 @@ def add_files(
     created_at = now()
     if batch_id is not None:
         db.execute(store_batches.insert().values(id=batch_id, store=store, created_at=created_at, cancelled=False))
-    for draft, chunking, generation in drafts:
+    for draft in drafts:
+        chunking = draft.chunking or DEFAULT_CHUNKING
         this_file = sa.and_(store_files.c.store == store, store_files.c.file_id == draft.file_id)
         existing = db.execute(sa.select(store_files).where(this_file)).mappings().one_or_none()
         chunking_columns = {"chunk_size": chunking.size, "chunk_overlap": chunking.overlap}
@@ -180,7 +185,7 @@ def add_files(
             or not is_usable
             or any(existing[name] != value for name, value in chunking_columns.items())
         ):
-            values |= {"status": "in_progress", "wanted": generation, "error_code": None, "error_message": None}
+            values |= {"status": "in_progress", "wanted": new_generation(), "error_code": None, "error_message": None}
         if existing is None:
             initial_values = {
                 "store": store,
@@ -196,7 +201,7 @@ def add_files(
     if count > MAX_FILES:
         raise Conflict(f"the vector store would have {count} files; the limit is {MAX_FILES}")
     db.execute(stores.update().where(stores.c.seq == store).values(last_active_at=created_at))
-    ids = [draft.file_id for draft, _, _ in drafts]
+    ids = [draft.file_id for draft in drafts]
     rows = db.execute(sa.select(store_files).where(store_files.c.store == store, store_files.c.file_id.in_(ids)))
     files = {row["file_id"]: _file(store_id, dict(row)) for row in rows.mappings()}
     batch = None if batch_id is None else find_batch(db, project, store_id, batch_id)

@@ -7,12 +7,13 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
+
+import sqlalchemy as sa
 
 from service.concurrency import Locks, in_thread
 from service.database import Database
@@ -26,7 +27,7 @@ from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question
 from service.knowledge.index.searching import OpenStore, SearchPool, join_passages, load_store
 from service.knowledge.segment import Vectors
 from service.knowledge.terms import Analyzer
-from service.knowledge.types import DEFAULT_CHUNKING, BatchInfo, FileInfo, FilePage, FileStatus, NewStoreFile, StoreInfo
+from service.knowledge.types import BatchInfo, FileInfo, FilePage, FileStatus, NewStoreFile, StoreInfo
 
 DEFAULT_MEMORY_BYTES: Final = 1 << 30
 MAX_QUESTION: Final = 2_000
@@ -90,12 +91,12 @@ class Stores:
         if removed:
             _LOG.info("removed the passages of deleted stores", extra={"stores": removed})
         outdated = await self._database.run(
-            lambda db: indexing_records.requeue_outdated(db, self._embedder.identity, _generation)
+            lambda db: indexing_records.requeue_outdated(db, self._embedder.identity, records.new_generation)
         )
         if outdated:
             _LOG.warning("the embedding model has changed: reindexing files", extra={"files": outdated})
         # whoever starts a gateway may have mended what they failed for: a key, an address, a setting
-        retried = await self._database.run(lambda db: indexing_records.requeue_failed(db, _generation))
+        retried = await self._database.run(lambda db: indexing_records.requeue_failed(db, records.new_generation))
         if retried:
             _LOG.warning("retrying files that failed because of a server error", extra={"files": retried})
         if ids:
@@ -117,14 +118,29 @@ class Stores:
     # stores
 
     async def create_store(
-        self, project: str, name: str | None, *, description: str | None = None, metadata: Mapping[str, str]
+        self,
+        project: str,
+        name: str | None,
+        *,
+        description: str | None = None,
+        metadata: Mapping[str, str],
+        fill: Callable[[sa.Connection, str], Sequence[NewStoreFile]] | None = None,
     ) -> StoreInfo:
-        """Create an empty store. Raises NotFound (no such project), Conflict (it has MAX_STORES stores)."""
+        """Create a store with the files that ``fill`` gives for its id, in one transaction: both or neither.
+
+        Raises NotFound (no such project), Conflict (it has MAX_STORES stores).
+        """
         store_id = f"vs_{secrets.token_hex(12)}"
-        store = await self._database.run(
-            lambda db: records.create_store(db, store_id, project, name, description, metadata)
-        )
+
+        def work(db: sa.Connection) -> StoreInfo:
+            store = records.create_store(db, store_id, project, name, description, metadata)
+            if fill is not None:
+                records.add_files(db, project, store_id, fill(db, store_id))
+            return store
+
+        store = await self._database.run(work)
         self._embedder.start()
+        self._indexing.wake()
         return store
 
     async def get_store(self, project: str, store_id: str) -> StoreInfo | None:
@@ -165,30 +181,39 @@ class Stores:
     # files
 
     async def add_files(
-        self, project: str, store_id: str, drafts: Sequence[NewStoreFile], *, batch: bool = False
+        self,
+        project: str,
+        store_id: str,
+        drafts: Sequence[NewStoreFile],
+        *,
+        batch: bool = False,
+        named: Callable[[sa.Connection], Sequence[NewStoreFile]] | None = None,
     ) -> tuple[Sequence[FileInfo], BatchInfo | None]:
         """Add files, all or none; they are indexed in the background, in this order, and searchable once `completed`.
 
         A file that the store already has gets the draft's attributes, and is indexed anew where its chunking differs or
         it had failed or was cancelled; while that goes on, what was indexed before is still found.
 
-        With ``batch`` they become one (id ``vsfb_…``), to be cancelled together. Raises NotFound; Conflict where the
-        store would have more than MAX_FILES.
+        With ``batch`` they become one (id ``vsfb_…``), to be cancelled together. ``named`` gives the drafts with their
+        filenames, in the same transaction. Raises NotFound; Conflict where the store would have more than MAX_FILES.
         """
         batch_id = f"vsfb_{secrets.token_hex(12)}" if batch else None
-        rows = [(draft, draft.chunking or DEFAULT_CHUNKING, _generation()) for draft in drafts]
+
+        def work(db: sa.Connection) -> tuple[list[FileInfo], BatchInfo | None]:
+            return records.add_files(db, project, store_id, drafts if named is None else named(db), batch_id)
+
         async with self._locks.hold(store_id):
-            files, made = await self._database.run(lambda db: records.add_files(db, project, store_id, rows, batch_id))
+            files, made = await self._database.run(work)
             self._change()
             # those that were there already: the next search sees their new metadata
-            self._apply_attributes(store_id, {draft.file_id: draft.attributes for draft in drafts})
+            self._cache.apply_attributes(store_id, {draft.file_id: draft.attributes for draft in drafts})
         self._indexing.wake()
-        return [self._with_progress(file) for file in files], made
+        return [self._indexing.with_progress(file) for file in files], made
 
     async def get_file(self, project: str, store_id: str, file_id: str) -> FileInfo | None:
         """A file in a store; None if the store or the file does not exist."""
         file = await self._database.run(lambda db: records.find_file(db, project, store_id, file_id))
-        return None if file is None else self._with_progress(file)
+        return None if file is None else self._indexing.with_progress(file)
 
     async def list_files(
         self,
@@ -216,7 +241,7 @@ class Stores:
                 batch_id=batch_id,
             )
         )
-        return FilePage([self._with_progress(file) for file in page.files], page.has_more)
+        return FilePage([self._indexing.with_progress(file) for file in page.files], page.has_more)
 
     async def set_attributes(
         self, project: str, store_id: str, file_id: str, attributes: Mapping[str, Attribute]
@@ -226,8 +251,8 @@ class Stores:
             file = await self._database.run(
                 lambda db: records.set_attributes(db, project, store_id, file_id, attributes)
             )
-            self._apply_attributes(store_id, {file_id: attributes})
-        return self._with_progress(file)
+            self._cache.apply_attributes(store_id, {file_id: attributes})
+        return self._indexing.with_progress(file)
 
     async def remove_file(self, project: str, store_id: str, file_id: str) -> None:
         """Remove a file from a store; the next search does not find it. Raises NotFound."""
@@ -238,7 +263,7 @@ class Stores:
             store = self._cache.loaded(store_id)
             if store is not None and store.index is not None:
                 store.index = store.index.without_generations(set(garbage))
-        await self._delete_documents(store_id, garbage)
+        await self._cache.delete_documents(store_id, garbage)
 
     async def file_text(self, project: str, store_id: str, file_id: str) -> str:
         """The text extracted from a file; empty until it is indexed. Raises NotFound."""
@@ -364,25 +389,6 @@ class Stores:
         if not load.cancelled() and load.exception() is not None:  # perhaps nobody waits for it any more
             _LOG.warning("a vector store could not be loaded", extra={"store": store_id}, exc_info=load.exception())
 
-    def _apply_attributes(self, store_id: str, attributes: Mapping[str, Mapping[str, Attribute]]) -> None:
-        """Other metadata of files, by their ids."""
-        store = self._cache.loaded(store_id)
-        if store is not None and store.index is not None:
-            store.index = store.index.with_attributes({file_id: dict(values) for file_id, values in attributes.items()})
-
-    async def _delete_documents(self, store_id: str, garbage: Sequence[str]) -> None:
-        """Delete documents that nothing refers to any more."""
-        store = self._cache.loaded(store_id)
-        if garbage and store is not None:  # else the next load of the store does it
-            async with self._cache.use(store_id) as used:
-                await in_thread(used.file.delete, garbage)
-
-    def _with_progress(self, file: FileInfo) -> FileInfo:
-        current = self._indexing.current
-        if current is None or (current.task.store_id, current.task.file_id) != (file.store_id, file.file_id):
-            return file
-        return replace(file, passages=current.total, done=current.done) if file.status == "in_progress" else file
-
     def _change(self) -> None:
         self._epoch += 1
         self._store_cache.clear()
@@ -393,7 +399,3 @@ class Stores:
             self._touched = time.monotonic()
             await self._database.run(lambda db: records.touch(db, used))
             self._change()
-
-
-def _generation() -> str:
-    return secrets.token_hex(12)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import openai
 import pytest
 
+from service.errors import DiskFull
+from service.knowledge import service
+from service.knowledge.file_holds import place_holds
+from service.knowledge.index import records
 from tests.unit.service.knowledge.knowledge_app import KnowledgeApp, detail, vectors
 
 RETURNS = "# Returns\n\nUnworn goods may be sent back within 45 days.\n"
@@ -80,6 +85,29 @@ async def test_a_store_whose_files_are_not_there_is_not_made(knowledge_app: Know
     assert [store.id async for store in client.vector_stores.list()] == []
     await client.files.delete(good)
     assert good not in knowledge_app.on_disk()
+
+
+def no_room(*_: object) -> None:
+    raise DiskFull("no room")
+
+
+@pytest.mark.parametrize(("module", "name"), [(service, "note"), (records, "add_files"), (service, "place_holds")])
+async def test_a_store_and_its_files_are_made_together_or_not_at_all(
+    knowledge_app: KnowledgeApp, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    client = knowledge_app.client()
+    file_id, store = await knowledge_app.text("a.txt", "boots"), await client.vector_stores.create(name="a")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, no_room)  # whichever write meets the full disk, the others are undone
+        with pytest.raises(openai.APIStatusError) as whole:
+            await client.vector_stores.create(name="b", file_ids=[file_id])
+        with pytest.raises(openai.APIStatusError) as added:
+            await client.vector_stores.file_batches.create(store.id, file_ids=[file_id])
+    assert [detail(caught.value)[:2] for caught in (whole, added)] == [(507, "disk_full")] * 2
+    assert [listed.id async for listed in client.vector_stores.list()] == [store.id]
+    assert (await client.vector_stores.retrieve(store.id)).file_counts.total == 0
+    assert (await client.files.delete(file_id)).deleted
+    assert not list((knowledge_app.home / "files").glob(f"{file_id}*")), "no store holds its bytes"
 
 
 async def test_lists_come_in_pages(knowledge_app: KnowledgeApp) -> None:
@@ -216,7 +244,7 @@ async def test_a_restart_finds_everything_and_forgets_what_a_crash_left(tmp_path
             store = await client.vector_stores.create(name="a")
             await client.vector_stores.files.create_and_poll(kept, vector_store_id=store.id, poll_interval_ms=50)
             # as if the gateway had died between the hold and the store
-            await first.knowledge._file_holds.hold(_admin(), [lost], "file_id", "vs_gone")
+            await first.database.run(lambda db: place_holds(db, _admin(), [lost], "file_id", "vs_gone"))
             for file_id in (kept, lost):
                 await client.files.delete(file_id)
         async with KnowledgeApp(tmp_path, url).open() as second:

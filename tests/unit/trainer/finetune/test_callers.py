@@ -92,3 +92,15 @@ async def test_a_key_that_was_claimed_for_no_job_gets_none_any_more(trainer: Run
     late = await make(client, "voice", "key_2")
     assert (late.status_code, late.json()["error"]["code"]) == (500, "internal_error")
     assert trainer.trainer.jobs.directories.ids() == [made["id"]]
+
+
+async def test_a_gateway_is_told_which_keys_no_run_has_and_none_gets_them_any_more(
+    trainer: Running, client: Client
+) -> None:
+    await make(client, "voice", "key_1")
+    answer = await client.http.post("/internal/keys/unused", json={"keys": ["key_1", "key_2", "key_3"]})
+    assert (answer.status_code, answer.json()) == (200, {"unused": ["key_2", "key_3"]})
+    late = await make(client, "voice", "key_2")
+    assert (late.status_code, late.json()["error"]["code"]) == (500, "internal_error")
+    wrong = await client.http.post("/internal/keys/unused", json={"keys": "key_1"})
+    assert wrong.status_code == 400
