@@ -28,12 +28,13 @@ from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
 from service.error_handlers import RequestIds, add_error_handlers
 from service.files.routes import router as files_router
+from service.fronts.gateway import FrontsApp
 from service.health import health
 from service.http.schema import add_routes
 from service.inference.routes import MODELS, InferenceApp
 from service.openapi import build as build_openapi
 from service.pages import pages
-from service.parts import Parts, build, data_path
+from service.parts import Parts, build, data_path, fronts
 from service.registry.routes import router as registry_router
 from service.storage.retention import Retention
 from service.storage.routes import StorageReport
@@ -93,11 +94,14 @@ def create_app(settings: Settings) -> ASGIApp:
     add_routes(api, revalidation_router)
     api.state.telemetry, api.state.batches = parts.telemetry, batches
     add_routes(api, metrics_router)
-    add_routes(api, health(parts.fleet, parts.sidecar.watch))
+    for_fronts = fronts(parts)
+    add_routes(api, health(parts.fleet, parts.sidecar.watch, None if for_fronts is None else for_fronts.sessions))
     add_routes(api, pages(parts.catalog.base_name, lambda: build_openapi(api, inference.routes, __version__)))
     add_routes(api, console())
     add_error_handlers(api, [*inference.routes, MODELS])
-    app = DataPathFirst(inference, RequestIds(api))
+    app: ASGIApp = DataPathFirst(inference, RequestIds(api))
+    if for_fronts is not None:
+        app = FrontsFirst(for_fronts, app)
     return Cors(app, settings.cors_origins) if settings.cors_origins else app
 
 
@@ -112,6 +116,21 @@ class DataPathFirst:
         """Handle one scope."""
         if self._inference.handles(scope):
             await self._inference(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+
+class FrontsFirst:
+    """Routes fronts' own requests to what serves them; only a gateway that may have fronts has it."""
+
+    def __init__(self, fronts: FrontsApp, rest: ASGIApp) -> None:
+        self._fronts = fronts
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one scope."""
+        if self._fronts.handles(scope):
+            await self._fronts(scope, receive, send)
         else:
             await self._rest(scope, receive, send)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from service import __version__
 from service.engine.watched import EngineState, StateName
 from service.fleet import EngineParts, Fleet
+from service.fronts.sessions import FrontSessions
 from service.http.schema import ApiModel, answers
 from service.training.watch import State as TrainerState
 from service.training.watch import TrainerWatch
@@ -39,6 +40,13 @@ class NamedEngineHealth(EngineHealth):
     fingerprint: str = Field(description="Digest of its base and of its settings that affect the output.")
 
 
+class FrontHealth(ApiModel):
+    """A front that is connected, and since when (Unix seconds)."""
+
+    name: str
+    since: float
+
+
 class TrainerHealth(ApiModel):
     """The trainer's state."""
 
@@ -60,14 +68,18 @@ class Readiness(ApiModel):
         None, description="Where there are several (`HATRACK_ENGINES`): each one's state. One that is ready is enough."
     )
     trainer: TrainerHealth
+    fronts: list[FrontHealth] | None = Field(
+        None, description="Where fronts may connect (`HATRACK_FRONT_KEY`): those that are connected."
+    )
 
 
-def health(fleet: Fleet, trainer: TrainerWatch) -> APIRouter:
+def health(fleet: Fleet, trainer: TrainerWatch, fronts: FrontSessions | None = None) -> APIRouter:
     """Build the routes.
 
     Args:
         fleet: Its engines' states decide readiness.
         trainer: Its state is shown only.
+        fronts: Those that are connected are shown; None: there can be none.
     """
     base = fleet.bases.default
     router = APIRouter(tags=["health"])
@@ -91,6 +103,8 @@ def health(fleet: Fleet, trainer: TrainerWatch) -> APIRouter:
         }
         if fleet.default.label is not None:
             body["engines"] = [_named(each) for each in fleet.parts]
+        if fronts is not None:
+            body["fronts"] = [{"name": front.name, "since": front.since} for front in fronts.connected]
         return JSONResponse(body, 200 if ready else 503, {} if ready else {"retry-after": "5"})
 
     return router

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from adapters.store import Store
 from service.access.limits import KeyLimiter
@@ -15,14 +15,22 @@ from service.batches.service import Batches
 from service.config import GIB, MIB, Settings
 from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
+from service.data_path import make_dispatch
 from service.database import Database
 from service.engine.assemble import engine_version
-from service.engine.remote import RemoteEngine
 from service.files.service import Files
 from service.fleet import EngineParts, Fleet
+from service.fronts.feed import Feed
+from service.fronts.gateway import FrontsApp
+from service.fronts.reports import FrontReports
+from service.fronts.sessions import FrontSessions
+from service.fronts.topology import topology_of
+from service.fronts.wire import PURPOSE as FRONTS
 from service.grounding.assemble import Grounding
 from service.grounding.assemble import assemble as assemble_grounding
 from service.grounding.config import EMBEDDED
+from service.http.signing import Verifier, signing_key
+from service.inference.calls import CacheSalts
 from service.inference.dispatch import Dispatch
 from service.inference.embedding import EmbeddingRequests
 from service.inference.engines import BaseLimits, Dispatches
@@ -55,6 +63,10 @@ from service.usage.engine_time import EngineMeter
 
 if TYPE_CHECKING:
     from service.knowledge.service import Knowledge
+
+
+SALTS: Final = "cache-salts"
+"""What the key of the prefix caches' salts is derived for, which gateway and fronts have in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,29 +179,40 @@ def data_path(parts: Parts) -> tuple[InferenceApp, Batches]:
     return inference, batches
 
 
+def fronts(parts: Parts) -> FrontsApp | None:
+    """What serves the gateway's fronts; None: it has none."""
+    key = parts.settings.front_key
+    if key is None:
+        return None
+    authenticator = parts.keys.authenticator
+    sessions = FrontSessions(authenticator, parts.limiter)
+    feed = Feed(
+        authenticator,
+        parts.catalog,
+        topology_of(parts.settings, parts.fleet, _base_limits(parts), parts.catalog.embedder_name),
+        exhausted=parts.costs.budgets.exhausted,
+        fronts=lambda: len(sessions.connected),
+        salts=parts.keys.derived_secret(SALTS),
+    )
+    reports = FrontReports(
+        parts.database,
+        authenticator,
+        parts.refusals,
+        add_engine_time=parts.costs.budgets.add_engine_time,
+        suspect=parts.registry.report_failure,
+    )
+    return FrontsApp(Verifier(signing_key(key.get_secret_value(), FRONTS)), feed, sessions, reports)
+
+
 def _dispatch(parts: Parts) -> Dispatch | Dispatches:
-    """Each engine's dispatch, and of several the choice among them."""
-    fleet, catalog = parts.fleet, parts.catalog
-
-    def made(each: EngineParts) -> Dispatch:
-        base = each.base.served_name
-        return Dispatch(
-            each.agent.settings,
-            each.watched.client,
-            base,
-            embedder_name=catalog.embedder_name,
-            suspect=lambda digest: parts.registry.report_failure(digest, base),
-            saw_tokens=each.watched.saw_tokens,
-            admission_queue=each.admission.queue,
-            counting=each.admission.counting,
-            engine_clock=each.clock,
-            copies=None if isinstance(each.watched, RemoteEngine) else parts.adapters.copies,  # an agent has its own
-        )
-
-    dispatches = {each.agent.name: made(each) for each in fleet.parts}
-    if len(dispatches) == 1:
-        return dispatches[fleet.default.agent.name]
-    return Dispatches(fleet.bases, dispatches)
+    salts = None if parts.settings.front_key is None else CacheSalts(parts.keys.derived_secret(SALTS))
+    return make_dispatch(
+        parts.fleet,
+        embedder_name=parts.catalog.embedder_name,
+        suspect=parts.registry.report_failure,
+        copies=parts.adapters.copies,
+        salts=salts,
+    )
 
 
 def _base_limits(parts: Parts) -> dict[str, BaseLimits]:

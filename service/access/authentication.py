@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -48,6 +48,7 @@ class Authenticator:
         self._entries: Mapping[bytes, KeyEntry] = {}
         self._by_id: Mapping[str, KeyEntry] = {}
         self._cache: dict[str, KeyEntry] = {}
+        self._listeners: list[Callable[[], None]] = []
         self._admin_entry = KeyEntry(Caller(ADMIN_ID, DEFAULT_PROJECT, frozenset({Scope.ADMIN})))
         self._admin = key_hmac(self._secret, admin_key)
 
@@ -67,10 +68,41 @@ class Authenticator:
         """Replace all keys but the admin key."""
         self._entries, self._cache = entries, {}
         self._by_id = {entry.caller.key_id: entry for entry in entries.values()}
+        self._notify()
 
     def set_admin_key(self, key: str) -> None:
         """Replace the admin key."""
-        self._admin, self._cache = self.hmac(key), {}
+        self.set_admin_hmac(self.hmac(key))
+
+    def set_admin_hmac(self, digest: bytes) -> None:
+        """Replace the admin key by one of which only the HMAC is known."""
+        self._admin, self._cache = digest, {}
+        self._notify()
+
+    # for a front, which has the same keys
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` after each change of the keys; it must be quick and must not raise."""
+        self._listeners.append(listener)
+
+    @property
+    def entries(self) -> Mapping[bytes, KeyEntry]:
+        """All keys but the admin key by their HMACs; the mapping is replaced with each change."""
+        return self._entries
+
+    @property
+    def admin_hmac(self) -> bytes:
+        """The admin key's HMAC."""
+        return self._admin
+
+    @property
+    def secret(self) -> bytes:
+        """The secret of the HMACs."""
+        return self._secret
+
+    def _notify(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """The caller whose key is in ``Authorization: Bearer`` or ``x-api-key``; two keys must be the same.

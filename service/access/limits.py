@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Literal, Protocol
 
 from service.access.buckets import Bucket, Headers, format_duration, limit_headers
@@ -48,8 +48,8 @@ MIN_SWEEP_SIZE: Final = 1024
 class Reservation(Protocol):
     """What one request takes of its key's limits, from its arrival to its end."""
 
-    def charge(self, tokens: int) -> None:
-        """Charge the request's estimated tokens.
+    def charge(self, tokens: int) -> Awaitable[None] | None:
+        """Charge the request's estimated tokens; if it returns something, that must be awaited, and raises the same.
 
         Raises:
             RateLimited: The key has too few tokens left.
@@ -143,8 +143,8 @@ class KeyLimiter:
             QuotaSpent: The day's tokens are spent.
         """
         limits = caller.limits
-        if limits is NO_LIMITS or _unlimited(limits):
-            return _FREE
+        if is_unlimited(limits):
+            return FREE
         now = self._clock()
         # a job's key uses its parent's limits: otherwise every job would multiply them
         key_id = caller.limited_as or caller.key_id
@@ -203,6 +203,20 @@ class KeyLimiter:
         if bucket is not None and used != charged:
             bucket.fill(self._clock())
             bucket.level = min(bucket.level + charged - used, float(bucket.capacity))
+
+    def note_spent(self, caller: Caller, tokens: int) -> None:
+        """Count a request that a front admitted by itself, and its tokens; the key may come into debt by it."""
+        limits = caller.limits
+        if is_unlimited(limits):
+            return
+        now, key_id = self._clock(), caller.limited_as or caller.key_id
+        state = self._states.get(key_id) or self._admit_key(key_id, limits, now)
+        state.adopt(limits, now)
+        if state.requests is not None:
+            state.requests.fill(now)
+            state.requests.level -= 1
+        state.in_flight += 1
+        self.settle(state, 0, tokens)
 
     def headers(self, state: KeyState) -> Headers:
         """OpenAI's current rate-limit headers. Those for tokens show the day's limit if there is none per minute."""
@@ -340,7 +354,7 @@ class UnlimitedReservation:
         """End it."""
 
 
-_FREE: Final = UnlimitedReservation()
+FREE: Final = UnlimitedReservation()
 
 
 def _fitted(bucket: Bucket | None, capacity: int | None, now: float) -> Bucket | None:
@@ -352,8 +366,9 @@ def _fitted(bucket: Bucket | None, capacity: int | None, now: float) -> Bucket |
     return bucket
 
 
-def _unlimited(limits: Limits) -> bool:
-    return (
+def is_unlimited(limits: Limits) -> bool:
+    """Whether nothing is limited."""
+    return limits is NO_LIMITS or (
         limits.requests_per_minute is None
         and limits.tokens_per_minute is None
         and limits.concurrent is None

@@ -22,7 +22,7 @@ import typer
 
 from service import __version__
 from service.cli import terminal
-from service.cli.peers import readiness
+from service.cli.peers import front_gateway, readiness
 from service.cli.run import unusable_data
 from service.cli.terminal import AsJson
 from service.client import CannotConnect, ClientError, HatrackClient
@@ -104,6 +104,8 @@ def _findings() -> Iterator[Finding]:
                 finding = Finding(name, "failed", f"cannot be checked: {error}")
             engine = each.engine_name if isinstance(each, NamedEngineSettings) else None
             yield finding if engine is None else replace(finding, check=f"{name} {engine}")
+    if settings.front_gateway:
+        yield Finding("front", *front_gateway(settings.front_gateway))
 
 
 def _python() -> Finding:
@@ -375,7 +377,8 @@ def gateway(_settings: Settings) -> Finding:
     except ClientError as error:
         advice = "run `hatrack login URL` with a valid key" if error.status == 401 else "see `hatrack status`"
         return Finding("gateway", "failed", error.message, advice)
-    state = f"{client.url} is {report['status']}, the trainer is {report['trainer']['state']}, and it takes the key"
+    trainer = report["trainer"]["state"] if "trainer" in report else "its gateway's"  # at a front
+    state = f"{client.url} is {report['status']}, the trainer is {trainer}, and it takes the key"
     if report["status"] != "ready":
         return Finding("gateway", "warning", state, f"{report['engine']['reason']}; see `hatrack status`")
     return Finding("gateway", "ok", state)

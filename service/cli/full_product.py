@@ -14,6 +14,7 @@ import typer
 from service.cli.agent import agent
 from service.cli.doctor import doctor
 from service.cli.engine import engine
+from service.cli.front import front
 from service.cli.run import down, serve, up
 from service.cli.storage import backup, gc, move_database, move_store, restore
 from service.config import load_settings
@@ -26,6 +27,7 @@ __all__ = [
     "doctor",
     "down",
     "engine",
+    "front",
     "gc",
     "local_base",
     "move_database",

@@ -113,6 +113,13 @@ app.command(
     ),
     context_settings=full_product.CONTEXT,
 )(full_product.agent)
+app.command(
+    epilog=examples(
+        "HATRACK_FRONT_GATEWAY=http://10.0.0.4:8000 hatrack front",
+        "hatrack front --host 0.0.0.0 --port 8010",
+    ),
+    context_settings=full_product.CONTEXT,
+)(full_product.front)
 app.command(epilog=examples("hatrack down", "hatrack down --keep-engine"), context_settings=full_product.CONTEXT)(
     full_product.down
 )

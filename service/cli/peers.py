@@ -1,9 +1,9 @@
-"""What an agent says of itself to anyone who asks, for `doctor`."""
+"""What agents and gateways say of themselves to anyone who asks, for `doctor`."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import aiohttp
 
@@ -36,3 +36,16 @@ async def _get(address: str) -> Any:
         http.get(f"{url}/readyz") as answer,
     ):
         return await answer.json()
+
+
+def front_gateway(address: str) -> tuple[Literal["ok", "warning", "failed"], str, str]:
+    """Whether the gateway of a front can be reached and may have fronts: the result, what was found, what to do."""
+    try:
+        told = readiness(address)
+    except OSError as error:
+        return "failed", str(error), "start the gateway, or correct HATRACK_FRONT_GATEWAY"
+    if not isinstance(told.get("fronts"), list):
+        advice = "set HATRACK_FRONT_KEY on the gateway, the same as on its fronts, and restart it"
+        return "failed", f"the gateway at {address} has no fronts", advice
+    found = f"the gateway at {address} is {told['status']} and has {len(told['fronts'])} fronts"
+    return ("ok" if told["status"] == "ready" else "warning"), found, ""

@@ -57,6 +57,7 @@ def _print_status(url: str, report: Readiness, models: list[Model], adapters: li
     elif only := report.get("engine"):
         reason = only.get("reason")
         rows.append(("engine", f"{only.get('state', '-')}{f'  ({reason})' if reason else ''}"))
+    rows += [("front", f"{each['name']}  connected") for each in report.get("fronts") or ()]
     trainer = (report.get("trainer") or {}).get("state")
     if trainer:
         rows.append(("trainer", f"{trainer}{TRAINER_HINTS.get(trainer, '')}"))

@@ -237,7 +237,7 @@ class Settings(
         ),
     )
 
-    @field_validator("engine_url", "engine_agent", "trainer_url")
+    @field_validator("engine_url", "engine_agent", "front_gateway", "trainer_url")
     @classmethod
     def _address(cls, value: str) -> str:
         parts = urlsplit(value)

@@ -1,4 +1,4 @@
-"""The settings of processes beside the gateway, a part of ``service.config.Settings``: agents."""
+"""The settings of processes beside the gateway, a part of ``service.config.Settings``: agents and fronts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,34 @@ MIN_SECRET_CHARS = 16
 
 
 class ClusterSettings(BaseSettings):
-    """How the gateway and its engines' agents find and trust each other."""
+    """How the gateway, its engines' agents and its fronts find and trust each other."""
 
     agent_key: SecretStr | None = Field(
         None,
         min_length=MIN_SECRET_CHARS,
-        description="Shared secret of `hatrack agent` and its gateways (`deploy/AGENTS.md`), at least 16 characters.",
+        description="Shared secret of `hatrack agent` and those who use its engine (`deploy/AGENTS.md`), at least 16 "
+        "characters.",
     )
     agent_timeout_s: float = Field(
         10,
         gt=0,
         description="Silence after which an agent counts as down, s: what waits for it ends or goes to another one.",
+    )
+    front_gateway: str = Field(
+        "",
+        description="For `hatrack front`: the gateway that it answers for, `http://host:port` (`deploy/FRONTS.md`).",
+    )
+    front_key: SecretStr | None = Field(
+        None,
+        min_length=MIN_SECRET_CHARS,
+        description="Shared secret of the gateway and its fronts, at least 16 characters. Unset: the gateway has no "
+        "fronts.",
+    )
+    front_max_age_s: float = Field(
+        60,
+        gt=0,
+        description="How long a front goes on answering without hearing from the gateway, s; then 503. A key that is "
+        "revoked meanwhile is valid there for as long.",
     )
 
 

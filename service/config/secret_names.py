@@ -11,6 +11,7 @@ SECRETS: Final = frozenset(
         "HATRACK_DATABASE_URL",
         "HATRACK_ENGINE_KEY",
         "HATRACK_EMBEDDINGS_KEY",
+        "HATRACK_FRONT_KEY",
         "HATRACK_GROUNDING_SECRET",
         "HATRACK_HUB_TOKEN",
         "HATRACK_METRICS_KEY",

@@ -72,9 +72,12 @@ class BudgetService:
     def __call__(self, record: Record) -> None:
         """Count a finished request, as an ``Account``."""
         if record.caller is not None and record.engine_s:
-            self._begin_month()
-            project = record.caller.project
-            self._engine_s[project] = self._engine_s.get(project, 0.0) + record.engine_s
+            self.add_engine_time(record.caller.project, record.engine_s)
+
+    def add_engine_time(self, project: str, seconds: float) -> None:
+        """Count a project's share of the engine's time, s."""
+        self._begin_month()
+        self._engine_s[project] = self._engine_s.get(project, 0.0) + seconds
 
     def check(self, caller: Caller) -> None:
         """Refuse a request if the project's budget is spent. Runs that are under way go on.
@@ -84,6 +87,16 @@ class BudgetService:
         """
         if not caller.background:
             self._check(caller.project)
+
+    def exhausted(self) -> dict[str, QuotaSpent]:
+        """What requests of each project whose budget is spent are refused with."""
+        refusals = {}
+        for project in self._monthly:
+            try:
+                self._check(project)
+            except QuotaSpent as error:
+                refusals[project] = error
+        return refusals
 
     async def check_run(self, project: str) -> None:
         """Refuse a new run if the project's budget is spent, by what the trainer says now.

@@ -35,10 +35,14 @@ class Call:
 
 class CacheSalts:
     """A secret salt for each project's prefix cache, the same while the gateway runs: with one cache for all, response
-    times would reveal other projects' prompts."""
+    times would reveal other projects' prompts.
 
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
+    Args:
+        key: What they are derived from, so that several processes have the same; None: a random one.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key or secrets.token_bytes(32)
         self._salts: dict[str, str] = {}
 
     def of(self, project: str) -> str:

@@ -68,6 +68,7 @@ class Dispatch:
         counting: Fair admission to the engine's tokenizer, for routes that run no model; None: no limit.
         engine_clock: Measures each request's share of the engine's time; None: one of its own.
         copies: The local copies of adapters' files, which the engine reads; None: they are all there.
+        salts: Of the projects' prefix caches; None: of its own.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Dispatch:
         counting: Queue | None = None,
         engine_clock: EngineTime | None = None,
         copies: Copies | None = None,
+        salts: CacheSalts | None = None,
     ) -> None:
         self._copies = copies
         self._calls = EngineCalls(engine, saw_tokens, settings.request_timeout_s)
@@ -94,7 +96,7 @@ class Dispatch:
         self._counting = counting
         self._engine_clock = engine_clock or EngineClock()
         self._queue_timeout_s = settings.queue_timeout_s
-        self._salts = CacheSalts()
+        self._salts = salts or CacheSalts()
 
     def is_cold(self, route: Route, target: Target) -> bool:
         """Whether the engine needs files that ``bring`` must fetch first."""

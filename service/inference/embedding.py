@@ -107,7 +107,8 @@ class EmbeddingRequests:
         size = sum(len(text.encode()) for text in texts)
         record.estimate = record.prompt = max(len(texts), size // BYTES_PER_TOKEN)
         if reservation is not None:
-            reservation.charge(record.estimate)
+            if (charged := reservation.charge(record.estimate)) is not None:
+                await charged
             exchange.add_headers(reservation.headers())
         async with exchange.cancel_on_disconnect(self._timeout_s):
             permit = await self._enter(caller, record)

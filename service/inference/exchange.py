@@ -145,6 +145,11 @@ class Exchange:
             ],
         )
 
+    async def start_foreign(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Begin an answer that another process made, with its headers and none of ours."""
+        self.started, self.status = True, status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self._extra_headers})

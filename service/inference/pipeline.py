@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
-from service.access.limits import KeyLimiter, Reservation
+from service.access.limits import Reservation
 from service.admission.estimate import BYTES_PER_TOKEN, estimate
 from service.config import MIB, Settings
 from service.errors import HatrackError, Unavailable, to_hatrack_error
@@ -36,6 +36,26 @@ from service.telemetry.traces import Traces
 OVERLOAD_RETRY_S = 1
 
 
+class Limiter(Protocol):
+    """Holds keys to their limits; ``service.access.limits.KeyLimiter`` is the gateway's."""
+
+    def enter(self, caller: Caller) -> Reservation:
+        """Count a request on arrival. Raises RateLimited."""
+
+
+class Elsewhere(Protocol):
+    """Another process that answers some requests, to which they are passed as they came."""
+
+    def serves(self, target: Target) -> bool:
+        """Whether it answers whatever is asked of a target."""
+
+    def answers(self, target: Target, body: dict[str, Any], options: RetrievalOptions | None) -> bool:
+        """Whether it answers this request, whose fields are checked."""
+
+    async def forward(self, exchange: Exchange, raw: bytes) -> None:
+        """Have it answered. Raises Unavailable if the other process cannot be reached."""
+
+
 class Pipeline:
     """Runs inference requests.
 
@@ -50,6 +70,7 @@ class Pipeline:
         limits: What other bases than the default demand, by their served names.
         check_budget: Refuses requests of projects whose budget is spent.
         embeddings: Answers requests to the embedder; None: there is none.
+        elsewhere: Takes what another process answers; None: nothing.
     """
 
     def __init__(
@@ -60,7 +81,7 @@ class Pipeline:
         dispatch: Dispatch | Dispatches,
         *,
         account: Account | None = None,
-        limiter: KeyLimiter | None = None,
+        limiter: Limiter | None = None,
         tracer: Traces | None = None,
         hook: Hook | None = None,
         prompt_limit: PromptLimit | None = None,
@@ -68,6 +89,7 @@ class Pipeline:
         limits: Mapping[str, BaseLimits] = MappingProxyType({}),
         check_budget: Callable[[Caller], None] = lambda caller: None,
         embeddings: EmbeddingRequests | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
@@ -84,6 +106,7 @@ class Pipeline:
         self._hook = hook
         self._check_budget = check_budget
         self._embeddings = embeddings
+        self._elsewhere = elsewhere
         self.in_flight = 0
 
     async def infer(self, route: Route, exchange: Exchange, caller: Caller | None = None) -> None:
@@ -106,16 +129,23 @@ class Pipeline:
             raw = await exchange.read_json_body(self._max_body)
             body = parse_body(raw)
             target = record.target = resolve(self.catalog, caller, body, exchange.headers)
+            if self._elsewhere is not None and self._elsewhere.serves(target):
+                await self._forward(self._elsewhere, exchange, record, raw)
+                return
             if target.embeds and self._embeddings is not None:  # it has a process, fields and a queue of its own
                 with self._admitted():
                     await self._embeddings.answer(exchange, caller, target, record, body, reservation, began)
                 return
             options = self._check_fields(route, caller, target, body, len(raw))
             record.stream = bool(body.get("stream"))
+            if self._elsewhere is not None and self._elsewhere.answers(target, body, options):
+                await self._forward(self._elsewhere, exchange, record, raw)
+                return
             shown = self._estimate(record, route, target, body, len(raw))
             exchange.name_adapter(None if target.adapter is None else target.name, target.digest)
             if reservation is not None:
-                reservation.charge(record.estimate)
+                if (charged := reservation.charge(record.estimate)) is not None:
+                    await charged
                 if options is None:
                     exchange.add_headers(reservation.headers())
             with self._admitted():
@@ -141,7 +171,7 @@ class Pipeline:
         except Exception as error:
             await self._fail(exchange, record, to_hatrack_error(error, exchange.request_id))
         finally:
-            if reservation is not None:
+            if reservation is not None and not record.forwarded:
                 reservation.close(record.tokens)
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
@@ -208,8 +238,14 @@ class Pipeline:
         record.estimate += grounded.tokens
         record.prompt += grounded.tokens
         if reservation is not None:
-            reservation.charge(grounded.tokens)
+            if (charged := reservation.charge(grounded.tokens)) is not None:
+                await charged
             exchange.add_headers(reservation.headers())
+
+    async def _forward(self, elsewhere: Elsewhere, exchange: Exchange, record: Record, raw: bytes) -> None:
+        record.forwarded = True
+        async with exchange.cancel_on_disconnect(self._timeout_s):
+            await elsewhere.forward(exchange, raw)
 
     async def _render(self, exchange: Exchange, target: Target, record: Record, body: dict[str, Any]) -> None:
         """Answer with the finished request; the key is charged for its prompt, by the estimate."""

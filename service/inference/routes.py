@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 import orjson
 
 from service.access.caller import Caller
-from service.access.refusals import Refusals
 from service.config import Settings
 from service.errors import MethodNotAllowed, no_such_route, to_hatrack_error
 from service.grounding.injectors import CHAT_INJECTOR, MESSAGES_INJECTOR, RESPONSES_INJECTOR
@@ -90,6 +90,15 @@ def build_routes(settings: Settings) -> dict[str, Route]:
     }
 
 
+class RefusalNotes(Protocol):
+    """Counts requests that are refused access; ``service.access.refusals.Refusals`` does."""
+
+    def note(
+        self, status: int, code: str | None, caller: Caller | None, peer: str, path: str, request_id: str | None = None
+    ) -> None:
+        """Count a request answered with ``status``, if that refuses access."""
+
+
 class InferenceApp:
     """Serves the inference routes and `/v1/models`; the composition root sends it the scopes that it `handles`.
 
@@ -99,7 +108,7 @@ class InferenceApp:
         refusals: Told of requests for the models that are refused access; None: nobody is.
     """
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, refusals: Refusals | None = None) -> None:
+    def __init__(self, settings: Settings, pipeline: Pipeline, refusals: RefusalNotes | None = None) -> None:
         self.routes = build_routes(settings)
         self.pipeline = pipeline
         self._authenticator = pipeline.authenticator

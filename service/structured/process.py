@@ -226,8 +226,7 @@ class TrialProcess:
             self._process.stdin.write(orjson.dumps(message) + b"\n")
 
     async def _end(self) -> None:
-        process, self._process = self._process, None
-        reading, self._reading = self._reading, None
+        process, reading = self._process, self._reading
         if process is not None:
             if process.stdin is not None:
                 process.stdin.close()
@@ -238,6 +237,7 @@ class TrialProcess:
                 with suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+        self._process = self._reading = None  # only now: whoever is cancelled before leaves it to the next to end it
         if reading is not None:
             await asyncio.gather(reading, return_exceptions=True)
 

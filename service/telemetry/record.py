@@ -59,6 +59,8 @@ class Record:
     """The result of retrieval; None if the request was not grounded."""
     peer: str = ""
     """The client's address."""
+    forwarded: bool = False
+    """A front has passed it to its gateway, which counts it."""
 
     @property
     def tokens(self) -> int | None:

@@ -20,26 +20,17 @@ from prometheus_client.metrics_core import Metric as Family
 from service.database import Database
 from service.errors import HatrackError
 from service.telemetry import metrics
-from service.telemetry.record import Record
 from service.usage import engine_time
 from service.usage import records as usage_records
+from service.usage.counter import MAX_ROWS, UsageCounter
 from service.usage.engine_time import EngineMeter, EngineSeconds
-from service.usage.records import RowKey, UsageCounts
 
-HOUR_S: Final = 3600
 DAY_S: Final = 86_400
-MAX_ROWS: Final = 100_000
-"""Maximum number of rows kept in memory while the database cannot be written; about 40 MB."""
-ERRORS: Final = frozenset({"refused", "failed", "cut"})
-"""Outcomes that count as errors; a client's disconnect does not."""
 _LOG = logging.getLogger("hatrack.usage")
 
 
-class UsageAccount:
-    """The ``Account`` that counts by hour (UTC), project, key and adapter's version, and writes to the database.
-
-    A request whose key is not known is nobody's usage. One whose model stands for nothing counts under no adapter, so
-    that invented names make no rows. Counted are the engine's tokens, or, for a stream that was cut, its events.
+class UsageAccount(UsageCounter):
+    """Writes what it counts to the database.
 
     Args:
         flush_s: Seconds between two writes.
@@ -59,13 +50,10 @@ class UsageAccount:
         max_rows: int = MAX_ROWS,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(max_rows=max_rows, wall=wall)
         self._database = database
         self._flush_s = flush_s
         self._meter = meter
-        self._max_rows = max_rows
-        self._wall = wall
-        self._rows: dict[RowKey, UsageCounts] = {}
-        self._crowded_hour: int | None = None
         self._writing = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
@@ -73,46 +61,6 @@ class UsageAccount:
         self.requests_written = 0
         self.flushes = 0
         self.failed_flushes = 0
-
-    @property
-    def pending_rows(self) -> int:
-        """Number of rows not written yet."""
-        return len(self._rows)
-
-    def __call__(self, record: Record) -> None:
-        """Count a finished request."""
-        caller, target, used = record.caller, record.target, record.usage
-        if caller is None:
-            return
-        now = int(self._wall())
-        adapter, version = "", 0
-        if target is not None:
-            adapter, version = target.adapter or target.label, target.version or 0
-        counts = self._row((now - now % HOUR_S, caller.project, caller.key_id, adapter, version))
-        counts.requests += 1
-        if record.outcome in ERRORS:
-            counts.errors += 1
-        if used is not None:
-            counts.prompt_tokens += used.prompt_tokens
-            counts.completion_tokens += used.completion_tokens
-            counts.cached_tokens += used.cached_tokens
-        counts.charged_tokens += record.tokens or 0
-        counts.engine_s += record.engine_s
-
-    def _row(self, key: RowKey) -> UsageCounts:
-        counts = self._rows.get(key)
-        if counts is None:
-            if len(self._rows) >= self._max_rows:
-                return self._crowded(key)
-            counts = self._rows[key] = UsageCounts()
-        return counts
-
-    def _crowded(self, key: RowKey) -> UsageCounts:
-        """Beyond the bound, one row per key: its totals stay right, but hours and adapters are merged."""
-        hour, project, key_id, _, _ = key
-        if self._crowded_hour is None:
-            self._crowded_hour = hour
-        return self._rows.setdefault((self._crowded_hour, project, key_id, "", 0), UsageCounts())
 
     # writing
 
@@ -156,7 +104,7 @@ class UsageAccount:
             hours = self._engine_hours(whole)
             if not self._rows and not hours:
                 return
-            rows, self._rows = self._rows, {}
+            rows = self.take_rows()
 
             def add(db: sa.Connection) -> None:
                 usage_records.add(db, rows)
@@ -166,13 +114,13 @@ class UsageAccount:
                 await self._database.run(add)
             except BaseException:
                 self.failed_flushes += 1
-                self._keep(rows)
+                self.put_back(rows)
                 if self._meter is not None:
                     self._meter.put_back(hours)
                 raise
             if not rows:
                 return
-            self._crowded_hour = None
+            self.written()
             self.flushes += 1
             self.rows_written += len(rows)
             self.requests_written += sum(counts.requests for counts in rows.values())
@@ -183,11 +131,6 @@ class UsageAccount:
             return {}
         self._meter.read()
         return self._meter.take() if whole or self._rows or self._meter.due else {}
-
-    def _keep(self, rows: dict[RowKey, UsageCounts]) -> None:
-        fresh, self._rows = self._rows, rows
-        for key, counts in fresh.items():
-            self._row(key).add(counts)
 
     async def _tick(self) -> None:
         failing = False

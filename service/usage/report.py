@@ -17,7 +17,8 @@ from service.access.caller import Caller, Scope
 from service.database import Database
 from service.errors import BadRequest
 from service.usage import records as usage_records
-from service.usage.account import DAY_S, HOUR_S, UsageAccount
+from service.usage.account import DAY_S, UsageAccount
+from service.usage.counter import HOUR_S
 from service.usage.records import DIMENSIONS, SHOWN, Dimension, Selection
 
 MAX_RANGE_S: Final = 366 * DAY_S

@@ -111,6 +111,13 @@ class NamedEngineHealth(EngineHealth):
     fingerprint: str
 
 
+class FrontHealth(TypedDict):
+    """A front that is connected to the gateway, and since when (Unix seconds)."""
+
+    name: str
+    since: float
+
+
 class Readiness(TypedDict):
     """Whether the gateway answers requests, and the state of its engine and trainer."""
 
@@ -122,6 +129,8 @@ class Readiness(TypedDict):
     engines: NotRequired[list[NamedEngineHealth] | None]
     """Where there are several: each one's state. One that is ready is enough."""
     trainer: TrainerHealth
+    fronts: NotRequired[list[FrontHealth] | None]
+    """Where fronts may connect: those that are connected."""
 
 
 class Health(TypedDict):

@@ -58,10 +58,10 @@ def test_systemd_accepts_them(tmp_path: Path) -> None:
     done = subprocess.run([analyze, "verify", *map(str, paths)], capture_output=True, text=True, check=False)
     ours = [line for line in done.stderr.splitlines() if "hatrack" in line]
     assert (done.returncode, ours) == (0, [])
-    assert len(paths) == 3
+    assert len(paths) == 4
 
 
-@pytest.mark.parametrize("unit", ["hatrack", "hatrack-engine", "hatrack-agent"])
+@pytest.mark.parametrize("unit", ["hatrack", "hatrack-engine", "hatrack-agent", "hatrack-front"])
 def test_what_they_run_and_set_exists(unit: str) -> None:
     path, name, *options = command(unit)
     assert path == INSTALLED

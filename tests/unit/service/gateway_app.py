@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from service.agent.process import AgentProcess, agent_settings
-from service.app import DataPathFirst, create_app
+from service.app import DataPathFirst, FrontsFirst, create_app
 from service.config import Settings
 from service.cors import Cors
 from service.engine.assemble import describe_base
@@ -104,7 +104,8 @@ class GatewayApp:
 
     @property
     def _data_path_first(self) -> DataPathFirst:
-        return cast(DataPathFirst, self.app.app if isinstance(self.app, Cors) else self.app)
+        app = self.app.app if isinstance(self.app, Cors) else self.app
+        return cast(DataPathFirst, app._rest if isinstance(app, FrontsFirst) else app)
 
     @property
     def _inference(self) -> InferenceApp:
@@ -152,7 +153,7 @@ async def running(
         own = {"home": home, "base_model": str(base_dir), "base_name": BASE, "admin_key": ADMIN_KEY, **given}
         engine_url = {"engine_url": f"unix:{home / 'e.sock'}"}
         if through_agent:
-            own |= {"engine_agent": f"unix:{home / 'a.sock'}", "agent_key": AGENT_KEY}
+            own = {"agent_key": AGENT_KEY, **own, "engine_agent": f"unix:{home / 'a.sock'}"}
         settings = Settings(trainer_url=f"unix:{home / 't.sock'}", **own, **({} if through_agent else engine_url))
         engine, trainer = make_engine(engine_report(settings)), StandIn(answer=_empty_trainer)
         async with AsyncExitStack() as stack:
@@ -162,7 +163,7 @@ async def running(
                 agent = Settings(**own | engine_url | {"engine_agent": ""})
                 await stack.enter_async_context(agent_on(agent, home / "a.sock"))
             gateway = GatewayApp(create_app(settings), settings, engine, trainer)
-            async with _lifespan(gateway.app):
+            async with lifespan(gateway.app):
                 transport = httpx.ASGITransport(app=gateway.app)
                 headers = {"authorization": f"Bearer {ADMIN_KEY}"}
                 hooks = {"response": [gateway.hold_to_the_document]}
@@ -232,7 +233,7 @@ def engine_report(settings: Settings) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _lifespan(app: ASGIApp) -> AsyncIterator[None]:
+async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
     """Start and stop an app as a server does."""
     received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     sent: asyncio.Queue[Any] = asyncio.Queue()

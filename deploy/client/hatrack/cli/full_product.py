@@ -33,6 +33,11 @@ def agent(context: typer.Context) -> None:
     _refuse(context)
 
 
+def front(context: typer.Context) -> None:
+    """Full product only: answer inference for a gateway."""
+    _refuse(context)
+
+
 def down(context: typer.Context) -> None:
     """Full product only: stop the gateway."""
     _refuse(context)

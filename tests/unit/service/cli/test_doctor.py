@@ -18,11 +18,13 @@ from typer.testing import CliRunner
 from adapters.tensorfile import read_header
 from service.cli import doctor, terminal
 from service.cli.main import app
+from service.cli.peers import front_gateway
 from service.objects.client import ObjectStore
 from service.objects.owner import claim
 from tests.support.adapters import make_base
 from tests.support.postgresql import TestServer
 from tests.unit.service.agent.support import site, until
+from tests.unit.service.fronts.support import cluster
 from tests.unit.service.wire import KEY, running
 
 
@@ -251,3 +253,16 @@ async def test_it_looks_at_the_agent(home: Path, tmp_path: Path, monkeypatch: py
         _, found = await asyncio.to_thread(examined)
         assert found["engine"]["result"] == "ok"
         assert found["engine"]["found"].startswith("ready, for tiny, with 0 sessions")
+
+
+async def test_it_looks_at_the_gateway_of_a_front(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_dir = Path(os.environ["HATRACK_BASE_MODEL"])
+    socket_path = tmp_path / "home" / "g.sock"
+    monkeypatch.setenv("HATRACK_FRONT_GATEWAY", f"unix:{socket_path}")
+    assert (await asyncio.to_thread(front_gateway, f"unix:{socket_path}"))[0] == "failed"
+    monkeypatch.delenv("HATRACK_FRONT_GATEWAY")
+    async with cluster(tmp_path / "home", base_dir):
+        monkeypatch.setenv("HATRACK_FRONT_GATEWAY", f"unix:{socket_path}")
+        _, found = await asyncio.to_thread(examined)
+        assert found["front"]["result"] == "ok"
+        assert found["front"]["found"].endswith("is ready and has 0 fronts")

@@ -379,3 +379,17 @@ async def test_what_the_engine_forgets_is_tried_again(monkeypatch: pytest.Monkey
     for pattern in ("a", "b", "a"):
         await passes(outputs, regex(pattern))
     assert counting.asked == ["a", "b", "a"]
+
+
+async def test_a_process_that_fails_while_it_is_closed_is_ended(tmp_path: Path) -> None:
+    def ours() -> set[int]:
+        return {child.pid for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE}
+
+    before = ours()
+    broken = TrialProcess(tmp_path, cpu_s=2.0)
+    starting = asyncio.ensure_future(broken.start())
+    while not broken._failure:  # noqa: ASYNC110 (it has no event for it)
+        await asyncio.sleep(0)
+    await broken.close()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert ours() <= before

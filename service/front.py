@@ -1,0 +1,283 @@
+"""A front's app: it answers inference for a gateway, and passes everything else on to it.
+
+It holds no database and no checkpoint. What it must know it is told (``service.fronts.follower``), what it uses of
+limits it asks for (``limiter``), what was used it reports (``reporter``); engines it reaches through their agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from service import __version__
+from service.access.authentication import Authenticator
+from service.config import Settings
+from service.data_path import make_dispatch
+from service.engine.assemble import engine_version
+from service.error_handlers import RequestIds, add_error_handlers
+from service.errors import HatrackError, SettingsError
+from service.fleet import Fleet
+from service.fronts.follower import Follower, Secrets, View
+from service.fronts.forward import Forwarder
+from service.fronts.limiter import FrontLimiter
+from service.fronts.link import GatewayLink
+from service.fronts.reporter import Reporter
+from service.fronts.topology import Topology, front_fleet, limits_of
+from service.inference.calls import CacheSalts
+from service.inference.exchange import Exchange
+from service.inference.pipeline import Pipeline
+from service.inference.routes import MODELS, InferenceApp
+from service.registry.catalog import Catalog
+from service.telemetry.admission import AdmissionSource, ResidencySource
+from service.telemetry.engine import EngineSource
+from service.telemetry.exposition import Labelled
+from service.telemetry.record import Accounts, LogAccount
+from service.telemetry.routes import router as metrics_router
+from service.telemetry.telemetry import Telemetry
+
+DRAIN_S: Final = 60.0
+"""How long requests may go on in engines that the gateway no longer has, s."""
+_LOG: Final = logging.getLogger("hatrack.front")
+
+
+def create_front(settings: Settings) -> Front:
+    """Build a front. Nothing runs before its lifespan starts.
+
+    Raises:
+        SettingsError: It is not told its gateway, or lacks a secret.
+    """
+    for field, purpose in (
+        ("front_gateway", "the address of the gateway, `http://host:port`"),
+        ("front_key", "the secret that it shares with the gateway, which must have it, too"),
+        ("agent_key", "the secret of the engines' agents"),
+    ):
+        if not getattr(settings, field):
+            raise SettingsError(f"HATRACK_{field.upper()} must be set for a front: {purpose} (deploy/FRONTS.md)")
+    return Front(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """The data path of one topology; without engines in reach there is none."""
+
+    inference: InferenceApp | None
+    fleet: Fleet | None
+    telemetry: Telemetry
+    forwarder: Forwarder
+    view: View
+
+
+class Front:
+    """The ASGI app."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.front_key is not None  # noqa: S101  `create_front` has checked it
+        self._settings = settings
+        name = f"{socket.gethostname()}:{settings.port}"
+        self.link = GatewayLink(settings.front_gateway, settings.front_key.get_secret_value(), name)
+        self.follower = Follower(self.link, settings.front_max_age_s, self._make)
+        self.limiter = FrontLimiter(self.link, lambda: self.follower.fronts)
+        self.reporter = Reporter(self.link)
+        self._forwarder = Forwarder(settings.front_gateway)
+        self._path: _Path | None = None
+        self._stack = AsyncExitStack()
+        self._retired: set[asyncio.Task[None]] = set()
+        self._api = self._make_api()
+        self._own = RequestIds(self._api)
+
+    # the app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one scope."""
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OWN_PATHS):
+            await self._own(scope, receive, send)
+            return
+        path = self._path
+        inference = None if path is None else path.inference
+        if inference is None or not inference.handles(scope) or scope["method"] == "OPTIONS":
+            await self._forwarder(scope, receive, send)
+        elif not self.follower.fresh and scope["path"].startswith(MODELS):
+            await self._refuse(scope, receive, send)
+        else:
+            await inference(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        try:
+            self.follower.require_fresh()
+        except HatrackError as error:
+            await exchange.fail(error)
+
+    def _make_api(self) -> FastAPI:
+        """Health and metrics, which are the front's own."""
+        api = FastAPI(title="Hatrack front", version=__version__, lifespan=self._lifespan, openapi_url=None)
+
+        @api.get("/healthz")
+        async def healthz() -> dict[str, str]:
+            return {"status": "ok", "version": __version__}
+
+        @api.get("/readyz")
+        async def readyz() -> JSONResponse:
+            ready, shown = self.readiness()
+            return JSONResponse(shown, 200 if ready else 503, {} if ready else {"retry-after": "5"})
+
+        api.include_router(metrics_router)
+        add_error_handlers(api)
+        api.state.authenticator = Authenticator("", None)  # until the gateway has told its keys, nobody has one
+        return api
+
+    def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Whether requests are answered, and what `/readyz` shows."""
+        path, follower = self._path, self.follower
+        fleet = None if path is None else path.fleet
+        ready = follower.fresh and (fleet is None or fleet.ready)
+        state = None if fleet is None else fleet.state
+        reason = follower.trouble if not follower.fresh else None if state is None else state.reason
+        shown: dict[str, Any] = {
+            "status": "ready" if ready else "down",
+            "front_of": self._settings.front_gateway,
+            "gateway": {"state": "heard" if follower.trouble is None else "away", "reason": follower.trouble},
+            "version": follower.version,
+            "engine": {
+                "state": "ready" if ready else "down",
+                "reason": reason or "the gateway answers for all",
+            },
+            "unreported_rows": self.reporter.pending_rows,
+        }
+        if fleet is not None:
+            shown["engines"] = [
+                {"name": each.agent.name, "base": each.base.served_name, "state": each.watched.state.name,
+                 "reason": each.watched.state.reason}
+                for each in fleet.parts
+            ]  # fmt: skip
+        return ready, shown
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        async with self._stack as stack:
+            stack.push_async_callback(self.link.close)
+            stack.push_async_callback(self._forwarder.close)
+            stack.push_async_callback(self._close_path)
+            stack.push_async_callback(self.reporter.close)
+            tasks = [
+                asyncio.create_task(work(), name=name)
+                for work, name in (
+                    (self.reporter.run, "front-report"),
+                    (self.limiter.run, "front-limits"),
+                    (self.follower.run, "front-feed"),
+                )
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    # the data path of what the gateway tells
+
+    async def _make(self, topology: Topology, secrets: Secrets) -> View:
+        """Make the data path for a topology, and let the former one's requests end."""
+        old = self._path
+        path = self._build(topology, secrets)
+        await self._start(path)
+        self._path = path
+        self._api.state.authenticator, self._api.state.telemetry = path.view.authenticator, path.telemetry
+        if old is not None:
+            _LOG.warning("the gateway's engines or bases have changed")
+            retiring = asyncio.create_task(self._retire(old), name="front-retire")
+            self._retired.add(retiring)
+            retiring.add_done_callback(self._retired.discard)
+        gc.collect()
+        gc.freeze()
+        return path.view
+
+    def _build(self, topology: Topology, secrets: Secrets) -> _Path:
+        default, *others = topology.bases
+        catalog = Catalog(
+            default.name, default.created_at, topology.embedder, {base.name: base.created_at for base in others}
+        )
+        view = View(Authenticator("", secrets.keys), catalog)
+        settings = self._settings.model_copy(update={**topology.policy, "base_name": default.name})
+        telemetry = Telemetry(settings, catalog, engine_version())
+        forwarder = Forwarder(self._settings.front_gateway, [base.name for base in topology.local_bases])
+        fleet = front_fleet(self._settings, topology)
+        if fleet is None:
+            return _Path(None, None, telemetry, forwarder, view)
+        limits = limits_of(topology)
+        pipeline = Pipeline(
+            settings,
+            view.authenticator,
+            catalog,
+            make_dispatch(
+                fleet, embedder_name=topology.embedder, suspect=self.reporter.suspect, salts=CacheSalts(secrets.salts)
+            ),
+            account=Accounts(LogAccount(), self.reporter, *telemetry.accounts),
+            limiter=self.limiter,
+            tracer=telemetry.tracer,
+            prompt_limit=limits[default.name].prompt_limit,
+            limits=limits,
+            check_budget=self.follower.check,
+            elsewhere=forwarder,
+        )
+        telemetry.in_flight = lambda: pipeline.in_flight
+        widest = max((base.settings for base in fleet.bases), key=lambda each: each.context or sys.maxsize)
+        inference = InferenceApp(widest, pipeline, self.reporter)
+        _watch(telemetry, fleet, settings)
+        return _Path(inference, fleet, telemetry, forwarder, view)
+
+    async def _start(self, path: _Path) -> None:
+        if path.fleet is not None:
+            await path.fleet.start()
+
+    async def _retire(self, path: _Path) -> None:
+        if path.inference is not None:
+            async with asyncio.timeout(DRAIN_S):
+                while path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
+                    await asyncio.sleep(0.5)
+        await _close(path)
+
+    async def _close_path(self) -> None:
+        for task in self._retired:
+            task.cancel()
+        await asyncio.gather(*self._retired, return_exceptions=True)
+        if self._path is not None:
+            await _close(self._path)
+
+
+OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+async def _close(path: _Path) -> None:
+    if path.fleet is not None:
+        await path.fleet.stop()
+    await path.forwarder.close()
+
+
+def _watch(telemetry: Telemetry, fleet: Fleet, settings: Settings) -> None:
+    """Show the engines, as all of their users see them."""
+    account = telemetry.account
+    engines = {
+        each.agent.name: (
+            EngineSource(
+                each.watched, each.watched.client, slots=each.watched.config.slots,
+                resident_limit=each.watched.config.resident,
+            ),
+            AdmissionSource(each.admission.queue, settings.queue_size, account),
+            ResidencySource(each.admission.residency, account),
+        )
+        for each in fleet.parts
+    }  # fmt: skip
+    for number in range(3):
+        telemetry.watch(Labelled("engine", {name: sources[number] for name, sources in engines.items()}))

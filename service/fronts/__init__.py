@@ -1,0 +1,1 @@
+"""Fronts: processes that answer inference for a gateway, which stays the only writer (`hatrack front`)."""

@@ -1,0 +1,190 @@
+"""A front's side of keys' limits: the gateway is asked for each request of a limited key, in batches.
+
+So a limit holds over all fronts together. While the gateway is away, the front admits by itself, to its share of each
+limit, and tells the gateway afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from service.access.buckets import Headers
+from service.access.caller import Caller, Limits
+from service.access.limits import FREE, KeyLimiter, Reservation, is_unlimited
+from service.fronts.link import GatewayAway, GatewayLink
+from service.fronts.wire import LIMITS_PATH, Operation
+from service.http.peer_errors import load_error
+
+ASK_S: Final = 2.0
+"""How long the gateway may take to answer, s; then it counts as away."""
+AWAY_S: Final = 1.0
+"""For how long it is not asked again, s."""
+MAX_UNTOLD: Final = 100_000
+"""Operations that are kept for a gateway that is away."""
+_LOG: Final = logging.getLogger("hatrack.front")
+
+
+class FrontLimiter:
+    """The ``Limiter`` of a front's data path.
+
+    Args:
+        link: To the gateway.
+        fronts: How many fronts share the limits while the gateway is away.
+    """
+
+    def __init__(self, link: GatewayLink, fronts: Callable[[], int]) -> None:
+        self._link = link
+        self._fronts = fronts
+        self._numbers = itertools.count(1)
+        self._asked: list[tuple[Operation, asyncio.Future[Any]]] = []
+        self._untold: list[Operation] = []
+        self._wake = asyncio.Event()
+        self._away_until = 0.0
+        self._alone = KeyLimiter()
+
+    def enter(self, caller: Caller) -> Reservation:
+        """A request arrives; the gateway is asked when its tokens are known."""
+        return FREE if is_unlimited(caller.limits) else FrontReservation(self, caller, next(self._numbers))
+
+    async def run(self) -> None:
+        """Ask and tell the gateway until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._asked or (self._untold and not self.is_away):
+                await self._exchange()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the gateway did not answer a moment ago."""
+        return asyncio.get_running_loop().time() < self._away_until
+
+    async def ask(self, operation: Operation) -> Headers:
+        """Have the gateway do it; returns the rate-limit headers.
+
+        Raises:
+            GatewayAway: It does not answer.
+            HatrackError: As it refuses.
+        """
+        if self.is_away:
+            raise GatewayAway("the gateway does not answer")
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.append((operation, answered))
+        self._wake.set()
+        answer = await answered
+        if "error" in answer:
+            raise load_error(answer["error"])
+        return [(str(name).encode(), str(value)) for name, value in answer["headers"]]
+
+    def tell(self, operation: Operation) -> None:
+        """Have the gateway do it, later if it is away."""
+        if len(self._untold) < MAX_UNTOLD:
+            self._untold.append(operation)
+            self._wake.set()
+
+    def admit_alone(self, caller: Caller, tokens: int) -> Reservation:
+        """Admit a request to this front's share of its key's limits. Raises RateLimited."""
+        reservation = self._alone.enter(replace(caller, limits=self._share(caller.limits)))
+        try:
+            reservation.charge(tokens)
+        except BaseException:
+            reservation.close(None)
+            raise
+        return reservation
+
+    def _share(self, limits: Limits) -> Limits:
+        fronts = self._fronts()
+        shares = {
+            name: None if limit is None else max(1, limit // fronts) for name, limit in limits.model_dump().items()
+        }
+        return Limits(**shares)
+
+    async def _exchange(self) -> None:
+        """Send what waits. What is told goes first: it gives back what is asked for."""
+        untold, self._untold = self._untold, []
+        asked, self._asked = self._asked, []
+        try:
+            answers = await self._link.post(
+                LIMITS_PATH, [*untold, *(operation for operation, _ in asked)], timeout_s=ASK_S
+            )
+            if not isinstance(answers, list) or len(answers) != len(untold) + len(asked):
+                raise GatewayAway("the gateway's answer has another length")
+        except Exception as error:  # whatever it is: nobody may wait for an answer that does not come
+            if not self.is_away:
+                _LOG.warning("the gateway does not answer for limits", extra={"reason": str(error)})
+            away = GatewayAway(f"the gateway does not answer for limits: {error}")
+            loop = asyncio.get_running_loop()
+            self._away_until = loop.time() + AWAY_S
+            loop.call_later(AWAY_S, self._wake.set)
+            self._untold = [*untold, *self._untold]
+            for _, answered in asked:
+                if not answered.done():
+                    answered.set_exception(away)
+            return
+        for (_, answered), answer in zip(asked, answers[len(untold) :], strict=True):
+            if not answered.done():
+                answered.set_result(answer or {"headers": []})
+
+
+class FrontReservation:
+    """A request of a limited key, at a front."""
+
+    __slots__ = ("_alone", "_caller", "_charged", "_headers", "_limiter", "_number", "_open")
+
+    def __init__(self, limiter: FrontLimiter, caller: Caller, number: int) -> None:
+        self._limiter = limiter
+        self._caller = caller
+        self._number = number
+        self._charged = 0
+        self._headers: Headers = []
+        self._alone: Reservation | None = None
+        self._open = True
+
+    def charge(self, tokens: int) -> Awaitable[None]:
+        """Charge the request's estimated tokens; raises as ``KeyLimiter.enter`` and ``charge``."""
+        return self._charge(tokens)
+
+    async def _charge(self, tokens: int) -> None:
+        caller, before = self._caller, self._charged
+        total = before + tokens
+        # whatever becomes of the answer, the gateway may have taken it: from now on it must be settled
+        self._charged = total
+        if self._alone is None:
+            try:
+                if before:
+                    operation: Operation = ["more", self._number, total]
+                else:
+                    operation = ["take", self._number, caller.key_id, caller.project, total]
+                self._headers = await self._limiter.ask(operation)
+            except GatewayAway:
+                self._limiter.tell(["settle", self._number, None])
+                self._alone = self._limiter.admit_alone(caller, total)
+        else:
+            charged = self._alone.charge(tokens)
+            assert charged is None  # noqa: S101  it is a limiter of this process
+        if self._alone is not None:
+            self._headers = self._alone.headers()
+
+    def headers(self) -> Headers:
+        """OpenAI's rate-limit headers, as the gateway had them when it was asked."""
+        return self._headers
+
+    def close(self, tokens: int | None) -> None:
+        """End the request with the ``tokens`` it used; None: nothing reached the engine. A second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        caller = self._caller
+        if self._alone is not None:
+            self._alone.close(tokens)
+            if tokens is not None:
+                self._limiter.tell(["spent", caller.key_id, caller.project, tokens])
+        elif self._charged:
+            self._limiter.tell(["settle", self._number, tokens])
+        else:
+            self._limiter.tell(["count", caller.key_id, caller.project])

@@ -1,0 +1,117 @@
+"""What fronts report: usage, refusals, adapters that failed. Each batch is applied once, also over a restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from adapters.database.sql import insert
+from adapters.database.types import BigInt
+from service.access.authentication import Authenticator
+from service.access.caller import Caller
+from service.access.refusals import Refusals
+from service.database import Database, metadata
+from service.errors import BadRequest, HatrackError
+from service.usage import records as usage_records
+from service.usage.records import RowKey, UsageCounts
+
+KEPT_S: Final = 7 * 86_400
+"""How long it is known which batches of a front were applied, s; no front repeats one for so long."""
+MAX_ROWS: Final = 100_000
+COUNTS: Final = UsageCounts.__slots__
+
+front_reports: Final = sa.Table(
+    "front_reports",
+    metadata,
+    # the id of one start of a front
+    sa.Column("front", sa.Text, primary_key=True),
+    # of the last batch that was applied; a front sends the next one when this one is
+    sa.Column("number", BigInt, nullable=False),
+    # Unix seconds
+    sa.Column("at", BigInt, nullable=False),
+    sa.Index("ix_front_reports_at", "at"),
+)
+
+
+class FrontReports:
+    """Applies the batches of all fronts.
+
+    Args:
+        add_engine_time: Called with a project and its share of the engine's time, s, for the budgets.
+        suspect: Called with the digest and the base of an adapter whose request failed in the engine.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        authenticator: Authenticator,
+        refusals: Refusals,
+        *,
+        add_engine_time: Callable[[str, float], None],
+        suspect: Callable[[str, str], None],
+    ) -> None:
+        self._database = database
+        self._authenticator = authenticator
+        self._refusals = refusals
+        self._add_engine_time = add_engine_time
+        self._suspect = suspect
+
+    async def apply(self, front: str, batch: dict[str, Any]) -> bool:
+        """Apply a batch; durable when this returns. False: it was applied before.
+
+        Raises:
+            BadRequest: It is malformed; nothing was applied.
+            HatrackError: The database cannot be written; nothing was applied.
+        """
+        try:
+            number = int(batch["number"])
+            rows = {_row_key(row[:5]): UsageCounts(*row[5:]) for row in batch["rows"]}
+            refused = [
+                (int(status), code, key, str(peer), str(path), request)
+                for status, code, key, peer, path, request in batch["refused"]
+            ]
+            suspects = [(str(digest), str(base)) for digest, base in batch["suspects"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadRequest(f"a malformed report of a front: {type(error).__name__}") from error
+        if len(rows) > MAX_ROWS:
+            raise BadRequest(f"a front's report has {len(rows)} rows; the limit is {MAX_ROWS}")
+        if not await self._database.run(lambda db: _apply(db, front, number, rows)):
+            return False
+        for (_, project, *_), counts in rows.items():
+            if counts.engine_s:
+                self._add_engine_time(project, counts.engine_s)
+        for status, code, key, peer, path, request in refused:
+            self._refusals.note(status, code, self._caller(key), peer, path, request)
+        for digest, base in suspects:
+            self._suspect(digest, base)
+        return True
+
+    def _caller(self, key: Any) -> Caller | None:
+        """The caller of a key's id and project; None if there was none, or it is revoked by now."""
+        if not key:
+            return None
+        try:
+            return self._authenticator.caller_with_id(str(key[0]), str(key[1]))
+        except HatrackError:
+            return None
+
+
+def _row_key(row: list[Any]) -> RowKey:
+    hour, project, key_id, adapter, version = row
+    return int(hour), str(project), str(key_id), str(adapter), int(version)
+
+
+def _apply(db: sa.Connection, front: str, number: int, rows: dict[RowKey, UsageCounts]) -> bool:
+    now = int(time.time())
+    last = db.scalar(sa.select(front_reports.c.number).where(front_reports.c.front == front))
+    if last is not None and number <= last:
+        return False
+    if last is None:
+        db.execute(front_reports.delete().where(front_reports.c.at < now - KEPT_S))
+    statement = insert(db, front_reports).values(front=front, number=number, at=now)
+    db.execute(statement.on_conflict_do_update(index_elements=["front"], set_={"number": number, "at": now}))
+    usage_records.add(db, rows)
+    return True

@@ -1,0 +1,160 @@
+"""The fronts of a gateway: who is there, and what each has taken of keys' limits for the requests that it has open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from service.access.authentication import Authenticator
+from service.access.limits import KeyLimiter, Reservation
+from service.errors import BadRequest, HatrackError, to_hatrack_error
+from service.fronts.wire import Operation
+from service.http.peer_errors import dump_error
+
+GRACE_S: Final = 10.0
+"""How long a front that went away keeps what it has taken, s: then it is settled as if it had been used."""
+MAX_OPEN: Final = 100_000
+_LOG: Final = logging.getLogger("hatrack.fronts")
+
+
+@dataclass
+class FrontSession:
+    """One start of one front. ``since`` is in Unix seconds."""
+
+    id: str
+    name: str
+    since: float
+    feeds: int = 0
+    reservations: dict[int, tuple[Reservation, int]] = field(default_factory=dict)
+    """By the front's number of the request: what was taken, and how many tokens of it."""
+    leaving: asyncio.TimerHandle | None = None
+
+
+class FrontSessions:
+    """All fronts that have asked for anything lately.
+
+    Args:
+        authenticator: Knows the keys and their limits.
+        limiter: Holds them to these.
+    """
+
+    def __init__(self, authenticator: Authenticator, limiter: KeyLimiter) -> None:
+        self._authenticator = authenticator
+        self._limiter = limiter
+        self._sessions: dict[str, FrontSession] = {}
+
+    @property
+    def connected(self) -> list[FrontSession]:
+        """Those that read their feed now, the oldest first."""
+        return [session for session in self._sessions.values() if session.feeds]
+
+    @contextmanager
+    def feeding(self, front: str, name: str) -> Iterator[FrontSession]:
+        """A front reads its feed as long as this is open."""
+        session = self.session(front, name)
+        session.feeds += 1
+        _LOG.info("a front is connected", extra={"front": name, "session": front[:8]})
+        try:
+            yield session
+        finally:
+            session.feeds -= 1
+            self._leave_later(session)
+            _LOG.info("a front is no longer connected", extra={"front": name, "session": front[:8]})
+
+    def session(self, front: str, name: str) -> FrontSession:
+        """The session of a front's id; a new one is over after a while, unless a feed begins."""
+        session = self._sessions.get(front)
+        if session is None:
+            session = self._sessions[front] = FrontSession(front, name, time.time())
+        self._leave_later(session)
+        return session
+
+    def _leave_later(self, session: FrontSession) -> None:
+        if session.leaving is not None:
+            session.leaving.cancel()
+        session.leaving = asyncio.get_running_loop().call_later(GRACE_S, self._leave, session)
+
+    def _leave(self, session: FrontSession) -> None:
+        session.leaving = None
+        if session.feeds:
+            return
+        for reservation, charged in session.reservations.values():
+            reservation.close(charged)
+        if session.reservations:
+            _LOG.warning(
+                "a front is gone; its open requests were settled by their estimates",
+                extra={"front": session.name, "requests": len(session.reservations)},
+            )
+        self._sessions.pop(session.id, None)
+
+    # limits
+
+    def operate(self, session: FrontSession, operations: list[Operation]) -> list[dict[str, Any] | None]:
+        """Do what a front asks, in order; each gets an answer of its own.
+
+        Raises:
+            BadRequest: Something in it is no operation; those before it were done.
+        """
+        return [self._answer(session, operation) for operation in operations]
+
+    def _answer(self, session: FrontSession, operation: Operation) -> dict[str, Any] | None:
+        try:
+            kind, *rest = operation
+            if kind == "take":
+                return self._shown(self._take(session, *rest))
+            if kind == "more":
+                return self._shown(self._more(session, *rest))
+            if kind == "settle":
+                self._settle(session, *rest)
+            elif kind == "count":
+                self._limiter.enter(self._authenticator.caller_with_id(*rest)).close(None)
+            elif kind == "spent":
+                self._limiter.note_spent(self._authenticator.caller_with_id(*rest[:2]), int(rest[2]))
+            else:
+                raise ValueError(kind)
+        except HatrackError as error:
+            return {"error": dump_error(error)}
+        except (TypeError, ValueError) as error:
+            raise BadRequest(f"a malformed operation: {str(error)[:100]}") from error
+        return None
+
+    def _take(self, session: FrontSession, number: int, key_id: str, project: str, tokens: int) -> Reservation:
+        known = session.reservations.get(number)
+        if known is not None:  # the answer to the first time was lost
+            return known[0]
+        if len(session.reservations) >= MAX_OPEN:
+            raise BadRequest(f"a front has more than {MAX_OPEN} requests open")
+        reservation = self._limiter.enter(self._authenticator.caller_with_id(key_id, project))
+        try:
+            reservation.charge(int(tokens))
+        except BaseException:
+            reservation.close(None)
+            raise
+        session.reservations[number] = (reservation, int(tokens))
+        return reservation
+
+    def _more(self, session: FrontSession, number: int, tokens: int) -> Reservation | None:
+        reservation, charged = session.reservations.get(number, (None, 0))
+        if reservation is not None and tokens > charged:
+            reservation.charge(int(tokens) - charged)
+            session.reservations[number] = (reservation, int(tokens))
+        return reservation
+
+    def _settle(self, session: FrontSession, number: int, tokens: int | None) -> None:
+        reservation, _ = session.reservations.pop(number, (None, 0))
+        if reservation is not None:
+            reservation.close(tokens)
+
+    def _shown(self, reservation: Reservation | None) -> dict[str, Any]:
+        headers = [] if reservation is None else reservation.headers()
+        return {"headers": [[name.decode(), value] for name, value in headers]}
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """Any error as a front reads it."""
+    return {"error": dump_error(to_hatrack_error(error, None))}

@@ -1,0 +1,47 @@
+"""What a gateway and its fronts must agree on.
+
+A front has one *feed*: a GET whose answer never ends and has a JSON message a line. It begins with all that the front
+must know, and goes on with what changes; each part ends with a `ready`, until which the front changes nothing:
+
+    {"t": "topology", …}                      engines, bases and the gateway's policy (``service.fronts.topology``)
+    {"t": "auth", "secret", "admin", "salts"} hex: the keys' HMAC secret, the admin key's HMAC, the caches' salts' key
+    {"t": "keys", "put": [[hmac, entry], …], "drop": [hmac, …]}
+    {"t": "adapters", "put": [[project, entry], …], "drop": [[project, name], …]}
+    {"t": "budgets", "spent": {project: error}}
+    {"t": "fronts", "count"}                  how many there are, to share limits by while the gateway is away
+    {"t": "ready", "version"}
+    {"t": "alive"}                            at least every SIGN_OF_LIFE_S
+
+It asks for its limited keys' requests by POSTs of operations, answered one by one with null, `{"headers": [[…]]}` or
+`{"error": …}`; each number is one request of the front:
+
+    ["take", number, key_id, project, tokens]  a request arrives, and is charged its estimate
+    ["more", number, tokens]                   it is charged so many in all
+    ["settle", number, tokens or null]         it has ended, and used so many
+    ["count", key_id, project]                 one that ended before it was charged
+    ["spent", key_id, project, tokens]         one that the front admitted by itself while the gateway was away
+
+And it reports what was used in numbered batches; one that was applied is not applied again.
+
+All of it is signed (``service.http.signing``) for the front's id, which is new with each of its starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+PROTOCOL: Final = 1
+"""Raised when any of this changes."""
+PREFIX: Final = "/fronts/v1/"
+FEED_PATH: Final = PREFIX + "feed"
+LIMITS_PATH: Final = PREFIX + "limits"
+REPORT_PATH: Final = PREFIX + "report"
+FRONT_HEADER: Final = "x-hatrack-front"
+"""``<id> <protocol> <name>``: the name is for people."""
+PURPOSE: Final = "front"
+"""What the signing key is derived for."""
+SIGN_OF_LIFE_S: Final = 1.0
+MAX_NAME: Final = 80
+
+Message: TypeAlias = dict[str, Any]
+Operation: TypeAlias = list[Any]
