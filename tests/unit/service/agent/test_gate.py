@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service.agent.process import AgentProcess
+from service.engine.agent_link import AgentLink
 from service.errors import EngineUnavailable, Unavailable
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import Site, site, until
@@ -96,19 +97,20 @@ async def test_a_session_that_ends_takes_its_turns_with_it(one_place: tuple[Site
 
 
 async def test_a_user_that_falls_silent_is_gone(tmp_path: Path, base_dir: Path) -> None:
-    async with site(tmp_path / "home", base_dir, **ONE_PLACE, agent_timeout_s=3) as made, made.agent() as agent:
+    async with site(tmp_path / "home", base_dir, **ONE_PLACE, agent_timeout_s=8) as made, made.agent() as agent:
         silent = await (await made.user(agent_timeout_s=1000)).until_ready()
         await silent.enter()
         # its process stands still: nothing is written, nothing is closed
-        next(task for task in asyncio.all_tasks() if is_users_writer(task)).cancel()
+        [writer] = [task for task in asyncio.all_tasks() if is_writer_of(silent.engine.link, task)]
+        writer.cancel()
         await until(lambda: not agent.gate.sessions or agent.admission.queue.scheduler.in_flight == 0)
         other = await (await made.user()).until_ready()
         (await other.enter()).leave(10)
 
 
-def is_users_writer(task: asyncio.Task[Any]) -> bool:
+def is_writer_of(link: AgentLink, task: asyncio.Task[Any]) -> bool:
     coroutine: Any = task.get_coro()
-    return str(coroutine.__qualname__) == "AgentLink._write"
+    return str(coroutine.__qualname__) == "AgentLink._write" and coroutine.cr_frame.f_locals["self"] is link
 
 
 async def test_an_engine_that_is_away_closes_the_queue_for_all(one_place: tuple[Site, AgentProcess]) -> None:
