@@ -190,7 +190,7 @@ def rows() -> list[dict[str, Any]]:
 def test_a_job_trains_for_the_base_that_it_names_and_rebase_moves_it_to_another(gateway: Gateway) -> None:
     path = gateway.home / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    options = ("--set", "n_epochs=6", "--held-out-share", "0.3")
+    options = ("--set", "n_epochs=2", "--held-out-share", "0.3")
     trained = hatrack(gateway, "train", str(path), "--name", "intents", "--base", "second", *options, "--json")
     assert trained["status"] == "succeeded", trained["error"]
     assert trained["hatrack"]["verdict"]["live"], json.dumps(trained["hatrack"]["verdict"])[:4000]
