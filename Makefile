@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up walkthrough samples test test-failed test-unit test-slow lint format down client-wheel demo-poison clean
+.PHONY: help setup setup-dev up walkthrough samples test test-failed test-unit test-slow lint format down client-wheel demo-poison gpu-check clean
 
 BIN := .venv/bin
 BASE := smollm2-135m-instruct
@@ -57,6 +57,9 @@ format: setup-dev ## let ruff mend what it can
 
 demo-poison: samples ## a poisoned adapter in a plain vLLM and in Hatrack, side by side: who still answers?
 	@exec $(BIN)/python -m loadtests.poison
+
+gpu-check: setup ## on a machine with a GPU: voices, proof, containment, NF4 memory, LoRA beside plain vLLM; LARGE=DIR for a base of 4B; ends in a report
+	@exec $(BIN)/python -m loadtests.gpu_check $(if $(LARGE),--large $(LARGE))
 
 client-wheel:   ## dist/hatrack_client-*.whl: the Python client and the command alone, import name hatrack
 	@$(or $(wildcard $(BIN)/python),python3) -m pip --quiet wheel --no-deps --wheel-dir dist deploy/client && ls dist/hatrack_client-*.whl

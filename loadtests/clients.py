@@ -122,6 +122,19 @@ HEADER = (
 )
 
 
+@dataclass(slots=True)
+class Part:
+    """What one part of the test has seen."""
+
+    states: list[State]
+    """The first before it, the last after it."""
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """Its table, and what else there is to say."""
+        return [HEADER, *(state.row() for state in self.states), "", *self.notes]
+
+
 async def until_gone(both: Standing) -> float:
     """How long until no stream is left at the engine and no request in the gateway, s; at most GONE_WITHIN_S."""
     began = time.monotonic()
@@ -138,7 +151,7 @@ def stream_request(both: Standing, key: str, tokens: int = TOKENS) -> bytes:
     return Load(both.port, 1, 1.0, ENGINE_MODEL, key, tokens=tokens).request()
 
 
-async def leavers(both: Standing, count: int) -> list[str]:
+async def leavers(both: Standing, count: int) -> Part:
     """``count`` clients read three events each; then all leave at once, every second one with a reset."""
     both.set_engine(pace_ms=200)
     request = stream_request(both, both.key("leavers"))
@@ -159,10 +172,10 @@ async def leavers(both: Standing, count: int) -> list[str]:
     gone_s = await until_gone(both)
     await asyncio.sleep(SETTLE_S)
     states.append(await State.of(f"{SETTLE_S:.0f} s after they left", both))
-    return [HEADER, *(state.row() for state in states), "", f"the last stream at the engine ended after {gone_s:.1f} s"]
+    return Part(states, [f"the last stream at the engine ended after {gone_s:.1f} s"])
 
 
-async def readers(both: Standing, count: int, seconds: float) -> list[str]:
+async def readers(both: Standing, count: int, seconds: float) -> Part:
     """``count`` clients read a byte a second, and one, with a key of its own, as it should."""
     both.set_engine(pace_ms=20)
     request, own = stream_request(both, both.key("readers")), stream_request(both, both.key("caller"), 8)
@@ -189,15 +202,13 @@ async def readers(both: Standing, count: int, seconds: float) -> list[str]:
     await asyncio.sleep(SETTLE_S)
     states.append(await State.of(f"{SETTLE_S:.0f} s after they left", both))
     firsts = [percentile(values, 0.99) * 1000 for values in (alone, await beside)]
-    return [
-        HEADER,
-        *(state.row() for state in states),
-        "",
+    notes = [
         f"nothing of them left in gateway and engine {gone_s:.1f} s after the last look"
         if gone_s < GONE_WITHIN_S
         else f"streams left after {gone_s:.0f} s",
         f"the other caller's p99 to the first token: {firsts[0]:.0f} ms alone, {firsts[1]:.0f} ms beside them",
     ]
+    return Part(states, notes)
 
 
 async def caller(both: Standing, request: bytes, seconds: float) -> list[float]:
@@ -215,7 +226,7 @@ async def caller(both: Standing, request: bytes, seconds: float) -> list[float]:
     return firsts
 
 
-async def unknown_names(both: Standing, count: int) -> list[str]:
+async def unknown_names(both: Standing, count: int) -> Part:
     """``count`` requests, each for another model that does not exist."""
     key = both.key("names")
     states, statuses = [await State.of("before", both)], Counter[bytes]()
@@ -242,7 +253,7 @@ async def unknown_names(both: Standing, count: int) -> list[str]:
     await asyncio.sleep(SETTLE_S)
     states.append(await State.of(f"{SETTLE_S:.0f} s after", both))
     answered = ", ".join(f"{number:,} × {status.decode()}" for status, number in statuses.items())
-    return [HEADER, *(state.row() for state in states), "", f"answers: {answered}, {count / took_s:,.0f} a second"]
+    return Part(states, [f"answers: {answered}, {count / took_s:,.0f} a second"])
 
 
 def unknown(count: int) -> Iterator[str]:
@@ -273,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("leavers", "readers", "names"), nargs="+")
     parser.add_argument("--core", type=int, default=0, help="of the gateway and the engine")
     chosen = parser.parse_args(argv)
-    parts: dict[str, Callable[[Standing], Coroutine[None, None, list[str]]]] = {
+    parts: dict[str, Callable[[Standing], Coroutine[None, None, Part]]] = {
         "leavers": lambda both: leavers(both, chosen.leavers),
         "readers": lambda both: readers(both, chosen.readers, chosen.reading_s),
         "names": lambda both: unknown_names(both, chosen.names),
@@ -283,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, part in parts.items():
             if chosen.only is None or name in chosen.only:
                 for number in range(1, chosen.rounds + 1 if name != "names" else 2):
-                    print(f"\n{name}, round {number}\n", *await part(both), sep="\n", flush=True)
+                    print(f"\n{name}, round {number}\n", *(await part(both)).lines(), sep="\n", flush=True)
 
     with standing(sequences=SEQUENCES, pace_ms=20, core=chosen.core) as both:
         asyncio.run(run(both))

@@ -129,7 +129,7 @@ class Killing:
         self.result.faults += [f"after kill {number}: {fault}" for fault in faults]
 
 
-def kill_often(work: Path, *, kills: int, life_s: float = 4.0, core: int = 0, seed: int = 18) -> Result:
+def kill_often(work: Path, *, kills: int, life_s: float = 6.0, core: int = 0, seed: int = 18) -> Result:
     """Set up a gateway in the empty directory ``work``, kill so often, and look."""
     with installation(work, core=core) as started:
         workers = Workers(started, work)
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the report, and end with 1 if something was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--life-s", type=float, default=4.0, help="longest time between two kills")
+    parser.add_argument("--life-s", type=float, default=6.0, help="longest time between two kills")
     parser.add_argument("--core", type=int, default=0, help="of the gateway and the engine")
     parser.add_argument("--seed", type=int, default=18)
     parser.add_argument("--keep", type=Path, help="an empty directory that is kept, with home and logs")
