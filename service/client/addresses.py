@@ -12,6 +12,16 @@ def is_unix(url: str) -> bool:
     return parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/")
 
 
+def is_http(url: str) -> bool:
+    """Whether an address is `http://host:port` or `https://host:port`, with a path at most: no user, no query."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of an IPv6 address
+        return False
+    return valid and url.isascii() and url.isprintable() and not any(character in url for character in " @?#")
+
+
 def without_v1(url: str) -> str:
     """An address without the trailing `/v1` that the `openai` client wants."""
     return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")

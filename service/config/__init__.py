@@ -20,7 +20,7 @@ from pydantic_settings import SettingsConfigDict
 from adapters.costs import CostSettings
 from adapters.processor import is_slow_in_bfloat16
 from adapters.validation import settings_message
-from service.client.addresses import is_loopback, is_unix
+from service.client.addresses import is_http, is_loopback, is_unix
 from service.config.batches import BatchSettings
 from service.config.cluster import ClusterSettings, agent_problem
 from service.config.engine import EngineSettings
@@ -240,10 +240,9 @@ class Settings(
     @field_validator("engine_url", "engine_agent", "front_gateway", "trainer_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if not value or (parts.scheme in ("http", "https") and parts.hostname) or is_unix(value):
+        if not value or is_http(value) or is_unix(value):
             return value.rstrip("/")
-        raise ValueError("must be http://host:port, https://host:port or unix:/path")
+        raise ValueError("must be http://host:port, https://host:port or unix:/path, without a user or a query")
 
     @field_validator("home")
     @classmethod

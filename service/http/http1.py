@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from service.client.addresses import is_http
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a response's headers and trailers, and of what frames its body between two pieces of it."""
 MAX_BUFFERED_BYTES: Final = 256 * 1024
 """Bytes of a body that wait for their reader; above them the connection is read no further."""
-
 
 MakeError = Callable[[str], Exception]
 """Makes the error to raise; called with the reason."""
@@ -40,7 +41,7 @@ class Http1Client:
         headers: Sent with every request.
 
     Raises:
-        ValueError: The URL names no host, or a header has a line break.
+        ValueError: The URL is not `http://host:port` or `https://…`, or a header has a line break.
     """
 
     def __init__(
@@ -56,19 +57,20 @@ class Http1Client:
     ) -> None:
         self.cut = cut
         self._unreachable = unreachable
+        if not is_http(url):
+            raise ValueError("the URL must be http://host:port or https://host:port, with a path at most")
         parts = urlsplit(url)
-        if not parts.hostname:
-            raise ValueError(f"the URL {url!r} names no host")
         self._host, self._path = parts.hostname, parts.path.rstrip("/")
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" and socket is None else None
         self._socket = socket
         self._connect_s = connect_s
         self._keep_alive_s = keep_alive_s
-        self._fixed = _head_lines({"host": parts.netloc.rpartition("@")[2], **(headers or {})})
+        self._fixed = _head_lines({"host": parts.netloc, **(headers or {})})
         self._idle: list[_Connection] = []
         """The most recently used is the last."""
         self._open: set[_Connection] = set()
+        self._connecting: set[asyncio.Timeout] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Http1Response:
@@ -76,21 +78,25 @@ class Http1Client:
 
         Raises:
             Exception: What ``unreachable`` or ``cut`` makes.
-            ValueError: The path or a header has a line break.
+            ValueError: The path or a header has a line break, or a character that is not Latin-1.
         """
         target = f"{self._path}{path}"
         if " " in target or not target.isprintable():
             raise ValueError("the path has a space or a control character")
         head = f"{method} {target} HTTP/1.1\r\n{self._fixed}{_head_lines(headers)}content-length: {len(body)}\r\n\r\n"
+        message = head.encode("latin-1") + body  # an error here must not cost a connection
         connection = self._kept() or await self._connect()
-        return await connection.exchange(head.encode("latin-1") + body)
+        return await connection.exchange(message)
 
     async def close(self) -> None:
-        """Abort all connections: requests in flight end as cut."""
+        """Abort all connections: requests in flight end as cut, those that are still connecting as unreachable."""
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
         self._idle.clear()
+        for limit in self._connecting:
+            if not limit.expired():
+                limit.reschedule(0)
         for connection in [*self._open]:
             connection.abort()
         await asyncio.sleep(0)  # the transports close their sockets in the loop's next turn
@@ -100,31 +106,35 @@ class Http1Client:
         oldest = asyncio.get_running_loop().time() - self._keep_alive_s
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since >= oldest:
+            if connection.is_open and connection.idle_since >= oldest:
                 return connection
             connection.abort()
         return None
 
     async def _connect(self) -> _Connection:
-        loop = asyncio.get_running_loop()
         try:
-            if self._socket is not None:
-                _, connection = await loop.create_unix_connection(self._connection, self._socket)
-                return connection
-            async with asyncio.timeout(self._connect_s):
-                _, connection = await loop.create_connection(self._connection, self._host, self._port, ssl=self._tls)
-                return connection
-        except (OSError, TimeoutError) as error:  # TLS errors, too
-            raise self._unreachable(str(error) or "connecting took too long") from error
+            async with asyncio.timeout(self._connect_s if self._socket is None else None) as limit:
+                self._connecting.add(limit)
+                try:
+                    connection = await self._dial()
+                finally:
+                    self._connecting.discard(limit)
+        except (OSError, TimeoutError, UnicodeError) as error:  # TLS errors, and hosts that cannot be encoded, too
+            raise self._unreachable(str(error) or "connecting took too long, or was given up") from error
+        if connection.failure is not None or limit.when() == 0:  # closed meanwhile, by the server or by `close`
+            connection.abort()
+            raise self._unreachable("the connection was closed before anything was sent")
+        # only now: if connecting is cancelled, uvloop never tells the protocol that its connection is lost
+        self._open.add(connection)
+        return connection
 
-    def _connection(self) -> _Connection:
-        return _Connection(self)
+    async def _dial(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        if self._socket is not None:
+            return (await loop.create_unix_connection(lambda: _Connection(self), self._socket))[1]
+        return (await loop.create_connection(lambda: _Connection(self), self._host, self._port, ssl=self._tls))[1]
 
     # called by connections
-
-    def opened(self, connection: _Connection) -> None:
-        """Count an open connection."""
-        self._open.add(connection)
 
     def lost(self, connection: _Connection) -> None:
         """Forget a connection that was closed."""
@@ -203,34 +213,37 @@ class _Connection(asyncio.Protocol):
         self._overhead = 0
         """Bytes received since the last of the body: an incomplete head, chunk extensions."""
         self._head_bytes = 0
-        self._failure: str | None = None
+        self.failure: str | None = None
         """Why nothing more will come."""
-        self.complete = False
-        """The response has ended as it should."""
+        self.complete = True
+        """The response has ended as it should; no other is expected."""
+        self._status = 0
         self._keep_alive = False
         """The server will answer another request on it."""
-        self.usable = False
-        """Open, with no request on it."""
         self.idle_since = 0.0
 
     # what the client and the response call
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open, as far as is known."""
+        return self.failure is None and self._transport is not None and not self._transport.is_closing()
+
     async def exchange(self, request: bytes) -> Http1Response:
         """Send a request; returns when the response's headers are there. Raises what ``cut`` makes."""
-        self.usable = False
         self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._begun = self.complete = self._keep_alive = False
         self._overhead = self._head_bytes = 0
         try:
-            if self._transport is not None and self._failure is None:
+            if self._transport is not None and self.failure is None:
                 self._transport.write(request)
             while not self._begun:
                 await self.arrival()
         except BaseException:
             self.abort()
             raise
-        return Http1Response(self, self._parser.get_status_code(), self._headers)
+        return Http1Response(self, self._status, self._headers)
 
     def take(self) -> bytes:
         """What of the body has arrived since the last call."""
@@ -246,8 +259,8 @@ class _Connection(asyncio.Protocol):
 
     async def arrival(self) -> None:
         """Wait for anything new. Raises what ``cut`` makes if nothing more will come."""
-        if self._failure is not None:
-            raise self._client.cut(self._failure)
+        if self.failure is not None:
+            raise self._client.cut(self.failure)
         self._waiter = waiter = asyncio.get_running_loop().create_future()
         try:
             await waiter
@@ -260,12 +273,13 @@ class _Connection(asyncio.Protocol):
         if (
             self.complete
             and not self._parts
-            and transport is not None
-            and not transport.is_closing()
-            and transport.get_write_buffer_size() == 0
+            and self._waiter is None  # whoever still waits must not get a part of the next response
             and self._keep_alive
+            and self.is_open
+            and transport is not None
+            and transport.get_write_buffer_size() == 0
         ):
-            self.usable, self.idle_since = True, asyncio.get_running_loop().time()
+            self.idle_since = asyncio.get_running_loop().time()
             self._client.keep(self)
         else:
             self.abort()
@@ -279,13 +293,12 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called once connected."""
         self._transport = cast("asyncio.Transport", transport)
-        self._client.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and wake the reader if that brought something."""
-        if self._failure is not None or self.usable or self.complete:
+        if self.failure is not None or self.complete:
             # bytes that no request asked for: whatever they are, the next response must not begin with them
-            self.abort()
+            self._fail("bytes that no request asked for")
             return
         self._overhead += len(data)
         try:
@@ -302,18 +315,17 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> bool:
-        """The end of a body that nothing else delimits; anything else is cut when the connection is lost."""
-        self.usable = False
+        """The end of a body that nothing else delimits; anything else is cut, even if the server still reads."""
         if self._begun and not self.complete and self._until_eof:
             self.complete = True
-            self._wake()
+        self.failure = self.failure or "the server closed the connection"
+        self._wake()  # the loop closes the connection only once it has sent what waits, which may be never
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called once the connection is closed."""
         self._client.lost(self)
-        self._transport = None
-        self.usable = False
+        self._transport = self._parser = None  # the parser's callbacks refer to this object
         self._fail(f"the connection was lost: {exc}" if exc else "the connection was closed")
 
     # the parser's callbacks
@@ -334,7 +346,7 @@ class _Connection(asyncio.Protocol):
         if status < 200:
             self._headers = {}
         else:
-            self._begun, self._overhead = True, 0
+            self._begun, self._status, self._overhead = True, status, 0
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body, without its framing."""
@@ -365,7 +377,7 @@ class _Connection(asyncio.Protocol):
 
     def _fail(self, reason: str) -> None:
         """Close the connection. What has arrived can still be read, and what is complete stays so."""
-        self._failure = self._failure or reason
+        self.failure = self.failure or reason
         if self._transport is not None:
             self._transport.abort()
         self._wake()

@@ -203,7 +203,9 @@ def test_a_url_is_tcp_or_a_socket(tmp_path: Path, url: str, socket: str | None) 
     assert settings.engine_url == url.rstrip("/")
 
 
-@pytest.mark.parametrize("url", ["engine:8001", "ftp://engine", "unix:relative", "http://"])
+@pytest.mark.parametrize(
+    "url", ["engine:8001", "ftp://engine", "unix:relative", "http://", "http://user:word@engine", "http://engine:99999"]
+)
 def test_any_other_url_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(ValueError, match="must be http://host:port"):
         Settings(home=tmp_path, engine_url=url)

@@ -3,99 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import uvloop
 
 from service.http import http1
-from service.http.http1 import Http1Client
+from tests.unit.service.http.raw_server import HELLO, OK, Cut, Unreachable, client_of, fetch, says, server
 from tests.unit.service.inference.fakes import until
-
-Act = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-OK = b"HTTP/1.1 200 OK\r\n"
-HELLO = OK + b"content-length: 5\r\n\r\nhello"
-
-
-class Unreachable(Exception):
-    """No connection."""
-
-
-class Cut(Exception):
-    """No whole response; its argument is the reason."""
-
-
-@dataclass
-class Server:
-    """What a server has read, and how many connections it has had and has."""
-
-    client: Http1Client
-    requests: list[bytes] = field(default_factory=list)
-    connections: int = 0
-    open: int = 0
-
-
-def client_of(url: str, socket: str | None = None, keep_alive_s: float = 60.0) -> Http1Client:
-    return Http1Client(
-        url, socket, connect_s=30, keep_alive_s=keep_alive_s, unreachable=Unreachable, cut=Cut, headers={"x-key": "k"}
-    )
-
-
-@asynccontextmanager
-async def server(folder: Path, *acts: Act, keep_alive_s: float = 60.0) -> AsyncIterator[Server]:
-    """Answers the requests in their order, on whatever connection they come; the last act answers all further ones."""
-    path = str(folder / "s.sock")
-    state = Server(client_of("http://engine/base/", path, keep_alive_s))
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        state.connections += 1
-        state.open += 1
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
-                state.requests.append(head + await reader.readexactly(int(length.split(b":")[1])))
-                await acts[min(len(state.requests), len(acts)) - 1](reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has closed
-        finally:
-            state.open -= 1
-            writer.close()
-
-    listening = await asyncio.start_unix_server(serve, path)
-    try:
-        yield state
-        await state.client.close()
-        await until(lambda: state.open == 0)
-    finally:
-        listening.close()
-        await state.client.close()
-
-
-def says(*parts: bytes, close: bool = False, abort: bool = False) -> Act:
-    async def act(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(0)
-        if abort:
-            writer.transport.abort()
-        if close:
-            writer.close()
-
-    return act
-
-
-async def fetch(client: Http1Client, body: bytes = b"{}") -> tuple[int, bytes]:
-    response = await client.request("POST", "/v1", body, {"content-type": "application/json"})
-    try:
-        return response.status, await response.read()
-    finally:
-        response.close()
 
 
 async def test_a_request_has_its_headers_and_its_body_and_the_next_takes_the_same_connection(tmp_path: Path) -> None:
@@ -294,6 +212,8 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     await listening.wait_closed()
     with pytest.raises(Unreachable):
         await fetch(client_of(f"http://127.0.0.1:{port}"))
+    with pytest.raises(Unreachable, match="idna"):
+        await fetch(client_of("http://a..b:1"))
 
 
 async def test_over_tcp_the_host_is_the_urls(tmp_path: Path) -> None:
@@ -330,9 +250,19 @@ async def test_nothing_smuggles_a_line_into_a_request(tmp_path: Path, path: str,
         assert state.connections == 0
 
 
-def test_a_url_without_a_host_is_refused() -> None:
-    with pytest.raises(ValueError, match="names no host"):
-        client_of("/engine")
+async def test_a_request_that_cannot_be_encoded_loses_no_connection(tmp_path: Path) -> None:
+    async with server(tmp_path, says(HELLO)) as state:
+        assert await fetch(state.client) == (200, b"hello")
+        with pytest.raises(ValueError, match="latin-1"):
+            await state.client.request("POST", "/v1", b"", {"x": "\N{EURO SIGN}"})
+        assert await fetch(state.client) == (200, b"hello")
+        assert state.connections == 1
+
+
+@pytest.mark.parametrize("url", ["/engine", "http://", "http://user:word@engine", "http://engine?x", "http://engine:0"])
+def test_a_url_that_is_more_or_less_than_host_port_and_path_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"http://host:port"):
+        client_of(url)
 
 
 @pytest.mark.parametrize(
