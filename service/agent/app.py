@@ -32,6 +32,7 @@ from service.http.signing import Verifier
 
 TIME_S: Final = 0.25
 """How often a session is told of the engine's time while it changes, s."""
+REPORT_AGAIN_S: Final = 1.0
 STOPS: Final = "its agent stops"
 REASON_HEADER: Final = "x-hatrack-reason"
 PASSED: Final = ("content-type", "x-request-id", "traceparent", "tracestate")
@@ -201,8 +202,9 @@ class AgentServer:
         if state.name == "ready":
             try:
                 report = await self._watched.client.report()
-            except HatrackError as error:  # it says so itself in a moment
+            except HatrackError as error:  # it is busy, or says itself in a moment that it is away
                 _LOG.warning("the engine does not report", extra={"reason": error.message})
+                asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._changed, state)
             state = self._watched.state
         told = {"name": state.name, "reason": state.reason, "since": state.since, "report": report}
         return ["state", told]

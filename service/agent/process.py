@@ -39,6 +39,15 @@ class AgentSettings(NamedEngineSettings):
         """Its socket, log and record."""
         return self.home / "agents" / (self.engine_name or DEFAULT_NAME)
 
+    @property
+    def store_dir(self) -> Path:
+        """Where its engine reads adapters: the home's own; over an object store a cache that nobody else manages.
+
+        An engine that somebody else runs has the home's in any case.
+        """
+        has_cache = self.store_url is not None and not self.engine_url
+        return self.engine_dir / "adapters" if has_cache else self.home / "adapters"
+
 
 def agent_settings(settings: Settings, name: str | None) -> AgentSettings:
     """The settings of one engine for the agent that runs it.

@@ -84,6 +84,7 @@ class FrontsApp:
         return self.sessions.session(parts[0], parts[2][:MAX_NAME])
 
     async def _serve_feed(self, exchange: Exchange, session: FrontSession) -> None:
+        exchange.never_ends()
         async with exchange.cancel_on_disconnect(FEED_S):
             with self.sessions.feeding(session.id, session.name):
                 await exchange.start_foreign(200, _NDJSON)

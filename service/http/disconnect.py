@@ -14,11 +14,13 @@ DISCONNECT: Final = "hatrack.disconnect"
 class Disconnect:
     """Whether a request's client has left, and what to call when it does."""
 
-    __slots__ = ("_callback", "_happened")
+    __slots__ = ("_callback", "_happened", "is_endless")
 
     def __init__(self) -> None:
         self._callback: Callable[[], None] | None = None
         self._happened = False
+        self.is_endless = False
+        """The answer goes on until its client leaves: a server that stops does not wait for its end."""
 
     def subscribe(self, callback: Callable[[], None] | None) -> None:
         """Call ``callback`` once the client leaves, at once if it has; None: call nothing."""

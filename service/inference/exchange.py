@@ -145,6 +145,11 @@ class Exchange:
             ],
         )
 
+    def never_ends(self) -> None:
+        """The answer goes on until the client leaves: have a server that stops cut it."""
+        if self._disconnect is not None:
+            self._disconnect.is_endless = True
+
     async def start_foreign(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Begin an answer that another process made, with its headers and none of ours."""
         self.started, self.status = True, status

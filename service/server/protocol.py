@@ -189,6 +189,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if upgrade:
             self.cycle.keep_alive = False
 
+    def shutdown(self) -> None:
+        """The server stops: let the request in progress end, if it ever does."""
+        if self._disconnect is not None and self._disconnect.is_endless and self.transport is not None:
+            self.transport.close()
+        super().shutdown()
+
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._body_bytes += len(body)

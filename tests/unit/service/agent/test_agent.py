@@ -11,6 +11,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from service.agent import app as agent_app
 from service.agent.process import agent_settings
 from service.config import Settings, load_settings
 from service.engine.agent_wire import ENGINE_PATH, PROTOCOL, SESSION_HEADER, SESSION_PATH, dump_frame
@@ -107,6 +108,26 @@ async def test_an_agent_that_stops_lets_its_requests_end(made: Site) -> None:
         assert (await response.read()).endswith(b"data: [DONE]\n\n")
         response.close()
         await stopping
+
+
+async def test_an_engine_that_was_too_busy_to_report_is_used_once_it_does(
+    made: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_app, "REPORT_AGAIN_S", 0.05)
+    async with made.agent() as agent:
+        await until(lambda: agent.watched.ready)
+        reports, times = agent.watched.client.report, 0
+
+        async def busy_at_first(**options: Any) -> dict[str, Any]:
+            nonlocal times
+            times += 1
+            if times < 3:
+                raise EngineUnavailable("the engine does not answer")
+            return await reports(**options)
+
+        monkeypatch.setattr(agent.watched.client, "report", busy_at_first)
+        await (await made.user()).until_ready()
+        assert times == 3
 
 
 class FrozenAgent:
@@ -215,6 +236,10 @@ def test_its_folder_is_no_gateways(base_dir: Path, tmp_path: Path) -> None:
     settings = Settings(base_model=str(base_dir), home=tmp_path, agent_key=AGENT_KEY)
     assert agent_settings(settings, None).engine_dir == tmp_path / "agents" / "engine"
     assert agent_settings(settings, "b").engine_dir == tmp_path / "agents" / "b"
+    bucket = f"file://{tmp_path / 'bucket'}"
+    over_a_bucket = Settings(base_model=str(base_dir), home=tmp_path, agent_key=AGENT_KEY, store_url=bucket)
+    assert agent_settings(over_a_bucket, "b").store_dir == tmp_path / "agents" / "b" / "adapters"
+    assert agent_settings(settings, "b").store_dir == tmp_path / "adapters"
     with pytest.raises(SettingsError, match="--name must be 1 to 32"):
         agent_settings(settings, "../x")
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapters.manifest import Manifest
+from adapters.store import digest_of
 from service.agent.process import AgentProcess
+from service.config import Settings
 from service.engine.agent_link import AgentLink
-from service.errors import EngineUnavailable, Unavailable
-from tests.support.adapters import make_base
+from service.engine.assemble import describe_base
+from service.errors import Conflict, EngineUnavailable, Unavailable
+from service.objects.adapters import put_adapter
+from service.objects.client import open_object_store
+from tests.support.adapters import make_adapter, make_base
 from tests.unit.service.agent.support import Site, site, until
 
 ONE_PLACE = {"engine_max_seqs": 1, "admission_width": 1}
@@ -161,3 +168,38 @@ async def test_the_users_clock_follows_the_agents(tmp_path: Path, base_dir: Path
         assert user.engine.clock.leave(entered) > 0
         await until(lambda: user.engine.clock.open == 0)
         await until(lambda: abs(user.engine.clock.busy_s - agent.clock.busy_s) < 1e-6)
+
+
+async def test_over_an_object_store_an_adapter_is_fetched_before_its_turn(tmp_path: Path, base_dir: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    bucket = f"file://{tmp_path / 'bucket'}"
+    async with site(tmp_path / "home", base_dir, **ONE_PLACE, store_url=bucket) as made, made.agent() as agent:
+        digest = stored_adapter(made.agent_settings, tmp_path / "adapter")
+        user = await (await made.user()).until_ready()
+        permit = await user.enter()
+        waiting = asyncio.ensure_future(user.enter(adapter=digest))
+        await until(lambda: agent.admission.queue.scheduler.queued == 1)
+        assert agent.adapters.exists(digest), "it takes nobody's place while it is fetched"
+        copies = agent.adapters.copies
+        assert copies is not None
+        permit.leave(1)
+        cold = await waiting
+        copies.cache.max_bytes = 0
+        await copies.cache.trim()
+        assert agent.adapters.exists(digest), "its turn holds its files"
+        cold.leave(1)
+        await until(lambda: agent.admission.queue.scheduler.in_flight == 0)
+        agent.admission.residency.engine_changed(ready=False)
+        with pytest.raises(Conflict, match="object store"):
+            await user.enter(adapter="0" * 64)
+
+
+def stored_adapter(settings: Settings, directory: Path) -> str:
+    """An adapter in the object store alone; returns its digest."""
+    files = make_adapter(directory, describe_base(settings))
+    objects = open_object_store(settings)
+    assert objects is not None
+    config = Manifest.parse(files.config, max_rank=settings.engine_max_rank).canonical()
+    digest = digest_of(config, hashlib.sha256(files.weights_path.read_bytes()).hexdigest())
+    put_adapter(objects, digest, config, files.weights_path)
+    return digest

@@ -61,6 +61,7 @@ class Cluster:
     home: Path
     stack: AsyncExitStack
     listening: AsyncExitStack = field(default_factory=AsyncExitStack)
+    server: uvicorn.Server | None = None
 
     @property
     def socket(self) -> Path:
@@ -68,7 +69,8 @@ class Cluster:
 
     async def listen(self) -> None:
         """The gateway can be reached by its fronts."""
-        await self.listening.enter_async_context(serving(self.gateway.app, self.gateway.settings, self.socket))
+        served = serving(self.gateway.app, self.gateway.settings, self.socket)
+        self.server = await self.listening.enter_async_context(served)
 
     async def vanish(self) -> None:
         """It cannot be reached any more."""

@@ -266,6 +266,15 @@ async def test_it_goes_on_for_a_while_without_its_gateway_and_no_longer(made: Cl
     await eventually(answers)
 
 
+async def test_a_gateway_that_stops_does_not_wait_for_its_fronts(made: Cluster) -> None:
+    front = await made.front()
+    assert made.server is not None
+    made.server.config.timeout_graceful_shutdown = None
+    async with asyncio.timeout(60):
+        await made.server.shutdown()
+    await until(lambda: front.front.follower.trouble is not None)
+
+
 async def test_usage_is_counted_once_whatever_becomes_of_the_answer(made: Cluster) -> None:
     front = await made.front()
     reporter = front.front.reporter
