@@ -60,7 +60,7 @@ class Http1Client:
         if not is_http(url):
             raise ValueError("the URL must be http://host:port or https://host:port, with a path at most")
         parts = urlsplit(url)
-        self._host, self._path = parts.hostname, parts.path.rstrip("/")
+        self._host, self._path = parts.hostname or "", parts.path.rstrip("/")
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" and socket is None else None
         self._socket = socket
