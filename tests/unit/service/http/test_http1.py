@@ -174,7 +174,7 @@ async def test_a_reader_that_is_slow_holds_the_server_back(tmp_path: Path) -> No
     sent = 0
     piece = b"x" * 65536
 
-    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         writer.write(OK + b"content-length: %d\r\n\r\n" % (len(piece) * 200))
         for _ in range(200):
