@@ -140,8 +140,7 @@ def train(
 ) -> None:
     """Train an adapter on examples and evaluate it. It is served as NAME:candidate, and goes live if it passes."""
     if again is not None:
-        _refuse_options(context, "again", BESIDE_AGAIN, "a repetition changes nothing")
-        _repeat(again, follow=follow, as_json=as_json)
+        _repeat(context, again, follow=follow, as_json=as_json)
         return
     _check_source(context, recipe, complete=file is not None and name is not None)
     _check_options(save_recipe, stores=bool(kb), of_stores=bool(kb_as or required_filter))
@@ -294,8 +293,9 @@ def _arguments(client: HatrackClient, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _repeat(version: str, *, follow: bool, as_json: bool) -> None:
-    """Train a version's recipe again."""
+def _repeat(context: typer.Context, version: str, *, follow: bool, as_json: bool) -> None:
+    """Train a version's recipe again, which no option may change."""
+    _refuse_options(context, "again", BESIDE_AGAIN, "a repetition changes nothing")
     reference = terminal.reference_argument(version)
     if reference.version is None:
         raise typer.BadParameter(f"--again: name a version, such as {reference.name}@1; got {version}.")

@@ -150,19 +150,9 @@ class Pipeline:
                     exchange.add_headers(reservation.headers())
             with self._admitted():
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
+                request = FinishedRequest(exchange, route, caller, target, record, body, began)
                 async with exchange.cancel_on_disconnect(self._timeout_s):
-                    if options is not None:
-                        await self._ground(options, exchange, route, record, body, reservation, shown)
-                    if shown:  # after the passages: no example's question is taken for the request's own
-                        route.dialect.add_examples(body, target.settings.example_messages)
-                    if route.renders:
-                        await self._render(exchange, target, record, body)
-                        return
-                    if self._dispatch.is_cold(route, target):  # before it takes what its project's others need
-                        await self._dispatch.bring(target)
-                    request = FinishedRequest(exchange, route, caller, target, record, body, began)
-                    async with self._admit_structured_output(route, target, body, caller):
-                        await self._dispatch.answer(request)
+                    await self._finish(request, options, reservation, shown)
         except ClientLeft:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
         except asyncio.CancelledError:
@@ -176,6 +166,24 @@ class Pipeline:
             record.status = exchange.status
             record.total_s = time.perf_counter() - began
             self._account(record)
+
+    async def _finish(
+        self, request: FinishedRequest, options: RetrievalOptions | None, reservation: Reservation | None, shown: int
+    ) -> None:
+        """Add what the prompt still lacks, and have the request answered. ``shown``: as `_ground`."""
+        exchange, route, target = request.exchange, request.route, request.target
+        record, body = request.record, request.body
+        if options is not None:
+            await self._ground(options, exchange, route, record, body, reservation, shown)
+        if shown:  # after the passages: no example's question is taken for the request's own
+            route.dialect.add_examples(body, target.settings.example_messages)
+        if route.renders:
+            await self._render(exchange, target, record, body)
+            return
+        if self._dispatch.is_cold(route, target):  # before it takes what its project's others need
+            await self._dispatch.bring(target)
+        async with self._admit_structured_output(route, target, body, request.caller):
+            await self._dispatch.answer(request)
 
     def check(self, route: Route, caller: Caller, raw: bytes) -> Target:
         """Hold a body to what ``infer`` would refuse of it without asking anybody; returns its target.
