@@ -53,9 +53,9 @@ export function AdviceForm({ stored }) {
     <p>Each rung becomes a version that can be asked and promoted; nothing goes live by itself.${bases.length > 1 && ` All of it is measured on ${bases[0]}.`}</p>
     <div class="grid">
       <${Field} label="Adapter" hint="Whose versions the rungs become: a new name, or one that there is"><input required value=${form.adapter} autocomplete="off" spellcheck="false" placeholder="brand-voice" onInput=${typed("adapter")} /><//>
-      <${Field} label="How thorough" hint=${form.quick ? "At most 80 held-out questions and 600 examples to learn from" : "Up to 300 held-out questions, all examples, and whether more of them would help"}>
+      <${Field} label="How thorough" hint=${form.quick ? "At most 80 held-out questions and 600 examples to learn from; half an hour or less" : "Up to 300 held-out questions, all examples, and whether more of them would help"}>
         <select value=${form.quick ? "quick" : "whole"} onChange=${(event) => set({ quick: event.target.value === "quick" })}>
-        <option value="quick">quick: half an hour or less</option><option value="whole">the whole of it: hours on a small machine</option></select><//>
+        <option value="quick">quick: minutes</option><option value="whole">whole: hours</option></select><//>
       <${Field} label="Good enough at" hint="A score of 100; the first rung that reaches it ends the measuring"><input type="number" min="0" max="100" step="any" placeholder="the best" value=${form.target} onInput=${typed("target")} /><//>
       <${Field} label="Requests a month" hint="For the cost of a year; empty: the operator's setting"><input type="number" min="0" step="1" value=${form.traffic} onInput=${typed("traffic")} /><//>
     </div>

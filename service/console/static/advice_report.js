@@ -1,10 +1,10 @@
 // What advice rests on: the rungs' scores and costs, whether more examples would help, what was left out, and answers.
 
 import { html } from "./vendor/preact.js";
-import { count, decimal, duration, percent, plural } from "./format.js";
-import { Badge } from "./ui.js";
+import { capital, count, decimal, duration, percent, plural } from "./format.js";
+import { Badge, Words } from "./ui.js";
 import { IntervalBar } from "./chart.js";
-import { isPriced, money, yearParts, yearTotal } from "./year.js";
+import { isPriced, MissingPrices, money, yearParts, yearTotal } from "./year.js";
 
 const points = (value) => decimal(100 * value, 1);
 const signed = (value) => `${value > 0 ? "+" : ""}${points(value)}`;
@@ -22,7 +22,7 @@ export function Rungs({ ladder, report, live, promote }) {
     <div class="scroll"><table class="cards"><thead><tr><th>Rung</th><th class="num">Score</th>${report && html`<th class="bar-cell">95% interval</th>
       <th class="num">Gain on the rung below</th><th class="num">First token</th><th class="num">A year</th>`}<th></th></tr></thead>
     <tbody>${rows.map(({ rung, full }) => html`<tr key=${rung.key} class=${rung.key === ladder.rung ? "chosen" : ""}>
-      <td data-label="Rung"><strong>${rung.title}</strong> ${rung.key === ladder.rung && html`<${Badge} tone="info">advised<//>`} ${live.has(rung.model) && html`<${Badge} tone="live">live<//>`}
+      <td data-label="Rung"><strong>${capital(rung.title)}</strong> ${rung.key === ladder.rung && html`<${Badge} tone="info">advised<//>`} ${live.has(rung.model) && html`<${Badge} tone="live">live<//>`}
         <div class="dim small mono">${rung.model}</div></td>
       <td data-label="Score" class="num"><b>${rung.mean === null ? "…" : points(rung.mean)}</b></td>
       ${report && (full ? html`<td data-label="95% interval" class="bar-cell"><${IntervalBar} ...${full.mean} max=${1} /><span class="dim small">${points(full.mean.low)} to ${points(full.mean.high)}</span></td>
@@ -37,7 +37,7 @@ export function Rungs({ ladder, report, live, promote }) {
 export function AdviceReport({ ladder, report }) {
   return html`<${Costs} report=${report} />
     ${report.curve && html`<${Curve} report=${report} />`}
-    ${report.skipped.length > 0 && html`<section aria-label="Not measured"><h2>Not measured</h2><ul class="plain">${report.skipped.map((each) => html`<li key=${each.title}><strong>${each.title}</strong>: ${each.reason}</li>`)}</ul></section>`}
+    ${report.skipped.length > 0 && html`<section aria-label="Not measured"><h2>Not measured</h2><ul class="plain">${report.skipped.map((each) => html`<li key=${each.title}><strong>${each.title}</strong>: <${Words} text=${each.reason} /></li>`)}</ul></section>`}
     ${report.labels && html`<${Labels} labels=${report.labels} currency=${report.prices.currency} />`}
     ${ladder.vector_store_id && html`<p>The rungs with retrieved examples are served with <a href="#/stores/${encodeURIComponent(ladder.vector_store_id)}">a store that was made for them</a>. If you ship another rung, delete it there; it names the versions that need it.</p>`}
     ${report.facts.warnings?.length > 0 && html`<details><summary>${plural(report.facts.warnings.length, "finding")} of the data report</summary><ul class="plain small">${report.facts.warnings.map((each) => html`<li key=${each}>${each}</li>`)}</ul></details>`}
@@ -52,9 +52,9 @@ function Costs({ report }) {
   const rule = report.rungs.find((each) => each.year.rule_of_thumb)?.year.rule_of_thumb;
   return html`<section aria-label="Costs"><h2>What it costs</h2>
     <p class="dim">Measured time${priced ? ` at the operator's prices` : ""}, for ${plural(report.requests_per_month, "request")} a month and ${plural(report.prices.retrainings_per_year, "retraining")} a year.
-      ${!priced && html` The operator has not set the prices (<code>HATRACK_PRICE_DEVICE_HOUR</code>, <code>HATRACK_PRICE_PERSON_HOUR</code>), so there are hours and no money.`}</p>
+      ${" "}<${MissingPrices} prices=${report.prices} /></p>
     <div class="scroll"><table class="cards"><thead><tr><th>Rung</th><th class="num">Tokens in + out</th><th class="num">Once</th><th class="num">1,000 requests</th><th class="num">A year</th><th>Of which</th><th>To change it</th></tr></thead>
-    <tbody>${report.rungs.map((each) => html`<tr key=${each.key}><td data-label="Rung"><strong>${each.title}</strong></td>
+    <tbody>${report.rungs.map((each) => html`<tr key=${each.key}><td data-label="Rung"><strong>${capital(each.title)}</strong></td>
       <td data-label="Tokens in + out" class="num">${count(Math.round(each.request.prompt_tokens))} + ${count(Math.round(each.request.completion_tokens))}</td>
       <td data-label="Once" class="num">${priced && each.once.money !== null ? money(each.once.money, currency) : duration(each.once.device_seconds)}</td>
       <td data-label="1,000 requests" class="num">${priced && each.request.per_thousand !== null ? money(each.request.per_thousand, currency) : duration(1000 * each.request.engine_seconds)}
@@ -81,7 +81,7 @@ function Labels({ labels, currency }) {
 }
 
 function Answers({ rung }) {
-  return html`<details><summary>${rung.title} <span class="dim">scores ${points(rung.mean.mean)}, and ${points(rung.control)} where its answers are swapped between questions</span></summary>
+  return html`<details><summary>${capital(rung.title)} <span class="dim">scores ${points(rung.mean.mean)}, and ${points(rung.control)} where its answers are swapped between questions</span></summary>
     ${rung.system_prompt && html`<h4>Instructions</h4><pre class="text">${rung.system_prompt}</pre>`}
     ${rung.shown.map((each, index) => html`<article key=${index} class="panel sample"><p class="quoted">${each.asked}</p><div class="panes">
       <div><h4>as the author answered</h4><div class="answer">${each.reference}</div></div>

@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/preact.js";
 import { get, post, send } from "./api.js";
-import { ago, count, decimal, duration, isOver, plural, VERDICTS } from "./format.js";
+import { ago, capital, count, decimal, duration, isOver, plural, VERDICTS } from "./format.js";
 import { Confirm, download, Loaded, Progress, useEvery, useLoaded } from "./ui.js";
 import { Status, waitingWords } from "./train.js";
 import { IntervalBar } from "./chart.js";
@@ -35,7 +35,7 @@ export function EvaluationView({ id }) {
     ${evaluation.waiting && html`<div class="notice"><strong>Waiting</strong><p>${waitingWords(evaluation.waiting)}</p></div>`}
     ${evaluation.progress && !over && html`<${Progress} done=${evaluation.progress.done} total=${evaluation.progress.total}
       label="${evaluation.progress.stage}: ${count(evaluation.progress.done)} of ${count(evaluation.progress.total)}" />`}
-    ${evaluation.note && html`<p>${evaluation.note}</p>`}
+    ${evaluation.note && html`<p>${capital(evaluation.note)}</p>`}
     ${report && html`<${EvaluationReport} report=${report} />`}`}<//>`;
 }
 

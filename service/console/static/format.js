@@ -69,6 +69,8 @@ export const LADDER_STAGES = {
   "job:quarter": "Training a LoRA on a quarter of the examples", quarter: "Asking the LoRA on a quarter of the examples",
   "job:cleanest_half": "Training a LoRA on the cleanest half", cleanest_half: "Asking the LoRA on the cleanest half",
 };
+/** A text that stands alone, with a capital. */
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const isOver = (status) => ["succeeded", "failed", "cancelled"].includes(status);
 
 /** "3 90%, 4 10%" of a split's weights. */

@@ -97,7 +97,7 @@ export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
   useEffect(() => {
     element.current.showModal();
-    [...element.current.querySelectorAll("form :is(input, select, textarea, footer button)")].find((each) => each.offsetParent && !each.disabled && each.tabIndex >= 0)?.focus();
+    [...element.current.querySelectorAll(":is(input, select, textarea, footer button)")].find((each) => each.offsetParent && !each.disabled && each.tabIndex >= 0)?.focus();
   }, []);
   // a file chooser that is closed without a choice sends a `cancel`, too, which bubbles up to here
   const cancelled = (event) => { if (event.target === element.current) { event.preventDefault(); onClose(); } };

@@ -17,6 +17,14 @@ export const money = (value, currency) => (value === null || value === undefined
 /** Whether the operator has set the prices that a year is added up from; what was not measured may be missing still. */
 export const isPriced = (prices) => prices.device_hour !== null && prices.person_hour !== null;
 
+const PRICES = { device_hour: "HATRACK_PRICE_DEVICE_HOUR", person_hour: "HATRACK_PRICE_PERSON_HOUR" };
+
+/** Which prices the operator has not set, and what follows. */
+export function MissingPrices({ prices }) {
+  const missing = Object.keys(PRICES).filter((each) => prices[each] === null);
+  return missing.length > 0 && html`The operator has not set ${missing.map((each, index) => html`${index > 0 && " and "}<code key=${each}>${PRICES[each]}</code>`)}, so there are hours and no money.`;
+}
+
 /** What a year consists of, in words: money where it is priced, else hours. */
 export function yearParts(year, priced) {
   if (!priced) return `${decimal(year.device_hours, 1)} h of the device, ${decimal(year.people_hours, 1)} h of people's work`;
@@ -51,13 +59,13 @@ function YearTable({ answer }) {
     <tbody>${answer.versions.map((each) => html`<tr key=${each.name}><td data-label="Version"><strong class="mono">@${each.version}</strong> ${each.live && html`<${Badge} tone="live">live<//>`}
         <div class="dim small">${each.has_weights ? "with weights" : "without weights"}</div></td>
       <td data-label="Tokens of a request" class="num">${each.request ? `${count(Math.round(each.request.prompt_tokens))} + ${count(Math.round(each.request.completion_tokens))}` : html`<span class="dim" title="Callers have not asked it in the last 30 days">not asked yet</span>`}</td>
-      <td data-label="A year" class="num"><b>${yearTotal(each.year, priced)}</b></td>
-      <td data-label="Of which" class="small">${yearParts(each.year, priced)}</td></tr>`)}</tbody></table></div>
+      <td data-label="A year" class="num"><b>${each.request || priced ? yearTotal(each.year, priced) : "–"}</b></td>
+      <td data-label="Of which" class="small">${!each.request && !priced && "requests –, the rest "}${yearParts(each.year, priced)}</td></tr>`)}</tbody></table></div>
     <p class="dim small">${plural(rhythm.retrainings_per_year, "retraining")} and ${decimal(rhythm.revalidations_per_year, 1)} revalidations a year; at each of them people check as many answers as ${decimal(100 * rhythm.checked_share, 0)}% of the training examples.
       ${training && ` The last training took ${duration(training.seconds)} on ${plural(training.examples, "example")}, ${ago(training.finished_at)}.`}
       ${rule && ` The field's rule of thumb, three to five times the cost of one training, would give ${money(rule[0], answer.currency)} to ${money(rule[1], answer.currency)}.`}
       ${!answer.runs.available && ` The last training is not available: ${answer.runs.reason}`}</p>
     ${answer.long_prompt && html`<p class="dim small">A long prompt takes ${count(Math.round(answer.long_prompt.tokens_per_request))} tokens a request that weights do not need: ${count(answer.long_prompt.tokens_per_year)} a year.</p>`}
-    ${priced && answer.versions.some((each) => each.year.total === null) && html`<p class="dim small">–: not known. What a request takes is measured once callers have asked the version, the rest once the adapter was trained and judged here.</p>`}
-    ${!priced && html`<p class="dim small">The operator has not set the prices (<code>HATRACK_PRICE_DEVICE_HOUR</code>, <code>HATRACK_PRICE_PERSON_HOUR</code>), so there are hours and no money.</p>`}`;
+    ${answer.versions.some((each) => (priced ? each.year.total === null : !each.request)) && html`<p class="dim small">–: not known. What a request takes is measured once callers have asked the version, the rest once the adapter was trained and judged here.</p>`}
+    <p class="dim small"><${MissingPrices} prices=${answer.prices} /></p>`;
 }
