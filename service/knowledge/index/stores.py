@@ -126,10 +126,8 @@ class Stores:
         metadata: Mapping[str, str],
         fill: Callable[[sa.Connection, str], Sequence[NewStoreFile]] | None = None,
     ) -> StoreInfo:
-        """Create a store with the files that ``fill`` gives for its id, in one transaction: both or neither.
-
-        Raises NotFound (no such project), Conflict (it has MAX_STORES stores).
-        """
+        """Create a store with the files that ``fill`` gives for its id, in one transaction. Raises NotFound (no such
+        project), Conflict (it has MAX_STORES stores)."""
         store_id = f"vs_{secrets.token_hex(12)}"
 
         def work(db: sa.Connection) -> StoreInfo:
