@@ -27,7 +27,7 @@ from service.data_path import make_dispatch
 from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import HatrackError, SettingsError
-from service.fleet import Fleet
+from service.fleet import EngineParts, Fleet
 from service.fronts.follower import Follower, Secrets, View
 from service.fronts.forward import Forwarder
 from service.fronts.limiter import FrontLimiter
@@ -39,13 +39,15 @@ from service.inference.exchange import Exchange
 from service.inference.pipeline import Pipeline
 from service.inference.routes import MODELS, InferenceApp
 from service.registry.catalog import Catalog
+from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.engine import EngineSource
-from service.telemetry.exposition import Labelled
+from service.telemetry.exposition import Labelled, Source
 from service.telemetry.record import Accounts, LogAccount
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
 
+OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 DRAIN_S: Final = 60.0
 """How long requests may go on in engines that the gateway no longer has, s."""
 _LOG: Final = logging.getLogger("hatrack.front")
@@ -156,11 +158,7 @@ class Front:
             "unreported_rows": self.reporter.pending_rows,
         }
         if fleet is not None:
-            shown["engines"] = [
-                {"name": each.agent.name, "base": each.base.served_name, "state": each.watched.state.name,
-                 "reason": each.watched.state.reason}
-                for each in fleet.parts
-            ]  # fmt: skip
+            shown["engines"] = [_shown(each) for each in fleet.parts]
         return ready, shown
 
     @asynccontextmanager
@@ -256,9 +254,6 @@ class Front:
             await _close(self._path)
 
 
-OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-
-
 async def _close(path: _Path) -> None:
     if path.fleet is not None:
         await path.fleet.stop()
@@ -268,16 +263,20 @@ async def _close(path: _Path) -> None:
 def _watch(telemetry: Telemetry, fleet: Fleet, settings: Settings) -> None:
     """Show the engines, as all of their users see them."""
     account = telemetry.account
-    engines = {
-        each.agent.name: (
-            EngineSource(
-                each.watched, each.watched.client, slots=each.watched.config.slots,
-                resident_limit=each.watched.config.resident,
-            ),
-            AdmissionSource(each.admission.queue, settings.queue_size, account),
-            ResidencySource(each.admission.residency, account),
-        )
-        for each in fleet.parts
-    }  # fmt: skip
+    engines = {each.agent.name: _sources(each, account, settings.queue_size) for each in fleet.parts}
     for number in range(3):
         telemetry.watch(Labelled("engine", {name: sources[number] for name, sources in engines.items()}))
+
+
+def _sources(each: EngineParts, account: MetricsAccount, queue_size: int) -> tuple[Source, Source, Source]:
+    config = each.watched.config
+    return (
+        EngineSource(each.watched, each.watched.client, slots=config.slots, resident_limit=config.resident),
+        AdmissionSource(each.admission.queue, queue_size, account),
+        ResidencySource(each.admission.residency, account),
+    )
+
+
+def _shown(each: EngineParts) -> dict[str, str]:
+    state = each.watched.state
+    return {"name": each.agent.name, "base": each.base.served_name, "state": state.name, "reason": state.reason}
