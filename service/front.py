@@ -12,7 +12,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,6 +48,9 @@ from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
 
 OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+RETIRE_LOOK_S: Final = 0.5
+SWITCH_S: Final = 10.0
+"""How long a front waits for the engines of a gateway that has others now, before it asks only those, s."""
 DRAIN_S: Final = 60.0
 """How long requests may go on in engines that the gateway no longer has, s."""
 _LOG: Final = logging.getLogger("hatrack.front")
@@ -189,7 +192,7 @@ class Front:
         """Make the data path for a topology, and let the former one's requests end."""
         old = self._path
         path = self._build(topology, secrets)
-        await self._start(path)
+        await self._start(path, patience_s=SWITCH_S if old is not None else 0.0)
         self._path = path
         self._api.state.authenticator, self._api.state.telemetry = path.view.authenticator, path.telemetry
         if old is not None:
@@ -235,15 +238,21 @@ class Front:
         _watch(telemetry, fleet, settings)
         return _Path(inference, fleet, telemetry, forwarder, view)
 
-    async def _start(self, path: _Path) -> None:
-        if path.fleet is not None:
-            await path.fleet.start()
+    async def _start(self, path: _Path, patience_s: float) -> None:
+        """Look for its engines, for so long as the former path answers meanwhile."""
+        fleet = path.fleet
+        if fleet is not None:
+            await fleet.start()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    while not all(each.watched.ready for each in fleet.parts):  # noqa: ASYNC110 (seldom)
+                        await asyncio.sleep(RETIRE_LOOK_S / 10)
 
     async def _retire(self, path: _Path) -> None:
-        if path.inference is not None:
+        with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
-                while path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
-                    await asyncio.sleep(0.5)
+                while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
+                    await asyncio.sleep(RETIRE_LOOK_S)
         await _close(path)
 
     async def _close_path(self) -> None:
