@@ -12,7 +12,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from service.data_path import make_dispatch
 from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import HatrackError, SettingsError
-from service.fleet import Fleet
+from service.fleet import EngineParts, Fleet
 from service.fronts.follower import Follower, Secrets, View
 from service.fronts.forward import Forwarder
 from service.fronts.limiter import FrontLimiter
@@ -39,13 +39,18 @@ from service.inference.exchange import Exchange
 from service.inference.pipeline import Pipeline
 from service.inference.routes import MODELS, InferenceApp
 from service.registry.catalog import Catalog
+from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
 from service.telemetry.engine import EngineSource
-from service.telemetry.exposition import Labelled
+from service.telemetry.exposition import Labelled, Source
 from service.telemetry.record import Accounts, LogAccount
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
 
+OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+RETIRE_LOOK_S: Final = 0.5
+SWITCH_S: Final = 10.0
+"""How long a front waits for the engines of a gateway that has others now, before it asks only those, s."""
 DRAIN_S: Final = 60.0
 """How long requests may go on in engines that the gateway no longer has, s."""
 _LOG: Final = logging.getLogger("hatrack.front")
@@ -156,11 +161,7 @@ class Front:
             "unreported_rows": self.reporter.pending_rows,
         }
         if fleet is not None:
-            shown["engines"] = [
-                {"name": each.agent.name, "base": each.base.served_name, "state": each.watched.state.name,
-                 "reason": each.watched.state.reason}
-                for each in fleet.parts
-            ]  # fmt: skip
+            shown["engines"] = [_shown(each) for each in fleet.parts]
         return ready, shown
 
     @asynccontextmanager
@@ -191,7 +192,7 @@ class Front:
         """Make the data path for a topology, and let the former one's requests end."""
         old = self._path
         path = self._build(topology, secrets)
-        await self._start(path)
+        await self._start(path, patience_s=SWITCH_S if old is not None else 0.0)
         self._path = path
         self._api.state.authenticator, self._api.state.telemetry = path.view.authenticator, path.telemetry
         if old is not None:
@@ -237,15 +238,21 @@ class Front:
         _watch(telemetry, fleet, settings)
         return _Path(inference, fleet, telemetry, forwarder, view)
 
-    async def _start(self, path: _Path) -> None:
-        if path.fleet is not None:
-            await path.fleet.start()
+    async def _start(self, path: _Path, patience_s: float) -> None:
+        """Look for its engines, for so long as the former path answers meanwhile."""
+        fleet = path.fleet
+        if fleet is not None:
+            await fleet.start()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    while not all(each.watched.ready for each in fleet.parts):  # noqa: ASYNC110 (seldom)
+                        await asyncio.sleep(RETIRE_LOOK_S / 10)
 
     async def _retire(self, path: _Path) -> None:
-        if path.inference is not None:
+        with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
-                while path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
-                    await asyncio.sleep(0.5)
+                while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
+                    await asyncio.sleep(RETIRE_LOOK_S)
         await _close(path)
 
     async def _close_path(self) -> None:
@@ -254,9 +261,6 @@ class Front:
         await asyncio.gather(*self._retired, return_exceptions=True)
         if self._path is not None:
             await _close(self._path)
-
-
-OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 async def _close(path: _Path) -> None:
@@ -268,16 +272,20 @@ async def _close(path: _Path) -> None:
 def _watch(telemetry: Telemetry, fleet: Fleet, settings: Settings) -> None:
     """Show the engines, as all of their users see them."""
     account = telemetry.account
-    engines = {
-        each.agent.name: (
-            EngineSource(
-                each.watched, each.watched.client, slots=each.watched.config.slots,
-                resident_limit=each.watched.config.resident,
-            ),
-            AdmissionSource(each.admission.queue, settings.queue_size, account),
-            ResidencySource(each.admission.residency, account),
-        )
-        for each in fleet.parts
-    }  # fmt: skip
+    engines = {each.agent.name: _sources(each, account, settings.queue_size) for each in fleet.parts}
     for number in range(3):
         telemetry.watch(Labelled("engine", {name: sources[number] for name, sources in engines.items()}))
+
+
+def _sources(each: EngineParts, account: MetricsAccount, queue_size: int) -> tuple[Source, Source, Source]:
+    config = each.watched.config
+    return (
+        EngineSource(each.watched, each.watched.client, slots=config.slots, resident_limit=config.resident),
+        AdmissionSource(each.admission.queue, queue_size, account),
+        ResidencySource(each.admission.residency, account),
+    )
+
+
+def _shown(each: EngineParts) -> dict[str, str]:
+    state = each.watched.state
+    return {"name": each.agent.name, "base": each.base.served_name, "state": state.name, "reason": state.reason}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -48,7 +48,7 @@ class Authenticator:
         self._entries: Mapping[bytes, KeyEntry] = {}
         self._by_id: Mapping[str, KeyEntry] = {}
         self._cache: dict[str, KeyEntry] = {}
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[Collection[bytes] | None], None]] = []
         self._admin_entry = KeyEntry(Caller(ADMIN_ID, DEFAULT_PROJECT, frozenset({Scope.ADMIN})))
         self._admin = key_hmac(self._secret, admin_key)
 
@@ -58,17 +58,21 @@ class Authenticator:
 
     def put(self, digest: bytes, entry: KeyEntry) -> None:
         """Add the key with this HMAC."""
-        self.load({**self._entries, digest: entry})
+        self.load({**self._entries, digest: entry}, changed={digest})
 
     def drop(self, digests: frozenset[bytes]) -> None:
         """Remove the keys with these HMACs."""
-        self.load({known: entry for known, entry in self._entries.items() if known not in digests})
+        self.load({known: entry for known, entry in self._entries.items() if known not in digests}, changed=digests)
 
-    def load(self, entries: Mapping[bytes, KeyEntry]) -> None:
-        """Replace all keys but the admin key."""
+    def load(self, entries: Mapping[bytes, KeyEntry], changed: Collection[bytes] | None = None) -> None:
+        """Replace all keys but the admin key.
+
+        Args:
+            changed: The HMACs whose keys are others now, or gone; None: any may be.
+        """
         self._entries, self._cache = entries, {}
         self._by_id = {entry.caller.key_id: entry for entry in entries.values()}
-        self._notify()
+        self._notify(changed)
 
     def set_admin_key(self, key: str) -> None:
         """Replace the admin key."""
@@ -77,12 +81,12 @@ class Authenticator:
     def set_admin_hmac(self, digest: bytes) -> None:
         """Replace the admin key by one of which only the HMAC is known."""
         self._admin, self._cache = digest, {}
-        self._notify()
+        self._notify(())
 
     # for a front, which has the same keys
 
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` after each change of the keys; it must be quick and must not raise."""
+    def on_change(self, listener: Callable[[Collection[bytes] | None], None]) -> None:
+        """Call ``listener`` with what has changed after each change; it must be quick and must not raise."""
         self._listeners.append(listener)
 
     @property
@@ -100,9 +104,9 @@ class Authenticator:
         """The secret of the HMACs."""
         return self._secret
 
-    def _notify(self) -> None:
+    def _notify(self, changed: Collection[bytes] | None) -> None:
         for listener in self._listeners:
-            listener()
+            listener(changed)
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """The caller whose key is in ``Authorization: Bearer`` or ``x-api-key``; two keys must be the same.

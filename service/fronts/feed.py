@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import chain, islice
+from typing import Any, Final, Generic, TypeVar
 
 import orjson
 
@@ -24,12 +25,46 @@ LOOK_S: Final = SIGN_OF_LIFE_S / 2
 """How often budgets, and the number of fronts, are looked at, s."""
 
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class _Part(Generic[K, V]):
+    """What one front has been told of keys, or of adapters, and what has changed since."""
+
+    def __init__(self) -> None:
+        self._told: Mapping[K, V] = {}
+        self._pending: set[K] | None = None
+        """Names that may be others now; None: all of them."""
+
+    def note(self, changed: Collection[K] | None) -> None:
+        """Something has changed."""
+        if changed is None:
+            self._pending = None
+        elif self._pending is not None:
+            self._pending.update(changed)
+
+    def take(self, now: Mapping[K, V]) -> Iterator[tuple[list[tuple[K, V]], list[K]]]:
+        """What is to be told to come to ``now``, in parts: what is put and what is dropped. Counts as told.
+
+        Some parts may be empty: a long list is looked through in pieces, too.
+        """
+        told, pending = self._told, self._pending
+        self._told, self._pending = now, set()
+        names: Iterable[K] = chain(told, now) if pending is None else pending
+        for piece in _pieces(names):
+            # what a long list holds twice is told twice, and means the same
+            changed = [name for name in piece if now.get(name) is not told.get(name)]
+            yield [(name, now[name]) for name in changed if name in now], [name for name in changed if name not in now]
+
+
 @dataclass
 class _Told:
     """What one front has been told so far."""
 
-    keys: Mapping[bytes, KeyEntry] = field(default_factory=dict)
-    adapters: Mapping[tuple[str, str], AdapterEntry] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    keys: _Part[bytes, KeyEntry] = field(default_factory=_Part)
+    adapters: _Part[tuple[str, str], AdapterEntry] = field(default_factory=_Part)
     admin: bytes = b""
     spent: dict[str, Any] | None = None
     fronts: int = 0
@@ -61,55 +96,60 @@ class Feed:
         self._exhausted = exhausted
         self._fronts = fronts
         self._salts = salts
-        self._wakes: set[asyncio.Event] = set()
+        self._fed: dict[int, _Told] = {}
         self.version = 0
         """Raised with each change of keys or adapters."""
-        authenticator.on_change(self._changed)
-        catalog.on_change(self._changed)
+        authenticator.on_change(self._keys_changed)
+        catalog.on_change(self._adapters_changed)
 
-    def _changed(self) -> None:
+    def _keys_changed(self, changed: Collection[bytes] | None) -> None:
         self.version += 1
-        for wake in self._wakes:
-            wake.set()
+        for told in self._fed.values():
+            told.keys.note(changed)
+            told.wake.set()
+
+    def _adapters_changed(self, changed: Collection[tuple[str, str]] | None) -> None:
+        self.version += 1
+        for told in self._fed.values():
+            told.adapters.note(changed)
+            told.wake.set()
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """One front's feed; it never ends."""
-        told, wake = _Told(), asyncio.Event()
-        self._wakes.add(wake)
+        told = _Told()
+        self._fed[id(told)] = told
         try:
             yield _line({"t": "topology", "protocol": PROTOCOL, **self._topology.model_dump(mode="json")})
             while True:
-                wake.clear()
+                told.wake.clear()
                 version, changed = self.version, False
                 for message in self._changes(told):
-                    changed = True
-                    yield _line(message)
+                    if message is not None:
+                        changed = True
+                        yield _line(message)
                     await asyncio.sleep(0)
                 yield _line({"t": "ready", "version": version} if changed else {"t": "alive"})
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
-                        await wake.wait()
+                        await told.wake.wait()
         finally:
-            self._wakes.discard(wake)
+            del self._fed[id(told)]
 
-    def _changes(self, told: _Told) -> Iterator[Message]:
-        """What is to be told now; counts as told."""
+    def _changes(self, told: _Told) -> Iterator[Message | None]:
+        """What is to be told now, with pauses (None) for others; counts as told.
+
+        What changes while a long list is being sent is told after it.
+        """
         if self._authenticator.admin_hmac != told.admin:
             told.admin = self._authenticator.admin_hmac
             secret = self._authenticator.secret.hex()
             yield {"t": "auth", "secret": secret, "admin": told.admin.hex(), "salts": self._salts.hex()}
-        # taken now: what changes while a long list is being sent is told after it
-        keys, adapters = self._authenticator.entries, self._catalog.snapshot.adapters
-        known_keys, known_adapters = told.keys, told.adapters
-        told.keys, told.adapters = keys, adapters
-        if keys is not known_keys:
-            put_keys = [(digest, entry) for digest, entry in keys.items() if known_keys.get(digest) is not entry]
-            dropped_keys = [digest.hex() for digest in known_keys if digest not in keys]
-            yield from _parts("keys", put_keys, dropped_keys, lambda key: [key[0].hex(), dump_key(key[1])])
-        if adapters is not known_adapters:
-            put = [(name[0], entry) for name, entry in adapters.items() if known_adapters.get(name) is not entry]
-            dropped = [list(name) for name in known_adapters if name not in adapters]
-            yield from _parts("adapters", put, dropped, lambda each: [each[0], dump_adapter(each[1])])
+        for keys, gone_keys in told.keys.take(self._authenticator.entries):
+            put = [[digest.hex(), dump_key(entry)] for digest, entry in keys]
+            yield _message("keys", put, [digest.hex() for digest in gone_keys])
+        for adapters, gone in told.adapters.take(self._catalog.snapshot.adapters):
+            put = [[project, dump_adapter(entry)] for (project, _), entry in adapters]
+            yield _message("adapters", put, [list(name) for name in gone])
         spent = {project: dump_error(error) for project, error in self._exhausted().items()}
         if told.spent is None or spent.keys() != told.spent.keys():
             told.spent = spent
@@ -119,12 +159,16 @@ class Feed:
             yield {"t": "fronts", "count": told.fronts}
 
 
-def _parts(kind: str, put: Sequence[Any], dropped: Sequence[Any], dump: Callable[[Any], Any]) -> Iterator[Message]:
-    """Messages of at most PART entries; what is dropped goes first."""
-    if dropped:
-        yield {"t": kind, "put": [], "drop": list(dropped)}
-    for start in range(0, len(put), PART):
-        yield {"t": kind, "put": [dump(each) for each in put[start : start + PART]], "drop": []}
+def _pieces(names: Iterable[K]) -> Iterator[list[K]]:
+    """Lists of at most PART names."""
+    rest = iter(names)
+    while piece := list(islice(rest, PART)):
+        yield piece
+
+
+def _message(kind: str, put: list[list[Any]], dropped: list[Any]) -> Message | None:
+    """None: there is nothing in it."""
+    return {"t": kind, "put": put, "drop": dropped} if put or dropped else None
 
 
 def _line(message: Message) -> bytes:

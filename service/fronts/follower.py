@@ -160,6 +160,7 @@ class Follower:
                 known.keys.pop(bytes.fromhex(digest), None)
             known.keys.update((bytes.fromhex(digest), load_key(key)) for digest, key in message["put"])
             known.keys_changed = True
+            await asyncio.sleep(0)  # many of these come at once, and requests go on
         elif kind == "adapters":
             for project, name in message["drop"]:
                 known.adapters.pop((project, name), None)
@@ -167,6 +168,7 @@ class Follower:
                 adapter = load_adapter(dumped)
                 known.adapters[project, adapter.name] = adapter
             known.adapters_changed = True
+            await asyncio.sleep(0)
         elif kind == "budgets":
             self._spent = {project: load_error(error) for project, error in message["spent"].items()}
         elif kind == "fronts":

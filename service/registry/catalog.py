@@ -5,7 +5,7 @@ Resolving a model name reads no disk and takes no lock, and a request sees one c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -210,16 +210,20 @@ class Catalog:
         """When each base was made (Unix seconds), by its served name; the default first."""
         self.embedder_name = embedder_name
         self.snapshot = CatalogSnapshot()
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[Collection[tuple[str, str]] | None], None]] = []
 
-    def replace(self, snapshot: CatalogSnapshot) -> None:
-        """Replace the snapshot, from the next request on."""
+    def replace(self, snapshot: CatalogSnapshot, changed: Collection[tuple[str, str]] | None = None) -> None:
+        """Replace the snapshot, from the next request on.
+
+        Args:
+            changed: The adapters (project, name) that are others in it, or not in it any more; None: any may be.
+        """
         self.snapshot = snapshot
         for listener in self._listeners:
-            listener()
+            listener(changed)
 
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` after each change; it must be quick and must not raise."""
+    def on_change(self, listener: Callable[[Collection[tuple[str, str]] | None], None]) -> None:
+        """Call ``listener`` with what has changed after each change; it must be quick and must not raise."""
         self._listeners.append(listener)
 
     def resolve(self, caller: Caller, model: str, adapter: str | None = None, *, sticky: str | None = None) -> Target:

@@ -170,7 +170,7 @@ class RegistryState:
         entries.pop((project, name), None)
         if entry is not None:
             entries[project, name] = entry
-        self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
+        self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)), changed={(project, name)})
         await self.recount()
 
     async def refresh_all(self) -> None:

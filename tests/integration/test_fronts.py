@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
 
 from adapters.base import describe
-from tests.support.adapters import make_adapter
+from tests.support.adapters import make_adapter, make_base
 from tests.support.cluster import ClusterOfProcesses, Load, Outcome, is_ready, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -39,9 +36,12 @@ NO_LATER_S = 3.0
 """After so long nothing fails any more that was asked of what is left."""
 
 
-@pytest.fixture(scope="module")
-def cluster(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOfProcesses]:
-    made = ClusterOfProcesses(tmp_path_factory.mktemp("cluster"), base_dir, SETTINGS)
+@pytest.fixture(scope="module", params=["stub", "vllm"])
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterOfProcesses]:
+    """With engines that are stubs, and with real ones."""
+    home, is_real = tmp_path_factory.mktemp("cluster"), request.param == "vllm"
+    base_dir = request.getfixturevalue("base_dir") if is_real else make_base(home / "tiny")
+    made = ClusterOfProcesses(home, base_dir, SETTINGS, is_real)
     try:
         made.start()
         yield made
@@ -50,10 +50,10 @@ def cluster(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def voices(cluster: ClusterOfProcesses, base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def voices(cluster: ClusterOfProcesses, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Adapters over both engines; the first has a second version."""
     gateway, root = cluster.gateway, tmp_path_factory.mktemp("voices")
-    about = describe(base_dir, served_name="x", dtype="bfloat16", quantization=None, engine_version="0")
+    about = describe(cluster.base_dir, served_name="x", dtype="bfloat16", quantization=None, engine_version="0")
     names = [f"voice-{number}" for number in range(VOICES)]
     for number, name in enumerate([*names, names[0]]):
         make_adapter(root / str(number), about, seed=number, scale=0.02)
@@ -158,7 +158,7 @@ def test_fronts_go_on_while_the_gateway_is_killed_and_nothing_is_lost(
         until(lambda: load.answered_since(killed) >= 2 * len(voices))
         with cluster.front(0) as http:
             assert http.get("/v1/adapters").status_code == 503
-        restart(cluster)
+        cluster.restart_gateway()
         until(lambda: load.answered_since(time.monotonic() - 1) >= 1)
         outcomes = load.end()
     assert failed(outcomes) == []
@@ -169,16 +169,6 @@ def test_fronts_go_on_while_the_gateway_is_killed_and_nothing_is_lost(
 def unreported(cluster: ClusterOfProcesses, front: int) -> int:
     with cluster.front(front) as http:
         return int(http.get("/readyz").json()["unreported_rows"])
-
-
-def restart(cluster: ClusterOfProcesses) -> None:
-    """Start the gateway where it was: its fronts know that address."""
-    gateway = cluster.gateway
-    with (gateway.home / "gateway.log").open("ab") as log:
-        gateway.process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve"], env=gateway.environment, stdout=log, stderr=log
-        )
-    gateway.wait_ready()
 
 
 def test_a_front_that_is_killed_costs_its_streams_and_gives_back_what_it_took(

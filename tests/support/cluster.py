@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from service.cli.peers import readiness
 from tests.support.gateway import ADMIN_KEY, TIMEOUT, Gateway, held_port
 
 AGENT_KEY = "the-agents-secret-of-these-tests"
@@ -27,19 +28,20 @@ ENGINES = ("a", "b")
 
 @dataclass
 class Process:
-    """A command of ours that runs until it is ended; ``port`` is where it listens, 0 for a socket."""
+    """A module that runs until it is ended; ``port`` is where it listens, 0 for a socket."""
 
     arguments: tuple[str, ...]
     environment: dict[str, str]
     log: Path
     port: int = 0
+    module: str = "service.cli"
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; a fixed port stays the same over restarts."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", *self.arguments], env=self.environment, stdout=log, stderr=log
+                [sys.executable, "-m", self.module, *self.arguments], env=self.environment, stdout=log, stderr=log
             )
 
     @property
@@ -80,6 +82,9 @@ class ClusterOfProcesses:
     home: Path
     base_dir: Path
     settings: dict[str, str]
+    is_real: bool
+    """Real engines; else processes that speak as they do."""
+    stubs: dict[str, Process] = field(default_factory=dict)
     agents: dict[str, Process] = field(default_factory=dict)
     fronts: list[Process] = field(default_factory=list)
 
@@ -91,22 +96,30 @@ class ClusterOfProcesses:
         engines = {"HATRACK_BASE_MODEL": "", "HATRACK_ENGINES": str(self.home / "engines.toml")}
         self.gateway = Gateway(self.home, self.base_dir, settings=common | engines)
         for name in ENGINES:
-            self.agents[name] = Process(
-                ("agent", "--name", name, "--uds", str(self.socket(name))),
-                self.gateway.environment,
-                self.home / f"agent-{name}.log",
-            )
+            command, environment = ("agent", "--name", name, "--uds", str(self.socket(name))), self.gateway.environment
+            if not self.is_real:
+                engine = {"HATRACK_BASE_MODEL": str(self.base_dir), "HATRACK_ENGINE_DEVICE": "cpu"}
+                environment |= engine | {"HATRACK_ENGINE_URL": f"unix:{self.socket(f'engine-{name}')}"}
+                del environment["HATRACK_ENGINES"]
+                self.stubs[name] = Process(
+                    (str(self.socket(f"engine-{name}")),),
+                    environment,
+                    self.home / f"engine-{name}.log",
+                    module="tests.support.stub_engine",
+                )
+            self.agents[name] = Process(command, environment, self.home / f"agent-{name}.log")
 
     def socket(self, name: str) -> Path:
         return self.home / f"{name}.sock"
 
     def start(self) -> None:
         """Start everything, and wait until every part says that it is ready."""
-        for agent in self.agents.values():
-            agent.start()
+        for process in [*self.stubs.values(), *self.agents.values()]:
+            process.start()
         for name in ENGINES:
             self.until_agent_ready(name)
-        self.gateway.start()
+        self.gateway.start(wait=False)
+        self.until_gateway_ready()
         for number in range(2):
             with held_port() as held:
                 port = int(held.getsockname()[1])
@@ -125,7 +138,7 @@ class ClusterOfProcesses:
 
     def stop(self) -> None:
         """Stop everything; what was killed leaves its engine's processes to us."""
-        for process in [*self.fronts, *self.agents.values()]:
+        for process in [*self.fronts, *self.agents.values(), *self.stubs.values()]:
             process.stop()
         with suppress(AssertionError):
             self.gateway.stop()
@@ -133,16 +146,30 @@ class ClusterOfProcesses:
             with suppress(psutil.NoSuchProcess):
                 left.kill()
 
+    def restart_gateway(self) -> None:
+        """Start the gateway again after it was killed, where it was: its fronts know that address."""
+        gateway = self.gateway
+        with (gateway.home / "gateway.log").open("ab") as log:
+            gateway.process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "serve"], env=gateway.environment, stdout=log, stderr=log
+            )
+        self.until_gateway_ready()
+
+    def until_gateway_ready(self) -> None:
+        def is_up() -> bool:
+            assert self.gateway.process is not None
+            assert self.gateway.process.poll() is None, self.gateway.log()
+            return is_ready(self.gateway.port)
+
+        until(is_up)
+
     def until_agent_ready(self, name: str) -> None:
-        transport = httpx.HTTPTransport(uds=str(self.socket(name)))
-        with httpx.Client(transport=transport, base_url="http://agent", timeout=10) as http:
+        def is_up() -> bool:
+            with suppress(OSError):
+                return bool(readiness(f"unix:{self.socket(name)}")["status"] == "ready")
+            return False
 
-            def is_up() -> bool:
-                with suppress(httpx.TransportError):
-                    return http.get("/readyz").status_code == 200
-                return False
-
-            until(is_up, self.agents[name])
+        until(is_up, self.agents[name])
 
     def engines(self) -> dict[str, str]:
         """Each engine's state, as the gateway has it."""

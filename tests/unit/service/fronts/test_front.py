@@ -266,6 +266,27 @@ async def test_it_goes_on_for_a_while_without_its_gateway_and_no_longer(made: Cl
     await eventually(answers)
 
 
+async def test_a_gateway_that_comes_back_with_other_settings_is_followed(made: Cluster) -> None:
+    front = await made.front()
+    former = front.front._path
+    assert former is not None
+    assert former.fleet is not None
+    await made.vanish()
+    feed = made.gateway.app._fronts._feed  # type: ignore[attr-defined]
+    feed._topology = feed._topology.model_copy(update={"policy": {**feed._topology.policy, "max_n": 1}})
+    before = await front.chat(n=2)
+    assert before.status_code == 200, before.text
+    await made.listen()
+
+    async def is_followed() -> bool:
+        answer = await front.chat(n=2)
+        return answer.status_code == 400 and answer.json()["error"]["param"] == "n"
+
+    await eventually(is_followed)
+    assert (await front.chat(n=1)).status_code == 200
+    await until(lambda: former.fleet is not None and former.fleet.state.name == "down")
+
+
 async def test_a_gateway_that_stops_does_not_wait_for_its_fronts(made: Cluster) -> None:
     front = await made.front()
     assert made.server is not None
