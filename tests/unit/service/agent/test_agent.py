@@ -25,7 +25,7 @@ from tests.unit.service.gateway_app import AGENT_KEY, engine_report
 
 STREAM = b'{"model": "tiny", "stream": true}'
 HEADERS = {"content-type": "application/json"}
-ENGINES = '[[engine]]\nname = "a"\nbase = "{base}"\nagent = "unix:/tmp/a.sock"\nslots = 3\n'
+ENGINES = '[[engine]]\nname = "a"\nbase = "{base}"\nagent = "http://10.0.0.5:8002"\nslots = 3\n'
 
 
 @pytest.fixture(scope="module")
