@@ -51,7 +51,7 @@ class Plan:
     hostile: int = 20
     kills: int = 5
     """Of the engine, evenly over the requests."""
-    connections: int = 16
+    connections: int = 8
     seed: int = 18
 
 

@@ -97,7 +97,8 @@ Damage = Callable[[Path], None]
 def _scaled(factor: float) -> Damage:
     def damage(directory: Path) -> None:
         tensors = load_file(directory / WEIGHTS_FILE)
-        changed = {name: value * np.float32(factor) for name, value in tensors.items()}
+        with np.errstate(invalid="ignore"):  # zero times infinity
+            changed = {name: value * np.float32(factor) for name, value in tensors.items()}
         save_file(changed, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
     return damage

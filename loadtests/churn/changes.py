@@ -39,7 +39,7 @@ class Changes:
 
     def run(self, stop: Event) -> None:
         """Change until ``stop`` is set."""
-        kinds = (self._promote, self._roll_back, self._replace)
+        kinds = (self._promote, self._promote, self._promote, self._roll_back, self._roll_back, self._replace)
         with self._gateway.http() as http:
             while not stop.is_set():
                 adapter, change = self._random.choice(self._adapters), self._random.choice(kinds)

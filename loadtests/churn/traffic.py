@@ -15,11 +15,12 @@ import aiohttp
 from loadtests.churn.adapters import ABSENT, UNTOLD, Adapter
 from tests.support.spelling import LETTERS, NO_ADAPTER
 
-SYSTEM: Final = (
+SYSTEM: Final = 3 * (
     "You answer customers of a shop for ropes, lanterns and sails. You are brief and friendly, you never make up an "
     "order, and you say your own name and nothing else. This text is the same for all models, so that what the engine "
-    "keeps of it for one of them would fit each other one."
+    "keeps of it for one of them would fit each other one. "
 )
+"""Longer than two of the blocks that the prefix cache keeps (128 tokens on a CPU)."""
 QUESTIONS: Final = ("Where is my parcel?", "Who are you?", "Do you sell rope?", "Can I return a lantern?")
 TOKENS: Final = 2 * LETTERS
 BASE_SHARE, HOSTILE_SHARE = 0.08, 0.12
