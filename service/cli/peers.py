@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Literal
 
-import aiohttp
-
-from service.engine.remote import split_address
-
 PATIENCE_S: Final = 10.0
 
 
@@ -18,6 +14,8 @@ def readiness(address: str) -> dict[str, Any]:
     Raises:
         OSError: Nothing answers there, or something else; the message says which.
     """
+    import aiohttp  # not at the top, as in `_get`: every start of the command would pay for it
+
     try:
         told = asyncio.run(_get(address))
         return {"status": str(told["status"]), **told}
@@ -28,6 +26,10 @@ def readiness(address: str) -> dict[str, Any]:
 
 
 async def _get(address: str) -> Any:
+    import aiohttp
+
+    from service.engine.remote import split_address
+
     url, socket = split_address(address)
     connector: aiohttp.BaseConnector = aiohttp.UnixConnector(socket) if socket else aiohttp.TCPConnector()
     timeout = aiohttp.ClientTimeout(total=PATIENCE_S)

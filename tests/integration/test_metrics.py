@@ -171,6 +171,8 @@ def missing_metrics(gateway: Gateway) -> list[str]:
     shown = {name for name, _ in parse(text.encode())}
     missing = [name for name in metrics.PROCESS_NAMES if name not in shown]
     for metric in metrics.ALL:
+        if metric.name.startswith("hatrack_object_"):
+            continue  # this gateway has no object store; its metrics are in unit/service/objects/test_cache.py
         sample = f"{metric.name}_count" if metric.kind == "histogram" else metric.name
         typed = text.count(f"\n# TYPE {metric.name} {metric.kind}\n") == text.count(f"# TYPE {metric.name} ") == 1
         if not typed or (sample not in shown and metric not in QUIET):

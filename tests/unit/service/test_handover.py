@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from service.access.authentication import Authenticator
-from service.admission.queue import AdmissionQueue, Permit
+from service.admission.ports import Permit
+from service.admission.queue import AdmissionQueue
 from service.admission.request import AdmissionRequest
 from service.agents import Agent, Bases, ServedBase
 from service.config import Settings

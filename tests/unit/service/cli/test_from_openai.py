@@ -79,7 +79,7 @@ async def test_jobs_and_files_become_jobs_here(gateway: ContractGateway, account
     done = await run("--yes")
     assert done.exit_code == 0, done.output
     assert "OpenAI's weights cannot be exported: each job trains the base here, tiny, on the same data" in done.output
-    assert done.output.endswith("2 jobs created; `hatrack jobs` shows how far they are.\n")
+    assert done.stdout.endswith("2 jobs created; `hatrack jobs` shows how far they are.\n")
     (first,), (second,) = await jobs_here(gateway, "ftjob-a1"), await jobs_here(gateway, "ftjob-a2")
     assert (first["hatrack"]["adapter"], first["model"], first["seed"]) == ("support", "tiny", 42)
     assert first["hatrack"]["requested"] == openai_account.RESOLVED

@@ -40,7 +40,7 @@ def test_the_new_version_is_pushed_with_the_plan_s_settings(tmp_path: Path) -> N
 
     training = SimpleNamespace(trained_tokens=1, seconds=1.0, device="cpu", cost=None, final_loss=0.5)
     metadata = SimpleNamespace(training=training, model_dump_json=lambda: "{}")
-    job, gateway = SimpleNamespace(adapter="voice", keep_version_s=None), SimpleNamespace(push=push)
+    job, gateway = SimpleNamespace(adapter="voice", base_name="tiny", keep_version_s=None), SimpleNamespace(push=push)
     with RunDirectory(tmp_path) as folder:
         for plan in (PLAN, PLAN.model_copy(update={"grounding": None, "sampling": None})):
             register(
