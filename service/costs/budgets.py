@@ -60,7 +60,7 @@ class BudgetService:
         self._prices = prices
         self._wall = wall
         self._monthly: dict[str, float] = {}
-        self._month = 0
+        self._month, self._month_ends = 0, 0
         self._engine_s: dict[str, float] = {}
         self._training_s: dict[str, float] = {}
         self._outside: dict[str, float] = {}
@@ -198,10 +198,12 @@ class BudgetService:
         return None if device is None else device + self._outside.get(project, 0.0)
 
     def _begin_month(self) -> None:
-        month = month_of(self._wall())
-        if month > self._month:  # a clock that is set back begins none
-            self._month, self._engine_s, self._training_s, self._outside = month, {}, {}, {}
-            self._runs_told = False
+        now = self._wall()
+        if now < self._month_ends:  # also for a clock that is set back
+            return
+        self._month, self._month_ends = month_of(now), next_month(now)
+        self._engine_s, self._training_s, self._outside = {}, {}, {}
+        self._runs_told = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
