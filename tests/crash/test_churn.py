@@ -13,8 +13,7 @@ def test_no_answer_is_of_another_adapter_or_version(tmp_path: Path) -> None:
     result = churn(tmp_path, PLAN)
     assert result.sound, result.report()
     assert result.kills == PLAN.kills
-    # most requests meet a deleted adapter or an engine that starts, which answer at once
-    assert result.answers.statuses["adapter 200"] > PLAN.requests / 20, result.report()
+    assert result.answers.statuses["adapter 200"] > PLAN.requests / 4, result.report()
     assert result.answers.statuses["base 200"], result.report()
     assert result.changes["promote"], result.report()
     assert result.changes.total() > 5, result.report()
