@@ -3,6 +3,7 @@
     .venv/bin/python loadtests/admission.py flood      # about 4 minutes
     .venv/bin/python loadtests/admission.py slots      # about 3 minutes
     .venv/bin/python loadtests/admission.py mixed      # about 3 minutes
+    .venv/bin/python loadtests/admission.py active     # about 5 minutes
 
 Starts gateways of its own, with an engine, on the prepared base model and copies of a sample adapter.
 
@@ -14,7 +15,8 @@ At its end the queue is filled, and what is over the bound is timed: how fast a 
 
 `slots`: four times as many adapters as slots, four connections for each, all of them busy all the time; fair, and
 straight to the engine's socket, which is plain vLLM and its own queue. `mixed` is the same with connections that take
-another adapter for each request.
+another adapter for each request. `active`: the same 16 connections over as many adapters as slots, then over two and
+four times as many, what that costs beside the first, where every adapter is warm.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import aiohttp
 from support import Running, Timing, gateway, make_adapters, percentile, prompt, push, session, stream, write_json
 
 REPO = Path(__file__).resolve().parents[1]
-PARTS = ("flood", "slots", "mixed")
+PARTS = ("flood", "slots", "mixed", "active")
 BASE = REPO / "var" / "base" / "smollm2-135m-instruct"
 SAMPLE = REPO / "var" / "samples" / "tidewater"
 WORDS = 24
@@ -43,6 +45,8 @@ WORDS = 24
 TOKENS = 48
 """Tokens of an answer on average: each is drawn from half to three halves of it."""
 FLOOD = 64
+ACTIVE = 16
+"""Connections of `active`."""
 RAMP_S = 5.0
 """The four have been sending for this long when the flood begins, s."""
 QUEUE_SHARE = 512
@@ -222,6 +226,26 @@ async def many(out: Path, seconds: float, slots: int, connections: int, *, mixed
     return rows
 
 
+async def active(out: Path, seconds: float, slots: int) -> list[dict[str, Any]]:
+    """As many active adapters as slots, and two and four times as many, under one closed load."""
+    rows: list[dict[str, Any]] = []
+    async with _serving(out / "active", 4 * slots, {"HATRACK_ENGINE_SLOTS": str(slots)}) as (running, client):
+        names = [f"voice-{number:03d}" for number in range(4 * slots)]
+        for times in (1, 2, 4):
+            models = names[: times * slots]
+            await _warm(client, running.url, models)
+            load = Load(client, running.url, 40)
+            sources = [load.busy(*models) for _ in range(ACTIVE)]
+            case = await load.run(f"{len(models)} active adapters on {slots} slots", seconds, *sources)
+            rows.append(case.row())
+            await asyncio.sleep(3)
+    warm = rows[0]
+    for row in rows[1:]:
+        row["p99_of_warm"] = round(row["first_token_ms_p99"] / warm["first_token_ms_p99"], 2)
+        row["throughput_of_warm"] = round(row["tokens_per_s"] / warm["tokens_per_s"], 2)
+    return rows
+
+
 class _serving(AsyncExitStack):
     """A gateway with ``count`` adapters and a client of it."""
 
@@ -259,9 +283,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         "first_token_ms_max": "max ms",
         "least_tokens_of_an_adapter": "least tokens",
         "adapters_without_an_answer": "starved",
+        "p99_of_warm": "p99 beside warm",
+        "throughput_of_warm": "tok/s beside warm",
     }
+    columns = {name: title for name, title in columns.items() if any(name in row for row in rows)}
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(row[name]) for name in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(str(row.get(name, "")) for name in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -278,6 +305,8 @@ async def main() -> None:
         print(part, file=sys.stderr)
         if part == "flood":
             rows = await flood(arguments.out, arguments.seconds)
+        elif part == "active":
+            rows = await active(arguments.out, arguments.seconds * 2, arguments.slots)
         else:
             seconds, slots, connections = arguments.seconds * 2, arguments.slots, arguments.connections
             rows = await many(arguments.out, seconds, slots, connections, mixed=part == "mixed")

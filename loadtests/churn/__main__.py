@@ -47,6 +47,7 @@ class Plan:
     """How much of everything."""
 
     requests: int = 10_000
+    """That are answered; those that meet a deleted adapter or a dead engine come on top."""
     adapters: int = 50
     hostile: int = 20
     kills: int = 5
@@ -146,7 +147,7 @@ def _churn(gateway: Gateway, work: Path, plan: Plan) -> Result:
 
 
 def _wait_for_half(traffic: Traffic, answers: int) -> None:
-    while sum(traffic.answers.statuses.values()) < answers:
+    while traffic.answers.answered < answers:
         time.sleep(0.05)
 
 

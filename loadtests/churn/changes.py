@@ -42,8 +42,11 @@ class Changes:
         kinds = (self._promote, self._promote, self._promote, self._roll_back, self._roll_back, self._replace)
         with self._gateway.http() as http:
             while not stop.is_set():
-                adapter, change = self._random.choice(self._adapters), self._random.choice(kinds)
-                if adapter.possible == {ABSENT}:  # its new first version met the engine's end
+                change = self._random.choice(kinds)
+                # those whose new first version met the engine's end come first, or in the end none would be there
+                absent = [adapter for adapter in self._adapters if adapter.possible == {ABSENT}]
+                adapter = self._random.choice(absent or self._adapters)
+                if absent:
                     change = self._promote
                 refused = change(http, adapter)
                 if refused is None:

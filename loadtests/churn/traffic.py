@@ -27,6 +27,8 @@ BASE_SHARE, HOSTILE_SHARE = 0.08, 0.12
 DOWN: Final = frozenset({500, 502, 503, 504})
 GONE: Final = frozenset({"model_not_found", "no_live_version"})
 TIMEOUT_S: Final = 600.0
+PAUSE_S: Final = 0.25
+"""After a refusal, as a client would: or those that meet a dead engine would be most of all requests."""
 
 
 @dataclass
@@ -40,6 +42,11 @@ class Answers:
     faults: list[str] = field(default_factory=list)
     surprises: Counter[str] = field(default_factory=Counter)
     """Errors while the engine ran all the time and nothing was deleted."""
+
+    @property
+    def answered(self) -> int:
+        """How many requests an engine has answered."""
+        return sum(count for status, count in self.statuses.items() if status.endswith(" 200"))
 
     def check_digests(self, words: Mapping[str, str]) -> None:
         """Compare what was said under each digest with what it spells."""
@@ -84,19 +91,21 @@ class Traffic:
         self._random = random.Random(seed)
         self.answers = Answers()
 
-    async def run(self, requests: int, connections: int) -> None:
-        """Send so many requests, ``connections`` at once."""
-        left = iter(range(requests))
+    async def run(self, answers: int, connections: int) -> None:
+        """Ask, ``connections`` at once, until so many more requests were answered; refusals do not count."""
+        enough = self.answers.answered + answers
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
 
             async def ask_on() -> None:
-                for _ in left:
-                    await self._ask_one(session)
+                while self.answers.answered < enough:
+                    if not await self._ask_one(session):
+                        await asyncio.sleep(PAUSE_S)
 
             await asyncio.gather(*(ask_on() for _ in range(connections)))
 
-    async def _ask_one(self, session: aiohttp.ClientSession) -> None:
+    async def _ask_one(self, session: aiohttp.ClientSession) -> bool:
+        """Ask for one model; whether it answered."""
         kind = self._random.random()
         if kind < BASE_SHARE:
             epoch = self._epoch()
@@ -105,13 +114,17 @@ class Traffic:
             if reply.status == 200 and (reply.text != NO_ADAPTER * TOKENS or reply.digest):
                 self.answers.faults.append(f"the base answered {reply}")
         elif kind < BASE_SHARE + HOSTILE_SHARE and self._hostile:
-            # whatever it answers: it is asked for its neighbours' sake
-            reply = await self._ask(session, self._random.choice(self._hostile).name)
+            adapter = self._random.choice(self._hostile)
+            reply = await self._ask(session, adapter.name)
             self.answers.statuses[f"hostile {reply.status}"] += 1
+            # the engine may have loaded its weights before they were damaged; then they are sound
+            if reply.status == 200 and reply.text not in adapter.possible:
+                self.answers.faults.append(f"{adapter.name} answered {reply}; it spelled {sorted(adapter.possible)}")
         else:
-            await self._ask_adapter(session, self._random.choice(self._adapters))
+            reply = await self._ask_adapter(session, self._random.choice(self._adapters))
+        return reply.status == 200
 
-    async def _ask_adapter(self, session: aiohttp.ClientSession, adapter: Adapter) -> None:
+    async def _ask_adapter(self, session: aiohttp.ClientSession, adapter: Adapter) -> Reply:
         epoch, before, logged = self._epoch(), set(adapter.possible), len(adapter.log)
         reply = await self._ask(session, adapter.name)
         allowed = before | set(adapter.log[logged:])
@@ -124,6 +137,7 @@ class Traffic:
             self.answers.statuses["adapter deleted"] += 1
         else:
             self._note("adapter", reply, epoch)
+        return reply
 
     def _note(self, kind: str, reply: Reply, epoch: int) -> None:
         self.answers.statuses[f"{kind} {reply.status}"] += 1
