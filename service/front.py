@@ -18,11 +18,12 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__
 from service.access.authentication import Authenticator
 from service.config import Settings
+from service.cors import Cors
 from service.data_path import make_dispatch
 from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
@@ -74,8 +75,12 @@ def create_front(settings: Settings) -> Front:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """The data path of one topology; without engines in reach there is none."""
+    """The data path of one topology; without engines in reach there is none.
 
+    ``app`` is what a request enters: with CORS where the gateway has it.
+    """
+
+    app: ASGIApp
     inference: InferenceApp | None
     fleet: Fleet | None
     telemetry: Telemetry
@@ -105,6 +110,11 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one scope."""
+        # until the gateway has told its origins, all is passed on to it, and its answers say which pages may read them
+        app: ASGIApp = self._route if self._path is None else self._path.app
+        await app(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OWN_PATHS):
             await self._own(scope, receive, send)
             return
@@ -211,11 +221,13 @@ class Front:
         )
         view = View(Authenticator("", secrets.keys), catalog)
         settings = self._settings.model_copy(update={**topology.policy, "base_name": default.name})
+        origins = tuple(topology.policy.get("cors_origins", ()))
+        app: ASGIApp = Cors(self._route, origins) if origins else self._route
         telemetry = Telemetry(settings, catalog, engine_version())
         forwarder = Forwarder(self._settings.front_gateway, [base.name for base in topology.local_bases])
         fleet = front_fleet(self._settings, topology)
         if fleet is None:
-            return _Path(None, None, telemetry, forwarder, view)
+            return _Path(app, None, None, telemetry, forwarder, view)
         limits = limits_of(topology)
         pipeline = Pipeline(
             settings,
@@ -236,7 +248,7 @@ class Front:
         widest = max((base.settings for base in fleet.bases), key=lambda each: each.context or sys.maxsize)
         inference = InferenceApp(widest, pipeline, self.reporter)
         _watch(telemetry, fleet, settings)
-        return _Path(inference, fleet, telemetry, forwarder, view)
+        return _Path(app, inference, fleet, telemetry, forwarder, view)
 
     async def _start(self, path: _Path, patience_s: float) -> None:
         """Look for its engines, for so long as the former path answers meanwhile."""

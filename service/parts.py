@@ -186,6 +186,7 @@ def fronts(parts: Parts) -> FrontsApp | None:
         return None
     authenticator = parts.keys.authenticator
     sessions = FrontSessions(authenticator, parts.limiter)
+    parts.telemetry.watch(sessions)
     feed = Feed(
         authenticator,
         parts.catalog,

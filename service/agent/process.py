@@ -16,7 +16,7 @@ from service.admission.admission import Admission
 from service.agent.app import AgentServer, listening
 from service.agent.gate import Gate
 from service.config import MIB, Settings
-from service.config.engines import NAME, NamedEngineSettings, engine_settings
+from service.config.engines import NAME, NamedEngineSettings, named_engine
 from service.engine.agent_wire import PURPOSE
 from service.engine.assemble import describe_base, engine_for
 from service.engine.busy import EngineClock
@@ -65,15 +65,7 @@ def agent_settings(settings: Settings, name: str | None) -> AgentSettings:
         )
     if name is not None and NAME.fullmatch(name) is None:
         raise SettingsError(f"--name must be 1 to 32 characters of a-z, 0-9 and '-', not {name[:80]!r}")
-    own = settings
-    if settings.engines is not None:
-        entries = {str(vars(each)["engine_name"]): each for each in engine_settings(settings)}
-        if name not in entries:
-            raise SettingsError(
-                f"HATRACK_ENGINES is set: --name must be one of its engines, {', '.join(entries)}; "
-                f"got {'none' if name is None else repr(name)}"
-            )
-        own = entries[name]
+    own = named_engine(settings, name)
     return AgentSettings(**own.model_dump() | {"engine_agent": "", "engines": None, "engine_name": name})
 
 

@@ -14,6 +14,7 @@ import typer
 from service.cli.run import console, fail, prepare_base, read_settings
 from service.client.addresses import on_this_machine
 from service.config import Settings, inherited_environment
+from service.config.engines import named_engine
 from service.errors import SettingsError
 from service.server.private import UMASK
 
@@ -22,15 +23,19 @@ def engine(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8001,
     uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on instead of host and port.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Which engine of the file HATRACK_ENGINES; required where that is set.")
+    ] = None,
 ) -> None:
     """Run an engine in the foreground, without a gateway.
 
     It takes the same HATRACK_* settings as the gateway that will use it by HATRACK_ENGINE_URL, and must see the same
-    adapter store (HATRACK_HOME); the gateway checks both. With HATRACK_ENGINE_KEY it asks for that key. The base model
-    is prepared first if it is not there. Whoever reaches the engine reaches every adapter: never let it listen where
-    callers are.
+    adapter store (HATRACK_HOME); the gateway checks both. Of several engines (HATRACK_ENGINES), --name says which one
+    it is: its entry has a `url`, or the gateway starts an engine of its own for it. With HATRACK_ENGINE_KEY it asks
+    for that key. The base model is prepared first if it is not there. Whoever reaches the engine reaches every adapter:
+    never let it listen where callers are.
     """
-    settings = read_settings()
+    settings = _engine_settings(read_settings(), name)
     os.umask(UMASK)
     prepare_base(settings)
     if uds is None:
@@ -45,8 +50,25 @@ def engine(
         listen, address = ["--uds", str(path)], f"unix:{path}"
     argv, environment = command(settings, listen)
     hold_store(settings.store_dir)
-    console.print(f"starting an engine for `{settings.base_served_name}`; gateways: HATRACK_ENGINE_URL={address}")
+    told = f"HATRACK_ENGINE_URL={address}" if name is None else f'url = "{address}" of the entry `{name}`'
+    console.print(f"starting an engine for `{settings.base_served_name}`; gateways: {told}")
     os.execve(argv[0], argv, environment)  # noqa: S606 (the engine takes this process's place, signals and all)
+
+
+def _engine_settings(settings: Settings, name: str | None) -> Settings:
+    """The settings of the engine to start: of an entry, where HATRACK_ENGINES names a file."""
+    if name is not None and settings.engines is None:
+        fail(f"--name {name[:80]!r} names an entry of the file HATRACK_ENGINES, which is not set; leave --name out")
+    try:
+        own = named_engine(settings, name)
+    except SettingsError as error:
+        fail(str(error))
+    if name is not None and not own.engine_url:
+        console.print(
+            f"[yellow]warning:[/yellow] the entry `{name}` has no `url`: a gateway with this file starts an engine of "
+            "its own"
+        )
+    return own
 
 
 def command(settings: Settings, listen: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -37,6 +37,32 @@ HeldOut = Annotated[
     ),
 ]
 
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite",
+        "--suites",
+        metavar="NAME[,NAME]",
+        help="Suites that check for forgetting; repeatable. `none`: none. [default: general]",
+    ),
+]
+
+
+def suite_names(given: list[str] | None) -> list[str] | None:
+    """The names in the values of `--suite`: each a name, names with commas, a JSON list, or `none`. None: no value."""
+    if not given:
+        return None
+    names: list[str] = []
+    for text in given:
+        if text.startswith("["):
+            try:
+                names += map(str, json.loads(text))
+            except ValueError as error:
+                raise typer.BadParameter(f"--suite is not valid JSON: {error}.") from error
+        else:
+            names += [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
+    return names
+
 
 def evaluate(
     held_out: HeldOut,
@@ -48,10 +74,7 @@ def evaluate(
         str | None,
         typer.Option(help="exact_match, similarity …, or JSON with name and pattern or schema. [default: auto]"),
     ] = None,
-    suites: Annotated[
-        list[str] | None,
-        typer.Option("--suite", help="A suite that checks for forgetting; repeatable. [default: general]"),
-    ] = None,
+    suites: Suites = None,
     promote: Annotated[
         str, typer.Option(help="auto: make a passing version live; never: leave `live` as it is.")
     ] = "never",
@@ -81,7 +104,7 @@ def evaluate(
         raise typer.BadParameter(f"--promote must be auto or never; got {promote!r}.")
     options: JsonObject = {
         "metric": _metric(metric),
-        "suites": suites,
+        "suites": suite_names(suites),
         "promote": promote,
         "judge": judge,
         "max_tokens": max_tokens,

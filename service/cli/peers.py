@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
+PeerFinding: TypeAlias = tuple[Literal["ok", "warning", "failed"], str, str]
+"""A result, what was found, and what to do about it."""
 PATIENCE_S: Final = 10.0
 
 
@@ -40,7 +42,22 @@ async def _get(address: str) -> Any:
         return await answer.json()
 
 
-def front_gateway(address: str) -> tuple[Literal["ok", "warning", "failed"], str, str]:
+def agent_state(address: str) -> PeerFinding:
+    """How an engine's agent is: the result, what was found, what to do."""
+    try:
+        told = readiness(address)
+        found = (
+            f"{told['status']}, for {told['base']}, with {told['sessions']} sessions: the agent at {address} "
+            "(HATRACK_ENGINE_AGENT)"
+        )
+        if told["status"] == "ready":
+            return "ok", found, ""
+        return "warning", found, str(told["engine"]["reason"])
+    except (OSError, KeyError, TypeError) as error:
+        return "failed", str(error), "start `hatrack agent` there; deploy/AGENTS.md"
+
+
+def front_gateway(address: str) -> PeerFinding:
     """Whether the gateway of a front can be reached and may have fronts: the result, what was found, what to do."""
     try:
         told = readiness(address)

@@ -23,6 +23,7 @@ from adapters.dataset.held_out import (
 from service.cli import terminal
 from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
+from service.cli.evaluate import Suites, suite_names
 from service.cli.grounding import InsertAs, RequiredFilters, set_grounding
 from service.cli.jobs import Follow, finish, follow_job
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
@@ -76,9 +77,6 @@ Hyperparameters = Annotated[
 Method = Annotated[Literal["supervised", "dpo"], typer.Option(help="dpo: on pairs of a better and a worse answer.")]
 Metric = Annotated[
     str | None, typer.Option(help="Metric: exact_match, similarity, json_exact … [default: chosen from the data]")
-]
-Suites = Annotated[
-    str | None, typer.Option(help="Suites that check for forgetting, separated by commas. [default: general]")
 ]
 Start = Annotated[str | None, typer.Option("--from", help="Continue training from NAME@VERSION. [default: the base]")]
 Base = Annotated[
@@ -147,7 +145,7 @@ def train(
     _check_start(start, base)
     integrations = [_integration(text) for text in track or []]
     hyperparameters = _hyperparameters(options, held_out, held_out_share)
-    judging: dict[str, Any] = {"promote": promote.value, "metric": metric, "suites": suites, "judge": judge}
+    judging: dict[str, Any] = {"promote": promote.value, "metric": metric, "suites": _suites(suites), "judge": judge}
     prepared: dict[str, Any] = {"strict": strict, "drop_long": drop_long, "system_prompt": system_prompt}
     with terminal.reporting(as_json), HatrackClient() as client:
         set_grounding(hyperparameters, client, kb, kb_as, required_filter)
@@ -200,6 +198,12 @@ def _hyperparameters(options: list[str] | None, held_out: str | None, held_out_s
         raise typer.BadParameter("--held-out and --held-out-share cannot be combined.")
     hyperparameters = {field: _value(text) for field, text in map(_pair, options or [])}
     return hyperparameters if held_out_share is None else hyperparameters | {"held_out_share": held_out_share}
+
+
+def _suites(given: list[str] | None) -> str | None:
+    """The suites as a job's metadata and a recipe name them."""
+    names = suite_names(given)
+    return None if names is None else ",".join(names) or "none"
 
 
 def _read_recipe(client: HatrackClient, path: Path) -> Recipe:

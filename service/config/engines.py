@@ -104,6 +104,24 @@ def engine_settings(settings: Settings) -> tuple[Settings, ...]:
     return made
 
 
+def named_engine(settings: Settings, name: str | None) -> Settings:
+    """The settings of the entry ``name`` (given as `--name`) of the file that HATRACK_ENGINES names; as they are, where
+    there is no file.
+
+    Raises:
+        SettingsError: There is no such entry, or the file is wrong.
+    """
+    if settings.engines is None:
+        return settings
+    entries = {str(vars(each)["engine_name"]): each for each in engine_settings(settings)}
+    if name not in entries:
+        raise SettingsError(
+            f"HATRACK_ENGINES is set: --name must be one of its engines, {', '.join(entries)}; "
+            f"got {'none' if name is None else repr(name[:80])}"
+        )
+    return entries[name]
+
+
 def engine_dirs(settings: Settings) -> list[Path]:
     """Every folder under the home in which an engine of this gateway may have left something."""
     others = settings.home / "engines"

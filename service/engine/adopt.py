@@ -52,7 +52,7 @@ async def adopt(
     engine = _open(record)
     try:
         await _ask(record, ours, config, base, probe)
-        if not await liveness.canary(CANARY_TIMEOUT_S):
+        if not await liveness.canary(CANARY_TIMEOUT_S, engine=engine):
             raise NotAdopted("its first response is missing or not finite")
     except BaseException:
         engine.release()

@@ -3,18 +3,21 @@
 A token that the data path received is a sign of life. If requests are in flight and no token was received, the engine's
 own metrics are read: any change of them is a sign of life, too, since vLLM reports them after each step, also after one
 that only read a part of a prompt. While it is idle, a canary asks the base for the log-probabilities of a few tokens,
-which must be finite. A busy engine is never considered faulty for being busy.
+which must be finite. A busy engine is never considered faulty for being busy, nor one of our own for getting no core:
+how long its canary may take is then measured in time that its processes did not wait for one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
 from typing import Final
 
 from service.engine.client import EngineClient
-from service.errors import HatrackError
+from service.engine.process import EngineProcess
+from service.errors import HatrackError, Timeout
 
 METRICS_S: Final = 2.0
 """Between two readings of the metrics of an engine that is silent, s."""
@@ -23,6 +26,13 @@ METRICS_PREFIX: Final = "vllm:"
 MIN_STALL_S: Final = 5.0
 """Shorter silences are never a stall, whatever is set: a single step may take seconds."""
 CANARY_TIMEOUT_S: Final = 30.0
+UNDELAYED_S: Final = 10.0
+"""An engine of our own that has not answered a canary in time has so much longer, not counting the time in which its
+processes wait for a core, s."""
+MAX_CANARY_S: Final = 300.0
+"""No canary waits longer for its answer, s: an engine that hangs is found on the busiest machine, too."""
+LOOK_S: Final = 0.25
+"""Between two looks at an engine that owes an answer, s."""
 CANARIES_FAILED: Final = 3
 CANARY_TEXT: Final = "The canary sings"
 RETRY_SHARE: Final = 0.2
@@ -54,10 +64,13 @@ class LivenessMonitor:
         self._base_name = base_name
         self._stall_s = max(stall_s, MIN_STALL_S)
         self._canary_s = canary_s
+        self._asking: asyncio.Task[bool] | None = None
         self.reset()
 
-    def reset(self) -> None:
-        """Start watching a new engine."""
+    def reset(self, engine: EngineProcess | None = None) -> None:
+        """Start watching a new engine; ``engine`` is its processes, where they are ours."""
+        self.drop_canary()
+        self._engine = engine
         self._last_sign = time.monotonic()
         self._busy_since: float | None = None
         self._metrics_read_at, self._failed_canaries = 0.0, 0
@@ -79,7 +92,14 @@ class LivenessMonitor:
             await self._check_idle()
         return "the canary request failed or was not finite" if self._failed_canaries else None
 
+    def drop_canary(self) -> None:
+        """Wait no longer for an answer to a canary."""
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
     async def _check_busy(self) -> None:
+        self.drop_canary()  # behind callers' requests it may take as long as these
         now = time.monotonic()
         self._busy_since = self._busy_since or now
         due = now - max(self._metrics_read_at, self._last_sign) > METRICS_S
@@ -94,16 +114,27 @@ class LivenessMonitor:
 
     async def _check_idle(self) -> None:
         self._busy_since = None
-        if time.monotonic() - self._last_sign < self._canary_s * (RETRY_SHARE if self._failed_canaries else 1):
+        if self._asking is None:
+            if time.monotonic() - self._last_sign < self._canary_s * (RETRY_SHARE if self._failed_canaries else 1):
+                return
+            self._asking = asyncio.create_task(self.canary(engine=self._engine), name="engine-canary")
+        done, _ = await asyncio.wait({self._asking}, timeout=LOOK_S)
+        if not done:
             return
-        self._failed_canaries = 0 if await self.canary() else self._failed_canaries + 1
+        self._asking = None
+        self._failed_canaries = 0 if done.pop().result() else self._failed_canaries + 1
         if self._failed_canaries >= CANARIES_FAILED:
             raise EngineFailed(f"{self._failed_canaries} canary requests in a row failed or were not finite")
 
-    async def canary(self, timeout_s: float = CANARY_TIMEOUT_S) -> bool:
-        """Ask the base for the log-probabilities of a few tokens; True if they are finite."""
+    async def canary(self, timeout_s: float = CANARY_TIMEOUT_S, *, engine: EngineProcess | None = None) -> bool:
+        """Ask the base for the log-probabilities of a few tokens; True if they are finite.
+
+        Args:
+            timeout_s: How long it has to answer, s.
+            engine: Its processes: while they wait for a core it has longer, up to MAX_CANARY_S. None: never.
+        """
         try:
-            rows = await self._probe.logprobs(self._base_name, [CANARY_TEXT], timeout_s=timeout_s)
+            rows = await self._ask(timeout_s, engine)
         except HatrackError as error:
             _LOG.warning("the canary request failed", extra={"reason": error.message})
             return False
@@ -111,6 +142,25 @@ class LivenessMonitor:
             return False
         self.saw_tokens()
         return True
+
+    async def _ask(self, timeout_s: float, engine: EngineProcess | None) -> list[list[float]]:
+        """The answer to a canary. Raises HatrackError."""
+        if engine is None:
+            return await self._probe.logprobs(self._base_name, [CANARY_TEXT], timeout_s=timeout_s)
+        max_s = max(timeout_s, MAX_CANARY_S)
+        asking = asyncio.create_task(self._probe.logprobs(self._base_name, [CANARY_TEXT], timeout_s=max_s))
+        try:
+            await asyncio.wait({asking}, timeout=timeout_s)
+            if not asking.done():
+                _LOG.warning("the engine is slow to answer a canary: looking whether it gets a core")
+                undelayed = await asyncio.to_thread(engine.undelayed_time)
+                while not asking.done():
+                    await asyncio.wait({asking}, timeout=LOOK_S)
+                    if await asyncio.to_thread(undelayed.read) >= UNDELAYED_S and not asking.done():
+                        raise Timeout("the engine did not answer in time, and it was not for want of a core")
+            return await asking
+        finally:
+            asking.cancel()
 
     async def _metrics_changed(self) -> bool:
         """Whether the engine's own metrics differ from the last reading. A first one does: silence counts from it."""

@@ -80,6 +80,10 @@ class EngineProcess:
         """Exit code of the API server; None if it runs or is not a child of this process."""
         return self._child.poll() if self._child is not None else None
 
+    def undelayed_time(self) -> UndelayedTime:
+        """Start measuring how long its processes do not wait for a core. Blocks for some milliseconds."""
+        return UndelayedTime([process.pid for process in members(self.token)])
+
     def end(self) -> None:
         """End all of its processes, and stop tracking it. Blocks until they are gone."""
         end(self.token)
@@ -94,6 +98,47 @@ class EngineProcess:
             self._ended.unregister(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class UndelayedTime:
+    """Measures the time in which processes do not wait for a core: they compute, or have nothing to compute.
+
+    On a starved machine a sound engine gets little of it, whatever the clock on the wall says. One that hangs gets as
+    much as any other: asleep, frozen or computing for ever, it waits for no core, or only for a part of the time.
+    Between two readings, processes of which a thread is runnable count with the CPU time that they used.
+
+    Args:
+        pids: The processes.
+    """
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = pids
+        self._undelayed_s = 0.0
+        self._read_at = time.monotonic()
+        _, self._cpu_s = _threads(pids)
+
+    def read(self) -> float:
+        """Seconds so far, by sampling: read it several times a second. Blocks for some milliseconds."""
+        runnable, cpu_s = _threads(self._pids)
+        now = time.monotonic()
+        passed_s, used_s = now - self._read_at, max(cpu_s - self._cpu_s, 0.0)
+        self._undelayed_s += min(used_s, passed_s) if runnable else passed_s
+        self._read_at, self._cpu_s = now, cpu_s
+        return self._undelayed_s
+
+
+def _threads(pids: list[int]) -> tuple[bool, float]:
+    """Whether any thread of these processes is runnable (it runs, or waits for a core), and their CPU time, s."""
+    runnable, ticks = False, 0
+    for pid in pids:
+        with suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(OSError):
+                    # the fields of proc(5) behind the name, which may hold anything: state first, utime and stime
+                    fields = (task / "stat").read_bytes().rpartition(b") ")[2].split()
+                    runnable = runnable or fields[0] == b"R"
+                    ticks += int(fields[11]) + int(fields[12])
+    return runnable, ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _open(pid: int) -> int | None:

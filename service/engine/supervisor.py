@@ -126,7 +126,7 @@ class Supervisor(WatchedEngine):
             await self._wait_until_ready(self._engine)
             reason = "the engine answers"
         self.epoch += 1
-        self._liveness.reset()
+        self._liveness.reset(self._engine)
         self._set_state("ready", reason)
         engine = self._engine
 

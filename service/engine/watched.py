@@ -134,6 +134,7 @@ class WatchedEngine(ABC):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._liveness.drop_canary()
         self._set_state("down", "the gateway stops")
         await self.client.close()
         await self._probe.close()

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from adapters.database.sql import insert
-from adapters.database.types import BigInt
 from service.access.authentication import Authenticator
 from service.access.caller import Caller
 from service.access.refusals import Refusals
-from service.database import Database, metadata
+from service.database import Database
 from service.errors import BadRequest, HatrackError
 from service.usage import records as usage_records
 from service.usage.records import RowKey, UsageCounts
 
-KEPT_S: Final = 7 * 86_400
-"""How long it is known which batches of a front were applied, s; no front repeats one for so long."""
 MAX_ROWS: Final = 100_000
 COUNTS: Final = UsageCounts.__slots__
-
-front_reports: Final = sa.Table(
-    "front_reports",
-    metadata,
-    # the id of one start of a front
-    sa.Column("front", sa.Text, primary_key=True),
-    # of the last batch that was applied; a front sends the next one when this one is
-    sa.Column("number", BigInt, nullable=False),
-    # Unix seconds
-    sa.Column("at", BigInt, nullable=False),
-    sa.Index("ix_front_reports_at", "at"),
-)
 
 
 class FrontReports:
@@ -105,13 +88,7 @@ def _row_key(row: list[Any]) -> RowKey:
 
 
 def _apply(db: sa.Connection, front: str, number: int, rows: dict[RowKey, UsageCounts]) -> bool:
-    now = int(time.time())
-    last = db.scalar(sa.select(front_reports.c.number).where(front_reports.c.front == front))
-    if last is not None and number <= last:
+    if not usage_records.begin_batch(db, front, number):
         return False
-    if last is None:
-        db.execute(front_reports.delete().where(front_reports.c.at < now - KEPT_S))
-    statement = insert(db, front_reports).values(front=front, number=number, at=now)
-    db.execute(statement.on_conflict_do_update(index_elements=["front"], set_={"number": number, "at": now}))
     usage_records.add(db, rows)
     return True

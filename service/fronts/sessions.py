@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from prometheus_client.metrics_core import Metric as Family
+
 from service.access.authentication import Authenticator
 from service.access.limits import KeyLimiter, Reservation
 from service.errors import BadRequest, HatrackError, to_hatrack_error
 from service.fronts.wire import Operation
 from service.http.peer_errors import dump_error
+from service.telemetry import metrics
 
 GRACE_S: Final = 10.0
 """How long a front that went away keeps what it has taken, s: then it is settled as if it had been used."""
@@ -91,6 +94,14 @@ class FrontSessions:
                 extra={"front": session.name, "requests": len(session.reservations)},
             )
         self._sessions.pop(session.id, None)
+
+    # metrics
+
+    name = "fronts"
+
+    async def families(self) -> Iterator[Family]:
+        """How many fronts are connected."""
+        return iter([metrics.FRONTS.value(len(self.connected))])
 
     # limits
 

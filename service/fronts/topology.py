@@ -23,9 +23,9 @@ from service.inference.length import PromptLimit
 
 POLICY: Final = (
     *("max_body_mib", "max_n", "max_logprobs", "max_stops", "max_stop_chars", "max_schema_kib", "unknown_fields"),
-    *("request_timeout_s", "max_in_flight", "queue_timeout_s", "agent_timeout_s"),
+    *("request_timeout_s", "max_in_flight", "queue_timeout_s", "agent_timeout_s", "cors_origins"),
 )
-"""Settings by which a front checks requests as its gateway does, whatever its own environment says."""
+"""Settings by which a front checks and answers requests as its gateway does, whatever its own environment says."""
 
 
 class _Told(BaseModel):

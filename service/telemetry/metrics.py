@@ -324,6 +324,9 @@ OBJECT_EVICTIONS: Final = Metric(
 )
 
 # the gateway itself
+FRONTS: Final = Metric(
+    "hatrack_fronts_connected", "gauge", "Fronts that are connected; missing if none may be (HATRACK_FRONT_KEY)."
+)
 LOOP_LAG: Final = Metric(
     "hatrack_event_loop_lag_seconds",
     "histogram",

@@ -228,7 +228,9 @@ class ReviewQueue(ApiModel):
     )
     ended_at: int | None = Field(None, description="When it was ended before all were reviewed; null: it was not.")
     agreement: Agreement | None = Field(description="Of the judge with people; null without a judge.")
-    standing: Agreement | None = Field(description="Agreement over all evaluations of the project.")
+    standing: Agreement | None = Field(
+        description="Agreement over this evaluation and all others of the project whose reviews are final."
+    )
     counted: bool = Field(description="Whether the judge counts; false without a judge.")
     people: HumanPreference | None = Field(None, description="What people preferred; null until it is final.")
     more_reviews: int | None = Field(

@@ -2,15 +2,19 @@
 
 A request costs one dictionary lookup and no disk write. Unwritten counts are at most one flush interval old, so
 a `kill -9` or a power cut loses the usage of at most the last `HATRACK_USAGE_FLUSH_S` seconds (2 by default), and
-whatever could not be written to a full disk; a graceful stop loses nothing.
+whatever could not be written to a full disk; a graceful stop loses nothing. What is written has a number, and is
+written again under it if it is not known whether it was saved, as when the connection to the server is lost: it counts
+once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -18,15 +22,25 @@ import sqlalchemy as sa
 from prometheus_client.metrics_core import Metric as Family
 
 from service.database import Database
-from service.errors import HatrackError
+from service.errors import DiskFull, HatrackError
 from service.telemetry import metrics
 from service.usage import engine_time
 from service.usage import records as usage_records
 from service.usage.counter import MAX_ROWS, UsageCounter
 from service.usage.engine_time import EngineMeter, EngineSeconds
+from service.usage.records import RowKey, UsageCounts
 
 DAY_S: Final = 86_400
 _LOG = logging.getLogger("hatrack.usage")
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one transaction writes."""
+
+    number: int
+    rows: dict[RowKey, UsageCounts]
+    hours: dict[int, EngineSeconds]
 
 
 class UsageAccount(UsageCounter):
@@ -54,6 +68,10 @@ class UsageAccount(UsageCounter):
         self._database = database
         self._flush_s = flush_s
         self._meter = meter
+        self._writer = secrets.token_hex(16)
+        self._number = 0
+        self._batch: _Batch | None = None
+        """What was being written when it failed, and may be saved all the same."""
         self._writing = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
@@ -61,6 +79,11 @@ class UsageAccount(UsageCounter):
         self.requests_written = 0
         self.flushes = 0
         self.failed_flushes = 0
+
+    @property
+    def pending_rows(self) -> int:
+        """Number of rows that no write has taken yet, and of those that may not be saved, since their write failed."""
+        return super().pending_rows + (0 if self._batch is None else len(self._batch.rows))
 
     # writing
 
@@ -77,7 +100,8 @@ class UsageAccount(UsageCounter):
         try:
             await self.flush(whole=True)
         except HatrackError as error:
-            lost = sum(counts.requests for counts in self._rows.values())
+            kept = [self._rows] if self._batch is None else [self._rows, self._batch.rows]
+            lost = sum(counts.requests for rows in kept for counts in rows.values())
             _LOG.error("the usage of the last requests is lost: %s", error.message, extra={"requests": lost})
 
     async def flush(self, *, whole: bool = False) -> None:
@@ -101,29 +125,41 @@ class UsageAccount(UsageCounter):
 
     async def _write(self, whole: bool) -> None:
         async with self._writing:
+            if self._batch is not None:
+                if self._meter is not None:
+                    self._meter.read()  # however long it cannot be written, each hour keeps its own time
+                await self._write_batch(self._batch)
             hours = self._engine_hours(whole)
-            if not self._rows and not hours:
-                return
-            rows = self.take_rows()
+            if self._rows or hours:
+                self._number += 1
+                await self._write_batch(_Batch(self._number, self.take_rows(), hours))
 
-            def add(db: sa.Connection) -> None:
+    async def _write_batch(self, batch: _Batch) -> None:
+        rows = batch.rows
+
+        def add(db: sa.Connection) -> None:
+            if usage_records.begin_batch(db, self._writer, batch.number):
                 usage_records.add(db, rows)
-                engine_time.add(db, hours)
+                engine_time.add(db, batch.hours)
 
-            try:
-                await self._database.run(add)
-            except BaseException:
-                self.failed_flushes += 1
+        try:
+            await self._database.run(add)
+        except BaseException as error:
+            self.failed_flushes += 1
+            if isinstance(error, DiskFull) and self._batch is None:  # nothing is saved
                 self.put_back(rows)
                 if self._meter is not None:
-                    self._meter.put_back(hours)
-                raise
-            if not rows:
-                return
-            self.written()
-            self.flushes += 1
-            self.rows_written += len(rows)
-            self.requests_written += sum(counts.requests for counts in rows.values())
+                    self._meter.put_back(batch.hours)
+            else:
+                self._batch = batch
+            raise
+        self._batch = None
+        if not rows:
+            return
+        self.written()
+        self.flushes += 1
+        self.rows_written += len(rows)
+        self.requests_written += sum(counts.requests for counts in rows.values())
 
     def _engine_hours(self, whole: bool) -> dict[int, EngineSeconds]:
         """The engine's hours that are to be written now."""

@@ -11,7 +11,8 @@ from service.usage.records import RowKey, UsageCounts
 
 HOUR_S: Final = 3600
 MAX_ROWS: Final = 100_000
-"""Maximum number of rows kept in memory while they cannot be written; about 40 MB."""
+"""Maximum number of rows kept in memory while they cannot be written; about 40 MB. What was being written when it
+failed may be as much again."""
 ERRORS: Final = frozenset({"refused", "failed", "cut"})
 """Outcomes that count as errors; a client's disconnect does not."""
 

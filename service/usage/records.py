@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -39,6 +40,21 @@ usage = sa.Table(
     sa.Index("ix_usage_key_id_hour", "key_id", "hour"),
 )
 """One row per hour, project, key and adapter version."""
+
+batches: Final = sa.Table(
+    "front_reports",  # at first only fronts numbered what they wrote
+    metadata,
+    # the id of one start of a front, or of the gateway
+    sa.Column("front", sa.Text, primary_key=True),
+    # of the last batch that was applied; its writer sends the next one when it knows that this one is
+    sa.Column("number", BigInt, nullable=False),
+    # Unix seconds
+    sa.Column("at", BigInt, nullable=False),
+    sa.Index("ix_front_reports_at", "at"),
+)
+"""Which batches of usage are applied: an answer may be lost, and what is written again must not count again."""
+KEPT_S: Final = 7 * 86_400
+"""How long it is known which batches of a writer were applied, s; none repeats one for so long."""
 
 RowKey: TypeAlias = tuple[int, str, str, str, int]
 """hour (Unix seconds of its beginning), project, key id, adapter (or the base's name, or nothing), version (or 0)"""
@@ -91,6 +107,24 @@ class Selection:
     adapter: str | None = None
     after: tuple[int | str, ...] | None = None
     limit: int = 100
+
+
+def begin_batch(db: sa.Connection, writer: str, number: int) -> bool:
+    """Note that a batch is applied by this transaction; False if an earlier one has applied it.
+
+    Args:
+        writer: The id of one start of a front, or of the gateway.
+        number: Larger than that of the writer's batch before.
+    """
+    now = int(time.time())
+    last = db.scalar(sa.select(batches.c.number).where(batches.c.front == writer))
+    if last is not None and number <= last:
+        return False
+    if last is None:
+        db.execute(batches.delete().where(batches.c.at < now - KEPT_S))
+    statement = insert(db, batches).values(front=writer, number=number, at=now)
+    db.execute(statement.on_conflict_do_update(index_elements=["front"], set_={"number": number, "at": now}))
+    return True
 
 
 def add(db: sa.Connection, rows: Mapping[RowKey, UsageCounts]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -15,8 +17,9 @@ import pytest
 import pytest_asyncio
 
 from service.config import Settings
+from service.engine import liveness
 from service.engine.config import EngineConfig
-from service.engine.liveness import MIN_STALL_S
+from service.engine.liveness import CANARIES_FAILED, MIN_STALL_S, LivenessMonitor
 from service.engine.process import end_leftovers, members
 from service.engine.supervisor import EngineState, Supervisor
 from service.errors import HatrackError
@@ -25,6 +28,7 @@ from tests.support.processes import is_running, running
 READY_TIMEOUT_S = 600.0
 STALL_S = 0.1
 """Less than a step takes on some machines: a busy engine is not restarted all the same."""
+BUSY_LOOPS = 15
 PROMPT = "The capital of France is"
 
 
@@ -131,6 +135,55 @@ async def test_a_frozen_engine_is_replaced_when_requests_wait_for_it(supervisor:
         await flying
     await wait_until_ready(supervisor, epoch=epoch + 1)
     assert not is_running(old["Worker"])
+    assert await answer(supervisor)
+
+
+async def test_a_frozen_engine_is_replaced_while_nobody_asks(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its canaries, three of which have to fail; they wait less long here than they do."""
+    monkeypatch.setattr(LivenessMonitor.canary, "__defaults__", (5.0,))
+    monkeypatch.setattr(liveness, "UNDELAYED_S", 2.0)
+    old, epoch = engine_processes(supervisor.config), supervisor.epoch
+    old["Worker"].suspend()
+    await wait_until_ready(supervisor, epoch=epoch + 1)
+    assert not is_running(old["Worker"])
+    assert await answer(supervisor)
+
+
+@contextmanager
+def starved(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """These processes share one core with busy loops, each of a session of its own: the kernel may share by session."""
+    cores = os.sched_getaffinity(0)
+    threads = [thread.id for process in processes for thread in process.threads()]
+    loops = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(BUSY_LOOPS)
+    ]
+    try:
+        for pid in (*threads, *(loop.pid for loop in loops)):
+            os.sched_setaffinity(pid, {min(cores)})
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+        for thread in threads:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
+
+
+async def test_an_idle_engine_that_gets_no_core_is_not_replaced(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its canaries wait less long here than they do."""
+    monkeypatch.setattr(LivenessMonitor.canary, "__defaults__", (0.5,))
+    epoch = supervisor.epoch
+    with starved(engine_processes(supervisor.config).values()):
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while sum("slow to answer a canary" in line.getMessage() for line in caplog.records) < CANARIES_FAILED + 1:
+                assert supervisor.state.name == "ready", supervisor.state.reason
+                await asyncio.sleep(0.1)
+    assert (supervisor.epoch, supervisor.ready) == (epoch, True)
     assert await answer(supervisor)
 
 

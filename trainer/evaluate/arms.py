@@ -41,6 +41,12 @@ EVERYONE: Final = "*"
 """The value of a required filter that marks, and finds, only what is everyone's."""
 EVERYONES: Final = f'"{EVERYONE}" finds only what is everyone\'s'
 """What to say of an example that gives no value of a required filter."""
+GROUP_REQUIRED: Final = (
+    f"the version requires a filter on `{GROUP}`: nothing of an example's own `{GROUP}` is found when it is trained or "
+    "judged on, lest it find its own answer, so that both together find what is everyone's alone; require an attribute "
+    f"of another name, such as `customer`, or leave the field `{GROUP}` out of the lines"
+)
+"""Why examples with a `group` cannot be used for a version that requires a filter of that name."""
 THINKING_SWITCH: Final = "enable_thinking"
 """The variable with which Qwen3's and many other chat templates turn thinking on and off."""
 
@@ -291,20 +297,29 @@ def required_filters(grounding: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def check_filters(questions: Sequence[Question], grounding: Mapping[str, Any] | None, name: str) -> None:
-    """Check that each question gives the values that the version demands.
+    """Check that each question gives the values that the version demands, and that these are not what it keeps out.
 
     Raises:
         EvaluationInvalid: One does not; the message names the attribute and the lines.
     """
     for attribute in required_filters(grounding):
+        grouped = [question.id for question in questions if attribute == GROUP and question.group is not None]
+        if grouped:
+            raise EvaluationInvalid(
+                f"{name}: {len(grouped)} of {len(questions)} held-out examples have a `{GROUP}` (lines "
+                f"{_lines(grouped)}), and {GROUP_REQUIRED}"
+            )
         missing = [question.id for question in questions if attribute not in question.filters]
         if missing:
-            lines = ", ".join(missing[:SHOWN_LINES]) + (" …" if len(missing) > SHOWN_LINES else "")
             raise EvaluationInvalid(
                 f"{name} requires a filter on `{attribute}` with every request, and {len(missing)} of {len(questions)} "
-                f'held-out examples give no value (lines {lines}): add `"filters": {{"{attribute}": …}}` to each line; '
-                f"{EVERYONES}"
+                f"held-out examples give no value (lines {_lines(missing)}): add "
+                f'`"filters": {{"{attribute}": …}}` to each line; {EVERYONES}'
             )
+
+
+def _lines(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN_LINES]) + (" …" if len(ids) > SHOWN_LINES else "")
 
 
 def with_filters(

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from adapters.dataset.chat import GROUP
 from adapters.wording import counted
 from trainer.data.format import Example, Message
 from trainer.errors import DataInvalid, Problem
-from trainer.evaluate.arms import EVERYONES, joined_filters, outside_group, required_filters
+from trainer.evaluate.arms import EVERYONES, GROUP_REQUIRED, joined_filters, outside_group, required_filters
 from trainer.finetune.spec import PASSAGES, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
@@ -91,7 +92,7 @@ class TrainingPassages:
 
         Raises:
             DataInvalid: The conversation does not end with a question and its answer, or has tools; or the example
-                gives no value of a required filter.
+                gives no value of a required filter, or has a `group` where a filter of that name is required.
             GatewayRefused, GatewayUnreachable: The hook did not answer.
         """
         *before, answer = messages
@@ -99,6 +100,8 @@ class TrainingPassages:
             place = f"messages[{len(messages) - 1}]"
             reason = f"{place}: with `grounding`, an example must end with a question and its answer, and have no tools"
             raise DataInvalid([Problem(example.line, reason)])
+        if example.group is not None and GROUP in required_filters(self._grounding):
+            raise DataInvalid([Problem(example.line, f"it has a `{GROUP}`, and {GROUP_REQUIRED}")])
         missing = [name for name in required_filters(self._grounding) if name not in example.filters]
         if missing:
             reason = f'no value of the required filter `{missing[0]}`: add "filters": {{"{missing[0]}": …}} to the line'

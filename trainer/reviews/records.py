@@ -231,17 +231,22 @@ def page(db: sa.Connection, project: str, *, before: int | None, limit: int, glo
     return [Queue(**row._mapping) for row in db.execute(query.order_by(queues.c.number.desc()).limit(limit))]
 
 
-def votes(db: sa.Connection, project: str, *, digest: str, evaluation: str | None = None) -> list[tuple[Vote, Vote]]:
+def votes(
+    db: sa.Connection, project: str, *, digest: str, evaluation: str | None = None, others: bool = True
+) -> list[tuple[Vote, Vote]]:
     """(judge's vote, reviewer's vote) of each pair that people and the judge with this digest compared.
 
     Args:
-        evaluation: Only the pairs of this one; None for those of all evaluations.
+        evaluation: One whose pairs are taken, even if its review is not final.
+        others: Take the pairs of all other evaluations, too, whose reviews are final: choices that may still change
+            count nowhere else, and nobody can tell them from a number that has changed.
     """
     query = sa.select(pairs.c.vote, choices.c.choice, choices.c.first_is).select_from(_WITH_CHOICES)
     query = query.where(queues.c.project == project, queues.c.digest == digest, pairs.c.vote != "")
-    if evaluation is not None:
-        query = query.where(queues.c.evaluation == evaluation)
-    rows = db.execute(query.order_by(pairs.c.number))
+    taken = [] if evaluation is None else [queues.c.evaluation == evaluation]
+    if others:
+        taken.append(queues.c.number.in_(_final_queues(project)))
+    rows = db.execute(query.where(sa.or_(sa.false(), *taken)).order_by(pairs.c.number))
     return [(row.vote, preferred(row.choice, row.first_is)) for row in rows]
 
 
@@ -288,6 +293,19 @@ def _review(row: sa.Row[Any], key_id: str) -> Review:
         return review
     other: Side = "base" if review.first_is == "candidate" else "candidate"
     return replace(review, first=review.second, second=review.first, first_is=other)
+
+
+def _final_queues(project: str) -> sa.Select[tuple[int]]:
+    """Numbers of the project's queues that are final, as `Queue.final` says."""
+    every = sa.func.sum(sa.case((queues.c.reviewers <= _CHOICES, 0), else_=1)) == 0
+    return (
+        sa.select(queues.c.number)
+        .select_from(_WITH_QUEUE)
+        .where(queues.c.project == project)
+        .group_by(queues.c.number, queues.c.ended_at)
+        .having(sa.or_(queues.c.ended_at.is_not(None), every))
+        .correlate(None)
+    )
 
 
 def _queues() -> sa.Select[Any]:

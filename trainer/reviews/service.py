@@ -80,7 +80,8 @@ class Reviews:
         return len(review_pairs)
 
     async def standing(self, project: str, judge: JudgeSettings) -> JudgeAgreement:
-        """The agreement between a judge and the project's reviewers so far, over all evaluations."""
+        """The agreement between a judge and the project's reviewers so far, over all evaluations whose reviews are
+        final."""
         votes = await self._database.run(partial(records.votes, project=project, digest=judge.digest))
         return JudgeAgreement.of_votes(judge.digest, votes)
 
@@ -239,8 +240,9 @@ class Reviews:
         overall: JudgeAgreement | None,
         people: HumanPreference | None,
     ) -> dict[str, Any]:
-        """``agreement`` covers this evaluation's pairs; ``standing`` covers all reviewed pairs of its judge. Both are
-        without the judge's lean until the queue is final: together with its votes it tells what people prefer."""
+        """``agreement`` covers this evaluation's pairs; ``standing`` also those of its judge in all evaluations whose
+        reviews are final. Both are without the judge's lean until the queue is final: together with its votes it tells
+        what people prefer."""
         judge = self._endpoints.judges.get(queue.judge)
         counted, more = False, None
         if overall is None:
@@ -286,10 +288,10 @@ class _QueueChoices:
 
 
 def _choices_of(db: sa.Connection, queue: Queue) -> _QueueChoices:
-    judged = partial(records.votes, db, queue.project, digest=queue.digest)
+    judged = partial(records.votes, db, queue.project, digest=queue.digest, evaluation=queue.evaluation)
     return _QueueChoices(
         queue=queue,
-        votes=judged(evaluation=queue.evaluation) if queue.digest else [],
+        votes=judged(others=False) if queue.digest else [],
         all_votes=judged() if queue.digest else [],
         choices=records.all_choices(db, queue.number) if queue.final else [],
     )

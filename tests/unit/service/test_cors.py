@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -15,9 +16,11 @@ from service.config import load_settings
 from service.cors import EXPOSED, Cors
 from service.errors import SettingsError
 from tests.support.adapters import make_base
+from tests.unit.service.fronts.support import cluster
 from tests.unit.service.gateway_app import BASE, running
 
 PAGE = "https://app.example.com"
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
 ASK = {"model": BASE, "messages": [{"role": "user", "content": "Ahoy?"}]}
 
 
@@ -71,6 +74,48 @@ async def test_without_the_setting_no_request_passes_through_it(tmp_path: Path) 
         doubled = await gateway.http.get("/v1/v1/models")
         assert "did you mean /v1/models?" in doubled.json()["error"]["message"]
         assert doubled.json()["error"]["code"] == "unknown_route"
+
+
+async def test_pages_may_ask_a_front_where_they_may_ask_its_gateway(tmp_path: Path) -> None:
+    other = "https://evil.example.com"
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    async with cluster(tmp_path / "home", make_base(tmp_path / "base"), cors_origins=PAGE) as made:
+        front = await made.front(cors_origins=other)  # what its own environment says does not count
+        for path in ("/v1/chat/completions", "/v1/adapters", "/readyz"):
+            for origin in (PAGE, other):
+                own, here = [
+                    await http.options(path, headers={"origin": origin, **asks})
+                    for http in (made.gateway.http, front.http)
+                ]
+                assert here.status_code == own.status_code == (200 if origin == PAGE else 403), (path, origin)
+                assert _cors_headers(here) == _cors_headers(own)
+        for more in ({}, {"response_format": SCHEMA}):  # answered here, and passed on
+            for origin in (PAGE, other):
+                own, here = [
+                    await http.post("/v1/chat/completions", json={**ASK, **more}, headers={"origin": origin})
+                    for http in (made.gateway.http, front.http)
+                ]
+                assert here.status_code == own.status_code == 200
+                assert _cors_headers(here) == _cors_headers(own)
+                assert ("access-control-allow-origin" in here.headers) == (origin == PAGE)
+                assert "Origin" in here.headers["vary"]
+        beside = await front.http.get("/v1/adapters", headers={"origin": PAGE})
+        assert beside.headers.get_list("access-control-allow-origin") == [PAGE]
+        await made.vanish()
+        away = await front.http.get("/v1/adapters", headers={"origin": PAGE})
+        assert (away.status_code, away.headers["access-control-allow-origin"]) == (503, PAGE), "readable, too"
+
+
+def _cors_headers(answer: httpx.Response) -> list[tuple[str, str]]:
+    return sorted((name, value) for name, value in answer.headers.multi_items() if name.startswith("access-control"))
+
+
+async def test_without_origins_a_front_answers_no_page(tmp_path: Path) -> None:
+    async with cluster(tmp_path / "home", make_base(tmp_path / "base")) as made:
+        front = await made.front(cors_origins="*")
+        answer = await front.http.get("/v1/models", headers={"origin": PAGE})
+        assert answer.status_code == 200
+        assert not _cors_headers(answer)
 
 
 async def test_a_stream_passes_through_as_it_comes() -> None:

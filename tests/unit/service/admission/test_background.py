@@ -1,4 +1,4 @@
-"""Proofs and warming at the gate."""
+"""Proofs and warming at the gate, and when background requests are let in."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 
 from service.admission.background import BackgroundEngine
 from service.admission.queue import AdmissionQueue
+from service.admission.queued import Stage
 from service.errors import BadGateway, EngineUnavailable, HatrackError
 from tests.unit.service.admission.test_queue import State, later, settle
-from tests.unit.service.admission.world import policy, request
+from tests.unit.service.admission.test_scheduler import stages
+from tests.unit.service.admission.world import Desk, policy, request
 
 
 class Probed:
@@ -101,3 +103,46 @@ async def test_what_the_engine_says_of_the_others_is_an_error(failing: str) -> N
     with pytest.raises(HatrackError):
         await BackgroundEngine(engine, gate, "base").logprobs_together(A, None, ["x"])
     assert gate.snapshot().in_flight == 0
+
+
+# its turn
+
+
+def test_background_goes_only_where_no_caller_waits_and_keeps_to_its_width() -> None:
+    desk = Desk(width=4, common=4, background_width=2, slots=None)
+    entries = [desk.offer(background=True) for _ in range(3)]
+    assert stages(*entries) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
+    callers = [desk.offer() for _ in range(3)]
+    assert stages(*callers) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
+    assert desk.leave(entries[0]) == [callers[2]], "the caller is before the background that waits longer"
+    assert desk.leave(entries[1]) == [entries[2]]
+
+
+def test_patient_background_goes_in_beside_waiting_callers_one_at_a_time() -> None:
+    desk = Desk(width=4, common=1, background_patience_s=5)
+    running = desk.offer()
+    backs = [desk.offer("b", background=True) for _ in range(2)]
+    callers = [desk.offer() for _ in range(10)]
+    desk.now += 4
+    assert desk.leave(running) == [callers[0]]
+    desk.now += 2
+    assert desk.leave(callers[0]) == [backs[0]]
+    desk.now += 2
+    assert desk.leave(backs[0]) == [callers[1]], "the next one is patient anew"
+    desk.now += 4
+    assert desk.leave(callers[1]) == [backs[1]]
+
+
+def test_patient_background_is_not_passed_over_for_ever() -> None:
+    desk = Desk(width=1, common=1, slots=1)
+    running = desk.offer("a")
+    back = desk.offer("b", background=True)
+    for _ in range(200):
+        desk.offer("a", tokens=10) if desk.scheduler.queued < 50 else None
+        desk.now += 1
+        admitted = desk.leave(running, 10)
+        if back in admitted:
+            break
+        (running,) = admitted
+    assert back.stage is Stage.ADMITTED
+    assert desk.now < 1000 + 60

@@ -151,6 +151,24 @@ def test_a_version_is_judged_and_the_verdict_told(server: Server, hatrack: Hatra
     assert "90.0 to 100.0" in done.output
 
 
+SUITES: list[tuple[list[str], list[str]]] = [
+    (["--suites", "general,mmlu"], ["general", "mmlu"]),
+    (["--suite", "general", "--suite", "mmlu"], ["general", "mmlu"]),
+    (["--suite", '["general"]', "--suites", "mmlu, gsm8k"], ["general", "mmlu", "gsm8k"]),
+    (["--suites", "none"], []),
+    (["--suites", ""], []),
+]
+
+
+@pytest.mark.parametrize(("given", "names"), SUITES)
+def test_suites_are_named_alike_wherever_they_are(
+    server: Server, hatrack: Hatrack, held_out: str, given: list[str], names: list[str]
+) -> None:
+    done = hatrack("evaluate", "voice@3", "--held-out", held_out, *given)
+    assert done.exit_code == 0, done.output
+    assert created(server)["suites"] == names
+
+
 @pytest.mark.parametrize(
     ("end", "code"),
     [

@@ -175,6 +175,15 @@ def test_train_says_how_far_the_judging_is_and_what_came_of_it(hatrack: Hatrack,
     assert body["method"]["supervised"]["hyperparameters"] == {"metric": "rouge_l"}
 
 
+@pytest.mark.parametrize("given", [["--suites", "general,mmlu"], ["--suite", "general", "--suite", "mmlu"]])
+def test_suites_are_named_as_evaluate_names_them(
+    hatrack: Hatrack, server: Server, data: Path, given: list[str]
+) -> None:
+    assert hatrack("train", str(data), "--name", "voice", "--no-follow", *given).exit_code == 0
+    (body,) = [json.loads(body) for verb, path, _, body in server.asked if verb == "POST" and path.endswith("/jobs")]
+    assert body["metadata"]["suites"] == "general,mmlu"
+
+
 def test_what_may_be_long_is_sent_where_there_is_room_for_it(hatrack: Hatrack, server: Server, data: Path) -> None:
     prompt, metric = "Be salty. " * 100, {"name": "json_schema", "schema": {"title": "t" * 600}}
     asked = ("--system-prompt", prompt, "--metric", json.dumps(metric), "--no-follow")

@@ -72,7 +72,9 @@ class FakeEngine:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/completions", self._complete)
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True
+        )  # as the engine does, it gives up what nobody waits for
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
 

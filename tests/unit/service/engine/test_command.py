@@ -53,6 +53,44 @@ def test_no_two_of_them_have_the_same_mark(base_dir: Path, tmp_path: Path) -> No
     assert len(marks) == 2
 
 
+NAMED = """
+from service.cli import engine
+
+engine.prepare_base = lambda settings: None
+engine.command = lambda settings, listen: (
+    ["/bin/echo", settings.base_served_name, str(settings.engine_slots), settings.engine_dir.name], {}
+)
+engine.engine(name="b")
+"""
+ENTRIES = """
+[[engine]]
+name = "a"
+base = "base"
+[[engine]]
+name = "b"
+base = "base"
+slots = 3
+"""
+
+
+def test_of_several_engines_it_is_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "engines.toml").write_text(ENTRIES)
+    (tmp_path / "adapters").mkdir()
+    monkeypatch.setenv("HATRACK_HOME", str(tmp_path))
+    monkeypatch.setenv("HATRACK_ENGINES", str(tmp_path / "engines.toml"))
+    monkeypatch.setenv("HATRACK_ENGINE_DEVICE", "cpu")
+    started = subprocess.run([sys.executable, "-c", NAMED], capture_output=True, text=True, timeout=120)
+    assert started.stdout.split() == ["base", "3", "b"], started.stderr
+    assert "has no `url`" in " ".join(started.stderr.split())
+    for arguments, given in ((["engine"], "none"), (["engine", "--name", "c"], "'c'")):
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == 1
+        assert f"one of its engines, a, b; got {given}" in " ".join(refused.output.split())
+    monkeypatch.delenv("HATRACK_ENGINES")
+    refused = CliRunner().invoke(app, ["engine", "--name", "b"])
+    assert (refused.exit_code, "HATRACK_ENGINES, which is not set" in " ".join(refused.output.split())) == (1, True)
+
+
 ENGINE = """
 import sys
 from service.cli import engine

@@ -233,6 +233,7 @@ async def test_a_gateway_that_may_have_no_fronts_has_no_such_routes(tmp_path: Pa
     async with running(tmp_path / "home", base_dir) as gateway:
         assert (await gateway.http.get(FEED_PATH)).status_code == 404
         assert "fronts" not in (await gateway.http.get("/readyz")).json()
+        assert "hatrack_fronts" not in (await gateway.http.get("/metrics")).text
 
 
 # away and back
@@ -315,6 +316,7 @@ async def test_usage_is_counted_once_whatever_becomes_of_the_answer(made: Cluste
 
 async def test_the_gateway_shows_its_fronts(made: Cluster) -> None:
     front = await made.front()
+    assert "\nhatrack_fronts_connected 1.0\n" in (await made.gateway.http.get("/metrics")).text
     shown = (await made.gateway.http.get("/readyz")).json()["fronts"]
     assert [each["name"].rpartition(":")[2] for each in shown] == [str(front.front._settings.port)]
 

@@ -10,7 +10,7 @@ import pytest
 from service.http.stream import TokenUsage
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Target
 from service.telemetry.account import BASE, MAX_CODES, NONE, OTHER, SWEEP_AFTER, MetricsAccount
-from service.telemetry.record import Outcome
+from service.telemetry.record import Accounts, Outcome, Record
 from tests.unit.service.inference.fakes import catalog, version
 from tests.unit.service.telemetry.support import BASE_TARGET, CHAT, VOICE, caller, read, record, refused, value
 
@@ -195,3 +195,15 @@ def test_a_deleted_version_keeps_its_counters_and_loses_its_gauges() -> None:
     assert value(read(counting.families()), "hatrack_requests_total", adapter="voice") == 1
     assert counting.flows() == []
     assert counting.targets() == []
+
+
+def test_one_account_that_raises_takes_nothing_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+
+    def broken(one: Record) -> None:
+        raise ValueError("broken")
+
+    accounts = Accounts(lambda one: told.append("first"), broken, lambda one: told.append("last"))
+    accounts(record())
+    assert told == ["first", "last"]
+    assert [line.getMessage() for line in caplog.records] == ["an account failed"]

@@ -200,19 +200,6 @@ def test_a_live_version_that_cannot_serve_is_not_asked(job: Callable[..., Path],
     assert (judged(folder).verdict, gateway.aliases) == ("pass", {"live": 1})
 
 
-@pytest.mark.slow
-def test_live_that_moved_to_what_was_not_compared_is_left_alone(job: Callable[..., Path], gateway: FakeGateway) -> None:
-    def somebody_promotes() -> None:
-        gateway.aliases["live"] = 2
-
-    gateway.engine.on_answer = somebody_promotes
-    folder = job()
-    assert run(folder) == DONE
-    assert (judged(folder).verdict, judged(folder).live) == ("pass", False)
-    assert gateway.aliases == {"live": 2}
-    assert "which it was not compared with" in said(folder)[-1]
-
-
 def test_live_that_moves_at_the_last_moment_is_left_alone(job: Callable[..., Path], gateway: FakeGateway) -> None:
     folder = job()
     assert run(folder) == DONE
@@ -230,22 +217,6 @@ def test_live_that_moves_at_the_last_moment_is_left_alone(job: Callable[..., Pat
     assert run(folder) == DONE
     assert gateway.aliases == {"live": 2}
     assert "which it was not compared with" in said(folder)[-1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["never", "split"])
-def test_a_pass_moves_nothing_where_that_is_not_wanted(
-    job: Callable[..., Path], gateway: FakeGateway, how: str
-) -> None:
-    if how == "split":
-        gateway.splits, gateway.aliases = {"live": {"2": 90, "3": 10}}, {}
-    folder = job(promote="never" if how == "never" else "auto")
-    assert run(folder) == DONE
-    assert (judged(folder).verdict, judged(folder).live) == ("pass", False)
-    assert gateway.aliases == {}
-    assert ("voice@2" in {model for model, _ in gateway.engine.asked}) is (how == "split")
-    assert "not promoted" in said(folder)[-1]
-    assert "`hatrack promote voice@1` makes it live" in said(folder)[-1]
 
 
 class Killed(BaseException):

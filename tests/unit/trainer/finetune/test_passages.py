@@ -154,6 +154,18 @@ def test_an_example_without_a_value_of_a_required_filter_is_named(tmp_path: Path
     assert not hook.requests
 
 
+def test_a_group_that_is_required_and_kept_out_is_refused(tmp_path: Path, hook: Hook) -> None:
+    rendering = passages(tmp_path, hook, GROUNDING | {"required_filters": ["group"]})
+    with pytest.raises(DataInvalid) as refused:
+        rendering(Example(3, (HELLO, AYE), group="ticket 7", filters={"group": "ticket 7"}), (HELLO, AYE))
+    [problem] = refused.value.problems
+    assert problem.line == 3
+    assert "has a `group`, and the version requires a filter on `group`" in problem.reason
+    assert not hook.requests
+    rendering(Example(3, (HELLO, AYE), filters={"group": "ticket 7"}), (HELLO, AYE))
+    assert len(hook.requests) == 1, "without the field nothing is kept out"
+
+
 def test_prompts_that_an_earlier_release_kept_are_trained_on_as_they_are(tmp_path: Path, hook: Hook) -> None:
     sent = [{"role": "system", "content": "Be salty."}, {"role": "user", "content": "Where is my parcel?"}]
     key = hashlib.sha256(json.dumps([None, sent], ensure_ascii=False).encode()).hexdigest()

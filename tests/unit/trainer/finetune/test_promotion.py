@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway
+from tests.unit.trainer.finetune.test_judging import _no_signals, job, judged, said, trained
+from tests.unit.trainer.finetune.test_worker import run
 from trainer.errors import GatewayRefused
 from trainer.evaluate.evaluations.promotion import LivePointer, live_to_compare, promote
 from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.runs.gateway import Gateway
+from trainer.runs.protocol import DONE
+
+__all__ = ["_no_signals", "job", "trained"]
 
 PASS = VerdictRecord(verdict="pass", sentence="Pass: better.", metric="rouge_l", examples=40)
 SECOND = "/v1/adapters/voice/versions/2"
@@ -71,3 +77,35 @@ def test_a_pass_does_not_move_live_to_what_is_held_back(gateway: FakeGateway, wa
     assert moved is False
     assert gateway.aliases == {"live": 2}
     assert said == [("it passed but is not live: version_held_back", "warn")]
+
+
+# of a job
+
+
+@pytest.mark.slow
+def test_live_that_moved_to_what_was_not_compared_is_left_alone(job: Callable[..., Path], gateway: FakeGateway) -> None:
+    def somebody_promotes() -> None:
+        gateway.aliases["live"] = 2
+
+    gateway.engine.on_answer = somebody_promotes
+    folder = job()
+    assert run(folder) == DONE
+    assert (judged(folder).verdict, judged(folder).live) == ("pass", False)
+    assert gateway.aliases == {"live": 2}
+    assert "which it was not compared with" in said(folder)[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["never", "split"])
+def test_a_pass_moves_nothing_where_that_is_not_wanted(
+    job: Callable[..., Path], gateway: FakeGateway, how: str
+) -> None:
+    if how == "split":
+        gateway.splits, gateway.aliases = {"live": {"2": 90, "3": 10}}, {}
+    folder = job(promote="never" if how == "never" else "auto")
+    assert run(folder) == DONE
+    assert (judged(folder).verdict, judged(folder).live) == ("pass", False)
+    assert gateway.aliases == {}
+    assert ("voice@2" in {model for model, _ in gateway.engine.asked}) is (how == "split")
+    assert "not promoted" in said(folder)[-1]
+    assert "`hatrack promote voice@1` makes it live" in said(folder)[-1]

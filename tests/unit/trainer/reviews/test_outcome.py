@@ -139,7 +139,7 @@ async def test_choices_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
         found = await database.run(lambda db: records.queue(db, "default", "eval-1"))
         assert found is not None
         assert (found.judge, found.reviewers, found.pairs, found.reviewed) == ("strict", 1, 3, 2)
-        votes = await database.run(lambda db: records.votes(db, "default", digest="d"))
+        votes = await database.run(lambda db: records.votes(db, "default", digest="d", evaluation="eval-1"))
         assert votes == [("candidate", "base"), ("candidate", "candidate")]
         first = await database.run(lambda db: records.find(db, "default", "rev-1", "key_other"))
         assert first is not None

@@ -229,6 +229,29 @@ async def test_a_judge_keeps_its_standing_over_evaluations_and_it_lies_in_the_ne
     assert not (tmp_path / "eval-1" / AGREEMENT).exists()
 
 
+async def test_a_judges_standing_counts_no_review_that_is_not_final(
+    trainer: Running, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    """Its choices may still change; and whoever saw the lean with and without them would know them."""
+    for name, reviewed in (("eval-1", 20), ("eval-2", 13)):
+        await queued(trainer, tmp_path, name, 20)
+        for _ in range(reviewed):
+            found = (await following(client, evaluation=name))["review"]
+            await choose(client, found["id"], mine(found["first"], found["second"]))
+    open_one, final = (await client.get("/v1/reviews")).json()["data"]
+    assert (final["id"], final["final"], open_one["final"]) == ("eval-1", True, False)
+    assert (final["standing"]["pairs"], open_one["standing"]["pairs"]) == (20, 33)
+    (tmp_path / "eval-3").mkdir()
+
+    async def handed_on() -> int:
+        await trainer.trainer.reviews.prepare("default", "strict", tmp_path / "eval-3")
+        return JudgeAgreement.model_validate_json((tmp_path / "eval-3" / AGREEMENT).read_bytes()).pairs
+
+    assert await handed_on() == 20
+    assert (await client.post("/v1/reviews/eval-2/end")).status_code == 200
+    assert await handed_on() == 33
+
+
 async def test_a_judge_that_agrees_but_leans_towards_the_candidate_does_not_count(
     trainer: Running, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:

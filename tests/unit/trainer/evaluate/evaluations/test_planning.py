@@ -191,6 +191,17 @@ def test_a_candidate_that_demands_a_filter_has_one_for_every_question(make_folde
     assert base.grounding["required_filters"] == ["customer"]
 
 
+def test_a_group_that_the_candidate_requires_and_the_examples_keep_out_is_refused(make_folder: MakeFolder) -> None:
+    demanding = {"grounding": {"vector_store_ids": ["vs_1"], "required_filters": ["group"]}}
+    both = [question.model_copy(update={"group": "g", "filters": {"group": "g"}}) for question in held_out()]
+    with pytest.raises(EvaluationInvalid) as refused:
+        planned(make_folder, 4096, context=demanding, questions=both)
+    assert "37 of 37 held-out examples have a `group` (lines 0, 1, 2, 3, 4 …)" in refused.value.message
+    assert "require an attribute of another name, such as `customer`" in refused.value.message
+    for_one = [question.model_copy(update={"filters": {"group": "g"}}) for question in held_out()]
+    assert planned(make_folder, 4096, context=demanding, questions=for_one).evaluation.required_filters == ("group",)
+
+
 def test_a_question_is_not_shown_its_own_answer_and_the_verdict_says_where_that_is_not_sure(
     make_folder: MakeFolder,
 ) -> None:
