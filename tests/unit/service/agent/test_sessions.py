@@ -1,0 +1,61 @@
+"""What a session must not cost others: users that come, go, stand still or repeat what they heard, and busy engines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.agent.gate import Session
+from service.engine.agent_wire import ENGINE_PATH, Message
+from service.errors import BadGateway
+from service.http.signing import signing_key
+from tests.support.adapters import make_base
+from tests.unit.service.agent.support import Site, site, until
+from tests.unit.service.gateway_app import AGENT_KEY
+
+KEY = signing_key(AGENT_KEY, "agent")
+PATH = ENGINE_PATH + "/v1/chat/completions"
+HEADERS = {"content-type": "application/json"}
+STREAM = b'{"model": "tiny", "stream": true}'
+BODY = b'{"model": "tiny"}'
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("agent-base"))
+
+
+@pytest.fixture
+async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Site]:
+    async with site(tmp_path / "home", base_dir) as one:
+        yield one
+
+
+def asked() -> dict[str, Any]:
+    named = {"queue": "model", "project": "default", "key": "key", "adapter": None, "flow": None}
+    return named | {"tokens": 10, "prompt": 5, "background": False, "wait_s": 100.0}
+
+
+async def test_a_request_that_is_withdrawn_as_it_comes_leaves_nothing_behind(made: Site) -> None:
+    async with made.agent() as agent:
+        await until(lambda: agent.watched.ready)
+        told: list[Message] = []
+        session = Session(agent.gate, told.append, "here")
+        for number in range(3):
+            session.hear(["enter", number, asked()])
+            session.hear(["withdraw", number])  # in the same frame: its turn has not begun
+        await until(lambda: session.open == (0, 0))
+        assert agent.admission.queue.load == 0
+
+
+async def test_a_number_names_one_request(made: Site) -> None:
+    async with made.agent() as agent:
+        await until(lambda: agent.watched.ready)
+        session = Session(agent.gate, lambda _: None, "here")
+        session.hear(["enter", 1, asked()])
+        with pytest.raises(BadGateway, match="there already"):
+            session.hear(["enter", 1, asked()])
+        session.close()
