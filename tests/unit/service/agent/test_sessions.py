@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from service.agent.gate import Session
 from service.engine.agent_wire import ENGINE_PATH, Message
-from service.errors import BadGateway
+from service.errors import BadGateway, EngineUnavailable
 from service.http.signing import signing_key
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import Site, site, until
@@ -32,6 +33,20 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Site]:
     async with site(tmp_path / "home", base_dir) as one:
         yield one
+
+
+async def test_what_is_refused_here_gets_no_turn_at_the_agent(tmp_path: Path, base_dir: Path) -> None:
+    one_place = {"engine_max_seqs": 1, "admission_width": 1}
+    async with site(tmp_path / "home", base_dir, **one_place) as made, made.agent() as agent:
+        user = await (await made.user()).until_ready()
+        permit = await user.enter()
+        waiting = asyncio.ensure_future(user.enter())
+        await until(lambda: agent.admission.queue.scheduler.queued == 1)
+        user.engine._set_state("stalled", "as after a restart that it asked for; the agent's queue may be open yet")
+        with pytest.raises(EngineUnavailable):
+            await waiting
+        permit.leave(1)
+        await until(lambda: agent.admission.queue.load == 0)
 
 
 def asked() -> dict[str, Any]:
