@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 
@@ -74,6 +74,8 @@ class AgentServer:
         self._outboxes: dict[str, _Outbox] = {}
         self._sockets: set[web.WebSocketResponse] = set()
         self._telling = asyncio.Lock()
+        self._again: asyncio.TimerHandle | None = None
+        """Tells the state once more, after an engine that was too busy to report."""
         self._stops = False
         self._tasks: set[asyncio.Task[Any]] = set()
         watched.on_change(self._changed)
@@ -180,7 +182,10 @@ class AgentServer:
                     await asyncio.sleep(TIME_S)
 
     def _changed(self, _state: EngineState) -> None:
-        task = asyncio.create_task(self._tell_state(), name="agent-state")
+        self._spawn(self._tell_state())
+
+    def _spawn(self, telling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(telling, name="agent-state")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -190,7 +195,13 @@ class AgentServer:
             for outbox in self._outboxes.values():
                 outbox.put(message)
 
+    def _tell_again(self) -> None:
+        self._again = None
+        self._spawn(self._tell_state())
+
     async def _close_sessions(self, _app: web.Application) -> None:
+        if self._again is not None:
+            self._again.cancel()
         for socket in tuple(self._sockets):
             await socket.close(code=WSCloseCode.GOING_AWAY)
 
@@ -204,7 +215,8 @@ class AgentServer:
                 report = await self._watched.client.report()
             except HatrackError as error:  # it is busy, or says itself in a moment that it is away
                 _LOG.warning("the engine does not report", extra={"reason": error.message})
-                asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._changed, state)
+                if self._again is None:
+                    self._again = asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._tell_again)
             state = self._watched.state
         told = {"name": state.name, "reason": state.reason, "since": state.since, "report": report}
         return ["state", told]

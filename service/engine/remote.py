@@ -163,8 +163,11 @@ class RemoteEngine(WatchedEngine):
         name, reason, report = told["name"], f"{told['reason']} (agent at {self.name})", told.get("report")
         if name == "ready" and report is not None:
             await self._accept(report, reason)
-        else:
-            self._set_state("starting" if name == "ready" else name, reason)  # what has to end, the agent ends
+        elif name != "ready":
+            self._set_state(name, reason)  # what has to end, the agent ends
+        elif self.state.name != "ready":
+            self._set_state("starting", reason)
+        # else it answers, and is only too busy to report again: that another user asked takes it from nobody
         self._told.set()
 
     async def _accept(self, report: dict[str, Any], reason: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.agent import app as agent_app
 from service.agent.gate import Session
 from service.engine.agent_wire import ENGINE_PATH, Message
 from service.errors import BadGateway, EngineUnavailable
@@ -33,6 +34,34 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Site]:
     async with site(tmp_path / "home", base_dir) as one:
         yield one
+
+
+async def test_a_busy_engine_is_taken_from_nobody_because_another_user_comes(
+    made: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_app, "REPORT_AGAIN_S", 0.05)
+    async with made.agent() as agent:
+        first = await (await made.user()).until_ready()
+        states: list[str] = []
+        first.engine.on_change(lambda state: states.append(state.name))
+        reports, times, is_busy = agent.watched.client.report, 0, True
+
+        async def busy(**options: Any) -> dict[str, Any]:
+            nonlocal times
+            times += 1
+            if is_busy:
+                raise EngineUnavailable("the engine does not answer")
+            return await reports(**options)
+
+        monkeypatch.setattr(agent.watched.client, "report", busy)
+        second = await made.user()
+        await until(lambda: times >= 4)
+        assert not second.engine.ready
+        (await first.enter()).leave(1)  # over the same session: what was told before has been heard
+        assert states == []
+        is_busy = False
+        await second.until_ready()
+        assert states == []
 
 
 async def test_what_is_refused_here_gets_no_turn_at_the_agent(tmp_path: Path, base_dir: Path) -> None:
