@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 
@@ -121,8 +121,8 @@ class AgentServer:
         _LOG.info("a session began", extra={"peer": session.peer, "session": session.id[:8]})
         hello = {"protocol": PROTOCOL, "session": session.id, "version": __version__, "store_url": self._store_url}
         outbox.put(["hello", hello])
-        outbox.put(await self._state())
         self._sockets.add(socket)
+        self._spawn(self._tell_state([outbox]))  # awaited here, a user that leaves meanwhile would stay for ever
         writer = asyncio.create_task(self._write(socket, outbox), name="agent-session-write")
         reason = "it was closed"
         try:
@@ -189,10 +189,11 @@ class AgentServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _tell_state(self) -> None:
-        async with self._telling:  # in order
+    async def _tell_state(self, outboxes: Collection[_Outbox] | None = None) -> None:
+        """Tell these sessions, or all of them, how the engine is."""
+        async with self._telling:  # in order: nobody is told last what was true before
             message = await self._state()
-            for outbox in self._outboxes.values():
+            for outbox in self._outboxes.values() if outboxes is None else outboxes:
                 outbox.put(message)
 
     def _tell_again(self) -> None:

@@ -64,6 +64,28 @@ async def test_a_busy_engine_is_taken_from_nobody_because_another_user_comes(
         assert states == []
 
 
+async def test_a_user_that_leaves_while_the_engine_reports_leaves_nothing_behind(
+    made: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with made.agent() as agent:
+        await until(lambda: agent.watched.ready)
+        reports, ends = asyncio.Semaphore(0), asyncio.Event()
+
+        async def hangs(**_: Any) -> dict[str, Any]:
+            reports.release()
+            await ends.wait()
+            raise EngineUnavailable("the engine does not answer")
+
+        monkeypatch.setattr(agent.watched.client, "report", hangs)
+        user = await made.user()
+        await reports.acquire()
+        assert len(agent.gate.sessions) == 1
+        await user.engine.stop()
+        await until(lambda: not agent.gate.sessions)
+        assert agent.server._outboxes == {}
+        ends.set()
+
+
 async def test_what_is_refused_here_gets_no_turn_at_the_agent(tmp_path: Path, base_dir: Path) -> None:
     one_place = {"engine_max_seqs": 1, "admission_width": 1}
     async with site(tmp_path / "home", base_dir, **one_place) as made, made.agent() as agent:
