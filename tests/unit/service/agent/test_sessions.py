@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,11 @@ async def test_a_number_names_one_request(made: Site) -> None:
         with pytest.raises(BadGateway, match="there already"):
             session.hear(["enter", 1, asked()])
         session.close()
+
+
+async def test_a_caller_is_not_told_that_a_gateways_signature_is_wrong(made: Site) -> None:
+    async with made.agent() as agent:
+        user = await (await made.user()).until_ready()
+        agent.server._verifier._wall = lambda: time.time() + 100  # its clock was set while the session was open
+        with pytest.raises(EngineUnavailable, match="refuses this gateway's signature"):
+            await user.engine.client.send("/v1/chat/completions", BODY, dict(HEADERS))
