@@ -226,20 +226,24 @@ class AgentServer:
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         session, check_body = self._authorized(request)
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise TooLarge(f"the body has more than {self._max_body} bytes (HATRACK_MAX_BODY_MIB)") from None
-        check_body(body)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  a handler runs in one
-        session.requests.add(task)
-        entered = self._gate.clock.enter()
+        session.requests.add(task)  # from now on it ends with its session, also where its body stops coming
         try:
-            return await self._relay(request, body)
+            check_body(body := await self._body(request))
+            entered = self._gate.clock.enter()
+            try:
+                return await self._relay(request, body)
+            finally:
+                self._gate.clock.leave(entered)
         finally:
-            self._gate.clock.leave(entered)
             session.requests.discard(task)
+
+    async def _body(self, request: web.Request) -> bytes:
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise TooLarge(f"the body has more than {self._max_body} bytes (HATRACK_MAX_BODY_MIB)") from None
 
     async def _relay(self, request: web.Request, body: bytes) -> web.StreamResponse:
         path = request.path.removeprefix(ENGINE_PATH)

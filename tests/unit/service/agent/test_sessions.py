@@ -12,9 +12,9 @@ import pytest
 
 from service.agent import app as agent_app
 from service.agent.gate import Session
-from service.engine.agent_wire import ENGINE_PATH, Message
+from service.engine.agent_wire import ENGINE_PATH, SESSION_HEADER, Message
 from service.errors import BadGateway, EngineUnavailable
-from service.http.signing import signing_key
+from service.http.signing import sign, signing_key
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import Site, site, until
 from tests.unit.service.gateway_app import AGENT_KEY
@@ -134,3 +134,19 @@ async def test_a_caller_is_not_told_that_a_gateways_signature_is_wrong(made: Sit
         agent.server._verifier._wall = lambda: time.time() + 100  # its clock was set while the session was open
         with pytest.raises(EngineUnavailable, match="refuses this gateway's signature"):
             await user.engine.client.send("/v1/chat/completions", BODY, dict(HEADERS))
+
+
+async def test_a_body_that_stops_coming_ends_with_its_session(made: Site) -> None:
+    async with made.agent() as agent:
+        user = await (await made.user()).until_ready()
+        session = user.engine.link.session
+        assert session is not None
+        headers = sign(KEY, "POST", PATH, BODY, bound=session) | {SESSION_HEADER: session, "content-length": "17"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in (HEADERS | headers).items())
+        reader, writer = await asyncio.open_unix_connection(str(made.socket))
+        writer.write(f"POST {PATH} HTTP/1.1\r\nhost: agent\r\n{head}\r\n".encode() + BODY[:5])
+        await until(lambda: bool(agent.gate.sessions[session].requests))
+        agent.gate.sessions[session].close()
+        async with asyncio.timeout(60):
+            assert await reader.read() == b""
+        writer.close()
