@@ -92,6 +92,9 @@ class AgentLink:
                 self._outbox.clear()
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
+                with suppress(TimeoutError):  # an agent that stands still reads nothing, not even this
+                    async with asyncio.timeout(2 * CLOSE_S):
+                        await socket.close()
 
     async def _connect(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         try:
