@@ -28,7 +28,7 @@ from service.engine.agent_wire import (
 from service.engine.watched import EngineState, WatchedEngine
 from service.errors import BadGateway, EngineUnavailable, HatrackError, TooLarge, Unauthenticated, to_hatrack_error
 from service.http.peer_errors import dump_error
-from service.http.signing import Verifier
+from service.http.signing import HEADER, Verifier
 
 TIME_S: Final = 0.25
 """How often a session is told of the engine's time while it changes, s."""
@@ -117,12 +117,16 @@ class AgentServer:
         await socket.prepare(request)
         outbox = _Outbox()
         session = Session(self._gate, outbox.put, request.remote or "(socket)")
-        self._gate.sessions[session.id], self._outboxes[session.id] = session, outbox
-        _LOG.info("a session began", extra={"peer": session.peer, "session": session.id[:8]})
         hello = {"protocol": PROTOCOL, "session": session.id, "version": __version__, "store_url": self._store_url}
-        outbox.put(["hello", hello])
+        if not await self._is_proven(socket, session, ["hello", hello]):
+            _LOG.warning("a session was refused: its user did not sign it", extra={"peer": session.peer})
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+            return socket
+        _LOG.info("a session began", extra={"peer": session.peer, "session": session.id[:8]})
+        # nothing is awaited from here to the `try`: a user that leaves meanwhile would stay for ever
+        self._gate.sessions[session.id], self._outboxes[session.id] = session, outbox
         self._sockets.add(socket)
-        self._spawn(self._tell_state([outbox]))  # awaited here, a user that leaves meanwhile would stay for ever
+        self._spawn(self._tell_state([outbox]))
         writer = asyncio.create_task(self._write(socket, outbox), name="agent-session-write")
         reason = "it was closed"
         try:
@@ -135,6 +139,24 @@ class AgentServer:
             await asyncio.gather(writer, return_exceptions=True)
             _LOG.info("a session ended", extra={"peer": session.peer, "session": session.id[:8], "reason": reason})
         return socket
+
+    async def _is_proven(self, socket: web.WebSocketResponse, session: Session, hello: Message) -> bool:
+        """Whether the user, once greeted, signs the session's id, which is new.
+
+        The handshake was signed before there was one: whoever has listened to it could open a session with another
+        agent of the same secret.
+        """
+        with suppress(TimeoutError, BadGateway, Unauthenticated, IndexError, ConnectionError):
+            async with asyncio.timeout(self._silence_s):
+                await socket.send_bytes(dump_frame([hello]))
+                while (frame := await socket.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+                    for kind, *rest in load_frame(frame.data):
+                        if kind == "proof":
+                            self._verifier.verify({HEADER: str(rest[0])}, "GET", SESSION_PATH, bound=session.id)
+                            return True
+                        if kind != "ping":
+                            return False
+        return False
 
     async def _listen(self, request: web.Request, socket: web.WebSocketResponse, session: Session) -> str:
         """Hear what the session says, until it ends; returns why."""

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from service.agent import app as agent_app
 from service.agent.gate import Session
-from service.engine.agent_wire import ENGINE_PATH, SESSION_HEADER, Message
+from service.engine.agent_wire import ENGINE_PATH, SESSION_HEADER, SESSION_PATH, Message, dump_frame, load_frame
 from service.errors import BadGateway, EngineUnavailable
 from service.http.signing import sign, signing_key
 from tests.support.adapters import make_base
@@ -126,6 +127,30 @@ async def test_a_number_names_one_request(made: Site) -> None:
         with pytest.raises(BadGateway, match="there already"):
             session.hear(["enter", 1, asked()])
         session.close()
+
+
+async def test_a_handshake_that_was_listened_to_opens_no_session_elsewhere(made: Site) -> None:
+    """With an agent of the same secret, which knows nothing of the nonces that others have seen."""
+    heard = sign(KEY, "GET", SESSION_PATH)
+    async with made.agent() as agent, aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(made.socket))) as http:
+        await until(lambda: agent.watched.ready)
+        async with asyncio.timeout(60), http.ws_connect("http://agent" + SESSION_PATH, headers=heard) as socket:
+            assert load_frame((await socket.receive()).data)[0][0] == "hello"
+            await socket.send_bytes(dump_frame([["restart", "says a stranger"], ["enter", 1, asked()]]))
+            while (frame := await socket.receive()).type is aiohttp.WSMsgType.BINARY:
+                assert "admitted" not in {kind for kind, *_ in load_frame(frame.data)}
+        assert (agent.gate.sessions, agent.watched.state.name) == ({}, "ready")
+
+
+@pytest.mark.parametrize("proof", [[], ["x"], [sign(KEY, "GET", SESSION_PATH)["x-hatrack-signature"]]])
+async def test_another_proof_than_of_this_session_is_none(made: Site, proof: list[str]) -> None:
+    async with made.agent() as agent, aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(made.socket))) as http:
+        headers = sign(KEY, "GET", SESSION_PATH)
+        async with asyncio.timeout(60), http.ws_connect("http://agent" + SESSION_PATH, headers=headers) as socket:
+            await socket.receive()
+            await socket.send_bytes(dump_frame([["ping"], ["proof", *proof]]))
+            assert (await socket.receive()).type is not aiohttp.WSMsgType.BINARY
+        assert agent.gate.sessions == {}
 
 
 async def test_a_caller_is_not_told_that_a_gateways_signature_is_wrong(made: Site) -> None:
