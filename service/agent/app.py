@@ -307,7 +307,7 @@ class AgentServer:
             EngineUnavailable: The session has ended; nothing was sent to the engine.
         """
         name = request.headers.get(SESSION_HEADER, "")
-        check_body = self._verifier.verify(request.headers, request.method, request.path_qs, bound=name)
+        check_body = self._verifier.verify(request.headers, request.method, request.path_qs, bound=name, once=True)
         session = self._gate.sessions.get(name)
         if session is None:
             raise EngineUnavailable("the engine is not ready: the session with its agent has ended")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
 
 from service.agent import app as agent_app
@@ -151,6 +152,17 @@ async def test_another_proof_than_of_this_session_is_none(made: Site, proof: lis
             await socket.send_bytes(dump_frame([["ping"], ["proof", *proof]]))
             assert (await socket.receive()).type is not aiohttp.WSMsgType.BINARY
         assert agent.gate.sessions == {}
+
+
+async def test_a_request_that_was_listened_to_is_not_sent_again(made: Site) -> None:
+    async with made.agent(), httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(made.socket))) as http:
+        user = await (await made.user()).until_ready()
+        session = user.engine.link.session
+        assert session is not None
+        headers = HEADERS | sign(KEY, "POST", PATH, BODY, bound=session) | {SESSION_HEADER: session}
+        before = len(made.engine.asked)
+        statuses = [(await http.post("http://agent" + PATH, content=BODY, headers=headers)).status_code for _ in "ab"]
+        assert (statuses, len(made.engine.asked) - before) == ([200, 401], 1)
 
 
 async def test_a_caller_is_not_told_that_a_gateways_signature_is_wrong(made: Site) -> None:
