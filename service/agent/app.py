@@ -40,6 +40,13 @@ PASSED: Final = ("content-type", "x-request-id", "traceparent", "tracestate")
 RETURNED: Final = ("content-type",)
 GETS: Final = frozenset({"/metrics", "/v1/models", "/health", "/hatrack/plugin"})
 """Paths of the engine that may be read."""
+POSTS: Final = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
+        *("/v1/embeddings", "/tokenize", "/detokenize"),
+    }
+)
+"""Paths of the engine that requests may be sent to; the others administer it."""
 _LOG: Final = logging.getLogger("hatrack.agent")
 
 
@@ -248,6 +255,8 @@ class AgentServer:
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         session, check_body = self._authorized(request)
+        if request.path.removeprefix(ENGINE_PATH) not in POSTS:
+            raise web.HTTPNotFound
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  a handler runs in one
         session.requests.add(task)  # from now on it ends with its session, also where its body stops coming

@@ -17,6 +17,8 @@ from service.agent.gate import Session
 from service.engine.agent_wire import ENGINE_PATH, SESSION_HEADER, SESSION_PATH, Message, dump_frame, load_frame
 from service.errors import BadGateway, EngineUnavailable
 from service.http.signing import sign, signing_key
+from service.inference.prompt import RENDER_PATH
+from service.inference.routes import build_routes
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import Site, site, until
 from tests.unit.service.gateway_app import AGENT_KEY
@@ -37,6 +39,9 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Site]:
     async with site(tmp_path / "home", base_dir) as one:
         yield one
+
+
+# an engine that is too busy to report
 
 
 async def test_a_busy_engine_is_taken_from_nobody_because_another_user_comes(
@@ -89,6 +94,9 @@ async def test_a_user_that_leaves_while_the_engine_reports_leaves_nothing_behind
         ends.set()
 
 
+# turns
+
+
 async def test_what_is_refused_here_gets_no_turn_at_the_agent(tmp_path: Path, base_dir: Path) -> None:
     one_place = {"engine_max_seqs": 1, "admission_width": 1}
     async with site(tmp_path / "home", base_dir, **one_place) as made, made.agent() as agent:
@@ -128,6 +136,9 @@ async def test_a_number_names_one_request(made: Site) -> None:
         with pytest.raises(BadGateway, match="there already"):
             session.hear(["enter", 1, asked()])
         session.close()
+
+
+# signatures
 
 
 async def test_a_handshake_that_was_listened_to_opens_no_session_elsewhere(made: Site) -> None:
@@ -171,6 +182,24 @@ async def test_a_caller_is_not_told_that_a_gateways_signature_is_wrong(made: Sit
         agent.server._verifier._wall = lambda: time.time() + 100  # its clock was set while the session was open
         with pytest.raises(EngineUnavailable, match="refuses this gateway's signature"):
             await user.engine.client.send("/v1/chat/completions", BODY, dict(HEADERS))
+
+
+# what may be sent
+
+
+async def test_nobody_administers_the_engine_through_its_agent(made: Site) -> None:
+    async with made.agent():
+        user = await (await made.user()).until_ready()
+        for path in ("/reset_prefix_cache", "/v1/load_lora_adapter", "/v1/chat/completions/../../pause"):
+            before = len(made.engine.asked)
+            response = await user.engine.client.send(path, BODY, dict(HEADERS))
+            response.close()
+            assert (response.status, len(made.engine.asked)) == (404, before), path
+
+
+def test_every_route_of_the_gateway_may_be_sent(made: Site) -> None:
+    sent = {route.engine_path for route in build_routes(made.agent_settings).values()} - {RENDER_PATH}
+    assert sent == agent_app.POSTS
 
 
 async def test_a_body_that_stops_coming_ends_with_its_session(made: Site) -> None:
