@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from service.http.peer_errors import dump_error
 GRACE_S: Final = 10.0
 """How long a front that went away keeps what it has taken, s: then it is settled as if it had been used."""
 MAX_OPEN: Final = 100_000
+MAX_REMEMBERED: Final = 1000
+"""Fronts that are gone and may come back, whose batches are remembered."""
 _LOG: Final = logging.getLogger("hatrack.fronts")
 
 
@@ -47,6 +50,8 @@ class FrontSessions:
         self._authenticator = authenticator
         self._limiter = limiter
         self._sessions: dict[str, FrontSession] = {}
+        self._done: OrderedDict[str, int] = OrderedDict()
+        """The number of each front's last batch of operations."""
 
     @property
     def connected(self) -> list[FrontSession]:
@@ -93,6 +98,24 @@ class FrontSessions:
         self._sessions.pop(session.id, None)
 
     # limits
+
+    def operate_once(self, session: FrontSession, batch: dict[str, Any]) -> list[dict[str, Any] | None]:
+        """Do a numbered batch; one that was done before is answered with nothing.
+
+        Raises:
+            BadRequest: It is malformed; what comes before the fault was done, and is not done again.
+        """
+        try:
+            number, operations = int(batch["number"]), list(batch["operations"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadRequest(f"a malformed batch of operations: {type(error).__name__}") from error
+        if number <= self._done.get(session.id, 0):
+            return [None] * len(operations)
+        self._done[session.id] = number
+        self._done.move_to_end(session.id)
+        if len(self._done) > MAX_REMEMBERED:
+            self._done.popitem(last=False)
+        return self.operate(session, operations)
 
     def operate(self, session: FrontSession, operations: list[Operation]) -> list[dict[str, Any] | None]:
         """Do what a front asks, in order; each gets an answer of its own.

@@ -1,0 +1,113 @@
+"""What must not be lost, doubled or waited for in vain when either side stands still or an answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.fronts.link import GatewayAway
+from service.fronts.wire import LIMITS_PATH
+from tests.support.adapters import make_base
+from tests.unit.service.agent.support import until
+from tests.unit.service.fronts.support import Cluster, FrontApp, cluster
+from tests.unit.service.fronts.test_limits import key_known_to, state
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("front-base"))
+
+
+@pytest.fixture
+async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Cluster]:
+    async with cluster(tmp_path / "home", base_dir) as one:
+        yield one
+
+
+def caller_at(front: FrontApp, key: str) -> Any:
+    view = front.front.follower._view
+    assert view is not None
+    return view.authenticator.authenticate({"x-api-key": key})
+
+
+async def test_what_a_front_spent_alone_is_counted_once_though_answers_are_lost(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway stands still for a while: it reads later what came meanwhile, and nobody hears its answers."""
+    front = await made.front()
+    key = await key_known_to(made, [front], tokens_per_day=1000)
+    limiter, post, lost = front.front.limiter, front.front.link.post, 4
+
+    async def lossy(path: str, body: Any, *, timeout_s: float) -> Any:
+        nonlocal lost
+        answer = await post(path, body, timeout_s=timeout_s)
+        if path == LIMITS_PATH and lost:
+            lost -= 1
+            raise GatewayAway("its answer is lost")
+        return answer
+
+    monkeypatch.setattr(front.front.link, "post", lossy)
+    assert (await front.chat(key=key)).status_code == 200
+    await until(lambda: not lost and not limiter._untold and limiter._unanswered is None)
+    await until(lambda: state(made).in_flight == 0)
+    assert (state(made).settled, state(made).held) == (4, 0)
+
+
+async def test_who_waits_no_longer_for_a_limit_has_taken_nothing(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = await made.front()
+    key = await key_known_to(made, [front], concurrent=1)
+    limiter, post, goes_on = front.front.limiter, front.front.link.post, asyncio.Event()
+    is_sent = asyncio.Event()
+
+    async def slow(path: str, body: Any, *, timeout_s: float) -> Any:
+        if path == LIMITS_PATH:
+            is_sent.set()
+            await goes_on.wait()
+        return await post(path, body, timeout_s=timeout_s)
+
+    monkeypatch.setattr(front.front.link, "post", slow)
+    limiter.tell(["settle", 0, None])
+    await is_sent.wait()
+    reservation = limiter.enter(caller_at(front, key))
+
+    async def charge() -> None:
+        charged = reservation.charge(5)
+        assert charged is not None
+        await charged
+
+    asking = asyncio.ensure_future(charge())
+    await until(lambda: bool(limiter._asked))
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    reservation.close(None)
+    goes_on.set()
+    await until(lambda: not limiter._untold and not limiter._asked and limiter._unanswered is None)
+    assert (await front.chat(key=key)).status_code == 200, "its one place is free"
+
+
+@asynccontextmanager
+async def mute(socket: Path) -> AsyncIterator[asyncio.Semaphore]:
+    """A process that stands still: the system accepts connections for it. Released once for each request."""
+    came = asyncio.Semaphore(0)
+    writers: list[asyncio.StreamWriter] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        while await reader.read(65536):
+            came.release()
+
+    server = await asyncio.start_unix_server(accept, str(socket))
+    try:
+        yield came
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        socket.unlink(missing_ok=True)
