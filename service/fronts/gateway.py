@@ -90,4 +90,7 @@ class FrontsApp:
                 await exchange.start_foreign(200, _NDJSON)
                 async with aclosing(self._feed.lines()) as lines:
                     async for line in lines:
+                        if session.is_gone:
+                            break
                         await exchange.write(line)
+                await exchange.finish()

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from service.access.caller import Limits
+from service.fronts import sessions as sessions_module
 from service.fronts.link import GatewayAway
 from service.fronts.wire import LIMITS_PATH
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import Cluster, FrontApp, cluster
-from tests.unit.service.fronts.test_limits import key_known_to, state
+from tests.unit.service.fronts.test_limits import FRONT, fronts_of, key_known_to, state
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,20 @@ async def test_what_a_front_spent_alone_is_counted_once_though_answers_are_lost(
     assert (state(made).settled, state(made).held) == (4, 0)
 
 
+async def test_a_batch_that_was_done_is_not_done_again_also_not_in_another_session() -> None:
+    sessions, limiter = fronts_of(Limits(tokens_per_day=100))
+    spent = {"number": 1, "operations": [["spent", "key_a", "default", 60]]}
+    first = sessions.session(FRONT, "front")
+    assert sessions.operate_once(first, spent) == [None]
+    assert sessions.operate_once(first, spent | {"number": 2}) == [None]
+    sessions._leave(first, asyncio.get_running_loop().time())
+    again = sessions.session(FRONT, "front")
+    assert again is not first
+    assert sessions.operate_once(again, spent | {"number": 2}) == [None]
+    [limited] = limiter._states.values()
+    assert limited.settled == 120
+
+
 async def test_who_waits_no_longer_for_a_limit_has_taken_nothing(
     made: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +106,46 @@ async def test_who_waits_no_longer_for_a_limit_has_taken_nothing(
     goes_on.set()
     await until(lambda: not limiter._untold and not limiter._asked and limiter._unanswered is None)
     assert (await front.chat(key=key)).status_code == 200, "its one place is free"
+
+
+async def test_what_a_frozen_front_had_taken_comes_back(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections stay open, and its feed can be written to for hours."""
+    monkeypatch.setattr(sessions_module, "GRACE_S", 3.0)
+    front = await made.front()
+    key = await key_known_to(made, [front], concurrent=1)
+    charged = front.front.limiter.enter(caller_at(front, key)).charge(7)
+    assert charged is not None
+    await charged
+    assert state(made).in_flight == 1
+    for task in asyncio.all_tasks():
+        if task.get_name() in ("front-limits", "front-report"):
+            task.cancel()
+    await until(lambda: state(made).in_flight == 0)
+
+
+async def test_a_front_without_requests_lets_its_gateway_know_that_it_is_there(made: Cluster) -> None:
+    front = await made.front()
+    sessions = made.gateway.app._fronts.sessions  # type: ignore[attr-defined]
+    [session] = sessions.connected
+    words = set()
+
+    def is_heard() -> bool:
+        words.add(session.leaving.when())
+        return len(words) >= 4
+
+    await until(is_heard)
+    assert (front.front.follower.trouble, sessions.connected) == (None, [session])
+
+
+async def test_a_gateway_that_stood_still_itself_does_not_take_its_fronts_for_gone() -> None:
+    sessions, _ = fronts_of(Limits(concurrent=1))
+    session = sessions.session(FRONT, "front")
+    sessions.operate(session, [["take", 1, "key_a", "default", 1]])
+    now = asyncio.get_running_loop().time()
+    sessions._leave(session, now - sessions_module.LATE_S - 1)
+    assert (session.is_gone, len(session.reservations)) == (False, 1)
+    sessions._leave(session, now)
+    assert session.is_gone
 
 
 @asynccontextmanager
