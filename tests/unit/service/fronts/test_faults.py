@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from service.access.caller import Limits
+from service.fronts import reporter as reporter_module
+from service.fronts import reports as reports_module
 from service.fronts import sessions as sessions_module
 from service.fronts.link import GatewayAway
 from service.fronts.wire import LIMITS_PATH
+from service.usage.counter import HOUR_S
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import Cluster, FrontApp, cluster
@@ -146,6 +150,40 @@ async def test_a_gateway_that_stood_still_itself_does_not_take_its_fronts_for_go
     assert (session.is_gone, len(session.reservations)) == (False, 1)
     sessions._leave(session, now)
     assert session.is_gone
+
+
+async def test_more_rows_than_one_report_may_have_are_reported_one_after_another(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter_module, "MAX_ROWS", 2)
+    monkeypatch.setattr(reports_module, "MAX_ROWS", 2)
+    front = await made.front()
+    usage, now = front.front.reporter._usage, int(time.time())
+    for number in range(5):
+        usage._row((now - now % HOUR_S, "default", "key_a", f"voice-{number}", 1)).requests += 1
+    await until(lambda: front.front.reporter.pending_rows == 0)
+    assert (await made.usage())["requests"] == 5
+
+
+def test_a_gateway_takes_the_largest_report() -> None:
+    assert reporter_module.MAX_ROWS <= reports_module.MAX_ROWS
+
+
+async def test_reporting_goes_on_whatever_happens(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter_module, "RETRY_S", 0.01)
+    front = await made.front()
+    report, failures = front.front.reporter.report, 2
+
+    async def fails() -> bool:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("nobody has thought of it")
+        return await report()
+
+    monkeypatch.setattr(front.front.reporter, "report", fails)
+    assert (await front.chat()).status_code == 200
+    await until(lambda: not failures and front.front.reporter.pending_rows == 0)
 
 
 @asynccontextmanager
