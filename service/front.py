@@ -91,10 +91,10 @@ class Front:
         self._settings = settings
         name = f"{socket.gethostname()}:{settings.port}"
         self.link = GatewayLink(settings.front_gateway, settings.front_key.get_secret_value(), name)
-        self.follower = Follower(self.link, settings.front_max_age_s, self._make)
+        self.follower = Follower(self.link, settings.front_max_age_s, self._make, self._cut_forwarded)
         self.limiter = FrontLimiter(self.link, lambda: self.follower.fronts)
         self.reporter = Reporter(self.link)
-        self._forwarder = Forwarder(settings.front_gateway)
+        self._forwarder = self._make_forwarder()
         self._path: _Path | None = None
         self._stack = AsyncExitStack()
         self._retired: set[asyncio.Task[None]] = set()
@@ -212,7 +212,7 @@ class Front:
         view = View(Authenticator("", secrets.keys), catalog)
         settings = self._settings.model_copy(update={**topology.policy, "base_name": default.name})
         telemetry = Telemetry(settings, catalog, engine_version())
-        forwarder = Forwarder(self._settings.front_gateway, [base.name for base in topology.local_bases])
+        forwarder = self._make_forwarder(*(base.name for base in topology.local_bases))
         fleet = front_fleet(self._settings, topology)
         if fleet is None:
             return _Path(None, None, telemetry, forwarder, view)
@@ -254,6 +254,16 @@ class Front:
                 while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
                     await asyncio.sleep(RETIRE_LOOK_S)
         await _close(path)
+
+    def _make_forwarder(self, *local_bases: str) -> Forwarder:
+        address, require_answers = self._settings.front_gateway, self.follower.require_answers
+        return Forwarder(address, local_bases, require_answers=require_answers)
+
+    async def _cut_forwarded(self) -> None:
+        """End what waits for a gateway that says nothing any more."""
+        await self._forwarder.close()
+        if self._path is not None:
+            await self._path.forwarder.close()
 
     async def _close_path(self) -> None:
         for task in self._retired:

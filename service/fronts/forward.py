@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import aiohttp
@@ -43,9 +43,17 @@ class Forwarder:
     Args:
         address: Of the gateway, as in HATRACK_FRONT_GATEWAY.
         local_bases: Served names of the bases that the front answers for.
+        require_answers: Raises GatewayAway where the gateway is known not to answer.
     """
 
-    def __init__(self, address: str, local_bases: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        local_bases: Iterable[str] = (),
+        *,
+        require_answers: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._require_answers = require_answers
         url, socket = split_address(address)
         self._url = url.rstrip("/")
         self._local_bases = frozenset(local_bases)
@@ -59,7 +67,7 @@ class Forwarder:
         )
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections: what is passed on over them is cut. Others may be opened after it."""
         await self._pool.close()
 
     # inference, as ``service.inference.pipeline.Elsewhere``
@@ -79,6 +87,7 @@ class Forwarder:
             GatewayAway: It cannot be reached.
             EngineCut: It went away before its answer was complete.
         """
+        self._require_answers()
         headers = [(name, value) for name, value in exchange.headers.items() if _passes(name)]
         headers = [*(pair for pair in headers if pair[0] != "x-request-id"), ("x-request-id", exchange.request_id)]
         with _ERRORS:
@@ -121,6 +130,7 @@ class Forwarder:
                 disconnect.subscribe(None)
 
     async def _pass(self, scope: Scope, receive: Receive, send: _Sender) -> None:
+        self._require_answers()
         headers = CIMultiDict(
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in scope["headers"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.access.caller import Limits
+from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
 from service.fronts import sessions as sessions_module
@@ -20,7 +21,7 @@ from service.fronts.wire import LIMITS_PATH
 from service.usage.counter import HOUR_S
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
-from tests.unit.service.fronts.support import Cluster, FrontApp, cluster
+from tests.unit.service.fronts.support import Cluster, FrontApp, cluster, eventually
 from tests.unit.service.fronts.test_limits import FRONT, fronts_of, key_known_to, state
 
 
@@ -205,3 +206,24 @@ async def mute(socket: Path) -> AsyncIterator[asyncio.Semaphore]:
         for writer in writers:
             writer.transport.abort()
         socket.unlink(missing_ok=True)
+
+
+async def test_nobody_waits_for_a_gateway_that_stands_still(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "SILENCE_S", 2.0)
+    front = await made.front()
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    await made.vanish()
+    async with mute(made.socket):
+        async with asyncio.timeout(60):
+            waits = await asyncio.gather(front.http.get("/v1/adapters"), front.chat(response_format=schema))
+        codes = {(answer.status_code, answer.json()["error"]["code"]) for answer in waits}
+        assert codes <= {(502, "gateway_cut"), (503, "gateway_unavailable")}
+        at_once = await front.http.get("/v1/adapters")
+        assert (at_once.status_code, at_once.json()["error"]["code"]) == (503, "gateway_unavailable")
+        assert (await front.chat()).status_code == 200, "what it answers itself, it answers"
+    await made.listen()
+
+    async def is_passed_on() -> bool:
+        return (await front.http.get("/v1/adapters")).status_code == 200
+
+    await eventually(is_passed_on)
