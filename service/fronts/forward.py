@@ -139,6 +139,8 @@ class Forwarder:
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         query = scope.get("query_string", b"").decode("latin-1")
         path = scope.get("raw_path", scope["path"].encode()).decode("latin-1").partition("?")[0]
+        if not path.startswith("/"):  # `OPTIONS *`: what follows the address must not become a part of it
+            path = "/"
         url = URL(f"{self._url}{path}{'?' if query else ''}{query}", encoded=True)
         with _ERRORS:
             async with self._pool.session.request(

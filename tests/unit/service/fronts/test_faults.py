@@ -16,6 +16,7 @@ from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
 from service.fronts import sessions as sessions_module
+from service.fronts.forward import Forwarder
 from service.fronts.link import GatewayAway
 from service.fronts.wire import LIMITS_PATH
 from service.usage.counter import HOUR_S
@@ -227,3 +228,29 @@ async def test_nobody_waits_for_a_gateway_that_stands_still(made: Cluster, monke
         return (await front.http.get("/v1/adapters")).status_code == 200
 
     await eventually(is_passed_on)
+
+
+@pytest.mark.parametrize("target", [b"*", b"@127.0.0.1:1/", b":1/"])
+async def test_a_target_that_is_no_path_does_not_change_the_address(made: Cluster, target: bytes) -> None:
+    asked: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked.put(await reader.readuntil(b"\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    forwarder = Forwarder(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    scope = {"type": "http", "method": "OPTIONS", "path": target.decode(), "raw_path": target, "headers": []}
+    await forwarder(scope, receive, send)
+    assert (await asked.get(), sent[0]["status"]) == (b"OPTIONS / HTTP/1.1\r\n", 204)
+    await forwarder.close()
+    server.close()
