@@ -199,7 +199,7 @@ class Front:
             _LOG.warning("the gateway's engines or bases have changed")
             retiring = asyncio.create_task(self._retire(old), name="front-retire")
             self._retired.add(retiring)
-            retiring.add_done_callback(self._retired.discard)
+            retiring.add_done_callback(self._forget)
         gc.collect()
         gc.freeze()
         return path.view
@@ -249,11 +249,20 @@ class Front:
                         await asyncio.sleep(RETIRE_LOOK_S / 10)
 
     async def _retire(self, path: _Path) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
-                    await asyncio.sleep(RETIRE_LOOK_S)
-        await _close(path)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
+                        await asyncio.sleep(RETIRE_LOOK_S)
+        finally:
+            await _close(path)
+
+    def _forget(self, retired: asyncio.Task[None]) -> None:
+        """Free a former path, which was frozen and is in cycles: all its adapters and keys with it."""
+        self._retired.discard(retired)
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
     def _make_forwarder(self, *local_bases: str) -> Forwarder:
         address, require_answers = self._settings.front_gateway, self.follower.require_answers

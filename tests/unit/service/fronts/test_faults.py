@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -228,6 +230,24 @@ async def test_nobody_waits_for_a_gateway_that_stands_still(made: Cluster, monke
         return (await front.http.get("/v1/adapters")).status_code == 200
 
     await eventually(is_passed_on)
+
+
+async def test_nothing_stays_of_a_former_gateways_adapters(made: Cluster) -> None:
+    front = await made.front()
+    path = front.front._path
+    assert path is not None
+    catalog, authenticator = weakref.ref(path.view.catalog), weakref.ref(path.view.authenticator)
+    del path
+    await made.vanish()
+    feed = made.gateway.app._fronts._feed  # type: ignore[attr-defined]
+    feed._topology = feed._topology.model_copy(update={"policy": {**feed._topology.policy, "max_n": 1}})
+    await made.listen()
+
+    def is_freed() -> bool:
+        gc.collect()
+        return catalog() is None and authenticator() is None
+
+    await until(is_freed)
 
 
 @pytest.mark.parametrize("target", [b"*", b"@127.0.0.1:1/", b":1/"])
