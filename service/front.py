@@ -140,6 +140,7 @@ class Front:
         api.include_router(metrics_router)
         add_error_handlers(api)
         api.state.authenticator = Authenticator("", None)  # until the gateway has told its keys, nobody has one
+        api.state.telemetry = Telemetry(self._settings, Catalog("", 0), engine_version())
         return api
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:

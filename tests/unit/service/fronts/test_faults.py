@@ -232,6 +232,11 @@ async def test_nobody_waits_for_a_gateway_that_stands_still(made: Cluster, monke
     await eventually(is_passed_on)
 
 
+async def test_its_metrics_are_shown_before_it_has_heard_its_gateway(made: Cluster) -> None:
+    front = await made.front(wait=False, front_key="another-secret-of-16-chars")
+    assert (await front.http.get("/metrics")).status_code == 200
+
+
 async def test_nothing_stays_of_a_former_gateways_adapters(made: Cluster) -> None:
     front = await made.front()
     path = front.front._path
