@@ -11,9 +11,11 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -22,11 +24,12 @@ from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.access.authentication import Authenticator
+from service.access.caller import Caller
 from service.config import Settings
 from service.data_path import make_dispatch
 from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
-from service.errors import HatrackError, SettingsError
+from service.errors import SettingsError
 from service.fleet import EngineParts, Fleet
 from service.fronts.follower import Follower, Secrets, View
 from service.fronts.forward import Forwarder
@@ -35,9 +38,8 @@ from service.fronts.link import GatewayLink
 from service.fronts.reporter import Reporter
 from service.fronts.topology import Topology, front_fleet, limits_of
 from service.inference.calls import CacheSalts
-from service.inference.exchange import Exchange
 from service.inference.pipeline import Pipeline
-from service.inference.routes import MODELS, InferenceApp
+from service.inference.routes import InferenceApp
 from service.registry.catalog import Catalog
 from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
@@ -70,6 +72,19 @@ def create_front(settings: Settings) -> Front:
         if not getattr(settings, field):
             raise SettingsError(f"HATRACK_{field.upper()} must be set for a front: {purpose} (deploy/FRONTS.md)")
     return Front(settings)
+
+
+class FreshAuthenticator(Authenticator):
+    """Knows the gateway's keys; while these are too old, it refuses all alike: a new one is not called unknown."""
+
+    def __init__(self, secret: bytes, require_fresh: Callable[[], None]) -> None:
+        super().__init__("", secret)
+        self._require_fresh = require_fresh
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """As `Authenticator.authenticate`; also raises Unavailable."""
+        self._require_fresh()
+        return super().authenticate(headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +127,8 @@ class Front:
         inference = None if path is None else path.inference
         if inference is None or not inference.handles(scope) or scope["method"] == "OPTIONS":
             await self._forwarder(scope, receive, send)
-        elif not self.follower.fresh and scope["path"].startswith(MODELS):
-            await self._refuse(scope, receive, send)
         else:
             await inference(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        try:
-            self.follower.require_fresh()
-        except HatrackError as error:
-            await exchange.fail(error)
 
     def _make_api(self) -> FastAPI:
         """Health and metrics, which are the front's own."""
@@ -195,7 +201,11 @@ class Front:
         path = self._build(topology, secrets)
         await self._start(path, patience_s=SWITCH_S if old is not None else 0.0)
         self._path = path
-        self._api.state.authenticator, self._api.state.telemetry = path.view.authenticator, path.telemetry
+        self._api.state.authenticator = SimpleNamespace(
+            # metrics are shown by the last keys that are known, also where they are too old for requests
+            authenticate=partial(Authenticator.authenticate, path.view.authenticator)
+        )
+        self._api.state.telemetry = path.telemetry
         if old is not None:
             _LOG.warning("the gateway's engines or bases have changed")
             retiring = asyncio.create_task(self._retire(old), name="front-retire")
@@ -210,7 +220,7 @@ class Front:
         catalog = Catalog(
             default.name, default.created_at, topology.embedder, {base.name: base.created_at for base in others}
         )
-        view = View(Authenticator("", secrets.keys), catalog)
+        view = View(FreshAuthenticator(secrets.keys, self.follower.require_fresh), catalog)
         settings = self._settings.model_copy(update={**topology.policy, "base_name": default.name})
         telemetry = Telemetry(settings, catalog, engine_version())
         forwarder = self._make_forwarder(*(base.name for base in topology.local_bases))

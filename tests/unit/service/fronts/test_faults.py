@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from service.access.caller import Limits
+from service.access.keys import make_key
 from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
@@ -43,6 +44,9 @@ def caller_at(front: FrontApp, key: str) -> Any:
     view = front.front.follower._view
     assert view is not None
     return view.authenticator.authenticate({"x-api-key": key})
+
+
+# limits
 
 
 async def test_what_a_front_spent_alone_is_counted_once_though_answers_are_lost(
@@ -156,6 +160,9 @@ async def test_a_gateway_that_stood_still_itself_does_not_take_its_fronts_for_go
     assert session.is_gone
 
 
+# usage
+
+
 async def test_more_rows_than_one_report_may_have_are_reported_one_after_another(
     made: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +195,9 @@ async def test_reporting_goes_on_whatever_happens(made: Cluster, monkeypatch: py
     monkeypatch.setattr(front.front.reporter, "report", fails)
     assert (await front.chat()).status_code == 200
     await until(lambda: not failures and front.front.reporter.pending_rows == 0)
+
+
+# a gateway that says nothing
 
 
 @asynccontextmanager
@@ -230,6 +240,19 @@ async def test_nobody_waits_for_a_gateway_that_stands_still(made: Cluster, monke
         return (await front.http.get("/v1/adapters")).status_code == 200
 
     await eventually(is_passed_on)
+
+
+async def test_a_front_that_knows_too_little_calls_no_key_unknown(made: Cluster) -> None:
+    front = await made.front(front_max_age_s=2)
+    await made.vanish()
+    await until(lambda: not front.front.follower.fresh)
+    for answer in (
+        await front.chat(key=make_key()),  # it may have been made meanwhile
+        await front.http.get("/v1/models", headers={"authorization": f"Bearer {make_key()}"}),
+        await front.chat(),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_unavailable")
+    assert 'hatrack_engine_state{engine="engine"' in (await front.http.get("/metrics")).text
 
 
 async def test_its_metrics_are_shown_before_it_has_heard_its_gateway(made: Cluster) -> None:
