@@ -137,7 +137,7 @@ class Follower:
                 trouble = error.message
                 self._is_silent = isinstance(error, GatewaySilent)
             except (KeyError, TypeError, ValueError, ValidationError) as error:
-                trouble = f"the gateway's feed cannot be read: {type(error).__name__}: {str(error)[:200]}"
+                trouble = f"the gateway's feed cannot be read: {type(error).__name__}: {_fault(error)[:200]}"
             except Exception as error:
                 _LOG.exception("following the gateway failed")
                 trouble = f"following the gateway failed: {type(error).__name__}"
@@ -207,6 +207,14 @@ class Follower:
         if self.trouble is not None:
             _LOG.info("the gateway is heard", extra={"gateway": self._link.address, "adapters": len(known.adapters)})
             self.trouble = None
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong, without the values: they may be a system prompt, and anyone may read `/readyz`."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
 
 
 def _require_protocol(protocol: Any) -> None:

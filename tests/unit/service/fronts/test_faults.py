@@ -15,6 +15,7 @@ import pytest
 
 from service.access.caller import Limits
 from service.access.keys import make_key
+from service.fronts import feed as feed_module
 from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
@@ -253,6 +254,24 @@ async def test_a_front_that_knows_too_little_calls_no_key_unknown(made: Cluster)
     ):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_unavailable")
     assert 'hatrack_engine_state{engine="engine"' in (await front.http.get("/metrics")).text
+
+
+async def test_no_prompt_is_shown_where_a_feed_cannot_be_read(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    await made.push("voice", seed=1)
+    written = feed_module.dump_adapter
+
+    def newer(entry: Any) -> dict[str, Any]:
+        dumped = written(entry)
+        for version in dumped["versions"]:
+            version["settings"] = {"prompt_of_a_later_release": "nobody may read this"}
+        return dumped
+
+    monkeypatch.setattr(feed_module, "dump_adapter", newer)
+    front = await made.front(wait=False)
+    await until(lambda: "cannot be read" in (front.front.follower.trouble or ""))
+    shown = (await front.http.get("/readyz")).text
+    assert "prompt_of_a_later_release" in shown
+    assert "nobody" not in shown
 
 
 async def test_its_metrics_are_shown_before_it_has_heard_its_gateway(made: Cluster) -> None:
