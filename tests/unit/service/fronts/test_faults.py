@@ -11,10 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.access.caller import Limits
 from service.access.keys import make_key
+from service.config import Settings
+from service.front import create_front
 from service.fronts import feed as feed_module
 from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
@@ -26,8 +29,9 @@ from service.fronts.wire import LIMITS_PATH
 from service.usage.counter import HOUR_S
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
-from tests.unit.service.fronts.support import Cluster, FrontApp, cluster, eventually
+from tests.unit.service.fronts.support import FRONT_KEY, Cluster, FrontApp, cluster, eventually, serving
 from tests.unit.service.fronts.test_limits import FRONT, fronts_of, key_known_to, state
+from tests.unit.service.gateway_app import AGENT_KEY, lifespan
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +299,23 @@ async def test_nothing_stays_of_a_former_gateways_adapters(made: Cluster) -> Non
         return catalog() is None and authenticator() is None
 
     await until(is_freed)
+
+
+async def test_a_front_that_is_its_own_gateway_says_so_and_does_not_ask_itself_for_ever(tmp_path: Path) -> None:
+    """As behind a balancer whose address is HATRACK_FRONT_GATEWAY, and which has no gateway behind it."""
+    socket = tmp_path / "f.sock"
+    given = {"front_gateway": f"unix:{socket}", "front_key": FRONT_KEY, "agent_key": AGENT_KEY, "max_connections": 50}
+    front = create_front(Settings(home=tmp_path, engine_device="cpu", **given))
+    async with (
+        lifespan(front),
+        serving(front, front._settings, socket) as server,
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://front") as http,
+    ):
+        await until(lambda: "HATRACK_FRONT_GATEWAY" in (front.follower.trouble or ""))
+        for answer in (await http.get("/v1/adapters"), await http.post("/v1/chat/completions", json={})):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_unavailable")
+            assert "HATRACK_FRONT_GATEWAY" in answer.json()["error"]["message"]
+        assert len(server.server_state.connections) < 20
 
 
 @pytest.mark.parametrize("target", [b"*", b"@127.0.0.1:1/", b":1/"])
