@@ -80,7 +80,7 @@ async def main() -> None:
     async def make_view(*_: Any) -> View:
         return view
 
-    follower, known = Follower(cast(Any, None), 60, make_view), _Known()
+    follower, known = Follower(cast(Any, None), 60, make_view, cast(Any, None)), _Known()
     follower.trouble = None
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()

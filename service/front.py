@@ -11,9 +11,11 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -22,12 +24,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__
 from service.access.authentication import Authenticator
+from service.access.caller import Caller
 from service.config import Settings
 from service.cors import Cors
 from service.data_path import make_dispatch
 from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
-from service.errors import HatrackError, SettingsError
+from service.errors import SettingsError
 from service.fleet import EngineParts, Fleet
 from service.fronts.follower import Follower, Secrets, View
 from service.fronts.forward import Forwarder
@@ -36,9 +39,8 @@ from service.fronts.link import GatewayLink
 from service.fronts.reporter import Reporter
 from service.fronts.topology import Topology, front_fleet, limits_of
 from service.inference.calls import CacheSalts
-from service.inference.exchange import Exchange
 from service.inference.pipeline import Pipeline
-from service.inference.routes import MODELS, InferenceApp
+from service.inference.routes import InferenceApp
 from service.registry.catalog import Catalog
 from service.telemetry.account import MetricsAccount
 from service.telemetry.admission import AdmissionSource, ResidencySource
@@ -73,6 +75,19 @@ def create_front(settings: Settings) -> Front:
     return Front(settings)
 
 
+class FreshAuthenticator(Authenticator):
+    """Knows the gateway's keys; while these are too old, it refuses all alike: a new one is not called unknown."""
+
+    def __init__(self, secret: bytes, require_fresh: Callable[[], None]) -> None:
+        super().__init__("", secret)
+        self._require_fresh = require_fresh
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """As `Authenticator.authenticate`; also raises Unavailable."""
+        self._require_fresh()
+        return super().authenticate(headers)
+
+
 @dataclass(frozen=True, slots=True)
 class _Path:
     """The data path of one topology; without engines in reach there is none.
@@ -96,10 +111,10 @@ class Front:
         self._settings = settings
         name = f"{socket.gethostname()}:{settings.port}"
         self.link = GatewayLink(settings.front_gateway, settings.front_key.get_secret_value(), name)
-        self.follower = Follower(self.link, settings.front_max_age_s, self._make)
+        self.follower = Follower(self.link, settings.front_max_age_s, self._make, self._cut_forwarded)
         self.limiter = FrontLimiter(self.link, lambda: self.follower.fronts)
         self.reporter = Reporter(self.link)
-        self._forwarder = Forwarder(settings.front_gateway)
+        self._forwarder = self._make_forwarder()
         self._path: _Path | None = None
         self._stack = AsyncExitStack()
         self._retired: set[asyncio.Task[None]] = set()
@@ -122,17 +137,8 @@ class Front:
         inference = None if path is None else path.inference
         if inference is None or not inference.handles(scope) or scope["method"] == "OPTIONS":
             await self._forwarder(scope, receive, send)
-        elif not self.follower.fresh and scope["path"].startswith(MODELS):
-            await self._refuse(scope, receive, send)
         else:
             await inference(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        try:
-            self.follower.require_fresh()
-        except HatrackError as error:
-            await exchange.fail(error)
 
     def _make_api(self) -> FastAPI:
         """Health and metrics, which are the front's own."""
@@ -150,6 +156,7 @@ class Front:
         api.include_router(metrics_router)
         add_error_handlers(api)
         api.state.authenticator = Authenticator("", None)  # until the gateway has told its keys, nobody has one
+        api.state.telemetry = Telemetry(self._settings, Catalog("", 0), engine_version())
         return api
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
@@ -204,12 +211,16 @@ class Front:
         path = self._build(topology, secrets)
         await self._start(path, patience_s=SWITCH_S if old is not None else 0.0)
         self._path = path
-        self._api.state.authenticator, self._api.state.telemetry = path.view.authenticator, path.telemetry
+        self._api.state.authenticator = SimpleNamespace(
+            # metrics are shown by the last keys that are known, also where they are too old for requests
+            authenticate=partial(Authenticator.authenticate, path.view.authenticator)
+        )
+        self._api.state.telemetry = path.telemetry
         if old is not None:
             _LOG.warning("the gateway's engines or bases have changed")
             retiring = asyncio.create_task(self._retire(old), name="front-retire")
             self._retired.add(retiring)
-            retiring.add_done_callback(self._retired.discard)
+            retiring.add_done_callback(self._forget)
         gc.collect()
         gc.freeze()
         return path.view
@@ -219,12 +230,12 @@ class Front:
         catalog = Catalog(
             default.name, default.created_at, topology.embedder, {base.name: base.created_at for base in others}
         )
-        view = View(Authenticator("", secrets.keys), catalog)
+        view = View(FreshAuthenticator(secrets.keys, self.follower.require_fresh), catalog)
         settings = self._settings.model_copy(update={**topology.policy, "base_name": default.name})
         origins = tuple(topology.policy.get("cors_origins", ()))
         app: ASGIApp = Cors(self._route, origins) if origins else self._route
         telemetry = Telemetry(settings, catalog, engine_version())
-        forwarder = Forwarder(self._settings.front_gateway, [base.name for base in topology.local_bases])
+        forwarder = self._make_forwarder(*(base.name for base in topology.local_bases))
         fleet = front_fleet(self._settings, topology)
         if fleet is None:
             return _Path(app, None, None, telemetry, forwarder, view)
@@ -261,11 +272,30 @@ class Front:
                         await asyncio.sleep(RETIRE_LOOK_S / 10)
 
     async def _retire(self, path: _Path) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
-                    await asyncio.sleep(RETIRE_LOOK_S)
-        await _close(path)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
+                        await asyncio.sleep(RETIRE_LOOK_S)
+        finally:
+            await _close(path)
+
+    def _forget(self, retired: asyncio.Task[None]) -> None:
+        """Free a former path, which was frozen and is in cycles: all its adapters and keys with it."""
+        self._retired.discard(retired)
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+
+    def _make_forwarder(self, *local_bases: str) -> Forwarder:
+        address, require_answers = self._settings.front_gateway, self.follower.require_answers
+        return Forwarder(address, local_bases, require_answers=require_answers)
+
+    async def _cut_forwarded(self) -> None:
+        """End what waits for a gateway that says nothing any more."""
+        await self._forwarder.close()
+        if self._path is not None:
+            await self._path.forwarder.close()
 
     async def _close_path(self) -> None:
         for task in self._retired:

@@ -34,7 +34,10 @@ SECRETS: Final = frozenset(
 secrets themselves."""
 NOT_INHERITED: Final = (
     *SECRETS,
+    # the gateway's, which a trainer in an environment of its own may have, too
     *("HATRACK_ADMIN_KEY", "HATRACK_DATABASE_URL", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY"),
+    *("HATRACK_AGENT_KEY", "HATRACK_FRONT_KEY", "HATRACK_EMBEDDINGS_KEY", "HATRACK_GROUNDING_SECRET"),
+    "HATRACK_HUB_TOKEN",
 )
 
 

@@ -79,9 +79,10 @@ class RemoteQueue:
         )
         try:
             await turn
-        except asyncio.CancelledError:
+        except BaseException:
             self._held.discard(number)
-            self._link.send("withdraw", number)  # also if its turn has come meanwhile
+            # also if its turn has come meanwhile, or comes yet: what was refused here may go on waiting at the agent
+            self._link.send("withdraw", number)
             raise
         finally:
             self._waiting.pop(number, None)

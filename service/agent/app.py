@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from service.engine.agent_wire import (
 from service.engine.watched import EngineState, WatchedEngine
 from service.errors import BadGateway, EngineUnavailable, HatrackError, TooLarge, Unauthenticated, to_hatrack_error
 from service.http.peer_errors import dump_error
-from service.http.signing import Verifier
+from service.http.signing import HEADER, Verifier
 
 TIME_S: Final = 0.25
 """How often a session is told of the engine's time while it changes, s."""
@@ -40,6 +40,13 @@ PASSED: Final = ("content-type", "x-request-id", "traceparent", "tracestate")
 RETURNED: Final = ("content-type",)
 GETS: Final = frozenset({"/metrics", "/v1/models", "/health", "/hatrack/plugin"})
 """Paths of the engine that may be read."""
+POSTS: Final = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
+        *("/v1/embeddings", "/tokenize", "/detokenize"),
+    }
+)
+"""Paths of the engine that requests may be sent to; the others administer it."""
 _LOG: Final = logging.getLogger("hatrack.agent")
 
 
@@ -74,6 +81,8 @@ class AgentServer:
         self._outboxes: dict[str, _Outbox] = {}
         self._sockets: set[web.WebSocketResponse] = set()
         self._telling = asyncio.Lock()
+        self._again: asyncio.TimerHandle | None = None
+        """Tells the state once more, after an engine that was too busy to report."""
         self._stops = False
         self._tasks: set[asyncio.Task[Any]] = set()
         watched.on_change(self._changed)
@@ -115,12 +124,16 @@ class AgentServer:
         await socket.prepare(request)
         outbox = _Outbox()
         session = Session(self._gate, outbox.put, request.remote or "(socket)")
-        self._gate.sessions[session.id], self._outboxes[session.id] = session, outbox
-        _LOG.info("a session began", extra={"peer": session.peer, "session": session.id[:8]})
         hello = {"protocol": PROTOCOL, "session": session.id, "version": __version__, "store_url": self._store_url}
-        outbox.put(["hello", hello])
-        outbox.put(await self._state())
+        if not await self._is_proven(socket, session, ["hello", hello]):
+            _LOG.warning("a session was refused: its user did not sign it", extra={"peer": session.peer})
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+            return socket
+        _LOG.info("a session began", extra={"peer": session.peer, "session": session.id[:8]})
+        # nothing is awaited from here to the `try`: a user that leaves meanwhile would stay for ever
+        self._gate.sessions[session.id], self._outboxes[session.id] = session, outbox
         self._sockets.add(socket)
+        self._spawn(self._tell_state([outbox]))
         writer = asyncio.create_task(self._write(socket, outbox), name="agent-session-write")
         reason = "it was closed"
         try:
@@ -133,6 +146,24 @@ class AgentServer:
             await asyncio.gather(writer, return_exceptions=True)
             _LOG.info("a session ended", extra={"peer": session.peer, "session": session.id[:8], "reason": reason})
         return socket
+
+    async def _is_proven(self, socket: web.WebSocketResponse, session: Session, hello: Message) -> bool:
+        """Whether the user, once greeted, signs the session's id, which is new.
+
+        The handshake was signed before there was one: whoever has listened to it could open a session with another
+        agent of the same secret.
+        """
+        with suppress(TimeoutError, BadGateway, Unauthenticated, IndexError, ConnectionError):
+            async with asyncio.timeout(self._silence_s):
+                await socket.send_bytes(dump_frame([hello]))
+                while (frame := await socket.receive()).type in (WSMsgType.BINARY, WSMsgType.TEXT):
+                    for kind, *rest in load_frame(frame.data):
+                        if kind == "proof":
+                            self._verifier.verify({HEADER: str(rest[0])}, "GET", SESSION_PATH, bound=session.id)
+                            return True
+                        if kind != "ping":
+                            return False
+        return False
 
     async def _listen(self, request: web.Request, socket: web.WebSocketResponse, session: Session) -> str:
         """Hear what the session says, until it ends; returns why."""
@@ -180,17 +211,27 @@ class AgentServer:
                     await asyncio.sleep(TIME_S)
 
     def _changed(self, _state: EngineState) -> None:
-        task = asyncio.create_task(self._tell_state(), name="agent-state")
+        self._spawn(self._tell_state())
+
+    def _spawn(self, telling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(telling, name="agent-state")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _tell_state(self) -> None:
-        async with self._telling:  # in order
+    async def _tell_state(self, outboxes: Collection[_Outbox] | None = None) -> None:
+        """Tell these sessions, or all of them, how the engine is."""
+        async with self._telling:  # in order: nobody is told last what was true before
             message = await self._state()
-            for outbox in self._outboxes.values():
+            for outbox in self._outboxes.values() if outboxes is None else outboxes:
                 outbox.put(message)
 
+    def _tell_again(self) -> None:
+        self._again = None
+        self._spawn(self._tell_state())
+
     async def _close_sessions(self, _app: web.Application) -> None:
+        if self._again is not None:
+            self._again.cancel()
         for socket in tuple(self._sockets):
             await socket.close(code=WSCloseCode.GOING_AWAY)
 
@@ -204,7 +245,8 @@ class AgentServer:
                 report = await self._watched.client.report()
             except HatrackError as error:  # it is busy, or says itself in a moment that it is away
                 _LOG.warning("the engine does not report", extra={"reason": error.message})
-                asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._changed, state)
+                if self._again is None:
+                    self._again = asyncio.get_running_loop().call_later(REPORT_AGAIN_S, self._tell_again)
             state = self._watched.state
         told = {"name": state.name, "reason": state.reason, "since": state.since, "report": report}
         return ["state", told]
@@ -213,20 +255,26 @@ class AgentServer:
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         session, check_body = self._authorized(request)
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise TooLarge(f"the body has more than {self._max_body} bytes (HATRACK_MAX_BODY_MIB)") from None
-        check_body(body)
+        if request.path.removeprefix(ENGINE_PATH) not in POSTS:
+            raise web.HTTPNotFound
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  a handler runs in one
-        session.requests.add(task)
-        entered = self._gate.clock.enter()
+        session.requests.add(task)  # from now on it ends with its session, also where its body stops coming
         try:
-            return await self._relay(request, body)
+            check_body(body := await self._body(request))
+            entered = self._gate.clock.enter()
+            try:
+                return await self._relay(request, body)
+            finally:
+                self._gate.clock.leave(entered)
         finally:
-            self._gate.clock.leave(entered)
             session.requests.discard(task)
+
+    async def _body(self, request: web.Request) -> bytes:
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise TooLarge(f"the body has more than {self._max_body} bytes (HATRACK_MAX_BODY_MIB)") from None
 
     async def _relay(self, request: web.Request, body: bytes) -> web.StreamResponse:
         path = request.path.removeprefix(ENGINE_PATH)
@@ -268,7 +316,7 @@ class AgentServer:
             EngineUnavailable: The session has ended; nothing was sent to the engine.
         """
         name = request.headers.get(SESSION_HEADER, "")
-        check_body = self._verifier.verify(request.headers, request.method, request.path_qs, bound=name)
+        check_body = self._verifier.verify(request.headers, request.method, request.path_qs, bound=name, once=True)
         session = self._gate.sessions.get(name)
         if session is None:
             raise EngineUnavailable("the engine is not ready: the session with its agent has ended")

@@ -119,6 +119,8 @@ class Session:
     def _enter(self, number: int, asked: dict[str, Any]) -> None:
         if len(self._waiting) + len(self._held) >= MAX_REQUESTS:
             raise BadGateway(f"one session has more than {MAX_REQUESTS} requests")
+        if number in self._waiting or number in self._held:
+            raise BadGateway(f"the request {number} is there already")
         request = AdmissionRequest(
             str(asked["project"]),
             str(asked["key"]),
@@ -129,7 +131,9 @@ class Session:
             asked["flow"],
         )
         waiting = self._wait(number, request, asked["queue"], float(asked["wait_s"]))
-        self._waiting[number] = asyncio.create_task(waiting, name="agent-turn")
+        task = self._waiting[number] = asyncio.create_task(waiting, name="agent-turn")
+        # not in the coroutine: one that is withdrawn before it ran never runs
+        task.add_done_callback(lambda _: self._waiting.pop(number, None))
 
     async def _wait(self, number: int, request: AdmissionRequest, queue: str, wait_s: float) -> None:
         """Wait for a turn, with the adapter's files here; they stay as long as the turn does."""
@@ -152,8 +156,6 @@ class Session:
         else:
             self._held[number] = (permit, held)
             self._send(["admitted", number])
-        finally:
-            self._waiting.pop(number, None)
 
     def _release(self, digest: str | None) -> None:
         if digest is not None and self._gate.copies is not None:

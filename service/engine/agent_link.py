@@ -19,7 +19,7 @@ from service.engine.agent_wire import (
     load_frame,
 )
 from service.errors import BadGateway, HatrackError
-from service.http.signing import sign
+from service.http.signing import HEADER, sign
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_S: Final = 0.1
@@ -92,6 +92,9 @@ class AgentLink:
                 self._outbox.clear()
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
+                with suppress(TimeoutError):  # an agent that stands still reads nothing, not even this
+                    async with asyncio.timeout(2 * CLOSE_S):
+                        await socket.close()
 
     async def _connect(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         try:
@@ -144,6 +147,7 @@ class AgentLink:
                 "run the same version of Hatrack on both sides"
             )
         self.session = str(hello["session"])
+        self.send("proof", sign(self.key, "GET", SESSION_PATH, bound=self.session)[HEADER])
 
     async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         with suppress(aiohttp.ClientError, ConnectionError):  # the reader notices

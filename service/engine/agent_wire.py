@@ -7,6 +7,7 @@ both kinds are signed (``service.http.signing``). A session that ends takes its 
 
 From the user:
 
+    ["proof", signature]                  the first that counts: of the session's id, as the header of a request has it
     ["enter", id, {"queue", "project", "key", "adapter", "tokens", "prompt", "background", "flow", "wait_s"}]
     ["first", id]                         the first token has come
     ["leave", id, tokens or null, answered]
@@ -36,7 +37,7 @@ import orjson
 
 from service.errors import BadGateway
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Raised when any of this changes."""
 SESSION_PATH: Final = "/agent/v1/session"
 ENGINE_PATH: Final = "/agent/v1/engine"

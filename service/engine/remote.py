@@ -22,7 +22,7 @@ from service.engine.config import EngineConfig
 from service.engine.identity import ensure_store_id
 from service.engine.liveness import EngineFailed
 from service.engine.watched import WatchedEngine
-from service.errors import EngineUnavailable, SettingsError
+from service.errors import EngineUnavailable, SettingsError, Unauthenticated
 from service.http.peer_errors import load_error
 from service.http.signing import sign, signing_key
 
@@ -163,8 +163,11 @@ class RemoteEngine(WatchedEngine):
         name, reason, report = told["name"], f"{told['reason']} (agent at {self.name})", told.get("report")
         if name == "ready" and report is not None:
             await self._accept(report, reason)
-        else:
-            self._set_state("starting" if name == "ready" else name, reason)  # what has to end, the agent ends
+        elif name != "ready":
+            self._set_state(name, reason)  # what has to end, the agent ends
+        elif self.state.name != "ready":
+            self._set_state("starting", reason)
+        # else it answers, and is only too busy to report again: that another user asked takes it from nobody
         self._told.set()
 
     async def _accept(self, report: dict[str, Any], reason: str) -> None:
@@ -205,9 +208,13 @@ class RemoteClient(EngineClient):
         response = await super().send(path, body, headers | self._signed("POST", path, body))
         if ERROR_HEADER in response.headers:
             try:
-                raise load_error(await _json(response))
+                error = load_error(await _json(response))
             finally:
                 response.close()
+            if isinstance(error, Unauthenticated):  # that is about this process's secret or clock, not a caller's key
+                _LOG.warning("the agent refuses requests", extra={"agent": self._link.name, "reason": error.message})
+                raise EngineUnavailable("the engine is not ready: its agent refuses this gateway's signature")
+            raise error
         return response
 
     def _get_headers(self, path: str) -> dict[str, str]:

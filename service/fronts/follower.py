@@ -18,7 +18,7 @@ from service.access.authentication import Authenticator, KeyEntry
 from service.access.caller import Caller
 from service.errors import HatrackError, Unavailable
 from service.fronts.entries import load_adapter, load_key
-from service.fronts.link import GatewayAway, GatewayLink
+from service.fronts.link import GatewayAway, GatewayLink, GatewaySilent
 from service.fronts.topology import Topology
 from service.fronts.wire import PROTOCOL, Message
 from service.http.peer_errors import load_error
@@ -65,14 +65,21 @@ class Follower:
         max_age_s: HATRACK_FRONT_MAX_AGE_S.
         make_view: Called with the topology and the secrets, at first and whenever they are others; returns the view
             that is kept up to date from then on.
+        cut: Called when the gateway falls silent: whoever waits for its answer would wait for ever.
     """
 
     def __init__(
-        self, link: GatewayLink, max_age_s: float, make_view: Callable[[Topology, Secrets], Awaitable[View]]
+        self,
+        link: GatewayLink,
+        max_age_s: float,
+        make_view: Callable[[Topology, Secrets], Awaitable[View]],
+        cut: Callable[[], Awaitable[None]],
     ) -> None:
         self._link = link
         self._max_age_s = max_age_s
         self._make_view = make_view
+        self._cut = cut
+        self._is_silent = False
         self._made: tuple[Topology, Secrets] | None = None
         self._view: View | None = None
         self._spent: dict[str, HatrackError] = {}
@@ -102,6 +109,11 @@ class Follower:
                 f"this front has not heard from its gateway {since}: {self.trouble}", code="gateway_unavailable"
             )
 
+    def require_answers(self) -> None:
+        """Raise GatewayAway if the gateway has fallen silent: a request that is passed on would wait in vain."""
+        if self._is_silent:
+            raise GatewayAway(f"the gateway does not answer: {self.trouble}")
+
     def check(self, caller: Caller) -> None:
         """Refuse what the gateway would refuse before it looks at a request: a spent budget.
 
@@ -123,8 +135,9 @@ class Follower:
                 await self._follow()
             except GatewayAway as error:
                 trouble = error.message
+                self._is_silent = isinstance(error, GatewaySilent)
             except (KeyError, TypeError, ValueError, ValidationError) as error:
-                trouble = f"the gateway's feed cannot be read: {type(error).__name__}: {str(error)[:200]}"
+                trouble = f"the gateway's feed cannot be read: {type(error).__name__}: {_fault(error)[:200]}"
             except Exception as error:
                 _LOG.exception("following the gateway failed")
                 trouble = f"following the gateway failed: {type(error).__name__}"
@@ -132,6 +145,8 @@ class Follower:
             if trouble != self.trouble:
                 _LOG.warning("the gateway is not heard", extra={"reason": trouble, "gateway": self._link.address})
             self.trouble = trouble
+            if self._is_silent:
+                await self._cut()
             await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
 
     async def _follow(self) -> None:
@@ -144,6 +159,7 @@ class Follower:
 
     async def _hear(self, known: _Known, message: Message) -> None:
         kind = message["t"]
+        self._is_silent = False
         if kind in ("ready", "alive"):
             if kind == "ready":
                 await self._take_over(known)
@@ -191,6 +207,14 @@ class Follower:
         if self.trouble is not None:
             _LOG.info("the gateway is heard", extra={"gateway": self._link.address, "adapters": len(known.adapters)})
             self.trouble = None
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong, without the values: they may be a system prompt, and anyone may read `/readyz`."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
 
 
 def _require_protocol(protocol: Any) -> None:

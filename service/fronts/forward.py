@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import aiohttp
@@ -29,6 +29,8 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 """Headers that are one connection's alone."""
+VIA: Final = "hatrack-front"
+"""By this name in the header `Via` a front knows what a front has passed on (RFC 9110, section 7.6.3)."""
 KEEP_ALIVE_S: Final = 30.0
 
 _ERRORS: Final = ConnectionErrors(
@@ -43,9 +45,17 @@ class Forwarder:
     Args:
         address: Of the gateway, as in HATRACK_FRONT_GATEWAY.
         local_bases: Served names of the bases that the front answers for.
+        require_answers: Raises GatewayAway where the gateway is known not to answer.
     """
 
-    def __init__(self, address: str, local_bases: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        local_bases: Iterable[str] = (),
+        *,
+        require_answers: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._require_answers = require_answers
         url, socket = split_address(address)
         self._url = url.rstrip("/")
         self._local_bases = frozenset(local_bases)
@@ -59,7 +69,7 @@ class Forwarder:
         )
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections: what is passed on over them is cut. Others may be opened after it."""
         await self._pool.close()
 
     # inference, as ``service.inference.pipeline.Elsewhere``
@@ -79,11 +89,12 @@ class Forwarder:
             GatewayAway: It cannot be reached.
             EngineCut: It went away before its answer was complete.
         """
-        headers = [(name, value) for name, value in exchange.headers.items() if _passes(name)]
-        headers = [*(pair for pair in headers if pair[0] != "x-request-id"), ("x-request-id", exchange.request_id)]
+        self._require_answers()
+        passed = [(name, value) for name, value in exchange.headers.items() if _passes(name) and name != "x-request-id"]
+        headers = _via(CIMultiDict([*passed, ("x-request-id", exchange.request_id)]))
         with _ERRORS:
             async with self._pool.session.post(
-                self._url + exchange.path, data=raw, headers=CIMultiDict(headers), allow_redirects=False
+                self._url + exchange.path, data=raw, headers=headers, allow_redirects=False
             ) as answer:
                 await exchange.start_foreign(answer.status, _returned(answer))
                 async for chunk in answer.content.iter_any():
@@ -121,14 +132,19 @@ class Forwarder:
                 disconnect.subscribe(None)
 
     async def _pass(self, scope: Scope, receive: Receive, send: _Sender) -> None:
-        headers = CIMultiDict(
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in scope["headers"]
-            if _passes(name.decode("latin-1"))
+        self._require_answers()
+        headers = _via(
+            CIMultiDict(
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in scope["headers"]
+                if _passes(name.decode("latin-1"))
+            )
         )
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         query = scope.get("query_string", b"").decode("latin-1")
         path = scope.get("raw_path", scope["path"].encode()).decode("latin-1").partition("?")[0]
+        if not path.startswith("/"):  # `OPTIONS *`: what follows the address must not become a part of it
+            path = "/"
         url = URL(f"{self._url}{path}{'?' if query else ''}{query}", encoded=True)
         with _ERRORS:
             async with self._pool.session.request(
@@ -172,6 +188,17 @@ class _Sender:
 
 def _passes(name: str) -> bool:
     return name.lower() not in HOP_BY_HOP
+
+
+def _via(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    """The headers, with the word that a front passes the request on. Raises GatewayAway if one has done so before."""
+    if any(VIA in value for value in headers.getall("via", ())):
+        raise GatewayAway(
+            "the request was passed on by a front to a front: HATRACK_FRONT_GATEWAY must be the address of the gateway "
+            "itself, not of its fronts or their balancer"
+        )
+    headers.add("via", f"1.1 {VIA}")
+    return headers
 
 
 def _returned(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:

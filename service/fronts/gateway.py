@@ -62,7 +62,7 @@ class FrontsApp:
             asked = orjson.loads(body)
             answer: Any
             if path == LIMITS_PATH:
-                answer = self.sessions.operate(session, asked)
+                answer = self.sessions.operate_once(session, asked)
             else:
                 answer = {"applied": await self._reports.apply(session.id, asked)}
             await exchange.answer(200, orjson.dumps(answer))
@@ -90,4 +90,7 @@ class FrontsApp:
                 await exchange.start_foreign(200, _NDJSON)
                 async with aclosing(self._feed.lines()) as lines:
                     async for line in lines:
+                        if session.is_gone:
+                            break
                         await exchange.write(line)
+                await exchange.finish()

@@ -17,7 +17,7 @@ from service.access.buckets import Headers
 from service.access.caller import Caller, Limits
 from service.access.limits import FREE, KeyLimiter, Reservation, is_unlimited
 from service.fronts.link import GatewayAway, GatewayLink
-from service.fronts.wire import LIMITS_PATH, Operation
+from service.fronts.wire import LIMITS_PATH, SIGN_OF_LIFE_S, Operation
 from service.http.peer_errors import load_error
 
 ASK_S: Final = 2.0
@@ -43,6 +43,10 @@ class FrontLimiter:
         self._numbers = itertools.count(1)
         self._asked: list[tuple[Operation, asyncio.Future[Any]]] = []
         self._untold: list[Operation] = []
+        self._batches = 0
+        self._unanswered: tuple[int, list[Operation]] | None = None
+        """What was sent, and may have been done or not: it is sent again, under its number, before anything else."""
+        self._failing = False
         self._wake = asyncio.Event()
         self._away_until = 0.0
         self._alone = KeyLimiter()
@@ -52,9 +56,14 @@ class FrontLimiter:
         return FREE if is_unlimited(caller.limits) else FrontReservation(self, caller, next(self._numbers))
 
     async def run(self) -> None:
-        """Ask and tell the gateway until cancelled."""
+        """Ask and tell the gateway until cancelled, and let it know that this front is there."""
         while True:
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(SIGN_OF_LIFE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                if not self.is_away:
+                    await self._exchange()
             self._wake.clear()
             while self._asked or (self._untold and not self.is_away):
                 await self._exchange()
@@ -106,29 +115,38 @@ class FrontLimiter:
 
     async def _exchange(self) -> None:
         """Send what waits. What is told goes first: it gives back what is asked for."""
-        untold, self._untold = self._untold, []
-        asked, self._asked = self._asked, []
+        asked: list[tuple[Operation, asyncio.Future[Any]]] = []
+        if self._unanswered is None:
+            self._batches += 1
+            self._unanswered, self._untold = (self._batches, self._untold), []
+            # whoever waits no longer has told already that it is over, which would be done first
+            asked, self._asked = [each for each in self._asked if not each[1].done()], []
+        number, told = self._unanswered
+        operations = [*told, *(operation for operation, _ in asked)]
         try:
-            answers = await self._link.post(
-                LIMITS_PATH, [*untold, *(operation for operation, _ in asked)], timeout_s=ASK_S
-            )
-            if not isinstance(answers, list) or len(answers) != len(untold) + len(asked):
+            batch = {"number": number, "operations": operations}
+            answers = await self._link.post(LIMITS_PATH, batch, timeout_s=ASK_S)
+            if not isinstance(answers, list) or len(answers) != len(operations):
                 raise GatewayAway("the gateway's answer has another length")
         except Exception as error:  # whatever it is: nobody may wait for an answer that does not come
-            if not self.is_away:
-                _LOG.warning("the gateway does not answer for limits", extra={"reason": str(error)})
-            away = GatewayAway(f"the gateway does not answer for limits: {error}")
-            loop = asyncio.get_running_loop()
-            self._away_until = loop.time() + AWAY_S
-            loop.call_later(AWAY_S, self._wake.set)
-            self._untold = [*untold, *self._untold]
-            for _, answered in asked:
-                if not answered.done():
-                    answered.set_exception(away)
+            self._fail(error, asked)
             return
-        for (_, answered), answer in zip(asked, answers[len(untold) :], strict=True):
+        self._unanswered, self._failing = None, False
+        for (_, answered), answer in zip(asked, answers[len(told) :], strict=True):
             if not answered.done():
                 answered.set_result(answer or {"headers": []})
+
+    def _fail(self, error: Exception, asked: list[tuple[Operation, asyncio.Future[Any]]]) -> None:
+        """Ask the gateway nothing for a while, and have nobody wait for it."""
+        if not self._failing:
+            _LOG.warning("the gateway does not answer for limits", extra={"reason": str(error)})
+        self._failing = True
+        self._away_until = asyncio.get_running_loop().time() + AWAY_S
+        away = GatewayAway(f"the gateway does not answer for limits: {error}")
+        waiting, self._asked = [*asked, *self._asked], []
+        for _, answered in waiting:
+            if not answered.done():
+                answered.set_exception(away)
 
 
 class FrontReservation:

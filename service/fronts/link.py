@@ -29,11 +29,19 @@ class GatewayAway(Unavailable):
     default_code = "gateway_unavailable"
 
 
+class GatewaySilent(GatewayAway):
+    """The gateway says nothing, though it may be there: it stands still, or the network swallows what it says."""
+
+
 def _away(error: BaseException) -> GatewayAway:
     return GatewayAway(f"the gateway cannot be reached ({type(error).__name__})")
 
 
-_ERRORS: Final = ConnectionErrors(unreachable=_away, cut=_away, timeout=_away)
+def _silent(error: BaseException) -> GatewaySilent:
+    return GatewaySilent(f"the gateway says nothing ({type(error).__name__})")
+
+
+_ERRORS: Final = ConnectionErrors(unreachable=_away, cut=_away, timeout=_silent)
 
 
 class GatewayLink:
@@ -80,6 +88,7 @@ class GatewayLink:
 
         Raises:
             GatewayAway: There is no feed, or it has ended.
+            GatewaySilent: Nothing came for SILENCE_S.
         """
         with _ERRORS:
             async with asyncio.timeout(SILENCE_S):

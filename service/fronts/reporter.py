@@ -24,6 +24,8 @@ LAST_S: Final = 5.0
 MAX_REFUSED: Final = 1000
 """Refused requests in one report; more are not told apart in the audit, and nobody fills the memory with them."""
 MAX_SUSPECTS: Final = 100
+MAX_ROWS: Final = 10_000
+"""Rows of usage in one report; the next one has the others."""
 _COUNTS: Final = UsageCounts.__slots__
 _LOG: Final = logging.getLogger("hatrack.front")
 
@@ -77,7 +79,12 @@ class Reporter:
         """Report until cancelled."""
         while True:
             await asyncio.sleep(REPORT_S)
-            if not await self.report():
+            try:
+                is_reported = await self.report()
+            except Exception:  # whatever it is: nobody else reports
+                _LOG.exception("usage could not be reported, and is kept")
+                is_reported = False
+            if not is_reported:
                 await asyncio.sleep(RETRY_S)
 
     async def close(self) -> None:
@@ -110,7 +117,10 @@ class Reporter:
         return True
 
     def _next(self) -> dict[str, Any] | None:
-        rows = self._usage.take_rows()
+        counted = list(self._usage.take_rows().items())
+        rows = counted[:MAX_ROWS]
+        if len(rows) < len(counted):
+            self._usage.put_back(dict(counted[MAX_ROWS:]))
         refused, suspects = list(self._refused), list(self._suspects)
         if not (rows or refused or suspects):
             return None
@@ -119,7 +129,7 @@ class Reporter:
         self._number += 1
         return {
             "number": self._number,
-            "rows": [[*key, *(getattr(counts, name) for name in _COUNTS)] for key, counts in rows.items()],
+            "rows": [[*key, *(getattr(counts, name) for name in _COUNTS)] for key, counts in rows],
             "refused": refused,
             "suspects": suspects,
         }

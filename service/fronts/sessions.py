@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +21,12 @@ from service.http.peer_errors import dump_error
 from service.telemetry import metrics
 
 GRACE_S: Final = 10.0
-"""How long a front that went away keeps what it has taken, s: then it is settled as if it had been used."""
+"""How long a front that says nothing keeps what it has taken, s: then it is settled as if it had been used."""
+LATE_S: Final = 1.0
+"""A timer that is so late says that this process stood still, and has not read yet what fronts said meanwhile."""
 MAX_OPEN: Final = 100_000
+MAX_REMEMBERED: Final = 1000
+"""Fronts that are gone and may come back, whose batches are remembered."""
 _LOG: Final = logging.getLogger("hatrack.fronts")
 
 
@@ -36,6 +41,8 @@ class FrontSession:
     reservations: dict[int, tuple[Reservation, int]] = field(default_factory=dict)
     """By the front's number of the request: what was taken, and how many tokens of it."""
     leaving: asyncio.TimerHandle | None = None
+    is_gone: bool = False
+    """It says nothing any more: its feed, which may be open still, is over."""
 
 
 class FrontSessions:
@@ -50,6 +57,8 @@ class FrontSessions:
         self._authenticator = authenticator
         self._limiter = limiter
         self._sessions: dict[str, FrontSession] = {}
+        self._done: OrderedDict[str, int] = OrderedDict()
+        """The number of each front's last batch of operations."""
 
     @property
     def connected(self) -> list[FrontSession]:
@@ -66,11 +75,12 @@ class FrontSessions:
             yield session
         finally:
             session.feeds -= 1
-            self._leave_later(session)
+            if not session.is_gone:
+                self._leave_later(session)
             _LOG.info("a front is no longer connected", extra={"front": name, "session": front[:8]})
 
     def session(self, front: str, name: str) -> FrontSession:
-        """The session of a front's id; a new one is over after a while, unless a feed begins."""
+        """The session of a front's id, which has said something; without a further word it is over after a while."""
         session = self._sessions.get(front)
         if session is None:
             session = self._sessions[front] = FrontSession(front, name, time.time())
@@ -80,12 +90,16 @@ class FrontSessions:
     def _leave_later(self, session: FrontSession) -> None:
         if session.leaving is not None:
             session.leaving.cancel()
-        session.leaving = asyncio.get_running_loop().call_later(GRACE_S, self._leave, session)
+        loop = asyncio.get_running_loop()
+        due = loop.time() + GRACE_S
+        session.leaving = loop.call_at(due, self._leave, session, due)
 
-    def _leave(self, session: FrontSession) -> None:
+    def _leave(self, session: FrontSession, due: float) -> None:
         session.leaving = None
-        if session.feeds:
+        if asyncio.get_running_loop().time() > due + LATE_S:
+            self._leave_later(session)
             return
+        session.is_gone = True
         for reservation, charged in session.reservations.values():
             reservation.close(charged)
         if session.reservations:
@@ -104,6 +118,24 @@ class FrontSessions:
         return iter([metrics.FRONTS.value(len(self.connected))])
 
     # limits
+
+    def operate_once(self, session: FrontSession, batch: dict[str, Any]) -> list[dict[str, Any] | None]:
+        """Do a numbered batch; one that was done before is answered with nothing.
+
+        Raises:
+            BadRequest: It is malformed; what comes before the fault was done, and is not done again.
+        """
+        try:
+            number, operations = int(batch["number"]), list(batch["operations"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadRequest(f"a malformed batch of operations: {type(error).__name__}") from error
+        if number <= self._done.get(session.id, 0):
+            return [None] * len(operations)
+        self._done[session.id] = number
+        self._done.move_to_end(session.id)
+        if len(self._done) > MAX_REMEMBERED:
+            self._done.popitem(last=False)
+        return self.operate(session, operations)
 
     def operate(self, session: FrontSession, operations: list[Operation]) -> list[dict[str, Any] | None]:
         """Do what a front asks, in order; each gets an answer of its own.

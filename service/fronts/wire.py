@@ -12,8 +12,10 @@ must know, and goes on with what changes; each part ends with a `ready`, until w
     {"t": "ready", "version"}
     {"t": "alive"}                            at least every SIGN_OF_LIFE_S
 
-It asks for its limited keys' requests by POSTs of operations, answered one by one with null, `{"headers": [[…]]}` or
-`{"error": …}`; each number is one request of the front:
+It asks for its limited keys' requests by POSTs of `{"number", "operations"}`; each operation is answered with null,
+`{"headers": [[…]]}` or `{"error": …}`. A batch whose answer is lost comes again under its number, without what somebody
+waited for, and is done once; there is one at least every SIGN_OF_LIFE_S. Within the operations each number is one
+request of the front:
 
     ["take", number, key_id, project, tokens]  a request arrives, and is charged its estimate
     ["more", number, tokens]                   it is charged so many in all
@@ -30,7 +32,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Raised when any of this changes."""
 PREFIX: Final = "/fronts/v1/"
 FEED_PATH: Final = PREFIX + "feed"

@@ -62,6 +62,6 @@ class ConnectionPool:
 
     async def close(self) -> None:
         """Close the connections; requests in flight end."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        session, self._session = self._session, None  # whoever asks meanwhile gets a new one, which stays
+        if session is not None:
+            await session.close()

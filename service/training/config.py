@@ -12,15 +12,10 @@ from urllib.parse import urlsplit
 
 from service.client.addresses import is_unix
 from service.config import Settings
+from service.config.secret_names import SECRETS
 
-NOT_INHERITED: Final = (
-    "HATRACK_ADMIN_KEY",
-    "HATRACK_DATABASE_URL",
-    "HATRACK_ENGINE_KEY",
-    "HATRACK_METRICS_KEY",
-    "HATRACK_KEY",
-    "OPENAI_API_KEY",
-)
+ITS_OWN: Final = frozenset({"HATRACK_TRAINER_SECRET", "HATRACK_TRAINER_DATABASE_URL"})
+NOT_INHERITED: Final = (SECRETS - ITS_OWN) | {"HATRACK_KEY", "OPENAI_API_KEY"}
 """Variables that the trainer does not inherit: it authenticates with each job's own key, which has no more rights."""
 DATABASE: Final = "trainer/jobs.db"
 """The trainer's database, under the home."""

@@ -202,3 +202,37 @@ def asked_until_cut(cluster: ClusterOfProcesses, key: str) -> str:
     except httpx.TransportError:
         return "transport"
     return "whole"
+
+
+def test_a_frozen_front_gives_back_what_it_took(cluster: ClusterOfProcesses, voices: list[str]) -> None:
+    key = str(cluster.gateway.create_key(name="k", scopes=["infer"], limits={"concurrent": 1})["key"])
+    for front in range(2):
+        until(lambda front=front: status(cluster, front, key) == 200)  # type: ignore[misc]
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(asked_until_cut, cluster, key)
+        until(lambda: status(cluster, 1, key) == 429)
+        cluster.fronts[0].signal(signal.SIGSTOP)
+        try:
+            until(lambda: status(cluster, 1, key) == 200)
+        finally:
+            cluster.fronts[0].signal(signal.SIGCONT)
+        assert held.result() in ("transport", "whole")
+    until(lambda: is_ready(cluster.fronts[0].port), cluster.fronts[0])
+    until(lambda: status(cluster, 0, key) == 200)
+
+
+def test_nobody_waits_for_a_frozen_gateway(cluster: ClusterOfProcesses, voices: list[str]) -> None:
+    process = cluster.gateway.process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    try:
+        with cluster.front(0) as http:
+            waited = http.get("/v1/adapters")
+            assert waited.status_code in (502, 503), waited.text
+            assert waited.json()["error"]["code"] in ("gateway_cut", "gateway_unavailable")
+            until(lambda: http.get("/v1/adapters").status_code == 503)
+        assert served_by(cluster, 0, "voice-1") == "voice-1@1", "what a front answers itself, it answers"
+    finally:
+        process.send_signal(signal.SIGCONT)
+    with cluster.front(0) as http:
+        until(lambda: http.get("/v1/adapters").status_code == 200)

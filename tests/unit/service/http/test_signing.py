@@ -54,7 +54,7 @@ def test_another_secret_or_purpose_signs_otherwise(secret: str, purpose: str) ->
         Verifier(KEY, wall=clock).verify(signed(clock, key), "POST", "/x?y=1", bound="session")
 
 
-@pytest.mark.parametrize("header", ["", "1.2.3", "x", "1.2.3.4.5", "a.b.c.é"])
+@pytest.mark.parametrize("header", ["", "1.2.3", "x", "1.2.3.4.5", "a.b.c.é", "a.b.c.\udcff", "\udcff.b.c.d"])
 def test_what_is_no_signature_is_refused(header: str) -> None:
     with pytest.raises(Unauthenticated):
         Verifier(KEY).verify({HEADER: header}, "POST", "/x")

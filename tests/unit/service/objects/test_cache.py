@@ -10,6 +10,7 @@ import pytest
 
 from service.errors import Conflict, HatrackError, StoreUnavailable
 from service.objects.cache import Copies, LocalCache
+from service.telemetry import metrics
 from service.telemetry.component_sources import ObjectsSource
 from tests.unit.service.telemetry.support import read, value
 
@@ -180,3 +181,13 @@ async def test_fetches_are_counted_by_how_they_ended(cached: Cached) -> None:
     assert value(page, "hatrack_object_cache_bytes", kind="adapter") == 3 * SIZE
     assert value(page, "hatrack_object_cache_limit_bytes") == 3 * SIZE
     assert not [*await ObjectsSource(None).families()]
+
+
+async def test_every_metric_of_the_object_store_is_shown_with_a_sample(cached: Cached) -> None:
+    """A gateway without one, as in integration/test_metrics.py, shows none of them."""
+    await cached.use("a")
+    families = {family.name: family for family in await ObjectsSource(cached.cache).families()}
+    ours = {metric.name: metric.kind for metric in metrics.ALL if metric.name.startswith("hatrack_object_")}
+    kinds = {name.removesuffix("_total"): kind for name, kind in ours.items()}
+    assert {name: family.type for name, family in families.items()} == kinds
+    assert all(family.samples for family in families.values())

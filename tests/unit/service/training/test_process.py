@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from service.config import Settings, load_settings
+from service.config.secret_names import SECRETS
 from service.errors import SettingsError
 from service.training import process
 from service.training.config import TrainerConfig
@@ -108,7 +109,9 @@ def home(tmp_path: Path) -> Iterator[Path]:
 async def test_it_is_told_what_it_needs_and_none_of_the_gateway_s_keys(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HATRACK_ADMIN_KEY", "HATRACK_ENGINE_KEY", "HATRACK_METRICS_KEY", "HATRACK_KEY", "OPENAI_API_KEY"):
+    addresses = {name for name in SECRETS if name.endswith("_DATABASE_URL")}
+    secrets = (SECRETS - addresses - {"HATRACK_TRAINER_SECRET"}) | {"HATRACK_KEY", "OPENAI_API_KEY"}
+    for name in secrets:
         monkeypatch.setenv(name, "a-secret-of-16-chars")
     monkeypatch.setenv("HATRACK_TRAINER_DEVICE", "cpu")
     config = configured(home)
@@ -131,6 +134,7 @@ async def test_it_is_told_what_it_needs_and_none_of_the_gateway_s_keys(
     }
     names = (home / "env").read_text().split("\n")
     assert "HATRACK_TRAINER_DEVICE" in names
+    assert not secrets.intersection(names)
     assert not [name for name in names if name.endswith("_KEY")]
     assert stat.S_IMODE((home / "trainer").stat().st_mode) == 0o700
     assert config.log.read_text() == "the trainer's own words\n"

@@ -10,6 +10,7 @@ import pytest
 
 import trainer
 from adapters.costs import CostSettings
+from service.config.secret_names import SECRETS as GATEWAY_SECRETS
 from trainer.config import NOT_INHERITED, Settings, load_settings, run_environment, visible_gpus, worker_environment
 from trainer.errors import SettingsError
 
@@ -90,6 +91,10 @@ def test_the_secret_is_never_in_a_message_and_no_worker_inherits_it(monkeypatch:
     with pytest.raises(SettingsError, match="must be postgresql://") as caught:
         load_settings()
     assert "a-very-secret" not in str(caught.value)
+
+
+def test_no_worker_inherits_a_secret_of_the_gateway() -> None:
+    assert set(NOT_INHERITED) >= GATEWAY_SECRETS
 
 
 def test_the_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,16 @@ def make_xlsx(sheets: Mapping[str, Sequence[Sequence[str | float | None]]]) -> b
     return _package(parts, "xl/workbook.xml", types)
 
 
+def make_sparse_xlsx() -> bytes:
+    """A sheet of two cells, the first and the last that the format allows: 17 billion lie between them."""
+    return replaced(
+        make_xlsx({"a": [["x"], ["y"]]}),
+        "xl/worksheets/sheet1.xml",
+        "</sheetData>",
+        '<row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>',
+    )
+
+
 def replaced(package: bytes, part: str, old: str, new: str) -> bytes:
     """The same package with another text in one of its parts."""
     out = io.BytesIO()

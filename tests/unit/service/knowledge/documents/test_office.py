@@ -13,7 +13,13 @@ from service.knowledge.documents.blocks import Block, Budget, DocumentError
 from service.knowledge.documents.office import read_office
 from service.knowledge.documents.read import kind_of, read
 from service.knowledge.embedder.document_reader import DocumentReader, ReaderEnded
-from tests.unit.service.knowledge.documents.office_files import make_docx, make_pptx, make_xlsx, replaced
+from tests.unit.service.knowledge.documents.office_files import (
+    make_docx,
+    make_pptx,
+    make_sparse_xlsx,
+    make_xlsx,
+    replaced,
+)
 
 TENFOLD = "".join('<!ENTITY b{} "{}">'.format(n, f"&b{n - 1};" * 10) for n in range(1, 9))
 LAUGHS = '<!DOCTYPE d [<!ENTITY b0 "{}">{}]>'.format("x" * 1000, TENFOLD)
@@ -135,18 +141,11 @@ def test_the_text_that_a_small_file_unfolds_into_is_bounded(tmp_path: Path) -> N
 
 
 async def test_a_sheet_as_large_as_the_format_allows_costs_its_file_alone(tmp_path: Path) -> None:
-    """Two cells, the first and the last: 17 billion cells between them."""
-    sparse = replaced(
-        make_xlsx({"a": [["x"], ["y"]]}),
-        "xl/worksheets/sheet1.xml",
-        "</sheetData>",
-        '<row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>',
-    )
-    (tmp_path / "sparse").write_bytes(sparse)
+    (tmp_path / "sparse").write_bytes(make_sparse_xlsx())
     (tmp_path / "good").write_bytes(make_docx([("", "hello")]))
     reader = DocumentReader()
     try:
-        with pytest.raises(ReaderEnded):  # its memory is bounded; a document that ends each reader is `invalid_file`
+        with pytest.raises(ReaderEnded):  # its memory is bounded; what becomes of the file is in index/test_trouble.py
             await reader.blocks(tmp_path / "sparse", "a.xlsx")
         assert [block.text for block in await reader.blocks(tmp_path / "good", "a.docx")] == ["hello"]
     finally:

@@ -18,6 +18,7 @@ from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone, Re
 from service.knowledge.index import indexing
 from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.types import Chunking, NewStoreFile
+from tests.unit.service.knowledge.documents.office_files import make_sparse_xlsx, make_xlsx
 from tests.unit.service.knowledge.index.local_stores import PROJECT, LocalStores, SharedEmbedder
 from tests.unit.service.knowledge.knowledge_app import embeddings
 
@@ -192,6 +193,31 @@ async def test_a_file_that_ends_the_reader_again_and_again_is_at_fault_itself(
     failed = await local_stores.add(store, "a.txt", "boots", chunking=Chunking(15, 0))
     assert failed.error == ("invalid_file", f"it ended; tried {indexing.ATTEMPTS} times")
     assert await local_stores.texts(store, "boots") == []
+
+
+@pytest.mark.slow
+async def test_a_document_that_ends_every_reader_becomes_an_invalid_file(
+    tmp_path: Path, local_stores: LocalStores, moody: Moody
+) -> None:
+    """A real one: reading it takes more memory than a reader may have."""
+    store = await local_stores.store()
+    await local_stores.add(store, "a.xlsx", make_xlsx({"a": [["thing"], ["boots"]]}))
+    assert len(await local_stores.texts(store, "boots")) == 1
+    failed = await local_stores.add(store, "a.xlsx", make_sparse_xlsx(), chunking=Chunking(15, 0))
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert (failed.error[0], failed.error[1].rpartition(";")[2]) == (
+        "invalid_file",
+        f" tried {indexing.ATTEMPTS} times",
+    )
+    assert await local_stores.texts(store, "boots") == [], "what was found before is not what the file says now"
+    assert (await local_stores.add(store, "b.txt", "parcel")).status == "completed"
+    assert moody.starts == 1, "the embedder itself goes on"
+    await local_stores.stores.close()
+    again = LocalStores(tmp_path, moody)
+    async with again.open():
+        assert (await again.add(store, "c.txt", "laces")).status == "completed"  # after what waited before it
+        assert await again.stores.get_file(PROJECT, store, "a.xlsx") == failed, "no start tries it again"
 
 
 @contextmanager

@@ -1,0 +1,344 @@
+"""What must not be lost, doubled or waited for in vain when either side stands still or an answer is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.access.caller import Limits
+from service.access.keys import make_key
+from service.config import Settings
+from service.front import create_front
+from service.fronts import feed as feed_module
+from service.fronts import link as link_module
+from service.fronts import reporter as reporter_module
+from service.fronts import reports as reports_module
+from service.fronts import sessions as sessions_module
+from service.fronts.forward import Forwarder
+from service.fronts.link import GatewayAway
+from service.fronts.wire import LIMITS_PATH
+from service.usage.counter import HOUR_S
+from tests.support.adapters import make_base
+from tests.unit.service.agent.support import until
+from tests.unit.service.fronts.support import FRONT_KEY, Cluster, FrontApp, cluster, eventually, serving
+from tests.unit.service.fronts.test_limits import FRONT, fronts_of, key_known_to, state
+from tests.unit.service.gateway_app import AGENT_KEY, lifespan
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("front-base"))
+
+
+@pytest.fixture
+async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Cluster]:
+    async with cluster(tmp_path / "home", base_dir) as one:
+        yield one
+
+
+def caller_at(front: FrontApp, key: str) -> Any:
+    view = front.front.follower._view
+    assert view is not None
+    return view.authenticator.authenticate({"x-api-key": key})
+
+
+# limits
+
+
+async def test_what_a_front_spent_alone_is_counted_once_though_answers_are_lost(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway stands still for a while: it reads later what came meanwhile, and nobody hears its answers."""
+    front = await made.front()
+    key = await key_known_to(made, [front], tokens_per_day=1000)
+    limiter, post, lost = front.front.limiter, front.front.link.post, 4
+
+    async def lossy(path: str, body: Any, *, timeout_s: float) -> Any:
+        nonlocal lost
+        answer = await post(path, body, timeout_s=timeout_s)
+        if path == LIMITS_PATH and lost:
+            lost -= 1
+            raise GatewayAway("its answer is lost")
+        return answer
+
+    monkeypatch.setattr(front.front.link, "post", lossy)
+    assert (await front.chat(key=key)).status_code == 200
+    await until(lambda: not lost and not limiter._untold and limiter._unanswered is None)
+    await until(lambda: state(made).in_flight == 0)
+    assert (state(made).settled, state(made).held) == (4, 0)
+
+
+async def test_a_batch_that_was_done_is_not_done_again_also_not_in_another_session() -> None:
+    sessions, limiter = fronts_of(Limits(tokens_per_day=100))
+    spent = {"number": 1, "operations": [["spent", "key_a", "default", 60]]}
+    first = sessions.session(FRONT, "front")
+    assert sessions.operate_once(first, spent) == [None]
+    assert sessions.operate_once(first, spent | {"number": 2}) == [None]
+    sessions._leave(first, asyncio.get_running_loop().time())
+    again = sessions.session(FRONT, "front")
+    assert again is not first
+    assert sessions.operate_once(again, spent | {"number": 2}) == [None]
+    [limited] = limiter._states.values()
+    assert limited.settled == 120
+
+
+async def test_who_waits_no_longer_for_a_limit_has_taken_nothing(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = await made.front()
+    key = await key_known_to(made, [front], concurrent=1)
+    limiter, post, goes_on = front.front.limiter, front.front.link.post, asyncio.Event()
+    is_sent = asyncio.Event()
+
+    async def slow(path: str, body: Any, *, timeout_s: float) -> Any:
+        if path == LIMITS_PATH:
+            is_sent.set()
+            await goes_on.wait()
+        return await post(path, body, timeout_s=timeout_s)
+
+    monkeypatch.setattr(front.front.link, "post", slow)
+    limiter.tell(["settle", 0, None])
+    await is_sent.wait()
+    reservation = limiter.enter(caller_at(front, key))
+
+    async def charge() -> None:
+        charged = reservation.charge(5)
+        assert charged is not None
+        await charged
+
+    asking = asyncio.ensure_future(charge())
+    await until(lambda: bool(limiter._asked))
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    reservation.close(None)
+    goes_on.set()
+    await until(lambda: not limiter._untold and not limiter._asked and limiter._unanswered is None)
+    assert (await front.chat(key=key)).status_code == 200, "its one place is free"
+
+
+async def test_what_a_frozen_front_had_taken_comes_back(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections stay open, and its feed can be written to for hours."""
+    monkeypatch.setattr(sessions_module, "GRACE_S", 3.0)
+    front = await made.front()
+    key = await key_known_to(made, [front], concurrent=1)
+    charged = front.front.limiter.enter(caller_at(front, key)).charge(7)
+    assert charged is not None
+    await charged
+    assert state(made).in_flight == 1
+    for task in asyncio.all_tasks():
+        if task.get_name() in ("front-limits", "front-report"):
+            task.cancel()
+    await until(lambda: state(made).in_flight == 0)
+
+
+async def test_a_front_without_requests_lets_its_gateway_know_that_it_is_there(made: Cluster) -> None:
+    front = await made.front()
+    sessions = made.gateway.app._fronts.sessions  # type: ignore[attr-defined]
+    [session] = sessions.connected
+    words = set()
+
+    def is_heard() -> bool:
+        words.add(session.leaving.when())
+        return len(words) >= 4
+
+    await until(is_heard)
+    assert (front.front.follower.trouble, sessions.connected) == (None, [session])
+
+
+async def test_a_gateway_that_stood_still_itself_does_not_take_its_fronts_for_gone() -> None:
+    sessions, _ = fronts_of(Limits(concurrent=1))
+    session = sessions.session(FRONT, "front")
+    sessions.operate(session, [["take", 1, "key_a", "default", 1]])
+    now = asyncio.get_running_loop().time()
+    sessions._leave(session, now - sessions_module.LATE_S - 1)
+    assert (session.is_gone, len(session.reservations)) == (False, 1)
+    sessions._leave(session, now)
+    assert session.is_gone
+
+
+# usage
+
+
+async def test_more_rows_than_one_report_may_have_are_reported_one_after_another(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporter_module, "MAX_ROWS", 2)
+    monkeypatch.setattr(reports_module, "MAX_ROWS", 2)
+    front = await made.front()
+    usage, now = front.front.reporter._usage, int(time.time())
+    for number in range(5):
+        usage._row((now - now % HOUR_S, "default", "key_a", f"voice-{number}", 1)).requests += 1
+    await until(lambda: front.front.reporter.pending_rows == 0)
+    assert (await made.usage())["requests"] == 5
+
+
+def test_a_gateway_takes_the_largest_report() -> None:
+    assert reporter_module.MAX_ROWS <= reports_module.MAX_ROWS
+
+
+async def test_reporting_goes_on_whatever_happens(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter_module, "RETRY_S", 0.01)
+    front = await made.front()
+    report, failures = front.front.reporter.report, 2
+
+    async def fails() -> bool:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("nobody has thought of it")
+        return await report()
+
+    monkeypatch.setattr(front.front.reporter, "report", fails)
+    assert (await front.chat()).status_code == 200
+    await until(lambda: not failures and front.front.reporter.pending_rows == 0)
+
+
+# a gateway that says nothing
+
+
+@asynccontextmanager
+async def mute(socket: Path) -> AsyncIterator[asyncio.Semaphore]:
+    """A process that stands still: the system accepts connections for it. Released once for each request."""
+    came = asyncio.Semaphore(0)
+    writers: list[asyncio.StreamWriter] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        while await reader.read(65536):
+            came.release()
+
+    server = await asyncio.start_unix_server(accept, str(socket))
+    try:
+        yield came
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        socket.unlink(missing_ok=True)
+
+
+async def test_nobody_waits_for_a_gateway_that_stands_still(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "SILENCE_S", 2.0)
+    front = await made.front()
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    await made.vanish()
+    async with mute(made.socket):
+        async with asyncio.timeout(60):
+            waits = await asyncio.gather(front.http.get("/v1/adapters"), front.chat(response_format=schema))
+        codes = {(answer.status_code, answer.json()["error"]["code"]) for answer in waits}
+        assert codes <= {(502, "gateway_cut"), (503, "gateway_unavailable")}
+        at_once = await front.http.get("/v1/adapters")
+        assert (at_once.status_code, at_once.json()["error"]["code"]) == (503, "gateway_unavailable")
+        assert (await front.chat()).status_code == 200, "what it answers itself, it answers"
+    await made.listen()
+
+    async def is_passed_on() -> bool:
+        return (await front.http.get("/v1/adapters")).status_code == 200
+
+    await eventually(is_passed_on)
+
+
+async def test_a_front_that_knows_too_little_calls_no_key_unknown(made: Cluster) -> None:
+    front = await made.front(front_max_age_s=2)
+    await made.vanish()
+    await until(lambda: not front.front.follower.fresh)
+    for answer in (
+        await front.chat(key=make_key()),  # it may have been made meanwhile
+        await front.http.get("/v1/models", headers={"authorization": f"Bearer {make_key()}"}),
+        await front.chat(),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_unavailable")
+    assert 'hatrack_engine_state{engine="engine"' in (await front.http.get("/metrics")).text
+
+
+async def test_no_prompt_is_shown_where_a_feed_cannot_be_read(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    await made.push("voice", seed=1)
+    written = feed_module.dump_adapter
+
+    def newer(entry: Any) -> dict[str, Any]:
+        dumped = written(entry)
+        for version in dumped["versions"]:
+            version["settings"] = {"prompt_of_a_later_release": "nobody may read this"}
+        return dumped
+
+    monkeypatch.setattr(feed_module, "dump_adapter", newer)
+    front = await made.front(wait=False)
+    await until(lambda: "cannot be read" in (front.front.follower.trouble or ""))
+    shown = (await front.http.get("/readyz")).text
+    assert "prompt_of_a_later_release" in shown
+    assert "nobody" not in shown
+
+
+async def test_its_metrics_are_shown_before_it_has_heard_its_gateway(made: Cluster) -> None:
+    front = await made.front(wait=False, front_key="another-secret-of-16-chars")
+    assert (await front.http.get("/metrics")).status_code == 200
+
+
+async def test_nothing_stays_of_a_former_gateways_adapters(made: Cluster) -> None:
+    front = await made.front()
+    path = front.front._path
+    assert path is not None
+    catalog, authenticator = weakref.ref(path.view.catalog), weakref.ref(path.view.authenticator)
+    del path
+    await made.vanish()
+    feed = made.gateway.app._fronts._feed  # type: ignore[attr-defined]
+    feed._topology = feed._topology.model_copy(update={"policy": {**feed._topology.policy, "max_n": 1}})
+    await made.listen()
+
+    def is_freed() -> bool:
+        gc.collect()
+        return catalog() is None and authenticator() is None
+
+    await until(is_freed)
+
+
+async def test_a_front_that_is_its_own_gateway_says_so_and_does_not_ask_itself_for_ever(tmp_path: Path) -> None:
+    """As behind a balancer whose address is HATRACK_FRONT_GATEWAY, and which has no gateway behind it."""
+    socket = tmp_path / "f.sock"
+    given = {"front_gateway": f"unix:{socket}", "front_key": FRONT_KEY, "agent_key": AGENT_KEY, "max_connections": 50}
+    front = create_front(Settings(home=tmp_path, engine_device="cpu", **given))
+    async with (
+        lifespan(front),
+        serving(front, front._settings, socket) as server,
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://front") as http,
+    ):
+        await until(lambda: "HATRACK_FRONT_GATEWAY" in (front.follower.trouble or ""))
+        for answer in (await http.get("/v1/adapters"), await http.post("/v1/chat/completions", json={})):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_unavailable")
+            assert "HATRACK_FRONT_GATEWAY" in answer.json()["error"]["message"]
+        assert len(server.server_state.connections) < 20
+
+
+@pytest.mark.parametrize("target", [b"*", b"@127.0.0.1:1/", b":1/"])
+async def test_a_target_that_is_no_path_does_not_change_the_address(made: Cluster, target: bytes) -> None:
+    asked: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked.put(await reader.readuntil(b"\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    forwarder = Forwarder(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    scope = {"type": "http", "method": "OPTIONS", "path": target.decode(), "raw_path": target, "headers": []}
+    await forwarder(scope, receive, send)
+    assert (await asked.get(), sent[0]["status"]) == (b"OPTIONS / HTTP/1.1\r\n", 204)
+    await forwarder.close()
+    server.close()
