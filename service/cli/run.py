@@ -20,6 +20,7 @@ from rich.markup import escape
 from service.access.keys import admin_key
 from service.cli import samples
 from service.client import ClientError, HatrackClient
+from service.client.settings import DEFAULT_URL
 from service.config import Settings, inherited_environment, load_settings
 from service.config.engines import engine_dirs, engine_settings
 from service.errors import SettingsError
@@ -288,15 +289,18 @@ def _train_samples(client: HatrackClient, settings: Settings, url: str) -> None:
 
 
 def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:
-    """Three commands to try first, as text to print."""
+    """Three commands to try first, as text to print. Where `hatrack` would look for the gateway elsewhere, they begin
+    with the address."""
     question = "Where is my parcel?"
     first, last = models[min(1, len(models) - 1)], models[-1]
     body = orjson.dumps(
         {"model": first, "messages": [{"role": "user", "content": question}], "max_tokens": 60}
     ).decode()
-    key = f"  export HATRACK_KEY=$(cat {os.path.relpath(key_file)})\n" if key_file else ""
+    exports = f"  export HATRACK_KEY=$(cat {os.path.relpath(key_file)})\n" if key_file else ""
+    if url != DEFAULT_URL:
+        exports += f"  export HATRACK_URL={url}\n"
     return (
-        f"\nHatrack is ready at {url}: {', '.join(models)}. Try:\n\n{key}"
+        f"\nHatrack is ready at {url}: {', '.join(models)}. Try:\n\n{exports}"
         f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $HATRACK_KEY" \\\n'
         f"       -H 'Content-Type: application/json' -d '{body}'\n\n"
         f"  .venv/bin/python -c \"import os, openai; c = openai.OpenAI(base_url='{url}/v1', "
