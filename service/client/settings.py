@@ -50,9 +50,14 @@ class ClientSettings(BaseSettings):
     @property
     def gateway_url(self) -> str:
         """The gateway's address, perhaps with `/v1` at its end."""
+        return self.named_url or DEFAULT_URL
+
+    @property
+    def named_url(self) -> str | None:
+        """The address that a variable or a profile names; None if none does."""
         if self.url is not None and chosen_profile.get() is None:
             return self.url
-        return (self.profile and self.profile.url) or self.openai_url or DEFAULT_URL
+        return (self.profile and self.profile.url) or self.openai_url
 
     def gateway_key(self, url: str) -> str | None:
         """The key for `url`: `HATRACK_KEY`, a profile's, the `openai` client's, or the admin key of a gateway on this
