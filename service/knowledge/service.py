@@ -137,7 +137,7 @@ class Knowledge:
         store = await self._stores.get_store(caller.project, store_id)
         if store is None or not may_read(caller, store.id, store.name):
             is_id = store_id.startswith(STORE_ID_PREFIX)
-            hint = "" if is_id else f"; stores go by their id (`{STORE_ID_PREFIX}…`), see GET /v1/vector_stores"
+            hint = "" if is_id else f"; stores go by their id (`{STORE_ID_PREFIX}…`), which the list of stores has"
             raise store_not_found(store_id, param, hint=hint)
         return store
 
