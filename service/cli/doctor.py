@@ -7,7 +7,6 @@ import os
 import pwd
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,14 +22,16 @@ import typer
 from service import __version__
 from service.cli import terminal
 from service.cli.peers import agent_state, front_gateway
-from service.cli.run import unusable_data
+from service.cli.run import FREE_THE_PORT, unusable_address, unusable_data
 from service.cli.terminal import AsJson
 from service.client import CannotConnect, ClientError, HatrackClient
+from service.client.settings import ClientSettings
 from service.config import GIB, Settings, load_settings
 from service.config.engines import NamedEngineSettings, engine_settings
 from service.errors import SettingsError, StoreRefused, StoreUnavailable
 from service.server.instance import holder
 from service.server.private import OTHERS
+from service.training.config import local_url
 
 Result: TypeAlias = Literal["ok", "warning", "failed", "skipped"]
 MIN_PYTHON: Final = (3, 11)
@@ -341,21 +342,18 @@ def port(settings: Settings) -> Finding:
     process = holder(settings.home)
     if process is not None:
         return Finding("port", "ok", f"the gateway of this home runs (process {process}) and should have {address}")
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((settings.host, settings.port))
-    except OSError as error:
-        advice = "end the program that listens there (`ss -ltnp`), or set HATRACK_PORT"
-        return Finding("port", "failed", f"{address} cannot be used: {error.strerror}", advice)
+    problem = unusable_address(settings)
+    if problem is not None:
+        return Finding("port", "failed", problem, FREE_THE_PORT)
     return Finding("port", "ok", f"{address} is free")
 
 
-def gateway(_settings: Settings) -> Finding:
-    """Whether the gateway that the command would use answers, is ready, and takes the key."""
+def gateway(settings: Settings) -> Finding:
+    """Whether the gateway that the command would use, or where none is named that of the settings, answers, is ready,
+    and takes the key."""
     try:
-        with HatrackClient(patience_s=PATIENCE_S) as client:
+        url = ClientSettings().named_url or local_url(settings)
+        with HatrackClient(url, patience_s=PATIENCE_S) as client:
             report = client.ready()
             list(client.models.list())
     except CannotConnect as error:

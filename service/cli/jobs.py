@@ -164,6 +164,8 @@ def _print(job: FineTuningJob) -> None:
         lines.append(f"result     {job['fine_tuned_model']}")
     if text := terminal.waiting(details.get("waiting")):
         lines.append(f"waiting    {text}")
+    if job.get("estimated_finish"):
+        lines.append(f"training   ends about {terminal.when(job['estimated_finish'])}, and the judging follows")
     if details.get("adapter"):
         lines.append(f"adapter    {details['adapter']}")
     if job.get("trained_tokens"):

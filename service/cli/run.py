@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,16 +21,19 @@ from rich.markup import escape
 from service.access.keys import admin_key
 from service.cli import samples
 from service.client import ClientError, HatrackClient
+from service.client.settings import DEFAULT_URL
 from service.config import Settings, inherited_environment, load_settings
 from service.config.engines import engine_dirs, engine_settings
 from service.errors import SettingsError
 from service.server.instance import InstanceLock, end_gateway, holder
 from service.server.private import keep_private
+from service.training.config import local_url
 
 if TYPE_CHECKING:
     from adapters.database.backend import Backend
 
 READY_POLL_S = 0.5
+FREE_THE_PORT = "end the program that listens there (`ss -ltnp`), or set HATRACK_PORT"
 TRAINER_START_S = 120.0
 console = Console(stderr=True, highlight=False)
 
@@ -62,6 +66,7 @@ def up(keep_engine: KeepEngine = None) -> None:
     if settings.trainer == "auto":
         settings = settings.model_copy(update={"trainer": "on"})
     refuse_unusable_data(settings)
+    _refuse_taken_port(settings)
     keep_private(settings.home)
     for each in read_engines(settings):
         prepare_base(each)
@@ -82,6 +87,7 @@ def serve(keep_engine: KeepEngine = None, trainer: Trains = None) -> None:
         if not (each.base_dir / "config.json").exists():
             fail(f"no base model at {each.base_dir}; `hatrack up` prepares it")
     refuse_unusable_data(settings)
+    _refuse_taken_port(settings)
     keep_private(settings.home)
     _run(settings, None)
 
@@ -126,6 +132,28 @@ def refuse_unusable_data(settings: Settings) -> None:
     """End the command if the home cannot be used by this release, before anything in it is touched."""
     for problem in unusable_data(settings):
         fail(problem)
+
+
+def _refuse_taken_port(settings: Settings) -> None:
+    """End the command if the gateway could not listen, before a base is prepared and an engine loads it for minutes.
+
+    A gateway of this home has the port by right: that it runs already is told later.
+    """
+    problem = unusable_address(settings) if holder(settings.home) is None else None
+    if problem is not None:
+        fail(f"{problem}; {FREE_THE_PORT}")
+
+
+def unusable_address(settings: Settings) -> str | None:
+    """Why a gateway cannot listen where it shall; None if it can."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((settings.host, settings.port))
+    except OSError as error:
+        return f"{settings.host}:{settings.port} cannot be used: {error.strerror}"
+    return None
 
 
 def unusable_data(settings: Settings) -> list[str]:
@@ -239,8 +267,7 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
 
 def _first_run(settings: Settings) -> None:
     """Wait for readiness, print what to try, and train the samples."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    url = f"http://{host}:{settings.port}"
+    url = local_url(settings)
     given = settings.admin_key.get_secret_value() if settings.admin_key else None
     with HatrackClient(base_url=url, api_key=admin_key(settings.home, given)) as client:
         try:
@@ -288,15 +315,18 @@ def _train_samples(client: HatrackClient, settings: Settings, url: str) -> None:
 
 
 def try_this(url: str, models: list[str], *, key_file: Path | None) -> str:
-    """Three commands to try first, as text to print."""
+    """Three commands to try first, as text to print. Where `hatrack` would look for the gateway elsewhere, they begin
+    with the address."""
     question = "Where is my parcel?"
     first, last = models[min(1, len(models) - 1)], models[-1]
     body = orjson.dumps(
         {"model": first, "messages": [{"role": "user", "content": question}], "max_tokens": 60}
     ).decode()
-    key = f"  export HATRACK_KEY=$(cat {os.path.relpath(key_file)})\n" if key_file else ""
+    exports = f"  export HATRACK_KEY=$(cat {os.path.relpath(key_file)})\n" if key_file else ""
+    if url != DEFAULT_URL:
+        exports += f"  export HATRACK_URL={url}\n"
     return (
-        f"\nHatrack is ready at {url}: {', '.join(models)}. Try:\n\n{key}"
+        f"\nHatrack is ready at {url}: {', '.join(models)}. Try:\n\n{exports}"
         f'  curl {url}/v1/chat/completions -H "Authorization: Bearer $HATRACK_KEY" \\\n'
         f"       -H 'Content-Type: application/json' -d '{body}'\n\n"
         f"  .venv/bin/python -c \"import os, openai; c = openai.OpenAI(base_url='{url}/v1', "

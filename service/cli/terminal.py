@@ -56,7 +56,10 @@ def print_error(error: ClientError, as_json: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(error.payload(), ensure_ascii=False), err=True)
         return
-    typer.echo(f"hatrack: {clean(SENTENCES.get(error.code, error.message))} [{clean(error.code)}]", err=True)
+    message = SENTENCES.get(error.code, error.message)
+    if error.status == 401:
+        message = message.partition(": send `Authorization: ")[0]  # how a key is sent is the command's business
+    typer.echo(f"hatrack: {clean(message)} [{clean(error.code)}]", err=True)
     if error.status == 401:
         typer.echo(
             "Run `hatrack login URL`, or set HATRACK_KEY; the first key is in admin.key under the gateway's "

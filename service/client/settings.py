@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.client.addresses import on_this_machine, without_v1
 from service.client.profiles import Profile, Profiles, chosen_profile
 
+DEFAULT_URL = "http://127.0.0.1:8000"
+
 
 class ClientSettings(BaseSettings):
     """Where the `hatrack` command and the Python client find a gateway, and the key that they show it.
@@ -48,9 +50,14 @@ class ClientSettings(BaseSettings):
     @property
     def gateway_url(self) -> str:
         """The gateway's address, perhaps with `/v1` at its end."""
+        return self.named_url or DEFAULT_URL
+
+    @property
+    def named_url(self) -> str | None:
+        """The address that a variable or a profile names; None if none does."""
         if self.url is not None and chosen_profile.get() is None:
             return self.url
-        return (self.profile and self.profile.url) or self.openai_url or "http://127.0.0.1:8000"
+        return (self.profile and self.profile.url) or self.openai_url
 
     def gateway_key(self, url: str) -> str | None:
         """The key for `url`: `HATRACK_KEY`, a profile's, the `openai` client's, or the admin key of a gateway on this

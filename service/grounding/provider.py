@@ -104,6 +104,6 @@ class StoreAwareProvider(Protocol):
         """
 
 
-def store_not_found(store_id: str, param: str = "vector_store_id") -> NotFound:
+def store_not_found(store_id: str, param: str = "vector_store_id", *, hint: str = "") -> NotFound:
     """The error for a store that does not exist or that the key may not read."""
-    return NotFound(f"no such vector store: {store_id[:80]!r}", param=param, code="vector_store_not_found")
+    return NotFound(f"no such vector store: {store_id[:80]!r}{hint}", param=param, code="vector_store_not_found")

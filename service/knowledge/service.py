@@ -21,7 +21,7 @@ from service.knowledge.embeddings import Embedder, EmbedderConfig
 from service.knowledge.file_holds import FileHolds, place_holds
 from service.knowledge.index import indexing_records
 from service.knowledge.index.indexing import stores_full
-from service.knowledge.index.stores import Stores
+from service.knowledge.index.stores import STORE_ID_PREFIX, Stores
 from service.knowledge.types import (
     BatchInfo,
     Chunking,
@@ -136,7 +136,9 @@ class Knowledge:
     async def _readable(self, caller: Caller, store_id: str, param: str) -> StoreInfo:
         store = await self._stores.get_store(caller.project, store_id)
         if store is None or not may_read(caller, store.id, store.name):
-            raise store_not_found(store_id, param)
+            is_id = store_id.startswith(STORE_ID_PREFIX)
+            hint = "" if is_id else f"; stores go by their id (`{STORE_ID_PREFIX}…`), which the list of stores has"
+            raise store_not_found(store_id, param, hint=hint)
         return store
 
     async def page(

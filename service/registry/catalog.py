@@ -359,5 +359,5 @@ class Catalog:
 
 
 def _missing(name: str, param: str, similar: str | None = None) -> ModelNotFound:
-    hint = "" if similar is None else f"; did you mean `{similar}`?"
+    hint = "; the list of models has those that it may use" if similar is None else f"; did you mean `{similar}`?"
     return ModelNotFound(f"the model `{name[:100]}` does not exist, or the API key may not use it{hint}", param=param)

@@ -15,6 +15,7 @@ from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADE
 from service.access.caller import Caller
 from service.access.http import request_id
 from service.errors import BadGateway, BadRequest, HatrackError, no_such_route
+from service.http.disconnect import DISCONNECT, Disconnect
 from service.http.multipart import check_content_length, too_large, with_idle_timeout
 from service.training.client import TrainerClient, TrainerResponse
 
@@ -154,7 +155,7 @@ class Forward(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Relay the response. Raises the client's errors if nothing has been sent yet."""
-        relay = asyncio.ensure_future(self._relay(send))
+        relay = asyncio.ensure_future(self._relay(scope, send))
         disconnected = asyncio.ensure_future(self._disconnected(receive))
         try:
             await asyncio.wait({relay, disconnected}, return_when=asyncio.FIRST_COMPLETED)
@@ -171,12 +172,13 @@ class Forward(Response):
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    async def _relay(self, send: Send) -> None:
+    async def _relay(self, scope: Scope, send: Send) -> None:
         method, target, headers = self._request
         streamed = self._body if isinstance(self._body, Streamed) else None
         try:
             async with self._client.open(method, target, headers, self._body, timeout_s=self._timeout_s) as response:
                 if response.headers.get("content-type", "").startswith(EVENTS):
+                    _let_a_stop_cut(scope)
                     await _relay_events(response, send)
                     return
                 answer = await read_bounded(response)
@@ -187,6 +189,13 @@ class Forward(Response):
         if self._done is not None and response.status < 400:
             await self._done()
         await Response(answer, response.status, kept_headers(response))(_NO_SCOPE, _never, send)
+
+
+def _let_a_stop_cut(scope: Scope) -> None:
+    """Have a server that stops not wait for the end of these events, which may be hours away; the client resumes."""
+    disconnect: Disconnect | None = scope.get("state", {}).get(DISCONNECT)
+    if disconnect is not None:
+        disconnect.is_endless = True
 
 
 async def _relay_events(response: TrainerResponse, send: Send) -> None:

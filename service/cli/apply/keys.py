@@ -24,9 +24,15 @@ def own_keys(keys: Iterable[KeyObject], url: str) -> list[KeyObject]:
 def key_text(state: KeyState) -> str:
     """What a key that the file names may do, in a line."""
     words = [" ".join(scope.value for scope in state.scopes)]
+    words += [f"{kind} {' '.join(globs) or 'none'}" for kind, globs in _globs(state) if globs is not None]
+    words += [f"only {name}={value}" for name, value in state.filters.items()]
     words += [f"{name}={value}" for name, value in state.limits.model_dump(exclude_none=True).items()]
     words += [f"expires {state.expires_at}"] if state.expires_at else []
     return ", ".join(words)
+
+
+def _globs(state: KeyState) -> list[tuple[str, tuple[str, ...] | None]]:
+    return [("adapters", state.adapters), ("stores", state.stores)]
 
 
 def key_differences(key: KeyObject, state: KeyState, own: list[KeyObject]) -> list[str]:

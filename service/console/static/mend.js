@@ -1,4 +1,4 @@
-// Lines of a training file that the report names, to be mended in place.
+// Lines of a training file that the report or a refusal names, to be mended in place.
 
 import { html, useState } from "./vendor/preact.js";
 import { plural } from "./format.js";
@@ -17,10 +17,16 @@ function pairOf(text) {
   }
 }
 
-export function MendLines({ file, report, onMended }) {
+/** The lines that a report's findings name. */
+export const linesOf = (report) => report.findings.filter((each) => each.file === "training").flatMap((each) => each.lines);
+
+/** The lines that a refusal of the whole file names: "line 3: not JSON …; line 4: …". */
+export const refusedLines = (error) => [...error.message.matchAll(/(?:^|; )line (\d+): /gi)].map((each) => Number(each[1]));
+
+export function MendLines({ file, named, onMended }) {
   const [lines, setLines] = useState(null);
   const [edits, setEdits] = useState({});
-  const numbers = [...new Set(report.findings.filter((each) => each.file === "training").flatMap((each) => each.lines))].sort((a, b) => a - b);
+  const numbers = [...new Set(named)].sort((a, b) => a - b);
   if (!numbers.length || !/\.jsonl$/i.test(file.name) || file.size > MAX_BYTES) return null;
   if (!lines) {
     return html`<button type="button" onClick=${async () => setLines((await file.text()).split("\n"))}>Mend ${plural(numbers.length, "line")} here …</button>`;

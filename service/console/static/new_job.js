@@ -6,7 +6,7 @@ import { bytes } from "./format.js";
 import { Busy, DropZone, Failure, Progress } from "./ui.js";
 import { EXAMPLE_FILES, ReadDataset, useStored } from "./files.js";
 import { DataReport } from "./data_report.js";
-import { MendLines } from "./mend.js";
+import { MendLines, linesOf, refusedLines } from "./mend.js";
 import { JobForm } from "./job_form.js";
 import { AdviceForm } from "./advice_form.js";
 
@@ -22,7 +22,7 @@ export function NewJob({ aim: first, onClose }) {
         (done, total) => setState({ step: "sending", file, done, total }));
       setState({ step: "report", file, dataset, report });
     } catch (error) {
-      setState({ step: "drop", error });
+      setState({ step: "drop", error, file });
     }
   };
   return html`<section class="panel" aria-label="New job">
@@ -31,12 +31,13 @@ export function NewJob({ aim: first, onClose }) {
       <${ReadDataset} onChosen=${check} /><${DropZone} accept=${EXAMPLE_FILES} label="Drop a file of examples: JSONL with messages, prompt and completion, or OpenAI's preference format"
       button="Choose a file" onFiles=${(found) => found[0] && check(found[0].file)} />
       <p class="dim small">Each line: <code>${'{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'}</code></p>
-      ${state.error && html`<${Failure} error=${state.error} />`}`}
+      ${state.error && html`<${Failure} error=${state.error} />
+        ${state.error.code === "invalid_training_file" && html`<${MendLines} key=${state.file} file=${state.file} named=${refusedLines(state.error)} onMended=${(file) => check(file)} />`}`}`}
     ${state.step === "sending" && (state.done < state.total
       ? html`<${Progress} done=${state.done} total=${state.total} label="Sending ${state.file.name}: ${bytes(state.done)} of ${bytes(state.total)}" />`
       : html`<${Busy}>Checking ${state.file.name}: format, lengths, duplicates, contradictions, personal data …<//>`)}
     ${state.step === "report" && html`<p><strong>${state.dataset || state.file.name}</strong> <button class="link" onClick=${() => setState({ step: "drop" })}>choose another</button></p>
-      <${DataReport} report=${state.report}><${MendLines} key=${state.report.sha256} file=${state.file} report=${state.report} onMended=${(file) => check(file)} /><//>
+      <${DataReport} report=${state.report}><${MendLines} key=${state.report.sha256} file=${state.file} named=${linesOf(state.report)} onMended=${(file) => check(file)} /><//>
       ${!state.report.refused && html`<${Forms} key=${state.report.sha256} first=${first} file=${state.file} dataset=${state.dataset} />`}`}
   </section>`;
 }

@@ -107,7 +107,7 @@ function SearchBox({ id }) {
     ${state.results && (state.results.length ? html`<ol class="results">${state.results.map((each) => html`<li key=${each.passage_id} class="panel"><div class="links">
         <b class="mono" title="score, 0 to 1">${decimal(each.score, 3)}</b><meter min="0" max="1" value=${each.score} aria-label="score"></meter><strong>${each.filename}</strong></div>
         <p class="quoted">${each.content.map((part) => part.text).join("\n")}</p></li>`)}</ol>
-        <p class="dim small">A request's <code>score_threshold</code> keeps passages below a score out of the prompt.</p>`
+        <p class="dim small">Passages below a request's or version's <code>score_threshold</code> stay out of the prompt; where neither has one, those below <code>HATRACK_GROUNDING_MIN_SCORE</code>, which is 0.12 for the packaged model.</p>`
       : html`<p class="dim">Nothing was found.</p>`)}</section>`;
 }
 

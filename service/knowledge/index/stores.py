@@ -29,6 +29,7 @@ from service.knowledge.segment import Vectors
 from service.knowledge.terms import Analyzer
 from service.knowledge.types import BatchInfo, FileInfo, FilePage, FileStatus, NewStoreFile, StoreInfo
 
+STORE_ID_PREFIX: Final = "vs_"
 DEFAULT_MEMORY_BYTES: Final = 1 << 30
 MAX_QUESTION: Final = 2_000
 """Characters of a question that are looked for: of a longer one its beginning and its end."""
@@ -128,7 +129,7 @@ class Stores:
     ) -> StoreInfo:
         """Create a store with the files that ``fill`` gives for its id, in one transaction. Raises NotFound (no such
         project), Conflict (it has MAX_STORES stores)."""
-        store_id = f"vs_{secrets.token_hex(12)}"
+        store_id = f"{STORE_ID_PREFIX}{secrets.token_hex(12)}"
 
         def work(db: sa.Connection) -> StoreInfo:
             store = records.create_store(db, store_id, project, name, description, metadata)

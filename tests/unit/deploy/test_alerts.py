@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy import runbook
 from service.cli.main import app
 from service.config import Settings
 from tests.conftest import REPO
@@ -31,7 +32,7 @@ LOGGED = ("a metrics source failed", "restarting the engine", "usage could not b
 def test_an_alert_names_what_exists_and_says_where_its_help_is(rule: dict[str, Any]) -> None:
     assert check(rule["expr"])
     assert rule["labels"]["severity"] in ("critical", "warning")
-    assert rule["annotations"]["runbook_url"] == f"deploy/RUNBOOK.md#{rule['alert'].lower()}"
+    assert rule["annotations"]["runbook_url"] == f"{{{{ $externalURL }}}}/consoles/runbook.html#{rule['alert'].lower()}"
     assert rule["annotations"]["summary"]
     entry = ENTRIES[rule["alert"]]
     assert re.search(r"\*\*Means\*\*.*\*\*Look\*\*.*\*\*[Dd]o\*\*", entry, re.DOTALL), "means, look, do"
@@ -40,6 +41,22 @@ def test_an_alert_names_what_exists_and_says_where_its_help_is(rule: dict[str, A
 def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
     assert len(NAMES) == len(set(NAMES))
     assert set(ENTRIES) == set(NAMES)
+
+
+def test_prometheus_serves_the_runbook_that_the_alerts_link_to() -> None:
+    assert runbook.PAGE.read_text() == runbook.page(RUNBOOK), "run deploy/runbook.py"
+    ids = re.findall(r' id="([^"]+)"', runbook.PAGE.read_text())
+    assert {name.lower() for name in NAMES} <= set(ids)
+    assert set(re.findall(r'href="#([^"]+)"', runbook.PAGE.read_text())) <= set(ids)
+    assert not re.search(r'href="(?!#)', runbook.PAGE.read_text()), "Prometheus has no other files"
+    flags = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["prometheus"]
+    assert "./prometheus:/etc/prometheus:ro" in flags["volumes"]
+    assert f"--web.console.templates=/etc/prometheus/{runbook.PAGE.parent.name}" in flags["command"]
+
+
+def test_a_runbook_that_prometheus_would_run_as_a_template_is_refused() -> None:
+    with pytest.raises(ValueError, match="template"):
+        runbook.page("# {{ $value }}")
 
 
 def test_each_alert_has_a_case_in_which_it_fires() -> None:

@@ -94,6 +94,15 @@ async def test_a_file_is_applied_once(gateway: GatewayApp, apply: Apply) -> None
     assert (await get(gateway, "vector_stores"))["data"] == []
 
 
+async def test_the_diff_says_what_a_new_key_may_reach(gateway: GatewayApp, apply: Apply) -> None:
+    reach = "adapters: ['brand-*', helper], stores: [], filters: {customer: c-1}"
+    text = f"keys: {{shop: {{{reach}, limits: {{tokens_per_minute: 9}}}}}}"
+    shown = await apply(text, "--dry-run")
+    [line, _] = shown.stdout.splitlines()
+    assert line == "+ key shop  infer, adapters brand-* helper, stores none, only customer=c-1, tokens_per_minute=9"
+    assert "adapters" not in (await apply("keys: {shop: {}}", "--dry-run")).stdout
+
+
 async def test_what_is_there_is_left_alone(gateway: GatewayApp, apply: Apply) -> None:
     first = WHOLE
     done = await apply(first, "--yes", "--json")

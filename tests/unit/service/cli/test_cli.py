@@ -8,11 +8,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.access.authentication import key_in
 from service.cli import terminal
 from service.client.types.adapters import AdapterVersion
+from service.errors import Unauthenticated
 from tests.unit.service.cli.conftest import Hatrack, at_terminal
 from tests.unit.service.wire import Gateway
 
@@ -346,6 +349,13 @@ def test_servable(version: AdapterVersion, text: str) -> None:
     assert terminal.servable(version) == text
 
 
+def refusal_without_a_key() -> dict[str, Any]:
+    """What a gateway answers a request that brings no key."""
+    with pytest.raises(Unauthenticated) as refused:
+        key_in({})
+    return refused.value.payload()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
@@ -353,6 +363,7 @@ def test_servable(version: AdapterVersion, text: str) -> None:
         (404, b'{"error": {"message": "No such route: GET /v1/adapters.", "code": "unknown_route"}}', "older than the"),
         (405, b'{"error": {"message": "GET is not allowed", "code": "method_not_allowed"}}', "older than the command"),
         (200, b"[1]", "is it a Hatrack gateway?"),
+        (401, json.dumps(refusal_without_a_key()).encode(), "no API key ["),
     ],
 )
 def test_errors_are_sentences_without_words_of_http(
@@ -362,5 +373,5 @@ def test_errors_are_sentences_without_words_of_http(
     result = hatrack("ls")
     assert result.exit_code == 1
     assert said in result.stderr
-    assert not re.search(rf"\b(GET|HTTP|{status}|Bad Gateway)\b|/v1", result.stderr)
+    assert not re.search(rf"\b(GET|HTTP|{status}|Bad Gateway|Authorization)\b|/v1", result.stderr)
     assert json.loads(hatrack("ls", "--json").stderr)["error"]["status"] == status

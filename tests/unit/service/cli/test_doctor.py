@@ -62,6 +62,15 @@ def test_a_fresh_home_is_fine_and_nothing_is_changed(home: Path) -> None:
     assert "0 failed" in shown.splitlines()[-1]
 
 
+def test_the_gateway_of_the_settings_is_asked_where_none_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = os.environ["HATRACK_URL"]
+    monkeypatch.delenv("HATRACK_URL")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert url in examined()[1]["gateway"]["found"]
+
+
 def test_a_wrong_setting_ends_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HATRACK_PORT", "99999")
     code, found = examined()
@@ -76,7 +85,10 @@ def test_a_taken_port_and_a_missing_base(home: Path, monkeypatch: pytest.MonkeyP
         taken.listen()
         monkeypatch.setenv("HATRACK_PORT", str(taken.getsockname()[1]))
         code, found = examined()
+        started = CliRunner().invoke(app, ["up"])
     assert (code, found["port"]["result"]) == (1, "failed")
+    assert (started.exit_code, "HATRACK_PORT" in started.stderr) == (1, True)
+    assert not home.exists(), "no base is prepared, and no engine loaded, for a gateway that could not listen"
     assert "HATRACK_PORT" in found["port"]["advice"]
     monkeypatch.setenv("HATRACK_BASE_MODEL", "org/not-there")
     assert examined()[1]["base"]["result"] == "warning"

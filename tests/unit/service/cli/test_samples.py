@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +14,9 @@ import pytest
 from rich.console import Console
 
 from service.cli import samples
+from service.cli.run import try_this
 from service.client import HatrackClient
+from service.client.settings import ClientSettings
 
 READY = {"status": "ready", "base": "tiny"}
 
@@ -154,3 +158,18 @@ def test_a_trainer_that_starts_later_than_the_engine_is_waited_for(
     gateway.trainer = states
     with HatrackClient("http://x", "k", transport=httpx.MockTransport(gateway)) as client:
         assert samples.wait_for_trainer(client, 60 if answers else 0.05) is answers
+
+
+@pytest.mark.parametrize(("url", "is_named"), [("http://127.0.0.1:8000", False), ("http://127.0.0.1:8123", True)])
+def test_what_to_try_works_in_a_shell_without_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, is_named: bool
+) -> None:
+    printed = try_this(url, ["tiny"], key_file=tmp_path / "admin.key")
+    named = re.search(r"^ *export HATRACK_URL=(.*)$", printed, re.MULTILINE)
+    assert bool(named) is is_named
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("HATRACK_URL", "HATRACK_PROFILE", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    if named:
+        monkeypatch.setenv("HATRACK_URL", named[1])
+    assert ClientSettings().gateway_url == url

@@ -27,6 +27,7 @@ JOB = {
     "fine_tuned_model": None,
     "trained_tokens": None,
     "error": None,
+    "estimated_finish": 1767232800,
     "hatrack": {"adapter": "voice", "cost": 1.5, "seconds": 61.0, "device": "cpu"},
 }
 FINDING = {"severity": "warning", "message": "twice the same", "code": "near_duplicates", "lines": [3], "count": 1}
@@ -288,6 +289,7 @@ def test_jobs_are_listed_and_changed(hatrack: Hatrack, server: Server) -> None:
     assert json.loads(hatrack("jobs", "--json").stdout)[0]["id"] == "ftjob-1"
     assert hatrack("job", "ftjob-1", "--pause").exit_code == 0
     assert server.asked[-1][:2] == ("POST", "/v1/fine_tuning/jobs/ftjob-1/pause")
+    assert "ends about 2026-01-01 02:00Z" in hatrack("job", "ftjob-1").stdout
     both = hatrack("job", "ftjob-1", "--pause", "--cancel")
     assert (both.exit_code, "cannot be combined" in both.stderr) == (2, True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 
 from adapters.costs import amount_text
 from adapters.dataset.formats import read_lines
+from adapters.dataset.lines import Problem, describe_problems
 from service.database import metadata
 from service.registry import alias_records
 from service.registry.split import AliasTarget, Split
@@ -254,6 +256,31 @@ def test_a_version_that_came_in_the_last_moment_is_told(page: Browser, answers: 
     save(page)
     page.wait_for_text("What support@2 has is not in it")
     assert page.run("window.called") == []
+
+
+# a file that is refused
+
+
+def test_the_lines_for_which_a_file_is_refused_are_mended_in_place(
+    page: Browser, answers: Answers, tmp_path: Path
+) -> None:
+    checked = "POST /v1/fine_tuning/data_check"
+    good = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Aye"}]})
+    (tmp_path / "voice.jsonl").write_text(f'{good}\n{{"messages": [\n{good}\n{{"messages": []}}\n')
+    refusal = describe_problems([Problem(2, "not JSON: a `line 3: ` in it"), Problem(4, "no messages")])
+    error = {"message": refusal, "type": "invalid_request_error", "param": "file", "code": "invalid_training_file"}
+    answers.told = {checked: [(400, {"error": error})], "GET /v1/datasets": [NO_DATASETS]}
+    show(page, "new_job.js", "NewJob", aim="train")
+    page.wait("document.querySelector('.drop input')")
+    page.attach(".drop input", tmp_path / "voice.jsonl")
+    page.click("Mend 2 lines here …")
+    page.fill("textarea[aria-label='Line 2']", good.replace("Aye", "Mended"))
+    page.run("[...document.querySelectorAll('.mend-line button')].at(-1).click()")
+    page.click("Check again with 2 changes")
+    page.wait("!document.querySelector('.mend')")
+    sent = answers.bodies[checked].decode()
+    assert f"{good}\n{good.replace('Aye', 'Mended')}\n{good}\n" in sent
+    assert '{"messages": []}' not in sent
 
 
 # the clock

@@ -45,6 +45,9 @@ async def test_a_store_from_its_making_to_its_end(knowledge_app: KnowledgeApp) -
     with pytest.raises(openai.NotFoundError) as caught:
         await client.vector_stores.retrieve(store.id)
     assert detail(caught.value) == (404, "vector_store_not_found", "vector_store_id")
+    assert "by their id" not in caught.value.message
+    with pytest.raises(openai.NotFoundError, match=r"by their id \(`vs_…`\), which the list of stores has"):
+        await client.vector_stores.retrieve("rules")
     page = await knowledge_app.http.get("/v1/audit", params={"limit": 20})
     actions = [entry["action"] for entry in page.json()["data"] if entry["action"].startswith("store.")]
     assert actions == ["store.delete", "store.remove", "store.update", "store.add", "store.create"]

@@ -32,6 +32,7 @@ def meant(catalog: Catalog, name: str, caller: Caller = CALLER) -> str | None:
         catalog.resolve(caller, name)
     assert refused.value.code == "model_not_found"
     _, hint, suggested = refused.value.message.partition("did you mean `")
+    assert hint or refused.value.message.endswith("the list of models has those that it may use")
     return suggested.rstrip("`?") if hint else None
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from aiohttp import web
 
 from service.admission.request import AdmissionRequest
-from tests.unit.service.files.files_app import MIB, bearer, error_of
+from service.config import Settings
+from service.error_handlers import RequestIds
+from service.server.serve import uvicorn_config
+from tests.unit.service.files.files_app import ADMIN_KEY, MIB, bearer, error_of
 from tests.unit.service.training.training_gateway import TrainingGateway
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -143,6 +148,42 @@ async def test_events_come_one_by_one_and_the_trainer_hears_that_the_client_left
         assert said.is_set()
         more.set()
         assert await anext(pieces) == b"id: 2\ndata: {}\n\n"
+    await eventually(lambda: gateway.trainer.cut == 1)
+
+
+async def test_a_gateway_that_stops_does_not_wait_for_the_end_of_a_run(
+    gateway: TrainingGateway, tmp_path: Path
+) -> None:
+    async def events(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"id: 1\ndata: {}\n\n")
+        await asyncio.Event().wait()
+        return response
+
+    gateway.trainer.answer = events
+    socket = str(tmp_path / "stopping.sock")
+    config = uvicorn_config(
+        *(RequestIds(gateway.app()), Settings(home=tmp_path)),
+        uds=socket,
+        lifespan="off",
+        timeout_graceful_shutdown=None,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    transport = httpx.AsyncHTTPTransport(uds=socket)
+    async with (
+        httpx.AsyncClient(transport=transport, base_url="http://test", headers=bearer(ADMIN_KEY)) as http,
+        http.stream("GET", f"{JOBS}/ftjob-1/events?stream=true") as answer,
+    ):
+        pieces = answer.aiter_bytes()
+        assert await anext(pieces) == b"id: 1\ndata: {}\n\n"
+        server.should_exit = True
+        with pytest.raises(httpx.RemoteProtocolError):
+            await anext(pieces)
+    await eventually(serving.done)
+    await serving
     await eventually(lambda: gateway.trainer.cut == 1)
 
 
