@@ -30,6 +30,12 @@ class EngineSettings(BaseSettings):
     engine_resident: int = Field(
         256, ge=1, description="Adapters kept in the engine's host memory (vLLM's `max_cpu_loras`); at least the slots."
     )
+    engine_resident_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Host memory that these adapters may take together, GiB: beyond it the least recently used leave, "
+        "but as many as slots stay. Unset: an eighth of the machine's memory.",
+    )
     engine_context: int | None = Field(
         None,
         ge=128,

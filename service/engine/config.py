@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import orjson
+import psutil
 
 from adapters.base import BaseDescription, Fingerprint
 from adapters.chat_template import served_template
-from service.config import Settings
+from service.config import GIB, Settings
 from service.config.engines import SOCKET, NamedEngineSettings
-from service.engine.contract import BASE_VARIABLE, PLUGIN_NAME, STORE_VARIABLE, TOKEN_VARIABLE
+from service.engine.contract import (
+    BASE_VARIABLE,
+    PLUGIN_NAME,
+    RESIDENT_BYTES_VARIABLE,
+    STORE_VARIABLE,
+    TOKEN_VARIABLE,
+)
 from service.errors import SettingsError
 
 RESERVED_FLAGS = (
@@ -48,6 +56,9 @@ NOT_INHERITED = ("HATRACK_", "VLLM_API_KEY", "VLLM_SERVER_DEV_MODE", "VLLM_LORA_
 RENDERER_THREADS = 4
 """Threads in which the engine renders and tokenizes prompts: with vLLM's one, all wait behind the longest."""
 
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+"""The limit of a container's memory, bytes, or `max`."""
+
 RECORD = "engine.json"
 KEEP_REQUEST = "keep"
 
@@ -62,7 +73,8 @@ def require_vllm() -> None:
 class EngineConfig:
     """Everything that decides how the engine runs.
 
-    ``context`` is in tokens, ``kv_gib`` in GiB (CPU only), ``memory`` a share of the GPU's memory, times in seconds.
+    ``resident_bytes`` bounds the host memory of all resident adapters, ``context`` is in tokens, ``kv_gib`` in GiB (CPU
+    only), ``memory`` a share of the GPU's memory, times in seconds.
     """
 
     directory: Path
@@ -73,6 +85,7 @@ class EngineConfig:
     slots: int
     max_rank: int
     resident: int
+    resident_bytes: int
     context: int | None
     kv_gib: int
     memory: float
@@ -120,6 +133,7 @@ class EngineConfig:
             slots=settings.engine_slots,
             max_rank=settings.engine_max_rank,
             resident=settings.engine_resident,
+            resident_bytes=resident_bytes(settings),
             context=settings.context,
             kv_gib=settings.engine_kv_gib,
             memory=settings.engine_memory,
@@ -221,6 +235,7 @@ class EngineConfig:
             "VLLM_DO_NOT_TRACK": "1",
             "TOKENIZERS_PARALLELISM": "false",
             STORE_VARIABLE: str(self.store),
+            RESIDENT_BYTES_VARIABLE: str(self.resident_bytes),
             TOKEN_VARIABLE: token,
         }
         if self.device == "cpu":
@@ -232,6 +247,16 @@ class EngineConfig:
         if base is not None:
             ours[BASE_VARIABLE] = orjson.dumps(base.model_dump()).decode()
         return inherited_kept | ours
+
+
+def resident_bytes(settings: Settings) -> int:
+    """Host memory that resident adapters may take, bytes: as set, or an eighth of what this process may use."""
+    if settings.engine_resident_gib is not None:
+        return int(settings.engine_resident_gib * GIB)
+    memory = psutil.virtual_memory().total
+    with suppress(OSError, ValueError):  # no control groups of version 2, or no limit ("max")
+        memory = min(memory, int(CGROUP_MEMORY.read_text()))
+    return memory // 8
 
 
 def process_title(token: str) -> str:

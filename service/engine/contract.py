@@ -16,6 +16,9 @@ PLUGIN_ROUTE: Final = "/hatrack/plugin"
 STORE_VARIABLE: Final = "HATRACK_PLUGIN_STORE"
 """Environment of the engine: the adapter store's directory."""
 
+RESIDENT_BYTES_VARIABLE: Final = "HATRACK_PLUGIN_RESIDENT_BYTES"
+"""Environment of the engine: how many bytes of host memory all resident adapters may take; unset: no limit."""
+
 TOKEN_VARIABLE: Final = "HATRACK_ENGINE_TOKEN"  # noqa: S105 (a variable's name)
 """Environment of the engine and of all its children: a random mark by which they are known as ours."""
 

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.engine.contract import BASE_VARIABLE, SIGNATURE_VARIABLE, STORE_VARIABLE, TOKEN_VARIABLE
+from service.engine.contract import (
+    BASE_VARIABLE,
+    RESIDENT_BYTES_VARIABLE,
+    SIGNATURE_VARIABLE,
+    STORE_VARIABLE,
+    TOKEN_VARIABLE,
+)
 from service.engine.plugin.guard import PluginError
 
 
@@ -33,12 +39,16 @@ class Parameters:
     base: dict[str, Any] | None
     """The parts of the base's fingerprint; None where whoever started the engine did not say."""
 
+    resident_bytes: int | None
+    """Host memory that all resident adapters may take, bytes; None: no limit."""
+
 
 def read_parameters() -> Parameters:
     """Read the parameters from the environment.
 
     Raises:
-        PluginError: The store is not given or is no directory, or the base's fingerprint is not a JSON object.
+        PluginError: The store is not given or is no directory, the base's fingerprint is not a JSON object, or the
+            bytes of the resident adapters are no positive number.
     """
     value = os.environ.get(STORE_VARIABLE, "")
     store = Path(value)
@@ -49,7 +59,15 @@ def read_parameters() -> Parameters:
         token=os.environ.get(TOKEN_VARIABLE) or secrets.token_hex(16),
         signature=os.environ.get(SIGNATURE_VARIABLE) or None,
         base=_base(os.environ.get(BASE_VARIABLE, "")),
+        resident_bytes=_positive(RESIDENT_BYTES_VARIABLE),
     )
+
+
+def _positive(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    if text and not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise PluginError(f"{variable} must be a positive number of bytes; got {text[:80]!r}")
+    return int(text) if text else None
 
 
 def _base(text: str) -> dict[str, Any] | None:
