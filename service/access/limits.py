@@ -204,6 +204,21 @@ class KeyLimiter:
             bucket.fill(self._clock())
             bucket.level = min(bucket.level + charged - used, float(bucket.capacity))
 
+    def hold(self, caller: Caller, tokens: int) -> Reservation:
+        """Count a request that goes on at a front and was taken in before this start; nothing is refused."""
+        limits = caller.limits
+        if is_unlimited(limits):
+            return FREE
+        now, key_id = self._clock(), caller.limited_as or caller.key_id
+        state = self._states.get(key_id) or self._admit_key(key_id, limits, now)
+        state.adopt(limits, now)
+        if state.tokens is not None:
+            state.tokens.fill(now)
+            state.tokens.level -= tokens
+        state.in_flight += 1
+        state.held += tokens
+        return KeyReservation(self, state, tokens)
+
     def note_spent(self, caller: Caller, tokens: int) -> None:
         """Count a request that a front admitted by itself, and its tokens; the key may come into debt by it."""
         limits = caller.limits
@@ -316,10 +331,10 @@ class KeyReservation:
 
     __slots__ = ("_charged", "_limiter", "_open", "_state")
 
-    def __init__(self, limiter: KeyLimiter, state: KeyState) -> None:
+    def __init__(self, limiter: KeyLimiter, state: KeyState, charged: int = 0) -> None:
         self._limiter = limiter
         self._state = state
-        self._charged = 0
+        self._charged = charged
         self._open = True
 
     def charge(self, tokens: int) -> None:

@@ -62,7 +62,7 @@ class FrontsApp:
             asked = orjson.loads(body)
             answer: Any
             if path == LIMITS_PATH:
-                answer = self.sessions.operate_once(session, asked)
+                answer = {"session": session.token, "answers": self.sessions.operate_once(session, asked)}
             else:
                 answer = {"applied": await self._reports.apply(session.id, asked)}
             await exchange.answer(200, orjson.dumps(answer))

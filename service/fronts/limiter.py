@@ -47,6 +47,10 @@ class FrontLimiter:
         self._unanswered: tuple[int, list[Operation]] | None = None
         """What was sent, and may have been done or not: it is sent again, under its number, before anything else."""
         self._failing = False
+        self._session: str | None = None
+        """Of the gateway, as it last said."""
+        self._held: dict[int, Operation] = {}
+        """Open requests that the gateway knows, by number, as a gateway that was started anew is told of them."""
         self._wake = asyncio.Event()
         self._away_until = 0.0
         self._alone = KeyLimiter()
@@ -96,6 +100,15 @@ class FrontLimiter:
             self._untold.append(operation)
             self._wake.set()
 
+    def hold(self, number: int, caller: Caller, tokens: int) -> None:
+        """The gateway has taken a request in, with so many tokens."""
+        self._held[number] = ["hold", number, caller.key_id, caller.project, tokens]
+
+    def settle(self, number: int, tokens: int | None) -> None:
+        """A request has ended that the gateway knows, or may know."""
+        held = self._held.pop(number, None)
+        self.tell(["settle", number, tokens, *(held[2:4] if held else ())])
+
     def admit_alone(self, caller: Caller, tokens: int) -> Reservation:
         """Admit a request to this front's share of its key's limits. Raises RateLimited."""
         reservation = self._alone.enter(replace(caller, limits=self._share(caller.limits)))
@@ -125,13 +138,17 @@ class FrontLimiter:
         operations = [*told, *(operation for operation, _ in asked)]
         try:
             batch = {"number": number, "operations": operations}
-            answers = await self._link.post(LIMITS_PATH, batch, timeout_s=ASK_S)
-            if not isinstance(answers, list) or len(answers) != len(operations):
+            answer = await self._link.post(LIMITS_PATH, batch, timeout_s=ASK_S)
+            session, answers = str(answer["session"]), list(answer["answers"])
+            if len(answers) != len(operations):
                 raise GatewayAway("the gateway's answer has another length")
         except Exception as error:  # whatever it is: nobody may wait for an answer that does not come
             self._fail(error, asked)
             return
         self._unanswered, self._failing = None, False
+        if self._session not in (None, session):
+            self._untold = [*self._held.values(), *self._untold]
+        self._session = session
         for (_, answered), answer in zip(asked, answers[len(told) :], strict=True):
             if not answered.done():
                 answered.set_result(answer or {"headers": []})
@@ -179,8 +196,10 @@ class FrontReservation:
                 else:
                     operation = ["take", self._number, caller.key_id, caller.project, total]
                 self._headers = await self._limiter.ask(operation)
+                if self._open:
+                    self._limiter.hold(self._number, caller, total)
             except GatewayAway:
-                self._limiter.tell(["settle", self._number, None])
+                self._limiter.settle(self._number, None)
                 self._alone = self._limiter.admit_alone(caller, total)
         else:
             charged = self._alone.charge(tokens)
@@ -203,6 +222,6 @@ class FrontReservation:
             if tokens is not None:
                 self._limiter.tell(["spent", caller.key_id, caller.project, tokens])
         elif self._charged:
-            self._limiter.tell(["settle", self._number, tokens])
+            self._limiter.settle(self._number, tokens)
         else:
             self._limiter.tell(["count", caller.key_id, caller.project])

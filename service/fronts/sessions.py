@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ class FrontSession:
     id: str
     name: str
     since: float
+    is_first: bool = True
+    """This gateway has not settled requests of the front's before: what it holds was taken from a former gateway."""
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
     feeds: int = 0
     reservations: dict[int, tuple[Reservation, int]] = field(default_factory=dict)
     """By the front's number of the request: what was taken, and how many tokens of it."""
@@ -83,7 +87,7 @@ class FrontSessions:
         """The session of a front's id, which has said something; without a further word it is over after a while."""
         session = self._sessions.get(front)
         if session is None:
-            session = self._sessions[front] = FrontSession(front, name, time.time())
+            session = self._sessions[front] = FrontSession(front, name, time.time(), front not in self._done)
         self._leave_later(session)
         return session
 
@@ -154,6 +158,8 @@ class FrontSessions:
                 return self._shown(self._more(session, *rest))
             if kind == "settle":
                 self._settle(session, *rest)
+            elif kind == "hold":
+                self._hold(session, *rest)
             elif kind == "count":
                 self._limiter.enter(self._authenticator.caller_with_id(*rest)).close(None)
             elif kind == "spent":
@@ -181,6 +187,11 @@ class FrontSessions:
         session.reservations[number] = (reservation, int(tokens))
         return reservation
 
+    def _hold(self, session: FrontSession, number: int, key_id: str, project: str, tokens: int) -> None:
+        if session.is_first and number not in session.reservations and len(session.reservations) < MAX_OPEN:
+            reservation = self._limiter.hold(self._authenticator.caller_with_id(key_id, project), int(tokens))
+            session.reservations[number] = (reservation, int(tokens))
+
     def _more(self, session: FrontSession, number: int, tokens: int) -> Reservation | None:
         reservation, charged = session.reservations.get(number, (None, 0))
         if reservation is not None and tokens > charged:
@@ -188,8 +199,12 @@ class FrontSessions:
             session.reservations[number] = (reservation, int(tokens))
         return reservation
 
-    def _settle(self, session: FrontSession, number: int, tokens: int | None) -> None:
+    def _settle(
+        self, session: FrontSession, number: int, tokens: int | None, key_id: str = "", project: str = ""
+    ) -> None:
         reservation, _ = session.reservations.pop(number, (None, 0))
+        if reservation is None and session.is_first and tokens and key_id:  # taken in by a former gateway
+            reservation = self._limiter.hold(self._authenticator.caller_with_id(key_id, project), 0)
         if reservation is not None:
             reservation.close(tokens)
 

@@ -12,14 +12,17 @@ must know, and goes on with what changes; each part ends with a `ready`, until w
     {"t": "ready", "version"}
     {"t": "alive"}                            at least every SIGN_OF_LIFE_S
 
-It asks for its limited keys' requests by POSTs of `{"number", "operations"}`; each operation is answered with null,
-`{"headers": [[…]]}` or `{"error": …}`. A batch whose answer is lost comes again under its number, without what somebody
-waited for, and is done once; there is one at least every SIGN_OF_LIFE_S. Within the operations each number is one
-request of the front:
+It asks for its limited keys' requests by POSTs of `{"number", "operations"}`, answered with `{"session", "answers"}`:
+for each operation null, `{"headers": [[…]]}` or `{"error": …}`. A batch whose answer is lost comes again under its
+number, without what somebody waited for, and is done once; there is one at least every SIGN_OF_LIFE_S. Another session
+than before says that the gateway may know nothing of the front's open requests, and it is told of them. Within the
+operations each number is one request of the front:
 
     ["take", number, key_id, project, tokens]  a request arrives, and is charged its estimate
     ["more", number, tokens]                   it is charged so many in all
-    ["settle", number, tokens or null]         it has ended, and used so many
+    ["settle", number, tokens or null, key_id, project]  it has ended, and used so many; of one that the gateway has
+                                               taken in, with its key
+    ["hold", number, key_id, project, tokens]  one that another session had taken in, and which goes on
     ["count", key_id, project]                 one that ended before it was charged
     ["spent", key_id, project, tokens]         one that the front admitted by itself while the gateway was away
 

@@ -77,21 +77,21 @@ async def test_a_user_that_leaves_while_the_engine_reports_leaves_nothing_behind
 ) -> None:
     async with made.agent() as agent:
         await until(lambda: agent.watched.ready)
-        reports, ends = asyncio.Semaphore(0), asyncio.Event()
+        ends = asyncio.Event()
 
         async def hangs(**_: Any) -> dict[str, Any]:
-            reports.release()
             await ends.wait()
             raise EngineUnavailable("the engine does not answer")
 
         monkeypatch.setattr(agent.watched.client, "report", hangs)
-        user = await made.user()
-        await reports.acquire()
-        assert len(agent.gate.sessions) == 1
-        await user.engine.stop()
-        await until(lambda: not agent.gate.sessions)
-        assert agent.server._outboxes == {}
-        ends.set()
+        try:
+            user = await made.user()
+            await until(lambda: len(agent.gate.sessions) == 1)
+            await user.engine.stop()
+            await until(lambda: not agent.gate.sessions)
+            assert agent.server._outboxes == {}
+        finally:
+            ends.set()
 
 
 # turns

@@ -1,4 +1,4 @@
-"""What must not be lost, doubled or waited for in vain when either side stands still or an answer is lost."""
+"""What must not be lost, shown or waited for in vain when either side of a front stands still or fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 
-from service.access.caller import Limits
 from service.access.keys import make_key
 from service.config import Settings
 from service.front import create_front
@@ -22,15 +21,11 @@ from service.fronts import feed as feed_module
 from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
-from service.fronts import sessions as sessions_module
 from service.fronts.forward import Forwarder
-from service.fronts.link import GatewayAway
-from service.fronts.wire import LIMITS_PATH
 from service.usage.counter import HOUR_S
 from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import FRONT_KEY, Cluster, FrontApp, cluster, eventually, serving
-from tests.unit.service.fronts.test_limits import FRONT, fronts_of, key_known_to, state
 from tests.unit.service.gateway_app import AGENT_KEY, lifespan
 
 
@@ -49,120 +44,6 @@ def caller_at(front: FrontApp, key: str) -> Any:
     view = front.front.follower._view
     assert view is not None
     return view.authenticator.authenticate({"x-api-key": key})
-
-
-# limits
-
-
-async def test_what_a_front_spent_alone_is_counted_once_though_answers_are_lost(
-    made: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The gateway stands still for a while: it reads later what came meanwhile, and nobody hears its answers."""
-    front = await made.front()
-    key = await key_known_to(made, [front], tokens_per_day=1000)
-    limiter, post, lost = front.front.limiter, front.front.link.post, 4
-
-    async def lossy(path: str, body: Any, *, timeout_s: float) -> Any:
-        nonlocal lost
-        answer = await post(path, body, timeout_s=timeout_s)
-        if path == LIMITS_PATH and lost:
-            lost -= 1
-            raise GatewayAway("its answer is lost")
-        return answer
-
-    monkeypatch.setattr(front.front.link, "post", lossy)
-    assert (await front.chat(key=key)).status_code == 200
-    await until(lambda: not lost and not limiter._untold and limiter._unanswered is None)
-    await until(lambda: state(made).in_flight == 0)
-    assert (state(made).settled, state(made).held) == (4, 0)
-
-
-async def test_a_batch_that_was_done_is_not_done_again_also_not_in_another_session() -> None:
-    sessions, limiter = fronts_of(Limits(tokens_per_day=100))
-    spent = {"number": 1, "operations": [["spent", "key_a", "default", 60]]}
-    first = sessions.session(FRONT, "front")
-    assert sessions.operate_once(first, spent) == [None]
-    assert sessions.operate_once(first, spent | {"number": 2}) == [None]
-    sessions._leave(first, asyncio.get_running_loop().time())
-    again = sessions.session(FRONT, "front")
-    assert again is not first
-    assert sessions.operate_once(again, spent | {"number": 2}) == [None]
-    [limited] = limiter._states.values()
-    assert limited.settled == 120
-
-
-async def test_who_waits_no_longer_for_a_limit_has_taken_nothing(
-    made: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    front = await made.front()
-    key = await key_known_to(made, [front], concurrent=1)
-    limiter, post, goes_on = front.front.limiter, front.front.link.post, asyncio.Event()
-    is_sent = asyncio.Event()
-
-    async def slow(path: str, body: Any, *, timeout_s: float) -> Any:
-        if path == LIMITS_PATH:
-            is_sent.set()
-            await goes_on.wait()
-        return await post(path, body, timeout_s=timeout_s)
-
-    monkeypatch.setattr(front.front.link, "post", slow)
-    limiter.tell(["settle", 0, None])
-    await is_sent.wait()
-    reservation = limiter.enter(caller_at(front, key))
-
-    async def charge() -> None:
-        charged = reservation.charge(5)
-        assert charged is not None
-        await charged
-
-    asking = asyncio.ensure_future(charge())
-    await until(lambda: bool(limiter._asked))
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    reservation.close(None)
-    goes_on.set()
-    await until(lambda: not limiter._untold and not limiter._asked and limiter._unanswered is None)
-    assert (await front.chat(key=key)).status_code == 200, "its one place is free"
-
-
-async def test_what_a_frozen_front_had_taken_comes_back(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connections stay open, and its feed can be written to for hours."""
-    monkeypatch.setattr(sessions_module, "GRACE_S", 3.0)
-    front = await made.front()
-    key = await key_known_to(made, [front], concurrent=1)
-    charged = front.front.limiter.enter(caller_at(front, key)).charge(7)
-    assert charged is not None
-    await charged
-    assert state(made).in_flight == 1
-    for task in asyncio.all_tasks():
-        if task.get_name() in ("front-limits", "front-report"):
-            task.cancel()
-    await until(lambda: state(made).in_flight == 0)
-
-
-async def test_a_front_without_requests_lets_its_gateway_know_that_it_is_there(made: Cluster) -> None:
-    front = await made.front()
-    sessions = made.gateway.app._fronts.sessions  # type: ignore[attr-defined]
-    [session] = sessions.connected
-    words = set()
-
-    def is_heard() -> bool:
-        words.add(session.leaving.when())
-        return len(words) >= 4
-
-    await until(is_heard)
-    assert (front.front.follower.trouble, sessions.connected) == (None, [session])
-
-
-async def test_a_gateway_that_stood_still_itself_does_not_take_its_fronts_for_gone() -> None:
-    sessions, _ = fronts_of(Limits(concurrent=1))
-    session = sessions.session(FRONT, "front")
-    sessions.operate(session, [["take", 1, "key_a", "default", 1]])
-    now = asyncio.get_running_loop().time()
-    sessions._leave(session, now - sessions_module.LATE_S - 1)
-    assert (session.is_gone, len(session.reservations)) == (False, 1)
-    sessions._leave(session, now)
-    assert session.is_gone
 
 
 # usage
