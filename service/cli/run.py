@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeAlias
 
 import orjson
@@ -233,6 +234,16 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+class _Server(uvicorn.Server):
+    """Tells a person at a terminal that it is stopping, which takes as long as a checkpoint of a job."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal to stop; the second Ctrl-C waits for nothing."""
+        if not self.should_exit and console.is_terminal:
+            console.print("\nStopping: requests in progress end, and jobs write a checkpoint to go on from…")
+        super().handle_exit(sig, frame)
+
+
 def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
     from service.app import create_app
     from service.engine.assemble import check_engine
@@ -251,7 +262,7 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
             asyncio.run(check_engine(each))
     except SettingsError as error:
         fail(str(error))
-    server = uvicorn.Server(uvicorn_config(app, settings))
+    server = _Server(uvicorn_config(app, settings))
     if when_listening is not None:
         threading.Thread(target=when_listening, name="first-run", daemon=True).start()
     try:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LORA: Final = (
     "A LoRA adapter as PEFT saves it: PEFT and vLLM load `adapter_config.json` and `adapter_model.safetensors`.",
-    "`hatrack push NAME DIR` makes it a version again, with the `settings.json` and `metadata.json` beside them.",
+    "`hatrack push NAME DIR` makes it a version again, with `settings.json` and `metadata.json` if those are there.",
 )
 _NO_WEIGHTS: Final = (
     "A version without weights: the base answers, with the settings in `settings.json`. To make it a version again:",

@@ -206,7 +206,8 @@ def _print_plan(plan: Sequence[PlannedJob], url: str, base: str) -> None:
         sum(planned.here is not None for planned in plan),
         sum(planned.obstacle is not None for planned in plan),
     )
-    size = f" with {len(files)} files ({terminal.size(sum(files.values()))})" if files else ""
+    noun = "file" if len(files) == 1 else "files"
+    size = f" with {len(files)} {noun} ({terminal.size(sum(files.values()))})" if files else ""
     others = f"{here} already here, {left} not taken"
     typer.echo(terminal.clean(f"{_count(len(wanted))} to create at {url}{size}, {others}."))
     if wanted:

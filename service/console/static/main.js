@@ -75,7 +75,7 @@ function SignIn({ reason, onOpen }) {
     <h1><img src="/console/icon.svg" alt="" width="36" height="36" /> Hatrack</h1>
     <p>Sign in with a key of this gateway. It stays in this tab, and is forgotten when the tab is closed.</p>
     <form onSubmit=${submit}>
-      <${Field} label="Key" hint="The admin key is in var/admin.key; hatrack keys create makes others.">
+      <${Field} label="Key" hint=${html`On the gateway's machine, <code>admin.key</code> under <code>HATRACK_HOME</code> (<code>var/</code> unless it is set) has the first one; <code>hatrack keys create NAME</code> makes others.`}>
         <input id="key" name="key" type="password" required autocomplete="off" spellcheck="false" /><//>
       <details><summary>Another project</summary>
         <${Field} label="Project" hint="With an admin key only; by default: default.">

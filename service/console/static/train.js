@@ -33,8 +33,8 @@ export function TrainView() {
 export const Status = ({ status }) => html`<${Badge} tone=${STATUS_TONES[status]}>${STATUSES[status] || status}<//>`;
 export const Word = ({ verdict }) => (verdict ? html`<${Badge} tone=${VERDICT_TONES[verdict]}>${VERDICTS[verdict]}<//>` : html`<span class="dim">–</span>`);
 
-/** Why a run waits, its place in the line included; empty where it does not. */
-export const waitingWords = (waiting) => (waiting ? `${waiting.message[0].toUpperCase()}${waiting.message.slice(1)}${waiting.position ? ` (number ${waiting.position} in the queue)` : ""}` : "");
+/** Why a run waits; the message has its place in the line. Empty where it does not wait. */
+export const waitingWords = (waiting) => (waiting ? `${waiting.message[0].toUpperCase()}${waiting.message.slice(1)}` : "");
 
 function Jobs({ jobs }) {
   return html`<div class="scroll"><table class="cards"><thead><tr><th>Adapter</th><th>Status</th><th>Begun</th><th class="num">Examples</th><th class="num">Final loss</th><th>Verdict</th></tr></thead>

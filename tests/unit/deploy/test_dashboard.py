@@ -17,6 +17,21 @@ GRAFANA = REPO / "deploy" / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards" / "hatrack.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
+LEGEND, TOOLTIP = ("displayMode", "placement", "showLegend", "calcs"), ("mode", "sort")
+REQUIRED: dict[str, dict[str, tuple[str, ...]]] = {
+    "timeseries": {"legend": LEGEND, "tooltip": TOOLTIP},
+    "state-timeline": {"": ("showValue", "rowHeight"), "legend": LEGEND, "tooltip": TOOLTIP},
+    "stat": {
+        "": (
+            *("graphMode", "colorMode", "justifyMode", "textMode", "orientation", "reduceOptions"),
+            *("wideLayout", "showPercentChange", "percentChangeColorMode"),
+        ),
+        "reduceOptions": ("calcs",),
+    },
+    "table": {"": ("showHeader", "frameIndex")},
+}
+"""The options that Grafana's published schema of each panel (foundation SDK, June 2026) requires, by the option that
+they are in."""
 ELSEWHERE = {"hatrack_engine_resident_limit"}
 """Named in a panel's description, or in METRICS.md alone."""
 
@@ -64,6 +79,14 @@ def test_panels_do_not_overlap_and_say_what_their_numbers_are() -> None:
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         if panel["type"] in ("stat", "timeseries"):
             assert panel["fieldConfig"]["defaults"]["unit"]
+
+
+def test_panels_have_the_options_that_grafanas_schema_requires() -> None:
+    assert {panel["type"] for panel in PANELS} == set(REQUIRED)
+    for panel in PANELS:
+        for part, names in REQUIRED[panel["type"]].items():
+            options = panel["options"][part] if part else panel["options"]
+            assert set(names) <= set(options), panel["title"]
 
 
 def test_the_provisioning_leads_to_the_dashboard() -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 
-from service.cli import samples
-from service.cli.run import try_this
+from service.cli import run, samples
 from service.client import HatrackClient
 from service.client.settings import ClientSettings
 
@@ -164,7 +166,7 @@ def test_a_trainer_that_starts_later_than_the_engine_is_waited_for(
 def test_what_to_try_works_in_a_shell_without_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, is_named: bool
 ) -> None:
-    printed = try_this(url, ["tiny"], key_file=tmp_path / "admin.key")
+    printed = run.try_this(url, ["tiny"], key_file=tmp_path / "admin.key")
     named = re.search(r"^ *export HATRACK_URL=(.*)$", printed, re.MULTILINE)
     assert bool(named) is is_named
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -173,3 +175,14 @@ def test_what_to_try_works_in_a_shell_without_settings(
     if named:
         monkeypatch.setenv("HATRACK_URL", named[1])
     assert ClientSettings().gateway_url == url
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_whoever_presses_ctrl_c_is_told_once_that_it_stops(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    printed = io.StringIO()
+    monkeypatch.setattr(run, "console", Console(file=printed, force_terminal=terminal, width=200))
+    server = run._Server(uvicorn.Config(FastAPI()))
+    for _ in range(2):
+        server.handle_exit(signal.SIGINT, None)
+    assert printed.getvalue().count("Stopping") == int(terminal)
+    assert (server.should_exit, server.force_exit) == (True, True)

@@ -33,10 +33,11 @@ def stream(*events: tuple[str, dict[str, Any]]) -> str:
 
 
 def test_a_waiting_job_says_for_what_and_where_it_stands_in_the_queue(page: Browser, answers: Answers) -> None:
-    waiting = {"reason": "queue", "message": "waits for ftjob-0 to end", "position": 2}
+    waiting = {"reason": "turn", "message": "2nd in line behind voice, step 5 of 39", "position": 2}
     answers.told = {JOB: [job("queued", waiting=waiting)], EVENTS: [stream()]}
     show(page, "job.js", "JobView", id="ftjob-1")
-    page.wait_for_text("Waits for ftjob-0 to end (number 2 in the queue)")
+    page.wait_for_text("2nd in line behind voice, step 5 of 39")
+    assert "2 in the queue" not in page.text, "once is enough"
     assert "The data report" not in page.text, "there is none before the file was checked"
 
 
