@@ -11,7 +11,7 @@ import gc
 import logging
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from service import __version__
 from service.access.authentication import Authenticator
 from service.config import Settings
+from service.config.cluster import ANNOUNCED
 from service.data_path import make_dispatch
 from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
@@ -91,7 +92,10 @@ class Front:
         self._settings = settings
         name = f"{socket.gethostname()}:{settings.port}"
         self.link = GatewayLink(settings.front_gateway, settings.front_key.get_secret_value(), name)
-        self.follower = Follower(self.link, settings.front_max_age_s, self._make)
+        self.follower = Follower(self.link, settings.front_max_age_s, self._make, self._move_agents)
+        self._addresses: dict[str, str | None] = {}
+        """Where agents that announce themselves are, by their engines. What a gateway that has just started does not
+        know yet stays: its agents are where they were."""
         self.limiter = FrontLimiter(self.link, lambda: self.follower.fronts)
         self.reporter = Reporter(self.link)
         self._forwarder = Forwarder(settings.front_gateway)
@@ -216,6 +220,7 @@ class Front:
         fleet = front_fleet(self._settings, topology)
         if fleet is None:
             return _Path(None, None, telemetry, forwarder, view)
+        fleet.move(self._announced(fleet))
         limits = limits_of(topology)
         pipeline = Pipeline(
             settings,
@@ -238,6 +243,16 @@ class Front:
         _watch(telemetry, fleet, settings)
         return _Path(inference, fleet, telemetry, forwarder, view)
 
+    def _move_agents(self, addresses: Mapping[str, str | None]) -> None:
+        self._addresses.update(addresses)
+        if self._path is not None and self._path.fleet is not None:
+            self._path.fleet.move(self._announced(self._path.fleet))
+
+    def _announced(self, fleet: Fleet) -> dict[str, str | None]:
+        """The addresses of the agents that announce themselves; those of the others the topology has."""
+        announced = {each.agent.name for each in fleet.parts if each.agent.settings.engine_agent == ANNOUNCED}
+        return {name: address for name, address in self._addresses.items() if name in announced}
+
     async def _start(self, path: _Path, patience_s: float) -> None:
         """Look for its engines, for so long as the former path answers meanwhile."""
         fleet = path.fleet
@@ -245,7 +260,7 @@ class Front:
             await fleet.start()
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
-                    while not all(each.watched.ready for each in fleet.parts):  # noqa: ASYNC110 (seldom)
+                    while not all(each.watched.ready for each in fleet.parts if each.watched.is_placed):  # noqa: ASYNC110 (seldom)
                         await asyncio.sleep(RETIRE_LOOK_S / 10)
 
     async def _retire(self, path: _Path) -> None:

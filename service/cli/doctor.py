@@ -22,7 +22,7 @@ import typer
 
 from service import __version__
 from service.cli import terminal
-from service.cli.peers import front_gateway, readiness
+from service.cli.peers import engine_agent, front_gateway
 from service.cli.run import unusable_data
 from service.cli.terminal import AsJson
 from service.client import CannotConnect, ClientError, HatrackClient
@@ -118,7 +118,7 @@ def _python() -> Finding:
 def engine_version(settings: Settings) -> Finding:
     """Whether the engine is installed, in a version that this release works with; of an agent's, how it is."""
     if settings.engine_agent:
-        return _agent(settings.engine_agent)
+        return Finding("engine", *engine_agent(settings.engine_agent))
     if settings.engine_url:
         return Finding("engine", "skipped", f"somebody else's, at {settings.engine_url} (HATRACK_ENGINE_URL)")
     for name in ENGINES:
@@ -136,20 +136,6 @@ def engine_version(settings: Settings) -> Finding:
         return Finding("engine", "ok", found)
     advice = "run deploy/setup.sh (`make setup`), or set HATRACK_ENGINE_URL to an engine elsewhere"
     return Finding("engine", "failed", "vLLM is not installed", advice)
-
-
-def _agent(address: str) -> Finding:
-    try:
-        told = readiness(address)
-        found = (
-            f"{told['status']}, for {told['base']}, with {told['sessions']} sessions: the agent at {address} "
-            "(HATRACK_ENGINE_AGENT)"
-        )
-        if told["status"] == "ready":
-            return Finding("engine", "ok", found)
-        return Finding("engine", "warning", found, str(told["engine"]["reason"]))
-    except (OSError, KeyError, TypeError) as error:
-        return Finding("engine", "failed", str(error), "start `hatrack agent` there; deploy/AGENTS.md")
 
 
 def _required(name: str) -> str:

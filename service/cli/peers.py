@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
+
+from service.config.cluster import ANNOUNCED
 
 PATIENCE_S: Final = 10.0
+Finding: TypeAlias = tuple[Literal["ok", "warning", "failed", "skipped"], str, str]
+"""The result, what was found, what to do."""
 
 
 def readiness(address: str) -> dict[str, Any]:
@@ -40,8 +44,25 @@ async def _get(address: str) -> Any:
         return await answer.json()
 
 
-def front_gateway(address: str) -> tuple[Literal["ok", "warning", "failed"], str, str]:
-    """Whether the gateway of a front can be reached and may have fronts: the result, what was found, what to do."""
+def engine_agent(address: str) -> Finding:
+    """How the engine is whose agent is at an address of the settings."""
+    if address == ANNOUNCED:
+        return "skipped", "an agent's, which announces itself to the running gateway (`hatrack status`)", ""
+    try:
+        told = readiness(address)
+        found = (
+            f"{told['status']}, for {told['base']}, with {told['sessions']} sessions: the agent at {address} "
+            "(HATRACK_ENGINE_AGENT)"
+        )
+        if told["status"] == "ready":
+            return "ok", found, ""
+        return "warning", found, str(told["engine"]["reason"])
+    except (OSError, KeyError, TypeError) as error:
+        return "failed", str(error), "start `hatrack agent` there; deploy/AGENTS.md"
+
+
+def front_gateway(address: str) -> Finding:
+    """Whether the gateway of a front can be reached and may have fronts."""
     try:
         told = readiness(address)
     except OSError as error:
