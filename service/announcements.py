@@ -157,7 +157,7 @@ class Announcements:
         return entry.engine.link.session is not None or self._clock() - entry.heard_at < GONE_S
 
     def _move(self, entry: _Entry, address: str) -> None:
-        changed = {} if self.addresses.get(entry.name) == address else {entry.name: address}
+        changed: dict[str, str | None] = {} if self.addresses.get(entry.name) == address else {entry.name: address}
         for other in self._entries.values():
             if other is not entry and other.engine.address == address:  # its port is another's now
                 other.instance = None

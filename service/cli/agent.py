@@ -56,7 +56,7 @@ def agent(
     if given.agent_announce and not given.agent_url and uds is None and host in ANY_ADDRESS:
         fail(f"HATRACK_AGENT_URL must be set: the gateway cannot reach this agent at {host}, where it listens")
     try:
-        settings, lock = _hold_folder(given, name)
+        settings, lock = hold_folder(given, name)
     except SettingsError as error:
         fail(str(error))
     keep_private(settings.home)
@@ -88,7 +88,7 @@ def agent(
         lock.release()
 
 
-def _hold_folder(given: Settings, name: str | None) -> tuple[AgentSettings, InstanceLock]:
+def hold_folder(given: Settings, name: str | None) -> tuple[AgentSettings, InstanceLock]:
     """The settings of the agent, and the lock on its folder.
 
     One that its gateway names has the first folder of this machine that no agent uses: over restarts the same, with its

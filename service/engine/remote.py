@@ -68,7 +68,7 @@ class RemoteEngine(WatchedEngine):
         url, socket = split_address(address or NOWHERE)
         key = signing_key(secret, PURPOSE)
         self.link = AgentLink(name=self.name, url=url, socket=socket, key=key, silence_s=silence_s)
-        self.client = RemoteClient(self.link, url, socket, self._unavailable_reason)
+        self.client = self._remote = RemoteClient(self.link, url, socket, self._unavailable_reason)
         self.clock = RemoteClock()
         self._check = check
         self._boot: object = None
@@ -172,10 +172,9 @@ class RemoteEngine(WatchedEngine):
             await self.client.close()  # what is in flight ends now, not at some timeout
             self.clock.end_session()
             failures = 0 if time.monotonic() - began > RECONNECT_S[-1] else failures + 1
+            patience_s = RECONNECT_S[min(failures, len(RECONNECT_S) - 1)] if self.is_placed else None
             with suppress(TimeoutError):
-                async with asyncio.timeout(
-                    RECONNECT_S[min(failures, len(RECONNECT_S) - 1)] if self.is_placed else None
-                ):
+                async with asyncio.timeout(patience_s):
                     await self._moved.wait()
 
     async def _run_once(self) -> None:
@@ -185,7 +184,7 @@ class RemoteEngine(WatchedEngine):
             raise EngineFailed(UNANNOUNCED)
         url, socket = split_address(self.address)
         self.link.move(self.address, url, socket)
-        await self.client.move(url, socket)
+        await self._remote.move(url, socket)
         session, moved = asyncio.create_task(self.link.run()), asyncio.create_task(self._moved.wait())
         try:
             await asyncio.wait((session, moved), return_when=asyncio.FIRST_COMPLETED)
