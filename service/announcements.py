@@ -93,20 +93,20 @@ class Announcements:
                 f"`address` must be http://host:port, https://host:port or unix:/path; got {told.address[:100]!r}",
                 param="address",
             )
-        entry = self._place(told)
+        held = next((each for each in self._entries.values() if each.instance == told.instance), None)
         if told.leaving:
-            entry.instance = None
-            return entry.name
+            if held is not None:
+                self._move(held, None)
+            return told.last or ""
+        entry = held or self._place(told)
         if entry.instance != told.instance:
             _LOG.info("an agent has announced itself", extra={"engine": entry.name, "address": told.address})
-        entry.instance, entry.heard_at = told.instance, self._clock()
         self._move(entry, told.address)
+        entry.instance, entry.heard_at = told.instance, self._clock()
         return entry.name
 
     def _place(self, told: Announcement) -> _Entry:
-        held = next((entry for entry in self._entries.values() if entry.instance == told.instance), None)
-        if held is not None:
-            return held
+        """The engine that an agent becomes that is none yet."""
         of_base = [entry for entry in self._entries.values() if entry.base == told.base]
         if told.name is not None:
             entry = self._named(told.name)
@@ -156,14 +156,20 @@ class Announcements:
             return False
         return entry.engine.link.session is not None or self._clock() - entry.heard_at < GONE_S
 
-    def _move(self, entry: _Entry, address: str) -> None:
-        changed: dict[str, str | None] = {} if self.addresses.get(entry.name) == address else {entry.name: address}
-        for other in self._entries.values():
-            if other is not entry and other.engine.address == address:  # its port is another's now
-                other.instance = None
-                other.engine.move(None)
-                changed[other.name] = None
-        entry.engine.move(address)
+    def _move(self, entry: _Entry, address: str | None) -> None:
+        changed: dict[str, str | None] = {}
+        for each in self._entries.values():
+            if each is entry:
+                new = address
+            elif address is not None and each.engine.address == address:
+                new = None  # its port is another's now
+            else:
+                continue
+            if new is None:
+                each.instance = None
+            if each.engine.address != new:
+                each.engine.move(new)
+                changed[each.name] = new
         if changed:
             self.addresses = {**self.addresses, **changed}
             for listener in self._listeners:

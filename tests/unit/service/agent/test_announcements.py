@@ -302,10 +302,14 @@ def test_a_silent_agent_without_a_session_gives_way(places: tuple[Announcements,
 
 
 def test_what_leaves_is_free_at_once(places: tuple[Announcements, Fleet, Clock]) -> None:
-    announcements, _, _ = places
+    announcements, fleet, _ = places
     announcements.announce(said("1", "http://10.0.0.1:1"))
     announcements.announce(said("2", "http://10.0.0.2:1"))
     announcements.announce(said("1", "http://10.0.0.1:1", leaving=True))
+    assert [each.watched.is_placed for each in fleet.parts] == [False, True], "nobody asks there any more"
+    assert announcements.addresses == {"a": None, "b": "http://10.0.0.2:1"}
+    announcements.announce(said("9", "http://10.0.0.9:1", leaving=True))  # nobody that is known
+    assert announcements.addresses == {"a": None, "b": "http://10.0.0.2:1"}
     assert announcements.announce(said("3", "http://10.0.0.3:1")) == "a"
 
 
