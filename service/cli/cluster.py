@@ -19,6 +19,7 @@ from service.cli.terminal import AsJson, examples
 from service.client import ClientError, HatrackClient
 from service.client.addresses import is_loopback
 from service.config import inherited_environment
+from service.server.private import UMASK
 
 app = typer.Typer(no_args_is_help=True, help="Agents on Ray Serve: start, show and end them (deploy/CLUSTER.md).")
 APPLICATIONS: Final = "/api/serve/applications/"
@@ -130,7 +131,7 @@ def start_head(address: str, dashboard: str) -> None:
             f"RAY_AUTH_MODE is {mode}: whoever reaches Ray runs code in it, and replicas of Ray Serve listen on all of "
             "the machine's addresses; unset it, and Ray asks for a token (deploy/CLUSTER.md)"
         )
-    run_ray("get-auth-token", "--generate", shows=False)  # makes one where there is none
+    make_token()
     arguments, variables = head_command(address, dashboard)
     run_ray(*arguments, **variables)
     deadline = time.monotonic() + START_S
@@ -143,6 +144,11 @@ def start_head(address: str, dashboard: str) -> None:
                 pass
             time.sleep(POLL_S)
     fail(f"Ray's dashboard does not answer at {dashboard} after {START_S:g} s; see /tmp/ray/session_latest/logs")
+
+
+def make_token() -> None:
+    """Make Ray's token where there is none, for the eyes of this user alone."""
+    run_ray("get-auth-token", "--generate", shows=False)
 
 
 def head_command(address: str, dashboard: str) -> tuple[list[str], dict[str, str]]:
@@ -162,7 +168,8 @@ def run_ray(*arguments: str, shows: bool = True, **variables: str) -> None:
         [sys.executable, "-m", "ray.scripts.scripts", *arguments],
         inherited_environment() | variables,
     )
-    done = subprocess.run(command, env=environment, stdout=None if shows else subprocess.DEVNULL, check=False)
+    stdout = None if shows else subprocess.DEVNULL
+    done = subprocess.run(command, env=environment, stdout=stdout, check=False, umask=UMASK)  # Ray's token is a file
     if done.returncode != 0:
         fail(f"`ray {' '.join(arguments)}` failed with exit code {done.returncode}; see its output above")
 

@@ -41,7 +41,7 @@ class Agent:
 deployment = serve.deployment(
     name="agent",
     ray_actor_options={"num_cpus": 1},
-    health_check_period_s=2,
+    health_check_period_s=1,
     health_check_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.5,
     graceful_shutdown_timeout_s=60,

@@ -28,6 +28,7 @@ PYTHON = REPO / ".venv-cluster" / "bin" / "python"
 TOKEN = "the-token-of-ray-in-these-tests"
 ENTRIES = ("a", "b")
 APPLICATION = "tiny"
+BASE_NAME = "tiny"
 SETTINGS = {
     "HATRACK_ENGINE_SLOTS": "4",
     "HATRACK_ENGINE_RESIDENT": "8",
@@ -48,8 +49,11 @@ class RayCluster:
     base_dir: Path
     temporary: Path
     """Ray's own files; a short path, for its sockets."""
+    nodes: tuple[str, ...] = ()
+    """Addresses of nodes beside the head, which then runs no agents; none: the head runs them."""
     ports: dict[str, int] = field(default_factory=dict)
-    ray: subprocess.Popen[bytes] | None = None
+    ray: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """The head, and the nodes in their order."""
 
     def __post_init__(self) -> None:
         entry = f'base = "{self.base_dir}"\nagent = "announced"\n'
@@ -68,22 +72,28 @@ class RayCluster:
         """Start gateway and Ray; no agents yet."""
         self.gateway.start(wait=False)
         until(self.gateway.listens)
-        arguments, variables = head_command("127.0.0.1", self.dashboard)
+        arguments, variables = head_command(self.head, self.dashboard)
         arguments += ["--block", "--port", str(self.ports["ray"]), "--temp-dir", str(self.temporary)]
-        arguments += ["--num-cpus", "4", "--object-store-memory", str(80 * 2**20)]
+        self._start_ray(*arguments, "--num-cpus", "0" if self.nodes else "4", **variables)
+        until(self.is_ray_up)
+        for address in self.nodes:
+            there = ("--address", f"{self.head}:{self.ports['ray']}", "--node-ip-address", address)
+            self._start_ray("start", *there, "--block", "--num-cpus", "1", RAY_AUTH_MODE="token")
+        until(lambda: len(self.living_nodes()) == 1 + len(self.nodes))
+
+    def _start_ray(self, *arguments: str, **variables: str) -> None:
         with (self.home / "ray.log").open("ab") as log:
-            self.ray = subprocess.Popen(
-                [str(PYTHON), "-m", "ray.scripts.scripts", *arguments],
+            process = subprocess.Popen(
+                [str(PYTHON), "-m", "ray.scripts.scripts", *arguments, "--object-store-memory", str(80 * 2**20)],
                 env=self.environment | variables,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        until(self.is_ray_up)
+        self.ray.append(process)
 
     def is_ray_up(self) -> bool:
-        assert self.ray is not None
-        assert self.ray.poll() is None, (self.home / "ray.log").read_text(errors="replace")[-4000:]
+        assert self.ray[0].poll() is None, (self.home / "ray.log").read_text(errors="replace")[-4000:]
         with suppress(httpx.TransportError):
             return self.ask_ray("/api/version").status_code == 200
         return False
@@ -92,13 +102,18 @@ class RayCluster:
         """GET from Ray's dashboard."""
         return httpx.get(f"{self.dashboard}{path}", headers={"authorization": f"Bearer {TOKEN}"}, timeout=30)
 
+    def living_nodes(self) -> set[str]:
+        """The addresses of Ray's nodes."""
+        told = self.ask_ray("/api/v0/nodes").json()["data"]["result"]["result"]
+        return {node["node_ip"] for node in told if node["state"] == "ALIVE"}
+
     def stop(self) -> None:
         """End the agents, Ray and the gateway; nothing of them is left."""
         own = self.ray_processes()
-        if self.ray is not None:
-            self.ray.send_signal(signal.SIGTERM)
+        for process in reversed(self.ray):
+            process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                self.ray.wait(60)
+                process.wait(60)
         for process in own:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -106,17 +121,27 @@ class RayCluster:
         self.gateway.stop()
 
     def ray_processes(self) -> list[psutil.Process]:
-        """Ray's head and all that it has started, agents too."""
-        if self.ray is None:
-            return []
-        with suppress(psutil.NoSuchProcess):
-            head = psutil.Process(self.ray.pid)
-            return [head, *head.children(recursive=True)]
-        return []
+        """Ray's processes and all that they have started, agents too."""
+        return [each for started in self.ray for each in family(started.pid)]
+
+    def kill_node(self, address: str) -> None:
+        """SIGKILL to all of a node at once, as if its machine had lost its power."""
+        own = family(self.ray[1 + self.nodes.index(address)].pid)
+        for process in own:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        for process in own:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    @property
+    def head(self) -> str:
+        """Its address; with other nodes one that Ray does not take for all nodes' own."""
+        return "127.0.0.2" if self.nodes else "127.0.0.1"
 
     @property
     def dashboard(self) -> str:
-        return f"http://127.0.0.1:{self.ports['dashboard']}"
+        return f"http://{self.head}:{self.ports['dashboard']}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -212,6 +237,14 @@ class RayCluster:
         folder = self.temporary / "session_latest" / "logs"
         paths = [*(folder / "serve").glob("*.log"), *folder.glob("worker-*.err")]
         return "".join(f"\n---- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all below it; none if it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    return []
 
 
 def command_of(process: psutil.Process) -> list[str]:

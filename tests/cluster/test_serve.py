@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,8 @@ import psutil
 import pytest
 
 from adapters.base import describe
-from tests.cluster.ray_cluster import APPLICATION, ENTRIES, PYTHON, RayCluster, kill
+from tests.cluster.ray_cluster import APPLICATION, BASE_NAME, ENTRIES, PYTHON, RayCluster, kill
+from tests.conftest import REPO
 from tests.support.adapters import make_adapter, make_base
 from tests.support.cluster import Load, Outcome, until
 
@@ -32,7 +34,7 @@ TOKENS = 24
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     home, temporary = tmp_path_factory.mktemp("cluster"), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    made = RayCluster(home, make_base(home / "tiny"), temporary)
+    made = RayCluster(home, make_base(home / BASE_NAME), temporary)
     try:
         made.start()
         made.up()
@@ -183,6 +185,13 @@ def test_the_queue_decides_how_many_there_are(cluster: RayCluster, voices: list[
         outcomes = load.end()
     until(lambda: len(cluster.ready()) == 1 and len(cluster.agents()) == 1)
     assert not failed(outcomes)
+
+
+def test_rays_token_is_its_users_alone(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(REPO), "PATH": os.environ["PATH"]}
+    make = "import os; os.umask(0o022); from service.cli.cluster import make_token; make_token()"
+    subprocess.run([str(PYTHON), "-c", make], env=environment, check=True, capture_output=True)
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_config_that_cannot_be_is_refused(cluster: RayCluster, tmp_path: Path) -> None:
