@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -57,6 +58,7 @@ def up(
     require_ray()
     wanted = read_config(config)
     if head is not None:
+        dashboard = f"http://{head}:8265" if dashboard == LOCAL else dashboard
         start_head(head, dashboard)
     with ray_dashboard(dashboard) as http:
         ask(http, "PUT", wanted)
@@ -133,7 +135,7 @@ def start_head(address: str, dashboard: str) -> None:
         )
     make_token()
     arguments, variables = head_command(address, dashboard)
-    run_ray(*arguments, **variables)
+    run_ray(*arguments, variables=variables)
     deadline = time.monotonic() + START_S
     with ray_dashboard(dashboard) as http:
         while time.monotonic() < deadline:
@@ -162,12 +164,10 @@ def head_command(address: str, dashboard: str) -> tuple[list[str], dict[str, str
     return arguments, {"RAY_AUTH_MODE": "token", **alone}
 
 
-def run_ray(*arguments: str, shows: bool = True, **variables: str) -> None:
+def run_ray(*arguments: str, shows: bool = True, variables: Mapping[str, str] | None = None) -> None:
     """Run Ray's own command, with further variables in its environment; ends this one if that fails."""
-    command, environment = (
-        [sys.executable, "-m", "ray.scripts.scripts", *arguments],
-        inherited_environment() | variables,
-    )
+    command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
+    environment = {**inherited_environment(), **(variables or {})}
     stdout = None if shows else subprocess.DEVNULL
     done = subprocess.run(command, env=environment, stdout=stdout, check=False, umask=UMASK)  # Ray's token is a file
     if done.returncode != 0:
