@@ -27,6 +27,7 @@ PYTHON = REPO / ".venv-cluster" / "bin" / "python"
 """Of the environment with Ray; the agents run in that of the tests."""
 TOKEN = "the-token-of-ray-in-these-tests"
 ENTRIES = ("a", "b")
+STARTS = 5
 APPLICATION = "tiny"
 BASE_NAME = "tiny"
 SETTINGS = {
@@ -77,11 +78,20 @@ class RayCluster:
         self._start_ray(*arguments, "--num-cpus", "0" if self.nodes else "4", **variables)
         until(self.is_ray_up)
         for address in self.nodes:
-            there = ("--address", f"{self.head}:{self.ports['ray']}", "--node-ip-address", address)
-            self._start_ray("start", *there, "--block", "--num-cpus", "1", RAY_AUTH_MODE="token")
-        until(lambda: len(self.living_nodes()) == 1 + len(self.nodes))
+            self._start_node(address)
 
-    def _start_ray(self, *arguments: str, **variables: str) -> None:
+    def _start_node(self, address: str) -> None:
+        """One after another, and again where Ray gives up after its 30 s on a busy machine."""
+        there = ("--address", f"{self.head}:{self.ports['ray']}", "--node-ip-address", address)
+        for _ in range(STARTS):
+            process = self._start_ray("start", *there, "--block", "--num-cpus", "1", RAY_AUTH_MODE="token")
+            until(lambda: process.poll() is not None or address in self.living_nodes())  # noqa: B023
+            if process.poll() is None:
+                return
+            self.ray.remove(process)
+        raise AssertionError((self.home / "ray.log").read_text(errors="replace")[-4000:])
+
+    def _start_ray(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         with (self.home / "ray.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(PYTHON), "-m", "ray.scripts.scripts", *arguments, "--object-store-memory", str(80 * 2**20)],
@@ -91,6 +101,7 @@ class RayCluster:
                 start_new_session=True,
             )
         self.ray.append(process)
+        return process
 
     def is_ray_up(self) -> bool:
         assert self.ray[0].poll() is None, (self.home / "ray.log").read_text(errors="replace")[-4000:]
