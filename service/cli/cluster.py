@@ -25,7 +25,8 @@ from service.server.private import UMASK
 app = typer.Typer(no_args_is_help=True, help="Agents on Ray Serve: start, show and end them (deploy/CLUSTER.md).")
 APPLICATIONS: Final = "/api/serve/applications/"
 POLL_S: Final = 1.0
-TIMEOUT_S: Final = 30.0
+TIMEOUTS_S: Final = {"GET": 60.0, "PUT": 300.0, "DELETE": 300.0}
+"""How long an answer may take, s: the first deployment also starts Serve."""
 START_S: Final = 120.0
 """How long Ray's head may take until its dashboard answers, s."""
 SETTLED: Final = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
@@ -64,7 +65,8 @@ def up(
         ask(http, "PUT", wanted)
         console.print(f"deployed {', '.join(str(each['name']) for each in wanted['applications'])}")
         while wait:
-            applications = ask(http, "GET")["applications"].values()
+            known = ask(http, "GET")["applications"]
+            applications = [known.get(each["name"], {"status": "unknown"}) for each in wanted["applications"]]
             if all(each["status"] in SETTLED for each in applications):
                 _print(shown(applications))
                 if any(each["status"] != "RUNNING" for each in applications):
@@ -177,9 +179,8 @@ def run_ray(*arguments: str, shows: bool = True, variables: Mapping[str, str] | 
 def ray_dashboard(address: str) -> httpx.Client:
     """A client for Ray's dashboard, with the cluster's token where there is one."""
     token = _token()
-    return httpx.Client(
-        base_url=address, timeout=TIMEOUT_S, headers={} if token is None else {"authorization": f"Bearer {token}"}
-    )
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    return httpx.Client(base_url=address, headers=headers, timeout=TIMEOUTS_S["GET"])
 
 
 def _token() -> str | None:
@@ -197,7 +198,7 @@ def _token() -> str | None:
 def ask(http: httpx.Client, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Ask Serve's REST API; ends the command if it refuses or does not answer."""
     try:
-        answer = http.request(method, APPLICATIONS, json=body)
+        answer = http.request(method, APPLICATIONS, json=body, timeout=TIMEOUTS_S[method])
     except httpx.TransportError as error:
         fail(
             f"Ray's dashboard does not answer at {http.base_url} ({type(error).__name__}): start Ray "

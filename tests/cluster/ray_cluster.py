@@ -111,7 +111,7 @@ class RayCluster:
 
     def ask_ray(self, path: str) -> httpx.Response:
         """GET from Ray's dashboard."""
-        return httpx.get(f"{self.dashboard}{path}", headers={"authorization": f"Bearer {TOKEN}"}, timeout=30)
+        return httpx.get(f"{self.dashboard}{path}", headers={"authorization": f"Bearer {TOKEN}"}, timeout=TIMEOUT)
 
     def living_nodes(self) -> set[str]:
         """The addresses of Ray's nodes."""
@@ -175,7 +175,7 @@ class RayCluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1800,
             cwd=self.home,
             check=False,
         )

@@ -111,7 +111,7 @@ def test_ray_and_the_agents_listen_on_loopback_and_ask_for_a_token_elsewhere(clu
     for port, _ in elsewhere:
         asked = [str(PYTHON), "-c", ASK_WITHOUT_A_TOKEN, str(port)]
         assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout == "UNAUTHENTICATED\n"
-    assert httpx.get(f"{cluster.dashboard}/api/serve/applications/", timeout=30).status_code == 401
+    assert httpx.get(f"{cluster.dashboard}/api/serve/applications/", timeout=180).status_code == 401
 
 
 def is_loopback(address: IPv4Address | IPv6Address) -> bool:
