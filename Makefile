@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up walkthrough samples test test-failed test-unit test-slow lint format down client-wheel demo-poison gpu-check clean
+.PHONY: help setup setup-dev up walkthrough samples test test-failed test-unit test-slow test-cluster lint format down client-wheel demo-poison gpu-check clean
 
 BIN := .venv/bin
 BASE := smollm2-135m-instruct
@@ -49,6 +49,12 @@ test-slow: samples ## the rest: crashes, trainings and their verdicts, architect
 	@$(BIN)/python -m pytest tests/integration tests/crash -m slow
 	@$(BIN)/python -m pytest $(ALL_ON_POSTGRESQL) --database postgresql -n logical --dist worksteal
 
+# Ray has an environment of its own: nothing else needs it
+test-cluster: setup-dev ## agents on Ray Serve, on loopback with stubs for engines (.venv-cluster gets Ray)
+	@[ -x .venv-cluster/bin/python ] || $(BIN)/python -m venv .venv-cluster
+	@.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cluster]'
+	@$(BIN)/python -m pytest tests/cluster
+
 lint: setup-dev ## ruff, strict types, import rules
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -65,4 +71,4 @@ client-wheel:   ## dist/hatrack_client-*.whl: the Python client and the command 
 	@$(or $(wildcard $(BIN)/python),python3) -m pip --quiet wheel --no-deps --wheel-dir dist deploy/client && ls dist/hatrack_client-*.whl
 
 clean:          ## remove the environment; state under var/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-cluster .mypy_cache .ruff_cache .pytest_cache

@@ -1,10 +1,11 @@
 """What a front's feed costs gateway and front with many adapters: all of it at first, and one change later.
 
-.venv/bin/python loadtests/front_feed.py
+.venv/bin/python loadtests/front_feed.py [--adapters 100000] [--keys 10000]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import resource
@@ -24,7 +25,6 @@ from service.fronts.follower import Follower, View, _Known
 from service.fronts.topology import ToldBase, Topology
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 
-ADAPTERS, KEYS = 100_000, 10_000
 FINGERPRINT = Fingerprint(
     **dict.fromkeys(("weights", "config", "tokenizer", "template", "dtype", "quantization", "engine_version"), "x")
 )
@@ -54,17 +54,17 @@ async def part(lines: AsyncIterator[bytes]) -> tuple[list[bytes], float]:
     raise AssertionError("the feed has ended")
 
 
-async def main() -> None:
+async def main(adapters: int, number_of_keys: int) -> None:
     """Print seconds of CPU time of both sides."""
     base = ToldBase(
         name="base", created_at=1, fingerprint=FINGERPRINT, context=2048, prompt_tokens=2048, token_chars=128
     )
     topology = Topology(version="0", policy={}, embedder=None, bases=(base,), engines=())
     keys, catalog = Authenticator("the-admin-key-of-this-test"), Catalog("base", 1)
-    entries = {("project", f"voice-{number}"): adapter(number) for number in range(ADAPTERS)}
+    entries = {("project", f"voice-{number}"): adapter(number) for number in range(adapters)}
     keys.load({
         sha256(str(number).encode()).digest(): KeyEntry(Caller(f"key_{number}", "project", frozenset({Scope.INFER})))
-        for number in range(KEYS)
+        for number in range(number_of_keys)
     })  # fmt: skip
     catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
     gc.collect()
@@ -100,4 +100,8 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapters", type=int, default=100_000)
+    parser.add_argument("--keys", type=int, default=10_000)
+    given = parser.parse_args()
+    asyncio.run(main(given.adapters, given.keys))

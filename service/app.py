@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,13 +28,12 @@ from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
 from service.error_handlers import RequestIds, add_error_handlers
 from service.files.routes import router as files_router
-from service.fronts.gateway import FrontsApp
 from service.health import health
 from service.http.schema import add_routes
 from service.inference.routes import MODELS, InferenceApp
 from service.openapi import build as build_openapi
 from service.pages import pages
-from service.parts import Parts, build, data_path, fronts
+from service.parts import Parts, announced_agents, build, data_path, fronts
 from service.registry.routes import router as registry_router
 from service.storage.retention import Retention
 from service.storage.routes import StorageReport
@@ -100,8 +99,9 @@ def create_app(settings: Settings) -> ASGIApp:
     add_routes(api, console())
     add_error_handlers(api, [*inference.routes, MODELS])
     app: ASGIApp = DataPathFirst(inference, RequestIds(api))
-    if for_fronts is not None:
-        app = FrontsFirst(for_fronts, app)
+    peers = [peer for peer in (for_fronts, announced_agents(parts)) if peer is not None]
+    if peers:
+        app = PeersFirst(peers, app)
     return Cors(app, settings.cors_origins) if settings.cors_origins else app
 
 
@@ -120,19 +120,27 @@ class DataPathFirst:
             await self._rest(scope, receive, send)
 
 
-class FrontsFirst:
-    """Routes fronts' own requests to what serves them; only a gateway that may have fronts has it."""
+class PeerApp(Protocol):
+    """Answers other processes of Hatrack's: fronts, or agents."""
 
-    def __init__(self, fronts: FrontsApp, rest: ASGIApp) -> None:
-        self._fronts = fronts
+    def handles(self, scope: Scope) -> bool:
+        """True for a request of theirs."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+
+class PeersFirst:
+    """Routes requests of other processes of Hatrack's to what serves them; only a gateway that may have such has it."""
+
+    def __init__(self, peers: Sequence[PeerApp], rest: ASGIApp) -> None:
+        self._peers = tuple(peers)
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one scope."""
-        if self._fronts.handles(scope):
-            await self._fronts(scope, receive, send)
-        else:
-            await self._rest(scope, receive, send)
+        app = next((peer for peer in self._peers if peer.handles(scope)), self._rest)
+        await app(scope, receive, send)
 
 
 def _add_knowledge(api: FastAPI, knowledge: Knowledge) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,12 @@ class Fleet:
         if any(state.name == "ready" and not snapshot.known for state, snapshot in snapshots):
             return None
         return frozenset().union(*(snapshot.resident for _, snapshot in snapshots))
+
+    def move(self, addresses: Mapping[str, str | None]) -> None:
+        """Use engines' agents at other addresses, by the engines' names; None: it is not known where one is."""
+        for each in self.parts:
+            if each.agent.name in addresses and isinstance(each.watched, RemoteEngine):
+                each.watched.move(addresses[each.agent.name])
 
     def callers_load(self) -> tuple[int, int]:
         """Callers' requests that are queued for any engine, and that are in one."""

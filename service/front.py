@@ -26,6 +26,7 @@ from service import __version__
 from service.access.authentication import Authenticator
 from service.access.caller import Caller
 from service.config import Settings
+from service.config.cluster import ANNOUNCED
 from service.cors import Cors
 from service.data_path import make_dispatch
 from service.engine.assemble import engine_version
@@ -111,7 +112,11 @@ class Front:
         self._settings = settings
         name = f"{socket.gethostname()}:{settings.port}"
         self.link = GatewayLink(settings.front_gateway, settings.front_key.get_secret_value(), name)
-        self.follower = Follower(self.link, settings.front_max_age_s, self._make, self._cut_forwarded)
+        age = settings.front_max_age_s
+        self.follower = Follower(self.link, age, self._make, self._cut_forwarded, self._move_agents)
+        self._addresses: dict[str, str | None] = {}
+        """Where agents that announce themselves are, by their engines. What a gateway that has just started does not
+        know yet stays: its agents are where they were."""
         self.limiter = FrontLimiter(self.link, lambda: self.follower.fronts)
         self.reporter = Reporter(self.link)
         self._forwarder = self._make_forwarder()
@@ -239,6 +244,7 @@ class Front:
         fleet = front_fleet(self._settings, topology)
         if fleet is None:
             return _Path(app, None, None, telemetry, forwarder, view)
+        fleet.move(self._announced(fleet))
         limits = limits_of(topology)
         pipeline = Pipeline(
             settings,
@@ -261,6 +267,16 @@ class Front:
         _watch(telemetry, fleet, settings)
         return _Path(app, inference, fleet, telemetry, forwarder, view)
 
+    def _move_agents(self, addresses: Mapping[str, str | None]) -> None:
+        self._addresses.update(addresses)
+        if self._path is not None and self._path.fleet is not None:
+            self._path.fleet.move(self._announced(self._path.fleet))
+
+    def _announced(self, fleet: Fleet) -> dict[str, str | None]:
+        """The addresses of the agents that announce themselves; those of the others the topology has."""
+        announced = {each.agent.name for each in fleet.parts if each.agent.settings.engine_agent == ANNOUNCED}
+        return {name: address for name, address in self._addresses.items() if name in announced}
+
     async def _start(self, path: _Path, patience_s: float) -> None:
         """Look for its engines, for so long as the former path answers meanwhile."""
         fleet = path.fleet
@@ -268,7 +284,7 @@ class Front:
             await fleet.start()
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
-                    while not all(each.watched.ready for each in fleet.parts):  # noqa: ASYNC110 (seldom)
+                    while not all(each.watched.ready for each in fleet.parts if each.watched.is_placed):  # noqa: ASYNC110 (seldom)
                         await asyncio.sleep(RETIRE_LOOK_S / 10)
 
     async def _retire(self, path: _Path) -> None:

@@ -11,12 +11,14 @@ from adapters.store import Store
 from service.access.limits import KeyLimiter
 from service.access.refusals import Refusals
 from service.access.service import Keys
+from service.announcements import Announcements, AnnouncementsApp
 from service.batches.service import Batches
 from service.config import GIB, MIB, Settings
 from service.costs.assemble import Costs
 from service.costs.assemble import assemble as assemble_costs
 from service.data_path import make_dispatch
 from service.database import Database
+from service.engine.agent_wire import ANNOUNCE_PURPOSE
 from service.engine.assemble import engine_version
 from service.files.service import Files
 from service.fleet import EngineParts, Fleet
@@ -80,6 +82,7 @@ class Parts:
     refusals: Refusals
     usage: UsageAccount
     fleet: Fleet
+    announcements: Announcements
     catalog: Catalog
     objects: Objects | None
     adapters: StoredAdapters
@@ -131,6 +134,7 @@ def build(settings: Settings) -> Parts:
         refusals=refusals,
         usage=usage,
         fleet=fleet,
+        announcements=Announcements(fleet),
         catalog=catalog,
         objects=objects,
         adapters=adapters,
@@ -194,7 +198,9 @@ def fronts(parts: Parts) -> FrontsApp | None:
         exhausted=parts.costs.budgets.exhausted,
         fronts=lambda: len(sessions.connected),
         salts=parts.keys.derived_secret(SALTS),
+        addresses=lambda: parts.announcements.addresses,
     )
+    parts.announcements.on_change(feed.agents_changed)
     reports = FrontReports(
         parts.database,
         authenticator,
@@ -203,6 +209,14 @@ def fronts(parts: Parts) -> FrontsApp | None:
         suspect=parts.registry.report_failure,
     )
     return FrontsApp(Verifier(signing_key(key.get_secret_value(), FRONTS)), feed, sessions, reports)
+
+
+def announced_agents(parts: Parts) -> AnnouncementsApp | None:
+    """What hears the agents that announce themselves; None: none may."""
+    key = parts.settings.agent_key
+    if key is None or not parts.announcements:
+        return None
+    return AnnouncementsApp(Verifier(signing_key(key.get_secret_value(), ANNOUNCE_PURPOSE)), parts.announcements)
 
 
 def _dispatch(parts: Parts) -> Dispatch | Dispatches:

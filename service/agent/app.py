@@ -12,6 +12,7 @@ import orjson
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from service import __version__
+from service.agent.announcer import Announcer
 from service.agent.gate import Gate, Session
 from service.engine.agent_wire import (
     ENGINE_PATH,
@@ -57,6 +58,7 @@ class AgentServer:
         watched: The engine.
         gate: Its queue.
         verifier: Of the shared secret.
+        announcer: Tells the gateway where this agent is; None: nobody does.
         silence_s: A user who says nothing for so long is gone, s.
         max_body: Largest body of a request, bytes.
         store_url: The object store that adapters come from; None: they are in the engine's folder.
@@ -68,6 +70,7 @@ class AgentServer:
         gate: Gate,
         verifier: Verifier,
         *,
+        announcer: Announcer | None,
         silence_s: float,
         max_body: int,
         store_url: str | None,
@@ -75,6 +78,7 @@ class AgentServer:
         self._watched = watched
         self._gate = gate
         self._verifier = verifier
+        self._announcer = announcer
         self._silence_s = silence_s
         self._max_body = max_body
         self._store_url = store_url
@@ -113,7 +117,13 @@ class AgentServer:
             "sessions": len(self._gate.sessions),
             "queued": queue.queued,
             "in_flight": queue.in_flight,
+            "width": queue.width,
+            "slots": self._watched.config.slots,
+            "slots_in_use": queue.slots_in_use,
+            "adapters_waiting": queue.adapters_waiting,
         }
+        if self._announcer is not None:
+            shown["announced"] = self._announcer.shown()
         return web.json_response(shown, status=200 if ready else 503, headers={} if ready else {"retry-after": "5"})
 
     # sessions

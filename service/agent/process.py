@@ -13,6 +13,7 @@ from typing import Final
 
 from adapters.store import Store
 from service.admission.admission import Admission
+from service.agent.announcer import Announcer
 from service.agent.app import AgentServer, listening
 from service.agent.gate import Gate
 from service.config import MIB, Settings
@@ -74,13 +75,16 @@ class AgentProcess:
 
     Args:
         settings: Its engine's.
+        announce_as: The engine that it is to be in the settings of the gateway at HATRACK_AGENT_ANNOUNCE; None: any
+            free one of its base.
 
     Raises:
         SettingsError: The base, the engine or the object store cannot be used.
     """
 
-    def __init__(self, settings: AgentSettings) -> None:
+    def __init__(self, settings: AgentSettings, announce_as: str | None = None) -> None:
         assert settings.agent_key is not None  # noqa: S101  `agent_settings` has checked it
+        secret = settings.agent_key.get_secret_value()
         objects = objects_for(settings)
         store = Store(settings.store_dir)
         self._objects = objects
@@ -93,11 +97,16 @@ class AgentProcess:
         self.clock = EngineClock()
         self.admission = Admission(settings, self.watched.client, self.watched.on_change, self.clock, self.adapters)
         self.gate = Gate(self.admission, self.clock, self.adapters, self._restart)
-        verifier = Verifier(signing_key(settings.agent_key.get_secret_value(), PURPOSE))
+        self.announcer: Announcer | None = None
+        if settings.agent_announce:
+            base, slots = settings.base_served_name, settings.engine_slots
+            self.announcer = Announcer(settings.agent_announce, secret, name=announce_as, base=base, slots=slots)
+        self._url = settings.agent_url
         self.server = AgentServer(
             self.watched,
             self.gate,
-            verifier,
+            Verifier(signing_key(secret, PURPOSE)),
+            announcer=self.announcer,
             silence_s=settings.agent_timeout_s,
             max_body=int(settings.max_body_mib * MIB) * 2,  # what a gateway adds to the largest body it takes
             store_url=settings.store_url,
@@ -138,6 +147,8 @@ class AgentProcess:
             address = await stack.enter_async_context(listening(self.server, host=host, port=port, uds=uds, stop_s=1.0))
             stack.push_async_callback(self.watched.stop)
             await self.watched.start()
+            if self.announcer is not None:
+                await stack.enter_async_context(self.announcer.running(self._url or address))
             started(address)
             gc.collect()
             gc.freeze()  # what lives now lives until the end

@@ -12,6 +12,7 @@ from typing import Any, Final
 import typer
 
 from service.cli.agent import agent
+from service.cli.cluster import app as cluster
 from service.cli.doctor import doctor
 from service.cli.engine import engine
 from service.cli.front import front
@@ -24,6 +25,7 @@ __all__ = [
     "CONTEXT",
     "agent",
     "backup",
+    "cluster",
     "doctor",
     "down",
     "engine",

@@ -120,6 +120,7 @@ app.command(
     ),
     context_settings=full_product.CONTEXT,
 )(full_product.front)
+app.add_typer(full_product.cluster, name="cluster")
 app.command(epilog=examples("hatrack down", "hatrack down --keep-engine"), context_settings=full_product.CONTEXT)(
     full_product.down
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Literal, TypeAlias
 
-PeerFinding: TypeAlias = tuple[Literal["ok", "warning", "failed"], str, str]
+from service.config.cluster import ANNOUNCED
+
+PeerFinding: TypeAlias = tuple[Literal["ok", "warning", "failed", "skipped"], str, str]
 """A result, what was found, and what to do about it."""
 PATIENCE_S: Final = 10.0
 
@@ -44,6 +46,8 @@ async def _get(address: str) -> Any:
 
 def agent_state(address: str) -> PeerFinding:
     """How an engine's agent is: the result, what was found, what to do."""
+    if address == ANNOUNCED:
+        return "skipped", "an agent's, which announces itself to the running gateway (`hatrack status`)", ""
     try:
         told = readiness(address)
         found = (

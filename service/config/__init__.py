@@ -14,7 +14,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import orjson
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from adapters.costs import CostSettings
@@ -22,7 +22,7 @@ from adapters.processor import is_slow_in_bfloat16
 from adapters.validation import settings_message
 from service.client.addresses import is_http, is_loopback, is_unix
 from service.config.batches import BatchSettings
-from service.config.cluster import ClusterSettings, agent_problem
+from service.config.cluster import ANNOUNCED, ClusterSettings, agent_problem
 from service.config.engine import EngineSettings
 from service.config.grounding import GroundingSettings
 from service.config.secret_names import SECRETS
@@ -237,10 +237,11 @@ class Settings(
         ),
     )
 
-    @field_validator("engine_url", "engine_agent", "front_gateway", "trainer_url")
+    @field_validator("engine_url", "engine_agent", "agent_announce", "agent_url", "front_gateway", "trainer_url")
     @classmethod
-    def _address(cls, value: str) -> str:
-        if not value or is_http(value) or is_unix(value):
+    def _address(cls, value: str, info: ValidationInfo) -> str:
+        is_announced = info.field_name == "engine_agent" and value == ANNOUNCED
+        if not value or is_announced or is_http(value) or is_unix(value):
             return value.rstrip("/")
         raise ValueError("must be http://host:port, https://host:port or unix:/path, without a user or a query")
 

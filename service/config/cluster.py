@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
 MIN_SECRET_CHARS = 16
+ANNOUNCED: Final = "announced"
+"""In the place of an agent's address: that which the agent announces itself with."""
 
 
 class ClusterSettings(BaseSettings):
@@ -21,6 +25,15 @@ class ClusterSettings(BaseSettings):
         10,
         gt=0,
         description="Silence after which an agent counts as down, s: what waits for it ends or goes to another one.",
+    )
+    agent_announce: str = Field(
+        "",
+        description="For `hatrack agent`: the gateway that it announces itself to, `http://host:port` "
+        "(`deploy/AGENTS.md`). Unset: the gateway is told the agent's address.",
+    )
+    agent_url: str = Field(
+        "",
+        description="The address that an agent announces, `http://host:port`. Unset: the one that it listens on.",
     )
     front_gateway: str = Field(
         "",

@@ -78,8 +78,8 @@ class EngineSettings(BaseSettings):
     engine_agent: str = Field(
         "",
         description=(
-            "The agent that runs the engine (`hatrack agent`, `deploy/AGENTS.md`): `http://host:port` or `unix:/path`. "
-            "Unset: the gateway runs it, or uses the one at `engine_url`."
+            "The agent that runs the engine (`hatrack agent`, `deploy/AGENTS.md`): `http://host:port`, `unix:/path`, "
+            "or `announced`: the agent says where it is. Unset: the gateway runs it, or uses the one at `engine_url`."
         ),
     )
 

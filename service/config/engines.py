@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from adapters.validation import faults, message, settings_message, shown
 from service.config import Settings
+from service.config.cluster import ANNOUNCED
 from service.config.engine import EngineSettings
 from service.config.secret_names import SECRETS
 from service.errors import SettingsError
@@ -222,7 +223,7 @@ def _check_addresses(engines: tuple[NamedEngineSettings, ...], path: Path) -> No
     urls: dict[str, NamedEngineSettings] = {}
     for engine in engines:
         for key, address in (("url", engine.engine_url), ("agent", engine.engine_agent)):
-            first = urls.setdefault(address, engine) if address else engine
+            first = urls.setdefault(address, engine) if address not in ("", ANNOUNCED) else engine
             if first is not engine:
                 raise SettingsError(
                     f"HATRACK_ENGINES: {path}: the engines `{first.engine_name}` and `{engine.engine_name}` have the "

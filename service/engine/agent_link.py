@@ -47,16 +47,20 @@ class AgentLink:
     """
 
     def __init__(self, *, name: str, url: str, socket: str | None, key: bytes, silence_s: float) -> None:
-        self.name = name
         self.key = key
         self.session: str | None = None
         """The id of the open session."""
-        self._url = url.rstrip("/")
-        self._socket = socket
+        self.move(name, url, socket)
         self._silence_s = silence_s
         self._handlers: dict[str, Callable[..., Any]] = {}
         self._outbox: list[Message] = []
         self._wake = asyncio.Event()
+
+    def move(self, name: str, url: str, socket: str | None) -> None:
+        """The next session is with the agent there; arguments as of the class."""
+        self.name = name
+        self._url = url.rstrip("/")
+        self._socket = socket
 
     def on(self, kind: str, handler: Callable[..., Any]) -> None:
         """Call ``handler`` with the parts of each message of a kind; what it returns is awaited if it can be."""

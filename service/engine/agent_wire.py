@@ -26,6 +26,10 @@ From the agent:
     ["loaded", known, [digest, …], cold_loads, cold_load_s]
 
 Each side sends something at least every SIGN_OF_LIFE_S.
+
+An agent whose address the gateway's settings do not have *announces* itself: every ANNOUNCE_EVERY_S it POSTs an
+``Announcement`` to the gateway's ANNOUNCE_PATH, signed for ANNOUNCE_PURPOSE, and is answered with the name of the
+engine that it has become, ``{"name"}``. Sessions are opened by the gateway, as with any agent.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal, TypeAlias
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import BadGateway
 
@@ -50,9 +55,39 @@ PURPOSE: Final = "agent"
 SIGN_OF_LIFE_S: Final = 1.0
 MAX_FRAME_BYTES: Final = 16 * 2**20
 
+ANNOUNCE_PATH: Final = "/agents/v1/announce"
+ANNOUNCE_PURPOSE: Final = "announce"
+ANNOUNCE_EVERY_S: Final = 2.0
+
 QueueName: TypeAlias = Literal["model", "tokenizer"]
 """Which of an engine's queues: that of its places, or that of its tokenizer."""
 Message: TypeAlias = list[Any]
+
+
+class Announcement(BaseModel):
+    """What an agent says of itself to its gateway.
+
+    Attributes:
+        protocol: PROTOCOL.
+        instance: New with each start of the agent.
+        name: The entry of the gateway's engines that it is to be; None: any of its base that is free.
+        last: What it was called before, which it is again if that is free.
+        base: The served name of its base.
+        address: Where it listens, as HATRACK_ENGINE_AGENT takes it.
+        slots: Of its engine.
+        leaving: It has ended; what it was is free.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    protocol: int
+    instance: str = Field(pattern=r"^[0-9a-f]{32}$")
+    name: str | None = Field(None, max_length=32)
+    last: str | None = Field(None, max_length=32)
+    base: str = Field(min_length=1, max_length=256)
+    address: str = Field(min_length=1, max_length=512)
+    slots: int = Field(ge=1)
+    leaving: bool = False
 
 
 def dump_frame(messages: Iterable[Message]) -> bytes:

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from adapters.base import BaseDescription, describe
 from adapters.errors import AdapterError
 from service.config import Settings
+from service.config.cluster import ANNOUNCED
 from service.engine.config import EngineConfig
 from service.engine.external import ExternalEngine
 from service.engine.remote import RemoteEngine
@@ -34,7 +35,7 @@ async def check_engine(settings: Settings) -> None:
     Raises:
         SettingsError: What answers at HATRACK_ENGINE_URL, or HATRACK_ENGINE_AGENT, is no engine for this gateway.
     """
-    if settings.engine_agent:
+    if settings.engine_agent and settings.engine_agent != ANNOUNCED:
         await RemoteEngine.from_settings(settings, describe_base(settings).fingerprint).check()
     if settings.engine_url:
         await ExternalEngine.from_settings(settings, describe_base(settings).fingerprint).check()

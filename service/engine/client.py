@@ -94,20 +94,17 @@ class EngineClient:
         key: str | None = None,
     ) -> None:
         self._available = available
-        self._http = Http1Client(
-            url,
-            socket,
-            connect_s=CONNECT_TIMEOUT_S,
-            keep_alive_s=KEEP_ALIVE_S,
-            unreachable=lambda _: EngineUnreachable("the engine cannot be reached"),
-            cut=lambda _: EngineCut("the engine closed the connection before its response was complete"),
-            headers={"authorization": f"Bearer {key}"} if key else {},
-        )
+        self._http = _http_client(url, socket, key)
         self.in_flight = 0
 
     async def close(self) -> None:
         """Close the connections; requests in flight end."""
         await self._http.close()
+
+    async def _move(self, url: str, socket: str | None) -> None:
+        """Send what comes later there; requests in flight end."""
+        former, self._http = self._http, _http_client(url, socket)
+        await former.close()
 
     async def send(self, path: str, body: bytes, headers: dict[str, str]) -> EngineResponse:
         """POST ``body``; closing the response before the body's end closes the connection, which aborts the request.
@@ -225,6 +222,19 @@ class EngineClient:
             return [[_only(position) for position in choice["prompt_logprobs"][1:]] for choice in choices]
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise BadGateway("the engine's response has no log-probabilities") from error
+
+
+def _http_client(url: str, socket: str | None, key: str | None = None) -> Http1Client:
+    """Connections to an engine; arguments as of `EngineClient`."""
+    return Http1Client(
+        url,
+        socket,
+        connect_s=CONNECT_TIMEOUT_S,
+        keep_alive_s=KEEP_ALIVE_S,
+        unreachable=lambda _: EngineUnreachable("the engine cannot be reached"),
+        cut=lambda _: EngineCut("the engine closed the connection before its response was complete"),
+        headers={"authorization": f"Bearer {key}"} if key else {},
+    )
 
 
 def _only(position: dict[str, dict[str, float | None]]) -> float:

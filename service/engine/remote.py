@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import orjson
@@ -14,6 +14,7 @@ import orjson
 from adapters.base import Fingerprint
 from service.client.addresses import is_unix
 from service.config import Settings
+from service.config.cluster import ANNOUNCED
 from service.engine.agent_link import AgentLink, SessionEnded
 from service.engine.agent_wire import ENGINE_PATH, ERROR_HEADER, PURPOSE, SESSION_HEADER
 from service.engine.client import EngineClient, EngineResponse
@@ -29,6 +30,9 @@ from service.http.signing import sign, signing_key
 RECONNECT_S: Final = (0.1, 0.5, 1.0, 2.0)
 LOOK_S: Final = 5.0
 """How long the check before the start waits for an agent's word, s."""
+NOWHERE: Final = "http://nowhere.invalid"
+"""In the place of an address that is not known; nothing is asked there."""
+UNANNOUNCED: Final = "no agent has announced itself (`hatrack agent` with HATRACK_AGENT_ANNOUNCE)"
 _LOG = logging.getLogger("hatrack.engine")
 
 CheckReport = Callable[[Mapping[str, Any], str | None], None]
@@ -48,21 +52,23 @@ class RemoteEngine(WatchedEngine):
 
     Args:
         config: The engine as our settings have it.
-        address: The agent's, as in HATRACK_ENGINE_AGENT.
+        address: The agent's, as in HATRACK_ENGINE_AGENT; None: it is not known yet (``move``).
         secret: HATRACK_AGENT_KEY.
         silence_s: HATRACK_AGENT_TIMEOUT_S.
         check: Whether the engine is the one that is wanted.
     """
 
     def __init__(
-        self, config: EngineConfig, *, address: str, secret: str, silence_s: float, check: CheckReport
+        self, config: EngineConfig, *, address: str | None, secret: str, silence_s: float, check: CheckReport
     ) -> None:
         super().__init__(config)
-        self.name = address
-        url, socket = split_address(address)
+        self.address = address
+        """Where the agent is; None: that is not known."""
+        self._moved = asyncio.Event()
+        url, socket = split_address(address or NOWHERE)
         key = signing_key(secret, PURPOSE)
-        self.link = AgentLink(name=address, url=url, socket=socket, key=key, silence_s=silence_s)
-        self.client = RemoteClient(self.link, url, socket, self._unavailable_reason)
+        self.link = AgentLink(name=self.name, url=url, socket=socket, key=key, silence_s=silence_s)
+        self.client = self._remote = RemoteClient(self.link, url, socket, self._unavailable_reason)
         self.clock = RemoteClock()
         self._check = check
         self._boot: object = None
@@ -92,7 +98,24 @@ class RemoteEngine(WatchedEngine):
             check_compatibility(report, config, base, own if store_url is None else str(report.get("store_id")))
 
         secret, silence_s = key.get_secret_value(), settings.agent_timeout_s
-        return cls(config, address=settings.engine_agent, secret=secret, silence_s=silence_s, check=check)
+        address = None if settings.engine_agent == ANNOUNCED else settings.engine_agent
+        return cls(config, address=address, secret=secret, silence_s=silence_s, check=check)
+
+    @property
+    def name(self) -> str:
+        """Where the agent is, for people."""
+        return self.address or "an address that it has not announced"
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the agent's address is known."""
+        return self.address is not None
+
+    def move(self, address: str | None) -> None:
+        """The agent is at another address from now on; None: at none. A session at the former one ends."""
+        if address != self.address:
+            self.address = address
+            self._moved.set()
 
     async def check(self) -> None:
         """Look at the agent once, before the gateway starts; one that is not there yet is waited for later.
@@ -119,7 +142,10 @@ class RemoteEngine(WatchedEngine):
 
     async def start(self) -> None:
         """Start looking for the agent; returns before its engine is ready."""
-        self._set_state("starting", f"looking for the agent at {self.name}")
+        if self.is_placed:
+            self._set_state("starting", f"looking for the agent at {self.name}")
+        else:
+            self._set_state("down", UNANNOUNCED)
         self._task = asyncio.create_task(self._run(), name="agent-session")
 
     async def stop(self) -> None:
@@ -146,14 +172,31 @@ class RemoteEngine(WatchedEngine):
             await self.client.close()  # what is in flight ends now, not at some timeout
             self.clock.end_session()
             failures = 0 if time.monotonic() - began > RECONNECT_S[-1] else failures + 1
-            await asyncio.sleep(RECONNECT_S[min(failures, len(RECONNECT_S) - 1)])
+            patience_s = RECONNECT_S[min(failures, len(RECONNECT_S) - 1)] if self.is_placed else None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._moved.wait()
 
     async def _run_once(self) -> None:
         """One session with the agent. Always raises."""
+        self._moved.clear()
+        if self.address is None:
+            raise EngineFailed(UNANNOUNCED)
+        url, socket = split_address(self.address)
+        self.link.move(self.address, url, socket)
+        await self._remote.move(url, socket)
+        session, moved = asyncio.create_task(self.link.run()), asyncio.create_task(self._moved.wait())
         try:
-            await self.link.run()
+            await asyncio.wait((session, moved), return_when=asyncio.FIRST_COMPLETED)
+            if not session.done():
+                raise EngineFailed(f"its agent is no longer at {self.link.name}")
+            await session
         except SessionEnded as error:
             raise EngineFailed(str(error)) from None
+        finally:
+            session.cancel()
+            moved.cancel()
+            await asyncio.gather(session, moved, return_exceptions=True)
 
     def _greet(self, hello: dict[str, Any]) -> None:
         self._store_url = hello.get("store_url")
@@ -200,8 +243,14 @@ class RemoteClient(EngineClient):
     """
 
     def __init__(self, link: AgentLink, url: str, socket: str | None, available: Callable[[], str | None]) -> None:
-        super().__init__(url=url.rstrip("/") + ENGINE_PATH, socket=socket, available=available)
-        self._link = link
+        super().__init__(url=_engine_url(url), socket=socket, available=available)
+        self._link, self._place = link, (url, socket)
+
+    async def move(self, url: str, socket: str | None) -> None:
+        """The agent is there from now on; arguments as of the class. Requests in flight end."""
+        if (url, socket) != self._place:
+            self._place = (url, socket)
+            await self._move(_engine_url(url), socket)
 
     async def send(self, path: str, body: bytes, headers: dict[str, str]) -> EngineResponse:
         """As `EngineClient.send`; also raises what the agent says."""
@@ -226,6 +275,10 @@ class RemoteClient(EngineClient):
             raise EngineUnavailable(f"the engine is not ready: there is no session with the agent at {self._link.name}")
         signature = sign(self._link.key, method, ENGINE_PATH + path, body, bound=session)
         return {SESSION_HEADER: session, **signature}
+
+
+def _engine_url(url: str) -> str:
+    return url.rstrip("/") + ENGINE_PATH
 
 
 async def _json(response: EngineResponse) -> Any:

@@ -72,6 +72,11 @@ class WatchedEngine(ABC):
         """Whether the engine may have adapters loaded, whose files must then stay."""
         return True
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is known where the engine runs."""
+        return True
+
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
         """Register a listener for changes of state."""
         self._listeners.append(listener)

@@ -68,6 +68,7 @@ class _Told:
     admin: bytes = b""
     spent: dict[str, Any] | None = None
     fronts: int = 0
+    addresses: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class Feed:
@@ -78,6 +79,7 @@ class Feed:
         exhausted: What requests of each project with a spent budget are refused with.
         fronts: How many there are now.
         salts: The key of the prefix caches' salts.
+        addresses: Of the agents that have announced themselves, by their engines; another mapping whenever it changes.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Feed:
         exhausted: Callable[[], Mapping[str, HatrackError]],
         fronts: Callable[[], int],
         salts: bytes,
+        addresses: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
         self._authenticator = authenticator
         self._catalog = catalog
@@ -96,6 +99,7 @@ class Feed:
         self._exhausted = exhausted
         self._fronts = fronts
         self._salts = salts
+        self._addresses = addresses
         self._fed: dict[int, _Told] = {}
         self.version = 0
         """Raised with each change of keys or adapters."""
@@ -112,6 +116,11 @@ class Feed:
         self.version += 1
         for told in self._fed.values():
             told.adapters.note(changed)
+            told.wake.set()
+
+    def agents_changed(self) -> None:
+        """An agent is at another address."""
+        for told in self._fed.values():
             told.wake.set()
 
     async def lines(self) -> AsyncGenerator[bytes]:
@@ -154,6 +163,10 @@ class Feed:
         if told.spent is None or spent.keys() != told.spent.keys():
             told.spent = spent
             yield {"t": "budgets", "spent": spent}
+        addresses = self._addresses()
+        if addresses != told.addresses:
+            told.addresses = addresses
+            yield {"t": "agents", "addresses": addresses}
         if self._fronts() != told.fronts:
             told.fronts = self._fronts()
             yield {"t": "fronts", "count": told.fronts}

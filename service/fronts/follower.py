@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -66,6 +66,8 @@ class Follower:
         make_view: Called with the topology and the secrets, at first and whenever they are others; returns the view
             that is kept up to date from then on.
         cut: Called when the gateway falls silent: whoever waits for its answer would wait for ever.
+        move_agents: Called with the addresses of agents that announce themselves, by their engines, whenever they are
+            others.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class Follower:
         max_age_s: float,
         make_view: Callable[[Topology, Secrets], Awaitable[View]],
         cut: Callable[[], Awaitable[None]],
+        move_agents: Callable[[Mapping[str, str | None]], None] = lambda _: None,
     ) -> None:
         self._link = link
         self._max_age_s = max_age_s
         self._make_view = make_view
         self._cut = cut
         self._is_silent = False
+        self._move_agents = move_agents
         self._made: tuple[Topology, Secrets] | None = None
         self._view: View | None = None
         self._spent: dict[str, HatrackError] = {}
@@ -187,6 +191,8 @@ class Follower:
             await asyncio.sleep(0)
         elif kind == "budgets":
             self._spent = {project: load_error(error) for project, error in message["spent"].items()}
+        elif kind == "agents":
+            self._move_agents({str(name): address for name, address in message["addresses"].items()})
         elif kind == "fronts":
             self.fronts = max(1, int(message["count"]))
 

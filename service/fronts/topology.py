@@ -13,6 +13,7 @@ from service import __version__
 from service.admission.remote import RemoteAdmission
 from service.agents import Agent, Bases, ServedBase
 from service.config import Settings
+from service.config.cluster import ANNOUNCED
 from service.config.engines import NamedEngineSettings
 from service.engine.compatibility import IncompatibleEngine
 from service.engine.config import EngineConfig
@@ -44,7 +45,7 @@ class ToldBase(_Told):
 
 
 class ToldEngine(_Told):
-    """An engine; ``agent`` is the address of its agent, None: only the gateway reaches it."""
+    """An engine; ``agent`` is the address of its agent, or ANNOUNCED. None: only the gateway reaches it."""
 
     name: str
     label: str | None
@@ -189,7 +190,7 @@ def _parts(
     assert own.agent_key is not None  # noqa: S101  a front does not start without it
     engine = RemoteEngine(
         EngineConfig.from_settings(own),
-        address=own.engine_agent,
+        address=None if own.engine_agent == ANNOUNCED else own.engine_agent,
         secret=own.agent_key.get_secret_value(),
         silence_s=own.agent_timeout_s,
         check=lambda report, _store: _check(report, base),

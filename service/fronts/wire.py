@@ -8,6 +8,7 @@ must know, and goes on with what changes; each part ends with a `ready`, until w
     {"t": "keys", "put": [[hmac, entry], …], "drop": [hmac, …]}
     {"t": "adapters", "put": [[project, entry], …], "drop": [[project, name], …]}
     {"t": "budgets", "spent": {project: error}}
+    {"t": "agents", "addresses": {engine: address}}   of agents that announce themselves; null: it is not there any more
     {"t": "fronts", "count"}                  how many there are, to share limits by while the gateway is away
     {"t": "ready", "version"}
     {"t": "alive"}                            at least every SIGN_OF_LIFE_S

@@ -49,6 +49,10 @@ class EngineStatus(Protocol):
     def state(self) -> EngineState:
         """The current state."""
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is known where the engine runs."""
+
     def on_change(self, listener: Callable[[EngineState], None]) -> None:
         """Register a listener for changes of state."""
 
@@ -97,6 +101,7 @@ class EngineSource:
         state = self._engine.state
         yield metrics.ENGINE_STATE.values(((name,), float(name == state.name)) for name in STATES)
         yield metrics.ENGINE_STATE_SINCE.value(state.since)
+        yield metrics.ENGINE_PLACED.value(float(self._engine.is_placed))
         yield metrics.ENGINE_RESTARTS.value(self._restarts)
         yield metrics.ENGINE_SLOTS.value(self._slots)
         yield metrics.ENGINE_RESIDENT_LIMIT.value(self._resident_limit)

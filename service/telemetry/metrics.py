@@ -122,6 +122,9 @@ ENGINE_STATE: Final = Metric(
 ENGINE_STATE_SINCE: Final = Metric(
     "hatrack_engine_state_since_timestamp_seconds", "gauge", "Unix time at which the engine entered its state."
 )
+ENGINE_PLACED: Final = Metric(
+    "hatrack_engine_placed", "gauge", "1 if it is known where the engine runs; 0: no agent has announced itself as it."
+)
 ENGINE_RESTARTS: Final = Metric(
     "hatrack_engine_restarts_total", "counter", "Restarts of the engine after it was lost or given up."
 )

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import psutil
@@ -218,10 +219,17 @@ class Outcome:
     error: str | None
 
 
+class HasFronts(Protocol):
+    """What can be asked by the number of a front; a gateway without fronts is each of them."""
+
+    def front(self, number: int, key: str = ADMIN_KEY) -> AbstractContextManager[httpx.Client]:
+        """A client of it."""
+
+
 class Load:
     """Streams without pause, one after another for each model and front, until it is ended."""
 
-    def __init__(self, cluster: ClusterOfProcesses, models: Sequence[str], tokens: int) -> None:
+    def __init__(self, cluster: HasFronts, models: Sequence[str], tokens: int) -> None:
         self._cluster = cluster
         self._tokens = tokens
         self._ends = threading.Event()

@@ -23,7 +23,7 @@ HASHED = (
     "requirements-dev.txt",
     "models.txt",
 )
-ON_REQUEST = {"wandb"}
+ON_REQUEST = {"wandb", "cluster"}
 """Extras that only their users install; the environment of `make` is without them."""
 INSTALLED = {kind: (f"requirements-{kind}.txt", *HASHED[2:4]) for kind in ("cpu", "gpu")}
 """The files of a development environment on each kind of machine."""

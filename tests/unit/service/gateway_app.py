@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from service.agent.process import AgentProcess, agent_settings
-from service.app import DataPathFirst, FrontsFirst, create_app
+from service.app import DataPathFirst, PeersFirst, create_app
 from service.config import Settings
 from service.cors import Cors
 from service.engine.assemble import describe_base
@@ -105,7 +105,7 @@ class GatewayApp:
     @property
     def _data_path_first(self) -> DataPathFirst:
         app = self.app.app if isinstance(self.app, Cors) else self.app
-        return cast(DataPathFirst, app._rest if isinstance(app, FrontsFirst) else app)
+        return cast(DataPathFirst, app._rest if isinstance(app, PeersFirst) else app)
 
     @property
     def _inference(self) -> InferenceApp:
@@ -178,9 +178,9 @@ async def running(
 
 
 @asynccontextmanager
-async def agent_on(settings: Settings, socket: Path) -> AsyncIterator[AgentProcess]:
-    """A real agent that listens on ``socket``."""
-    agent, listens, stop = AgentProcess(agent_settings(settings, None)), asyncio.Event(), asyncio.Event()
+async def agent_on(settings: Settings, socket: Path, name: str | None = None) -> AsyncIterator[AgentProcess]:
+    """A real agent that listens on ``socket``; ``name`` as with `hatrack agent --name`."""
+    agent, listens, stop = AgentProcess(agent_settings(settings, name), name), asyncio.Event(), asyncio.Event()
     work = asyncio.create_task(
         agent.run(host="", port=0, uds=str(socket), started=lambda address: listens.set(), stop=stop)
     )

@@ -38,6 +38,17 @@ def front(context: typer.Context) -> None:
     _refuse(context)
 
 
+cluster: Final = typer.Typer(no_args_is_help=True, help="Full product only: agents on Ray Serve.")
+
+
+@cluster.command("up", context_settings=CONTEXT)
+@cluster.command("status", context_settings=CONTEXT)
+@cluster.command("down", context_settings=CONTEXT)
+def _cluster(context: typer.Context) -> None:
+    """Full product only."""
+    _refuse(context)
+
+
 def down(context: typer.Context) -> None:
     """Full product only: stop the gateway."""
     _refuse(context)

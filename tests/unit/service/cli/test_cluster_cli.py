@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
+from service.cli.agent import hold_folder
 from service.cli.main import app
+from service.config import load_settings
 from service.server.instance import InstanceLock
+from tests.conftest import REPO
 from tests.support.adapters import make_base
+from tests.support.waiting import wait_until
 from tests.unit.service.wire import KEY, running
 
 SECRET = "a-secret-of-16-characters"
@@ -47,6 +54,56 @@ def test_an_agent_does_not_take_a_socket_that_is_a_file(tmp_path: Path, monkeypa
     (tmp_path / "a.sock").write_text("mine")
     assert "is not a socket" in refused("agent", "--uds", str(tmp_path / "a.sock"))
     assert (tmp_path / "a.sock").read_text() == "mine"
+
+
+def test_an_agent_is_not_announced_at_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_AGENT_KEY", SECRET)
+    monkeypatch.setenv("HATRACK_AGENT_ANNOUNCE", "http://127.0.0.1:1")
+    assert "HATRACK_AGENT_URL must be set" in refused("agent", "--host", "::", "--port", "0")
+
+
+def test_agents_that_the_gateway_names_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_AGENT_KEY", SECRET)
+    monkeypatch.setenv("HATRACK_AGENT_ANNOUNCE", "http://127.0.0.1:1")
+    held = [hold_folder(load_settings(), None) for _ in range(2)]
+    folders = [settings.engine_dir for settings, _ in held]
+    assert [folder.name.rpartition("-")[2] for folder in folders] == ["0", "1"]
+    assert {folder.parent for folder in folders} == {tmp_path / "home" / "agents"}
+    held[0][1].release()
+    again, lock = hold_folder(load_settings(), None)
+    assert again.engine_dir == folders[0], "with what is in its cache"
+    for each in (lock, held[1][1]):
+        each.release()
+
+
+def test_an_agent_writes_down_where_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_AGENT_KEY", SECRET)
+    file = tmp_path / "address"
+    command = [sys.executable, "-m", "service.cli", "agent", "--port", "0", "--address-file", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_until(file.exists, "it listens")
+    answer = httpx.get(f"{file.read_text()}/healthz", timeout=60)
+    assert answer.json()["status"] == "ok"
+    process.terminate()
+    process.wait()
+
+
+def test_a_cluster_without_ray_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.cluster.find_spec", lambda _name: None)
+    for arguments in (("up", str(REPO / "deploy/ray/serve.yaml")), ("status",), ("down",)):
+        assert "pip install 'hatrack[cluster]'" in refused("cluster", *arguments)
+
+
+def test_ray_is_not_opened_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.cluster.find_spec", lambda _name: True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    config = str(REPO / "deploy/ray/serve.yaml")
+    assert "RAY_AUTH_MODE is disabled" in refused("cluster", "up", config, "--head", "10.0.0.5")
+
+
+def test_a_dashboard_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.cluster.find_spec", lambda _name: True)
+    assert "does not answer at http://127.0.0.1:1" in refused("cluster", "status", "--dashboard", "http://127.0.0.1:1")
 
 
 def test_a_front_that_is_not_told_its_gateway_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

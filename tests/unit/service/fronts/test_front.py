@@ -273,7 +273,7 @@ async def test_a_gateway_that_comes_back_with_other_settings_is_followed(made: C
     assert former is not None
     assert former.fleet is not None
     await made.vanish()
-    feed = made.gateway.app._fronts._feed  # type: ignore[attr-defined]
+    feed = made.gateway.app._peers[0]._feed  # type: ignore[attr-defined]
     feed._topology = feed._topology.model_copy(update={"policy": {**feed._topology.policy, "max_n": 1}})
     before = await front.chat(n=2)
     assert before.status_code == 200, before.text
@@ -355,7 +355,7 @@ async def test_an_adapter_that_fails_at_a_front_is_looked_at(made: Cluster) -> N
 
     await eventually(is_known)
     suspected: list[tuple[str, str]] = []
-    made_reports = made.gateway.app._fronts._reports  # type: ignore[attr-defined]
+    made_reports = made.gateway.app._peers[0]._reports  # type: ignore[attr-defined]
     made_reports._suspect = lambda digest, base: suspected.append((digest, base))
     error = {"message": "x", "type": "adapter_not_finite", "code": 500, "param": None}
     made.gateway.engine.failure = (500, {"error": error})

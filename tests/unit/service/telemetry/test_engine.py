@@ -38,6 +38,7 @@ class Engine:
         self.state = EngineState("down", "not started", time.time())
         self.text = text
         self.asked = 0
+        self.is_placed = True
         self._listeners: list[Callable[[EngineState], None]] = []
 
     def on_change(self, listener: Callable[[EngineState], None]) -> None:

@@ -1,0 +1,222 @@
+"""Agents that announce themselves to the gateway: which of its engines each is, and where.
+
+The gateway's settings have the engines, their names and their bases (`agent = "announced"`), and with that how many
+agents there can be at most; which of them runs, and on which machine, is somebody else's to decide, such as a cluster
+manager's. ``service.engine.agent_wire`` has what is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+from pydantic import ValidationError
+
+from adapters.validation import faults, message
+from service.client.addresses import is_http, is_unix
+from service.config.cluster import ANNOUNCED
+from service.engine.agent_wire import ANNOUNCE_EVERY_S, ANNOUNCE_PATH, PROTOCOL, Announcement
+from service.engine.remote import RemoteEngine
+from service.errors import (
+    BadRequest,
+    Conflict,
+    EngineUnavailable,
+    MethodNotAllowed,
+    NotFound,
+    to_hatrack_error,
+)
+from service.fleet import EngineParts, Fleet
+from service.http.signing import Verifier
+from service.inference.exchange import ClientLeft, Exchange, Receive, Scope, Send
+
+GONE_S: Final = 2.5 * ANNOUNCE_EVERY_S
+"""An agent without a session that has announced nothing for so long is gone, s: another may take its place."""
+MAX_BODY: Final = 4096
+_LOG: Final = logging.getLogger("hatrack.engine")
+
+
+@dataclass
+class _Entry:
+    """One engine of the settings, and the agent that it has now."""
+
+    name: str
+    base: str
+    slots: int
+    engine: RemoteEngine
+    instance: str | None = None
+    heard_at: float = 0.0
+
+
+class Announcements:
+    """Gives each agent that announces itself the place of an engine, and keeps it while the agent is there.
+
+    Args:
+        fleet: The gateway's engines.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, fleet: Fleet, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries = {each.agent.name: entry for each in fleet.parts if (entry := _entry(each)) is not None}
+        self._listeners: list[Callable[[], None]] = []
+        self.addresses: Mapping[str, str | None] = {}
+        """Of each engine whose agent has announced itself since the start; None: another one is there now."""
+
+    def __bool__(self) -> bool:
+        """Whether any agent may announce itself."""
+        return bool(self._entries)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` whenever ``addresses`` is another."""
+        self._listeners.append(listener)
+
+    def announce(self, told: Announcement) -> str:
+        """Take in what an agent says; returns the name of the engine that it is.
+
+        Raises:
+            BadRequest: It cannot be understood.
+            NotFound, Conflict: It is none of the gateway's engines, or another agent is that one.
+            EngineUnavailable: All engines of its base have agents.
+        """
+        if told.protocol != PROTOCOL:
+            raise BadRequest(
+                f"the agent uses protocol {told.protocol}, this gateway {PROTOCOL}; run the same version of Hatrack on "
+                "both sides",
+                code="agent_protocol",
+            )
+        if not (is_http(told.address) or is_unix(told.address)):
+            raise BadRequest(
+                f"`address` must be http://host:port, https://host:port or unix:/path; got {told.address[:100]!r}",
+                param="address",
+            )
+        held = next((each for each in self._entries.values() if each.instance == told.instance), None)
+        if told.leaving:
+            if held is not None:
+                self._move(held, None)
+            return told.last or ""
+        entry = held or self._place(told)
+        if entry.instance != told.instance:
+            _LOG.info("an agent has announced itself", extra={"engine": entry.name, "address": told.address})
+        self._move(entry, told.address)
+        entry.instance, entry.heard_at = told.instance, self._clock()
+        return entry.name
+
+    def _place(self, told: Announcement) -> _Entry:
+        """The engine that an agent becomes that is none yet."""
+        of_base = [entry for entry in self._entries.values() if entry.base == told.base]
+        if told.name is not None:
+            entry = self._named(told.name)
+            if entry not in of_base:
+                raise Conflict(
+                    f"the engine `{entry.name}` has the base `{entry.base}`; the agent serves `{told.base}` "
+                    "(HATRACK_BASE_MODEL, HATRACK_BASE_NAME)",
+                    code="agent_base",
+                )
+            of_base = [entry]
+        elif not of_base:
+            bases = sorted({entry.base for entry in self._entries.values()})
+            raise Conflict(
+                f'no engine with `agent = "{ANNOUNCED}"` has the base `{told.base}`; those that may be announced have '
+                f"{', '.join(f'`{base}`' for base in bases)}",
+                code="agent_base",
+            )
+        free = [entry for entry in of_base if not self._is_held(entry, told)]
+        if not free:
+            raise EngineUnavailable(
+                f"{'the engine' if told.name else 'each engine of the base'} `{told.name or told.base}` has an agent; "
+                f'add an entry with `agent = "{ANNOUNCED}"` to the file of HATRACK_ENGINES, or stop one',
+                code="no_free_engine",
+            )
+        entry = min(free, key=lambda each: (each.engine.address != told.address, each.name != told.last))
+        if entry.slots != told.slots:
+            raise Conflict(
+                f"the agent's engine has {told.slots} adapter slots, the engine `{entry.name}` of this gateway "
+                f"{entry.slots} (HATRACK_ENGINE_SLOTS)",
+                code="agent_slots",
+            )
+        return entry
+
+    def _named(self, name: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NotFound(
+                f"no engine `{name}` may be announced to this gateway; those that may are "
+                f"{', '.join(f'`{each}`' for each in self._entries)} (HATRACK_ENGINES)",
+                code="unknown_engine",
+            )
+        return entry
+
+    def _is_held(self, entry: _Entry, told: Announcement) -> bool:
+        """Whether another agent than the one that asks is this engine. At one address there is only one."""
+        if entry.instance is None or entry.engine.address == told.address:
+            return False
+        return entry.engine.link.session is not None or self._clock() - entry.heard_at < GONE_S
+
+    def _move(self, entry: _Entry, address: str | None) -> None:
+        changed: dict[str, str | None] = {}
+        for each in self._entries.values():
+            if each is entry:
+                new = address
+            elif address is not None and each.engine.address == address:
+                new = None  # its port is another's now
+            else:
+                continue
+            if new is None:
+                each.instance = None
+            if each.engine.address != new:
+                each.engine.move(new)
+                changed[each.name] = new
+        if changed:
+            self.addresses = {**self.addresses, **changed}
+            for listener in self._listeners:
+                listener()
+
+
+def _entry(each: EngineParts) -> _Entry | None:
+    if not isinstance(each.watched, RemoteEngine) or each.agent.settings.engine_agent != ANNOUNCED:
+        return None
+    return _Entry(each.agent.name, each.base.served_name, each.watched.config.slots, each.watched)
+
+
+class AnnouncementsApp:
+    """Hears the agents: a bare ASGI app beside the API, every request of which is signed.
+
+    Args:
+        verifier: Of HATRACK_AGENT_KEY.
+    """
+
+    def __init__(self, verifier: Verifier, announcements: Announcements) -> None:
+        self._verifier = verifier
+        self.announcements = announcements
+
+    def handles(self, scope: Scope) -> bool:
+        """True for an agent's request."""
+        return bool(scope["type"] == "http" and scope["path"] == ANNOUNCE_PATH)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        exchange = Exchange(scope, receive, send)
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"{scope['method']} is not allowed here")
+            check_body = self._verifier.verify(exchange.headers, "POST", exchange.path, once=True)
+            body = await exchange.read_json_body(MAX_BODY)
+            check_body(body)
+            await exchange.answer(200, orjson.dumps({"name": self.announcements.announce(_read(body))}))
+        except ClientLeft:
+            return
+        except Exception as error:
+            await exchange.fail(to_hatrack_error(error, exchange.request_id))
+
+
+def _read(body: bytes) -> Announcement:
+    try:
+        return Announcement.model_validate_json(body)
+    except ValidationError as error:
+        fault = faults(error)[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise BadRequest(f"`{field}`: {message(fault)}", param=field or None) from error

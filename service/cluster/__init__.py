@@ -1,0 +1,1 @@
+"""Agents as replicas of Ray Serve (``deploy/CLUSTER.md``). Only what runs in Ray imports Ray: ``application``."""

@@ -1,0 +1,58 @@
+"""A node of Ray's dies with all that runs on it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.ray_cluster import BASE_NAME, ENTRIES, PYTHON, RayCluster
+from tests.support.adapters import make_base
+from tests.support.cluster import Load, until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs an environment with Ray: make test-cluster"),
+]
+NODES = ("127.0.0.3", "127.0.0.4")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A head without agents, and a node for each agent."""
+    home, temporary = tmp_path_factory.mktemp("nodes"), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    made = RayCluster(home, make_base(home / BASE_NAME), temporary, NODES)
+    try:
+        made.start()
+        made.up()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_nodes_death_costs_its_streams_and_the_other_takes_its_agent(cluster: RayCluster) -> None:
+    places = {replica["node_ip"] for replica in cluster.replicas()}
+    assert places == set(NODES), "Serve spreads them"
+    assert cluster.ready() == set(ENTRIES)
+    with Load(cluster, [BASE_NAME] * 8, 24) as load:
+        until(lambda: len(load.outcomes) >= 16)
+        before_kill = time.monotonic()
+        cluster.kill_node(NODES[1])
+        killed = time.monotonic()
+        until(lambda: load.answered_since(killed) >= 32)
+        until(lambda: cluster.ready() == set(ENTRIES))
+        back = time.monotonic()
+        until(lambda: load.answered_since(back) >= 16)
+        outcomes = load.end()
+    failed = [each for each in outcomes if each.error is not None]
+    print(f"in use again after {back - killed:.1f} s; {len(failed)} of {len(outcomes)} streams failed")
+    assert {each.error for each in failed} <= {"engine_cut"}
+    beyond = [each for each in failed if each.began > killed or each.ended < before_kill]
+    assert beyond == [], "it costs the streams that were open on it"
+    assert {replica["node_ip"] for replica in cluster.replicas() if replica["state"] == "RUNNING"} == {NODES[0]}

@@ -1,0 +1,335 @@
+"""Agents that announce themselves: real ones, and a real gateway that finds them, loses them and finds them again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.agent.process import AgentProcess
+from service.announcements import GONE_S, Announcements
+from service.app import create_app
+from service.config import Settings
+from service.config.engines import engine_settings
+from service.engine.agent_wire import ANNOUNCE_PATH, ANNOUNCE_PURPOSE, PROTOCOL, Announcement
+from service.engine.assemble import check_engine
+from service.errors import HatrackError
+from service.fleet import Fleet
+from service.front import Front, create_front
+from service.http.signing import sign, signing_key
+from tests.support.adapters import make_base
+from tests.unit.service.agent.support import StreamingEngine, until
+from tests.unit.service.fronts.support import FRONT_KEY, serving
+from tests.unit.service.gateway_app import ADMIN_KEY, AGENT_KEY, BASE, agent_on, engine_report, lifespan
+
+ENTRIES = ("a", "b")
+CHAT = {"model": BASE, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("announced-base"))
+
+
+@dataclass
+class Site:
+    """A gateway whose engines are announced, listening on a socket."""
+
+    home: Path
+    base_dir: Path
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def __post_init__(self) -> None:
+        entry = f'base = "{self.base_dir}"\nbase_name = "{BASE}"\nagent = "announced"\n'
+        (self.home / "engines.toml").write_text("".join(f'[[engine]]\nname = "{name}"\n{entry}' for name in ENTRIES))
+        self.common = {"home": self.home, "engine_device": "cpu", "agent_key": AGENT_KEY, "trainer": "off"}
+        self.settings = Settings(
+            **self.common,
+            engines=self.home / "engines.toml",
+            admin_key=ADMIN_KEY,
+            front_key=FRONT_KEY,
+            knowledge=False,
+        )
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "g.sock"
+
+    async def open(self) -> None:
+        app = create_app(self.settings)
+        await self.stack.enter_async_context(lifespan(app))
+        self.http = await self.stack.enter_async_context(
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app=app),
+                base_url="http://gateway",
+                headers={"authorization": f"Bearer {ADMIN_KEY}"},
+                timeout=120,
+            )
+        )
+        await self.stack.enter_async_context(serving(app, self.settings, self.socket))
+
+    @asynccontextmanager
+    async def agent(
+        self, place: str, name: str | None = None, **more: Any
+    ) -> AsyncIterator[tuple[AgentProcess, StreamingEngine]]:
+        """An agent that listens at a place of its own, over an engine of its own."""
+        settings = Settings(
+            **self.common
+            | {"base_model": str(self.base_dir), "base_name": BASE, "agent_announce": f"unix:{self.socket}"}
+            | {"engine_url": f"unix:{self.home / f'engine-{place}.sock'}"}
+            | more
+        )
+        engine = StreamingEngine(engine_report(settings) | {"boot": place})
+        async with (
+            engine.on(self.home / f"engine-{place}.sock"),
+            agent_on(settings, self.home / f"{place}.sock", name) as agent,
+        ):
+            yield agent, engine
+
+    async def front(self) -> tuple[Front, httpx.AsyncClient]:
+        """A front of the gateway, until the test ends."""
+        given = {"front_gateway": f"unix:{self.socket}", "front_key": FRONT_KEY, "agent_key": AGENT_KEY}
+        front = create_front(Settings(**{"home": self.home / "front", "engine_device": "cpu", **given}))
+        await self.stack.enter_async_context(lifespan(front))
+        transport, headers = httpx.ASGITransport(app=front), {"authorization": f"Bearer {ADMIN_KEY}"}
+        http = httpx.AsyncClient(transport=transport, base_url="http://front", headers=headers, timeout=120)
+        return front, await self.stack.enter_async_context(http)
+
+    async def engines(self) -> dict[str, dict[str, Any]]:
+        """Each engine as the gateway has it."""
+        return {each["name"]: each for each in (await self.http.get("/readyz")).json()["engines"]}
+
+    async def until_ready(self, *names: str) -> None:
+        async with asyncio.timeout(120):
+            while {name for name, each in (await self.engines()).items() if each["state"] == "ready"} != set(names):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def site(tmp_path: Path, base_dir: Path) -> AsyncIterator[Site]:
+    made = Site(tmp_path, base_dir)
+    async with made.stack:
+        await made.open()
+        yield made
+
+
+async def test_an_agent_is_found_by_what_it_announces(site: Site) -> None:
+    assert "no agent has announced itself" in (await site.engines())["a"]["reason"]
+    refused = await site.http.post("/v1/chat/completions", json=CHAT)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    async with site.agent("one") as (agent, engine):
+        await site.until_ready("a")
+        assert agent.announcer is not None
+        await until(lambda: agent.announcer.shown() == {"engine": "a", "trouble": None})
+        assert (await site.http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert len(engine.asked) >= 1
+    await site.until_ready()
+
+
+async def test_one_that_moves_is_found_again_under_its_name(site: Site) -> None:
+    async with site.agent("one", "b"):
+        await site.until_ready("b")
+    async with site.agent("two", "b") as (_, engine):
+        await site.until_ready("b")
+        assert str(site.home / "two.sock") in (await site.engines())["b"]["reason"]
+        assert (await site.http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert len(engine.asked) >= 1
+
+
+async def test_one_engine_is_one_agent_until_that_is_gone(site: Site) -> None:
+    async with AsyncExitStack() as others:
+        async with site.agent("one"):
+            await site.until_ready("a")
+            await others.enter_async_context(site.agent("two"))
+            await site.until_ready("a", "b")
+            third, _ = await others.enter_async_context(site.agent("three"))
+            announcer = third.announcer
+            assert announcer is not None
+            await until(lambda: "each engine of the base `tiny` has an agent" in str(announcer.trouble))
+        await site.until_ready("a", "b")  # the third has taken the place of the first
+        await until(lambda: announcer.engine == "a")
+
+
+async def test_an_agent_that_stops_keeps_its_place_until_its_streams_have_ended(site: Site) -> None:
+    async with AsyncExitStack() as later:
+        async with site.agent("one", "a") as (agent, engine):
+            await site.until_ready("a")
+            body = {**CHAT, "stream": True}
+            stream = asyncio.ensure_future(site.http.post("/v1/chat/completions", json=body))
+            await until(lambda: engine.streams == 1)
+            drains = asyncio.ensure_future(agent.server.drain(1000))
+            next_one, _ = await later.enter_async_context(site.agent("two", "a"))
+            announcer = next_one.announcer
+            assert announcer is not None
+            await until(lambda: "the engine `a` has an agent" in str(announcer.trouble))
+            engine.ends.set()
+            assert "[DONE]" in (await stream).text
+            await drains
+        await until(lambda: announcer.engine == "a")
+        await site.until_ready("a")
+
+
+async def test_a_gateway_that_returns_gives_each_agent_its_former_name(tmp_path: Path, base_dir: Path) -> None:
+    first = Site(tmp_path, base_dir)
+    async with AsyncExitStack() as agents:
+        async with first.stack:
+            await first.open()
+            await agents.enter_async_context(first.agent("one", "b"))
+            await first.until_ready("b")
+            other, _ = await agents.enter_async_context(first.agent("two"))
+            await first.until_ready("a", "b")
+        second = Site(tmp_path, base_dir)
+        async with second.stack:
+            await second.open()
+            await second.until_ready("a", "b")
+            assert str(tmp_path / "one.sock") in (await second.engines())["b"]["reason"]
+            assert other.announcer is not None
+            assert other.announcer.engine == "a"
+
+
+async def test_fronts_learn_where_an_agent_is_and_when_it_has_moved(site: Site) -> None:
+    front, http = await site.front()
+    async with site.agent("one", "b"):
+        await until(lambda: front.readiness()[0])
+        assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    await until(lambda: not front.readiness()[0])
+    async with site.agent("two", "b") as (_, engine):
+        await until(lambda: front.readiness()[0])
+        engine.asked.clear()
+        assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert [path for path, body in engine.asked if "messages" in body] == ["/v1/chat/completions"]
+
+
+async def announced(site: Site, secret: str = AGENT_KEY, **fields: Any) -> httpx.Response:
+    """Announce what the test makes up."""
+    told = {"protocol": PROTOCOL, "instance": "0" * 32, "base": BASE, "address": "http://10.0.0.9:8002", "slots": 8}
+    body = httpx.Request("POST", "http://x", json=told | fields).content
+    headers = {
+        "content-type": "application/json",
+        **sign(signing_key(secret, ANNOUNCE_PURPOSE), "POST", ANNOUNCE_PATH, body),
+    }
+    return await site.http.post(ANNOUNCE_PATH, content=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "text"),
+    [
+        ({"secret": "another-secret-of-16"}, 401, "invalid_api_key", "same shared secret"),
+        (
+            {"name": "c"},
+            404,
+            "unknown_engine",
+            "no engine `c` may be announced to this gateway; those that may are `a`, `b`",
+        ),
+        ({"base": "other"}, 409, "agent_base", 'no engine with `agent = "announced"` has the base `other`'),
+        (
+            {"base": "other", "name": "a"},
+            409,
+            "agent_base",
+            "the engine `a` has the base `tiny`; the agent serves `other`",
+        ),
+        ({"slots": 3}, 409, "agent_slots", "3 adapter slots, the engine `a` of this gateway 8"),
+        ({"protocol": 99}, 400, "agent_protocol", "protocol 99"),
+        ({"address": "10.0.0.9:8002"}, 400, "invalid_value", "`address` must be http://host:port"),
+        ({"instance": "x"}, 400, "invalid_value", "`instance`"),
+        ({"more": 1}, 400, "invalid_value", "`more`"),
+    ],
+)
+async def test_what_is_not_the_settings_is_refused(
+    site: Site, fields: dict[str, Any], status: int, code: str, text: str
+) -> None:
+    refused = await announced(site, **fields)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (status, code), error
+    assert text in error["message"]
+    assert all("no agent has announced itself" in each["reason"] for each in (await site.engines()).values())
+
+
+async def test_an_announcement_counts_once_and_is_signed_as_it_is(site: Site) -> None:
+    assert (await site.http.post(ANNOUNCE_PATH, json={})).status_code == 401
+    assert (await site.http.get(ANNOUNCE_PATH)).status_code == 405
+    taken = await announced(site)
+    assert taken.json() == {"name": "a"}
+    again = await site.http.post(ANNOUNCE_PATH, content=taken.request.content, headers=dict(taken.request.headers))
+    assert (again.status_code, again.json()["error"]["message"]) == (401, "the request's signature was used before")
+    other_body = sign(signing_key(AGENT_KEY, ANNOUNCE_PURPOSE), "POST", ANNOUNCE_PATH, b"{}")
+    changed = await site.http.post(
+        ANNOUNCE_PATH, content=taken.request.content, headers={"content-type": "application/json", **other_body}
+    )
+    assert "not the one that was signed" in changed.json()["error"]["message"]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def places(tmp_path: Path, base_dir: Path) -> tuple[Announcements, Fleet, Clock]:
+    """The engines of a gateway, nothing of which runs."""
+    fleet, clock = Fleet.from_settings(Site(tmp_path, base_dir).settings), Clock()
+    return Announcements(fleet, clock=clock), fleet, clock
+
+
+def said(instance: str, address: str, **more: Any) -> Announcement:
+    told = {"protocol": PROTOCOL, "instance": instance * 32, "base": BASE, "address": address, "slots": 8}
+    return Announcement(**told | more)
+
+
+def test_a_silent_agent_without_a_session_gives_way(places: tuple[Announcements, Fleet, Clock]) -> None:
+    announcements, fleet, clock = places
+    assert announcements.announce(said("1", "http://10.0.0.1:1", name="a")) == "a"
+    with pytest.raises(HatrackError) as refused:
+        announcements.announce(said("2", "http://10.0.0.2:1", name="a"))
+    assert refused.value.code == "no_free_engine"
+    clock.now += GONE_S
+    assert announcements.announce(said("2", "http://10.0.0.2:1", name="a")) == "a"
+    assert announcements.addresses == {"a": "http://10.0.0.2:1"}
+    fleet.parts[0].watched.link.session = "open"  # type: ignore[attr-defined]
+    clock.now += 10 * GONE_S
+    with pytest.raises(HatrackError):
+        announcements.announce(said("3", "http://10.0.0.3:1", name="a"))
+
+
+def test_what_leaves_is_free_at_once(places: tuple[Announcements, Fleet, Clock]) -> None:
+    announcements, fleet, _ = places
+    announcements.announce(said("1", "http://10.0.0.1:1"))
+    announcements.announce(said("2", "http://10.0.0.2:1"))
+    announcements.announce(said("1", "http://10.0.0.1:1", leaving=True))
+    assert [each.watched.is_placed for each in fleet.parts] == [False, True], "nobody asks there any more"
+    assert announcements.addresses == {"a": None, "b": "http://10.0.0.2:1"}
+    announcements.announce(said("9", "http://10.0.0.9:1", leaving=True))  # nobody that is known
+    assert announcements.addresses == {"a": None, "b": "http://10.0.0.2:1"}
+    assert announcements.announce(said("3", "http://10.0.0.3:1")) == "a"
+
+
+def test_at_one_address_there_is_one_agent(places: tuple[Announcements, Fleet, Clock]) -> None:
+    announcements, fleet, _ = places
+    changes: list[dict[str, str | None]] = []
+    announcements.on_change(lambda: changes.append(dict(announcements.addresses)))
+    announcements.announce(said("1", "http://10.0.0.1:1"))
+    announcements.announce(said("2", "http://10.0.0.2:1"))
+    assert announcements.announce(said("3", "http://10.0.0.2:1")) == "b", "the former one there has ended"
+    assert announcements.announce(said("4", "http://10.0.0.1:1", name="a")) == "a"
+    assert len(changes) == 2, "nothing is elsewhere"
+    announcements.announce(said("4", "http://10.0.0.1:1", leaving=True))
+    assert announcements.announce(said("5", "http://10.0.0.2:1", name="a")) == "a"
+    assert changes[-1] == {"a": "http://10.0.0.2:1", "b": None}
+    assert [each.watched.is_placed for each in fleet.parts] == [True, False]
+
+
+async def test_a_gateway_does_not_look_for_an_agent_before_it_is_announced(tmp_path: Path, base_dir: Path) -> None:
+    began = time.monotonic()
+    for each in engine_settings(Site(tmp_path, base_dir).settings):
+        await check_engine(each)
+    assert time.monotonic() - began < 60
