@@ -217,11 +217,12 @@ class RayCluster:
         deployments = told["applications"].get(APPLICATION, {}).get("deployments", {})
         return [replica for deployment in deployments.values() for replica in deployment["replicas"]]
 
-    def replicas_if_known(self) -> list[dict[str, Any]]:
-        """The same; none while nobody can say."""
+    def is_settled(self) -> bool:
+        """Whether Serve has as many replicas as there are entries, all of them run, and the gateway uses them."""
         with suppress(httpx.HTTPError, KeyError):
-            return self.replicas()
-        return []
+            states = [replica["state"] for replica in self.replicas()]
+            return states == ["RUNNING"] * len(ENTRIES) and self.ready() == set(ENTRIES)
+        return False
 
     def agents(self) -> list[psutil.Process]:
         """The agents' processes."""
