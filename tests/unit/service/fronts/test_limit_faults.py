@@ -80,7 +80,7 @@ async def test_a_gateway_that_is_started_anew_is_told_what_goes_on_at_its_fronts
     charged = reservation.charge(50)
     assert charged is not None
     await charged
-    sessions = made.gateway.app._fronts.sessions  # type: ignore[attr-defined]
+    sessions = made.gateway.app._peers[0].sessions  # type: ignore[attr-defined]
     for forgotten in (sessions._sessions, sessions._done, limiter_of(made)._states):
         forgotten.clear()
     await until(lambda: bool(limiter_of(made)._states) and (state(made).in_flight, state(made).held) == (1, 50))
@@ -103,7 +103,7 @@ async def test_what_ended_while_the_gateway_was_started_anew_counts(made: Cluste
     assert charged is not None
     await charged
     await made.vanish()
-    sessions = made.gateway.app._fronts.sessions  # type: ignore[attr-defined]
+    sessions = made.gateway.app._peers[0].sessions  # type: ignore[attr-defined]
     for forgotten in (sessions._sessions, sessions._done, limiter_of(made)._states):
         forgotten.clear()
     reservation.close(20)
@@ -181,7 +181,7 @@ async def test_what_a_frozen_front_had_taken_comes_back(made: Cluster, monkeypat
 
 async def test_a_front_without_requests_lets_its_gateway_know_that_it_is_there(made: Cluster) -> None:
     front = await made.front()
-    sessions = made.gateway.app._fronts.sessions  # type: ignore[attr-defined]
+    sessions = made.gateway.app._peers[0].sessions  # type: ignore[attr-defined]
     [session] = sessions.connected
     words = set()
 
