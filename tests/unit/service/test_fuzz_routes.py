@@ -33,6 +33,8 @@ from tests.unit.service.gateway_app import BASE, GatewayApp, describe_base, runn
 
 PLUGIN: Final = "service.engine.plugin."
 """Its modules belong in the engine's process, and need torch and vLLM."""
+SERVE: Final = "service.cluster.application"
+"""Belongs in Ray, which only the extra `cluster` has."""
 EXAMPLES: Final = 5
 MANY_EXAMPLES: Final = 150
 MESSAGES: Final = "/v1/messages"
@@ -240,7 +242,7 @@ def class_names() -> set[str]:
         name
         for package in (service, adapters)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=_raise)
-        if not module.name.startswith(PLUGIN)
+        if not module.name.startswith((PLUGIN, SERVE))
         for name, value in vars(importlib.import_module(module.name)).items()
         if inspect.isclass(value) and issubclass(value, BaseModel | Exception) and re.search(r"[a-z][A-Z]", name)
     }
