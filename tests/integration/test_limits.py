@@ -194,7 +194,7 @@ def test_the_count_of_tokens_per_day_survives_a_restart(make_key: MakeKey, gatew
         wait_until(again.listens, "the gateway does not listen", timeout_s=WITHIN_S)
         with pytest.raises(openai.RateLimitError, match=f"`tokens_per_day`: limit 150, used {spent}[,.]"):
             client.chat.completions.create(
-                model=BASE, messages=[{"role": "user", "content": "Where is my parcel?"}], max_tokens=150
+                model=BASE, messages=[{"role": "user", "content": "Where is my parcel?"}], max_tokens=60
             )
     finally:
         again.stop()
