@@ -131,3 +131,10 @@ async def eventually(check: Any) -> None:
     async with asyncio.timeout(120):
         while not await check():  # noqa: ASYNC110 (a state over HTTP)
             await asyncio.sleep(0.02)
+
+
+def caller_at(front: FrontApp, key: str) -> Any:
+    """Whom a front takes a key for; raises as for a request."""
+    view = front.front.follower._view
+    assert view is not None
+    return view.authenticator.authenticate({"x-api-key": key})

@@ -23,28 +23,9 @@ from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
 from service.fronts.forward import Forwarder
 from service.usage.counter import HOUR_S
-from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
-from tests.unit.service.fronts.support import FRONT_KEY, Cluster, FrontApp, cluster, eventually, serving
+from tests.unit.service.fronts.support import FRONT_KEY, Cluster, eventually, serving
 from tests.unit.service.gateway_app import AGENT_KEY, lifespan
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("front-base"))
-
-
-@pytest.fixture
-async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path / "home", base_dir) as one:
-        yield one
-
-
-def caller_at(front: FrontApp, key: str) -> Any:
-    view = front.front.follower._view
-    assert view is not None
-    return view.authenticator.authenticate({"x-api-key": key})
-
 
 # usage
 

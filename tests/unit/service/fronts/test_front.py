@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,11 @@ from service.config import Settings
 from service.errors import SettingsError
 from service.front import create_front
 from service.fronts.wire import FEED_PATH, LIMITS_PATH, REPORT_PATH
-from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import FRONT_KEY, Cluster, FrontApp, cluster, eventually
 from tests.unit.service.gateway_app import AGENT_KEY, BASE
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("front-base"))
-
-
-@pytest.fixture
-async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path / "home", base_dir) as one:
-        yield one
 
 
 # what it answers

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,27 +11,9 @@ from service.access.caller import Limits
 from service.fronts import sessions as sessions_module
 from service.fronts.link import GatewayAway
 from service.fronts.wire import LIMITS_PATH
-from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
-from tests.unit.service.fronts.support import Cluster, FrontApp, cluster
+from tests.unit.service.fronts.support import Cluster, caller_at
 from tests.unit.service.fronts.test_limits import FRONT, fronts_of, key_known_to, state
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("front-base"))
-
-
-@pytest.fixture
-async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path / "home", base_dir) as one:
-        yield one
-
-
-def caller_at(front: FrontApp, key: str) -> Any:
-    view = front.front.follower._view
-    assert view is not None
-    return view.authenticator.authenticate({"x-api-key": key})
 
 
 async def test_what_a_front_spent_alone_is_counted_once_though_answers_are_lost(

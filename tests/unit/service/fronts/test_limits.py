@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,23 +13,11 @@ from service.access.limits import KeyLimiter
 from service.errors import BadRequest
 from service.fronts import sessions as sessions_module
 from service.fronts.sessions import FrontSessions
-from tests.support.adapters import make_base
 from tests.unit.service.agent.support import until
-from tests.unit.service.fronts.support import Cluster, FrontApp, cluster, eventually
+from tests.unit.service.fronts.support import Cluster, FrontApp, eventually
 
 FRONT = "f" * 32
 LIMIT = 6
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("front-base"))
-
-
-@pytest.fixture
-async def made(tmp_path: Path, base_dir: Path) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path / "home", base_dir) as one:
-        yield one
 
 
 async def key_known_to(made: Cluster, fronts: list[FrontApp], **limits: int) -> str:
