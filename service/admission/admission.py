@@ -12,6 +12,7 @@ from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.engine.busy import EngineClock
 from service.engine.client import EngineClient
+from service.engine.prefetch import Prefetcher
 from service.engine.residency import Residency
 from service.engine.watched import EngineState
 from service.objects.adapters import StoredAdapters
@@ -37,7 +38,8 @@ class Admission:
         adapters: StoredAdapters | None = None,
     ) -> None:
         self.residency = Residency(engine)
-        self.queue = AdmissionQueue(Policy.from_settings(settings), self.residency)
+        self._prefetcher = Prefetcher(settings.store_dir)
+        self.queue = AdmissionQueue(Policy.from_settings(settings), self.residency, self._prefetcher)
         self.counting = AdmissionQueue(Policy.for_counting(settings))
         """For requests that only need the engine's tokenizer."""
         self.embedding = AdmissionQueue(Policy.for_embedding(settings))
@@ -54,10 +56,10 @@ class Admission:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep the view of the engine's loaded adapters up to date while this is open."""
+        """Keep the view of the engine's loaded adapters up to date, and read ahead, while this is open."""
         work = asyncio.create_task(self.residency.run(), name="residency")
         try:
             yield
         finally:
             work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            await asyncio.gather(work, self._prefetcher.close(), return_exceptions=True)

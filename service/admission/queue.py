@@ -10,6 +10,7 @@ from service.admission.queued import QueuedRequest, Stage
 from service.admission.request import AdmissionRequest
 from service.admission.scheduler import Scheduler
 from service.admission.snapshot import QueueSnapshot, take_snapshot
+from service.engine.prefetch import Prefetcher
 from service.engine.residency import Residency
 from service.engine.watched import EngineState
 from service.errors import EngineUnavailable, HatrackError, Unavailable
@@ -44,11 +45,15 @@ class AdmissionQueue:
     Args:
         policy: Its limits.
         residency: Which adapters the engine has loaded; None: unknown.
+        prefetcher: Told which adapters wait that the engine has to load; None: nobody is.
     """
 
-    def __init__(self, policy: Policy, residency: Residency | None = None) -> None:
+    def __init__(
+        self, policy: Policy, residency: Residency | None = None, prefetcher: Prefetcher | None = None
+    ) -> None:
         self.scheduler = Scheduler(policy, residency.is_cold if residency is not None else None)
         self._residency = residency
+        self._prefetcher = prefetcher
         self._closed: Callable[[], HatrackError] | None = None
         self._wake: asyncio.TimerHandle | None = None
 
@@ -68,7 +73,15 @@ class AdmissionQueue:
         now = loop.time()
         entry = self.scheduler.offer(request, now, deadline - now)
         if entry.stage is Stage.WAITING:
-            await self._wait(entry, deadline, loop)
+            adapter = request.adapter
+            if self._prefetcher is None or adapter is None or not self._is_cold(adapter):
+                await self._wait(entry, deadline, loop)
+            else:
+                self._prefetcher.want(adapter)
+                try:
+                    await self._wait(entry, deadline, loop)
+                finally:
+                    self._prefetcher.drop(adapter)
         return QueuePermit(self, entry)
 
     async def _wait(self, entry: QueuedRequest, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
@@ -149,6 +162,9 @@ class AdmissionQueue:
     def snapshot(self) -> QueueSnapshot:
         """Point-in-time statistics of the queue."""
         return take_snapshot(self.scheduler)
+
+    def _is_cold(self, adapter: str) -> bool:
+        return self._residency is not None and self._residency.is_cold(adapter)
 
     def _report_loaded(self, entry: QueuedRequest, now: float) -> None:
         if entry.cold and self._residency is not None and entry.request.adapter is not None:
