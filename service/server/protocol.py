@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -34,11 +34,51 @@ Phase = Literal[
 """What a connection waits for; it determines the timeout."""
 
 
+_CONTINUE: Final = b"HTTP/1.1 100"
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class _StopParsing(Exception):
     """Stops the parser; the connection's fate is already decided."""
+
+
+class AnswerTransport:
+    """A connection's transport for one answer: its head leaves with the first piece of its body, in one system call.
+
+    A head whose body is late leaves in the loop's next turn.
+    """
+
+    __slots__ = ("_begun", "_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self._begun = False
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the answer, in order."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif not self._begun and not data.startswith(_CONTINUE):
+            self._begun, self._head = True, data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what is written, and close."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is closed, or about to be."""
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -186,6 +226,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._connections.mark_active(self)
         self.scope["state"][DISCONNECT] = self._disconnect = Disconnect()
         super().on_headers_complete()
+        self.cycle.transport = cast(asyncio.Transport, AnswerTransport(self.transport, self.loop))
         if upgrade:
             self.cycle.keep_alive = False
 

@@ -16,6 +16,8 @@ import aiohttp
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+FIELDS: Final = "hatrack_fields"
+"""Attribute of a record that was made by hand, with all of its extra fields; none of them is None."""
 _ROOTS: Final = ("hatrack", "service", "adapters", "uvicorn")
 
 SPEAKING: Final = (
@@ -70,7 +72,10 @@ class TerminalFormatter(logging.Formatter):
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, object]:
-    """The fields that a log call passed as ``extra``."""
+    """The fields that a log call passed as ``extra``, or as a whole under FIELDS."""
+    fields: dict[str, object] | None = record.__dict__.get(FIELDS)
+    if fields is not None:
+        return fields
     return {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
 
 
@@ -98,6 +103,8 @@ def _parts(error: BaseException, visited: set[int]) -> Iterator[str]:
 
 def configure_logs(level: str) -> None:
     """Send the service's and the server's records of at least ``level``, and libraries' warnings, to stderr."""
+    # no line shows these, and every record would look them up
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TerminalFormatter() if sys.stderr.isatty() else JsonFormatter())
     root = logging.getLogger()

@@ -12,6 +12,7 @@ from service.access.refusals import REFUSED, Refusals
 from service.grounding.outcome import GroundingResult
 from service.http.stream import TokenUsage
 from service.registry.catalog import Target
+from service.telemetry.logs import FIELDS
 
 if TYPE_CHECKING:
     from service.telemetry.traces import RequestSpan
@@ -112,25 +113,24 @@ class LogAccount:
         caller, target, usage = record.caller, record.target, record.usage
         # made by hand: the logger would walk the stack for the caller's name, which this line does not show
         line = logging.LogRecord(self._log.name, logging.INFO, "", 0, "inference request", None, None)
-        vars(line).update(
-            {
-                "request_id": record.request_id,
-                "route": record.route,
-                "project": caller.project if caller else None,
-                "key_id": caller.key_id if caller else None,
-                "model": target.name if target else None,
-                "digest": target.digest if target else None,
-                "stream": record.stream,
-                "status": record.status,
-                "outcome": record.outcome,
-                "code": record.code,
-                "prompt_tokens": usage.prompt_tokens if usage else None,
-                "completion_tokens": usage.completion_tokens if usage else None,
-                "cached_tokens": usage.cached_tokens if usage else None,
-                "usage_exact": usage.exact if usage else None,
-                "first_byte_s": record.first_byte_s,
-                "total_s": record.total_s,
-                "engine_s": record.engine_s,
-            }
-        )
+        fields = {
+            "request_id": record.request_id,
+            "route": record.route,
+            "project": caller.project if caller else None,
+            "key_id": caller.key_id if caller else None,
+            "model": target.name if target else None,
+            "digest": target.digest if target else None,
+            "stream": record.stream,
+            "status": record.status,
+            "outcome": record.outcome,
+            "code": record.code,
+            "prompt_tokens": usage.prompt_tokens if usage else None,
+            "completion_tokens": usage.completion_tokens if usage else None,
+            "cached_tokens": usage.cached_tokens if usage else None,
+            "usage_exact": usage.exact if usage else None,
+            "first_byte_s": record.first_byte_s,
+            "total_s": record.total_s,
+            "engine_s": record.engine_s,
+        }
+        vars(line)[FIELDS] = {name: value for name, value in fields.items() if value is not None}
         self._log.handle(line)

@@ -14,6 +14,7 @@ from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
 from service.errors import BadGateway, EngineUnavailable
 from service.http.stream import TokenUsage
+from service.telemetry.logs import extra_fields
 from service.telemetry.record import LogAccount, Record
 from tests.unit.service.inference.fakes import (
     DIGESTS,
@@ -352,8 +353,9 @@ def test_the_log_line_has_the_facts_and_no_text(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, logger="hatrack.inference"):
         LogAccount()(Record("r1", "/v1/completions", status=200, usage=TokenUsage(3, 4, exact=True)))
     [line] = caplog.records
-    assert vars(line)["request_id"] == "r1"
-    assert vars(line)["completion_tokens"] == 4
+    fields = extra_fields(line)
+    assert fields["request_id"] == "r1"
+    assert fields["completion_tokens"] == 4
 
 
 @pytest.mark.parametrize(

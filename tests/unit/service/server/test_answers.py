@@ -1,0 +1,95 @@
+"""How an answer leaves: its head with the first piece of its body, and never later than the loop's next turn."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from starlette.types import Receive, Scope, Send
+
+from service.server.protocol import AnswerTransport
+from tests.unit.service.server.served import HEAD, WITHIN_S, served
+
+ANSWER_HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+class Socket:
+    """Stands for the connection's transport; ``sent`` has what each system call would send."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.sent.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def answering() -> tuple[Socket, AnswerTransport]:
+    socket = Socket()
+    return socket, AnswerTransport(cast(asyncio.Transport, socket), asyncio.get_running_loop())
+
+
+async def test_head_and_body_are_one_piece_and_what_follows_its_own() -> None:
+    socket, transport = answering()
+    for piece in (ANSWER_HEAD, b"a", b"b", b"c"):
+        transport.write(piece)
+    await asyncio.sleep(0)
+    assert socket.sent == [ANSWER_HEAD + b"a", b"b", b"c"]
+
+
+async def test_a_head_waits_for_no_body() -> None:
+    socket, transport = answering()
+    transport.write(ANSWER_HEAD)
+    await asyncio.sleep(0)
+    assert socket.sent == [ANSWER_HEAD]
+    transport.write(b"a")
+    assert socket.sent == [ANSWER_HEAD, b"a"]
+
+
+async def test_100_continue_is_no_head() -> None:
+    socket, transport = answering()
+    transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert len(socket.sent) == 1
+    transport.write(ANSWER_HEAD)
+    transport.write(b"a")
+    assert socket.sent[1:] == [ANSWER_HEAD + b"a"]
+
+
+async def test_a_head_is_sent_before_the_connection_is_closed() -> None:
+    socket, transport = answering()
+    transport.write(ANSWER_HEAD)
+    transport.close()
+    await asyncio.sleep(0)
+    assert (socket.sent, transport.is_closing()) == ([ANSWER_HEAD], True)
+
+
+async def test_a_head_for_a_lost_connection_is_dropped() -> None:
+    socket, transport = answering()
+    transport.write(ANSWER_HEAD)
+    socket.close()
+    await asyncio.sleep(0)
+    assert socket.sent == []
+
+
+async def test_a_client_reads_the_head_before_there_is_a_body() -> None:
+    has_read_head = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await has_read_head.wait()
+        await send({"type": "http.response.body", "body": b"body"})
+
+    async with served(app) as here:
+        client = await here.connect()
+        await client.send(HEAD + b"\r\n")
+        head = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), WITHIN_S)
+        assert head.startswith(b"HTTP/1.1 200")
+        has_read_head.set()
+        assert await asyncio.wait_for(client.reader.readexactly(4), WITHIN_S) == b"body"
