@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class AdmissionRequest:
+class AdmissionRequest(NamedTuple):
     """One request for a place in the engine.
 
     ``adapter`` is the digest, None for what needs no slot: the base, and versions without weights. ``tokens`` is the

@@ -9,8 +9,8 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from service.admission.ports import Permit
 from service.errors import EngineUnavailable, HatrackError, Timeout
@@ -24,8 +24,7 @@ MAX_SALTS: Final = 4096
 """Number of cached salts, one per project."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request to the engine; ``began`` is its arrival at the gateway, on the performance counter."""
 
     path: str

@@ -10,8 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -39,8 +38,7 @@ ADAPTER_FAULT_CODES = frozenset({ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE})
 """Error codes that are evidence of a fault in an adapter's weights or files."""
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRequest:
+class FinishedRequest(NamedTuple):
     """A request as the engine is to get it: checked, grounded, with its version's settings.
 
     ``began`` is its arrival at the gateway, on the performance counter.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -172,8 +172,7 @@ class Target:
         return f"{self.adapter}@{self.version}" if self.adapter else self.label
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedName:
+class ResolvedName(NamedTuple):
     """An adapter and what the requested name points to; ``alias`` is empty if a version was named."""
 
     entry: AdapterEntry

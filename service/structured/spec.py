@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -62,11 +62,17 @@ def json_text(value: Any, path: str) -> str:
     return text
 
 
+_FIELDS: Final = frozenset({"structured_outputs", "response_format", "text", "output_config", "tools"})
+"""Where a specification can stand; a request that has none of them has none."""
+
+
 def specs_of(body: Mapping[str, Any]) -> list[Spec]:
     """Every specification in a request's body that the engine would compile, in whatever field.
 
     All dialects are read at once: none has a field that means something else in another.
     """
+    if _FIELDS.isdisjoint(body):
+        return []
     specs = list(_structured_outputs(body.get("structured_outputs")))
     specs += _response_format(body.get("response_format"))
     specs += _named_schema(body.get("text"), "text")  # Responses
