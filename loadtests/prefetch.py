@@ -82,7 +82,7 @@ class Busy:
 
 async def load(running: Running, client: aiohttp.ClientSession, busy: Busy, name: str, *, ahead: bool) -> list[float]:
     """Ask for a cold adapter; returns the load's seconds and the longest gap in the other streams meanwhile, s."""
-    weights = running.home / "store" / running.digests[name] / "adapter_model.safetensors"
+    weights = running.home / "adapters" / running.digests[name] / "adapter_model.safetensors"
     drop(weights)
     loads, seconds = cold_loads(running)
     began = time.perf_counter()

@@ -11,7 +11,7 @@ import typer
 
 from adapters.wording import counted
 from service.cli import terminal
-from service.cli.completion import complete_model
+from service.cli.completion import complete_model, complete_store
 from service.cli.grounding import InsertAs, set_grounding
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
@@ -35,7 +35,10 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Sampling temperature.")] = None,
     seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
     kb: Annotated[
-        list[str] | None, typer.Option(metavar="STORE", help="Ground answers in a knowledge base; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="STORE", help="Ground answers in a knowledge base; repeatable.", autocompletion=complete_store
+        ),
     ] = None,
     kb_as: InsertAs = None,
     filters: Annotated[

@@ -1,4 +1,4 @@
-"""What the shell offers when Tab is pressed: names of adapters, asked of the gateway."""
+"""What the shell offers when Tab is pressed: names of adapters and of stores, asked of the gateway."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def complete_model(incomplete: str) -> list[str]:
         with HatrackClient(patience_s=PATIENCE_S) as client:
             models = [str(model["id"]) for model in client.models.list() if model.get("type") != "embedding"]
             return [name for name in models if name.startswith(incomplete)]
+    except ClientError:
+        return []
+
+
+def complete_store(incomplete: str) -> list[str]:
+    """Knowledge bases that begin with what was typed."""
+    try:
+        with HatrackClient(patience_s=PATIENCE_S) as client:
+            names = [store.get("name") or "" for store in client.vector_stores.list()]
+            return [name for name in names if name and name.startswith(incomplete)]
     except ClientError:
         return []
 

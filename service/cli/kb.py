@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from adapters.wording import counted
 from service.cli import terminal
+from service.cli.completion import complete_store
 from service.cli.grounding import versions_served_with, what_breaks
 from service.cli.terminal import AsJson, examples
 from service.client import ClientError, HatrackClient
@@ -31,7 +32,7 @@ PATH: Final = "path"
 """The attribute by which a file is known: where it lay, seen from the directory in which it was added."""
 
 app = typer.Typer(help="Knowledge bases: documents that ground answers.", no_args_is_help=True)
-Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.")]
+Store = Annotated[str, typer.Argument(metavar="STORE", help="A store's name or id.", autocompletion=complete_store)]
 
 
 @app.command(epilog=examples("hatrack kb create policies", 'hatrack kb create policies --description "Shop rules"'))
@@ -66,7 +67,10 @@ def _require_unused(client: HatrackClient, name: str) -> None:
 @app.command("list", epilog=examples("hatrack kb list", "hatrack kb list policies"))
 def list_(
     store: Annotated[
-        str | None, typer.Argument(metavar="STORE", help="List this store's files. [default: list all stores]")
+        str | None,
+        typer.Argument(
+            metavar="STORE", help="List this store's files. [default: list all stores]", autocompletion=complete_store
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -14,7 +14,7 @@ import typer
 from adapters.names import DEFAULT_ALIAS
 from adapters.sources import is_source
 from service.cli import terminal
-from service.cli.completion import complete_adapter
+from service.cli.completion import complete_adapter, complete_store
 from service.cli.grounding import InsertAs, RequiredFilters, set_grounding
 from service.cli.terminal import AsJson, examples
 from service.client import AdapterDirectory, ClientError, HatrackClient, read_examples, read_json_object
@@ -62,7 +62,11 @@ FixedExamples = Annotated[
 ]
 Stores = Annotated[
     list[str] | None,
-    typer.Option(metavar="STORE", help="Ground answers in this store, by name or id. May be repeated."),
+    typer.Option(
+        metavar="STORE",
+        help="Ground answers in this store, by name or id. May be repeated.",
+        autocompletion=complete_store,
+    ),
 ]
 SettingsFile = Annotated[Path | None, typer.Option(help="JSON file of settings [default: DIR/settings.json].", **_FILE)]
 MetadataFile = Annotated[Path | None, typer.Option(help="JSON file of metadata [default: DIR/metadata.json].", **_FILE)]

@@ -21,6 +21,7 @@ from adapters.dataset.held_out import (
     share_needed,
 )
 from service.cli import terminal
+from service.cli.completion import complete_store
 from service.cli.cost import print_estimate
 from service.cli.datasets import data_argument, find_source
 from service.cli.evaluate import Suites, suite_names
@@ -84,7 +85,12 @@ Base = Annotated[
 ]
 Stores = Annotated[
     list[str] | None,
-    typer.Option("--kb", metavar="STORE", help="Train and serve with passages of a knowledge base; repeatable."),
+    typer.Option(
+        "--kb",
+        metavar="STORE",
+        help="Train and serve with passages of a knowledge base; repeatable.",
+        autocompletion=complete_store,
+    ),
 ]
 SavedRecipe = Annotated[
     Path | None,

@@ -179,12 +179,14 @@ def test_it_works_from_a_folder_of_its_own_in_a_process_of_its_own(config: Path,
     assert (done.returncode, gateway.url.encode() in done.stdout) == (0, True)
 
 
-def test_the_shell_completes_names_of_adapters(config: Path, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offered(words: str) -> list[str]:
-        completing = {"_HATRACK_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"}
-        result = CliRunner().invoke(app, [], env=completing, prog_name="hatrack")
-        return result.stdout.split()
+def offered(words: str) -> list[str]:
+    """What the shell offers for the last of these words; a space at the end begins the next one."""
+    number = str(len(words.split(" ")) - 1)
+    completing = {"_HATRACK_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": number}
+    return CliRunner().invoke(app, [], env=completing, prog_name="hatrack").stdout.split()
 
+
+def test_the_shell_completes_names_of_adapters(config: Path, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HATRACK_URL", "http://127.0.0.1:9")
     assert offered("hatrack show ") == [], "no gateway, no names, and no error"
     monkeypatch.setenv("HATRACK_URL", gateway.url)
@@ -196,3 +198,14 @@ def test_the_shell_completes_names_of_adapters(config: Path, gateway: Gateway, m
     assert offered("hatrack chat t") == ["tiny-base", "tidy-base", "tidewater"]
     gateway.models.append("embedder")
     assert offered("hatrack chat e") == [], "it cannot chat"
+
+
+def test_the_shell_completes_names_of_stores(config: Path, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATRACK_URL", "http://127.0.0.1:9")
+    assert offered("hatrack kb add ") == [], "no gateway, no names, and no error"
+    monkeypatch.setenv("HATRACK_URL", gateway.url)
+    monkeypatch.setenv("HATRACK_KEY", KEY)
+    for name in ("policies", "orders", "postage"):
+        assert hatrack("kb", "create", name).exit_code == 0
+    for words in ("hatrack kb search", "hatrack chat --kb", "hatrack push --kb", "hatrack train --kb"):
+        assert sorted(offered(f"{words} po")) == ["policies", "postage"], words
