@@ -30,16 +30,20 @@ WRITE_TIMEOUT_S = 10.0
 REST = "event loop"
 PARTS: tuple[tuple[str, str], ...] = (
     ("log line", r"service/telemetry/logs|logging/__init__|LogAccount"),
-    ("admission", r"service/admission/|Pipeline\._enter"),
+    (
+        "checks of the body",
+        r"service/inference/(fields|messages|values|length)|service/http/(checks|json_text)|"
+        r"service/(admission/estimate|structured/)|Dispatch\._payload",
+    ),
+    ("admission", r"service/admission/|Dispatch\._enter"),
     ("limits", r"service/access/(limits|buckets)"),
-    ("usage", r"service/access/usage"),
+    ("usage", r"service/usage/"),
     ("metrics", r"service/telemetry/"),
     ("key", r"service/access/|hmac\.py"),
     ("model's name", r"service/registry/|adapters/names|inference/sticky"),
-    ("checks of the body", r"service/inference/(fields|checks|messages|values|estimate)|Pipeline\._payload|parse \("),
-    ("HTTP to the engine", r"aiohttp/|service/engine/"),
+    ("HTTP to the engine", r"service/http/http1|service/engine/|service/inference/calls"),
     ("deadlines and watch on the client", r"asyncio/timeouts|RequestScope\.|create_task"),
-    ("HTTP server", r"uvicorn/"),
+    ("HTTP server", r"uvicorn/|service/server/|service/inference/exchange"),
     ("the rest of the data path", r"service/"),
 )
 """Each part with the frames that belong to it: `function (file)`."""

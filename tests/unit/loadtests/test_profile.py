@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from loadtests.gateway import profile
-from loadtests.gateway.profile import REST, part_of, shares
+from loadtests.gateway.contenders import REPO
+from loadtests.gateway.profile import PARTS, REST, part_of, shares
 
 SAMPLER = Path(profile.__file__).parent / "sampler"
 SERVER = "<module> (cli.py);Server.run (uvicorn/server.py);Runner.run (asyncio/runners.py)"
@@ -28,13 +30,23 @@ INFER = "Pipeline.infer (service/inference/pipeline.py)"
             [CYCLE, INFER, "Accounts.__call__ (service/telemetry/record.py)", "info (logging/__init__.py)"],
             "log line",
         ),
-        ([CYCLE, INFER, "open (service/engine/client.py)", "_request (aiohttp/client.py)"], "HTTP to the engine"),
+        ([CYCLE, INFER, "send (service/engine/client.py)", "exchange (service/http/http1.py)"], "HTTP to the engine"),
+        ([CYCLE, INFER, "_enter (service/inference/dispatch.py)"], "the rest of the data path"),
+        ([CYCLE, INFER, "Dispatch._enter (service/inference/dispatch.py)"], "admission"),
         ([CYCLE, INFER, "timeout (asyncio/timeouts.py)"], "deadlines and watch on the client"),
         (["poll (selectors.py)"], REST),
     ],
 )
 def test_the_innermost_frame_that_belongs_somewhere_counts(frames: list[str], part: str) -> None:
     assert part_of(frames) == part
+
+
+def test_each_part_of_the_gateway_has_files() -> None:
+    frames = [f"f ({path.relative_to(REPO)})" for path in (REPO / "service").rglob("*.py")]
+    counts = Counter(part_of([frame]) for frame in frames)
+    assert {name for name, _ in PARTS} - counts.keys() == {"deadlines and watch on the client"}, (
+        "its files are asyncio's"
+    )
 
 
 def test_shares_are_of_the_event_loops_samples() -> None:
