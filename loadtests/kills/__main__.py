@@ -6,13 +6,15 @@
 create and revoke keys, have documents indexed and start evaluations, until one process is killed at a random moment:
 most often the gateway, one time in five while it starts; else the embedder, the process that reads documents, the
 trainer or an evaluation's worker, which must come back by themselves. While no gateway runs, SQLite's own checks and
-the digests of all adapters are looked at; once one runs, the newest of each kind; at the end, everything.
+the digests of all adapters are looked at; once one runs, the newest of each kind; at the end, everything. Ctrl-C ends
+it early, with that last look.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -78,10 +80,10 @@ class Killing:
         self._random = random.Random(seed)
         self.result = Result()
 
-    def run(self, kills: int) -> Result:
-        """Kill until there were so many; then look at everything."""
+    def run(self, kills: int, stop: Event) -> Result:
+        """Kill until there were so many, or until ``stop`` is set; then look at everything."""
         began = time.monotonic()
-        while self.result.kills.total() < kills and len(self.result.faults) < MAX_FAULTS:
+        while self.result.kills.total() < kills and len(self.result.faults) < MAX_FAULTS and not stop.is_set():
             self._kill_one()
             print(f"{self.result.kills.total()} of {kills} kills", file=sys.stderr, flush=True)
         self._check(everything=True)
@@ -129,12 +131,14 @@ class Killing:
         self.result.faults += [f"after kill {number}: {fault}" for fault in faults]
 
 
-def kill_often(work: Path, *, kills: int, life_s: float = 6.0, core: int = 0, seed: int = 18) -> Result:
-    """Set up a gateway in the empty directory ``work``, kill so often, and look."""
+def kill_often(
+    work: Path, *, kills: int, life_s: float = 6.0, core: int = 0, seed: int = 18, stop: Event | None = None
+) -> Result:
+    """Set up a gateway in the empty directory ``work``, kill so often, or until ``stop`` is set, and look."""
     with installation(work, core=core) as started:
         workers = Workers(started, work)
         workers.prepare()
-        return Killing(started, workers, life_s, seed).run(kills)
+        return Killing(started, workers, life_s, seed).run(kills, stop or Event())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,7 +153,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="kills-") as temporary:
         work = chosen.keep or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        result = kill_often(work, kills=chosen.kills, life_s=chosen.life_s, core=chosen.core, seed=chosen.seed)
+        stop = Event()
+        signal.signal(signal.SIGINT, lambda *_: stop.set())
+        result = kill_often(
+            work, kills=chosen.kills, life_s=chosen.life_s, core=chosen.core, seed=chosen.seed, stop=stop
+        )
     print(result.report())
     sys.exit(not result.sound)
 
