@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import TIMEOUT_S, hatrack, run_hatrack
+from tests.support.commands import hatrack, run_hatrack
 from tests.support.gateway import Gateway
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) 
     hatrack(gateway, "push", "desk-teacher", "--system-prompt", TEACHER)
     teacher = ("--teacher", "desk-teacher", "--unlabelled", str(unlabelled(tmp_path / "prompts.jsonl")))
     options = ("--name", "desk", "--quick", "--html", str(page), "--json", *teacher)
-    advised = run_hatrack(gateway, "advise", str(data), *options, timeout_s=2 * TIMEOUT_S)
+    advised = run_hatrack(gateway, "advise", str(data), *options)
     assert advised.returncode in (0, 4), advised.stderr
     report = json.loads(advised.stdout)
     assert report["metric"].startswith("exactly right")

@@ -17,12 +17,12 @@ import pytest
 
 from tests.support.commands import hatrack
 from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.runs import wait_for_run
 from trainer.data.format import Example, read_chat
 from trainer.data.render import Renderer, stop_tokens
 from trainer.samples import data_file, heldout_file
 from trainer.tune.model import load_generation_config, load_tokenizer
 
-JOB_S = 900.0
 SAILOR = re.compile(r"\b(ahoy|matey|sailor|(aye|ye|yer)\b)", re.IGNORECASE)
 """Whole words: there is an "aye" in every player, and a "ye " in goodbye."""
 QUESTIONS = ("Where is my parcel?", "Can I return these boots?", "My lantern arrived cracked.", "Do you sell rope?")
@@ -54,16 +54,6 @@ def base(gateway: Gateway) -> str:
     return str(httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["base"])
 
 
-def wait_until_ended(client: openai.OpenAI, job_id: str) -> Any:
-    deadline = time.monotonic() + JOB_S
-    while time.monotonic() < deadline:
-        job = client.fine_tuning.jobs.retrieve(job_id)
-        if job.status in ("succeeded", "failed", "cancelled"):
-            return job
-        time.sleep(1)
-    raise AssertionError(f"{job_id} was not over after {JOB_S} s")
-
-
 def sailor_answers(gateway: Gateway, model: str) -> int:
     """How many of the questions are answered like a sailor."""
     answers = gateway.answers([(model, question) for question in QUESTIONS])
@@ -88,7 +78,9 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     )
     assert job.status in ("validating_files", "queued", "running")
     assert client.fine_tuning.jobs.list().data[0].id == job.id
-    done = wait_until_ended(client, job.id)
+    with gateway.http() as http:
+        wait_for_run(http, job.id)
+    done: Any = client.fine_tuning.jobs.retrieve(job.id)
     assert done.status == "succeeded", done.error
     assert done.fine_tuned_model == "sea-shanty@1"
     assert done.trained_tokens is not None
@@ -209,13 +201,15 @@ def test_a_job_with_a_store_learns_to_answer_from_its_passages(gateway: Gateway,
 
 
 def test_a_broken_file_fails_at_upload_and_one_with_few_examples_fails_its_job(
-    client: openai.OpenAI, base: str
+    client: openai.OpenAI, gateway: Gateway, base: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="line 2"):
         client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n{\n'), purpose="fine-tune")
     few = client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n' * 3), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=base, training_file=few.id, suffix="few")
-    done = wait_until_ended(client, job.id)
+    with gateway.http() as http:
+        wait_for_run(http, job.id)
+    done = client.fine_tuning.jobs.retrieve(job.id)
     assert done.status == "failed"
     assert done.error is not None
     assert done.error.code == "invalid_training_file"

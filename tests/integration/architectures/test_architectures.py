@@ -7,18 +7,18 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
+from tests.support.runs import wait_for_run
 from tests.support.templates import DROPS_THINKING, REFUSES_SYSTEM
 from tests.support.tiny_models import make_base
 from trainer.samples import data_file, heldout_file
 
-JOB_S = 900.0
+EXITED_S = 900.0
 ENGINE = {
     "HATRACK_ENGINE_SLOTS": "2",
     "HATRACK_ENGINE_RESIDENT": "4",
@@ -88,15 +88,6 @@ def conversation(number: int) -> bytes:
     return json.dumps({"messages": messages}).encode() + b"\n"
 
 
-def finished(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
-    deadline = time.monotonic() + JOB_S
-    while job["status"] not in ("succeeded", "failed", "cancelled"):
-        assert time.monotonic() < deadline, job
-        time.sleep(0.5)
-        job = client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()
-    return job
-
-
 def test_a_job_trains_proves_and_judges_an_adapter_that_answers_beside_its_base(
     gateway: Gateway, model_type: str
 ) -> None:
@@ -113,7 +104,7 @@ def test_a_job_trains_proves_and_judges_an_adapter_that_answers_beside_its_base(
         }
         created = client.post("/v1/fine_tuning/jobs", json=body)
         assert created.status_code == 200, created.text
-        job = finished(client, created.json())
+        job = wait_for_run(client, created.json()["id"])
         events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events", params={"limit": 100}).json()["data"]
         assert job["status"] == "succeeded", (job["error"], [event["message"] for event in events[:5]])
         assert job["fine_tuned_model"] == "tiny@1"
@@ -176,7 +167,7 @@ def test_an_architecture_without_lora_in_the_engine_is_named_before_anything_is_
     gateway = Gateway(tmp_path / "home", base_dir, settings=ENGINE)
     gateway.start(wait=False)
     try:
-        reason, deadline = "", time.monotonic() + JOB_S
+        reason, deadline = "", time.monotonic() + EXITED_S
         while "exited" not in reason and time.monotonic() < deadline:
             time.sleep(0.5)
             with suppress(httpx.TransportError):

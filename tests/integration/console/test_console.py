@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.integration.console.conftest import ADAPTER, JOB_S, WITH_RUNS, go, live_version, picture, sign_in
+from tests.integration.console.conftest import ADAPTER, WITH_RUNS, go, live_version, picture, sign_in
 from tests.support.browser import Browser, browser
 from tests.support.gateway import Gateway, upload_evaluation_file
 from tests.support.judge import NAME, ScriptedJudge
+from tests.support.runs import wait_for_run
 from trainer.samples import heldout_file
 
 pytestmark = pytest.mark.engine
@@ -182,10 +182,7 @@ def evaluation(client: httpx.Client, judge: ScriptedJudge) -> str:
     }
     answer = client.post("/v1/evaluations", json=body)
     assert answer.status_code == 200, answer.text
-    deadline = time.monotonic() + JOB_S
-    while (made := client.get(f"/v1/evaluations/{answer.json()['id']}").json())["status"] in ("queued", "running"):
-        assert time.monotonic() < deadline, made
-        time.sleep(0.5)
+    made = wait_for_run(client, answer.json()["id"])
     assert made["status"] == "succeeded", made
     return str(made["id"])
 
