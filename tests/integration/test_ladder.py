@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,14 @@ def unlabelled(path: Path) -> Path:
     return path
 
 
+def rung_to_ship(report: dict[str, Any]) -> str:
+    """The version of the rung that is advised; where the data cannot tell, that of the best one with a version."""
+    rungs = [each for each in report["rungs"] if "@" in each["model"]]
+    best = max(rungs, key=lambda each: float(each["mean"]["mean"]))
+    advised = report["advice"]["rung"]
+    return str(next((each["model"] for each in rungs if each["key"] == advised), best["model"]))
+
+
 def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) -> None:
     page = tmp_path / "advice.html"
     data = labelled(tmp_path / "examples.jsonl")
@@ -80,3 +89,10 @@ def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) 
         assert answer.headers["x-hatrack-adapter"] == rung["model"]
     newest = run_hatrack(gateway, "advice", "--json")
     assert json.loads(newest.stdout)["id"] == report["id"]
+    assert "A YEAR" in run_hatrack(gateway, "advice").stdout
+    chosen = rung_to_ship(report)
+    version = chosen.partition("@")[2]
+    assert f"@{version}" in hatrack(gateway, "cost", "--year", "desk")
+    hatrack(gateway, "promote", chosen)
+    with gateway.http() as http:
+        assert http.get("/v1/adapters/desk").json()["aliases"]["live"] == int(version)

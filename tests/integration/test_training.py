@@ -20,6 +20,7 @@ from tests.support.gateway import TIMEOUT, Gateway
 from tests.support.runs import wait_for_run
 from trainer.data.format import Example, read_chat
 from trainer.data.render import Renderer, stop_tokens
+from trainer.evaluate.report import EvaluationReport
 from trainer.samples import data_file, heldout_file
 from trainer.tune.model import load_generation_config, load_tokenizer
 
@@ -92,8 +93,8 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     assert sailor_answers(gateway, base) == 0
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
-    # nothing that is judged on ten examples, and without a suite, may pass; verdicts have tests of their own
     assert done.metadata == {"learning_rate": "2e-3", "suites": "none", "hatrack_verdict": "not_enough_evidence"}
+    assert_ten_are_too_few(client, done)
     events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
     assert "hatrack promote sea-shanty@1" in events[0].message
     assert any(event.type == "metrics" and event.data["step"] for event in events)  # type: ignore[index]
@@ -124,6 +125,17 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
         assert training.id not in [file.id for file in client.files.list().data]
 
 
+def assert_ten_are_too_few(client: openai.OpenAI, job: Any) -> None:
+    """Nothing that is judged on ten held-out examples may pass; other verdicts are in test_verdicts.py."""
+    (report,) = [file for file in job.result_files if client.files.retrieve(file).filename.endswith("evaluation.json")]
+    verdict = EvaluationReport.model_validate_json(client.files.content(report).text).verdict
+    assert verdict is not None
+    assert verdict.examples == 10
+    assert [check.state for check in verdict.checks if check.name == "examples"] == ["open"]
+    assert verdict.more is None or verdict.more >= 20
+    assert "too few to judge by" in verdict.sentence
+
+
 @pytest.mark.slow
 def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path) -> None:
     lines = data_file("pemberton").read_text().splitlines()[:40]
@@ -138,8 +150,12 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
     assert "Not enough evidence" in output
     assert "│" in output
     assert "butler" in run("jobs")
+    assert "not enough evidence" in run("report", "butler@1").lower()
     assert "recipe: rank" in run("lineage", "butler@1")
-    run("promote", "butler@1")
+    with gateway.http() as http:
+        assert "live" not in http.get("/v1/adapters/butler").json()["aliases"]
+        run("promote", "butler@1")
+        assert http.get("/v1/adapters/butler").json()["aliases"]["live"] == 1
     assert gateway.answer("butler", "Where is my parcel?")
     # a second one goes on from the first
     run(

@@ -1,4 +1,7 @@
-"""Trainings and their verdicts on the real engine: which adapters go live by themselves, which do not, and why."""
+"""Trainings and their verdicts on the real engine: which adapters go live by themselves, which do not, and why.
+
+That ten held-out examples are too few is in test_training.py, whose first job has no more.
+"""
 
 from __future__ import annotations
 
@@ -168,17 +171,6 @@ def test_an_adapter_trained_on_shuffled_answers_never_goes_live(trainings: Train
     with pytest.raises(openai.NotFoundError):
         trainings.client.chat.completions.create(model="mixed-up", messages=[{"role": "user", "content": "hi"}])
     assert "`hatrack promote mixed-up@1` makes it live" in ended.messages[-1]
-
-
-def test_ten_held_out_examples_are_not_enough_evidence(trainings: Trainings) -> None:
-    ended = trainings.train("ten", TAUGHT[:16], UNSEEN[:10], n_epochs=1)
-    assert ended.verdict == "not_enough_evidence"
-    assert "live" not in ended.adapter["aliases"]
-    verdict = ended.report.verdict
-    assert verdict is not None
-    assert (verdict.examples, ended.states["examples"]) == (10, "open")
-    assert verdict.more is None or verdict.more >= 20
-    assert "too few to judge by" in verdict.sentence
 
 
 def test_an_adapter_that_forgot_what_the_base_could_do_fails(trainings: Trainings) -> None:
