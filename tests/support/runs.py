@@ -9,7 +9,6 @@ import httpx
 
 INTERVAL_S: Final = 0.5
 STALLED_S: Final = 1800.0
-"""Workers take only what other processes leave of the cores (SCHED_IDLE): minutes may pass between two steps of one."""
 JOBS: Final = "/v1/fine_tuning/jobs"
 EVALUATIONS: Final = "/v1/evaluations"
 
