@@ -22,8 +22,9 @@ pytestmark = pytest.mark.slow
 
 DATA = rows()
 TAUGHT, UNSEEN = DATA[:160], DATA[160:192]
-GENTLE, HARSH = 5e-4, 4e-3
-"""Learning rates: one that leaves what the base knows, and one that does not."""
+GENTLE, HARSH = 5e-4, {"learning_rate": 4e-3, "n_epochs": 4}
+"""A learning rate that leaves what the base knows, and a training that does not: in float32 it makes neutral texts 50
+times as perplexing, where 7 times is allowed. After half as many epochs it would be 6 times."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def test_an_adapter_trained_on_shuffled_answers_never_goes_live(trainings: Train
 
 
 def test_an_adapter_that_forgot_what_the_base_could_do_fails(trainings: Trainings) -> None:
-    ended = trainings.train("forgetful", TAUGHT[:80], UNSEEN, learning_rate=HARSH)
+    ended = trainings.train("forgetful", TAUGHT[:80], UNSEEN, **HARSH)
     assert ended.verdict == "fail", ended.report.verdict
     assert "live" not in ended.adapter["aliases"]
     # it does what it was taught, and that does not help it
