@@ -88,9 +88,10 @@ def test_a_ladder_from_the_data_to_its_advice(gateway: Gateway, tmp_path: Path) 
         answer = gateway.chat(rung["model"], "Where is my parcel?", max_tokens=4)
         assert answer.headers["x-hatrack-adapter"] == rung["model"]
     newest = run_hatrack(gateway, "advice", "--json")
-    assert json.loads(newest.stdout)["id"] == report["id"]
+    shown = json.loads(newest.stdout)
+    assert shown["id"] == report["id"]
     assert "A YEAR" in run_hatrack(gateway, "advice").stdout
-    chosen = rung_to_ship(report)
+    chosen = rung_to_ship(shown)
     version = chosen.partition("@")[2]
     assert f"@{version}" in hatrack(gateway, "cost", "--year", "desk")
     hatrack(gateway, "promote", chosen)

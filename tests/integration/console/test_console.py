@@ -221,7 +221,8 @@ VIEWS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_view_fits_a_phone_and_can_be_read(page: Browser, dark: bool) -> None:
+def test_every_view_fits_a_phone_and_can_be_read(page: Browser, gateway: Gateway, dark: bool) -> None:
+    gateway.answer("tidewater", "Hello", max_tokens=1)  # or there is no usage to show
     page.look(PHONE, 844, dark=dark)
     unnamed = (
         "[...document.querySelectorAll('button, a, input:not(.hidden), select, textarea')].filter((each) => "
