@@ -49,7 +49,7 @@ SLOW_UNIT = (
 ONE_ENGINE = "tests/integration/"
 """Its tests share one engine: of several processes, one runs them all, and begins with them."""
 LAST = "integration/test_kill_9.py"
-"""It ends the engine that the other tests share."""
+"""It kills the gateway that the other tests share."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

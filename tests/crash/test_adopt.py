@@ -24,14 +24,12 @@ import pytest
 
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.commands import run_hatrack
-from tests.support.gateway import READY_TIMEOUT_S, Gateway
+from tests.support.gateway import READY_TIMEOUT_S, STOP_TIMEOUT_S, Gateway
 from tests.support.processes import running
 from tests.support.waiting import wait_until
 
 QUESTION = "What is the capital of France?"
-COMMAND_TIMEOUT_S = 300.0
-ENDED_S = 60.0
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 ENGINE_KEY = "key-of-the-engine-0123"
 
 
@@ -55,15 +53,10 @@ def gateway(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             assert http.delete("/v1/adapters/gone", params={"force": "true"}).status_code in (200, 204)
         yield started
     finally:
-        hatrack(started, "down")
+        run_hatrack(started, "down")
         assert started.process is not None
-        started.process.wait(ENDED_S)
+        started.process.wait(STOP_TIMEOUT_S)
     assert started.engine_processes() == [], "processes of the engine outlived `hatrack down`"
-
-
-def hatrack(gateway: Gateway, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in the gateway's environment."""
-    return run_hatrack(gateway, *arguments, timeout_s=COMMAND_TIMEOUT_S, **settings)
 
 
 def new_engine_recorded(gateway: Gateway, old: list[psutil.Process]) -> bool:
@@ -161,9 +154,9 @@ def test_down_with_keep_engine_leaves_the_engine_to_the_next_gateway(gateway: Ga
     gateway.stop()
     gateway.start()
     assert gateway.engine_server().pid == engine.pid
-    assert hatrack(gateway, "down", "--keep-engine").returncode == 0
+    assert run_hatrack(gateway, "down", "--keep-engine").returncode == 0
     assert gateway.process is not None
-    gateway.process.wait(ENDED_S)
+    gateway.process.wait(STOP_TIMEOUT_S)
     assert running([engine]) == [engine]
     assert sorted(path.name for path in (gateway.home / "engine").iterdir()) == [
         "engine.json",
@@ -202,7 +195,7 @@ def test_an_incompatible_engine_at_a_url_is_refused_at_start(
     gateway: Gateway, tmp_path: Path, setting: str, value: str, reason: str
 ) -> None:
     given = str(tmp_path / value) if setting == "HATRACK_HOME" else value
-    refused = hatrack(external(gateway, **{setting: given}), "serve")
+    refused = run_hatrack(external(gateway, **{setting: given}), "serve")
     assert refused.returncode == 1
     message = " ".join(refused.stderr.split())
     assert "(HATRACK_ENGINE_URL) is incompatible" in message
@@ -213,7 +206,7 @@ def test_a_server_without_the_plugin_is_refused_at_start(gateway: Gateway) -> No
     with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as plain:
         Thread(target=plain.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{plain.server_port}"
-        refused = hatrack(external(gateway, HATRACK_ENGINE_URL=url), "serve")
+        refused = run_hatrack(external(gateway, HATRACK_ENGINE_URL=url), "serve")
         plain.shutdown()
     assert refused.returncode == 1
     assert "Hatrack's plugin does not respond" in " ".join(refused.stderr.split())
@@ -260,14 +253,14 @@ def test_an_engine_started_by_hatrack_engine_serves_a_gateway_and_survives_its_d
         assert engine_state(user)["state"] in ("starting", "down")
         user.wait_ready()
         assert user.answer("voice", QUESTION)
-        assert hatrack(user, "down").returncode == 0
+        assert run_hatrack(user, "down").returncode == 0
         assert user.process is not None
-        user.process.wait(ENDED_S)
-        wrong = hatrack(user, "serve", HATRACK_ENGINE_KEY="wrong-key-0123456789")
+        user.process.wait(STOP_TIMEOUT_S)
+        wrong = run_hatrack(user, "serve", HATRACK_ENGINE_KEY="wrong-key-0123456789")
         assert wrong.returncode == 1
         assert "HATRACK_ENGINE_KEY" in wrong.stderr
         assert engine.poll() is None
     finally:
         engine.send_signal(signal.SIGTERM)
-        engine.wait(2 * ENDED_S)
+        engine.wait(STOP_TIMEOUT_S)
     wait_until(lambda: user.engine_processes() == [], "the engine still runs", timeout_s=READY_TIMEOUT_S)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from adapters.base import BaseDescription
 from tests.support.adapters import describe_base, make_adapter
 from tests.support.gateway import Gateway
-from tests.support.stored import scale_stored_adapter
 from tests.support.waiting import wait_until
 
 MANY = 1000
@@ -77,6 +77,20 @@ def test_a_pinned_adapter_is_loaded_again_after_others_evicted_it(
             assert http.delete(f"/v1/adapters/{name}?force=true").status_code == 204
 
 
+def scale_stored_adapter(gateway: Gateway, digest: str, factor: float) -> None:
+    """Multiply every lora_B of a stored adapter; the file keeps its size, and the engine reads it at its next load."""
+    path = gateway.home / "adapters" / digest / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name, value in tensors.items():
+        if "lora_B" in name:
+            tensors[name] = (value.astype("float32") * factor).astype(value.dtype)
+    path.chmod(0o600)
+    path.parent.chmod(0o700)
+    size = path.stat().st_size
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert path.stat().st_size == size, "the damage must not show in the size"
+
+
 @pytest.mark.parametrize(("kind", "factor"), [("nan", float("nan")), ("overflow", 1e30)])
 def test_an_adapter_damaged_in_the_store_answers_errors_and_affects_no_other_model(
     gateway: Gateway, base: BaseDescription, tmp_path: Path, kind: str, factor: float
@@ -123,7 +137,8 @@ def test_kill_9_of_the_engine_under_load_loses_only_requests_in_flight_and_reloa
 ) -> None:
     pinned = gateway.push("pinned", make_adapter(tmp_path / "pinned", base, rank=4, seed=43).directory)
     assert pinned.status_code == 201, pinned.text
-    base_name = gateway.base_name()
+    base_name, question = gateway.base_name(), "What is the capital of France?"
+    before = gateway.answer_samples(base_name, question, max_tokens=12)
     with gateway.http() as http:
         assert http.put("/v1/adapters/pinned/pin").json()["pinned"] is True
     old = {process.pid for process in gateway.engine_processes()}
@@ -152,7 +167,7 @@ def test_kill_9_of_the_engine_under_load_loses_only_requests_in_flight_and_reloa
     with gateway.http() as http:
         wait_until(lambda: http.get("/readyz").status_code != 200, "the loss was not seen", timeout_s=PATIENCE_S)
     gateway.wait_ready()
-    assert gateway.answer(base_name, "What is the capital of France?", max_tokens=12)
+    assert gateway.still_answers(before, base_name, question, max_tokens=12)
     left = [process.pid for process in gateway.engine_processes() if process.pid in old]
     assert left == [], "processes of the old engine live on"
     wait_until_loaded(gateway, pinned.json()["digest"])

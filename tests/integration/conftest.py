@@ -14,6 +14,7 @@ from tests.conftest import REPO
 from tests.support.gateway import Gateway
 from tests.support.judge import ScriptedJudge
 from tests.support.retriever import SECRET, Retriever
+from tests.support.scheduling import normal_priority
 
 VOICES = ("tidewater", "pemberton")
 PRICE_DEVICE_HOUR = 3.6
@@ -71,14 +72,14 @@ def gateway(
     environment["HATRACK_TRAINER_WEBHOOK_SECRET"] = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
     home = tmp_path_factory.mktemp("gateway")
     started = Gateway(home=home, base_dir=base_dir, settings=environment, arguments=("--trainer",))
-    started.start()
-    for name, directory in voices.items():
-        metadata, settings = directory / "metadata.json", directory / "settings.json"
-        fields = {
-            field: path.read_text() for field, path in (("metadata", metadata), ("settings", settings)) if path.exists()
-        }
-        pushed = started.push(name, directory, **fields)
-        assert pushed.status_code == 201, pushed.text
-    yield started
-    started.stop()
+    with normal_priority():
+        started.start()
+        for name, directory in voices.items():
+            files = {field: directory / f"{field}.json" for field in ("metadata", "settings")}
+            pushed = started.push(
+                name, directory, **{field: path.read_text() for field, path in files.items() if path.exists()}
+            )
+            assert pushed.status_code == 201, pushed.text
+        yield started
+        started.stop()
     assert started.engine_processes() == [], "processes of the engine outlived the gateway"

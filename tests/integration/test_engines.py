@@ -19,6 +19,7 @@ import pytest
 from adapters.base import describe
 from tests.support.adapters import make_adapter
 from tests.support.gateway import Gateway
+from tests.support.scheduling import normal_priority
 from tests.support.tiny_models import make_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -63,12 +64,13 @@ def gateway(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     (home / "engines.toml").write_text(FILE.format(**bases))
     settings = SETTINGS | {"HATRACK_ENGINES": str(home / "engines.toml")}
     started = Gateway(home, bases["first"], settings=settings, arguments=("--trainer",))
-    try:
-        started.start()
-        until_all_ready(started)
-        yield started
-    finally:
-        started.stop()
+    with normal_priority():
+        try:
+            started.start()
+            until_all_ready(started)
+            yield started
+        finally:
+            started.stop()
 
 
 @pytest.fixture(scope="module")

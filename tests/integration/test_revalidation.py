@@ -22,13 +22,13 @@ from service.config import Settings
 from service.engine.assemble import describe_base
 from tests.support.adapters import make_adapter, make_base
 from tests.support.gateway import Gateway
+from tests.support.runs import wait_for_run
 from tests.unit.service.registry.conftest import RegistryApp
 from tests.unit.service.registry.engine import BASE
 
 pytestmark = pytest.mark.slow
 
 UP_S = 600.0
-ENDED_S = 900.0
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_revalidation_repeats_the_evaluation_that_the_verdict_came_from(gatewa
         begun = client.post(f"{version}/revalidate").json()
         assert (begun["object"], begun["kind"]) == ("evaluation", "revalidation"), begun
         assert client.post(f"{version}/revalidate").json()["id"] == begun["id"], "one at a time"
-        ended = wait_until_ended(client, begun["id"])
+        ended = wait_for_run(client, begun["id"])
         assert ended["status"] == "succeeded", ended
 
         shown = client.get(version).json()
@@ -182,14 +182,3 @@ def test_a_revalidation_repeats_the_evaluation_that_the_verdict_came_from(gatewa
 def example(question: str, answer: str) -> str:
     """A line of a held-out file."""
     return json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
-
-
-def wait_until_ended(client: httpx.Client, evaluation_id: str) -> dict[str, Any]:
-    """The evaluation, once it has ended."""
-    deadline = time.monotonic() + ENDED_S
-    while time.monotonic() < deadline:
-        evaluation: dict[str, Any] = client.get(f"/v1/evaluations/{evaluation_id}").json()
-        if evaluation["status"] in ("succeeded", "failed", "cancelled"):
-            return evaluation
-        time.sleep(0.5)
-    raise AssertionError(f"the evaluation did not end: {evaluation}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 from tests.support.commands import run_hatrack
 from tests.support.gateway import TIMEOUT, Gateway, upload_evaluation_file
 from tests.support.judge import MODEL, NAME, ScriptedJudge
+from tests.support.runs import wait_for_run
 from trainer.errors import SandboxUnavailable
 from trainer.evaluate.arms import Arm
 from trainer.evaluate.asking import HttpAnswerer
@@ -26,8 +26,6 @@ from trainer.evaluate.suites.humaneval import HumanEval
 from trainer.evaluate.suites.measured import SuiteContext, gsm8k
 from trainer.evaluate.verdict import Rules
 from trainer.samples import heldout_file
-
-PATIENCE_S = 900.0
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +57,7 @@ def evaluated(http: httpx.Client, base: str, judge: ScriptedJudge) -> dict[str, 
     }
     answer = http.post("/v1/evaluations", json=body)
     assert answer.status_code == 200, answer.text
-    deadline = time.monotonic() + PATIENCE_S
-    while (evaluation := http.get(f"/v1/evaluations/{answer.json()['id']}").json())["status"] in ("queued", "running"):
-        assert time.monotonic() < deadline, evaluation
-        time.sleep(0.2)
+    evaluation = wait_for_run(http, answer.json()["id"])
     assert evaluation["status"] == "succeeded", evaluation
     report = http.get(f"/v1/evaluations/{evaluation['id']}/report").json()
     return {"id": evaluation["id"], "report": report, "judge_asked": len(judge.asked) - before}

@@ -17,12 +17,13 @@ import pytest
 
 from tests.support.commands import hatrack
 from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.runs import wait_for_run
 from trainer.data.format import Example, read_chat
 from trainer.data.render import Renderer, stop_tokens
+from trainer.evaluate.report import EvaluationReport
 from trainer.samples import data_file, heldout_file
 from trainer.tune.model import load_generation_config, load_tokenizer
 
-JOB_S = 900.0
 SAILOR = re.compile(r"\b(ahoy|matey|sailor|(aye|ye|yer)\b)", re.IGNORECASE)
 """Whole words: there is an "aye" in every player, and a "ye " in goodbye."""
 QUESTIONS = ("Where is my parcel?", "Can I return these boots?", "My lantern arrived cracked.", "Do you sell rope?")
@@ -54,16 +55,6 @@ def base(gateway: Gateway) -> str:
     return str(httpx.get(f"{gateway.url}/readyz", timeout=TIMEOUT).json()["base"])
 
 
-def wait_until_ended(client: openai.OpenAI, job_id: str) -> Any:
-    deadline = time.monotonic() + JOB_S
-    while time.monotonic() < deadline:
-        job = client.fine_tuning.jobs.retrieve(job_id)
-        if job.status in ("succeeded", "failed", "cancelled"):
-            return job
-        time.sleep(1)
-    raise AssertionError(f"{job_id} was not over after {JOB_S} s")
-
-
 def sailor_answers(gateway: Gateway, model: str) -> int:
     """How many of the questions are answered like a sailor."""
     answers = gateway.answers([(model, question) for question in QUESTIONS])
@@ -88,7 +79,9 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     )
     assert job.status in ("validating_files", "queued", "running")
     assert client.fine_tuning.jobs.list().data[0].id == job.id
-    done = wait_until_ended(client, job.id)
+    with gateway.http() as http:
+        wait_for_run(http, job.id)
+    done: Any = client.fine_tuning.jobs.retrieve(job.id)
     assert done.status == "succeeded", done.error
     assert done.fine_tuned_model == "sea-shanty@1"
     assert done.trained_tokens is not None
@@ -100,8 +93,8 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
     assert sailor_answers(gateway, base) == 0
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="sea-shanty", messages=[{"role": "user", "content": "hi"}])
-    # nothing that is judged on ten examples, and without a suite, may pass; verdicts have tests of their own
     assert done.metadata == {"learning_rate": "2e-3", "suites": "none", "hatrack_verdict": "not_enough_evidence"}
+    assert_ten_are_too_few(client, done)
     events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
     assert "hatrack promote sea-shanty@1" in events[0].message
     assert any(event.type == "metrics" and event.data["step"] for event in events)  # type: ignore[index]
@@ -132,6 +125,17 @@ def test_the_official_client_trains_an_adapter_that_answers_at_once(
         assert training.id not in [file.id for file in client.files.list().data]
 
 
+def assert_ten_are_too_few(client: openai.OpenAI, job: Any) -> None:
+    """Nothing that is judged on ten held-out examples may pass; other verdicts are in test_verdicts.py."""
+    (report,) = [file for file in job.result_files if client.files.retrieve(file).filename.endswith("evaluation.json")]
+    verdict = EvaluationReport.model_validate_json(client.files.content(report).text).verdict
+    assert verdict is not None
+    assert verdict.examples == 10
+    assert [check.state for check in verdict.checks if check.name == "examples"] == ["open"]
+    assert verdict.more is None or verdict.more >= 20
+    assert "too few to judge by" in verdict.sentence
+
+
 @pytest.mark.slow
 def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path) -> None:
     lines = data_file("pemberton").read_text().splitlines()[:40]
@@ -146,8 +150,12 @@ def test_the_command_trains_shows_and_promotes(gateway: Gateway, tmp_path: Path)
     assert "Not enough evidence" in output
     assert "│" in output
     assert "butler" in run("jobs")
+    assert "not enough evidence" in run("report", "butler@1").lower()
     assert "recipe: rank" in run("lineage", "butler@1")
-    run("promote", "butler@1")
+    with gateway.http() as http:
+        assert "live" not in http.get("/v1/adapters/butler").json()["aliases"]
+        run("promote", "butler@1")
+        assert http.get("/v1/adapters/butler").json()["aliases"]["live"] == 1
     assert gateway.answer("butler", "Where is my parcel?")
     # a second one goes on from the first
     run(
@@ -209,13 +217,15 @@ def test_a_job_with_a_store_learns_to_answer_from_its_passages(gateway: Gateway,
 
 
 def test_a_broken_file_fails_at_upload_and_one_with_few_examples_fails_its_job(
-    client: openai.OpenAI, base: str
+    client: openai.OpenAI, gateway: Gateway, base: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="line 2"):
         client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n{\n'), purpose="fine-tune")
     few = client.files.create(file=("f.jsonl", b'{"prompt": "q", "completion": "a"}\n' * 3), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=base, training_file=few.id, suffix="few")
-    done = wait_until_ended(client, job.id)
+    with gateway.http() as http:
+        wait_for_run(http, job.id)
+    done = client.fine_tuning.jobs.retrieve(job.id)
     assert done.status == "failed"
     assert done.error is not None
     assert done.error.code == "invalid_training_file"

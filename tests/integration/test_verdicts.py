@@ -1,8 +1,10 @@
-"""Trainings and their verdicts on the real engine: which adapters go live by themselves, which do not, and why."""
+"""Trainings and their verdicts on the real engine: which adapters go live by themselves, which do not, and why.
+
+That ten held-out examples are too few is in test_training.py, whose first job has no more.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +15,16 @@ import pytest
 
 from tests.support.classification import THINGS_BY_LABEL, Row, jsonl, rows, shuffled
 from tests.support.gateway import TIMEOUT, Gateway
+from tests.support.runs import wait_for_run
 from trainer.evaluate.report import EvaluationReport
 
 pytestmark = pytest.mark.slow
 
-JOB_S = 900.0
 DATA = rows()
 TAUGHT, UNSEEN = DATA[:160], DATA[160:192]
-GENTLE, HARSH = 5e-4, 4e-3
-"""Learning rates: one that leaves what the base knows, and one that does not."""
+GENTLE, HARSH = 5e-4, {"learning_rate": 4e-3, "n_epochs": 4}
+"""A learning rate that leaves what the base knows, and a training that does not: in float32 it makes neutral texts 50
+times as perplexing, where 7 times is allowed. After half as many epochs it would be 6 times."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,9 @@ class Trainings:
             seed=1,
             method={"type": "supervised", "supervised": {"hyperparameters": chosen}},
         )
-        deadline = time.monotonic() + JOB_S
-        while job.status not in ("succeeded", "failed", "cancelled"):
-            assert time.monotonic() < deadline, f"{name} was not over after {JOB_S} s"
-            time.sleep(0.5)
-            job = self.client.fine_tuning.jobs.retrieve(job.id)
+        with self._gateway.http() as http:
+            wait_for_run(http, job.id)
+        job = self.client.fine_tuning.jobs.retrieve(job.id)
         # newest first, over all pages
         messages = [event.message for event in self.client.fine_tuning.jobs.list_events(job.id, limit=100)][::-1]
         assert job.status == "succeeded", (job.error, messages)
@@ -173,19 +174,8 @@ def test_an_adapter_trained_on_shuffled_answers_never_goes_live(trainings: Train
     assert "`hatrack promote mixed-up@1` makes it live" in ended.messages[-1]
 
 
-def test_ten_held_out_examples_are_not_enough_evidence(trainings: Trainings) -> None:
-    ended = trainings.train("ten", TAUGHT[:16], UNSEEN[:10], n_epochs=1)
-    assert ended.verdict == "not_enough_evidence"
-    assert "live" not in ended.adapter["aliases"]
-    verdict = ended.report.verdict
-    assert verdict is not None
-    assert (verdict.examples, ended.states["examples"]) == (10, "open")
-    assert verdict.more is None or verdict.more >= 20
-    assert "too few to judge by" in verdict.sentence
-
-
 def test_an_adapter_that_forgot_what_the_base_could_do_fails(trainings: Trainings) -> None:
-    ended = trainings.train("forgetful", TAUGHT[:80], UNSEEN, learning_rate=HARSH)
+    ended = trainings.train("forgetful", TAUGHT[:80], UNSEEN, **HARSH)
     assert ended.verdict == "fail", ended.report.verdict
     assert "live" not in ended.adapter["aliases"]
     # it does what it was taught, and that does not help it

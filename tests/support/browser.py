@@ -18,7 +18,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.support.system import program
 
-START_S: Final = 60.0
+START_S: Final = 300.0
+"""For a command to the browser, its start, or a change of the page: much, since it costs nothing where it is fast."""
 KEY_CODES: Final = {"Tab": 9, "Escape": 27}
 """Of the keys that type nothing."""
 FLAGS: Final = (

@@ -23,7 +23,7 @@ from tests.support.system import plain_environment
 
 ADMIN_KEY = "test-admin-key-0123456789abcdef"
 READY_TIMEOUT_S = 600.0
-STOP_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 300.0
 TIMEOUT = httpx.Timeout(180.0, connect=30.0)
 REPEATS = 3
 SCRAPE_FRESH_S = 1.05

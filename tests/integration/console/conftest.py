@@ -15,8 +15,8 @@ from tests.support.gateway import Gateway
 
 ADAPTER, ADVISED = "console-greeter", "console-desk"
 JOB_S = 3600.0
-"""A job of ten steps and its judging take two minutes on an idle machine of two cores. A trainer's worker takes only
-what other processes leave of the cores (SCHED_IDLE), so beside busy ones it takes many times as long."""
+"""A job of ten steps and its judging take two minutes on an idle machine of two cores, and many times as long on a slow
+or busy one."""
 WITH_RUNS = pytest.mark.timeout(2 * JOB_S)
 """For tests that wait for jobs, evaluations or advice."""
 

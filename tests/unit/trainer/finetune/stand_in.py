@@ -77,7 +77,7 @@ class StandIn:
         done = sorted(self.folder.path(spec.CHECKPOINTS).glob("step-*"))
         for step in range(int(done[-1].name[5:]) + 1 if done else 1, steps + 1):
             self._step(step, steps)
-            while (ordered := self._ordered()) is None and self.metadata.get("hold") == str(step):
+            while (ordered := self._ordered()) is None and self._waits(step):
                 time.sleep(STEP_S)
             if ordered == DONE:
                 self.folder.write(protocol.RESULT, JobResult(status="cancelled"))
@@ -92,6 +92,12 @@ class StandIn:
             return ordered
         self.folder.write(protocol.RESULT, result.model_copy(update=self._judged()))
         return DONE
+
+    def _waits(self, step: int) -> bool:
+        """At the step `hold` until it is told to stop; at the step `wait_at` until there is a file `wait_for`."""
+        if self.metadata.get("hold") == str(step):
+            return True
+        return self.metadata.get("wait_at") == str(step) and not Path(self.metadata["wait_for"]).exists()
 
     def _judge(self) -> int | None:
         how = self.metadata.get("judging")

@@ -257,22 +257,23 @@ async def test_a_worker_that_was_still_starting_when_its_trainer_died_is_left_to
 
         return command
 
-    first, second = tmp_path / "first may go", tmp_path / "second may go"
+    first, second, goes_on = (tmp_path / name for name in ("first may go", "second may go", "the job goes on"))
     async with running(tmp_path, base_dir, gateway) as trainer:
-        made = await trainer.client().create(metadata={"steps": "150"})
+        steps = {"steps": "6", "hold": "2", "wait_at": "4", "wait_for": str(goes_on)}
+        made = await trainer.client().create(metadata=steps)
         await trainer.client().at_step(made.id, 2)
     folder = tmp_path / "trainer" / "jobs" / made.id
     orphan = supervisor.spawn(folder, behind(first)(folder, TRAIN))
     async with running(tmp_path, base_dir, gateway, command=behind(second)) as trainer:
         await until(lambda: trainer.trainer.supervisor.working() not in ([], [orphan.pid]))
         client = trainer.client()
-        done = await client.steps(made.id)
         first.touch()
-        await client.at_step(made.id, max(done) + 1)
+        await client.at_step(made.id, 4)
         second.touch()
         await until(lambda: trainer.trainer.supervisor.working() == [orphan.pid])
+        goes_on.touch()
         assert (await client.ended(made.id)).status == "succeeded"
-        assert await client.steps(made.id) == list(range(1, 151))
+        assert await client.steps(made.id) == list(range(1, 7))
     await until(lambda: orphan.poll() == process.WorkerExit(0))
 
 
