@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.agent.process import AgentProcess
-from service.announcements import GONE_S, Announcements
+from service.announcements import GONE_S, Announcements, _is_here
 from service.app import create_app
 from service.config import Settings
 from service.config.engines import engine_settings
@@ -207,6 +207,30 @@ async def test_fronts_learn_where_an_agent_is_and_when_it_has_moved(site: Site) 
         assert [path for path, body in engine.asked if "messages" in body] == ["/v1/chat/completions"]
 
 
+async def test_one_agent_is_one_engine_at_a_front_also_after_both_have_started_anew(
+    tmp_path: Path, base_dir: Path
+) -> None:
+    """Without a name it becomes another engine; what the front knew of the former one is not told again."""
+    first, second = Site(tmp_path, base_dir), Site(tmp_path, base_dir)
+    async with AsyncExitStack() as stack, AsyncExitStack() as agents:
+        front, _ = await Site(tmp_path, base_dir, stack).front()
+        async with first.stack:
+            await first.open()
+            await agents.enter_async_context(first.agent("one", "b"))
+            await until(lambda: ready_at(front) == ["b"])
+        await agents.aclose()  # when nobody hears that it leaves
+        async with second.stack:
+            await second.open()
+            async with second.agent("one"):
+                await second.until_ready("a")
+                await until(lambda: ready_at(front) == ["a"])
+
+
+def ready_at(front: Front) -> list[str]:
+    """The engines that a front uses."""
+    return [each["name"] for each in front.readiness()[1].get("engines", []) if each["state"] == "ready"]
+
+
 async def announced(site: Site, secret: str = AGENT_KEY, **fields: Any) -> httpx.Response:
     """Announce what the test makes up."""
     told = {"protocol": PROTOCOL, "instance": "0" * 32, "base": BASE, "address": "http://10.0.0.9:8002", "slots": 8}
@@ -238,6 +262,8 @@ async def announced(site: Site, secret: str = AGENT_KEY, **fields: Any) -> httpx
         ({"slots": 3}, 409, "agent_slots", "3 adapter slots, the engine `a` of this gateway 8"),
         ({"protocol": 99}, 400, "agent_protocol", "protocol 99"),
         ({"address": "10.0.0.9:8002"}, 400, "invalid_value", "`address` must be http://host:port"),
+        ({"address": "http://[10.0.0.9:8002"}, 400, "invalid_value", "`address` must be http://host:port"),
+        ({"address": "unix:/tmp/a\0b"}, 400, "invalid_value", "`address` must be http://host:port"),
         ({"instance": "x"}, 400, "invalid_value", "`instance`"),
         ({"more": 1}, 400, "invalid_value", "`more`"),
     ],
@@ -326,6 +352,42 @@ def test_at_one_address_there_is_one_agent(places: tuple[Announcements, Fleet, C
     assert announcements.announce(said("5", "http://10.0.0.2:1", name="a")) == "a"
     assert changes[-1] == {"a": "http://10.0.0.2:1", "b": None}
     assert [each.watched.is_placed for each in fleet.parts] == [True, False]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8002", "http://[::1]:8002", "http://localhost:1", "unix:/a"])
+def test_an_agent_elsewhere_is_not_at_an_address_of_this_machine(
+    places: tuple[Announcements, Fleet, Clock], address: str
+) -> None:
+    announcements, _, _ = places
+    with pytest.raises(HatrackError, match=r"must be one that the gateway reaches.*HATRACK_AGENT_URL"):
+        announcements.announce(said("1", address), is_here=False)
+    assert not announcements.addresses
+    assert announcements.announce(said("1", address)) == "a"
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "is_here"),
+    [
+        (None, ("/run/g.sock", None), True),
+        (("127.0.0.1", 40000), ("127.0.0.1", 8000), True),
+        (("10.0.0.4", 40000), ("10.0.0.4", 8000), True),
+        (("10.0.0.5", 40000), ("10.0.0.4", 8000), False),
+        (("10.0.0.5", 40000), None, False),
+    ],
+)
+def test_which_agent_runs_on_this_machine(client: Any, server: Any, is_here: bool) -> None:
+    assert _is_here({"client": client, "server": server}) == is_here
+
+
+def test_two_agents_of_one_address_are_told_apart(places: tuple[Announcements, Fleet, Clock]) -> None:
+    announcements, _, _ = places
+    announcements.announce(said("1", "http://10.0.0.1:1"))
+    assert announcements.announce(said("2", "http://10.0.0.1:1")) == "a", "as one that was started again"
+    with pytest.raises(HatrackError, match=r"another agent announces the address 'http://10.0.0.1:1'"):
+        announcements.announce(said("1", "http://10.0.0.1:1"))
+    assert announcements.announce(said("2", "http://10.0.0.1:1")) == "a"
+    announcements.announce(said("2", "http://10.0.0.1:1", leaving=True))
+    assert announcements.announce(said("1", "http://10.0.0.1:1")) == "a", "the other one has ended"
 
 
 async def test_a_gateway_does_not_look_for_an_agent_before_it_is_announced(tmp_path: Path, base_dir: Path) -> None:
