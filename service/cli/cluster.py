@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -59,20 +60,32 @@ def up(
     require_ray()
     wanted = read_config(config)
     if head is not None:
-        dashboard = f"http://{head}:8265" if dashboard == LOCAL else dashboard
+        host = f"[{head}]" if ":" in head else head
+        dashboard = f"http://{host}:8265" if dashboard == LOCAL else dashboard
         start_head(head, dashboard)
     with ray_dashboard(dashboard) as http:
         ask(http, "PUT", wanted)
         console.print(f"deployed {', '.join(str(each['name']) for each in wanted['applications'])}")
-        while wait:
-            known = ask(http, "GET")["applications"]
-            applications = [known.get(each["name"], {"status": "unknown"}) for each in wanted["applications"]]
-            if all(each["status"] in SETTLED for each in applications):
-                _print(shown(applications))
-                if any(each["status"] != "RUNNING" for each in applications):
-                    raise typer.Exit(terminal.FAILED)
-                return
-            time.sleep(POLL_S)
+        if wait:
+            _print(told := until_settled(http, [str(each["name"]) for each in wanted["applications"]]))
+            if any(each["status"] != "RUNNING" for each in told["applications"]):
+                raise typer.Exit(terminal.FAILED)
+
+
+def until_settled(http: httpx.Client, names: list[str]) -> dict[str, Any]:
+    """What Serve says of applications once all run or have failed; what they wait for is shown meanwhile."""
+    waits_for = ""
+    while True:
+        known = ask(http, "GET")["applications"]
+        told = shown([known.get(name, {"name": name, "status": "NOT_STARTED"}) for name in names])
+        rows = told["applications"]
+        if all(each["status"] in SETTLED for each in rows):
+            return told
+        now = "; ".join(f"{each['name']}: {each['message'] or each['status']}" for each in rows)
+        if now != waits_for:
+            console.print(escape(f"waiting: {now[:500]}"))
+            waits_for = now
+        time.sleep(POLL_S)
 
 
 @app.command(epilog=examples("hatrack cluster status", "hatrack cluster status --json | jq .applications"))
@@ -135,6 +148,11 @@ def start_head(address: str, dashboard: str) -> None:
             f"RAY_AUTH_MODE is {mode}: whoever reaches Ray runs code in it, and replicas of Ray Serve listen on all of "
             "the machine's addresses; unset it, and Ray asks for a token (deploy/CLUSTER.md)"
         )
+    if not is_closed(address):
+        fail(
+            f"--head must be a loopback or private IP address of this machine, such as 127.0.0.1 or 10.0.0.5; got "
+            f"{escape(repr(address[:80]))}: Ray's dashboard and ports listen there (deploy/CLUSTER.md)"
+        )
     make_token()
     arguments, variables = head_command(address, dashboard)
     run_ray(*arguments, variables=variables)
@@ -148,6 +166,15 @@ def start_head(address: str, dashboard: str) -> None:
                 pass
             time.sleep(POLL_S)
     fail(f"Ray's dashboard does not answer at {dashboard} after {START_S:g} s; see /tmp/ray/session_latest/logs")
+
+
+def is_closed(address: str) -> bool:
+    """Whether an address is an IP address that the internet does not reach, and is not all of a machine's."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    return not (ip.is_global or ip.is_unspecified or ip.is_multicast)
 
 
 def make_token() -> None:

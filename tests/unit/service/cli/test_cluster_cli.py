@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.agent import hold_folder
+from service.cli.cluster import is_closed
 from service.cli.main import app
 from service.config import load_settings
 from service.server.instance import InstanceLock
@@ -99,6 +100,24 @@ def test_ray_is_not_opened_without_a_token(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     config = str(REPO / "deploy/ray/serve.yaml")
     assert "RAY_AUTH_MODE is disabled" in refused("cluster", "up", config, "--head", "10.0.0.5")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["0.0.0.0", "::", "8.8.8.8", "2606:4700::1111", "head.example.com", "224.0.0.1"],  # noqa: S104  (what is refused)
+)
+def test_ray_is_not_opened_to_the_internet(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr("service.cli.cluster.find_spec", lambda _name: True)
+    shown = refused("cluster", "up", str(REPO / "deploy/ray/serve.yaml"), "--head", address)
+    assert (
+        f"must be a loopback or private IP address of this machine, such as 127.0.0.1 or 10.0.0.5; got '{address}'"
+        in shown
+    )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "10.0.0.5", "192.168.1.4", "100.64.0.7", "::1", "fd00::1"])
+def test_ray_may_listen_on_a_private_network(address: str) -> None:
+    assert is_closed(address)
 
 
 def test_a_dashboard_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
