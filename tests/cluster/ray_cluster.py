@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,10 +17,12 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 import yaml
 
 from service.cli.cluster import head_command
 from tests.conftest import REPO
+from tests.support.adapters import make_base
 from tests.support.cluster import AGENT_KEY, until
 from tests.support.gateway import ADMIN_KEY, TIMEOUT, Gateway, held_port
 from tests.support.system import plain_environment
@@ -26,6 +30,12 @@ from tests.support.system import plain_environment
 PYTHON = REPO / ".venv-cluster" / "bin" / "python"
 """Of the environment with Ray; the agents run in that of the tests."""
 TOKEN = "the-token-of-ray-in-these-tests"
+NEEDS_RAY = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs an environment with Ray: make test-cluster"),
+]
+"""Marks of every module here."""
 ENTRIES = ("a", "b")
 STARTS = 5
 APPLICATION = "tiny"
@@ -249,6 +259,20 @@ class RayCluster:
         folder = self.temporary / "session_latest" / "logs"
         paths = [*(folder / "serve").glob("*.log"), *folder.glob("worker-*.err")]
         return "".join(f"\n---- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths)
+
+
+@contextmanager
+def running(home: Path, *nodes: str) -> Iterator[RayCluster]:
+    """A cluster over `home` with its agents in use; ``nodes`` are those of the class."""
+    temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    made = RayCluster(home, make_base(home / BASE_NAME), temporary, nodes)
+    try:
+        made.start()
+        made.up()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.cluster.ray_cluster import BASE_NAME, ENTRIES, PYTHON, RayCluster
-from tests.support.adapters import make_base
+from tests.cluster.ray_cluster import BASE_NAME, ENTRIES, NEEDS_RAY, RayCluster, running
 from tests.support.cluster import Load, until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3000),
-    pytest.mark.skipif(not PYTHON.exists(), reason="needs an environment with Ray: make test-cluster"),
-]
+pytestmark = NEEDS_RAY
 NODES = ("127.0.0.3", "127.0.0.4")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """A head without agents, and a node for each agent."""
-    home, temporary = tmp_path_factory.mktemp("nodes"), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    made = RayCluster(home, make_base(home / BASE_NAME), temporary, NODES)
-    try:
-        made.start()
-        made.up()
+    with running(tmp_path_factory.mktemp("nodes"), *NODES) as made:
         yield made
-    finally:
-        made.stop()
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def test_a_nodes_death_costs_its_streams_and_the_other_takes_its_agent(cluster: RayCluster) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -17,31 +15,20 @@ import psutil
 import pytest
 
 from adapters.base import describe
-from tests.cluster.ray_cluster import APPLICATION, BASE_NAME, ENTRIES, PYTHON, RayCluster, kill
+from tests.cluster.ray_cluster import APPLICATION, ENTRIES, NEEDS_RAY, PYTHON, RayCluster, kill, running
 from tests.conftest import REPO
-from tests.support.adapters import make_adapter, make_base
+from tests.support.adapters import make_adapter
 from tests.support.cluster import Load, Outcome, until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3000),
-    pytest.mark.skipif(not PYTHON.exists(), reason="needs an environment with Ray: make test-cluster"),
-]
+pytestmark = NEEDS_RAY
 VOICES = 4
 TOKENS = 24
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    home, temporary = tmp_path_factory.mktemp("cluster"), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    made = RayCluster(home, make_base(home / BASE_NAME), temporary)
-    try:
-        made.start()
-        made.up()
+    with running(tmp_path_factory.mktemp("cluster")) as made:
         yield made
-    finally:
-        made.stop()
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
