@@ -223,7 +223,11 @@ async def test_one_agent_is_one_engine_at_a_front_also_after_both_have_started_a
             await second.open()
             async with second.agent("one"):
                 await second.until_ready("a")
-                await until(lambda: ready_at(front) == ["a"])
+                await until(lambda: "a" in ready_at(front))
+                assert front._path is not None
+                assert front._path.fleet is not None
+                placed = [each.agent.name for each in front._path.fleet.parts if each.watched.is_placed]
+                assert placed == ["a"], "nothing is at the address of `b`, which is that of `a` now"
 
 
 def ready_at(front: Front) -> list[str]:
