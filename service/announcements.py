@@ -113,6 +113,11 @@ class Announcements:
         entry.instance, entry.heard_at = told.instance, self._clock()
         return entry.name
 
+    def why_unused(self, name: str) -> str | None:
+        """Why the gateway sends an engine no requests; None: it does."""
+        entry = self._entries.get(name)
+        return None if entry is None or entry.engine.ready else entry.engine.state.reason
+
     def _place(self, told: Announcement) -> _Entry:
         """The engine that an agent becomes that is none yet."""
         of_base = [entry for entry in self._entries.values() if entry.base == told.base]
@@ -215,7 +220,8 @@ class AnnouncementsApp:
             body = await exchange.read_json_body(MAX_BODY)
             check_body(body)
             name = self.announcements.announce(_read(body), is_here=_is_here(scope))
-            await exchange.answer(200, orjson.dumps({"name": name}))
+            answer = {"name": name, "unused": self.announcements.why_unused(name)}
+            await exchange.answer(200, orjson.dumps(answer))
         except ClientLeft:
             return
         except Exception as error:

@@ -127,10 +127,19 @@ async def test_an_agent_is_found_by_what_it_announces(site: Site) -> None:
     async with site.agent("one") as (agent, engine):
         await site.until_ready("a")
         assert agent.announcer is not None
-        await until(lambda: agent.announcer.shown() == {"engine": "a", "trouble": None})
+        await until(lambda: agent.announcer.shown() == {"engine": "a", "trouble": None, "unused": None})
         assert (await site.http.post("/v1/chat/completions", json=CHAT)).status_code == 200
         assert len(engine.asked) >= 1
     await site.until_ready()
+
+
+async def test_one_that_the_gateway_cannot_use_is_told_why(site: Site) -> None:
+    async with site.agent("one", engine_max_rank=8) as (agent, _):
+        announcer = agent.announcer
+        assert announcer is not None
+        await until(lambda: "incompatible" in str(announcer.unused))
+        assert announcer.shown()["engine"] == "a", "it has the place, until it leaves"
+        assert (await site.engines())["a"]["state"] == "down"
 
 
 async def test_one_that_moves_is_found_again_under_its_name(site: Site) -> None:
@@ -286,7 +295,10 @@ async def test_an_announcement_counts_once_and_is_signed_as_it_is(site: Site) ->
     assert (await site.http.post(ANNOUNCE_PATH, json={})).status_code == 401
     assert (await site.http.get(ANNOUNCE_PATH)).status_code == 405
     taken = await announced(site)
-    assert taken.json() == {"name": "a"}
+    assert taken.json() == {
+        "name": "a",
+        "unused": "no agent has announced itself (`hatrack agent` with HATRACK_AGENT_ANNOUNCE)",
+    }
     again = await site.http.post(ANNOUNCE_PATH, content=taken.request.content, headers=dict(taken.request.headers))
     assert (again.status_code, again.json()["error"]["message"]) == (401, "the request's signature was used before")
     other_body = sign(signing_key(AGENT_KEY, ANNOUNCE_PURPOSE), "POST", ANNOUNCE_PATH, b"{}")
