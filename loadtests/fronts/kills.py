@@ -145,11 +145,15 @@ def _missing(made: Installation, writers: Writers) -> list[str]:
         if live not in (writers.live, writers.maybe_live):
             faults.append(f"live is {live}, and {writers.live} was acknowledged")
     for front in range(2):
-        until(lambda front=front: is_ready(made.cluster.fronts[front].port))  # type: ignore[misc]
-        for key in writers.keys:
-            with made.cluster.front(front, key) as http:
-                body = {"model": NAME, "prompt": "Hello", "max_tokens": 1}
-                status = http.post("/v1/completions", json=body).status_code
-            if status != 200:
-                faults.append(f"a key is answered with {status} at a front")
+        # one that has not heard yet of the gateway's new start does not know the latest keys
+        until(lambda front=front: _status(made, front, writers.keys[-1]) == 200)  # type: ignore[misc]
+        statuses = Counter(_status(made, front, key) for key in writers.keys)
+        faults += [f"{count} keys are answered with {status}" for status, count in statuses.items() if status != 200]
     return faults
+
+
+def _status(made: Installation, front: int, key: str) -> int:
+    """Of a request with a key at a front."""
+    with made.cluster.front(front, key) as http:
+        body = {"model": NAME, "prompt": "Hello", "max_tokens": 1}
+        return http.post("/v1/completions", json=body).status_code
