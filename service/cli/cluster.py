@@ -31,6 +31,8 @@ TIMEOUTS_S: Final = {"GET": 60.0, "PUT": 300.0, "DELETE": 300.0}
 START_S: Final = 120.0
 """How long Ray's head may take until its dashboard answers, s."""
 SETTLED: Final = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
+IMPORT_PATH: Final = "service.cluster.application:agents"
+"""Of Hatrack's applications."""
 
 Dashboard = Annotated[
     str,
@@ -64,6 +66,12 @@ def up(
         dashboard = f"http://{host}:8265" if dashboard == LOCAL else dashboard
         start_head(head, dashboard)
     with ray_dashboard(dashboard) as http:
+        named = {str(each["name"]) for each in wanted["applications"]}
+        if gone := [name for name in others(ask(http, "GET")["applications"], "declarative") if name not in named]:
+            fail(
+                f"Serve would end what {escape(str(config))} does not have: {escape(', '.join(gone))}, which "
+                "is not Hatrack's; add it to the file (`serve config` prints it)"
+            )
         ask(http, "PUT", wanted)
         console.print(f"deployed {', '.join(str(each['name']) for each in wanted['applications'])}")
         if wait:
@@ -111,10 +119,24 @@ def down(
     """End all agents on Ray: their requests may end, and then their engines do. Gateway and fronts go on."""
     require_ray()
     with ray_dashboard(dashboard) as http:
+        if kept := others(ask(http, "GET")["applications"], "declarative", "imperative"):
+            fail(
+                f"this would end all of Serve, which also runs {escape(', '.join(kept))}; to end the agents alone, "
+                "deploy a Serve config that has the others only (`serve deploy`)"
+            )
         ask(http, "DELETE")
         console.print("the agents end")
     if node:
         run_ray("stop", "--grace-period", "60")
+
+
+def others(applications: Mapping[str, Any], *sources: str) -> list[str]:
+    """The applications that Serve runs and that are not Hatrack's, of those that were deployed in these ways."""
+    return [
+        name
+        for name, each in applications.items()
+        if each.get("source") in sources and (each.get("deployed_app_config") or {}).get("import_path") != IMPORT_PATH
+    ]
 
 
 def require_ray() -> None:
