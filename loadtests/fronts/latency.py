@@ -26,10 +26,14 @@ class Streams:
     whole_s: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
     """Of the processes between client and engine."""
+    seconds: float = 0.0
+    idle: float = 0.0
+    """Cores that these take without requests."""
 
     @property
-    def chunks(self) -> int:
-        return len(self.whole_s) * TOKENS
+    def chunk_us(self) -> float:
+        """CPU time a chunk beyond what they take without requests, µs."""
+        return (self.cpu_s - self.idle * self.seconds) / (len(self.whole_s) * TOKENS) * 1e6
 
 
 def measure(made: Installation, rounds: int) -> None:
@@ -42,14 +46,19 @@ def measure(made: Installation, rounds: int) -> None:
     parts = [*cluster.fronts, *cluster.agents.values()]
     own = [psutil.Process(made.single.process.pid)]
     others = [psutil.Process(pid) for pid in (cluster.gateway.process.pid, *(each.pid for each in parts))]
+    before = [_cpu_s(own), _cpu_s(others)]
+    time.sleep(ROUND_S)
+    single.idle, split.idle = ((_cpu_s(each) - was) / ROUND_S for each, was in zip((own, others), before, strict=True))
     for _ in range(rounds):
         asyncio.run(_streams(single, [made.single.url], own))
         asyncio.run(_streams(split, made.fronts, others))
     for what, of in (("first chunk", "first_s"), ("whole stream", "whole_s")):
         one, several = (statistics.median(getattr(side, of)) * 1e3 for side in (single, split))
         print(f"{what}, {STREAMS} streams of {TOKENS} tokens, p50: {one:.1f} ms as one process, + {several - one:.1f}")
-    one, several = (side.cpu_s / side.chunks * 1e6 for side in (single, split))
-    print(f"CPU a chunk, requests included: {one:.0f} us as one process, {several:.0f} us in all of the others")
+    print(
+        f"CPU a chunk, requests included: {single.chunk_us:.0f} us as one process, {split.chunk_us:.0f} in all of the "
+        f"others; without requests {single.idle:.3f} and {split.idle:.3f} cores"
+    )
 
 
 async def _streams(side: Streams, urls: list[str], processes: list[psutil.Process]) -> None:
@@ -59,6 +68,7 @@ async def _streams(side: Streams, urls: list[str], processes: list[psutil.Proces
     async with aiohttp.ClientSession(headers=HEADERS) as http:
         await asyncio.gather(*(_stream(side, http, urls[number % len(urls)], until) for number in range(STREAMS)))
     side.cpu_s += _cpu_s(processes) - before
+    side.seconds += time.perf_counter() - until + ROUND_S
 
 
 async def _stream(side: Streams, http: aiohttp.ClientSession, url: str, until: float) -> None:
