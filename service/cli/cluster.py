@@ -91,7 +91,7 @@ def until_settled(http: httpx.Client, names: list[str]) -> dict[str, Any]:
             return told
         now = "; ".join(f"{each['name']}: {each['message'] or each['status']}" for each in rows)
         if now != waits_for:
-            console.print(escape(f"waiting: {now[:500]}"))
+            console.print(escape(f"waiting: {now[:1000]}"))
             waits_for = now
         time.sleep(POLL_S)
 
@@ -261,6 +261,12 @@ def ask(http: httpx.Client, method: str, body: dict[str, Any] | None = None) -> 
     return {"applications": {}, **told}
 
 
+def brief(message: str) -> str:
+    """A message of Serve's without its traceback: the first line, and the last, which has the reason."""
+    lines = message.strip().splitlines()
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1].strip()}"
+
+
 def shown(applications: Any) -> dict[str, Any]:
     """What `status` shows of Serve's answer."""
     rows = []
@@ -272,7 +278,7 @@ def shown(applications: Any) -> dict[str, Any]:
             {
                 "name": each["name"],
                 "status": each["status"],
-                "message": " ".join(message for message in messages if message),
+                "message": " ".join(brief(message) for message in messages if message.strip()),
                 "wanted": sum(deployment.get("target_num_replicas") or 0 for deployment in deployments),
                 "replicas": [
                     {"id": replica.get("replica_id"), "state": replica.get("state"), "node": replica.get("node_ip")}
@@ -298,7 +304,7 @@ def _print(told: dict[str, Any]) -> None:
         running = sum(replica["state"] == "RUNNING" for replica in each["replicas"])
         rows.append(("application", f"{each['status']}  {each['name']}, {running} of {each['wanted']} agents run"))
         if each["message"]:
-            rows.append(("", each["message"][:500]))
+            rows.append(("", each["message"][:1000]))
         rows += [("agent", f"{one['state']}  on {one['node'] or '-'}  ({one['id']})") for one in each["replicas"]]
     for engine in told.get("engines", ()):
         rows.append(("engine", f"{engine['state']}  {engine['name']}, for {engine['base']}  ({engine['reason']})"))

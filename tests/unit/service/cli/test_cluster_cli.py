@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.agent import hold_folder
-from service.cli.cluster import IMPORT_PATH, is_closed
+from service.cli.cluster import IMPORT_PATH, is_closed, shown
 from service.cli.main import app
 from service.config import load_settings
 from service.server.instance import InstanceLock
@@ -139,6 +139,15 @@ def dashboard_of(*applications: tuple[str, str, str]) -> Iterator[tuple[str, lis
 
     with serving(answer) as url:
         yield url, asked
+
+
+def test_why_agents_do_not_start_is_shown_without_where_in_the_code() -> None:
+    trace = "Traceback (most recent call last):\n  File x\n"
+    why = "service.cluster.replica.AgentFailed: the agent was not in use after 20 s"
+    deployments = {"agent": {"message": f"It failed to start 6 times. Error:\n{trace}{why}\n", "replicas": []}}
+    told = {"name": "qwen", "status": "DEPLOY_FAILED", "message": "Failed to update.", "deployments": deployments}
+    (application,) = shown([told])["applications"]
+    assert application["message"] == f"Failed to update. It failed to start 6 times. Error: {why}"
 
 
 def test_what_else_runs_on_serve_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
