@@ -145,15 +145,27 @@ class RayCluster:
         """Ray's processes and all that they have started, agents too."""
         return [each for started in self.ray for each in family(started.pid)]
 
-    def kill_node(self, address: str) -> None:
-        """SIGKILL to all of a node at once, as if its machine had lost its power."""
+    def freeze_node(self, address: str) -> list[psutil.Process]:
+        """SIGSTOP to all of a node at once; returns its processes."""
         own = family(self.ray[1 + self.nodes.index(address)].pid)
         for process in own:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
-        for process in own:
+        return own
+
+    def kill_node(self, address: str) -> None:
+        """SIGKILL to all of a node at once, as if its machine had lost its power."""
+        for process in self.freeze_node(address):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def replace_node(self, address: str) -> None:
+        """Start a node where one has ended."""
+        place = 1 + self.nodes.index(address)
+        self.ray[place].wait()
+        del self.ray[place]
+        self._start_node(address)
+        self.ray.insert(place, self.ray.pop())
 
     @property
     def head(self) -> str:
@@ -192,8 +204,15 @@ class RayCluster:
         assert not check or done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done
 
-    def up(self, *, autoscaling: dict[str, Any] | None = None, **environment: str) -> None:
-        """Deploy the agents, or others in their place; returns once all are in use."""
+    def up(
+        self,
+        *,
+        autoscaling: dict[str, Any] | None = None,
+        start_s: float = 1200,
+        check: bool = True,
+        **environment: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Deploy the agents, or others in their place; returns once all are in use, or that has failed."""
         number = {"num_replicas": len(ENTRIES)} if autoscaling is None else {"autoscaling_config": autoscaling}
         config = {
             "proxy_location": "Disabled",
@@ -204,6 +223,7 @@ class RayCluster:
                     "import_path": "service.cluster.application:agents",
                     "args": {
                         "command": [sys.executable, "-m", "tests.support.stubbed_agent"],
+                        "start_s": start_s,
                         "environment": SETTINGS
                         | {"HATRACK_HOME": str(self.home), "HATRACK_BASE_MODEL": str(self.base_dir)}
                         | {"HATRACK_AGENT_ANNOUNCE": self.gateway.url}
@@ -215,7 +235,7 @@ class RayCluster:
         }
         path = self.home / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
-        self.command("up", str(path))
+        return self.command("up", str(path), check=check)
 
     def status(self) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(self.command("status", "--json", check=False).stdout)
@@ -236,7 +256,7 @@ class RayCluster:
 
     def agents(self) -> list[psutil.Process]:
         """The agents' processes."""
-        return [each for each in self.ray_processes() if "tests.support.stubbed_agent" in command_of(each)]
+        return [each for each in self.ray_processes() if is_agent(each)]
 
     def engines(self) -> dict[str, dict[str, Any]]:
         """Each engine, as the gateway has it."""
@@ -283,10 +303,10 @@ def family(pid: int) -> list[psutil.Process]:
     return []
 
 
-def command_of(process: psutil.Process) -> list[str]:
+def is_agent(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
-        return process.cmdline()
-    return []
+        return "tests.support.stubbed_agent" in process.cmdline()
+    return False
 
 
 def kill(process: psutil.Process) -> None:

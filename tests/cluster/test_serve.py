@@ -158,6 +158,24 @@ def test_an_update_fails_nobody(cluster: RayCluster, voices: list[str]) -> None:
     assert not before & {agent.pid for agent in cluster.agents()}, "both agents are others"
 
 
+def test_an_update_to_what_the_gateway_cannot_use_replaces_one_agent_only(
+    cluster: RayCluster, voices: list[str]
+) -> None:
+    until(cluster.is_settled)
+    before = {agent.pid for agent in cluster.agents()}
+    refused = cluster.up(start_s=10, HATRACK_ENGINE_MAX_RANK="8", check=False)
+    assert refused.returncode == 1
+    assert f"DEPLOY_FAILED  {APPLICATION}" in refused.stdout
+    assert "the agent was not in use after 10 s" in " ".join(refused.stdout.split())
+    until(lambda: {agent.pid for agent in cluster.agents()} < before)
+    assert len(cluster.agents()) == 1
+    with loaded(cluster, voices) as load:
+        until(lambda: len(load.outcomes) >= 2 * len(voices))
+    assert not failed(load.outcomes), "the other one answers for all"
+    cluster.up()
+    assert cluster.ready() == set(ENTRIES)
+
+
 def test_the_queue_decides_how_many_there_are(cluster: RayCluster, voices: list[str]) -> None:
     at_once = {"upscale_delay_s": 1, "downscale_delay_s": 1, "metrics_interval_s": 0.5, "look_back_period_s": 2}
     policy = {"policy": {"policy_function": "service.cluster.replica:engines_for"}}
