@@ -50,9 +50,11 @@ test-slow: samples ## the rest: crashes, trainings and their verdicts, architect
 	@$(BIN)/python -m pytest $(ALL_ON_POSTGRESQL) --database postgresql -n logical --dist worksteal
 
 # Ray has an environment of its own: nothing else needs it
+INTO_CLUSTER := .venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 test-cluster: setup-dev ## agents on Ray Serve, on loopback with stubs for engines (.venv-cluster gets Ray)
 	@[ -x .venv-cluster/bin/python ] || $(BIN)/python -m venv .venv-cluster
-	@.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cluster]'
+	@$(INTO_CLUSTER) --require-hashes -r deploy/ray/requirements.txt
+	@$(INTO_CLUSTER) -e .
 	@$(BIN)/python -m pytest tests/cluster
 
 lint: setup-dev ## ruff, strict types, import rules

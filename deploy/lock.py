@@ -5,11 +5,13 @@
 
     requirements-cpu.txt, -gpu.txt      engine, trainer, embedder, buckets, databases, traces on either kind of machine
     requirements-suites.txt, -dev.txt   what suites, and tests and linters, need beside either
+    ray/requirements.txt                Ray and Hatrack's own needs, for an environment of its own or beside the engine
     torch-cpu.txt                       torch's CPU build: PyPI cannot carry it, so it is pinned and has no hash
 
 The versions are those of `.venv` on a machine without a GPU, which the tests ran with. Of what only the GPU's engine
-needs, they are those that the file has already. The index says the hashes: of every wheel for Linux and Python 3.11 to
-3.13, and of the source where there is no wheel. No host stands in the files.
+needs, they are those that the file has already. Ray's are those of `.venv-cluster`, where `.venv-cluster/bin/python
+deploy/lock.py --ray` reads them; what the other files have, too, is as they have it. The index says the hashes: of
+every wheel for Linux and Python 3.11 to 3.13, and of the source where there is no wheel. No host stands in the files.
 """
 
 from __future__ import annotations
@@ -161,15 +163,37 @@ SUPPORTED = _supported()
 
 def main() -> None:
     """The command."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ray", action="store_true", help="write ray/requirements.txt alone; run by .venv-cluster")
     here = installed()
+    if parser.parse_args().ray:
+        write_ray(here)
+    else:
+        write_all(here)
+
+
+def write_ray(here: Resolved) -> None:
+    """Write what the extra `cluster` needs."""
+    versions = {**here.versions, **pinned("requirements-cpu.txt", "requirements-suites.txt", "requirements-dev.txt")}
+    needed = here.closure(["cluster"])
+    check_installed(needed, here)
+    Index().write("ray/requirements.txt", RAY_TITLE, {name: versions[name] for name in needed})
+
+
+def check_installed(needed: set[str], here: Resolved) -> None:
+    """End the command if something is not there whose version would be pinned."""
+    missing = sorted(needed - set(here.versions))
+    if missing:
+        sys.exit(f"not installed here, and needed: {', '.join(missing)}")
+
+
+def write_all(here: Resolved) -> None:
+    """Write the files of `.venv`."""
     exceptions = {*TORCH_CPU, *LEFT_OUT}
     runtime = here.closure(["cpu", *RUNTIME]) - exceptions
     suites = here.closure(SUITES) - here.closure(["cpu", *RUNTIME])
     dev = here.closure(DEV) - here.closure(["cpu", *RUNTIME, *SUITES])
-    missing = sorted((runtime | suites | dev) - set(here.versions))
-    if missing:
-        sys.exit(f"not installed here, and needed: {', '.join(missing)}")
+    check_installed(runtime | suites | dev, here)
     on_gpu = pinned("requirements-gpu.txt")
     # what the engine needs as well keeps the version that fits the GPU's engine; the rest is the same on both
     engine = here.closure(["cpu"])
@@ -189,6 +213,7 @@ GPU_TITLE = """\
 Engine, trainer, embedder and traces with an NVIDIA GPU: what pip resolved in a dry run. Nobody has installed it yet."""
 SUITES_TITLE = "What the suites need beside either."
 DEV_TITLE = "What tests and linters need beside them."
+RAY_TITLE = "Hatrack with the extra `cluster`: Ray, without an engine; in an environment of its own, or beside either."
 TORCH_TITLE = """\
 # torch's CPU build: PyPI cannot carry it (its names have a local version), so it comes from a local wheel or from
 # PyTorch's own index, pinned and without a hash. Written by deploy/lock.py."""

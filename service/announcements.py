@@ -17,7 +17,7 @@ import orjson
 from pydantic import ValidationError
 
 from adapters.validation import faults, message
-from service.client.addresses import is_http, is_unix
+from service.client.addresses import is_http, is_loopback, is_unix, on_this_machine
 from service.config.cluster import ANNOUNCED
 from service.engine.agent_wire import ANNOUNCE_EVERY_S, ANNOUNCE_PATH, PROTOCOL, Announcement
 from service.engine.remote import RemoteEngine
@@ -49,6 +49,8 @@ class _Entry:
     engine: RemoteEngine
     instance: str | None = None
     heard_at: float = 0.0
+    displaced: str | None = None
+    """The agent that announced the same address before. It has ended, unless it announces itself again."""
 
 
 class Announcements:
@@ -74,8 +76,11 @@ class Announcements:
         """Call ``listener`` whenever ``addresses`` is another."""
         self._listeners.append(listener)
 
-    def announce(self, told: Announcement) -> str:
+    def announce(self, told: Announcement, *, is_here: bool = True) -> str:
         """Take in what an agent says; returns the name of the engine that it is.
+
+        Args:
+            is_here: It runs on this machine.
 
         Raises:
             BadRequest: It cannot be understood.
@@ -88,22 +93,30 @@ class Announcements:
                 "both sides",
                 code="agent_protocol",
             )
-        if not (is_http(told.address) or is_unix(told.address)):
-            raise BadRequest(
-                f"`address` must be http://host:port, https://host:port or unix:/path; got {told.address[:100]!r}",
-                param="address",
-            )
+        _check_address(told.address, is_here=is_here)
         held = next((each for each in self._entries.values() if each.instance == told.instance), None)
         if told.leaving:
             if held is not None:
                 self._move(held, None)
             return told.last or ""
+        if any(each.displaced == told.instance for each in self._entries.values()):
+            raise Conflict(
+                f"another agent announces the address {told.address[:100]!r}, too, and started later; give each agent "
+                "its own (HATRACK_AGENT_URL)",
+                code="agent_address",
+            )
         entry = held or self._place(told)
-        if entry.instance != told.instance:
+        if entry is not held:
             _LOG.info("an agent has announced itself", extra={"engine": entry.name, "address": told.address})
+            entry.displaced = entry.instance if entry.engine.address == told.address else None
         self._move(entry, told.address)
         entry.instance, entry.heard_at = told.instance, self._clock()
         return entry.name
+
+    def why_unused(self, name: str) -> str | None:
+        """Why the gateway sends an engine no requests; None: it does."""
+        entry = self._entries.get(name)
+        return None if entry is None or entry.engine.ready else entry.engine.state.reason
 
     def _place(self, told: Announcement) -> _Entry:
         """The engine that an agent becomes that is none yet."""
@@ -166,7 +179,7 @@ class Announcements:
             else:
                 continue
             if new is None:
-                each.instance = None
+                each.instance = each.displaced = None
             if each.engine.address != new:
                 each.engine.move(new)
                 changed[each.name] = new
@@ -206,11 +219,34 @@ class AnnouncementsApp:
             check_body = self._verifier.verify(exchange.headers, "POST", exchange.path, once=True)
             body = await exchange.read_json_body(MAX_BODY)
             check_body(body)
-            await exchange.answer(200, orjson.dumps({"name": self.announcements.announce(_read(body))}))
+            name = self.announcements.announce(_read(body), is_here=_is_here(scope))
+            answer = {"name": name, "unused": self.announcements.why_unused(name)}
+            await exchange.answer(200, orjson.dumps(answer))
         except ClientLeft:
             return
         except Exception as error:
             await exchange.fail(to_hatrack_error(error, exchange.request_id))
+
+
+def _check_address(address: str, *, is_here: bool) -> None:
+    """Raise BadRequest if no agent can be at an address, or none that runs elsewhere."""
+    if not (is_http(address) or is_unix(address)):
+        raise BadRequest(
+            f"`address` must be http://host:port, https://host:port or unix:/path; got {address[:100]!r}",
+            param="address",
+        )
+    if not is_here and (is_unix(address) or on_this_machine(address)):
+        raise BadRequest(
+            f"`address` must be one that the gateway reaches, which runs on another machine; got {address[:100]!r} "
+            "(`hatrack agent --host`, or HATRACK_AGENT_URL)",
+            param="address",
+        )
+
+
+def _is_here(scope: Scope) -> bool:
+    """Whether a request comes from this machine: over a Unix socket, or from the address that it was sent to."""
+    client, server = scope.get("client"), scope.get("server")
+    return not client or is_loopback(client[0]) or (server is not None and client[0] == server[0])
 
 
 def _read(body: bytes) -> Announcement:

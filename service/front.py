@@ -36,9 +36,10 @@ from service.fleet import EngineParts, Fleet
 from service.fronts.follower import Follower, Secrets, View
 from service.fronts.forward import Forwarder
 from service.fronts.limiter import FrontLimiter
-from service.fronts.link import GatewayLink
+from service.fronts.link import GatewayAway, GatewayLink
 from service.fronts.reporter import Reporter
 from service.fronts.topology import Topology, front_fleet, limits_of
+from service.fronts.wire import LEAVE_PATH
 from service.inference.calls import CacheSalts
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
@@ -57,6 +58,8 @@ SWITCH_S: Final = 10.0
 """How long a front waits for the engines of a gateway that has others now, before it asks only those, s."""
 DRAIN_S: Final = 60.0
 """How long requests may go on in engines that the gateway no longer has, s."""
+LEAVE_S: Final = 1.0
+"""How long a front that ends waits for its gateway to hear of it, s."""
 _LOG: Final = logging.getLogger("hatrack.front")
 
 
@@ -102,6 +105,7 @@ class _Path:
     telemetry: Telemetry
     forwarder: Forwarder
     view: View
+    secrets: Secrets
 
 
 class Front:
@@ -121,6 +125,9 @@ class Front:
         self.reporter = Reporter(self.link)
         self._forwarder = self._make_forwarder()
         self._path: _Path | None = None
+        self._coming: _Path | None = None
+        """Of what the gateway has now, until its engines are found: the former path answers meanwhile."""
+        self._switching: asyncio.Task[None] | None = None
         self._stack = AsyncExitStack()
         self._retired: set[asyncio.Task[None]] = set()
         self._api = self._make_api()
@@ -190,8 +197,10 @@ class Front:
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         async with self._stack as stack:
             stack.push_async_callback(self.link.close)
+            stack.push_async_callback(self._leave)
             stack.push_async_callback(self._forwarder.close)
             stack.push_async_callback(self._close_path)
+            stack.push_async_callback(self.limiter.close)
             stack.push_async_callback(self.reporter.close)
             tasks = [
                 asyncio.create_task(work(), name=name)
@@ -208,14 +217,41 @@ class Front:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _leave(self) -> None:
+        """Tell the gateway that this front has ended, and is not lost."""
+        with suppress(GatewayAway):
+            await self.link.post(LEAVE_PATH, {}, timeout_s=LEAVE_S)
+
     # the data path of what the gateway tells
 
     async def _make(self, topology: Topology, secrets: Secrets) -> View:
-        """Make the data path for a topology, and let the former one's requests end."""
-        old = self._path
+        """Make the data path for a topology; it answers once its engines are found, or at once where no other does.
+
+        The former one answers until then, to the same keys: one that is revoked meanwhile is refused by both.
+        """
+        await self._drop_coming()
+        former = self._path
         path = self._build(topology, secrets)
-        await self._start(path, patience_s=SWITCH_S if old is not None else 0.0)
-        self._path = path
+        if path.fleet is not None:
+            await path.fleet.start()
+        if former is not None and former.secrets == secrets:
+            self._coming, path.view.former = path, former.view.authenticator
+            self._switching = asyncio.create_task(self._switch_when_found(path), name="front-switch")
+        else:
+            self._switch(path)
+        return path.view
+
+    async def _switch_when_found(self, path: _Path) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SWITCH_S):
+                while path.fleet is not None and not _is_found(path.fleet):  # noqa: ASYNC110 (seldom)
+                    await asyncio.sleep(RETIRE_LOOK_S / 10)
+        self._switch(path)
+
+    def _switch(self, path: _Path) -> None:
+        """Answer by this path from now on, and let the former one's requests end."""
+        old, self._path, self._coming = self._path, path, None
+        path.view.former = None
         self._api.state.authenticator = SimpleNamespace(
             # metrics are shown by the last keys that are known, also where they are too old for requests
             authenticate=partial(Authenticator.authenticate, path.view.authenticator)
@@ -228,7 +264,16 @@ class Front:
             retiring.add_done_callback(self._forget)
         gc.collect()
         gc.freeze()
-        return path.view
+
+    async def _drop_coming(self) -> None:
+        """Close a path that has not answered yet: the gateway has others again, or this front ends."""
+        if self._switching is not None:
+            self._switching.cancel()
+            await asyncio.gather(self._switching, return_exceptions=True)
+            self._switching = None
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            await _close(coming)
 
     def _build(self, topology: Topology, secrets: Secrets) -> _Path:
         default, *others = topology.bases
@@ -243,7 +288,7 @@ class Front:
         forwarder = self._make_forwarder(*(base.name for base in topology.local_bases))
         fleet = front_fleet(self._settings, topology)
         if fleet is None:
-            return _Path(app, None, None, telemetry, forwarder, view)
+            return _Path(app, None, None, telemetry, forwarder, view, secrets)
         fleet.move(self._announced(fleet))
         limits = limits_of(topology)
         pipeline = Pipeline(
@@ -265,27 +310,20 @@ class Front:
         widest = max((base.settings for base in fleet.bases), key=lambda each: each.context or sys.maxsize)
         inference = InferenceApp(widest, pipeline, self.reporter)
         _watch(telemetry, fleet, settings)
-        return _Path(app, inference, fleet, telemetry, forwarder, view)
+        return _Path(app, inference, fleet, telemetry, forwarder, view, secrets)
 
     def _move_agents(self, addresses: Mapping[str, str | None]) -> None:
-        self._addresses.update(addresses)
-        if self._path is not None and self._path.fleet is not None:
-            self._path.fleet.move(self._announced(self._path.fleet))
+        # at one address there is one agent, which may have been another engine of a gateway that has started anew
+        taken = {address for address in addresses.values() if address is not None}
+        self._addresses = {name: None if at in taken else at for name, at in self._addresses.items()} | dict(addresses)
+        for path in (self._path, self._coming):
+            if path is not None and path.fleet is not None:
+                path.fleet.move(self._announced(path.fleet))
 
     def _announced(self, fleet: Fleet) -> dict[str, str | None]:
         """The addresses of the agents that announce themselves; those of the others the topology has."""
         announced = {each.agent.name for each in fleet.parts if each.agent.settings.engine_agent == ANNOUNCED}
         return {name: address for name, address in self._addresses.items() if name in announced}
-
-    async def _start(self, path: _Path, patience_s: float) -> None:
-        """Look for its engines, for so long as the former path answers meanwhile."""
-        fleet = path.fleet
-        if fleet is not None:
-            await fleet.start()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    while not all(each.watched.ready for each in fleet.parts if each.watched.is_placed):  # noqa: ASYNC110 (seldom)
-                        await asyncio.sleep(RETIRE_LOOK_S / 10)
 
     async def _retire(self, path: _Path) -> None:
         try:
@@ -314,11 +352,17 @@ class Front:
             await self._path.forwarder.close()
 
     async def _close_path(self) -> None:
+        await self._drop_coming()
         for task in self._retired:
             task.cancel()
         await asyncio.gather(*self._retired, return_exceptions=True)
         if self._path is not None:
             await _close(self._path)
+
+
+def _is_found(fleet: Fleet) -> bool:
+    """Whether all of its engines are ready whose agents' addresses are known."""
+    return all(each.watched.ready for each in fleet.parts if each.watched.is_placed)
 
 
 async def _close(path: _Path) -> None:

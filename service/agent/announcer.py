@@ -15,6 +15,7 @@ from service.engine.agent_wire import (
     ANNOUNCE_EVERY_S,
     ANNOUNCE_PATH,
     ANNOUNCE_PURPOSE,
+    ANNOUNCE_SOON_S,
     PROTOCOL,
     Announcement,
 )
@@ -57,6 +58,8 @@ class Announcer:
         """The engine that the gateway last took this agent for."""
         self.trouble: str | None = "it has not been announced yet"
         """Why the gateway does not know this agent now; None: it does."""
+        self.unused: str | None = None
+        """Why the gateway that knows it sends it no requests; None: it does."""
         self._key = signing_key(secret, ANNOUNCE_PURPOSE)
         self._instance = secrets.token_hex(16)
         self._about = {"protocol": PROTOCOL, "instance": self._instance, "name": name, "base": base, "slots": slots}
@@ -84,13 +87,18 @@ class Announcer:
 
     def shown(self) -> dict[str, str | None]:
         """What `/readyz` shows of it."""
-        return {"engine": self.engine if self.trouble is None else None, "trouble": self.trouble}
+        is_known = self.trouble is None
+        return {
+            "engine": self.engine if is_known else None,
+            "trouble": self.trouble,
+            "unused": self.unused if is_known else None,
+        }
 
     async def _run(self, address: str) -> None:
         while True:
             trouble: str | None = None
             try:
-                self.engine = await self._announce(address)
+                self.engine, self.unused = await self._announce(address)
             except _Refused as refused:
                 trouble = str(refused)
             except Exception as error:  # whatever it is, an agent that nobody finds would be worse
@@ -103,10 +111,12 @@ class Announcer:
                 else:
                     _LOG.warning("the gateway does not take this agent", extra={**about, "reason": trouble})
                 self.trouble = trouble
-            await asyncio.sleep(ANNOUNCE_EVERY_S)
+            await asyncio.sleep(ANNOUNCE_SOON_S if trouble is None and self.unused else ANNOUNCE_EVERY_S)
 
-    async def _announce(self, address: str, *, leaving: bool = False, timeout_s: float = TIMEOUT_S) -> str:
-        """The name of the engine that the gateway takes this agent for. Raises _Refused."""
+    async def _announce(
+        self, address: str, *, leaving: bool = False, timeout_s: float = TIMEOUT_S
+    ) -> tuple[str, str | None]:
+        """The engine that the gateway takes this agent for, and why it gets no requests, or None. Raises _Refused."""
         told: Any = {**self._about, "last": self.engine, "address": address, "leaving": leaving}
         body = Announcement(**told).model_dump_json().encode()
         headers = {"content-type": "application/json", **sign(self._key, "POST", ANNOUNCE_PATH, body)}
@@ -117,14 +127,14 @@ class Announcer:
                     self._url + ANNOUNCE_PATH, data=body, headers=headers, allow_redirects=False
                 ) as answer,
             ):
-                return _name(answer.status, await answer.read())
+                return _understood(answer.status, await answer.read())
 
 
-def _name(status: int, data: bytes) -> str:
+def _understood(status: int, data: bytes) -> tuple[str, str | None]:
     try:
         told = orjson.loads(data)
         if status == 200:
-            return str(told["name"])
+            return str(told["name"]), None if told["unused"] is None else str(told["unused"])[:300]
         why = str(told["error"]["message"])[:300]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         why = "its answer is not a Hatrack gateway's"

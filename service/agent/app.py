@@ -8,15 +8,14 @@ from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 
-import orjson
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from service import __version__
 from service.agent.announcer import Announcer
 from service.agent.gate import Gate, Session
+from service.agent.refusals import answer_errors, sparse_logger
 from service.engine.agent_wire import (
     ENGINE_PATH,
-    ERROR_HEADER,
     MAX_FRAME_BYTES,
     PROTOCOL,
     SESSION_HEADER,
@@ -27,15 +26,13 @@ from service.engine.agent_wire import (
     load_frame,
 )
 from service.engine.watched import EngineState, WatchedEngine
-from service.errors import BadGateway, EngineUnavailable, HatrackError, TooLarge, Unauthenticated, to_hatrack_error
-from service.http.peer_errors import dump_error
+from service.errors import BadGateway, EngineUnavailable, HatrackError, TooLarge, Unauthenticated
 from service.http.signing import HEADER, Verifier
 
 TIME_S: Final = 0.25
 """How often a session is told of the engine's time while it changes, s."""
 REPORT_AGAIN_S: Final = 1.0
 STOPS: Final = "its agent stops"
-REASON_HEADER: Final = "x-hatrack-reason"
 PASSED: Final = ("content-type", "x-request-id", "traceparent", "tracestate")
 """Request headers that the engine gets."""
 RETURNED: Final = ("content-type",)
@@ -93,7 +90,7 @@ class AgentServer:
 
     def application(self) -> web.Application:
         """Its routes."""
-        app = web.Application(client_max_size=self._max_body, middlewares=[_errors])
+        app = web.Application(client_max_size=self._max_body, middlewares=[answer_errors()])
         app.on_shutdown.append(self._close_sessions)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -354,26 +351,6 @@ class _Outbox:
         return messages
 
 
-@web.middleware
-async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Answer with an error as our users read it."""
-    try:
-        response: web.StreamResponse = await handler(request)
-    except web.HTTPException:
-        raise
-    except Exception as error:
-        known = to_hatrack_error(error, request.headers.get("x-request-id"))
-        if request.transport is None or request.transport.is_closing():
-            raise web.HTTPBadGateway from error  # nobody reads it
-        headers = known.headers | {ERROR_HEADER: known.code or "error"}
-        if isinstance(known, Unauthenticated):
-            _LOG.warning("a request was refused", extra={"peer": request.remote, "reason": known.message})
-            headers[REASON_HEADER] = known.message
-        body = orjson.dumps(dump_error(known))
-        return web.Response(status=known.status, body=body, content_type="application/json", headers=headers)
-    return response
-
-
 @asynccontextmanager
 async def listening(server: AgentServer, *, host: str, port: int, uds: str | None, stop_s: float) -> AsyncIterator[str]:
     """Listen while this is open; yields the address, as HATRACK_ENGINE_AGENT takes it.
@@ -384,7 +361,12 @@ async def listening(server: AgentServer, *, host: str, port: int, uds: str | Non
     """
     # a client that leaves cancels the handler, which aborts its request in the engine
     runner = web.AppRunner(
-        server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=stop_s, keepalive_timeout=75
+        server.application(),
+        access_log=None,
+        logger=sparse_logger("http"),  # what is no HTTP at all would be a traceback each
+        handler_cancellation=True,
+        shutdown_timeout=stop_s,
+        keepalive_timeout=75,
     )
     await runner.setup()
     site = web.UnixSite(runner, uds) if uds is not None else web.TCPSite(runner, host, port)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -30,6 +31,8 @@ TIMEOUTS_S: Final = {"GET": 60.0, "PUT": 300.0, "DELETE": 300.0}
 START_S: Final = 120.0
 """How long Ray's head may take until its dashboard answers, s."""
 SETTLED: Final = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
+IMPORT_PATH: Final = "service.cluster.application:agents"
+"""Of Hatrack's applications."""
 
 Dashboard = Annotated[
     str,
@@ -59,20 +62,38 @@ def up(
     require_ray()
     wanted = read_config(config)
     if head is not None:
-        dashboard = f"http://{head}:8265" if dashboard == LOCAL else dashboard
+        host = f"[{head}]" if ":" in head else head
+        dashboard = f"http://{host}:8265" if dashboard == LOCAL else dashboard
         start_head(head, dashboard)
     with ray_dashboard(dashboard) as http:
+        named = {str(each["name"]) for each in wanted["applications"]}
+        if gone := [name for name in others(ask(http, "GET")["applications"], "declarative") if name not in named]:
+            fail(
+                f"Serve would end what {escape(str(config))} does not have: {escape(', '.join(gone))}, which "
+                "is not Hatrack's; add it to the file (`serve config` prints it)"
+            )
         ask(http, "PUT", wanted)
         console.print(f"deployed {', '.join(str(each['name']) for each in wanted['applications'])}")
-        while wait:
-            known = ask(http, "GET")["applications"]
-            applications = [known.get(each["name"], {"status": "unknown"}) for each in wanted["applications"]]
-            if all(each["status"] in SETTLED for each in applications):
-                _print(shown(applications))
-                if any(each["status"] != "RUNNING" for each in applications):
-                    raise typer.Exit(terminal.FAILED)
-                return
-            time.sleep(POLL_S)
+        if wait:
+            _print(told := until_settled(http, [str(each["name"]) for each in wanted["applications"]]))
+            if any(each["status"] != "RUNNING" for each in told["applications"]):
+                raise typer.Exit(terminal.FAILED)
+
+
+def until_settled(http: httpx.Client, names: list[str]) -> dict[str, Any]:
+    """What Serve says of applications once all run or have failed; what they wait for is shown meanwhile."""
+    waits_for = ""
+    while True:
+        known = ask(http, "GET")["applications"]
+        told = shown([known.get(name, {"name": name, "status": "NOT_STARTED"}) for name in names])
+        rows = told["applications"]
+        if all(each["status"] in SETTLED for each in rows):
+            return told
+        now = "; ".join(f"{each['name']}: {each['message'] or each['status']}" for each in rows)
+        if now != waits_for:
+            console.print(escape(f"waiting: {now[:1000]}"))
+            waits_for = now
+        time.sleep(POLL_S)
 
 
 @app.command(epilog=examples("hatrack cluster status", "hatrack cluster status --json | jq .applications"))
@@ -98,10 +119,24 @@ def down(
     """End all agents on Ray: their requests may end, and then their engines do. Gateway and fronts go on."""
     require_ray()
     with ray_dashboard(dashboard) as http:
+        if kept := others(ask(http, "GET")["applications"], "declarative", "imperative"):
+            fail(
+                f"this would end all of Serve, which also runs {escape(', '.join(kept))}; to end the agents alone, "
+                "deploy a Serve config that has the others only (`serve deploy`)"
+            )
         ask(http, "DELETE")
         console.print("the agents end")
     if node:
         run_ray("stop", "--grace-period", "60")
+
+
+def others(applications: Mapping[str, Any], *sources: str) -> list[str]:
+    """The applications that Serve runs and that are not Hatrack's, of those that were deployed in these ways."""
+    return [
+        name
+        for name, each in applications.items()
+        if each.get("source") in sources and (each.get("deployed_app_config") or {}).get("import_path") != IMPORT_PATH
+    ]
 
 
 def require_ray() -> None:
@@ -135,6 +170,11 @@ def start_head(address: str, dashboard: str) -> None:
             f"RAY_AUTH_MODE is {mode}: whoever reaches Ray runs code in it, and replicas of Ray Serve listen on all of "
             "the machine's addresses; unset it, and Ray asks for a token (deploy/CLUSTER.md)"
         )
+    if not is_closed(address):
+        fail(
+            f"--head must be a loopback or private IP address of this machine, such as 127.0.0.1 or 10.0.0.5; got "
+            f"{escape(repr(address[:80]))}: Ray's dashboard and ports listen there (deploy/CLUSTER.md)"
+        )
     make_token()
     arguments, variables = head_command(address, dashboard)
     run_ray(*arguments, variables=variables)
@@ -148,6 +188,15 @@ def start_head(address: str, dashboard: str) -> None:
                 pass
             time.sleep(POLL_S)
     fail(f"Ray's dashboard does not answer at {dashboard} after {START_S:g} s; see /tmp/ray/session_latest/logs")
+
+
+def is_closed(address: str) -> bool:
+    """Whether an address is an IP address that the internet does not reach, and is not all of a machine's."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    return not (ip.is_global or ip.is_unspecified or ip.is_multicast)
 
 
 def make_token() -> None:
@@ -212,6 +261,12 @@ def ask(http: httpx.Client, method: str, body: dict[str, Any] | None = None) -> 
     return {"applications": {}, **told}
 
 
+def brief(message: str) -> str:
+    """A message of Serve's without its traceback: the first line, and the last, which has the reason."""
+    lines = message.strip().splitlines()
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1].strip()}"
+
+
 def shown(applications: Any) -> dict[str, Any]:
     """What `status` shows of Serve's answer."""
     rows = []
@@ -223,7 +278,7 @@ def shown(applications: Any) -> dict[str, Any]:
             {
                 "name": each["name"],
                 "status": each["status"],
-                "message": " ".join(message for message in messages if message),
+                "message": " ".join(brief(message) for message in messages if message.strip()),
                 "wanted": sum(deployment.get("target_num_replicas") or 0 for deployment in deployments),
                 "replicas": [
                     {"id": replica.get("replica_id"), "state": replica.get("state"), "node": replica.get("node_ip")}
@@ -249,7 +304,7 @@ def _print(told: dict[str, Any]) -> None:
         running = sum(replica["state"] == "RUNNING" for replica in each["replicas"])
         rows.append(("application", f"{each['status']}  {each['name']}, {running} of {each['wanted']} agents run"))
         if each["message"]:
-            rows.append(("", each["message"][:500]))
+            rows.append(("", each["message"][:1000]))
         rows += [("agent", f"{one['state']}  on {one['node'] or '-'}  ({one['id']})") for one in each["replicas"]]
     for engine in told.get("engines", ()):
         rows.append(("engine", f"{engine['state']}  {engine['name']}, for {engine['base']}  ({engine['reason']})"))

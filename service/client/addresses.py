@@ -8,8 +8,11 @@ from urllib.parse import urlsplit
 
 def is_unix(url: str) -> bool:
     """Whether an address is a Unix socket's: `unix:/path`."""
-    parts = urlsplit(url)
-    return parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/")
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # of an IPv6 address
+        return False
+    return parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/") and "\0" not in url
 
 
 def is_http(url: str) -> bool:

@@ -47,7 +47,7 @@ class Arguments(BaseModel):
     Attributes:
         environment: HATRACK_* settings of its agents, beside those of the node: the base, and how its engine runs.
         command: Starts an agent, such as that of another Python environment.
-        start_s: How long an agent may take until the gateway has it and its engine answers, s.
+        start_s: How long an agent may take until its engine answers and the gateway sends it requests, s.
         unready_s: How long its engine may be away afterwards before the replica is replaced, s. The agent itself
             restarts an engine that fails.
     """
@@ -81,7 +81,7 @@ class AgentReplica:
         self._shown: dict[str, Any] = {}
 
     async def start(self) -> None:
-        """Start the agent, and wait until its engine answers and the gateway has taken it.
+        """Start the agent, and wait until its engine answers and the gateway uses it.
 
         Raises:
             AgentFailed: It has ended, or took too long.
@@ -98,14 +98,15 @@ class AgentReplica:
             try:
                 async with asyncio.timeout(own.start_s):
                     await self._until_listening(file)
-                    while not await self._is_taken():  # noqa: ASYNC110 (a state of another process)
+                    while not await self._is_used():  # noqa: ASYNC110 (a state of another process)
                         await asyncio.sleep(LOOK_S)
             except TimeoutError:
                 await self.stop()
                 announced = self._shown.get("announced") or {}
+                gateway = announced.get("trouble") or announced.get("unused") or "uses it"
                 raise AgentFailed(
                     f"the agent was not in use after {own.start_s:g} s: its engine is "
-                    f"{self._shown.get('status', 'not there')}; the gateway: {announced.get('trouble') or 'has it'}"
+                    f"{self._shown.get('status', 'not there')}; the gateway: {gateway}"
                 ) from None
             except BaseException:
                 await self.stop()
@@ -118,7 +119,12 @@ class AgentReplica:
             await asyncio.sleep(LOOK_S)
         self._address = file.read_text()
 
-    async def _is_taken(self) -> bool:
+    async def _is_used(self) -> bool:
+        """Whether the engine answers and the gateway sends it requests.
+
+        That it has a name there is not enough: it may have other settings than the gateway needs, or be out of its
+        reach, and an update would go on to replace those that work.
+        """
         self._check_process()
         try:
             self._shown = await self._readiness()
@@ -127,7 +133,8 @@ class AgentReplica:
         announced = self._shown.get("announced")
         if announced is None:
             raise AgentFailed("HATRACK_AGENT_ANNOUNCE must be set: the gateway that the agent announces itself to")
-        return self._shown["status"] == "ready" and announced["engine"] is not None
+        is_used = announced["engine"] is not None and announced["unused"] is None
+        return self._shown["status"] == "ready" and is_used
 
     async def check_health(self) -> None:
         """Raise AgentFailed if the agent has ended, does not answer, or its engine has been away for too long.

@@ -23,6 +23,7 @@ from service.http.signing import HEADER, sign
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_S: Final = 0.1
+REDIRECTS: Final = range(300, 400)
 _MALFORMED: Final = (KeyError, IndexError, TypeError, ValueError)
 
 
@@ -82,7 +83,9 @@ class AgentLink:
             aiohttp.UnixConnector(self._socket) if self._socket else aiohttp.TCPConnector(force_close=True)
         )
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, middlewares=(self._refuse_redirect,)
+        ) as http:
             socket = await self._connect(http)
             writer = asyncio.create_task(self._write(socket), name="agent-session-write")
             try:
@@ -116,13 +119,26 @@ class AgentLink:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise SessionEnded(f"the agent at {self.name} does not answer") from error
 
+    async def _refuse_redirect(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Follow no redirect: what answers at an agent's address does not choose where else this process asks."""
+        answer = await send(request)
+        if answer.status in REDIRECTS:
+            answer.close()
+            raise SessionEnded(self._no_agent(answer.status))
+        return answer
+
     def _refusal(self, error: aiohttp.WSServerHandshakeError) -> str:
         if error.status == 401:
             why = "" if error.headers is None else error.headers.get("x-hatrack-reason", "")
             return (
                 f"the agent at {self.name} refuses this gateway's signature (HATRACK_AGENT_KEY){': ' * bool(why)}{why}"
             )
-        return f"what answers at {self.name} is no agent (status {error.status}): `hatrack agent` starts one"
+        return self._no_agent(error.status)
+
+    def _no_agent(self, status: int) -> str:
+        return f"what answers at {self.name} is no agent (status {status}): `hatrack agent` starts one"
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:

@@ -29,7 +29,8 @@ Each side sends something at least every SIGN_OF_LIFE_S.
 
 An agent whose address the gateway's settings do not have *announces* itself: every ANNOUNCE_EVERY_S it POSTs an
 ``Announcement`` to the gateway's ANNOUNCE_PATH, signed for ANNOUNCE_PURPOSE, and is answered with the name of the
-engine that it has become, ``{"name"}``. Sessions are opened by the gateway, as with any agent.
+engine that it has become, and why that gets no requests (null: it does): ``{"name", "unused"}``. Sessions are opened by
+the gateway, as with any agent.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ MAX_FRAME_BYTES: Final = 16 * 2**20
 ANNOUNCE_PATH: Final = "/agents/v1/announce"
 ANNOUNCE_PURPOSE: Final = "announce"
 ANNOUNCE_EVERY_S: Final = 2.0
+ANNOUNCE_SOON_S: Final = 0.5
+"""The same for one that has become an engine, and gets no requests yet."""
 
 QueueName: TypeAlias = Literal["model", "tokenizer"]
 """Which of an engine's queues: that of its places, or that of its tokenizer."""

@@ -51,10 +51,21 @@ class _Known:
 
 @dataclass
 class View:
-    """The keys and adapters that the data path reads."""
+    """The keys and adapters that the data path reads.
+
+    ``former`` knows the keys of the data path that still answers in place of this one; None: this one answers.
+    """
 
     authenticator: Authenticator
     catalog: Catalog
+    former: Authenticator | None = None
+
+    def load_keys(self, keys: Mapping[bytes, KeyEntry], admin: bytes) -> None:
+        """Answer to these keys, from the next request on, and to no others."""
+        for authenticator in (self.authenticator, self.former):
+            if authenticator is not None:
+                authenticator.load(keys)
+                authenticator.set_admin_hmac(admin)
 
 
 class Follower:
@@ -205,8 +216,7 @@ class Follower:
             self._view, self._made = await self._make_view(*wanted), wanted
             known.keys_changed = known.adapters_changed = True
         if known.keys_changed:
-            self._view.authenticator.load(dict(known.keys))
-            self._view.authenticator.set_admin_hmac(known.admin)
+            self._view.load_keys(dict(known.keys), known.admin)
         if known.adapters_changed:
             self._view.catalog.replace(CatalogSnapshot(MappingProxyType(dict(known.adapters))))
         known.keys_changed = known.adapters_changed = False

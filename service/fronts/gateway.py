@@ -12,13 +12,23 @@ from service.errors import BadRequest, MethodNotAllowed, Unauthenticated, no_suc
 from service.fronts.feed import Feed
 from service.fronts.reports import FrontReports
 from service.fronts.sessions import FrontSession, FrontSessions
-from service.fronts.wire import FEED_PATH, FRONT_HEADER, LIMITS_PATH, MAX_NAME, PREFIX, PROTOCOL, REPORT_PATH
+from service.fronts.wire import (
+    FEED_PATH,
+    FRONT_HEADER,
+    LEAVE_PATH,
+    LIMITS_PATH,
+    MAX_NAME,
+    PREFIX,
+    PROTOCOL,
+    REPORT_PATH,
+)
 from service.http.signing import Verifier
 from service.inference.exchange import ClientLeft, Exchange, Receive, Scope, Send
 
 MAX_BODY: Final = 32 * 2**20
 FEED_S: Final = 7 * 86_400.0
 """After so long a feed ends and the front opens another, s."""
+POSTS: Final = frozenset({LIMITS_PATH, REPORT_PATH, LEAVE_PATH})
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _NDJSON: Final = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
 
@@ -56,17 +66,20 @@ class FrontsApp:
         session = self._session(front)
         if path == FEED_PATH and method == "GET":
             await self._serve_feed(exchange, session)
-        elif path in (LIMITS_PATH, REPORT_PATH) and method == "POST":
+        elif path in POSTS and method == "POST":
             body = await exchange.read_json_body(MAX_BODY)
             check_body(body)
             asked = orjson.loads(body)
             answer: Any
             if path == LIMITS_PATH:
                 answer = {"session": session.token, "answers": self.sessions.operate_once(session, asked)}
-            else:
+            elif path == REPORT_PATH:
                 answer = {"applied": await self._reports.apply(session.id, asked)}
+            else:
+                self.sessions.leave(session)
+                answer = {}
             await exchange.answer(200, orjson.dumps(answer))
-        elif path in (FEED_PATH, LIMITS_PATH, REPORT_PATH):
+        elif path == FEED_PATH or path in POSTS:
             raise MethodNotAllowed(f"{method} is not allowed here")
         else:
             raise no_such_route(method, path)

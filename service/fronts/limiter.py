@@ -72,6 +72,11 @@ class FrontLimiter:
             while self._asked or (self._untold and not self.is_away):
                 await self._exchange()
 
+    async def close(self) -> None:
+        """Tell the gateway what has ended, if it answers."""
+        while (self._unanswered is not None or self._untold) and not self.is_away:
+            await self._exchange()
+
     @property
     def is_away(self) -> bool:
         """Whether the gateway did not answer a moment ago."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,8 @@ GRACE_S: Final = 10.0
 """How long a front that says nothing keeps what it has taken, s: then it is settled as if it had been used."""
 LATE_S: Final = 1.0
 """A timer that is so late says that this process stood still, and has not read yet what fronts said meanwhile."""
+STOPPED_S: Final = 3600.0
+"""For how long a front that was stopped on purpose is counted, s: as far as the alert HatrackFrontLost looks back."""
 MAX_OPEN: Final = 100_000
 MAX_REMEMBERED: Final = 1000
 """Fronts that are gone and may come back, whose batches are remembered."""
@@ -42,6 +44,7 @@ class FrontSession:
     """This gateway has not settled requests of the front's before: what it holds was taken from a former gateway."""
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     feeds: int = 0
+    was_connected: bool = False
     reservations: dict[int, tuple[Reservation, int]] = field(default_factory=dict)
     """By the front's number of the request: what was taken, and how many tokens of it."""
     leaving: asyncio.TimerHandle | None = None
@@ -63,6 +66,8 @@ class FrontSessions:
         self._sessions: dict[str, FrontSession] = {}
         self._done: OrderedDict[str, int] = OrderedDict()
         """The number of each front's last batch of operations."""
+        self._stopped: deque[float] = deque()
+        """When fronts were stopped on purpose that no others have replaced (monotonic), the oldest first."""
 
     @property
     def connected(self) -> list[FrontSession]:
@@ -73,7 +78,9 @@ class FrontSessions:
     def feeding(self, front: str, name: str) -> Iterator[FrontSession]:
         """A front reads its feed as long as this is open."""
         session = self.session(front, name)
-        session.feeds += 1
+        if session.is_first and not session.was_connected and self._stopped:
+            self._stopped.popleft()
+        session.feeds, session.was_connected = session.feeds + 1, True
         _LOG.info("a front is connected", extra={"front": name, "session": front[:8]})
         try:
             yield session
@@ -103,6 +110,18 @@ class FrontSessions:
         if asyncio.get_running_loop().time() > due + LATE_S:
             self._leave_later(session)
             return
+        self._end(session)
+
+    def leave(self, session: FrontSession) -> None:
+        """A front has been stopped on purpose; its requests have ended."""
+        if session.leaving is not None:
+            session.leaving.cancel()
+        if session.was_connected:
+            self._stopped.append(time.monotonic())
+        self._end(session)
+        _LOG.info("a front has been stopped", extra={"front": session.name, "session": session.id[:8]})
+
+    def _end(self, session: FrontSession) -> None:
         session.is_gone = True
         for reservation, charged in session.reservations.values():
             reservation.close(charged)
@@ -117,9 +136,16 @@ class FrontSessions:
 
     name = "fronts"
 
+    @property
+    def stopped(self) -> int:
+        """How many fronts were stopped on purpose within the last STOPPED_S, and not replaced."""
+        while self._stopped and self._stopped[0] < time.monotonic() - STOPPED_S:
+            self._stopped.popleft()
+        return len(self._stopped)
+
     async def families(self) -> Iterator[Family]:
-        """How many fronts are connected."""
-        return iter([metrics.FRONTS.value(len(self.connected))])
+        """How many fronts are connected, and fewer than before on purpose."""
+        return iter([metrics.FRONTS.value(len(self.connected)), metrics.FRONTS_STOPPED.value(self.stopped)])
 
     # limits
 

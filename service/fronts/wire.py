@@ -27,7 +27,8 @@ operations each number is one request of the front:
     ["count", key_id, project]                 one that ended before it was charged
     ["spent", key_id, project, tokens]         one that the front admitted by itself while the gateway was away
 
-And it reports what was used in numbered batches; one that was applied is not applied again.
+And it reports what was used in numbered batches; one that was applied is not applied again. One that ends POSTs `{}`
+to LEAVE_PATH at last: it is not lost, and what it had taken of limits is not in use any more.
 
 All of it is signed (``service.http.signing``) for the front's id, which is new with each of its starts.
 """
@@ -42,6 +43,7 @@ PREFIX: Final = "/fronts/v1/"
 FEED_PATH: Final = PREFIX + "feed"
 LIMITS_PATH: Final = PREFIX + "limits"
 REPORT_PATH: Final = PREFIX + "report"
+LEAVE_PATH: Final = PREFIX + "leave"
 FRONT_HEADER: Final = "x-hatrack-front"
 """``<id> <protocol> <name>``: the name is for people."""
 PURPOSE: Final = "front"

@@ -330,6 +330,11 @@ OBJECT_EVICTIONS: Final = Metric(
 FRONTS: Final = Metric(
     "hatrack_fronts_connected", "gauge", "Fronts that are connected; missing if none may be (HATRACK_FRONT_KEY)."
 )
+FRONTS_STOPPED: Final = Metric(
+    "hatrack_fronts_stopped",
+    "gauge",
+    "Fronts that were stopped on purpose within the last hour, and that no others have replaced.",
+)
 LOOP_LAG: Final = Metric(
     "hatrack_event_loop_lag_seconds",
     "histogram",

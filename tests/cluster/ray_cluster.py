@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,10 +17,12 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 import yaml
 
 from service.cli.cluster import head_command
 from tests.conftest import REPO
+from tests.support.adapters import make_base
 from tests.support.cluster import AGENT_KEY, until
 from tests.support.gateway import ADMIN_KEY, TIMEOUT, Gateway, held_port
 from tests.support.system import plain_environment
@@ -26,6 +30,12 @@ from tests.support.system import plain_environment
 PYTHON = REPO / ".venv-cluster" / "bin" / "python"
 """Of the environment with Ray; the agents run in that of the tests."""
 TOKEN = "the-token-of-ray-in-these-tests"
+NEEDS_RAY = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs an environment with Ray: make test-cluster"),
+]
+"""Marks of every module here."""
 ENTRIES = ("a", "b")
 STARTS = 5
 APPLICATION = "tiny"
@@ -135,15 +145,27 @@ class RayCluster:
         """Ray's processes and all that they have started, agents too."""
         return [each for started in self.ray for each in family(started.pid)]
 
-    def kill_node(self, address: str) -> None:
-        """SIGKILL to all of a node at once, as if its machine had lost its power."""
+    def freeze_node(self, address: str) -> list[psutil.Process]:
+        """SIGSTOP to all of a node at once; returns its processes."""
         own = family(self.ray[1 + self.nodes.index(address)].pid)
         for process in own:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
-        for process in own:
+        return own
+
+    def kill_node(self, address: str) -> None:
+        """SIGKILL to all of a node at once, as if its machine had lost its power."""
+        for process in self.freeze_node(address):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def replace_node(self, address: str) -> None:
+        """Start a node where one has ended."""
+        place = 1 + self.nodes.index(address)
+        self.ray[place].wait()
+        del self.ray[place]
+        self._start_node(address)
+        self.ray.insert(place, self.ray.pop())
 
     @property
     def head(self) -> str:
@@ -182,8 +204,15 @@ class RayCluster:
         assert not check or done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done
 
-    def up(self, *, autoscaling: dict[str, Any] | None = None, **environment: str) -> None:
-        """Deploy the agents, or others in their place; returns once all are in use."""
+    def up(
+        self,
+        *,
+        autoscaling: dict[str, Any] | None = None,
+        start_s: float = 1200,
+        check: bool = True,
+        **environment: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Deploy the agents, or others in their place; returns once all are in use, or that has failed."""
         number = {"num_replicas": len(ENTRIES)} if autoscaling is None else {"autoscaling_config": autoscaling}
         config = {
             "proxy_location": "Disabled",
@@ -194,6 +223,7 @@ class RayCluster:
                     "import_path": "service.cluster.application:agents",
                     "args": {
                         "command": [sys.executable, "-m", "tests.support.stubbed_agent"],
+                        "start_s": start_s,
                         "environment": SETTINGS
                         | {"HATRACK_HOME": str(self.home), "HATRACK_BASE_MODEL": str(self.base_dir)}
                         | {"HATRACK_AGENT_ANNOUNCE": self.gateway.url}
@@ -205,7 +235,7 @@ class RayCluster:
         }
         path = self.home / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
-        self.command("up", str(path))
+        return self.command("up", str(path), check=check)
 
     def status(self) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(self.command("status", "--json", check=False).stdout)
@@ -226,7 +256,7 @@ class RayCluster:
 
     def agents(self) -> list[psutil.Process]:
         """The agents' processes."""
-        return [each for each in self.ray_processes() if "tests.support.stubbed_agent" in command_of(each)]
+        return [each for each in self.ray_processes() if is_agent(each)]
 
     def engines(self) -> dict[str, dict[str, Any]]:
         """Each engine, as the gateway has it."""
@@ -251,6 +281,20 @@ class RayCluster:
         return "".join(f"\n---- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths)
 
 
+@contextmanager
+def running(home: Path, *nodes: str) -> Iterator[RayCluster]:
+    """A cluster over `home` with its agents in use; ``nodes`` are those of the class."""
+    temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    made = RayCluster(home, make_base(home / BASE_NAME), temporary, nodes)
+    try:
+        made.start()
+        made.up()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def family(pid: int) -> list[psutil.Process]:
     """A process and all below it; none if it has ended."""
     with suppress(psutil.NoSuchProcess):
@@ -259,10 +303,10 @@ def family(pid: int) -> list[psutil.Process]:
     return []
 
 
-def command_of(process: psutil.Process) -> list[str]:
+def is_agent(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
-        return process.cmdline()
-    return []
+        return "tests.support.stubbed_agent" in process.cmdline()
+    return False
 
 
 def kill(process: psutil.Process) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -17,31 +15,20 @@ import psutil
 import pytest
 
 from adapters.base import describe
-from tests.cluster.ray_cluster import APPLICATION, BASE_NAME, ENTRIES, PYTHON, RayCluster, kill
+from tests.cluster.ray_cluster import APPLICATION, ENTRIES, NEEDS_RAY, PYTHON, RayCluster, kill, running
 from tests.conftest import REPO
-from tests.support.adapters import make_adapter, make_base
+from tests.support.adapters import make_adapter
 from tests.support.cluster import Load, Outcome, until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3000),
-    pytest.mark.skipif(not PYTHON.exists(), reason="needs an environment with Ray: make test-cluster"),
-]
+pytestmark = NEEDS_RAY
 VOICES = 4
 TOKENS = 24
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    home, temporary = tmp_path_factory.mktemp("cluster"), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    made = RayCluster(home, make_base(home / BASE_NAME), temporary)
-    try:
-        made.start()
-        made.up()
+    with running(tmp_path_factory.mktemp("cluster")) as made:
         yield made
-    finally:
-        made.stop()
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +156,24 @@ def test_an_update_fails_nobody(cluster: RayCluster, voices: list[str]) -> None:
     print(f"updated in {updated - began:.1f} s; {len(failed(outcomes))} of {len(outcomes)} streams failed")
     assert not failed(outcomes)
     assert not before & {agent.pid for agent in cluster.agents()}, "both agents are others"
+
+
+def test_an_update_to_what_the_gateway_cannot_use_replaces_one_agent_only(
+    cluster: RayCluster, voices: list[str]
+) -> None:
+    until(cluster.is_settled)
+    before = {agent.pid for agent in cluster.agents()}
+    refused = cluster.up(start_s=10, HATRACK_ENGINE_MAX_RANK="8", check=False)
+    assert refused.returncode == 1
+    assert f"DEPLOY_FAILED  {APPLICATION}" in refused.stdout
+    assert "the agent was not in use after 10 s" in " ".join(refused.stdout.split())
+    until(lambda: {agent.pid for agent in cluster.agents()} < before)
+    assert len(cluster.agents()) == 1
+    with loaded(cluster, voices) as load:
+        until(lambda: len(load.outcomes) >= 2 * len(voices))
+    assert not failed(load.outcomes), "the other one answers for all"
+    cluster.up()
+    assert cluster.ready() == set(ENTRIES)
 
 
 def test_the_queue_decides_how_many_there_are(cluster: RayCluster, voices: list[str]) -> None:

@@ -22,6 +22,7 @@ HASHED = (
     "requirements-suites.txt",
     "requirements-dev.txt",
     "models.txt",
+    "ray/requirements.txt",
 )
 ON_REQUEST = {"wandb", "cluster"}
 """Extras that only their users install; the environment of `make` is without them."""
@@ -78,6 +79,17 @@ def test_what_pyproject_demands_is_pinned_within_its_bounds(kind: str) -> None:
         version = pinned[canonicalize_name(demand.name)]
         assert demand.specifier.contains(version, prereleases=True), f"{demand} is pinned at {version}"
     assert "setuptools" in pins(f"requirements-{kind}.txt"), "what has a source alone is built with it"
+
+
+def test_rays_environment_is_pinned_and_fits_beside_the_others() -> None:
+    pinned = pins("ray/requirements.txt")
+    for demand in map(Requirement, [*PROJECT["project"]["dependencies"], *EXTRAS["cluster"]]):
+        version = pinned[canonicalize_name(demand.name)]
+        assert demand.specifier.contains(version, prereleases=True), f"{demand} is pinned at {version}"
+    for name in ("requirements-cpu.txt", "requirements-gpu.txt", "requirements-suites.txt", "requirements-dev.txt"):
+        versions = pins(name)
+        shared = pinned.keys() & versions.keys()
+        assert {package: pinned[package] for package in shared} == {package: versions[package] for package in shared}
 
 
 def test_torch_alone_is_without_a_hash_and_its_cuda_companions_are_left_out() -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.agent.process import AgentProcess
-from service.announcements import GONE_S, Announcements
+from service.announcements import GONE_S, Announcements, _is_here
 from service.app import create_app
 from service.config import Settings
 from service.config.engines import engine_settings
@@ -127,10 +127,19 @@ async def test_an_agent_is_found_by_what_it_announces(site: Site) -> None:
     async with site.agent("one") as (agent, engine):
         await site.until_ready("a")
         assert agent.announcer is not None
-        await until(lambda: agent.announcer.shown() == {"engine": "a", "trouble": None})
+        await until(lambda: agent.announcer.shown() == {"engine": "a", "trouble": None, "unused": None})
         assert (await site.http.post("/v1/chat/completions", json=CHAT)).status_code == 200
         assert len(engine.asked) >= 1
     await site.until_ready()
+
+
+async def test_one_that_the_gateway_cannot_use_is_told_why(site: Site) -> None:
+    async with site.agent("one", engine_max_rank=8) as (agent, _):
+        announcer = agent.announcer
+        assert announcer is not None
+        await until(lambda: "incompatible" in str(announcer.unused))
+        assert announcer.shown()["engine"] == "a", "it has the place, until it leaves"
+        assert (await site.engines())["a"]["state"] == "down"
 
 
 async def test_one_that_moves_is_found_again_under_its_name(site: Site) -> None:
@@ -207,6 +216,34 @@ async def test_fronts_learn_where_an_agent_is_and_when_it_has_moved(site: Site) 
         assert [path for path, body in engine.asked if "messages" in body] == ["/v1/chat/completions"]
 
 
+async def test_one_agent_is_one_engine_at_a_front_also_after_both_have_started_anew(
+    tmp_path: Path, base_dir: Path
+) -> None:
+    """Without a name it becomes another engine; what the front knew of the former one is not told again."""
+    first, second = Site(tmp_path, base_dir), Site(tmp_path, base_dir)
+    async with AsyncExitStack() as stack, AsyncExitStack() as agents:
+        front, _ = await Site(tmp_path, base_dir, stack).front()
+        async with first.stack:
+            await first.open()
+            await agents.enter_async_context(first.agent("one", "b"))
+            await until(lambda: ready_at(front) == ["b"])
+        await agents.aclose()  # when nobody hears that it leaves
+        async with second.stack:
+            await second.open()
+            async with second.agent("one"):
+                await second.until_ready("a")
+                await until(lambda: "a" in ready_at(front))
+                assert front._path is not None
+                assert front._path.fleet is not None
+                placed = [each.agent.name for each in front._path.fleet.parts if each.watched.is_placed]
+                assert placed == ["a"], "nothing is at the address of `b`, which is that of `a` now"
+
+
+def ready_at(front: Front) -> list[str]:
+    """The engines that a front uses."""
+    return [each["name"] for each in front.readiness()[1].get("engines", []) if each["state"] == "ready"]
+
+
 async def announced(site: Site, secret: str = AGENT_KEY, **fields: Any) -> httpx.Response:
     """Announce what the test makes up."""
     told = {"protocol": PROTOCOL, "instance": "0" * 32, "base": BASE, "address": "http://10.0.0.9:8002", "slots": 8}
@@ -238,6 +275,8 @@ async def announced(site: Site, secret: str = AGENT_KEY, **fields: Any) -> httpx
         ({"slots": 3}, 409, "agent_slots", "3 adapter slots, the engine `a` of this gateway 8"),
         ({"protocol": 99}, 400, "agent_protocol", "protocol 99"),
         ({"address": "10.0.0.9:8002"}, 400, "invalid_value", "`address` must be http://host:port"),
+        ({"address": "http://[10.0.0.9:8002"}, 400, "invalid_value", "`address` must be http://host:port"),
+        ({"address": "unix:/tmp/a\0b"}, 400, "invalid_value", "`address` must be http://host:port"),
         ({"instance": "x"}, 400, "invalid_value", "`instance`"),
         ({"more": 1}, 400, "invalid_value", "`more`"),
     ],
@@ -256,7 +295,10 @@ async def test_an_announcement_counts_once_and_is_signed_as_it_is(site: Site) ->
     assert (await site.http.post(ANNOUNCE_PATH, json={})).status_code == 401
     assert (await site.http.get(ANNOUNCE_PATH)).status_code == 405
     taken = await announced(site)
-    assert taken.json() == {"name": "a"}
+    assert taken.json() == {
+        "name": "a",
+        "unused": "no agent has announced itself (`hatrack agent` with HATRACK_AGENT_ANNOUNCE)",
+    }
     again = await site.http.post(ANNOUNCE_PATH, content=taken.request.content, headers=dict(taken.request.headers))
     assert (again.status_code, again.json()["error"]["message"]) == (401, "the request's signature was used before")
     other_body = sign(signing_key(AGENT_KEY, ANNOUNCE_PURPOSE), "POST", ANNOUNCE_PATH, b"{}")
@@ -326,6 +368,42 @@ def test_at_one_address_there_is_one_agent(places: tuple[Announcements, Fleet, C
     assert announcements.announce(said("5", "http://10.0.0.2:1", name="a")) == "a"
     assert changes[-1] == {"a": "http://10.0.0.2:1", "b": None}
     assert [each.watched.is_placed for each in fleet.parts] == [True, False]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8002", "http://[::1]:8002", "http://localhost:1", "unix:/a"])
+def test_an_agent_elsewhere_is_not_at_an_address_of_this_machine(
+    places: tuple[Announcements, Fleet, Clock], address: str
+) -> None:
+    announcements, _, _ = places
+    with pytest.raises(HatrackError, match=r"must be one that the gateway reaches.*HATRACK_AGENT_URL"):
+        announcements.announce(said("1", address), is_here=False)
+    assert not announcements.addresses
+    assert announcements.announce(said("1", address)) == "a"
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "is_here"),
+    [
+        (None, ("/run/g.sock", None), True),
+        (("127.0.0.1", 40000), ("127.0.0.1", 8000), True),
+        (("10.0.0.4", 40000), ("10.0.0.4", 8000), True),
+        (("10.0.0.5", 40000), ("10.0.0.4", 8000), False),
+        (("10.0.0.5", 40000), None, False),
+    ],
+)
+def test_which_agent_runs_on_this_machine(client: Any, server: Any, is_here: bool) -> None:
+    assert _is_here({"client": client, "server": server}) == is_here
+
+
+def test_two_agents_of_one_address_are_told_apart(places: tuple[Announcements, Fleet, Clock]) -> None:
+    announcements, _, _ = places
+    announcements.announce(said("1", "http://10.0.0.1:1"))
+    assert announcements.announce(said("2", "http://10.0.0.1:1")) == "a", "as one that was started again"
+    with pytest.raises(HatrackError, match=r"another agent announces the address 'http://10.0.0.1:1'"):
+        announcements.announce(said("1", "http://10.0.0.1:1"))
+    assert announcements.announce(said("2", "http://10.0.0.1:1")) == "a"
+    announcements.announce(said("2", "http://10.0.0.1:1", leaving=True))
+    assert announcements.announce(said("1", "http://10.0.0.1:1")) == "a", "the other one has ended"
 
 
 async def test_a_gateway_does_not_look_for_an_agent_before_it_is_announced(tmp_path: Path, base_dir: Path) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from aiohttp import web
 
 from service.agent import app as agent_app
 from service.agent.gate import Session
+from service.engine.agent_link import AgentLink, SessionEnded
 from service.engine.agent_wire import ENGINE_PATH, SESSION_HEADER, SESSION_PATH, Message, dump_frame, load_frame
 from service.errors import BadGateway, EngineUnavailable
 from service.http.signing import sign, signing_key
@@ -92,6 +94,30 @@ async def test_a_user_that_leaves_while_the_engine_reports_leaves_nothing_behind
             assert agent.server._outboxes == {}
         finally:
             ends.set()
+
+
+# what answers at an agent's address
+
+
+async def test_no_redirect_leads_anywhere_else(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def redirects(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        raise web.HTTPFound("/latest/meta-data/")
+
+    app, socket = web.Application(), tmp_path / "a.sock"
+    app.router.add_get("/{path:.*}", redirects)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(socket)).start()
+        link = AgentLink(name="here", url="http://agent", socket=str(socket), key=KEY, silence_s=60)
+        with pytest.raises(SessionEnded, match=r"what answers at here is no agent \(status 302\)"):
+            await link.run()
+    finally:
+        await runner.cleanup()
+    assert asked == [SESSION_PATH]
 
 
 # turns

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -11,11 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.agent import hold_folder
+from service.cli.cluster import IMPORT_PATH, is_closed, shown
 from service.cli.main import app
 from service.config import load_settings
 from service.server.instance import InstanceLock
 from tests.conftest import REPO
 from tests.support.adapters import make_base
+from tests.support.http import serving
 from tests.support.waiting import wait_until
 from tests.unit.service.wire import KEY, running
 
@@ -99,6 +104,67 @@ def test_ray_is_not_opened_without_a_token(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     config = str(REPO / "deploy/ray/serve.yaml")
     assert "RAY_AUTH_MODE is disabled" in refused("cluster", "up", config, "--head", "10.0.0.5")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["0.0.0.0", "::", "8.8.8.8", "2606:4700::1111", "head.example.com", "224.0.0.1"],  # noqa: S104  (what is refused)
+)
+def test_ray_is_not_opened_to_the_internet(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr("service.cli.cluster.find_spec", lambda _name: True)
+    shown = refused("cluster", "up", str(REPO / "deploy/ray/serve.yaml"), "--head", address)
+    assert (
+        f"must be a loopback or private IP address of this machine, such as 127.0.0.1 or 10.0.0.5; got '{address}'"
+        in shown
+    )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "10.0.0.5", "192.168.1.4", "100.64.0.7", "::1", "fd00::1"])
+def test_ray_may_listen_on_a_private_network(address: str) -> None:
+    assert is_closed(address)
+
+
+@contextmanager
+def dashboard_of(*applications: tuple[str, str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Ray's dashboard, which has applications of these names, import paths and sources; and what it was asked for."""
+    asked: list[str] = []
+    shown = {
+        name: {"name": name, "status": "RUNNING", "source": source, "deployed_app_config": {"import_path": path}}
+        for name, path, source in applications
+    }
+
+    def answer(method: str, path: str, _body: bytes, _key: str) -> tuple[int, bytes, dict[str, str]]:
+        asked.append(f"{method} {path}")
+        return 200, json.dumps({"applications": shown}).encode() if method == "GET" else b"", {}
+
+    with serving(answer) as url:
+        yield url, asked
+
+
+def test_why_agents_do_not_start_is_shown_without_where_in_the_code() -> None:
+    trace = "Traceback (most recent call last):\n  File x\n"
+    why = "service.cluster.replica.AgentFailed: the agent was not in use after 20 s"
+    deployments = {"agent": {"message": f"It failed to start 6 times. Error:\n{trace}{why}\n", "replicas": []}}
+    told = {"name": "qwen", "status": "DEPLOY_FAILED", "message": "Failed to update.", "deployments": deployments}
+    (application,) = shown([told])["applications"]
+    assert application["message"] == f"Failed to update. It failed to start 6 times. Error: {why}"
+
+
+def test_what_else_runs_on_serve_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.cluster.find_spec", lambda _name: True)
+    config, ours = str(REPO / "deploy/ray/serve.yaml"), ("former", IMPORT_PATH, "declarative")
+    with dashboard_of(ours, ("search", "search.app:app", "declarative")) as (url, asked):
+        assert "Serve would end what" in refused("cluster", "up", config, "--dashboard", url)
+        assert "which also runs search;" in refused("cluster", "down", "--dashboard", url)
+        assert {line.partition(" ")[0] for line in asked} == {"GET"}
+    with dashboard_of(ours, ("search", "", "imperative")) as (url, asked):
+        up = CliRunner().invoke(app, ["cluster", "up", config, "--no-wait", "--dashboard", url])
+        assert up.exit_code == 0, "a config ends nothing that was not deployed by one"
+        assert "which also runs search;" in refused("cluster", "down", "--dashboard", url)
+        assert [line.partition(" ")[0] for line in asked] == ["GET", "PUT", "GET"]
+    with dashboard_of(ours) as (url, asked):
+        assert CliRunner().invoke(app, ["cluster", "down", "--dashboard", url]).exit_code == 0
+        assert [line.partition(" ")[0] for line in asked] == ["GET", "DELETE"]
 
 
 def test_a_dashboard_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,11 @@ async def main():
 web.run_app(main(), path=os.environ["TOLD"] + ".sock", print=None)
 """
 """Says what the test has written down; a process in place of `hatrack agent`."""
-READY = {"status": "ready", "engine": {"reason": "it answers"}, "announced": {"engine": "a", "trouble": None}}
+READY = {
+    "status": "ready",
+    "engine": {"reason": "it answers"},
+    "announced": {"engine": "a", "trouble": None, "unused": None},
+}
 
 
 @dataclass
@@ -82,18 +86,34 @@ async def test_it_starts_once_the_engine_answers_and_the_gateway_has_it(site: Si
     site.say(status="starting", announced={"engine": None, "trouble": "not yet"})
     starting = asyncio.ensure_future(site.make().start())
     await asyncio.to_thread(wait_until, lambda: site.replica.status().get("status") == "starting", "it says so")
-    site.say(announced={"engine": None, "trouble": "each engine of the base `tiny` has an agent"})
+    site.say(announced={"engine": None, "trouble": "each engine of the base `tiny` has an agent", "unused": None})
     await asyncio.to_thread(wait_until, lambda: site.replica.status()["status"] == "ready", "it says so")
     assert not starting.done(), "the gateway has not taken it"
+    other_base = {"engine": "a", "trouble": None, "unused": "the engine is incompatible: dtype differs"}
+    site.say(announced=other_base)
+    await asyncio.to_thread(wait_until, lambda: site.replica.status()["announced"] == other_base, "it says so")
+    assert not starting.done(), "the gateway does not use it"
     site.say()
     await starting
     assert site.replica.status()["address"].startswith("http://127.0.0.1:")
     await site.replica.check_health()
 
 
-async def test_one_that_the_gateway_does_not_take_gives_up_and_says_why(site: Site) -> None:
-    site.say(announced={"engine": None, "trouble": "each engine of the base `tiny` has an agent"})
-    with pytest.raises(AgentFailed, match=r"its engine is ready; the gateway: each engine of the base `tiny`"):
+@pytest.mark.parametrize(
+    ("announced", "why"),
+    [
+        ({"engine": None, "trouble": "each engine of the base `tiny` has an agent"}, "each engine of the base `tiny`"),
+        (
+            {"engine": "a", "trouble": None, "unused": "the agent at http://10.0.0.5:1 cannot be reached"},
+            "the agent at",
+        ),
+    ],
+)
+async def test_one_that_the_gateway_does_not_use_gives_up_and_says_why(
+    site: Site, announced: dict[str, Any], why: str
+) -> None:
+    site.say(announced=announced)
+    with pytest.raises(AgentFailed, match=rf"its engine is ready; the gateway: {why}"):
         await site.make(start_s=3).start()
     assert not psutil.Process().children() or all(AGENT not in each.cmdline() for each in psutil.Process().children())
 

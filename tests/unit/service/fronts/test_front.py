@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service import front as front_module
 from service.access.keys import make_key
 from service.config import Settings
 from service.errors import SettingsError
 from service.front import create_front
+from service.fronts import sessions as sessions_module
 from service.fronts.wire import FEED_PATH, LIMITS_PATH, REPORT_PATH
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import FRONT_KEY, Cluster, FrontApp, cluster, eventually
@@ -166,10 +170,15 @@ def entries_of_gateway(made: Cluster) -> Any:
     return made.gateway._inference.pipeline.authenticator.entries
 
 
+async def new_key(made: Cluster) -> tuple[str, str]:
+    """A key, and its id."""
+    created = (await made.gateway.http.post("/v1/keys", json={"name": "k", "scopes": ["infer"]})).json()
+    return created["key"], created["id"]
+
+
 async def test_a_revoked_key_is_refused_by_all_fronts(made: Cluster) -> None:
     fronts = [await made.front() for _ in range(2)]
-    created = await made.gateway.http.post("/v1/keys", json={"name": "k", "scopes": ["infer"]})
-    key, key_id = created.json()["key"], created.json()["id"]
+    key, key_id = await new_key(made)
 
     async def all_answer(status: int) -> bool:
         return all([(await front.chat(key=key)).status_code == status for front in fronts])
@@ -275,6 +284,52 @@ async def test_a_gateway_that_comes_back_with_other_settings_is_followed(made: C
     await until(lambda: former.fleet is not None and former.fleet.state.name == "down")
 
 
+async def test_a_key_is_revoked_also_while_a_front_looks_for_other_engines(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_module, "SWITCH_S", 1e6)  # it does not find them within this test
+    front, other = await made.front(), make_key()
+    key, key_id = await new_key(made)
+
+    async def answers(status: int) -> bool:
+        return (await front.chat(key=key)).status_code == status
+
+    await eventually(lambda: answers(200))
+    await made.vanish()
+    feed = made.gateway.app._peers[0]._feed  # type: ignore[attr-defined]
+    elsewhere = [each.model_copy(update={"agent": "unix:/nowhere"}) for each in feed._topology.engines]
+    feed._topology = feed._topology.model_copy(update={"engines": tuple(elsewhere)})
+    await made.listen()
+    await until(lambda: front.front.follower.trouble is None)
+    assert await answers(200), "by the engines that it has"
+    assert (await made.gateway.http.delete(f"/v1/keys/{key_id}")).is_success
+    await eventually(lambda: answers(401))
+    assert (await front.chat()).status_code == 200
+    assert (await front.chat(key=other)).status_code == 401
+
+
+async def test_of_two_changes_the_later_one_is_followed(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    front = await made.front()
+    feed = made.gateway.app._peers[0]._feed  # type: ignore[attr-defined]
+    before = feed._topology
+    elsewhere = [each.model_copy(update={"agent": "unix:/nowhere"}) for each in before.engines]
+    with monkeypatch.context() as patch:
+        patch.setattr(front_module, "SWITCH_S", 1e6)
+        await made.vanish()
+        feed._topology = before.model_copy(update={"engines": tuple(elsewhere)})
+        await made.listen()
+        await until(lambda: front.front.follower.trouble is None)
+    await made.vanish()
+    feed._topology = before.model_copy(update={"policy": {**before.policy, "max_n": 1}})
+    await made.listen()
+
+    async def is_followed() -> bool:
+        return (await front.chat(n=2)).status_code == 400
+
+    await eventually(is_followed)
+    assert (await front.chat()).status_code == 200
+
+
 async def test_a_gateway_that_stops_does_not_wait_for_its_fronts(made: Cluster) -> None:
     front = await made.front()
     assert made.server is not None
@@ -306,6 +361,31 @@ async def test_the_gateway_shows_its_fronts(made: Cluster) -> None:
     assert "\nhatrack_fronts_connected 1.0\n" in (await made.gateway.http.get("/metrics")).text
     shown = (await made.gateway.http.get("/readyz")).json()["fronts"]
     assert [each["name"].rpartition(":")[2] for each in shown] == [str(front.front._settings.port)]
+
+
+async def test_the_gateway_tells_a_front_that_was_stopped_from_one_that_is_lost(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def shows(connected: int, stopped: int) -> bool:
+        lines = (await made.gateway.http.get("/metrics")).text.splitlines()
+        return {f"hatrack_fronts_connected {connected}.0", f"hatrack_fronts_stopped {stopped}.0"} <= set(lines)
+
+    await made.front()
+    async with AsyncExitStack() as stack:
+        await replace(made, stack=stack).front()
+        await eventually(lambda: shows(connected=2, stopped=0))
+    await eventually(lambda: shows(connected=1, stopped=1))
+    async with AsyncExitStack() as stack:
+        await replace(made, stack=stack).front()
+        await eventually(lambda: shows(connected=2, stopped=0))  # it has taken the other one's place
+        monkeypatch.setattr(front_module, "LEAVE_PATH", FEED_PATH)  # where it cannot say so
+    monkeypatch.undo()
+    await eventually(lambda: shows(connected=1, stopped=0))
+    async with AsyncExitStack() as stack:
+        await replace(made, stack=stack).front()
+    await eventually(lambda: shows(connected=1, stopped=1))
+    monkeypatch.setattr(sessions_module, "STOPPED_S", -1.0)  # it was long ago
+    await eventually(lambda: shows(connected=1, stopped=0))
 
 
 async def test_a_spent_budget_is_spent_at_all_fronts(tmp_path: Path, base_dir: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from service.errors import BadRequest
 from service.fronts import sessions as sessions_module
 from service.fronts.sessions import FrontSessions
 from tests.unit.service.agent.support import until
-from tests.unit.service.fronts.support import Cluster, FrontApp, eventually
+from tests.unit.service.fronts.support import Cluster, FrontApp, caller_at, eventually
 
 FRONT = "f" * 32
 LIMIT = 6
@@ -86,6 +88,15 @@ async def test_tokens_are_charged_by_estimate_and_settled_by_use(made: Cluster) 
     over = await front.chat(key=key, max_tokens=999)
     assert (over.status_code, over.json()["error"]["code"]) == (429, "request_over_quota")
     await until(lambda: state(made).in_flight == 0)
+
+
+async def test_what_a_front_has_not_told_it_tells_when_it_is_stopped(made: Cluster) -> None:
+    async with AsyncExitStack() as stack:
+        front = await replace(made, stack=stack).front()
+        key = await key_known_to(made, [front], tokens_per_day=1000)
+        caller = caller_at(front, key)
+        front.front.limiter._untold.append(["spent", caller.key_id, caller.project, 7])  # and nothing wakes it
+    assert state(made).settled == 7
 
 
 async def test_a_request_that_is_refused_for_its_fields_counts_as_one(made: Cluster) -> None:
