@@ -213,6 +213,7 @@ class Follower:
             raise GatewayAway("the gateway's feed lacks its topology or its keys")
         wanted = (known.topology, known.secrets)
         if self._view is None or self._made != wanted:
+            self._made = None  # if making it fails, what was made before may be gone
             self._view, self._made = await self._make_view(*wanted), wanted
             known.keys_changed = known.adapters_changed = True
         if known.keys_changed:

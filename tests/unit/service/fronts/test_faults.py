@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.access.authentication import Authenticator
 from service.access.keys import make_key
 from service.config import Settings
 from service.front import create_front
@@ -21,7 +22,11 @@ from service.fronts import feed as feed_module
 from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
+from service.fronts.follower import Follower, Secrets, View, _Known
 from service.fronts.forward import Forwarder
+from service.fronts.link import GatewayLink
+from service.fronts.topology import Topology
+from service.registry.catalog import Catalog
 from service.usage.counter import HOUR_S
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import FRONT_KEY, Cluster, eventually, serving
@@ -143,6 +148,29 @@ async def test_no_prompt_is_shown_where_a_feed_cannot_be_read(made: Cluster, mon
 async def test_its_metrics_are_shown_before_it_has_heard_its_gateway(made: Cluster) -> None:
     front = await made.front(wait=False, front_key="another-secret-of-16-chars")
     assert (await front.http.get("/metrics")).status_code == 200
+
+
+async def test_a_topology_that_returns_after_one_that_could_not_be_made_is_made_again() -> None:
+    topologies = [Topology(version=name, policy={}, embedder=None, bases=(), engines=()) for name in ("good", "bad")]
+    made: list[str] = []
+
+    async def make(topology: Topology, secrets: Secrets) -> View:
+        made.append(topology.version)
+        if topology.version == "bad":
+            raise ValueError("it has no bases")
+        return View(Authenticator("", secrets.keys), Catalog("base", 1))
+
+    async def cut() -> None:
+        """Nothing is waited for."""
+
+    follower = Follower(GatewayLink("http://127.0.0.1:1", FRONT_KEY, "front"), 60, make, cut)
+    good, bad = (_Known(each, Secrets(b"k" * 32, b"s")) for each in topologies)
+    await follower._take_over(good)
+    with pytest.raises(ValueError, match="no bases"):
+        await follower._take_over(bad)
+    await follower._take_over(good)
+    await follower._take_over(good)
+    assert made == ["good", "bad", "good"]
 
 
 async def test_nothing_stays_of_a_former_gateways_adapters(made: Cluster) -> None:
