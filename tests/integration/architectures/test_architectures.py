@@ -69,8 +69,8 @@ EXPERTS = {"mixtral": "w1", "qwen3_moe": "up_proj"}
 
 
 def name_of(model_type: str) -> str:
-    """The name by which the base of an architecture is served."""
-    return f"tiny-{model_type}"
+    """The name of an architecture's engine and base."""
+    return f"tiny-{model_type.replace('_', '-')}"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,8 @@ def conversation(number: int) -> bytes:
 def test_a_job_trains_proves_and_judges_an_adapter_that_answers_beside_its_base(
     gateway: Gateway, model_type: str
 ) -> None:
-    base, adapter = name_of(model_type), f"voice-{model_type.replace('_', '-')}"
+    base = name_of(model_type)
+    adapter = f"voice-of-{base}"
     with gateway.http() as client:
         body = {
             "model": base,
