@@ -72,7 +72,7 @@ def gateway(
     environment["HATRACK_TRAINER_WEBHOOK_SECRET"] = f"whsec_{base64.b64encode(b'k' * 32).decode()}"
     home = tmp_path_factory.mktemp("gateway")
     started = Gateway(home=home, base_dir=base_dir, settings=environment, arguments=("--trainer",))
-    with normal_priority():
+    with normal_priority(lambda: None if started.process is None else started.process.pid):
         started.start()
         for name, directory in voices.items():
             files = {field: directory / f"{field}.json" for field in ("metadata", "settings")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -15,13 +15,17 @@ LOOK_S: Final = 0.5
 
 
 @contextmanager
-def normal_priority() -> Iterator[None]:
-    """Meanwhile, give this process's descendants the priority that it has itself.
+def normal_priority(ancestor: Callable[[], int | None] = os.getpid) -> Iterator[None]:
+    """Meanwhile, give a process's descendants the priority that this process has.
 
     A worker lowers its own (`trainer/runs/priority.py`), and hardly moves beside others that keep the cores busy.
+
+    Args:
+        ancestor: The process's id; None: it does not run now. A fixture that outlives its test names a process of its
+            own: this one may have other tests' children then.
     """
     over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watch = threading.Thread(target=_watch, args=(ancestor, over), daemon=True)
     watch.start()
     try:
         yield
@@ -30,15 +34,24 @@ def normal_priority() -> Iterator[None]:
         watch.join()
 
 
-def _watch(over: threading.Event) -> None:
+def _watch(ancestor: Callable[[], int | None], over: threading.Event) -> None:
     niceness, session_niceness = os.getpriority(os.PRIO_PROCESS, 0), _session_niceness("self")
     while not over.wait(LOOK_S):
-        for process in psutil.Process().children(recursive=True):
+        for process in _descendants(ancestor()):
             with suppress(psutil.Error, OSError):
                 if _session_niceness(process.pid) != session_niceness:
                     Path(f"/proc/{process.pid}/autogroup").write_text(session_niceness)
                 if os.sched_getscheduler(process.pid) == os.SCHED_IDLE:
                     _raise_priority(process, niceness)
+
+
+def _descendants(pid: int | None) -> list[psutil.Process]:
+    if pid is None:
+        return []
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
 
 
 def _session_niceness(pid: int | str) -> str:
