@@ -138,3 +138,9 @@ def caller_at(front: FrontApp, key: str) -> Any:
     view = front.front.follower._view
     assert view is not None
     return view.authenticator.authenticate({"x-api-key": key})
+
+
+async def new_key(made: Cluster) -> tuple[str, str]:
+    """A key, and its id."""
+    created = (await made.gateway.http.post("/v1/keys", json={"name": "k", "scopes": ["infer"]})).json()
+    return created["key"], created["id"]
