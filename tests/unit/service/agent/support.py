@@ -17,7 +17,7 @@ from service.agent.process import AgentProcess
 from service.config import Settings
 from service.engine.assemble import describe_base
 from service.engine.remote import RemoteEngine
-from tests.unit.service.gateway_app import AGENT_KEY, BASE, InferenceEngine, agent_on, engine_report
+from tests.unit.service.gateway_app import ADMIN_KEY, AGENT_KEY, BASE, InferenceEngine, agent_on, engine_report
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
@@ -110,3 +110,19 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not true():  # noqa: ASYNC110 (a state of another task)
             await asyncio.sleep(0.01)
+
+
+def announced_settings(home: Path, base_dir: Path, **more: Any) -> Settings:
+    """The settings of a gateway with engines `a` and `b` of one base, whose agents announce themselves."""
+    entry = f'base = "{base_dir}"\nbase_name = "{BASE}"\nagent = "announced"\n'
+    (home / "engines.toml").write_text("".join(f'[[engine]]\nname = "{name}"\n{entry}' for name in ("a", "b")))
+    return Settings(
+        home=home,
+        engine_device="cpu",
+        agent_key=AGENT_KEY,
+        trainer="off",
+        engines=home / "engines.toml",
+        admin_key=ADMIN_KEY,
+        knowledge=False,
+        **more,
+    )

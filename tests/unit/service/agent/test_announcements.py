@@ -14,22 +14,18 @@ import httpx
 import pytest
 
 from service.agent.process import AgentProcess
-from service.announcements import GONE_S, Announcements, _is_here
 from service.app import create_app
 from service.config import Settings
 from service.config.engines import engine_settings
-from service.engine.agent_wire import ANNOUNCE_PATH, ANNOUNCE_PURPOSE, PROTOCOL, Announcement
+from service.engine.agent_wire import ANNOUNCE_PATH, ANNOUNCE_PURPOSE, PROTOCOL
 from service.engine.assemble import check_engine
-from service.errors import HatrackError
-from service.fleet import Fleet
 from service.front import Front, create_front
 from service.http.signing import sign, signing_key
 from tests.support.adapters import make_base
-from tests.unit.service.agent.support import StreamingEngine, until
+from tests.unit.service.agent.support import StreamingEngine, announced_settings, until
 from tests.unit.service.fronts.support import FRONT_KEY, serving
 from tests.unit.service.gateway_app import ADMIN_KEY, AGENT_KEY, BASE, agent_on, engine_report, lifespan
 
-ENTRIES = ("a", "b")
 CHAT = {"model": BASE, "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -47,16 +43,8 @@ class Site:
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def __post_init__(self) -> None:
-        entry = f'base = "{self.base_dir}"\nbase_name = "{BASE}"\nagent = "announced"\n'
-        (self.home / "engines.toml").write_text("".join(f'[[engine]]\nname = "{name}"\n{entry}' for name in ENTRIES))
         self.common = {"home": self.home, "engine_device": "cpu", "agent_key": AGENT_KEY, "trainer": "off"}
-        self.settings = Settings(
-            **self.common,
-            engines=self.home / "engines.toml",
-            admin_key=ADMIN_KEY,
-            front_key=FRONT_KEY,
-            knowledge=False,
-        )
+        self.settings = announced_settings(self.home, self.base_dir, front_key=FRONT_KEY)
 
     @property
     def socket(self) -> Path:
@@ -306,104 +294,6 @@ async def test_an_announcement_counts_once_and_is_signed_as_it_is(site: Site) ->
         ANNOUNCE_PATH, content=taken.request.content, headers={"content-type": "application/json", **other_body}
     )
     assert "not the one that was signed" in changed.json()["error"]["message"]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def places(tmp_path: Path, base_dir: Path) -> tuple[Announcements, Fleet, Clock]:
-    """The engines of a gateway, nothing of which runs."""
-    fleet, clock = Fleet.from_settings(Site(tmp_path, base_dir).settings), Clock()
-    return Announcements(fleet, clock=clock), fleet, clock
-
-
-def said(instance: str, address: str, **more: Any) -> Announcement:
-    told = {"protocol": PROTOCOL, "instance": instance * 32, "base": BASE, "address": address, "slots": 8}
-    return Announcement(**told | more)
-
-
-def test_a_silent_agent_without_a_session_gives_way(places: tuple[Announcements, Fleet, Clock]) -> None:
-    announcements, fleet, clock = places
-    assert announcements.announce(said("1", "http://10.0.0.1:1", name="a")) == "a"
-    with pytest.raises(HatrackError) as refused:
-        announcements.announce(said("2", "http://10.0.0.2:1", name="a"))
-    assert refused.value.code == "no_free_engine"
-    clock.now += GONE_S
-    assert announcements.announce(said("2", "http://10.0.0.2:1", name="a")) == "a"
-    assert announcements.addresses == {"a": "http://10.0.0.2:1"}
-    fleet.parts[0].watched.link.session = "open"  # type: ignore[attr-defined]
-    clock.now += 10 * GONE_S
-    with pytest.raises(HatrackError):
-        announcements.announce(said("3", "http://10.0.0.3:1", name="a"))
-
-
-def test_what_leaves_is_free_at_once(places: tuple[Announcements, Fleet, Clock]) -> None:
-    announcements, fleet, _ = places
-    announcements.announce(said("1", "http://10.0.0.1:1"))
-    announcements.announce(said("2", "http://10.0.0.2:1"))
-    announcements.announce(said("1", "http://10.0.0.1:1", leaving=True))
-    assert [each.watched.is_placed for each in fleet.parts] == [False, True], "nobody asks there any more"
-    assert announcements.addresses == {"a": None, "b": "http://10.0.0.2:1"}
-    announcements.announce(said("9", "http://10.0.0.9:1", leaving=True))  # nobody that is known
-    assert announcements.addresses == {"a": None, "b": "http://10.0.0.2:1"}
-    assert announcements.announce(said("3", "http://10.0.0.3:1")) == "a"
-
-
-def test_at_one_address_there_is_one_agent(places: tuple[Announcements, Fleet, Clock]) -> None:
-    announcements, fleet, _ = places
-    changes: list[dict[str, str | None]] = []
-    announcements.on_change(lambda: changes.append(dict(announcements.addresses)))
-    announcements.announce(said("1", "http://10.0.0.1:1"))
-    announcements.announce(said("2", "http://10.0.0.2:1"))
-    assert announcements.announce(said("3", "http://10.0.0.2:1")) == "b", "the former one there has ended"
-    assert announcements.announce(said("4", "http://10.0.0.1:1", name="a")) == "a"
-    assert len(changes) == 2, "nothing is elsewhere"
-    announcements.announce(said("4", "http://10.0.0.1:1", leaving=True))
-    assert announcements.announce(said("5", "http://10.0.0.2:1", name="a")) == "a"
-    assert changes[-1] == {"a": "http://10.0.0.2:1", "b": None}
-    assert [each.watched.is_placed for each in fleet.parts] == [True, False]
-
-
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8002", "http://[::1]:8002", "http://localhost:1", "unix:/a"])
-def test_an_agent_elsewhere_is_not_at_an_address_of_this_machine(
-    places: tuple[Announcements, Fleet, Clock], address: str
-) -> None:
-    announcements, _, _ = places
-    with pytest.raises(HatrackError, match=r"must be one that the gateway reaches.*HATRACK_AGENT_URL"):
-        announcements.announce(said("1", address), is_here=False)
-    assert not announcements.addresses
-    assert announcements.announce(said("1", address)) == "a"
-
-
-@pytest.mark.parametrize(
-    ("client", "server", "is_here"),
-    [
-        (None, ("/run/g.sock", None), True),
-        (("127.0.0.1", 40000), ("127.0.0.1", 8000), True),
-        (("10.0.0.4", 40000), ("10.0.0.4", 8000), True),
-        (("10.0.0.5", 40000), ("10.0.0.4", 8000), False),
-        (("10.0.0.5", 40000), None, False),
-    ],
-)
-def test_which_agent_runs_on_this_machine(client: Any, server: Any, is_here: bool) -> None:
-    assert _is_here({"client": client, "server": server}) == is_here
-
-
-def test_two_agents_of_one_address_are_told_apart(places: tuple[Announcements, Fleet, Clock]) -> None:
-    announcements, _, _ = places
-    announcements.announce(said("1", "http://10.0.0.1:1"))
-    assert announcements.announce(said("2", "http://10.0.0.1:1")) == "a", "as one that was started again"
-    with pytest.raises(HatrackError, match=r"another agent announces the address 'http://10.0.0.1:1'"):
-        announcements.announce(said("1", "http://10.0.0.1:1"))
-    assert announcements.announce(said("2", "http://10.0.0.1:1")) == "a"
-    announcements.announce(said("2", "http://10.0.0.1:1", leaving=True))
-    assert announcements.announce(said("1", "http://10.0.0.1:1")) == "a", "the other one has ended"
 
 
 async def test_a_gateway_does_not_look_for_an_agent_before_it_is_announced(tmp_path: Path, base_dir: Path) -> None:
