@@ -35,12 +35,13 @@ def normal_priority(ancestor: Callable[[], int | None] = os.getpid) -> Iterator[
 
 
 def _watch(ancestor: Callable[[], int | None], over: threading.Event) -> None:
-    niceness, session_niceness = os.getpriority(os.PRIO_PROCESS, 0), _session_niceness("self")
+    niceness, session_niceness = os.getpriority(os.PRIO_PROCESS, 0), _session_niceness("self") or "0"
     while not over.wait(LOOK_S):
         for process in _descendants(ancestor()):
             with suppress(psutil.Error, OSError):
-                if _session_niceness(process.pid) != session_niceness:
-                    Path(f"/proc/{process.pid}/autogroup").write_text(session_niceness)
+                if _session_niceness(process.pid) not in ("", session_niceness):
+                    with suppress(PermissionError):
+                        Path(f"/proc/{process.pid}/autogroup").write_text(session_niceness)
                 if os.sched_getscheduler(process.pid) == os.SCHED_IDLE:
                     _raise_priority(process, niceness)
 
@@ -55,9 +56,12 @@ def _descendants(pid: int | None) -> list[psutil.Process]:
 
 
 def _session_niceness(pid: int | str) -> str:
-    """The niceness of a process's session, as the kernel writes it; nothing where it has no autogroups."""
+    """The niceness of a process's session, as the kernel writes it.
+
+    Nothing for one without an autogroup: in a container's own CPU group the file is there and empty.
+    """
     try:
-        return Path(f"/proc/{pid}/autogroup").read_text().split()[-1]
+        return Path(f"/proc/{pid}/autogroup").read_text().rpartition(" ")[2].strip()
     except OSError:
         return ""
 
