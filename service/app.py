@@ -28,6 +28,7 @@ from service.datasets.routes import router as datasets_router
 from service.datasets.service import Datasets
 from service.error_handlers import RequestIds, add_error_handlers
 from service.files.routes import router as files_router
+from service.fronts.gateway import NamesVersions
 from service.health import health
 from service.http.schema import add_routes
 from service.inference.routes import MODELS, InferenceApp
@@ -98,7 +99,10 @@ def create_app(settings: Settings) -> ASGIApp:
     add_routes(api, pages(parts.catalog.base_name, lambda: build_openapi(api, inference.routes, __version__)))
     add_routes(api, console())
     add_error_handlers(api, [*inference.routes, MODELS])
-    app: ASGIApp = DataPathFirst(inference, RequestIds(api))
+    rest: ASGIApp = RequestIds(api)
+    if for_fronts is not None:
+        rest = NamesVersions(for_fronts.feed, rest)
+    app: ASGIApp = DataPathFirst(inference, rest)
     peers = [peer for peer in (for_fronts, announced_agents(parts)) if peer is not None]
     if peers:
         app = PeersFirst(peers, app)

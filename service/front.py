@@ -343,7 +343,8 @@ class Front:
 
     def _make_forwarder(self, *local_bases: str) -> Forwarder:
         address, require_answers = self._settings.front_gateway, self.follower.require_answers
-        return Forwarder(address, local_bases, require_answers=require_answers)
+        catch_up = self.follower.catch_up
+        return Forwarder(address, local_bases, require_answers=require_answers, catch_up=catch_up)
 
     async def _cut_forwarded(self) -> None:
         """End what waits for a gateway that says nothing any more."""

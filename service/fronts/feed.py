@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -101,6 +102,8 @@ class Feed:
         self._salts = salts
         self._addresses = addresses
         self._fed: dict[int, _Told] = {}
+        self.epoch = secrets.token_hex(8)
+        """Of this start of the gateway."""
         self.version = 0
         """Raised with each change of keys or adapters."""
         authenticator.on_change(self._keys_changed)
@@ -137,7 +140,8 @@ class Feed:
                         changed = True
                         yield _line(message)
                     await asyncio.sleep(0)
-                yield _line({"t": "ready", "version": version} if changed else {"t": "alive"})
+                ready = {"t": "ready", "epoch": self.epoch, "version": version}
+                yield _line(ready if changed else {"t": "alive"})
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await told.wake.wait()

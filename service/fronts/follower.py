@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -25,6 +25,8 @@ from service.http.peer_errors import load_error
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot
 
 RECONNECT_S: Final = (0.1, 0.3, 1.0, 2.0)
+CATCH_UP_S: Final = 2 * RECONNECT_S[-1]
+"""How long an answer waits for what it says to be known, s: a gateway that has just started is found by then."""
 _LOG: Final = logging.getLogger("hatrack.front")
 
 
@@ -105,6 +107,10 @@ class Follower:
         """Why nothing is heard now; None: the feed is read."""
         self.version = 0
         """Of what is known; the gateway's count."""
+        self._epoch = ""
+        """Of the gateway's start that counts so."""
+        self._told = asyncio.Event()
+        """Another one for each version."""
 
     @property
     def age_s(self) -> float:
@@ -128,6 +134,13 @@ class Follower:
         """Raise GatewayAway if the gateway has fallen silent: a request that is passed on would wait in vain."""
         if self._is_silent:
             raise GatewayAway(f"the gateway does not answer: {self.trouble}")
+
+    async def catch_up(self, epoch: str, version: int) -> None:
+        """Wait until what is known is of this version, or CATCH_UP_S."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CATCH_UP_S):
+                while self._epoch != epoch or self.version < version:
+                    await self._told.wait()
 
     def check(self, caller: Caller) -> None:
         """Refuse what the gateway would refuse before it looks at a request: a spent budget.
@@ -178,7 +191,9 @@ class Follower:
         if kind in ("ready", "alive"):
             if kind == "ready":
                 await self._take_over(known)
-                self.version = message["version"]
+                self._epoch, self.version = message["epoch"], message["version"]
+                self._told.set()
+                self._told = asyncio.Event()
             self._heard_at = time.monotonic()
         elif kind == "topology":
             _require_protocol(message.pop("protocol"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import aiohttp
@@ -14,6 +14,7 @@ from yarl import URL
 from service.engine.remote import split_address
 from service.errors import EngineCut, HatrackError
 from service.fronts.link import CONNECT_TIMEOUT_S, GatewayAway
+from service.fronts.wire import READS, VERSION_HEADER, VIA
 from service.grounding.fields import RetrievalOptions
 from service.http.connection_errors import ConnectionErrors
 from service.http.disconnect import DISCONNECT, Disconnect
@@ -29,8 +30,7 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 """Headers that are one connection's alone."""
-VIA: Final = "hatrack-front"
-"""By this name in the header `Via` a front knows what a front has passed on (RFC 9110, section 7.6.3)."""
+NOT_RETURNED: Final = HOP_BY_HOP | {VERSION_HEADER}
 KEEP_ALIVE_S: Final = 30.0
 
 _ERRORS: Final = ConnectionErrors(
@@ -46,6 +46,7 @@ class Forwarder:
         address: Of the gateway, as in HATRACK_FRONT_GATEWAY.
         local_bases: Served names of the bases that the front answers for.
         require_answers: Raises GatewayAway where the gateway is known not to answer.
+        catch_up: Waits until the front was told what an epoch and version of the gateway's feed have.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Forwarder:
         local_bases: Iterable[str] = (),
         *,
         require_answers: Callable[[], None] = lambda: None,
+        catch_up: Callable[[str, int], Awaitable[None]] | None = None,
     ) -> None:
         self._require_answers = require_answers
+        self._catch_up = catch_up
         url, socket = split_address(address)
         self._url = url.rstrip("/")
         self._local_bases = frozenset(local_bases)
@@ -150,10 +153,18 @@ class Forwarder:
             async with self._pool.session.request(
                 scope["method"], url, data=_body(receive) if has_body else None, headers=headers, allow_redirects=False
             ) as answer:
+                if scope["method"] not in READS and answer.status < 400:
+                    await self._meet(answer.headers.get(VERSION_HEADER, ""))
                 await send.start(answer.status, _returned(answer))
                 async for chunk in answer.content.iter_any():
                     await send.part(chunk)
         await send.end()
+
+    async def _meet(self, version: str) -> None:
+        """Wait until the front knows what its client has just written."""
+        epoch, _, count = version.partition(" ")
+        if self._catch_up is not None and count.isdecimal():
+            await self._catch_up(epoch, int(count))
 
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:
@@ -203,7 +214,11 @@ def _via(headers: CIMultiDict[str]) -> CIMultiDict[str]:
 
 def _returned(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
     """The answer's headers but for the connection's own."""
-    return [(name.lower(), value) for name, value in answer.raw_headers if _passes(name.decode("latin-1"))]
+    return [
+        (name.lower(), value)
+        for name, value in answer.raw_headers
+        if name.decode("latin-1").lower() not in NOT_RETURNED
+    ]
 
 
 async def _refuse(send: Send, error: HatrackError) -> None:

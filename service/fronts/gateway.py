@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
+from starlette.types import ASGIApp, Message
 
 from service.errors import BadRequest, MethodNotAllowed, Unauthenticated, no_such_route, to_hatrack_error
 from service.fronts.feed import Feed
@@ -20,7 +21,10 @@ from service.fronts.wire import (
     MAX_NAME,
     PREFIX,
     PROTOCOL,
+    READS,
     REPORT_PATH,
+    VERSION_HEADER,
+    VIA,
 )
 from service.http.signing import Verifier
 from service.inference.exchange import ClientLeft, Exchange, Receive, Scope, Send
@@ -42,7 +46,7 @@ class FrontsApp:
 
     def __init__(self, verifier: Verifier, feed: Feed, sessions: FrontSessions, reports: FrontReports) -> None:
         self._verifier = verifier
-        self._feed = feed
+        self.feed = feed
         self.sessions = sessions
         self._reports = reports
 
@@ -101,9 +105,35 @@ class FrontsApp:
         async with exchange.cancel_on_disconnect(FEED_S):
             with self.sessions.feeding(session.id, session.name):
                 await exchange.start_foreign(200, _NDJSON)
-                async with aclosing(self._feed.lines()) as lines:
+                async with aclosing(self.feed.lines()) as lines:
                     async for line in lines:
                         if session.is_gone:
                             break
                         await exchange.write(line)
                 await exchange.finish()
+
+
+class NamesVersions:
+    """Has the answers to writes that a front passes on name the version of the feed that has them."""
+
+    def __init__(self, feed: Feed, app: ASGIApp) -> None:
+        self._feed = feed
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one scope."""
+        if scope["type"] != "http" or scope["method"] in READS or not _is_passed_on(scope):
+            await self.app(scope, receive, send)
+            return
+
+        async def name_version(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                version = f"{self._feed.epoch} {self._feed.version}".encode()
+                message["headers"] = [*message.get("headers", ()), (VERSION_HEADER.encode(), version)]
+            await send(message)
+
+        await self.app(scope, receive, name_version)
+
+
+def _is_passed_on(scope: Scope) -> bool:
+    return any(name == b"via" and VIA.encode() in value for name, value in scope["headers"])

@@ -10,7 +10,7 @@ must know, and goes on with what changes; each part ends with a `ready`, until w
     {"t": "budgets", "spent": {project: error}}
     {"t": "agents", "addresses": {engine: address}}   of agents that announce themselves; null: it is not there any more
     {"t": "fronts", "count"}                  how many there are, to share limits by while the gateway is away
-    {"t": "ready", "version"}
+    {"t": "ready", "epoch", "version"}        of all told so far; versions are counted from each start of a gateway
     {"t": "alive"}                            at least every SIGN_OF_LIFE_S
 
 It asks for its limited keys' requests by POSTs of `{"number", "operations"}`, answered with `{"session", "answers"}`:
@@ -30,6 +30,9 @@ operations each number is one request of the front:
 And it reports what was used in numbered batches; one that was applied is not applied again. One that ends POSTs `{}`
 to LEAVE_PATH at last: it is not lost, and what it had taken of limits is not in use any more.
 
+The gateway's answers to writes that a front passes on name the version that has them (VERSION_HEADER): the front gives
+such an answer to its client once it was told as much, and the client's next request meets what it has just written.
+
 All of it is signed (``service.http.signing``) for the front's id, which is new with each of its starts.
 """
 
@@ -37,7 +40,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Raised when any of this changes."""
 PREFIX: Final = "/fronts/v1/"
 FEED_PATH: Final = PREFIX + "feed"
@@ -46,6 +49,12 @@ REPORT_PATH: Final = PREFIX + "report"
 LEAVE_PATH: Final = PREFIX + "leave"
 FRONT_HEADER: Final = "x-hatrack-front"
 """``<id> <protocol> <name>``: the name is for people."""
+VERSION_HEADER: Final = "x-hatrack-front-version"
+"""``<epoch> <version>``, as in `ready`."""
+VIA: Final = "hatrack-front"
+"""By this name in the header `Via` it is known what a front has passed on (RFC 9110, section 7.6.3)."""
+READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing."""
 PURPOSE: Final = "front"
 """What the signing key is derived for."""
 SIGN_OF_LIFE_S: Final = 1.0

@@ -24,6 +24,7 @@ from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL, PLUGIN_ROUTE
 from service.engine.identity import ensure_store_id, plugin_digest
 from service.error_handlers import RequestIds
+from service.fronts.gateway import NamesVersions
 from service.inference.routes import InferenceApp
 from service.openapi import build
 from tests.support.conformance import Conformance
@@ -114,7 +115,9 @@ class GatewayApp:
     @property
     def api(self) -> FastAPI:
         """All but the data path."""
-        return cast(FastAPI, cast(RequestIds, self._data_path_first._rest).app)
+        rest = self._data_path_first._rest
+        request_ids = rest.app if isinstance(rest, NamesVersions) else rest
+        return cast(FastAPI, cast(RequestIds, request_ids).app)
 
     async def hold_to_the_document(self, answer: httpx.Response) -> None:
         """Fail where an answer is not what `/openapi.json` says of it."""

@@ -8,6 +8,8 @@ import pytest
 
 from service import front as front_module
 from service.access.keys import make_key
+from service.fronts import follower as follower_module
+from service.fronts.wire import VERSION_HEADER
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import Cluster, eventually, new_key
 from tests.unit.service.gateway_app import BASE
@@ -47,7 +49,7 @@ async def test_a_gateway_that_comes_back_with_other_settings_is_followed(made: C
     assert former is not None
     assert former.fleet is not None
     await made.vanish()
-    feed = made.gateway.app._peers[0]._feed  # type: ignore[attr-defined]
+    feed = made.gateway.app._peers[0].feed  # type: ignore[attr-defined]
     feed._topology = feed._topology.model_copy(update={"policy": {**feed._topology.policy, "max_n": 1}})
     before = await front.chat(n=2)
     assert before.status_code == 200, before.text
@@ -74,7 +76,7 @@ async def test_a_key_is_revoked_also_while_a_front_looks_for_other_engines(
 
     await eventually(lambda: answers(200))
     await made.vanish()
-    feed = made.gateway.app._peers[0]._feed  # type: ignore[attr-defined]
+    feed = made.gateway.app._peers[0].feed  # type: ignore[attr-defined]
     elsewhere = [each.model_copy(update={"agent": "unix:/nowhere"}) for each in feed._topology.engines]
     feed._topology = feed._topology.model_copy(update={"engines": tuple(elsewhere)})
     await made.listen()
@@ -88,7 +90,7 @@ async def test_a_key_is_revoked_also_while_a_front_looks_for_other_engines(
 
 async def test_of_two_changes_the_later_one_is_followed(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     front = await made.front()
-    feed = made.gateway.app._peers[0]._feed  # type: ignore[attr-defined]
+    feed = made.gateway.app._peers[0].feed  # type: ignore[attr-defined]
     before = feed._topology
     elsewhere = [each.model_copy(update={"agent": "unix:/nowhere"}) for each in before.engines]
     with monkeypatch.context() as patch:
@@ -115,3 +117,37 @@ async def test_a_gateway_that_stops_does_not_wait_for_its_fronts(made: Cluster) 
     async with asyncio.timeout(60):
         await made.server.shutdown()
     await until(lambda: front.front.follower.trouble is not None)
+
+
+async def test_who_writes_through_a_front_meets_it_there(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    front = await made.front()
+    follower, feed = front.front.follower, made.gateway.app._peers[0].feed  # type: ignore[attr-defined]
+    take_over = follower._take_over
+
+    async def take_over_late(known: object) -> None:
+        await asyncio.sleep(0.3)
+        await take_over(known)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(follower, "_take_over", take_over_late)
+    created = await front.http.post("/v1/keys", json={"name": "k", "scopes": ["infer"]})
+    assert (created.status_code, VERSION_HEADER in created.headers) == (201, False)
+    assert (await front.chat(key=created.json()["key"])).status_code == 200
+    revoked = await front.http.delete(f"/v1/keys/{created.json()['id']}")
+    assert revoked.is_success, revoked.text
+    assert (await front.chat(key=created.json()["key"])).status_code == 401
+    await made.push("tidewater")
+    await follower.catch_up(feed.epoch, feed.version)
+    assert (await front.chat("tidewater")).status_code == 200
+    deleted = await front.http.delete("/v1/adapters/tidewater?force=true")
+    assert deleted.is_success, deleted.text
+    assert (await front.chat("tidewater")).status_code == 404
+
+
+async def test_an_answer_does_not_wait_for_ever_for_what_it_says(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower_module, "CATCH_UP_S", 0.1)
+    front = await made.front()
+    made.gateway.app._peers[0].feed.epoch = "another"  # type: ignore[attr-defined]  # which this feed never tells
+    created = await front.http.post("/v1/keys", json={"name": "k", "scopes": ["infer"]})
+    assert created.status_code == 201

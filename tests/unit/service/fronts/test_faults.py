@@ -180,7 +180,7 @@ async def test_nothing_stays_of_a_former_gateways_adapters(made: Cluster) -> Non
     catalog, authenticator = weakref.ref(path.view.catalog), weakref.ref(path.view.authenticator)
     del path
     await made.vanish()
-    feed = made.gateway.app._peers[0]._feed  # type: ignore[attr-defined]
+    feed = made.gateway.app._peers[0].feed  # type: ignore[attr-defined]
     feed._topology = feed._topology.model_copy(update={"policy": {**feed._topology.policy, "max_n": 1}})
     await made.listen()
 
