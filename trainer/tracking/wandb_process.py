@@ -49,7 +49,17 @@ def main() -> int:
 def _start(start: dict[str, Any]) -> Any:
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, init_timeout=60)
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        save_code=False,
+        init_timeout=60,
+        # of the machine, its packages and its load nothing is sent (TRACKING.md says what is)
+        host="hatrack",
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+    )
     return wandb.init(
         id=start["id"],
         resume="allow",
