@@ -62,6 +62,8 @@ class RayCluster:
     """Ray's own files; a short path, for its sockets."""
     nodes: tuple[str, ...] = ()
     """Addresses of nodes beside the head, which then runs no agents; none: the head runs them."""
+    redis: str | None = None
+    """Address of the Redis that keeps what GCS knows; None: it is in the head's memory."""
     ports: dict[str, int] = field(default_factory=dict)
     ray: list[subprocess.Popen[bytes]] = field(default_factory=list)
     """The head, and the nodes in their order."""
@@ -83,12 +85,17 @@ class RayCluster:
         """Start gateway and Ray; no agents yet."""
         self.gateway.start(wait=False)
         until(self.gateway.listens)
-        arguments, variables = head_command(self.head, self.dashboard)
-        arguments += ["--block", "--port", str(self.ports["ray"]), "--temp-dir", str(self.temporary)]
-        self._start_ray(*arguments, "--num-cpus", "0" if self.nodes else "4", **variables)
-        until(self.is_ray_up)
+        self._start_head()
         for address in self.nodes:
             self._start_node(address)
+
+    def _start_head(self) -> None:
+        arguments, variables = head_command(self.head, self.dashboard)
+        arguments += ["--block", "--port", str(self.ports["ray"]), "--temp-dir", str(self.temporary)]
+        if self.redis is not None:
+            variables |= {"RAY_REDIS_ADDRESS": self.redis}
+        self._start_ray(*arguments, "--num-cpus", "0" if self.nodes else "4", **variables)
+        until(self.is_ray_up)
 
     def _start_node(self, address: str) -> None:
         """One after another, and again where Ray gives up after its 30 s on a busy machine."""
@@ -147,17 +154,24 @@ class RayCluster:
 
     def freeze_node(self, address: str) -> list[psutil.Process]:
         """SIGSTOP to all of a node at once; returns its processes."""
-        own = family(self.ray[1 + self.nodes.index(address)].pid)
-        for process in own:
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
-        return own
+        return freeze(self.ray[1 + self.nodes.index(address)])
 
     def kill_node(self, address: str) -> None:
         """SIGKILL to all of a node at once, as if its machine had lost its power."""
-        for process in self.freeze_node(address):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill_all(self.freeze_node(address))
+
+    def kill_head(self) -> None:
+        """SIGKILL to all of the head at once: GCS, Serve's controller, the dashboard."""
+        kill_all(freeze(self.ray[0]))
+        self.ray[0].wait()
+
+    def replace_head(self) -> None:
+        """Start a head where one has ended, at the same address."""
+        del self.ray[0]
+        # on one machine Ray takes the other nodes' processes for a head that still runs, where it finds this file
+        (self.temporary / "ray_current_cluster").unlink(missing_ok=True)
+        self._start_head()
+        self.ray.insert(0, self.ray.pop())
 
     def replace_node(self, address: str) -> None:
         """Start a node where one has ended."""
@@ -180,7 +194,10 @@ class RayCluster:
     def environment(self) -> dict[str, str]:
         """Of Ray's processes and the command."""
         plain = {name: value for name, value in plain_environment().items() if not name.startswith("RAY_")}
+        # Ray's minute may not be enough for another head on a busy machine
+        patience = {} if self.redis is None else {"RAY_gcs_rpc_server_reconnect_timeout_s": "1000"}
         return plain | {
+            **patience,
             "HATRACK_AGENT_KEY": AGENT_KEY,
             "HATRACK_URL": self.gateway.url,
             "HATRACK_KEY": ADMIN_KEY,
@@ -282,10 +299,10 @@ class RayCluster:
 
 
 @contextmanager
-def running(home: Path, *nodes: str) -> Iterator[RayCluster]:
-    """A cluster over `home` with its agents in use; ``nodes`` are those of the class."""
+def running(home: Path, *nodes: str, redis: str | None = None) -> Iterator[RayCluster]:
+    """A cluster over `home` with its agents in use; ``nodes`` and ``redis`` are those of the class."""
     temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    made = RayCluster(home, make_base(home / BASE_NAME), temporary, nodes)
+    made = RayCluster(home, make_base(home / BASE_NAME), temporary, nodes, redis)
     try:
         made.start()
         made.up()
@@ -312,3 +329,19 @@ def is_agent(process: psutil.Process) -> bool:
 def kill(process: psutil.Process) -> None:
     """SIGKILL to it alone."""
     os.kill(process.pid, signal.SIGKILL)
+
+
+def freeze(started: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """SIGSTOP to a process and all below it; returns them."""
+    own = family(started.pid)
+    for process in own:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+    return own
+
+
+def kill_all(processes: list[psutil.Process]) -> None:
+    """SIGKILL to each of them."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
