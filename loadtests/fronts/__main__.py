@@ -17,6 +17,7 @@ parser.add_argument("--postgresql", action="store_true", help="the gateway's met
 parser.add_argument("--requests", type=int, default=2000, help="of `affinity`, each time")
 parser.add_argument("--rounds", type=int, default=100, help="of `visible`")
 parser.add_argument("--pairs", type=int, default=3, help="rounds of `latency`, one process and several in turn")
+parser.add_argument("--tokens", type=int, default=128, help="of a stream of `latency`")
 parser.add_argument("--kills", type=int, default=20)
 parser.add_argument("--seed", type=int, default=1, help="of the kills")
 given = parser.parse_args()
@@ -27,7 +28,7 @@ with installation(postgresql=given.postgresql, single="latency" in given.only) a
     if "visible" in given.only:
         visible.measure(made, given.rounds)
     if "latency" in given.only:
-        latency.measure(made, given.pairs)
+        latency.measure(made, given.pairs, given.tokens)
     if "kills" in given.only:
         faults = kills.measure(made, given.kills, given.seed)
 sys.exit(1 if faults else 0)

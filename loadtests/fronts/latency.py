@@ -13,7 +13,6 @@ import psutil
 from loadtests.fronts.installation import HEADERS, Installation
 
 NAME = "voice"
-TOKENS = 24
 STREAMS = 8
 ROUND_S = 10.0
 
@@ -22,6 +21,8 @@ ROUND_S = 10.0
 class Streams:
     """What the streams of one side took."""
 
+    tokens: int
+    """Of each."""
     first_s: list[float] = field(default_factory=list)
     whole_s: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
@@ -33,15 +34,15 @@ class Streams:
     @property
     def chunk_us(self) -> float:
         """CPU time a chunk beyond what they take without requests, µs."""
-        return (self.cpu_s - self.idle * self.seconds) / (len(self.whole_s) * TOKENS) * 1e6
+        return (self.cpu_s - self.idle * self.seconds) / (len(self.whole_s) * self.tokens) * 1e6
 
 
-def measure(made: Installation, rounds: int) -> None:
-    """Print what is added, at the median, and the CPU time a chunk."""
+def measure(made: Installation, rounds: int, tokens: int) -> None:
+    """Print for streams of so many tokens what is added, at the median, and the CPU time a chunk."""
     made.push(NAME)
     assert made.single is not None
     assert made.single.process is not None
-    cluster, single, split = made.cluster, Streams(), Streams()
+    cluster, single, split = made.cluster, Streams(tokens), Streams(tokens)
     assert cluster.gateway.process is not None
     parts = [*cluster.fronts, *cluster.agents.values()]
     own = [psutil.Process(made.single.process.pid)]
@@ -54,7 +55,7 @@ def measure(made: Installation, rounds: int) -> None:
         asyncio.run(_streams(split, made.fronts, others))
     for what, of in (("first chunk", "first_s"), ("whole stream", "whole_s")):
         one, several = (statistics.median(getattr(side, of)) * 1e3 for side in (single, split))
-        print(f"{what}, {STREAMS} streams of {TOKENS} tokens, p50: {one:.1f} ms as one process, + {several - one:.1f}")
+        print(f"{what}, {STREAMS} streams of {tokens} tokens, p50: {one:.1f} ms as one process, + {several - one:.1f}")
     print(
         f"CPU a chunk, requests included: {single.chunk_us:.0f} us as one process, {split.chunk_us:.0f} in all of the "
         f"others; without requests {single.idle:.3f} and {split.idle:.3f} cores"
@@ -72,7 +73,7 @@ async def _streams(side: Streams, urls: list[str], processes: list[psutil.Proces
 
 
 async def _stream(side: Streams, http: aiohttp.ClientSession, url: str, until: float) -> None:
-    body = {"model": NAME, "prompt": "Once upon a time", "max_tokens": TOKENS, "stream": True}
+    body = {"model": NAME, "prompt": "Once upon a time", "max_tokens": side.tokens, "stream": True}
     while (began := time.perf_counter()) < until:
         async with http.post(f"{url}/v1/completions", json=body) as answer:
             assert answer.status == 200, await answer.text()

@@ -1,4 +1,4 @@
-"""A process that speaks vLLM's HTTP as far as Hatrack needs it, and streams tokens at a steady pace.
+"""A process that speaks vLLM's HTTP as far as Hatrack needs it, and streams tokens at a steady pace, as from a batch.
 
     HATRACK_BASE_MODEL=… HATRACK_HOME=… python -m tests.support.stub_engine SOCKET
 
@@ -21,7 +21,7 @@ from service.engine.config import EngineConfig
 from service.engine.contract import PLUGIN_PROTOCOL, PLUGIN_ROUTE
 from service.engine.identity import ensure_store_id, plugin_digest
 
-TOKEN_S = 0.01
+STEP_S = 0.01
 SCORED_TOKENS = 12
 
 
@@ -34,6 +34,7 @@ class StubEngine:
         self._base_name = config.base_name
         self._loaded: dict[str, None] = {}
         self._tokens = 0
+        self._steps_end: asyncio.Event | None = None
         self._report: dict[str, Any] = {
             "protocol": PLUGIN_PROTOCOL,
             "plugin": plugin_digest(),
@@ -73,20 +74,32 @@ class StubEngine:
         tokens = body.get("max_tokens", 16)
         usage = {"prompt_tokens": 4, "completion_tokens": tokens, "total_tokens": 4 + tokens}
         if not body.get("stream"):
-            await asyncio.sleep(TOKEN_S * tokens)
+            await asyncio.sleep(STEP_S * tokens)
             choice = {"index": 0, "text": "a " * tokens, "finish_reason": "length"}
             answer = {"id": "c", "object": "text_completion", "model": body["model"], "choices": [choice]}
             return web.Response(body=orjson.dumps({**answer, "usage": usage}), content_type="application/json")
         stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await stream.prepare(request)
         for _ in range(tokens):
-            await asyncio.sleep(TOKEN_S)
+            await self._step()
             self._tokens += 1
             choice = {"index": 0, "text": "a ", "finish_reason": None}
             await stream.write(_event({"id": "c", "model": body["model"], "choices": [choice]}))
         await stream.write(_event({"id": "c", "model": body["model"], "choices": [], "usage": usage}))
         await stream.write(b"data: [DONE]\n\n")
         return stream
+
+    async def _step(self) -> None:
+        """Wait for the end of the step that runs: it has a token for each stream, as a batch has."""
+        if self._steps_end is None:
+            self._steps_end = asyncio.Event()
+            asyncio.get_running_loop().call_later(STEP_S, self._end_step)
+        await self._steps_end.wait()
+
+    def _end_step(self) -> None:
+        if self._steps_end is not None:
+            self._steps_end.set()
+        self._steps_end = None
 
     def _scored(self, text: int, body: dict[str, Any]) -> dict[str, Any]:
         shift = 0.0 if body["model"] == self._base_name else -0.5
