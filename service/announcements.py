@@ -99,7 +99,7 @@ class Announcements:
             if held is not None:
                 self._move(held, None)
             return told.last or ""
-        if any(each.displaced == told.instance for each in self._entries.values()):
+        if any(self._is_displaced(told.instance, by=each) for each in self._entries.values()):
             raise Conflict(
                 f"another agent announces the address {told.address[:100]!r}, too, and started later; give each agent "
                 "its own (HATRACK_AGENT_URL)",
@@ -117,6 +117,10 @@ class Announcements:
         """Why the gateway sends an engine no requests; None: it does."""
         entry = self._entries.get(name)
         return None if entry is None or entry.engine.ready else entry.engine.state.reason
+
+    def _is_displaced(self, instance: str, *, by: _Entry) -> bool:
+        """Whether an engine's agent, which is still heard, has the address that this one had before."""
+        return by.displaced == instance and self._clock() - by.heard_at < GONE_S
 
     def _place(self, told: Announcement) -> _Entry:
         """The engine that an agent becomes that is none yet."""

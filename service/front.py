@@ -227,15 +227,20 @@ class Front:
     async def _make(self, topology: Topology, secrets: Secrets) -> View:
         """Make the data path for a topology; it answers once its engines are found, or at once where no other does.
 
-        The former one answers until then, to the same keys: one that is revoked meanwhile is refused by both.
+        The former one answers until then, to the same keys and by the same adapters: what is revoked or rolled back
+        meanwhile is so in both.
         """
         await self._drop_coming()
         former = self._path
         path = self._build(topology, secrets)
         if path.fleet is not None:
-            await path.fleet.start()
+            try:
+                await path.fleet.start()
+            except BaseException:
+                await _close(path)
+                raise
         if former is not None and former.secrets == secrets:
-            self._coming, path.view.former = path, former.view.authenticator
+            self._coming, path.view.former = path, former.view
             self._switching = asyncio.create_task(self._switch_when_found(path), name="front-switch")
         else:
             self._switch(path)

@@ -131,11 +131,16 @@ def down(
 
 
 def others(applications: Mapping[str, Any], *sources: str) -> list[str]:
-    """The applications that Serve runs and that are not Hatrack's, of those that were deployed in these ways."""
+    """The applications that Serve runs and that are not Hatrack's, of those that were deployed in these ways.
+
+    One that is being deleted has no config any more, and ends anyway.
+    """
     return [
         name
         for name, each in applications.items()
-        if each.get("source") in sources and (each.get("deployed_app_config") or {}).get("import_path") != IMPORT_PATH
+        if each.get("source") in sources
+        and each.get("status") != "DELETING"
+        and (each.get("deployed_app_config") or {}).get("import_path") != IMPORT_PATH
     ]
 
 

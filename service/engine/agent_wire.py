@@ -43,7 +43,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import BadGateway
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Raised when any of this changes."""
 SESSION_PATH: Final = "/agent/v1/session"
 ENGINE_PATH: Final = "/agent/v1/engine"

@@ -69,6 +69,7 @@ class _Told:
     admin: bytes = b""
     spent: dict[str, Any] | None = None
     fronts: int = 0
+    version: int = -1
     addresses: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -140,8 +141,11 @@ class Feed:
                         changed = True
                         yield _line(message)
                     await asyncio.sleep(0)
-                ready = {"t": "ready", "epoch": self.epoch, "version": version}
-                yield _line(ready if changed else {"t": "alive"})
+                if changed or version != told.version:  # also a version that changes nothing: somebody may wait for it
+                    told.version = version
+                    yield _line({"t": "ready", "epoch": self.epoch, "version": version})
+                else:
+                    yield _line({"t": "alive"})
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await told.wake.wait()

@@ -55,19 +55,25 @@ class _Known:
 class View:
     """The keys and adapters that the data path reads.
 
-    ``former`` knows the keys of the data path that still answers in place of this one; None: this one answers.
+    ``former`` is that of the data path that still answers in place of this one's; None: this one's answers.
     """
 
     authenticator: Authenticator
     catalog: Catalog
-    former: Authenticator | None = None
+    former: View | None = None
 
     def load_keys(self, keys: Mapping[bytes, KeyEntry], admin: bytes) -> None:
         """Answer to these keys, from the next request on, and to no others."""
-        for authenticator in (self.authenticator, self.former):
-            if authenticator is not None:
-                authenticator.load(keys)
-                authenticator.set_admin_hmac(admin)
+        self.authenticator.load(keys)
+        self.authenticator.set_admin_hmac(admin)
+        if self.former is not None:
+            self.former.load_keys(keys, admin)
+
+    def load_adapters(self, snapshot: CatalogSnapshot) -> None:
+        """Answer by these adapters, from the next request on."""
+        self.catalog.replace(snapshot)
+        if self.former is not None:
+            self.former.load_adapters(snapshot)
 
 
 class Follower:
@@ -109,6 +115,8 @@ class Follower:
         """Of what is known; the gateway's count."""
         self._epoch = ""
         """Of the gateway's start that counts so."""
+        self._former_epoch = ""
+        """Of the start before it, of which nothing more is told."""
         self._told = asyncio.Event()
         """Another one for each version."""
 
@@ -136,10 +144,12 @@ class Follower:
             raise GatewayAway(f"the gateway does not answer: {self.trouble}")
 
     async def catch_up(self, epoch: str, version: int) -> None:
-        """Wait until what is known is of this version, or CATCH_UP_S."""
+        """Wait until what is known is of this version, at most CATCH_UP_S; not where nothing is told any more."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CATCH_UP_S):
-                while self._epoch != epoch or self.version < version:
+                while epoch != self._former_epoch and (self._epoch != epoch or self.version < version):
+                    if self.trouble is not None and self.age_s > CATCH_UP_S:
+                        return
                     await self._told.wait()
 
     def check(self, caller: Caller) -> None:
@@ -191,7 +201,9 @@ class Follower:
         if kind in ("ready", "alive"):
             if kind == "ready":
                 await self._take_over(known)
-                self._epoch, self.version = message["epoch"], message["version"]
+                if self._epoch != message["epoch"]:
+                    self._former_epoch, self._epoch = self._epoch, message["epoch"]
+                self.version = message["version"]
                 self._told.set()
                 self._told = asyncio.Event()
             self._heard_at = time.monotonic()
@@ -234,7 +246,7 @@ class Follower:
         if known.keys_changed:
             self._view.load_keys(dict(known.keys), known.admin)
         if known.adapters_changed:
-            self._view.catalog.replace(CatalogSnapshot(MappingProxyType(dict(known.adapters))))
+            self._view.load_adapters(CatalogSnapshot(MappingProxyType(dict(known.adapters))))
         known.keys_changed = known.adapters_changed = False
         if self.trouble is not None:
             _LOG.info("the gateway is heard", extra={"gateway": self._link.address, "adapters": len(known.adapters)})

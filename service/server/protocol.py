@@ -62,20 +62,21 @@ class AnswerTransport:
             data, self._head = self._head + data, b""
         elif not self._begun and not data.startswith(_CONTINUE):
             self._begun, self._head = True, data
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
             return
         self._transport.write(data)
 
     def close(self) -> None:
         """Send what is written, and close."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def is_closing(self) -> bool:
         """Whether the connection is closed, or about to be."""
         return self._transport.is_closing()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send the head, if it still waits for the body."""
         head, self._head = self._head, b""
         if head and not self._transport.is_closing():
             self._transport.write(head)
@@ -256,6 +257,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The app has answered."""
         self._disconnect = None
+        cast(AnswerTransport, self.cycle.transport).flush()  # of an answer without a body
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return

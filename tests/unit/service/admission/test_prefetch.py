@@ -10,6 +10,7 @@ import pytest
 
 from adapters.store import WEIGHTS_FILE
 from service.admission.queue import AdmissionQueue, QueuePermit
+from service.engine import prefetch
 from service.engine.prefetch import CHUNK_BYTES, Prefetcher
 from service.engine.residency import Residency
 from service.errors import Unavailable
@@ -111,3 +112,35 @@ async def test_nothing_is_read_after_the_end(prefetcher: Prefetcher) -> None:
     prefetcher.want(COLD)
     await asyncio.sleep(0.01)
     assert prefetcher.read_bytes == 0
+
+
+async def test_no_more_is_read_ahead_than_the_kernel_keeps(
+    prefetcher: Prefetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "AHEAD_BYTES", SIZES[COLD])
+    for digest in (COLD, OTHER):
+        prefetcher.want(digest)
+    await until_read(prefetcher, SIZES[COLD])
+    assert prefetcher._task is None
+    prefetcher.drop(COLD)  # its turn has come
+    await until_read(prefetcher, SIZES[COLD] + SIZES[OTHER])
+    prefetcher.drop(OTHER)
+    assert (prefetcher._ahead_bytes, prefetcher._ahead) == (0, {})
+
+
+async def test_what_waits_long_is_not_read_again(prefetcher: Prefetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "FRESH_S", 0.0)
+    prefetcher.want(COLD)
+    await until_read(prefetcher, SIZES[COLD])
+    prefetcher.want(COLD)
+    assert prefetcher._task is None
+    for _ in range(2):
+        prefetcher.drop(COLD)
+    prefetcher.want(COLD)
+    await until_read(prefetcher, 2 * SIZES[COLD])
+
+
+async def test_a_reading_ends_when_nobody_waits_any_more(prefetcher: Prefetcher) -> None:
+    prefetcher.want(COLD)
+    prefetcher.drop(COLD)
+    assert prefetcher._read(COLD) == 0

@@ -117,3 +117,15 @@ def test_two_agents_of_one_address_are_told_apart(places: tuple[Announcements, F
     assert announcements.announce(said("2", "http://10.0.0.1:1")) == "a"
     announcements.announce(said("2", "http://10.0.0.1:1", leaving=True))
     assert announcements.announce(said("1", "http://10.0.0.1:1")) == "a", "the other one has ended"
+
+
+def test_who_was_displaced_comes_back_when_the_other_is_not_heard_any_more(
+    places: tuple[Announcements, Fleet, Clock],
+) -> None:
+    announcements, _, clock = places
+    for instance in ("1", "2"):
+        announcements.announce(said(instance, "http://10.0.0.1:1"))
+    with pytest.raises(HatrackError):
+        announcements.announce(said("1", "http://10.0.0.1:1"))
+    clock.now += GONE_S
+    assert announcements.announce(said("1", "http://10.0.0.1:1")) == "a"

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.agent import hold_folder
-from service.cli.cluster import IMPORT_PATH, is_closed, shown
+from service.cli.cluster import IMPORT_PATH, is_closed, others, shown
 from service.cli.main import app
 from service.config import load_settings
 from service.server.instance import InstanceLock
@@ -165,6 +165,11 @@ def test_what_else_runs_on_serve_is_not_ended(monkeypatch: pytest.MonkeyPatch) -
     with dashboard_of(ours) as (url, asked):
         assert CliRunner().invoke(app, ["cluster", "down", "--dashboard", url]).exit_code == 0
         assert [line.partition(" ")[0] for line in asked] == ["GET", "DELETE"]
+
+
+def test_an_application_that_is_being_deleted_is_nobodys() -> None:
+    deleting = {"status": "DELETING", "source": "declarative", "deployed_app_config": None}
+    assert others({"qwen": deleting, "search": {**deleting, "status": "RUNNING"}}, "declarative") == ["search"]
 
 
 def test_a_dashboard_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 
@@ -64,7 +65,7 @@ async def test_a_gateway_that_comes_back_with_other_settings_is_followed(made: C
     await until(lambda: former.fleet is not None and former.fleet.state.name == "down")
 
 
-async def test_a_key_is_revoked_also_while_a_front_looks_for_other_engines(
+async def test_keys_and_adapters_change_also_while_a_front_looks_for_other_engines(
     made: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(front_module, "SWITCH_S", 1e6)  # it does not find them within this test
@@ -86,6 +87,10 @@ async def test_a_key_is_revoked_also_while_a_front_looks_for_other_engines(
     await eventually(lambda: answers(401))
     assert (await front.chat()).status_code == 200
     assert (await front.chat(key=other)).status_code == 401
+    await made.push("tidewater")
+    await front.front.follower.catch_up(feed.epoch, feed.version)
+    assert (await front.chat("tidewater")).status_code == 200
+    assert front.front._coming is not None, "it still looks for them"
 
 
 async def test_of_two_changes_the_later_one_is_followed(made: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +156,25 @@ async def test_an_answer_does_not_wait_for_ever_for_what_it_says(
     made.gateway.app._peers[0].feed.epoch = "another"  # type: ignore[attr-defined]  # which this feed never tells
     created = await front.http.post("/v1/keys", json={"name": "k", "scopes": ["infer"]})
     assert created.status_code == 201
+
+
+async def test_a_version_that_changes_nothing_is_told_too(made: Cluster) -> None:
+    front = await made.front()
+    feed = made.gateway.app._peers[0].feed  # type: ignore[attr-defined]
+    feed._adapters_changed({("default", "nobody")})
+    await until(lambda: front.front.follower.version == feed.version)
+
+
+async def test_an_answer_does_not_wait_for_a_gateway_that_tells_nothing(
+    made: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front = await made.front()
+    follower, feed = front.front.follower, made.gateway.app._peers[0].feed  # type: ignore[attr-defined]
+    monkeypatch.setattr(follower_module, "CATCH_UP_S", 1e6)
+    former = feed.epoch
+    feed.epoch = "another"
+    feed._adapters_changed(None)
+    await until(lambda: follower._epoch == "another")
+    await follower.catch_up(former, feed.version + 1)
+    follower.trouble, follower._heard_at = "its feed cannot be read", -math.inf
+    await follower.catch_up("a third one", 1)

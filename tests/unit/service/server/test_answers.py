@@ -93,3 +93,16 @@ async def test_a_client_reads_the_head_before_there_is_a_body() -> None:
         assert head.startswith(b"HTTP/1.1 200")
         has_read_head.set()
         assert await asyncio.wait_for(client.reader.readexactly(4), WITHIN_S) == b"body"
+
+
+async def test_the_head_of_an_answer_without_a_body_is_sent_before_the_connection_ends() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"7")]})
+        await send({"type": "http.response.body", "body": b"nowhere"})
+
+    async with served(app) as here:
+        client = await here.connect()
+        await client.send(b"HEAD /x HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+        head = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), WITHIN_S)
+        assert head.startswith(b"HTTP/1.1 404")
+        assert await client.closed() == b""
