@@ -362,7 +362,7 @@ def _row(rung: ReportedRung, chosen: str | None, *, priced: bool) -> list[str]:
     return [
         ">" if rung["key"] == chosen else "",
         terminal.clean(rung["title"]),
-        rung["model"],
+        rung["model"] + (" (held back)" if rung.get("held_back") else ""),
         f"{100 * mean['mean']:.1f}",
         f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}",
         f"{request['prompt_tokens']:.0f} + {request['completion_tokens']:.0f}",

@@ -147,6 +147,9 @@ class ReportedRung(ApiModel):
     update: str = Field(description="How fast it can be changed.")
     shown: list[dict[str, Any]]
     system_prompt: str | None = None
+    held_back: str | None = Field(
+        None, description="Why `live` does not move to the version unless it is forced; null: it may."
+    )
 
 
 class CurvePoint(ApiModel):

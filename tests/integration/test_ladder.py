@@ -53,7 +53,7 @@ def unlabelled(path: Path) -> Path:
 
 def rung_to_ship(report: dict[str, Any]) -> str:
     """The version of the rung that is advised; where the data cannot tell, that of the best one with a version."""
-    rungs = [each for each in report["rungs"] if "@" in each["model"]]
+    rungs = [each for each in report["rungs"] if "@" in each["model"] and each["held_back"] is None]
     best = max(rungs, key=lambda each: float(each["mean"]["mean"]))
     advised = report["advice"]["rung"]
     return str(next((each["model"] for each in rungs if each["key"] == advised), best["model"]))

@@ -43,6 +43,7 @@ def register(
         status="succeeded",
         fine_tuned_model=name,
         digest=version["digest"],
+        held_back=(version.get("held_back") or {}).get("message"),
         trained_tokens=training.trained_tokens,
         seconds=training.seconds,
         device=training.device,
@@ -54,6 +55,8 @@ def register(
     kept = f"for {days:g} day{'s' * (days != 1)} unless it is promoted"
     known = f"also as {job.adapter}:{ALIAS}" if kept_s is None else kept
     directory.emit_event(f"{name} is proven and serves, {known}")
+    if result.held_back is not None:
+        directory.emit_event(f"{name} is held back from `live`: {result.held_back}", level="warn")
     return result
 
 

@@ -154,6 +154,8 @@ class JobResult(RunResult):
     fine_tuned_model: str | None = None
     """`name@version`."""
     digest: str | None = None
+    held_back: str | None = None
+    """Why the gateway holds the version back from `live`; None: it does not."""
     trained_tokens: int = 0
     seconds: float = 0.0
     device: str = ""

@@ -4,16 +4,19 @@ In this order:
 
 1. Answers that state things which change (prices, dates, orders) belong in a store, whatever the score: `retrieval`.
 2. If no rung beats its own answers at other questions, the data cannot tell: the questions do not decide the answers.
-3. With a target: the simplest rung whose interval lies at or above it.
-4. The simplest rung that no rung above it beats by more than the noise, that is, by a difference whose whole interval
+3. A version that the gateway holds back from `live`, as its language is lost, is no advice, whatever it scores: the
+   following looks at the other rungs alone.
+4. With a target: the simplest rung whose interval lies at or above it.
+5. The simplest rung that no rung above it beats by more than the noise, that is, by a difference whose whole interval
    lies above the smallest difference that matters. Differences are paired, question by question, over the same held-out
    examples; there are few rungs, and the confidence is shared out among the comparisons (Bonferroni).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
@@ -36,6 +39,7 @@ from trainer.runs.protocol import Frozen
 
 Word = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
 CONFIDENCE: Final = 0.95
+NONE_HELD: Final[Mapping[RungKey, str]] = MappingProxyType({})
 WORDS: Final[dict[RungKey, Word]] = {
     "base": "do_not_fine_tune",
     "instructions": "prompt",
@@ -112,7 +116,14 @@ def difference(of: Row, against: Row, method: IntervalMethod, *, bound: float = 
     )
 
 
-def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, smallest: float) -> Advice:
+def advise(
+    rows: Sequence[Row],
+    facts: DataFacts,
+    *,
+    target: float | None,
+    smallest: float,
+    held_back: Mapping[RungKey, str] = NONE_HELD,
+) -> Advice:
     """The advice.
 
     Args:
@@ -120,12 +131,20 @@ def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, small
         facts: What the data report says.
         target: The score that is good enough, 0 to 1; None without one.
         smallest: The smallest difference that matters.
+        held_back: Why the gateway holds versions back from `live`, by their rungs.
     """
-    if retrieval := _changing_facts(rows, facts):
+    fit = [row for row in rows if row[0] not in held_back]
+    if retrieval := _changing_facts(fit, facts):
         return retrieval
     if unable := _cannot_tell(rows, facts):
         return unable
     rule = Rule(target, smallest, whole_interval(len(rows) - 1))
+    return _with_held_back(_fit_advice(fit, rule), rows, held_back, rule)
+
+
+def _fit_advice(rows: Sequence[Row], rule: Rule) -> Advice:
+    """What the scores say of rungs that may all go live."""
+    target, smallest = rule.target, rule.smallest
     if target is not None:
         for key, scores, arm in rows:
             mean = _mean(scores, arm)
@@ -139,6 +158,38 @@ def advise(rows: Sequence[Row], facts: DataFacts, *, target: float | None, small
         if not any(each.low > smallest for each in above):
             return _for(row[0], rows, _why(row, rows, above), rule)
     raise AssertionError("there is no rung above the last one")
+
+
+def _with_held_back(advice: Advice, rows: Sequence[Row], held_back: Mapping[RungKey, str], rule: Rule) -> Advice:
+    """The advice, with what is to be said of rungs that score more than the advised one and may not go live."""
+    own = next(row for row in rows if row[0] == advice.rung)
+    better = [
+        row
+        for row in rows
+        if row[0] in held_back and difference(row, own, rule.method, bound=rule.smallest).low > rule.smallest
+    ]
+    if not better:
+        return advice
+    key, scores, arm = best = max(better, key=lambda row: _mean(row[1], row[2]).mean)
+    name, mean = title(own[0], inside=True), _mean(own[1], own[2])
+    return Advice(
+        word=advice.word,
+        rung=advice.rung,
+        sentence=(
+            f"Not {title(key, inside=True)} as it is: it scores more, and has lost its language. The best that may go "
+            f"live is {name}, which scores {100 * mean.mean:.1f} of 100."
+        ),
+        reasons=(
+            f"{title(key)} scores {_points(_mean(scores, arm))}, {_span(difference(best, own, whole_interval()))} "
+            f"against {name}. It is held back from `live`: {held_back[key]}.",
+            *advice.reasons,
+        ),
+        would_change=(
+            "A gentler training: fewer epochs, a lower learning rate, or more examples. Where the task needs no other "
+            "language, `hatrack promote --force` makes this one live.",
+            *advice.would_change,
+        ),
+    )
 
 
 def _changing_facts(rows: Sequence[Row], facts: DataFacts) -> Advice | None:

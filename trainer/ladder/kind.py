@@ -260,7 +260,8 @@ class LadderKind(Kind[LadderResult]):
             reason = f"the job {job.id} {_ended(job)}: {error or 'see its events'}"
             return await self._left_out(run, rungs, key, reason)
         if key not in SUBSETS:
-            await self._write_rungs(run, _with(rungs, Rung(key=key, title=f"a LoRA{NOTES[key]}", model=str(model))))
+            rung = Rung(key=key, title=f"a LoRA{NOTES[key]}", model=str(model), held_back=result.get("held_back"))
+            await self._write_rungs(run, _with(rungs, rung))
         evaluation_id = self._new_id(evaluation_kind.EvaluationKind.id_prefix)
         evaluation = planning.lora_evaluation(ladder, plan, evaluation_id, rungs, key, str(model))
         return self._wait(run, key, self._evaluation(evaluation), CONCLUDE, f"asking {model}")

@@ -95,6 +95,8 @@ class ReportedRung(Frozen):
     update: str
     shown: tuple[ShownAnswer, ...]
     system_prompt: str | None = None
+    held_back: str | None = None
+    """Why the gateway holds the version back from `live`; None: it does not."""
 
 
 class LadderReport(Frozen):
@@ -137,7 +139,9 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     outcomes = {key: outcome for key, outcome in read.items() if outcome is not None}
     labels = directory.read(spec.LABELS, Labels)
     rows = rows_of(rungs, scores)
-    advice = advise(rows, plan.facts, target=job.body.target, smallest=job.smallest_difference)
+    advice = advise(
+        *(rows, plan.facts), target=job.body.target, smallest=job.smallest_difference, held_back=rungs.held_back
+    )
     gains = {rung.key: rung for rung in measured(rows)}
     judging = sum(each.wall_seconds for each in scores)
     timed = directory.read(spec.FIRST_TOKENS, FirstTokens)
@@ -225,6 +229,7 @@ def _reported(
         update=UPDATES[key],
         shown=_shown(evaluation, arm),
         system_prompt=rung.settings.get("system_prompt"),
+        held_back=rung.held_back,
     )
 
 

@@ -225,6 +225,8 @@ class Rung(Frozen):
     store: str | None = None
     push_seconds: float = 0.0
     """How long it took to make the version."""
+    held_back: str | None = None
+    """Why the gateway holds the version back from `live`; None: it does not."""
 
 
 class SkippedRung(Frozen):
@@ -242,6 +244,11 @@ class Rungs(Frozen):
     rungs: tuple[Rung, ...] = ()
     skipped: tuple[SkippedRung, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def held_back(self) -> dict[RungKey, str]:
+        """Why versions are held back from `live`, by their rungs."""
+        return {rung.key: rung.held_back for rung in self.rungs if rung.held_back is not None}
 
 
 Row = tuple[RungKey, ArmScores, ScoredArm]

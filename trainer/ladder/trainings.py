@@ -54,7 +54,7 @@ def next_training(
     for key in _planned(plan, rungs):
         if key in done:
             continue
-        reason = _needless(key, spec, plan, rows)
+        reason = _needless(key, spec, plan, rungs, rows)
         if reason is None:
             return NextTraining(key, retrieval_of(key, rungs), tuple(skipped))
         skipped.append(SkippedRung(key=key, title=title(key), reason=reason))
@@ -69,15 +69,16 @@ def _planned(plan: LadderPlan, rungs: Rungs) -> list[TrainingKey]:
     return ["lora", *retrieval[:1], *distilled, *subsets]
 
 
-def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -> str | None:
-    """Why a LoRA can no longer matter, or None: training is the dearest step."""
+def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rungs: Rungs, rows: Sequence[Row]) -> str | None:
+    """Why a LoRA can no longer matter, or None: training is the dearest step. What may not go live excludes nothing."""
+    fit = [row for row in rows if row[0] not in rungs.held_back]
     if key == "lora" or key == "distilled":
-        needless = _lora_is_needless(spec, plan, rows)
-        return _teacher_is_beaten(spec, rows) if needless is None and key == "distilled" else needless
+        needless = _lora_is_needless(spec, plan, fit)
+        return _teacher_is_beaten(spec, fit) if needless is None and key == "distilled" else needless
     lora = next((row for row in rows if row[0] == "lora"), None)
     if lora is None:
         return "there is no LoRA to compare it with"
-    if min(lora[2].scores) == 1.0:
+    if min(lora[2].scores) == 1.0 and lora in fit:
         return f"{title('lora', inside=True)} {ALL_RIGHT}"
     if key == "cleanest_half" and plan.cleaner < MIN_CLEANER * plan.counts["half"]:
         return (
@@ -86,7 +87,7 @@ def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rows: Sequen
         )
     if key not in RETRIEVING:
         return None
-    if spec.body.target is not None and _reaches(lora, spec.body.target):
+    if spec.body.target is not None and lora in fit and _reaches(lora, spec.body.target):
         return f"{title('lora', inside=True)} reaches the target already"
     below = [each for each, _, _ in rows].index(RETRIEVING[key])
     if difference(rows[below], rows[below - 1], whole_interval()).estimate <= 0:

@@ -149,6 +149,7 @@ class ReportedRung(TypedDict):
     update: str
     shown: list[dict[str, Any]]
     system_prompt: NotRequired[str | None]
+    held_back: NotRequired[str | None]
 
 
 class CurvePoint(TypedDict):

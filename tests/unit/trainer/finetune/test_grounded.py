@@ -16,6 +16,7 @@ from trainer.finetune.registering import register
 from trainer.finetune.spec import JobSpec, PrimaryMetric, TrainingPlan
 from trainer.runs.directory import RunDirectory
 from trainer.runs.gateway import Gateway
+from trainer.runs.protocol import EVENTS
 from trainer.tune.recipe import Recipe
 
 GROUNDING = {"vector_store_ids": ["vs_shop"], "template": None, "max_passage_tokens": 700}
@@ -49,6 +50,23 @@ def test_the_new_version_is_pushed_with_the_plan_s_settings(tmp_path: Path) -> N
     grounding = pushed[0].pop("grounding")
     assert (grounding["vector_store_ids"], grounding["max_passage_tokens"]) == (["vs_shop"], 700)
     assert pushed == [{"system_prompt": "Be salty.", "sampling": {"temperature": 0.2}}, {"system_prompt": "Be salty."}]
+
+
+def test_a_version_that_may_not_go_live_is_recorded_with_the_reason(tmp_path: Path) -> None:
+    why = "with it, the perplexity of plain text is 42 times the base's"
+
+    def push(*_: Any, **__: Any) -> dict[str, Any]:
+        return {"adapter": "voice", "version": 2, "digest": "d", "held_back": {"code": "c", "message": why}}
+
+    training = SimpleNamespace(trained_tokens=1, seconds=1.0, device="cpu", cost=None, final_loss=0.5)
+    metadata = SimpleNamespace(training=training, model_dump_json=lambda: "{}")
+    job, gateway = SimpleNamespace(adapter="voice", base_name="tiny", keep_version_s=None), SimpleNamespace(push=push)
+    with RunDirectory(tmp_path) as folder:
+        result = register(
+            cast(Any, job), folder, cast(Any, gateway), plan=PLAN, output=tmp_path, metadata=cast(Any, metadata)
+        )
+    assert result.held_back == why
+    assert f"voice@2 is held back from `live`: {why}" in (tmp_path / EVENTS).read_text()
 
 
 @pytest.mark.parametrize("grounded", [True, False])

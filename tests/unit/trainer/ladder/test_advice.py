@@ -102,3 +102,24 @@ def test_rungs_that_all_fail_are_not_called_good_enough() -> None:
     advice = advise(rows(scores), NO_FACTS, target=0.9, smallest=SMALLEST)
     assert "good enough" not in advice.sentence
     assert "which scores 16.7 of 100" in advice.sentence
+
+
+HELD = {"lora": "with it, the perplexity of plain text is 42 times the base's"}
+
+
+def test_a_lora_that_may_not_go_live_is_no_advice() -> None:
+    scores = scored({"base": right_at(0.1, 1), "instructions": right_at(0.6, 2), "lora": right_at(0.99, 3)})
+    advice = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST, held_back=HELD)  # type: ignore[arg-type]
+    assert (advice.word, advice.rung) == ("prompt", "instructions")
+    assert advice.sentence.startswith("Not the LoRA as it is: it scores more, and has lost its language. The best that")
+    assert advice.reasons[0].endswith(f"It is held back from `live`: {HELD['lora']}.")
+    assert "gentler training" in advice.would_change[0]
+    reached = advise(rows(scores), NO_FACTS, target=0.9, smallest=SMALLEST, held_back=HELD)  # type: ignore[arg-type]
+    assert reached.rung == "instructions"
+
+
+def test_a_lora_that_may_not_go_live_and_is_no_better_is_not_spoken_of() -> None:
+    scores = scored({"base": right_at(0.1, 1), "instructions": right_at(0.8, 2), "lora": right_at(0.8, 3)})
+    held = advise(rows(scores), NO_FACTS, target=None, smallest=SMALLEST, held_back=HELD)  # type: ignore[arg-type]
+    assert held.rung == "instructions"
+    assert "live" not in " ".join((held.sentence, *held.reasons, *held.would_change))

@@ -40,12 +40,12 @@ class Climb:
         self.jobs: list[Any] = []
         self.asked: dict[TrainingKey, dict[str, Any]] = {}
 
-    async def lora(self, wait: Any, key: TrainingKey, share: float, seed: int) -> Any:
+    async def lora(self, wait: Any, key: TrainingKey, share: float, seed: int, *, held_back: str | None = None) -> Any:
         purpose, training = self.ladder.waits(wait)
         assert purpose == ("job" if key == "lora" else f"job:{key}")
         (job,) = training.children
         self.jobs.append(job.spec)
-        result = {"fine_tuned_model": f"support@{10 + seed}", "seconds": 60.0}
+        result = {"fine_tuned_model": f"support@{10 + seed}", "seconds": 60.0, "held_back": held_back}
         self.children.append(run_of(job.id, "finetune", Status.SUCCEEDED, result=result))
         purpose, asking = self.ladder.waits(await self.ladder.kind.children_ended(self.ladder.run, self.children))
         assert purpose == key
@@ -307,3 +307,15 @@ async def test_a_teacher_that_cannot_be_asked_leaves_the_other_rungs_to_advise_o
     report = climb.ladder.report()
     assert report.advice.rung == "lora"
     assert [each.reason for each in report.skipped if each.key == "distilled"] == [reason]
+
+
+async def test_a_lora_that_may_not_go_live_excludes_no_other_and_is_not_advised(climb: Climb) -> None:
+    why = "with it, the perplexity of plain text is 42 times the base's"
+    outcome = await climb.lora(await prompts_compared(climb.ladder), "lora", 1.0, 1, held_back=why)
+    outcome = await climb.lora(outcome, "lora_examples", 0.9, 2)
+    assert isinstance(outcome, Advance)
+    report = climb.ladder.report()
+    assert report.advice.rung == "lora_examples"
+    assert why in report.advice.reasons[0]
+    assert [rung.held_back for rung in report.rungs if rung.key == "lora"] == [why]
+    assert "support@11, held back" in render(report)
