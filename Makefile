@@ -44,7 +44,7 @@ test-failed: samples ## what failed in the last `make test`, once more and alone
 test-unit: setup-dev ## the tier of milliseconds
 	@$(BIN)/python -m pytest tests/unit -m "not slow" -n logical --dist worksteal
 
-test-slow: samples ## the rest: crashes, trainings and their verdicts, architectures, hostile adapters, the console in a browser (over an hour on two cores)
+test-slow: samples ## the rest: crashes, trainings and their verdicts, architectures, hostile adapters, the console in a browser (over an hour on two cores, over two on slow ones)
 	@$(BIN)/python -m pytest tests/unit -m slow -n logical --dist worksteal
 	@$(BIN)/python -m pytest tests/integration tests/crash -m slow
 	@$(BIN)/python -m pytest $(ALL_ON_POSTGRESQL) --database postgresql -n logical --dist worksteal
