@@ -4,7 +4,7 @@ A key with filters accesses only what it has uploaded or its batches have writte
 
 A file belongs to the versions, datasets, vector stores and jobs that hold it, and to the job that wrote it. A narrowed
 key also accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is
-accessible to the key that uploaded it and to keys without globs.
+accessible to the key that uploaded it and to keys without globs; so are what batches read and write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from adapters.database.sql import json_values, matches_glob
 from service.access.caller import Caller
 from service.access.tables import keys
-from service.files.purposes import DOCUMENTS
+from service.files.purposes import BATCH_FILES, DOCUMENTS
 from service.files.tables import file_holds, files, stores
 
 VERSION, KEY, STORE, DATASET, BATCH = "version", "key", "store", "dataset", "batch"
@@ -30,13 +30,15 @@ def accessible(caller: Caller) -> sa.ColumnElement[bool]:
     if caller.adapters is None and caller.stores is None:
         return sa.true()
     is_document = files.c.purpose.in_(sorted(DOCUMENTS))
+    is_batch = files.c.purpose.in_(sorted(BATCH_FILES))
     held = sa.exists().where(file_holds.c.file_id == files.c.id, _holder_matches(caller))
-    conditions = [held, _uploaded_or_held_by(caller), files.c.key_id.in_(_matching_jobs(caller))]
+    conditions = [held, files.c.key_id.in_(_matching_jobs(caller))]
     if caller.stores is None:
         conditions.append(is_document)
     if caller.adapters is None:
         conditions.append(sa.not_(is_document))
-    return sa.or_(*conditions)
+    # which stores were quoted in a batch's answers is in no column: as its batches, they are their own key's
+    return sa.or_(_uploaded_or_held_by(caller), sa.and_(sa.not_(is_batch), sa.or_(*conditions)))
 
 
 def deletable(caller: Caller) -> sa.ColumnElement[bool]:

@@ -116,6 +116,18 @@ async def test_training_data_is_reached_through_its_adapter(knowledge_app: Knowl
     assert [await sees(knowledge_app, stores_alone, one) for one in (loose, document)] == [True, False]
 
 
+@pytest.mark.parametrize("globs", [{"stores": ["mine-*"]}, {"adapters": ["mine*"]}])
+async def test_a_narrowed_key_reaches_the_batch_files_of_no_other(
+    knowledge_app: KnowledgeApp, globs: dict[str, list[str]]
+) -> None:
+    narrow, whole = await knowledge_app.key("infer", **globs), await knowledge_app.key("infer")
+    theirs = await knowledge_app.made(b"{}\n", "batch", name="theirs.jsonl")
+    own = await knowledge_app.made(b"{}\n", "batch", name="own.jsonl", key=narrow)
+    assert [await sees(knowledge_app, narrow, one) for one in (theirs, own)] == [False, True]
+    assert [await sees(knowledge_app, whole, one) for one in (theirs, own)] == [True, True]
+    assert (await ask(knowledge_app, narrow, "DELETE", f"/v1/files/{theirs}")).status_code == 404
+
+
 async def test_no_upload_s_lineage_reaches_further_than_its_key(knowledge_app: KnowledgeApp) -> None:
     narrow = await knowledge_app.key("train", "adapters", adapters=["mine*"])
     theirs, own = await knowledge_app.made(LINE), await knowledge_app.made(LINE * 2, key=narrow)
