@@ -6,7 +6,8 @@
 A round starts plain vLLM (`VLLM_PLUGINS=none`, adapters given by `--lora-modules`), measures it and ends it, and does
 the same with `hatrack serve`, which is asked as its users ask it: with a key, through admission and accounting. They
 never run at the same time. Both have the flags that Hatrack gives its engine, and random adapters of rank 16 on all
-linear layers; the prompts are random words, so that no prefix cache serves any. Prints a table of the rounds' medians.
+linear layers; the prompts are random words, so that no prefix cache serves any. Prints a table of the rounds' medians
+and draws it (``engine.svg`` beside ``engine.json``).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from loadtests import chart
 from loadtests.support import (
     KEY,
     READY_S,
@@ -58,6 +60,7 @@ WORDS: Final = 24
 PREFILL_WORDS: Final = 900
 RANK: Final = 16
 SLOTS: Final = 8
+MOST_RESIDENT: Final = 256
 LINEAR: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WEAK: Final = 0.002
 """Standard deviation of lora_B: what training moves; the weights cost the same whatever they are."""
@@ -218,11 +221,27 @@ def table(plain: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, floa
     return "\n".join(lines)
 
 
+def drawing(plain: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, float]]) -> str:
+    """The same as an SVG."""
+    theirs, mine = medians(plain), medians(ours)
+    rows = {name: [theirs[name], mine[name]] for name in theirs}
+    return chart.draw(
+        "One engine, many adapters: tokens/s",
+        f"the same base, adapters and flags; {os.cpu_count()} cores, {STREAMS} streams",
+        chart.panels(rows, SIDES, lambda name: name.endswith(FIRST)),
+    )
+
+
+def resident(adapters: int) -> int:
+    """How many of them an engine keeps in memory, slots included."""
+    return max(min(adapters, MOST_RESIDENT), 2 * SLOTS)
+
+
 def settings(home: Path, base: Path, adapters: int) -> dict[str, str]:
     """Hatrack's, where they are not its defaults; the flags of both engines follow from them."""
     return {
         "HATRACK_ENGINE_SLOTS": str(SLOTS),
-        "HATRACK_ENGINE_RESIDENT": str(max(adapters, 2 * SLOTS)),
+        "HATRACK_ENGINE_RESIDENT": str(resident(adapters)),
         "HATRACK_ENGINE_MAX_RANK": str(RANK),
         "HATRACK_HOME": str(home),
         "HATRACK_BASE_MODEL": str(base),
@@ -349,7 +368,9 @@ def main() -> None:
                 found[side].append(asyncio.run(measure(server, size)))
             result: dict[str, Any] = {"size": asdict(size), "load_average": os.getloadavg(), "rounds": found}
             write_json(arguments.out / "engine.json", result)
-    print(table(found[SIDES[0]], found[SIDES[1]]))
+    both = found[SIDES[0]], found[SIDES[1]]
+    (arguments.out / "engine.svg").write_text(drawing(*both))
+    print(table(*both))
     _log(json.dumps({"load_average": os.getloadavg(), "cores": os.cpu_count()}))
 
 

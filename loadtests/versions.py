@@ -7,7 +7,7 @@
 *gateway* runs each version's own `loadtests.gateway.run` with its Hatrack alone; *engine* asks each version's
 `hatrack serve` with its engine the requests of `loadtests.engine --quick`. In odd rounds the earlier one is first, in
 even rounds this one. A ratio over 1 means that this version is better; printed is the median over the rounds, with the
-lowest and the highest.
+lowest and the highest. The medians are also drawn (``gateway.svg``, ``engine.svg``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from loadtests import chart
 from loadtests.engine import BASE, FIRST, QUICK, REPO, hatrack, measure, random_adapters
 from loadtests.support import write_json
 
@@ -72,8 +73,12 @@ BENCHMARKS: Final[Mapping[str, Callable[[Path, Path], Figures]]] = {
 
 def better(name: str, before: float, now: float) -> float:
     """How many times as good ``now`` is; 1 where both are the same."""
-    lower = name.startswith(LOWER_IS_BETTER) or name.endswith(FIRST)
-    return before / now if lower else now / before
+    return before / now if lower_is_better(name) else now / before
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether less of this figure is better."""
+    return name.startswith(LOWER_IS_BETTER) or name.endswith(FIRST)
 
 
 def table(rounds: Sequence[Round]) -> str:
@@ -88,6 +93,16 @@ def table(rounds: Sequence[Round]) -> str:
             f"| {middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     return "\n".join(lines)
+
+
+def drawing(benchmark: str, rounds: Sequence[Round]) -> str:
+    """The medians as an SVG."""
+    rows = {
+        name: [statistics.median(found[version][name] for found in rounds) for version in (BEFORE, NOW)]
+        for name in rounds[0][NOW]
+    }
+    note = f"medians of {len(rounds)} rounds in turn; {os.cpu_count()} cores"
+    return chart.draw(f"The {benchmark}, before and now", note, chart.panels(rows, (BEFORE, NOW), lower_is_better))
 
 
 def main() -> None:
@@ -110,6 +125,7 @@ def main() -> None:
                 found[version] = BENCHMARKS[benchmark](checkouts[version], out)
             rounds.append(found)
             write_json(arguments.out / f"{benchmark}.json", {"load_average": os.getloadavg(), "rounds": rounds})
+        (arguments.out / f"{benchmark}.svg").write_text(drawing(benchmark, rounds))
         print(table(rounds))
 
 
