@@ -113,7 +113,7 @@ class DataPath:
             "path": endpoint,
             "headers": [(b"content-type", b"application/json")],
             "client": (PEER, 0),
-            "state": {DISCONNECT: Disconnect()},
+            "state": {DISCONNECT: Disconnect(lambda: None)},
         }
         exchange = Exchange(scope, receive, send)
         exchange.set_dialect(route.dialect.error_body, route.dialect.id_header)

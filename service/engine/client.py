@@ -29,6 +29,8 @@ QUICK_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 3.0
 """Shorter than the 5 s after which vLLM's server closes an idle connection: a request must not meet that moment."""
 MAX_ERROR_BYTES = 64 * 1024
+MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
+"""What is no stream: a context of 128,000 tokens with 20 alternatives each has some 200 MiB."""
 ENGINE_KEY_REFUSED = "engine_key_refused"
 
 
@@ -55,8 +57,15 @@ class EngineResponse:
         return self._response.chunks()
 
     async def read(self) -> bytes:
-        """The whole body. Raises EngineCut if the connection is lost."""
-        return await self._response.read()
+        """The whole body. Raises EngineCut if the connection is lost, BadGateway if it has no end in sight."""
+        parts: list[bytes] = []
+        size = 0
+        async for chunk in self._response.chunks():
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                raise BadGateway(f"the engine's answer has more than {MAX_ANSWER_BYTES >> 20} MiB")
+            parts.append(chunk)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Keep the connection for the next request if the body was read to its end; else cut it: the request ends."""
@@ -96,6 +105,11 @@ class EngineClient:
         self._available = available
         self._http = _http_client(url, socket, key)
         self.in_flight = 0
+
+    @property
+    def awaiting(self) -> int:
+        """Of those in flight, the requests that wait for the engine: not those whose own client does not read."""
+        return self._http.awaiting
 
     async def close(self) -> None:
         """Close the connections; requests in flight end."""

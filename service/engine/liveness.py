@@ -1,10 +1,13 @@
 """Liveness of an engine, judged by its output, its own metrics, and canary requests while it is idle.
 
-A token that the data path received is a sign of life. If requests are in flight and no token was received, the engine's
-own metrics are read: any change of them is a sign of life, too, since vLLM reports them after each step, also after one
-that only read a part of a prompt. While it is idle, a canary asks the base for the log-probabilities of a few tokens,
-which must be finite. A busy engine is never considered faulty for being busy, nor one of our own for getting no core:
-how long its canary may take is then measured in time that its processes did not wait for one.
+A token that the data path received is a sign of life. If requests wait for the engine and no token was received, the
+engine's own metrics are read: any change of them is a sign of life, too, since vLLM reports them after each step, also
+after one that only read a part of a prompt. What it has sent and a slow client has not taken is not waited for. While
+it is idle, a canary asks the base for the log-probabilities of a few tokens, which must be finite.
+
+A busy engine is never considered faulty for being busy, nor one of our own for getting no core: its silence, and how
+long a canary may take, are measured in time that its processes did not wait for one; and while they compute, a step may
+take a minute.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import time
 from typing import Final
 
 from service.engine.client import EngineClient
-from service.engine.process import EngineProcess
+from service.engine.process import EngineProcess, UndelayedTime
 from service.errors import HatrackError, Timeout
 
 METRICS_S: Final = 2.0
@@ -25,6 +28,12 @@ METRICS_PREFIX: Final = "vllm:"
 """Of the engine's own metrics; others in the same text count our requests, and the server's CPU time."""
 MIN_STALL_S: Final = 5.0
 """Shorter silences are never a stall, whatever is set: a single step may take seconds."""
+LONG_STEP_S: Final = 60.0
+"""Shorter silences of an engine of our own are no stall while its processes compute: a long prompt on slow cores."""
+COMPUTING: Final = 0.5
+"""Cores that processes use who compute; a frozen engine, or one that waits for something, uses hardly any."""
+STILL_READINGS: Final = 2
+"""How often its metrics must have been found still: a single reading may fail for other reasons."""
 CANARY_TIMEOUT_S: Final = 30.0
 UNDELAYED_S: Final = 10.0
 """An engine of our own that has not answered a canary in time has so much longer, not counting the time in which its
@@ -73,6 +82,10 @@ class LivenessMonitor:
         self._engine = engine
         self._last_sign = time.monotonic()
         self._busy_since: float | None = None
+        self._still = 0
+        """Readings since the last sign of life that found the metrics still."""
+        self._silence: UndelayedTime | None = None
+        """Measures the silence of an engine of our own, from the first of them on."""
         self._metrics_read_at, self._failed_canaries = 0.0, 0
         self._metrics: str | None = None
 
@@ -86,8 +99,11 @@ class LivenessMonitor:
         Raises:
             EngineFailed: The engine is unusable.
         """
-        if self._client.in_flight:
+        if self._client.awaiting:
             await self._check_busy()
+        elif self._client.in_flight:  # all that it has sent waits for clients: it owes nothing, and may be busy
+            self.drop_canary()
+            self._forget_silence()
         else:
             await self._check_idle()
         return "the canary request failed or was not finite" if self._failed_canaries else None
@@ -102,18 +118,34 @@ class LivenessMonitor:
         self.drop_canary()  # behind callers' requests it may take as long as these
         now = time.monotonic()
         self._busy_since = self._busy_since or now
-        due = now - max(self._metrics_read_at, self._last_sign) > METRICS_S
+        if self._last_sign >= self._metrics_read_at:
+            self._still, self._silence = 0, None
         silent_s = now - max(self._last_sign, self._busy_since)
-        if (due or silent_s > self._stall_s) and await self._metrics_changed():
+        patience_s = self._stall_s
+        if self._silence is not None:
+            silent_s = await asyncio.to_thread(self._silence.read)
+            if self._silence.cores > COMPUTING:
+                patience_s = max(patience_s, LONG_STEP_S)
+        due = now - max(self._metrics_read_at, self._last_sign) > METRICS_S
+        if not due and silent_s <= patience_s:
+            return
+        if await self._metrics_changed():
             self.saw_tokens()
-        elif silent_s > self._stall_s:
+            return
+        self._still += 1
+        if self._silence is None and self._engine is not None:
+            self._silence = await asyncio.to_thread(self._engine.undelayed_time, silent_s)
+        if self._still >= STILL_READINGS and silent_s > patience_s:
             raise EngineFailed(
                 f"requests are in flight, but no token was generated for {silent_s:.0f} s, and the engine's metrics "
                 "stand still"
             )
 
+    def _forget_silence(self) -> None:
+        self._busy_since, self._still, self._silence = None, 0, None
+
     async def _check_idle(self) -> None:
-        self._busy_since = None
+        self._forget_silence()
         if self._asking is None:
             if time.monotonic() - self._last_sign < self._canary_s * (RETRY_SHARE if self._failed_canaries else 1):
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import Final
 
@@ -24,6 +25,7 @@ __all__ = ["EngineState", "Supervisor", "end_leftovers"]
 
 BACK_OFF_S: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_S: Final = 60.0
+"""An engine that was ready for so long and then fails is started again at once."""
 FIRST_ANSWER_S: Final = 180.0
 """How long a new engine may take for its first answer: it warms up, perhaps beside others on the same cores."""
 _LOG = logging.getLogger("hatrack.engine")
@@ -46,6 +48,8 @@ class Supervisor(WatchedEngine):
         self._restart_reason = ""
         self._adoption_tried = False
         self._adopted = False
+        self._ready_at = math.inf
+        """When the present engine was ready; an engine that takes minutes to start and then fails was never stable."""
         self._engine: EngineProcess | None = None
 
     @property
@@ -93,7 +97,7 @@ class Supervisor(WatchedEngine):
     async def _run(self) -> None:
         failures = 0
         while True:
-            started = time.monotonic()
+            self._ready_at = math.inf
             try:
                 await self._run_once()
             except EngineFailed as error:
@@ -107,7 +111,7 @@ class Supervisor(WatchedEngine):
             self._set_state("down", reason)
             await self.client.close()  # what is in flight ends now, not at some timeout
             await self._end_engine()
-            failures = 1 if time.monotonic() - started > STABLE_S else failures + 1
+            failures = 1 if time.monotonic() - self._ready_at > STABLE_S else failures + 1
             await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1])
             self._set_state("starting", f"restarting the engine: {reason}")
 
@@ -126,6 +130,7 @@ class Supervisor(WatchedEngine):
             await self._wait_until_ready(self._engine)
             reason = "the engine answers"
         self.epoch += 1
+        self._ready_at = time.monotonic()
         self._liveness.reset(self._engine)
         self._set_state("ready", reason)
         engine = self._engine

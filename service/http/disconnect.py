@@ -1,6 +1,7 @@
-"""Tells a request's handler at once that its client has left, without a task that waits for it.
+"""What Hatrack's server and a request's handler tell each other beside ASGI.
 
-Hatrack's server puts a `Disconnect` into each request's ASGI scope: `scope["state"][DISCONNECT]`.
+The server tells at once that the client has left, without a task that waits for it; the handler, what kind of answer
+it gives. The server puts a `Disconnect` into each request's ASGI scope: `scope["state"][DISCONNECT]`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ DISCONNECT: Final = "hatrack.disconnect"
 class Disconnect:
     """Whether a request's client has left, and what to call when it does."""
 
-    __slots__ = ("_callback", "_happened", "is_endless")
+    __slots__ = ("_callback", "_happened", "buffer_answer", "is_endless")
 
-    def __init__(self) -> None:
+    def __init__(self, buffer_answer: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = None
+        self.buffer_answer = buffer_answer
+        """Call it for an answer that is no larger than a model's: the server takes it in, within its bounds, so that
+        a client that reads slowly holds nothing up."""
         self._happened = False
         self.is_endless = False
         """The answer goes on until its client leaves: a server that stops does not wait for its end."""

@@ -67,8 +67,7 @@ class Http1Client:
         self._connect_s = connect_s
         self._keep_alive_s = keep_alive_s
         self._fixed = _head_lines({"host": parts.netloc, **(headers or {})})
-        self._idle: list[_Connection] = []
-        """The most recently used is the last."""
+        self._idle: list[_Connection] = []  # the most recently used is the last
         self._open: set[_Connection] = set()
         self._connecting: set[asyncio.Timeout] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -134,6 +133,11 @@ class Http1Client:
             return (await loop.create_unix_connection(lambda: _Connection(self), self._socket))[1]
         return (await loop.create_connection(lambda: _Connection(self), self._host, self._port, ssl=self._tls))[1]
 
+    @property
+    def awaiting(self) -> int:
+        """Requests for which the server has something to send, and nothing of it waits here for its reader."""
+        return sum(connection.awaits for connection in self._open)
+
     # called by connections
 
     def lost(self, connection: _Connection) -> None:
@@ -167,8 +171,7 @@ class Http1Response:
     def __init__(self, connection: _Connection, status: int, headers: Mapping[str, str]) -> None:
         self._connection: _Connection | None = connection
         self.status = status
-        self.headers = headers
-        """Names in lower case; of several with one name, the last."""
+        self.headers = headers  # names in lower case; of several with one name, the last
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they come. Raises what `Http1Client`'s ``cut`` makes if it breaks off."""
@@ -202,24 +205,18 @@ class _Connection(asyncio.Protocol):
         self._client = client
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
-        self._waiter: asyncio.Future[None] | None = None
-        """Of the one who waits for the headers, or for more of the body."""
+        self._waiter: asyncio.Future[None] | None = None  # of who waits for the headers, or for more of the body
         self._headers: dict[str, str] = {}
-        self._begun = False
-        """The response's headers are there."""
+        self._begun = False  # the response's headers are there
         self._parts: list[bytes] = []
         self._buffered = 0
         self._paused = False
-        self._overhead = 0
-        """Bytes received since the last of the body: an incomplete head, chunk extensions."""
+        self._overhead = 0  # bytes received since the last of the body: an incomplete head, chunk extensions
         self._head_bytes = 0
-        self.failure: str | None = None
-        """Why nothing more will come."""
-        self.complete = True
-        """The response has ended as it should; no other is expected."""
+        self.failure: str | None = None  # why nothing more will come
+        self.complete = True  # the response has ended as it should; no other is expected
         self._status = 0
-        self._keep_alive = False
-        """The server will answer another request on it."""
+        self._keep_alive = False  # the server will answer another request on it
         self.idle_since = 0.0
 
     # what the client and the response call
@@ -228,6 +225,11 @@ class _Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         """Whether it is open, as far as is known."""
         return self.failure is None and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def awaits(self) -> bool:
+        """Whether the next word of the response is the server's: it is not complete, and what came of it was read."""
+        return not self.complete and not self._parts and self.failure is None
 
     async def exchange(self, request: bytes) -> Http1Response:
         """Send a request; returns when the response's headers are there. Raises what ``cut`` makes."""
@@ -270,14 +272,10 @@ class _Connection(asyncio.Protocol):
     def release(self) -> None:
         """Give the connection back; it is kept if it can carry another request."""
         transport = self._transport
-        if (
-            self.complete
-            and not self._parts
-            and self._waiter is None  # whoever still waits must not get a part of the next response
-            and self._keep_alive
-            and self.is_open
-            and transport is not None
-            and transport.get_write_buffer_size() == 0
+        # whoever still waits must not get a part of the next response
+        has_ended = self.complete and not self._parts and self._waiter is None
+        if (has_ended and self._keep_alive and self.is_open) and (
+            transport is not None and transport.get_write_buffer_size() == 0
         ):
             self.idle_since = asyncio.get_running_loop().time()
             self._client.keep(self)

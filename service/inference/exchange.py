@@ -136,6 +136,8 @@ class Exchange:
     async def start_events(self, error_event: ErrorFormatter) -> None:
         """Begin a stream of server-sent events; ``error_event`` formats an error that occurs in it."""
         self._error_event = error_event
+        if self._disconnect is not None:
+            self._disconnect.buffer_answer()
         await self._start(
             200,
             [

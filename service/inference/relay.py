@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -37,6 +37,8 @@ UNCHECKED_ERROR_TYPE = "Bad Request"
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
 _DONE = b"data: [DONE]"
 MAX_MESSAGE = 1000
+MAX_EVENT_BYTES: Final = 32 * 1024 * 1024
+"""The largest have the log-probabilities of a whole prompt."""
 INTERNALS = re.compile(
     r"pydantic|Traceback|validation errors? for|\w\(\) (got|takes|missing)|keyword argument|positional argument"
     r"|object is not |object has no|has no attribute|not callable|<class |<function |\bat 0x[0-9a-f]|File \"|\bvllm\."
@@ -86,7 +88,7 @@ class EventRelay(ABC):
 
     def __init__(self, renamer: Renamer) -> None:
         self._rename = renamer.rename
-        self._pending = b""
+        self._pending = bytearray()
         self.done = False
         self.error: bytes | None = None
         self.usage: TokenUsage | None = None
@@ -94,20 +96,22 @@ class EventRelay(ABC):
         """Events with content so far."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """The bytes to send to the client now: complete events only."""
+        """The bytes to send to the client now: complete events only. Raises BadGateway for an endless event."""
         if self.done or self.error is not None:
             return b""
-        if self._pending:
-            chunk = self._pending + chunk
-            self._pending = b""
-        if not chunk.endswith(END):
-            cut = chunk.rfind(END) + len(END)
-            if cut < len(END):
-                self._pending = chunk
-                return b""
-            self._pending = chunk[cut:]
-            chunk = chunk[:cut]
-        return self._process(chunk)
+        pending = self._pending
+        if not pending and chunk.endswith(END):
+            return self._process(chunk)
+        searched = max(0, len(pending) - 1)  # of what was there before, only the last byte can begin an end
+        pending += chunk
+        cut = pending.rfind(END, searched) + len(END)
+        if cut < len(END):
+            if len(pending) > MAX_EVENT_BYTES:
+                raise BadGateway("the engine sent an event without an end")
+            return b""
+        block = bytes(pending[:cut])
+        del pending[:cut]
+        return self._process(block)
 
     @abstractmethod
     def _process(self, block: bytes) -> bytes:

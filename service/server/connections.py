@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from service.client.addresses import client_ip, peer_of
 from service.errors import HatrackError, RateLimited, Unavailable
+from service.server.answer import MAX_UNREAD
 from service.server.limits import ServerLimits
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Connections:
         self._of_peer: Counter[str] = Counter()
         self._period_s = min(1.0, min(limits.header_timeout_s, limits.body_timeout_s, limits.keep_alive_s) / 4)
         self._timer: asyncio.TimerHandle | None = None
+        self.is_roomy = True
+        """Answers may be buffered for slow clients: what all of them have not read yet is little enough."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -92,6 +95,15 @@ class Connections:
             if not self._of_peer[peer]:
                 del self._of_peer[peer]
 
+    def _bound_unread(self) -> None:
+        unread = sum(connection.unread for connection in self._open)
+        if unread > MAX_UNREAD:
+            self.is_roomy = False
+            for connection in self._open:
+                connection.limit_answer()
+        elif unread < MAX_UNREAD // 2:
+            self.is_roomy = True
+
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest; False if none is idle."""
         oldest = next(iter(self._idle), None)
@@ -117,5 +129,6 @@ class Connections:
         now = asyncio.get_running_loop().time()
         for connection in (*self._open, *self._rejected):
             connection.check(now)
+        self._bound_unread()
         if self._open or self._rejected:
             self._watch()

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import BadRequest, HatrackError, HeadersTooLarge, RequestTimeout, UriTooLong
 from service.http.disconnect import DISCONNECT, Disconnect
+from service.server.answer import AnswerTransport
 from service.server.connections import Connections
 from service.server.head import check_head
 
@@ -34,52 +35,11 @@ Phase = Literal[
 """What a connection waits for; it determines the timeout."""
 
 
-_CONTINUE: Final = b"HTTP/1.1 100"
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class _StopParsing(Exception):
     """Stops the parser; the connection's fate is already decided."""
-
-
-class AnswerTransport:
-    """A connection's transport for one answer: its head leaves with the first piece of its body, in one system call.
-
-    A head whose body is late leaves in the loop's next turn.
-    """
-
-    __slots__ = ("_begun", "_head", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-        self._begun = False
-
-    def write(self, data: bytes) -> None:
-        """Send a piece of the answer, in order."""
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif not self._begun and not data.startswith(_CONTINUE):
-            self._begun, self._head = True, data
-            self._loop.call_soon(self.flush)
-            return
-        self._transport.write(data)
-
-    def close(self) -> None:
-        """Send what is written, and close."""
-        self.flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        """Whether the connection is closed, or about to be."""
-        return self._transport.is_closing()
-
-    def flush(self) -> None:
-        """Send the head, if it still waits for the body."""
-        head, self._head = self._head, b""
-        if head and not self._transport.is_closing():
-            self._transport.write(head)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -117,14 +77,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._overhead = 0
         """Bytes since the last byte of the body: chunk extensions and trailers."""
-        self._stalled: tuple[float, int] | None = None
-        """Since when the client has read nothing, and how many bytes were left to send then."""
+        self._answers: AnswerTransport
 
     # the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept or reject the connection."""
         super().connection_made(transport)
+        self._answers = AnswerTransport(transport, self.loop)
         self._since = self.loop.time()
         refusal = self._connections.admit(self, self.client[0] if self.client else None)
         if refusal is not None:
@@ -225,9 +185,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(BadRequest("Protocol upgrades are not supported; omit the Upgrade header.", code="invalid_http"))
         self._enter("body")
         self._connections.mark_active(self)
-        self.scope["state"][DISCONNECT] = self._disconnect = Disconnect()
+        self.scope["state"][DISCONNECT] = self._disconnect = Disconnect(self._buffer_answer)
         super().on_headers_complete()
-        self.cycle.transport = cast(asyncio.Transport, AnswerTransport(self.transport, self.loop))
+        self._answers.begin()
+        self.cycle.transport = cast(asyncio.Transport, self._answers)
         if upgrade:
             self.cycle.keep_alive = False
 
@@ -257,7 +218,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The app has answered."""
         self._disconnect = None
-        cast(AnswerTransport, self.cycle.transport).flush()  # of an answer without a body
+        self._answers.flush()  # of an answer without a body
+        self._answers.limit()
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -277,7 +239,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._phase == "refused":
             if waited > LINGER_S:
                 self.transport.abort()
-        elif self._is_stalled(now):
+        elif self._answers.is_stalled(now, limits.body_timeout_s):
             self.transport.abort()
         elif self.transport.is_closing():
             return
@@ -315,15 +277,18 @@ class BoundedProtocol(HttpToolsProtocol):
                 )
             self._since, self._body_bytes = now, 0
 
-    def _is_stalled(self, now: float) -> bool:
-        """Whether there is something to send, and the client has read nothing of it for `body_timeout_s`."""
-        left = self.transport.get_write_buffer_size()
-        if not left:
-            self._stalled = None
-            return False
-        if self._stalled is None or left != self._stalled[1]:
-            self._stalled = (now, left)
-        return now - self._stalled[0] > self._limits.body_timeout_s
+    @property
+    def unread(self) -> int:
+        """Bytes of answers that the client has not taken yet."""
+        return self._answers.unread
+
+    def limit_answer(self) -> None:
+        """Buffer no more of an answer than of others: all connections together hold too much."""
+        self._answers.limit()
+
+    def _buffer_answer(self) -> None:
+        if self._connections.is_roomy:
+            self._answers.deepen()
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, self.loop.time()

@@ -11,6 +11,7 @@ import pytest
 from service.engine import liveness
 from service.engine.client import EngineClient
 from service.engine.liveness import MIN_STALL_S, EngineFailed, LivenessMonitor
+from service.engine.process import EngineProcess
 from service.errors import EngineUnavailable
 
 TICK_S = 0.25
@@ -21,7 +22,8 @@ class BusyEngine:
     """One with a request in flight, of which only the metrics are heard: ``metrics`` makes them from the time, s."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, metrics: Callable[[float], str], stall_s: float) -> None:
-        self.now, self.metrics, self.in_flight, self.reading_takes_s = 1000.0, metrics, 1, 0.0
+        self.now, self.metrics, self.awaiting, self.reading_takes_s = 1000.0, metrics, 1, 0.0
+        self.in_flight = 1
         monkeypatch.setattr(liveness, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.reason = ""
         client = cast(EngineClient, self)
@@ -100,11 +102,71 @@ async def test_an_engine_whose_metrics_stand_still_has_stalled(
 async def test_idle_time_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = BusyEngine(monkeypatch, still, stall_s=10)
     await engine.watch(5)
-    engine.in_flight = 0
+    engine.in_flight = engine.awaiting = 0
     assert await engine.watch(LONG_S) is None
-    engine.in_flight = 1
+    engine.in_flight = engine.awaiting = 1
     assert await engine.watch(9) is None
     engine.monitor.saw_tokens()
     failed_s = await engine.watch()
     assert failed_s is not None
     assert failed_s > 10
+
+
+class Processes:
+    """Stands for an engine of our own, whose processes use so many cores and never wait for one, or get none."""
+
+    def __init__(self, engine: BusyEngine, cores: float, *, starved: bool = False) -> None:
+        self._engine, self.cores, self._starved = engine, cores, starved
+
+    def undelayed_time(self, before_s: float) -> Processes:
+        self._before_s, self._began = before_s, self._engine.now
+        return self
+
+    def read(self) -> float:
+        return self._before_s + (0.0 if self._starved else self._engine.now - self._began)
+
+
+def of_ours(engine: BusyEngine, cores: float, *, starved: bool = False) -> BusyEngine:
+    engine.monitor.reset(cast(EngineProcess, Processes(engine, cores, starved=starved)))
+    return engine
+
+
+@pytest.mark.parametrize("every_s", [8.0, 50.0])
+async def test_a_long_step_that_computes_is_no_stall_whatever_is_set(
+    monkeypatch: pytest.MonkeyPatch, every_s: float
+) -> None:
+    assert await of_ours(BusyEngine(monkeypatch, generating(every_s), 0.01), cores=1.6).watch() is None
+    assert await of_ours(BusyEngine(monkeypatch, generating(every_s), 0.01), cores=0.01).watch() is not None
+
+
+async def test_an_engine_that_gets_no_core_has_not_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await of_ours(BusyEngine(monkeypatch, still, stall_s=20), cores=0.0, starved=True).watch() is None
+
+
+@pytest.mark.parametrize(("cores", "longest_s"), [(0.01, 20.0), (2.0, liveness.LONG_STEP_S)])
+async def test_an_engine_of_ours_that_hangs_has_stalled_also_one_that_computes_for_ever(
+    monkeypatch: pytest.MonkeyPatch, cores: float, longest_s: float
+) -> None:
+    failed_s = await of_ours(BusyEngine(monkeypatch, still, stall_s=20), cores).watch()
+    assert failed_s is not None
+    assert longest_s < failed_s <= longest_s + 2 * liveness.METRICS_S + 3 * TICK_S
+
+
+async def test_a_single_reading_that_fails_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_once(now: float) -> str:
+        if 1009 < now < 1012:
+            raise EngineUnavailable("the engine does not answer /metrics")
+        return generating(1.0)(now)
+
+    engine = BusyEngine(monkeypatch, fails_once, stall_s=5)
+    engine.reading_takes_s = 5.0
+    assert await engine.watch() is None
+
+
+async def test_what_waits_for_slow_clients_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = BusyEngine(monkeypatch, still, stall_s=10)
+    engine.awaiting = 0
+    assert await engine.watch() is None, "the engine has answered; its client does not read"
+    engine.awaiting = 1
+    assert await engine.watch(9) is None
+    assert await engine.watch() is not None

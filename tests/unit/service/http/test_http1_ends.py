@@ -130,3 +130,24 @@ async def test_a_connection_is_freed_without_the_garbage_collector(tmp_path: Pat
             await until(lambda: connection() is None)
         finally:
             gc.enable()
+
+
+async def test_only_what_the_server_owes_is_awaited(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"transfer-encoding: chunked\r\n\r\n2\r\nhe\r\n")
+        await go.wait()
+        writer.write(b"3\r\nllo\r\n0\r\n\r\n")
+
+    async with server(tmp_path, act) as state:
+        response = await state.client.request("POST", "/v1", b"", {})
+        await until(lambda: state.client.awaiting == 0)  # "he" waits for its reader
+        chunks = response.chunks()
+        assert await anext(chunks) == b"he"
+        assert state.client.awaiting == 1
+        go.set()
+        await until(lambda: state.client.awaiting == 0)
+        assert b"".join([chunk async for chunk in chunks]) == b"llo"
+        response.close()
+        assert state.client.awaiting == 0

@@ -112,3 +112,14 @@ def test_a_message_of_the_engine_shows_the_label_and_not_the_digest() -> None:
 def test_a_base_that_makes_no_embeddings() -> None:
     error = engine_error(404, b'{"detail":"Not Found"}', SMOL, "/v1/embeddings")
     assert (error.status, error.code, error.param) == (404, "model_not_embedding", "model")
+
+
+def test_a_large_event_is_searched_once_and_an_endless_one_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = token("y" * 500_000)
+    found = relay()
+    pieces = [large[at : at + 10] for at in range(0, len(large), 10)]
+    assert b"".join(found.feed(piece) for piece in pieces) == token("y" * 500_000, "voice")
+    monkeypatch.setattr("service.inference.relay.MAX_EVENT_BYTES", 1000)
+    assert {found.feed(b"z" * 10) for _ in range(100)} == {b""}
+    with pytest.raises(BadGateway, match="without an end"):
+        found.feed(b"z")

@@ -7,7 +7,7 @@ from typing import cast
 
 from starlette.types import Receive, Scope, Send
 
-from service.server.protocol import AnswerTransport
+from service.server.answer import AnswerTransport
 from tests.unit.service.server.served import HEAD, WITHIN_S, served
 
 ANSWER_HEAD = b"HTTP/1.1 200 OK\r\n\r\n"

@@ -1,0 +1,108 @@
+"""Answers for clients that read slowly: what is taken in for them, and when they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from service.http.disconnect import DISCONNECT
+from service.server import connections
+from service.server.answer import MIN_READ_BYTES_PER_S
+from tests.unit.service.inference.fakes import until
+from tests.unit.service.server.served import HEAD, Client, Served, served
+
+LARGE = 6 * 1024 * 1024
+"""Bytes of an answer: more than any kernel keeps for a connection on its own, less than the server takes in."""
+PIECE = 16 * 1024
+
+
+class Answering:
+    """An app that answers in pieces; ``taken`` is how much the server has taken of the last answer."""
+
+    def __init__(self, *, of_a_model: bool) -> None:
+        self.of_a_model, self.taken, self.ended = of_a_model, 0, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.taken, self.ended = 0, False
+        if self.of_a_model:
+            scope["state"][DISCONNECT].buffer_answer()
+        length = str(LARGE).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        while self.taken < LARGE:
+            more = self.taken + PIECE < LARGE
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": more})
+            self.taken += PIECE
+        self.ended = True
+
+
+async def asks_and_does_not_read(here: Served) -> Client:
+    """A client whose own buffers are small and full."""
+    asking = socket.socket()
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    asking.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(asking, ("127.0.0.1", here.port))
+    client = Client(*await asyncio.open_connection(sock=asking, limit=4096))
+    here.clients.append(client)
+    await client.send(HEAD + b"\r\n")
+    return client
+
+
+async def test_a_model_s_answer_is_taken_in_whole_and_a_file_s_is_not() -> None:
+    app = Answering(of_a_model=True)
+    async with served(app) as here:
+        client = await asks_and_does_not_read(here)
+        await until(lambda: app.ended)
+        app.of_a_model = False
+        await client.reader.readuntil(b"\r\n\r\n")
+        await client.reader.readexactly(LARGE)
+        await client.send(HEAD + b"\r\n")
+        await until(lambda: here.connection().flow.write_paused)
+        assert app.taken < LARGE
+        assert not app.ended
+
+
+async def test_all_answers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_UNREAD", LARGE // 4)
+    app = Answering(of_a_model=True)
+    async with served(app, keep_alive_s=1.0) as here:
+        first = await asks_and_does_not_read(here)
+        await until(lambda: app.ended and not here.connection()._connections.is_roomy)
+        await asks_and_does_not_read(here)
+        await until(lambda: 0 < app.taken < LARGE and any(each.flow.write_paused for each in protocols(here)))
+        assert not app.ended
+        await first.reader.readuntil(b"\r\n\r\n")
+        await first.reader.readexactly(LARGE)
+        first.writer.close()
+        for client in here.clients[1:]:
+            client.writer.transport.abort()
+        await until(lambda: not here.connections)
+        await asks_and_does_not_read(here)
+        await until(lambda: here.connection()._connections.is_roomy)
+
+
+def protocols(here: Served) -> list[connections.BoundedProtocol]:
+    return [each for each in here.server.server_state.connections if hasattr(each, "limit_answer")]
+
+
+@pytest.mark.parametrize(("takes", "is_cut"), [(MIN_READ_BYTES_PER_S // 2, True), (8 * MIN_READ_BYTES_PER_S, False)])
+async def test_who_takes_less_than_the_least_is_cut(takes: int, is_cut: bool) -> None:
+    app = Answering(of_a_model=True)
+    async with served(app, body_timeout_s=240.0, keep_alive_s=1000.0) as here:
+        client = await asks_and_does_not_read(here)
+        await until(lambda: app.ended)
+        protocol, now = here.connection(), asyncio.get_running_loop().time()
+        answers = protocol._answers
+        before = answers._in_kernel() + answers.unread
+        protocol.check(now)
+        protocol.check(now + 239)
+        assert not protocol.transport.is_closing()
+        wanted, taken = 241 * takes, 0
+        while taken < wanted:
+            taken += len(await client.reader.read(wanted - taken))
+        # its kernel tells only some time after it what it has made room for
+        await until(lambda: is_cut or before - answers._in_kernel() - answers.unread > 242 * MIN_READ_BYTES_PER_S)
+        protocol.check(now + 241)
+        assert protocol.transport.is_closing() == is_cut
