@@ -32,6 +32,7 @@ FEW: Final = 4
 _tag = attrgetter("tag")
 _settled = attrgetter("settled")
 _turn = attrgetter("tag", "in_flight")
+_queued = attrgetter("queued")
 
 
 class Flow:
@@ -121,8 +122,20 @@ class Flow:
         """Names from the project down."""
         return tuple(flow.name for flow in self.downwards)
 
+    @property
+    def longest(self) -> Flow:
+        """The child with most waiting requests; one waits. O(n) in the children that wait."""
+        return max(self.backlog, key=_queued)
+
 
 LEAF_DEPTH: Final = 3
+
+
+def _newest(flow: Flow) -> QueuedRequest:
+    """The last request of the longest queue below ``flow``."""
+    while not flow.queue:
+        flow = flow.longest
+    return next(reversed(flow.queue))
 
 
 class FlowTree:
@@ -142,6 +155,23 @@ class FlowTree:
     def queued(self) -> int:
         """Requests that wait."""
         return self.root.queued
+
+    def newest_of_longest(self, leaf: Flow) -> QueuedRequest | None:
+        """The newest request of the longest queue that is longer than that of ``leaf`` will be; None: there is none.
+
+        The queues compared are those of projects; in the project of ``leaf``, if its own is the longest, those of keys,
+        and so on. Dropping from the longest queue bounds what each may hold without a share for those who are not
+        there (McKenney, "Stochastic Fairness Queueing", 1991).
+        """
+        flow = self.root
+        for own in leaf.downwards:
+            if not flow.queued:
+                return None
+            longest = flow.longest
+            if longest is not own:
+                return _newest(longest) if longest.queued > own.queued + 1 else None
+            flow = own
+        return None
 
     @property
     def in_flight(self) -> int:

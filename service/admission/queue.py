@@ -72,6 +72,7 @@ class AdmissionQueue:
         loop = asyncio.get_running_loop()
         now = loop.time()
         entry = self.scheduler.offer(request, now, deadline - now)
+        self._tell_displaced()
         if entry.stage is Stage.WAITING:
             adapter = request.adapter
             if self._prefetcher is None or adapter is None or not self._is_cold(adapter):
@@ -100,6 +101,13 @@ class AdmissionQueue:
             raise
         finally:
             timer.cancel()
+
+    def _tell_displaced(self) -> None:
+        displaced = self.scheduler.displaced
+        while displaced:
+            waiter = displaced.pop().waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(self.scheduler.full())
 
     def first_token(self, entry: QueuedRequest) -> None:
         """See `QueuePermit.first_token`."""

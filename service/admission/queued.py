@@ -49,3 +49,22 @@ class QueuedRequest:
         self.started = False
         """The engine has returned its first token."""
         self.waiter: Future[None] | None = None
+
+
+class QueueCounts:
+    """Event counts since the start, for telemetry."""
+
+    __slots__ = ("admitted", "background", "cold", "left", "overloaded", "share_full", "timeouts", "withdrawn")
+
+    def __init__(self) -> None:
+        self.admitted = 0
+        self.background = 0
+        """Background requests among those admitted."""
+        self.cold = 0
+        """Requests admitted to load their adapter from disk."""
+        self.left = 0
+        self.overloaded = 0
+        self.share_full = 0
+        self.timeouts = 0
+        self.withdrawn = 0
+        """Requests that left the queue without being admitted: disconnects, timeouts, and the engine's stop."""

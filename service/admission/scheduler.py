@@ -13,7 +13,7 @@ from typing import Final
 
 from service.admission.fair import Flow, FlowTree
 from service.admission.policy import Policy
-from service.admission.queued import QueuedRequest, Stage
+from service.admission.queued import QueueCounts, QueuedRequest, Stage
 from service.admission.request import AdmissionRequest
 from service.admission.slots import Slots
 from service.admission.small_flows import FairShare, SmallFlows
@@ -37,25 +37,6 @@ _FORECAST_MARGIN: Final = 1.3
 """By how much a forecast of the wait is raised: whoever is let into the queue should get its turn in time."""
 
 
-class QueueCounts:
-    """Event counts since the start, for telemetry."""
-
-    __slots__ = ("admitted", "background", "cold", "left", "overloaded", "share_full", "timeouts", "withdrawn")
-
-    def __init__(self) -> None:
-        self.admitted = 0
-        self.background = 0
-        """Background requests among those admitted."""
-        self.cold = 0
-        """Requests admitted to load their adapter from disk."""
-        self.left = 0
-        self.overloaded = 0
-        self.share_full = 0
-        self.timeouts = 0
-        self.withdrawn = 0
-        """Requests that left the queue without being admitted: disconnects, timeouts, and the engine's stop."""
-
-
 class Scheduler:
     """The queue and the places in the engine.
 
@@ -72,6 +53,8 @@ class Scheduler:
         self.background = FlowTree()
         self.slots = Slots(policy.slots, policy.turn_s, policy.draining)
         self.counts = QueueCounts()
+        self.displaced: list[QueuedRequest] = []
+        """Withdrawn to make room for others; whoever offers tells them, and empties this."""
         self._small = FairShare(policy.width, max(1, policy.common // 2), policy.burst)
         self.prefill = 0
         """Prompt tokens of admitted requests without a first token yet."""
@@ -101,6 +84,8 @@ class Scheduler:
     def offer(self, request: AdmissionRequest, now: float, max_wait_s: float = math.inf) -> QueuedRequest:
         """Add a request; it is ADMITTED at once if nothing is ahead of it, else WAITING.
 
+        Where the queue is full, a request whose flow has fewer waiting displaces the newest of the flow with most.
+
         Raises:
             RateLimited: Its key or its project has used up its share of the queue.
             Unavailable: The queue is full, or at the present pace its turn comes after ``max_wait_s``.
@@ -112,12 +97,16 @@ class Scheduler:
             self._enter(entry, now, waited=False)
             return entry
         try:
-            self._check_bounds(leaf)
+            longest = self._check_bounds(entry)
             if not request.background:  # their turn depends on callers that have not come yet
                 self._check_wait(entry, max_wait_s, now)
         except (RateLimited, Unavailable):
             tree.rest(leaf, now)
             raise
+        if longest is not None:
+            self.withdraw(longest, now)
+            self.counts.overloaded += 1
+            self.displaced.append(longest)
         entry.stage = Stage.WAITING
         tree.push(leaf, entry)
         if not request.background:
@@ -356,15 +345,22 @@ class Scheduler:
         if self._unstarted.pop(entry, None) is not None:
             self.prefill -= entry.prefill
 
-    def _check_bounds(self, leaf: Flow) -> None:
-        policy = self.policy
+    def full(self) -> Unavailable:
+        """The error for a request that finds the queue full, or has to leave it for that."""
+        return Unavailable(
+            f"the queue is full: {self.queued} requests are waiting for {self.policy.server} (HATRACK_QUEUE_SIZE)",
+            retry_after=self.retry_after(self.queued),
+            code="overloaded",
+        )
+
+    def _check_bounds(self, entry: QueuedRequest) -> QueuedRequest | None:
+        """The waiting request that has to make room for ``entry``, if one has to. Raises as `offer`."""
+        policy, leaf, longest = self.policy, entry.leaf, None
         if self.queued >= policy.queue_size:
-            self.counts.overloaded += 1
-            raise Unavailable(
-                f"the queue is full: {self.queued} requests are waiting for {policy.server} (HATRACK_QUEUE_SIZE)",
-                retry_after=self.retry_after(self.queued),
-                code="overloaded",
-            )
+            longest = None if entry.request.background else self.callers.newest_of_longest(leaf)
+            if longest is None:
+                self.counts.overloaded += 1
+                raise self.full()
         for flow, level in zip(leaf.downwards, ("project", "key"), strict=False):
             if flow.queued >= policy.share_size:
                 self.counts.share_full += 1
@@ -375,6 +371,7 @@ class Scheduler:
                     code="queue_share_full",
                     headers={"retry-after": str(self.retry_after(flow.queued * competing))},
                 )
+        return longest
 
     def _check_wait(self, entry: QueuedRequest, max_wait_s: float, now: float) -> None:
         """Refuse at once what would be refused after ``max_wait_s``: its caller can try elsewhere, or later."""

@@ -114,7 +114,12 @@ class Settings(
     )
     request_timeout_s: float = Field(600, gt=0, description="Time limit for one inference request, s.")
     max_in_flight: int = Field(
-        1024, ge=1, description="Maximum number of inference requests in the gateway at once; then 503."
+        1024,
+        ge=1,
+        description=(
+            "Maximum number of inference requests in the gateway at once; then 503. A project with less than an eighth "
+            "of them may go beyond it by a quarter."
+        ),
     )
     queue_timeout_s: float = Field(
         120,

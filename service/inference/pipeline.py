@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
@@ -34,6 +36,10 @@ from service.telemetry.record import Account, LogAccount, Record
 from service.telemetry.traces import Traces
 
 OVERLOAD_RETRY_S = 1
+RESERVED_IN_FLIGHT: Final = 0.25
+"""Part of HATRACK_MAX_IN_FLIGHT that is added for projects with few requests in flight,"""
+FEW_IN_FLIGHT: Final = 0.125
+"""that is fewer than this part."""
 
 
 class Limiter(Protocol):
@@ -108,6 +114,7 @@ class Pipeline:
         self._embeddings = embeddings
         self._elsewhere = elsewhere
         self.in_flight = 0
+        self._of_project: Counter[str] = Counter()
 
     async def infer(self, route: Route, exchange: Exchange, caller: Caller | None = None) -> None:
         """Answer one request. Every error is sent to the client, and every request is recorded.
@@ -133,7 +140,7 @@ class Pipeline:
                 await self._forward(self._elsewhere, exchange, record, raw)
                 return
             if target.embeds and self._embeddings is not None:  # it has a process, fields and a queue of its own
-                with self._admitted():
+                with self._admitted(caller):
                     await self._embeddings.answer(exchange, caller, target, record, body, reservation, began)
                 return
             options = self._check_fields(route, caller, target, body, len(raw))
@@ -148,7 +155,7 @@ class Pipeline:
                     await charged
                 if options is None:
                     exchange.add_headers(reservation.headers())
-            with self._admitted():
+            with self._admitted(caller):
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
                 request = FinishedRequest(exchange, route, caller, target, record, body, began)
                 async with exchange.cancel_on_disconnect(self._timeout_s):
@@ -273,18 +280,27 @@ class Pipeline:
         return self._limits.get(target.base, self._default_limits)
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self.in_flight >= self._max_in_flight:
+    def _admitted(self, caller: Caller) -> Iterator[None]:
+        """Count the request as in flight. A project that has few of them may go beyond the maximum by a part of it, so
+        that nobody's flood, of whatever kinds of requests, keeps others out."""
+        most, project = self._max_in_flight, caller.project
+        if self._of_project[project] < most * FEW_IN_FLIGHT:
+            most += math.ceil(most * RESERVED_IN_FLIGHT)
+        if self.in_flight >= most:
             raise Unavailable(
-                f"{self._max_in_flight} requests are in flight, the maximum (HATRACK_MAX_IN_FLIGHT); retry later",
+                f"{self.in_flight} requests are in flight, the maximum (HATRACK_MAX_IN_FLIGHT); retry later",
                 retry_after=OVERLOAD_RETRY_S,
                 code="overloaded",
             )
         self.in_flight += 1
+        self._of_project[project] += 1
         try:
             yield
         finally:
             self.in_flight -= 1
+            self._of_project[project] -= 1
+            if not self._of_project[project]:
+                del self._of_project[project]
 
     async def _fail(self, exchange: Exchange, record: Record, error: HatrackError) -> None:
         if exchange.started:

@@ -52,6 +52,12 @@ class AdmissionQueue(RuleBasedStateMachine):
         except (RateLimited, Unavailable):
             self.refused += 1
             return
+        while self.scheduler.displaced:
+            displaced = self.scheduler.displaced.pop()
+            assert displaced.stage is Stage.DONE
+            assert not displaced.request.background
+            self.waiting.remove(displaced)
+            self.gone += 1
         (self.inside if entry.stage is Stage.ADMITTED else self.waiting).append(entry)
         self.admit()
 

@@ -161,13 +161,17 @@ async def test_an_over_long_queue_refuses_at_once() -> None:
     await made.enter(request(), later())
     waiting = [enter(made, project=project) for project in ("p", "p", "q", "q")]
     await settle()
-    began = time.monotonic()
+    waiting.append(enter(made, project="r"))
+    await settle()
+    with pytest.raises(Unavailable) as displaced:
+        await waiting.pop(1)
     with pytest.raises(Unavailable) as full:
         await made.enter(request(project="r"), later())
-    made.scheduler.withdraw(next(iter(made.scheduler.callers.leaves()[0].queue)), began)
+    made.scheduler.withdraw(made.scheduler.callers.leaves()[0].head, time.monotonic())
     with pytest.raises(RateLimited):
         await made.enter(request(project="q"), later())
-    assert full.value.code == "overloaded"
+    assert {displaced.value.code, full.value.code} == {"overloaded"}
+    assert int(displaced.value.headers["retry-after"]) >= 1
     assert not any(task.done() for task in waiting[1:])
     for task in waiting:
         task.cancel()
