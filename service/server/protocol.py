@@ -96,6 +96,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._client_left()
 
+    def resume_writing(self) -> None:
+        """The client has taken most of what there was for it."""
+        super().resume_writing()
+        if self._phase == "idle":
+            self.flow.resume_reading()
+
     def _client_left(self) -> None:
         """Tell the handler of the request in progress that its client has left."""
         disconnect, self._disconnect = self._disconnect, None
@@ -226,6 +232,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._phase == "answer":
             self._become_idle()
+            if self.flow.write_paused:  # whoever has much of this answer left to read gets no other yet
+                self.flow.pause_reading()
         elif self.expect_100_continue and not self._body_bytes:
             self._end()  # it got no 100 Continue: what comes next may be the body or another request
         else:

@@ -23,10 +23,11 @@ class Answering:
     """An app that answers in pieces; ``taken`` is how much the server has taken of the last answer."""
 
     def __init__(self, *, of_a_model: bool) -> None:
-        self.of_a_model, self.taken, self.ended = of_a_model, 0, False
+        self.of_a_model, self.taken, self.ended, self.asked = of_a_model, 0, False, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.taken, self.ended = 0, False
+        self.asked += 1
         if self.of_a_model:
             scope["state"][DISCONNECT].buffer_answer()
         length = str(LARGE).encode()
@@ -62,6 +63,21 @@ async def test_a_model_s_answer_is_taken_in_whole_and_a_file_s_is_not() -> None:
         await until(lambda: here.connection().flow.write_paused)
         assert app.taken < LARGE
         assert not app.ended
+
+
+async def test_who_has_not_read_an_answer_gets_no_other() -> None:
+    app = Answering(of_a_model=True)
+    async with served(app) as here:
+        client = await asks_and_does_not_read(here)
+        await until(lambda: app.ended)
+        await client.send(HEAD + b"\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert (app.asked, here.connection().flow.read_paused) == (1, True)
+        for _ in range(2):
+            await client.reader.readuntil(b"\r\n\r\n")
+            await client.reader.readexactly(LARGE)
+        assert app.asked == 2
 
 
 async def test_all_answers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
