@@ -57,8 +57,8 @@ class EngineSettings(BaseSettings):
     engine_stall_s: float = Field(
         60,
         gt=0,
-        description="Restart the engine if requests are in flight, but for this long (s, at least 5) no token was "
-        "generated and its own metrics did not change.",
+        description="Restart the engine if requests wait for it, but for this long (s, at least 5; 60 while it "
+        "computes) no token was generated and its own metrics did not change.",
     )
     engine_canary_s: float = Field(15, gt=0, description="Seconds between canary requests while the engine is idle.")
     keep_engine: bool = Field(

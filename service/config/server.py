@@ -45,7 +45,7 @@ class ServerSettings(BaseSettings):
         30,
         gt=0,
         description=(
-            "Time limit for a body that arrives below 240 bytes/s, and for a client that does not read its response, s."
+            "Time limit for a body that arrives below 240 bytes/s, or for a client that takes its answer as slowly, s."
         ),
     )
     keep_alive_s: float = Field(
