@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import orjson
 import sqlalchemy as sa
 
 from adapters.database import database
-from service.errors import DiskFull, Internal, SettingsError, Unavailable
+from service.errors import DiskFull, HatrackError, Internal, SettingsError, Unavailable
 
+T = TypeVar("T")
 MIGRATIONS = Path(__file__).parent / "migrations"
 SCHEMA: Final = "hatrack"
 """Its schema on a server."""
@@ -25,6 +27,10 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+class OutcomeUnknown(Unavailable):
+    """A unit of work may have been saved, and the database does not say. What the row would name must stay."""
 
 
 class Database(database.Database):
@@ -45,6 +51,30 @@ class Database(database.Database):
         backend = database.backend_for(path, url, SCHEMA, STATE)
         super().__init__(backend, migrations=MIGRATIONS, thread_name="hatrack-db", json_deserializer=_json)
         self.path = path
+
+    async def run_or_ask(self, work: Callable[[sa.Connection], T], saved: Callable[[sa.Connection], T | None]) -> T:
+        """`run` for work whose failure removes something: where it may have been saved all the same, ask.
+
+        Args:
+            saved: What ``work`` would have returned, had it been saved; None: it was not.
+
+        Raises:
+            OutcomeUnknown: It may have been saved.
+            HatrackError: As `run`. It was not saved.
+        """
+        try:
+            return await self.run(work)
+        except (Unavailable, Internal) as error:
+            try:
+                # a unit that may write: it begins when the failed one has ended, also on the server
+                result = await self.run(saved)
+            except HatrackError:
+                raise OutcomeUnknown(
+                    f"{self.title} cannot be reached now, and may have saved this; look before you repeat it"
+                ) from error
+            if result is None:
+                raise
+            return result
 
 
 def _json(text: str) -> Any:

@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    from adapters.database.marker import Marker
 
 
 class Fault(StrEnum):
@@ -35,12 +38,14 @@ class Backend(ABC):
         directory: Where earlier releases kept files that a migration takes over.
         readers: How many units of work that only read may run beside the others; 0: none.
         answer_timeout_s: How long a unit may take before its caller is told that there is no answer; None: for ever.
+        marker: What says where the home's database is; None: nothing does.
     """
 
     place: str
     directory: Path
     readers: int
     answer_timeout_s: float | None
+    marker: Marker | None = None
 
     @abstractmethod
     def create_engine(self, json_deserializer: Callable[[str], Any] | None) -> sa.Engine:
@@ -68,6 +73,24 @@ class Backend(ABC):
         A start removes from the disk what the database does not name, and an empty one names nothing.
         """
         return None
+
+    @abstractmethod
+    def misplaced(self) -> str | None:
+        """Why the home's database is elsewhere, as a sentence; None if it is here, as far as the home says.
+
+        Asks no server.
+        """
+
+    def foreign(self) -> str | None:
+        """Why this is the database of another installation, as a sentence; None if nothing says so. Asks the server."""
+        return None
+
+    def settle(self, connection: sa.Connection) -> None:  # noqa: B027 (a file has nothing to write down)
+        """Write down, in the transaction of the migrations, that the home's database is here.
+
+        Raises:
+            DatabaseFault: It is another installation's, or the home cannot be written.
+        """
 
     @abstractmethod
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:

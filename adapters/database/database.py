@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import sqlalchemy as sa
 
 from adapters.database.backend import Backend, DatabaseFault, Fault, TakenOver
+from adapters.database.marker import Marker
 from adapters.database.migrations import newer_revision, upgrade
 from adapters.database.postgresql import PostgresServer
 from adapters.database.sqlite import SqliteFile
@@ -36,11 +37,14 @@ def backend_for(path: Path, url: str | None, schema: str, state: Sequence[str] =
         state: Directories beside the file whose content the database names.
     """
     beside = [path.with_name(name) for name in state]
-    return PostgresServer(url, schema, path.parent, (path, *beside)) if url else SqliteFile(path)
+    marker = Marker(path, schema)
+    return PostgresServer(url, schema, path.parent, (path, *beside), marker) if url else SqliteFile(path, marker)
 
 
 def unusable(backend: Backend, revision: str | None, migrations: Path) -> str | None:
     """What is wrong with using a database that is at a revision, or has none, as a sentence; None if nothing is."""
+    if (problem := backend.misplaced() or backend.foreign()) is not None:
+        return problem
     return backend.unmoved() if revision is None else newer_revision(backend.place, revision, migrations)
 
 
@@ -149,6 +153,7 @@ class Database:
                 self.backend.begin_migration(connection)
                 upgrade(connection, self._migrations, self.backend.directory)
                 self.backend.mark(connection)
+                self.backend.settle(connection)
         except DatabaseFault as error:
             raise self.open_error(str(error)) from error
         except (sa.exc.DBAPIError, sqlite3.DatabaseError) as error:

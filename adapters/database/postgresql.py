@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from adapters.database.backend import Backend, DatabaseFault, Fault
+from adapters.database.marker import Location, Marker
 from adapters.database.tenancy import Tenancy
-from adapters.database.urls import describe
+from adapters.database.urls import describe, place_of
 
 DRIVER: Final = "postgresql+psycopg"
 MIN_VERSION: Final = 13
@@ -40,6 +42,8 @@ CONNECTION: Final[dict[str, str | int]] = {
     "tcp_user_timeout": 20_000,
 }
 """libpq's parameters, where the URL does not set them."""
+INSTALLATION: Final = "installation "
+"""Before the id in the comment that has it."""
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 """Stands for what PostgreSQL's text cannot hold: U+0000 and lone surrogates."""
 _UNSTORABLE: Final = ("\\u0000", "\\ud", "\\uD", "NaN", "Infinity")
@@ -60,13 +64,18 @@ class PostgresServer(Backend):
         schema: Its name there.
         directory: See `Backend`.
         state: Files and directories that hold something only where this database, or one before it, names it.
+        marker: See `Backend`.
     """
 
     readers = READERS
     answer_timeout_s = ANSWER_TIMEOUT_S
 
-    def __init__(self, url: str, schema: str, directory: Path, state: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, url: str, schema: str, directory: Path, state: Sequence[Path] = (), marker: Marker | None = None
+    ) -> None:
+        self._address = url
         self._url = sa.make_url(url).set(drivername=DRIVER)
+        self.marker = marker
         self.schema = schema
         self.place = describe(url)
         self.directory = directory
@@ -161,6 +170,43 @@ class PostgresServer(Backend):
             f"({', '.join(kept)}), which a start would remove, since that database does not name it. Run "
             "`hatrack move-database`, or restore the dump, or name the right database (deploy/POSTGRESQL.md)"
         )
+
+    def misplaced(self) -> str | None:
+        """By the hosts, the port and the database of the URL."""
+        return None if self.marker is None else self.marker.disagreement(self._address)
+
+    def foreign(self) -> str | None:
+        """By the installation's id. A server that does not answer is a reason, too."""
+        if self.marker is None:
+            return None
+        try:
+            with self.asking() as connection:
+                return self.marker.foreign(self.place, self.installation(connection))
+        except DatabaseFault as error:
+            return str(error)
+
+    def installation(self, connection: sa.Connection) -> str | None:
+        """The id of the installation whose database this is; None: it has none yet.
+
+        It is a comment on the column of Alembic's table, which `pg_dump` keeps and only the migrations' user can write.
+        """
+        name = f'"{self.schema}".alembic_version'
+        comment = connection.scalar(sa.select(sa.func.col_description(sa.func.to_regclass(name), 1)))
+        return None if comment is None else str(comment).removeprefix(INSTALLATION)
+
+    def settle(self, connection: sa.Connection) -> None:
+        """The home first: should the transaction fail, the next start writes the home's id here."""
+        if self.marker is None:
+            return
+        installation = self.installation(connection)
+        if (problem := self.marker.foreign(self.place, installation)) is not None:
+            raise DatabaseFault(problem)
+        location = self.marker.read()
+        known = installation or (location and location.installation) or secrets.token_hex(16)
+        self.marker.write(Location(place_of(self._address), known))
+        if installation is None:
+            column = f'"{self.schema}".alembic_version.version_num'
+            connection.exec_driver_sql(f"COMMENT ON COLUMN {column} IS '{INSTALLATION}{known}'")
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         """One writer at a time among all processes, each of which sees what those before it have committed.

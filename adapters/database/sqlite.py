@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from adapters.database.backend import Backend, Fault
+from adapters.database.marker import Marker
 
 BUSY_TIMEOUT_MS: Final = 5000
 PRIMARY_CODE: Final = 0xFF
@@ -29,8 +30,9 @@ class SqliteFile(Backend):
     readers = 0
     answer_timeout_s = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, marker: Marker | None = None) -> None:
         self.path = path
+        self.marker = marker
         self.place = str(path)
         self.directory = path.parent
 
@@ -68,6 +70,10 @@ class SqliteFile(Backend):
         except sqlite3.DatabaseError:  # a new file, or none that opening will not refuse in better words
             return None
         return None if row is None else str(row[0])
+
+    def misplaced(self) -> str | None:
+        """The file was moved to a server, and is older than what the home holds."""
+        return None if self.marker is None else self.marker.disagreement(None)
 
     def begin(self, connection: sa.Connection, *, read_only: bool) -> None:
         """`_on_begin` has done it."""

@@ -24,7 +24,7 @@ from service.batches.records import BatchRow, Ending
 from service.batches.results import ERRORS, OUTPUT, Result, ResultLog, ResultWriter, result_line
 from service.batches.validation import check_input
 from service.concurrency import in_thread
-from service.database import Database
+from service.database import Database, OutcomeUnknown
 from service.errors import HatrackError, Internal, TooLarge, Unauthenticated, Unprocessable
 from service.files import records as file_records
 from service.files.holds import release_batch
@@ -247,7 +247,13 @@ class BatchRun:
         context, row, counts = self._context, self.row, self._log.tally.columns
         adopted: dict[str, AdoptedFile] = {}
 
+        def saved(db: sa.Connection) -> BatchRow | None:
+            stored = records.find(db, row.id)
+            return stored if stored is not None and stored.ended_at is not None else None
+
         def work(db: sa.Connection) -> BatchRow:
+            if (ended := saved(db)) is not None:
+                return ended  # by an attempt of which it was not known
             ids = {f"{NAMES[name]}_file_id": file.id for name, file in adopted.items()}
             for name, file in adopted.items():
                 file_records.add(db, _result_file(row, NAMES[name], file))
@@ -259,10 +265,15 @@ class BatchRun:
         try:
             for name, path in self._log.files().items():
                 adopted[name] = await context.files.adopt(path)
-            self.row = await context.database.run(work)
+            self.row = await context.database.run_or_ask(work, saved)
+        except OutcomeUnknown:  # they may be listed; if not, they go at the next start, or by `hatrack gc`
+            raise
         except Exception:  # whatever it is, all of it is done again
             await context.files.discard([file.id for file in adopted.values()])
             raise
+        listed = (self.row.output_file_id, self.row.error_file_id)
+        if unlisted := [file.id for file in adopted.values() if file.id not in listed]:
+            await context.files.discard(unlisted)
         await in_thread(shutil.rmtree, self._log.directory, ignore_errors=True)
         await context.files.collect()
 

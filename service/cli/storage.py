@@ -118,7 +118,8 @@ def move_database(as_json: AsJson = False) -> None:
         rows = f"{sum(each.rows.values())} rows in {len(each.rows)} tables"
         typer.echo(f"{each.source} → {each.place}: {rows}, all counted there")
     typer.echo("The file is as it was, and is no longer read; keep it until you have a dump of the new database.")
-    typer.echo("Next: `hatrack doctor`, then start the gateway with the same HATRACK_DATABASE_URL.")
+    typer.echo("From now on every command of this home needs the same HATRACK_DATABASE_URL.")
+    typer.echo("Next: `hatrack doctor`, then start the gateway with it.")
 
 
 def move_store(
@@ -172,12 +173,14 @@ def gc(
     """Remove from this HATRACK_HOME what nothing names any more, also while the gateway runs.
 
     Lists it with sizes, and asks on a terminal; elsewhere it removes nothing without --yes. Adapters' files go at the
-    next start of the engine if a gateway or an engine runs.
+    next start of the engine if a gateway or an engine runs. Fails if something cannot be removed.
     """
     from service.storage.garbage import find_garbage, remove_garbage
 
     settings, grace_s = _settings(as_json), hours * 3600
     gone: list[Garbage] = []
+    problems: dict[Garbage, str] = {}
+    freed = 0
     try:
         garbage = find_garbage(settings, grace_s=grace_s)
         now = [each for each in garbage if each.later is None]
@@ -186,11 +189,13 @@ def gc(
         if now and not dry_run:
             total = terminal.size(sum(each.bytes for each in now))
             if yes or (sys.stdin.isatty() and typer.confirm(f"Remove {len(now)} of them, {total}?", err=True)):
-                remove_garbage(settings, grace_s=grace_s, removed=gone.append, shown=now)
+                freed = remove_garbage(
+                    settings, grace_s=grace_s, removed=gone.append, failed=problems.__setitem__, shown=now
+                )
     except (BackupError, OSError) as error:
         _fail(error, as_json)
-    freed = sum(each.bytes for each in gone)
     if as_json:
+        gone_keys, reasons = {each.key for each in gone}, {each.key: problem for each, problem in problems.items()}
         shown = [
             {
                 "kind": each.kind,
@@ -198,15 +203,27 @@ def gc(
                 "objects": list(each.objects),
                 "bytes": each.bytes,
                 "later": each.later,
-                "removed": each.key in {one.key for one in gone},
+                "removed": each.key in gone_keys,
+                "error": reasons.get(each.key),
             }
             for each in garbage
         ]
         terminal.print_json({"home": str(settings.home), "freed_bytes": freed, "garbage": shown})
-    elif gone:
+    elif gone or problems:
         typer.echo(f"Removed {len(gone)}, {terminal.size(freed)}.")
     elif now:
         typer.echo("Nothing was removed. To remove it: hatrack gc --yes")
+    _fail_on(problems, as_json)
+
+
+def _fail_on(problems: dict[Garbage, str], as_json: bool) -> None:
+    """End the command with an error if something could not be removed."""
+    if not problems:
+        return
+    if not as_json:
+        for problem in problems.values():
+            typer.echo(terminal.clean(f"Not removed: {problem}"), err=True)
+    raise typer.Exit(terminal.FAILED)
 
 
 def _print_garbage(home: Path, garbage: list[Garbage]) -> None:

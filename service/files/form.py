@@ -23,6 +23,8 @@ MAX_FILENAME_CHARS: Final = 255
 DEFAULT_FILENAME: Final = "upload"
 MIN_EXPIRY_S: Final = 3600
 MAX_EXPIRY_S: Final = 2_592_000
+MAX_OVERHEAD_BYTES: Final = len(PARTS) * MAX_FIELD_BYTES + FRAMING_BYTES
+"""Of a body, what is not the file at most."""
 UPLOAD_HINT: Final = "send the file as multipart/form-data (with a boundary), with the parts `purpose` and `file`"
 
 
@@ -56,9 +58,14 @@ async def receive(
         DiskFull: There is no room.
     """
     form = _FileForm(parse_boundary(headers.get("content-type", ""), UPLOAD_HINT), incoming, caller)
-    max_body_bytes = max_bytes + len(PARTS) * MAX_FIELD_BYTES + FRAMING_BYTES
-    await feed_body(headers, body, form.feed, max_bytes=max_body_bytes)
+    await feed_body(headers, body, form.feed, max_bytes=max_bytes + MAX_OVERHEAD_BYTES)
     return await in_thread(form.upload)
+
+
+def declared_bytes(headers: Mapping[str, str]) -> int | None:
+    """The size of the body that the request declares; None: it does not, or not in digits."""
+    declared = headers.get("content-length", "")
+    return int(declared[:20]) if declared.isascii() and declared.isdigit() else None
 
 
 class _FileForm(MultipartForm):

@@ -19,6 +19,7 @@ from service.access.audit import ADMIN_ID, SYSTEM_ID
 from service.access.caller import Caller
 from service.access.records import find as find_key
 from service.access.tables import keys
+from service.errors import Conflict
 from service.files.accessible import BATCH, DATASET, KEY, VERSION, accessible
 from service.files.records import is_listed, now
 from service.files.tables import file_holds, files
@@ -213,3 +214,17 @@ def _reachable(
 def _insert_holds(db: sa.Connection, kind: str, holder: str, file_ids: set[str]) -> None:
     for file_id in sorted(file_ids):
         db.execute(insert(db, file_holds).values(file_id=file_id, kind=kind, holder=holder).on_conflict_do_nothing())
+
+
+def refuse_dataset(db: sa.Connection, caller: Caller, file_id: str) -> None:
+    """Raise Conflict if the file is a dataset's version."""
+    versions = dataset_versions(db, file_id)
+    if not versions:
+        return
+    shown = [f"`{version}`" for version in versions if caller.may_use(version.partition("@")[0])]
+    named = ", ".join(shown[:3]) or "a dataset that the API key's globs do not match"
+    raise Conflict(
+        f"the file {file_id[:80]!r} is a version of a dataset ({named}); delete that version first",
+        param="file_id",
+        code="file_in_use",
+    )

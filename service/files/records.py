@@ -125,13 +125,19 @@ def stored_bytes(db: sa.Connection, project: str) -> int:
     return int(total or 0)
 
 
-def demand_room(db: sa.Connection, project: str, size: int, max_bytes: int) -> None:
-    """Raise TooLarge if ``size`` more bytes would exceed the project's ``max_bytes``."""
+def demand_room(db: sa.Connection, project: str, size: int, max_bytes: int, uploading: int = 0) -> None:
+    """Raise TooLarge if ``size`` more bytes would exceed the project's ``max_bytes``.
+
+    Args:
+        uploading: What uploads in progress may take.
+    """
     used = stored_bytes(db, project)
-    if used + size > max_bytes:
+    if used + uploading + size > max_bytes:
+        others = f", and uploads in progress may take {uploading}" if uploading else ""
+        advice = "Wait for them, or delete files first" if uploading else "Delete files first"
         raise TooLarge(
-            f"the project's files take {used} bytes; {size} more would exceed the limit of {max_bytes} "
-            "(HATRACK_MAX_FILES_GIB). Delete files first",
+            f"the project's files take {used} bytes{others}; {size} more would exceed the limit of {max_bytes} "
+            f"(HATRACK_MAX_FILES_GIB). {advice}",
             param="file",
             code="project_storage_full",
         )
@@ -154,6 +160,11 @@ def add(db: sa.Connection, new_file: NewFile) -> FileRow:
     )
     db.execute(files.insert().values({name: getattr(row, name) for name in FileRow.__dataclass_fields__}))
     return row
+
+
+def saved(db: sa.Connection, file_id: str) -> FileRow | None:
+    """A file whose bytes are stored, whoever asks."""
+    return _fetch(db, sa.and_(files.c.id == file_id, files.c.gone_at.is_(None)))
 
 
 def delete(db: sa.Connection, file_id: str) -> None:

@@ -21,7 +21,7 @@ from service.errors import (
     Unprocessable,
     WrongMediaType,
 )
-from service.files.form import receive
+from service.files.form import declared_bytes, receive
 from service.files.purposes import visible
 from service.files.schemas import DeletedFile, FileForm, FileObject
 from service.files.service import Files
@@ -63,6 +63,7 @@ async def create_file(
                 request.headers, request.stream(), incoming, caller=caller, max_bytes=service.max_file_bytes
             ),
             actor=actor,
+            body_bytes=declared_bytes(request.headers),
         )
     except ClientDisconnect:
         raise BadRequest("the client disconnected during the upload", code="client_disconnected") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.files.form import ANCHOR, MAX_EXPIRY_S, MIN_EXPIRY_S, SECONDS
 from service.files.purposes import Purpose
+from service.files.records import FileRow
 from service.http.schema import ApiModel
 
 FileContent = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
@@ -45,3 +46,19 @@ class DeletedFile(ApiModel):
     object: Literal["file"]
     id: str
     deleted: Literal[True]
+
+
+def file_object(row: FileRow) -> dict[str, Any]:
+    """The file as OpenAI's file object, plus its `sha256`."""
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.bytes,
+        "created_at": row.created_at,
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": row.expires_at,
+        "sha256": row.sha256,
+    }

@@ -19,14 +19,16 @@ from service.access.audit import Actor, note
 from service.access.caller import Caller, Scope
 from service.access.records import require_project
 from service.concurrency import in_thread, repeat
-from service.database import Database
-from service.errors import BadRequest, Conflict, Forbidden, HatrackError, NotFound, Unprocessable
+from service.database import Database, OutcomeUnknown
+from service.errors import BadRequest, Forbidden, HatrackError, NotFound, TooLarge, Unprocessable
 from service.files import holds, records
 from service.files.accessible import VERSION
 from service.files.blob_store import BlobStore, Incoming
-from service.files.form import FileUpload
+from service.files.form import MAX_OVERHEAD_BYTES, FileUpload
 from service.files.purposes import Purpose, demand, parse_purpose, visible
 from service.files.records import FileRow, NewFile
+from service.files.reservations import Reservation, Reservations
+from service.files.schemas import file_object
 from service.objects.cache import Copies, LocalCache
 from service.objects.client import ObjectStore
 
@@ -77,6 +79,7 @@ class Files:
         self._database = database
         self.max_file_bytes = max_file_bytes
         self._max_project_bytes = max_project_bytes
+        self._reservations = Reservations()
         self._sweeping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -182,8 +185,13 @@ class Files:
 
     # changing
 
-    async def create(self, caller: Caller, receive: Receive, *, actor: Actor) -> dict[str, Any]:
+    async def create(
+        self, caller: Caller, receive: Receive, *, actor: Actor, body_bytes: int | None = None
+    ) -> dict[str, Any]:
         """Store an upload: it is listed once it is completely on disk, and not at all if anything fails.
+
+        Args:
+            body_bytes: The size of the request's body, where it is declared.
 
         Raises:
             NotFound: There is no such project.
@@ -191,16 +199,21 @@ class Files:
             DiskFull: There is no room.
         """
         visible(caller)
-        await self._database.run(lambda db: self._check_room(db, caller.project))
-        incoming = self._blobs.receive(max_bytes=self.max_file_bytes)
-        file_id = _new_id()
+        max_bytes = self.max_file_bytes if body_bytes is None else min(body_bytes, self.max_file_bytes)
+        reservation = self._reservations.reserve(caller.project, max_bytes)
         try:
-            upload = await receive(incoming)
+            await self._demand_room(caller.project, max(1, (body_bytes or 0) - MAX_OVERHEAD_BYTES), reservation)
+            incoming = self._blobs.receive(max_bytes=self.max_file_bytes)
+            try:
+                upload = await receive(incoming)
+            except BaseException:
+                incoming.discard()
+                raise
         except BaseException:
-            incoming.discard()
+            reservation.release()
             raise
         new_file = NewFile(
-            id=file_id,
+            id=_new_id(),
             project=caller.project,
             filename=upload.filename,
             purpose=upload.purpose,
@@ -210,11 +223,25 @@ class Files:
             key_id=caller.key_id,
         )
         # to the end, whoever leaves: never bytes without a row
-        return await asyncio.shield(asyncio.ensure_future(self._keep(incoming, new_file, actor)))
+        keeping = asyncio.ensure_future(self._keep(incoming, new_file, actor))
+        keeping.add_done_callback(lambda _: reservation.release())
+        return await asyncio.shield(keeping)
 
-    def _check_room(self, db: sa.Connection, project: str) -> None:
-        require_project(db, project)
-        records.demand_room(db, project, 1, self._max_project_bytes)
+    async def _demand_room(self, project: str, size: int, reservation: Reservation) -> None:
+        """Raise TooLarge if there is no room for ``size`` bytes beside the uploads that began earlier."""
+        while True:
+            earlier = reservation.earlier_bytes
+
+            def work(db: sa.Connection, earlier: int = earlier) -> None:
+                require_project(db, project)
+                records.demand_room(db, project, size, self._max_project_bytes, earlier)
+
+            try:
+                return await self._database.run(work)
+            except TooLarge:
+                if reservation.earlier_bytes == earlier:
+                    raise
+                # one has ended meanwhile: its bytes may have been counted twice, or be gone
 
     async def _keep(self, incoming: Incoming, new_file: NewFile, actor: Actor) -> dict[str, Any]:
         def work(db: sa.Connection) -> FileRow:
@@ -231,14 +258,16 @@ class Files:
 
         try:
             await self._transfer(incoming.keep, new_file.id)
-            shown = file_object(await self._database.run(work))
+            row = await self._database.run_or_ask(work, lambda db: records.saved(db, new_file.id))
+        except OutcomeUnknown:  # bytes that nothing names go at the next start, or by `hatrack gc`
+            raise
         except HatrackError:
             await self._transfer(self._blobs.remove, [new_file.id])
             raise
         finally:
             incoming.discard()
         self._added(new_file.id, new_file.bytes)
-        return shown
+        return file_object(row)
 
     def path(self, file_id: str) -> Path:
         """Where the bytes of a file are while ``local`` has them here."""
@@ -324,7 +353,7 @@ class Files:
                     param="file_id",
                     code="file_not_allowed",
                 )
-            _refuse_dataset(db, caller, file_id)
+            holds.refuse_dataset(db, caller, file_id)
             records.delete(db, file_id)
             note(db, actor, "file.delete", file_id, {"purpose": row.purpose, "filename": row.filename})
 
@@ -357,36 +386,6 @@ class Files:
 
 def _new_id() -> str:
     return "file-" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(ID_CHARS))
-
-
-def _refuse_dataset(db: sa.Connection, caller: Caller, file_id: str) -> None:
-    """Raise Conflict if the file is a dataset's version."""
-    versions = holds.dataset_versions(db, file_id)
-    if not versions:
-        return
-    shown = [f"`{version}`" for version in versions if caller.may_use(version.partition("@")[0])]
-    named = ", ".join(shown[:3]) or "a dataset that the API key's globs do not match"
-    raise Conflict(
-        f"the file {file_id[:80]!r} is a version of a dataset ({named}); delete that version first",
-        param="file_id",
-        code="file_in_use",
-    )
-
-
-def file_object(row: FileRow) -> dict[str, Any]:
-    """The file as OpenAI's file object, plus its `sha256`."""
-    return {
-        "id": row.id,
-        "object": "file",
-        "bytes": row.bytes,
-        "created_at": row.created_at,
-        "filename": row.filename,
-        "purpose": row.purpose,
-        "status": "processed",
-        "status_details": None,
-        "expires_at": row.expires_at,
-        "sha256": row.sha256,
-    }
 
 
 def not_found(file_id: str, param: str = "file_id") -> NotFound:

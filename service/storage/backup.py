@@ -33,6 +33,7 @@ from adapters.store import CONFIG_FILE, WEIGHTS_FILE, digest_of
 from service import __version__
 from service.config import Settings
 from service.storage import layout
+from service.storage.agreement import require_agreement
 from service.storage.archive import (
     FORMAT,
     ArchiveWriter,
@@ -88,11 +89,12 @@ def make_backup(settings: Settings, target: Path, progress: Progress) -> Backup:
     removes.
 
     Raises:
-        BackupError: There is nothing to back up, a restore into the home was cut off, ``target`` exists, or a database
-            is damaged.
+        BackupError: There is nothing to back up, a restore into the home was cut off, ``target`` exists, a database is
+            damaged, or the settings do not say on which server it is.
         NoRoom: The disk is full; nothing is left of it.
     """
     elsewhere = layout.outside(settings)
+    require_agreement(settings)
     _refuse_unusable(settings.home, elsewhere)
     if target.exists():
         raise BackupError(f"{target} exists already; a backup never replaces another one. Choose another name")

@@ -36,6 +36,7 @@ from service.objects.marker import marked_url
 from service.objects.owner import claim
 from service.server.instance import InstanceLock, holder
 from service.storage import GRACE_S, layout
+from service.storage.agreement import require_agreement, require_own
 from service.storage.errors import BackupError
 from service.storage.objects import listed, opened, remove_if_older
 from service.storage.references import References, references, run_statuses
@@ -98,12 +99,15 @@ def remove_garbage(
     *,
     grace_s: float = GRACE_S,
     removed: Callable[[Garbage], object],
+    failed: Callable[[Garbage, str], object] = lambda garbage, reason: None,
     shown: Iterable[Garbage] | None = None,
 ) -> int:
-    """Remove what `find_garbage` finds now; returns the bytes. No gateway and no engine can start meanwhile.
+    """Remove what `find_garbage` finds now; returns the bytes that are gone. No gateway and no engine can start
+    meanwhile.
 
     Args:
-        removed: Called with each that was removed.
+        removed: Called with each that was removed, all of it.
+        failed: Called with each of which something is still there, and the first reason.
         shown: What somebody has agreed to: nothing else is removed. None: whatever is found.
 
     Raises:
@@ -119,18 +123,38 @@ def remove_garbage(
             oldest = time.time() - grace_s
             if each.objects and not (objects is not None and remove_if_older(objects, each.objects, oldest)):
                 continue
-            for path in each.paths:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-            freed += each.bytes
-            removed(each)
+            problems = [problem for path in each.paths for problem in _remove(path)]
+            if problems:
+                freed += each.bytes - sum(map(_size, each.paths))
+                failed(each, problems[0])
+            else:
+                freed += each.bytes
+                removed(each)
     return freed
+
+
+def _remove(path: Path) -> list[str]:
+    """Remove a file, or a directory with all that can be removed of it; returns what could not, with the reasons."""
+    problems = []
+
+    def note(_function: object, name: str, failure: tuple[object, BaseException, object]) -> None:
+        error = failure[1]
+        if not isinstance(error, FileNotFoundError):
+            problems.append(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=note)
+        return problems
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        problems.append(f"{path}: {error.strerror}")
+    return problems
 
 
 def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage]:
     home = settings.home
+    require_agreement(settings)
     objects = opened(settings)
     if objects is not None:
         _demand_ours(objects, home)
@@ -141,6 +165,7 @@ def _find(settings: Settings, grace_s: float, *, is_alone: bool) -> list[Garbage
         _demand_schema(source)
     elif not source.is_file():
         raise BackupError(f"there is no home at {home}: {home / layout.DATABASE} does not exist (HATRACK_HOME)")
+    require_own(settings)
     # the disk before the databases: what is registered in between is named, and stays
     listing = None if objects is None else listed(objects)
     candidates, folders = list(_candidates(home)), {parent: _entries(home / parent) for parent in layout.RUNS}

@@ -1,6 +1,7 @@
 """Where everything is in a home, and which of it a backup holds.
 
     hatrack.db                               the gateway's database
+    database.json, trainer/database.json     which server has the database in place of the file
     admin.key, key.secret                    secrets
     adapters/DIGEST/, files/ID               write-once content, named by the database
     grounding/STORE.db                       passages and vectors of a vector store
@@ -9,8 +10,8 @@
     trainer/{jobs,evaluations,ladders}/ID/   the runs' folders
     trainer/spent*/ID                        keys of ended runs that are still to be revoked
 
-Not in a backup: `base/` and `base-cache/` (prepared again from the base's source), `engine/`, `sources/`, logs, locks
-and sockets.
+Not in a backup: `base/` and `base-cache/` (prepared again from the base's source), `database.json` (a restore writes
+it), `engine/`, `sources/`, logs, locks and sockets.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Final
 
 from adapters.database.backend import Backend
 from adapters.database.database import backend_for
+from adapters.database.marker import Marker
 from service.config import Settings
 from service.database import MIGRATIONS, SCHEMA, STATE
 from service.training.config import DATABASE as TRAINER_DATABASE
@@ -67,8 +69,13 @@ def outside(settings: Settings) -> dict[str, str]:
     return {name: text for name, text in OUTSIDE.items() if getattr(settings, name, None)}
 
 
-def databases(settings: Settings) -> dict[str, tuple[Backend, Path]]:
-    """The databases that are migrated, by their places in a home: where they are, and Alembic's script directory."""
+def databases(settings: Settings, *, trainer_anywhere: bool = False) -> dict[str, tuple[Backend, Path]]:
+    """The databases that are migrated, by their places in a home: where they are, and Alembic's script directory.
+
+    Args:
+        trainer_anywhere: Hold the trainer's to its marker, too, if it is started elsewhere (HATRACK_TRAINER_URL): then
+            only its own settings need say where its database is, for a gateway to start.
+    """
     gateway = backend_for(settings.home / DATABASE, settings.database_address, SCHEMA, STATE)
     found = {DATABASE: (gateway, MIGRATIONS)}
     trainer = find_spec("trainer")  # is not imported: it may be installed without the packages that it needs
@@ -76,8 +83,19 @@ def databases(settings: Settings) -> dict[str, tuple[Backend, Path]]:
         migrations = Path(trainer.submodule_search_locations[0]) / "migrations"
         path, url = settings.home / TRAINER_DATABASE, settings.trainer_database_address
         runs = [Path(name).name for name in RUNS]
-        found[TRAINER_DATABASE] = (backend_for(path, url, TRAINER_SCHEMA, runs), migrations)
+        backend = backend_for(path, url, TRAINER_SCHEMA, runs)
+        if settings.trainer_url and not trainer_anywhere:
+            backend.marker = None
+        found[TRAINER_DATABASE] = (backend, migrations)
     return found
+
+
+def markers(home: Path) -> dict[str, Marker]:
+    """What says on which server a database is, by the setting that names that server."""
+    return {
+        "database_url": Marker(home / DATABASE, SCHEMA),
+        "trainer_database_url": Marker(home / TRAINER_DATABASE, TRAINER_SCHEMA),
+    }
 
 
 def is_leftover(name: str) -> bool:

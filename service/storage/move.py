@@ -57,7 +57,7 @@ def move_databases(settings: Settings) -> list[Moved]:
     """
     targets = [
         (settings.home / name, backend, migrations)
-        for name, (backend, migrations) in layout.databases(settings).items()
+        for name, (backend, migrations) in layout.databases(settings, trainer_anywhere=True).items()
         if isinstance(backend, PostgresServer)
     ]
     if not targets:
@@ -66,7 +66,8 @@ def move_databases(settings: Settings) -> list[Moved]:
     if not present:
         raise BackupError(f"there is nothing to move: {targets[0][0]} does not exist (HATRACK_HOME)")
     with _nothing_runs(settings):
-        for path, _, migrations in present:
+        for path, server, migrations in present:
+            _refuse_elsewhere(server)
             _refuse_older(path, migrations)
         with ExitStack() as transactions:  # all are committed when all rows are there: a second try needs empty schemas
             return [transactions.enter_context(_moving(*target)) for target in present]
@@ -101,6 +102,12 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _refuse_elsewhere(server: PostgresServer) -> None:
+    """Raise BackupError if the database was moved to another place already: the file is older than what is there."""
+    if (problem := server.misplaced()) is not None:
+        raise BackupError(f"{problem}. Nothing was moved")
+
+
 def _refuse_older(path: Path, migrations: Path) -> None:
     revision, newest = SqliteFile(path).revision(), head(migrations)
     if revision != newest:
@@ -112,17 +119,26 @@ def _refuse_older(path: Path, migrations: Path) -> None:
 
 @contextmanager
 def _moving(path: Path, server: PostgresServer, migrations: Path) -> Iterator[Moved]:
-    """Copy one database in a transaction, which is committed at the end. Raises BackupError, TargetNotEmpty."""
+    """Copy one database in a transaction, which is committed at the end. Raises BackupError, TargetNotEmpty.
+
+    The home is marked first. Killed before the end, nothing is moved, and the next try, or a start on the file once the
+    marker is deleted, goes on from there.
+    """
     address = f"file:{quote(str(path.absolute()))}?mode=rw"  # a log that a killed process left is read, too
     engine = None
     try:
         engine = server.create_engine(None)
-        with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as source, engine.begin() as target:
+        with (
+            _unmarked_on_failure(server),
+            closing(sqlite3.connect(address, uri=True, isolation_level=None)) as source,
+            engine.begin() as target,
+        ):
             source.execute("BEGIN")  # one state of the file, whoever else has it open
             server.begin_migration(target)
             _refuse_tables(server, target)
             upgrade(target, migrations, path.parent)
             rows = _copy(source, target, path)
+            server.settle(target)  # before it is saved: from then on the file must not be used any more
             # another database may take long after this one, and this transaction is idle meanwhile
             target.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout TO 0")
             yield Moved(path, server.place, rows)
@@ -137,6 +153,19 @@ def _moving(path: Path, server: PostgresServer, migrations: Path) -> Iterator[Mo
     finally:
         if engine is not None:
             engine.dispose()
+
+
+@contextmanager
+def _unmarked_on_failure(server: PostgresServer) -> Iterator[None]:
+    """Remove the marker that the move has written if it fails: the database is still the file."""
+    marker = server.marker
+    was_marked = marker is not None and marker.path.exists()
+    try:
+        yield
+    except BaseException:
+        if marker is not None and not was_marked:
+            marker.path.unlink(missing_ok=True)
+        raise
 
 
 def _refuse_tables(server: PostgresServer, target: sa.Connection) -> None:

@@ -20,6 +20,7 @@ from service.objects.marker import has_content, mark, marked_url
 from service.objects.owner import claim, take_over
 from service.server.instance import InstanceLock
 from service.storage import layout
+from service.storage.agreement import require_own
 from service.storage.archive import Progress
 from service.storage.errors import BackupError
 from service.storage.objects import Listing, listed, opened
@@ -140,6 +141,7 @@ def _move(settings: Settings, objects: ObjectStore, progress: Progress) -> Moved
 
 
 def _named(settings: Settings) -> References:
+    require_own(settings)
     database, _ = layout.databases(settings)[layout.DATABASE]
     source = database if isinstance(database, PostgresServer) else settings.home / layout.DATABASE
     if isinstance(source, Path) and not source.is_file():

@@ -18,6 +18,10 @@ from typing import BinaryIO, Final
 from pydantic import BaseModel
 
 from adapters.blobs import fsync_directory
+from adapters.database.backend import DatabaseFault
+from adapters.database.marker import MARKER as DATABASE_MARKER
+from adapters.database.marker import Location
+from adapters.database.marker import Marker as DatabaseMarker
 from adapters.database.migrations import newer_revision
 from service.config import Settings
 from service.errors import SettingsError
@@ -75,17 +79,21 @@ def restore(settings: Settings, backup: Path, progress: Progress) -> Restored:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _no_gateway_starts(home):
         _remove_unfinished(home)
-        occupied = [name for name in layout.BACKED_UP if _holds_something(home / name)]
+        occupied = [name for name in (*layout.BACKED_UP, DATABASE_MARKER) if _holds_something(home / name)]
         if occupied:
             raise TargetNotEmpty(
                 f"{home} holds state already ({', '.join(occupied)}), and a restore never mixes two. Set HATRACK_HOME "
                 "to another directory, or stop the gateway and move this one away"
             )
         _demand_room(home, manifest)
-        entries = tuple(sorted({member.path.partition("/")[0] for member in manifest.members}))
+        on_servers = _on_servers(home / STAGING, manifest)
+        written = [each.path.relative_to(home / STAGING).as_posix() for each in on_servers]
+        written += [member.path for member in manifest.members]
+        entries = tuple(sorted({name.partition("/")[0] for name in written}))
         try:
             _write_marker(home, backup, entries)
             _extract(home / STAGING, backup, manifest, progress)
+            _mark_servers(on_servers)
         except BaseException:
             _remove_unfinished(home)
             raise
@@ -182,6 +190,29 @@ def _extract(staging: Path, backup: Path, manifest: Manifest, progress: Progress
         fsync_directory(directory)
 
 
+def _on_servers(staging: Path, manifest: Manifest) -> list[DatabaseMarker]:
+    """The markers of the databases that are not in the backup, and of which it has the content."""
+    markers = layout.markers(staging)
+    has_runs = any(member.path.startswith(f"{layout.TRAINER}/") for member in manifest.members)
+    return [
+        marker
+        for setting, marker in markers.items()
+        if setting in manifest.outside and (setting == "database_url" or has_runs)
+    ]
+
+
+def _mark_servers(markers: Iterable[DatabaseMarker]) -> None:
+    """Have no gateway start without a server on a home whose database is on one: a new file would name nothing.
+
+    On which one is for the settings to say: it may be another one than before.
+    """
+    try:
+        for marker in markers:
+            marker.write(Location(None, None))
+    except DatabaseFault as error:
+        raise BackupError(f"{error}. Nothing was restored") from error
+
+
 def _move_into_place(home: Path, entries: Iterable[str]) -> None:
     for name in entries:
         target = home / name
@@ -203,7 +234,7 @@ def _remove_unfinished(home: Path) -> None:
         entries: tuple[str, ...] = Marker.model_validate_json(path.read_bytes()).entries
     except ValueError:
         entries = ()
-    for name in (STAGING, *(entry for entry in entries if entry in layout.BACKED_UP)):
+    for name in (STAGING, *(entry for entry in entries if entry in (*layout.BACKED_UP, DATABASE_MARKER))):
         target = home / name
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)

@@ -29,7 +29,7 @@ async def on_server(postgresql: TestServer, empty: str, tmp_path: Path) -> Async
 
 @pytest.fixture
 async def in_file(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(tmp_path / "hatrack.db")
+    database = Database(tmp_path / "in-file" / "hatrack.db")
     await database.open()
     yield database
     await database.close()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from service.access.tables import audit
 from service.batches.asking import MAX_ATTEMPTS, Answer
 from service.batches.pace import Pace
 from service.batches.results import ResultLog
-from service.errors import DiskFull, EngineCut, EngineUnavailable, HatrackError, QuotaSpent, Timeout
+from service.errors import DiskFull, EngineCut, EngineUnavailable, HatrackError, QuotaSpent, Timeout, Unavailable
 from service.files.service import AdoptedFile
 from tests.unit.service.batches.batches_app import LIMIT_S, BatchesApp, line, reply, text_of
 from tests.unit.service.files.files_app import bearer
@@ -325,3 +328,40 @@ async def test_callers_traffic_is_not_refused_for_a_batch(gateway: BatchesApp) -
     assert answer.status == 200
     gateway.engine.held.set()
     await gateway.ended(batch_id)
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["asked", "not asked"])
+async def test_results_that_were_listed_all_the_same_keep_their_bytes(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    """The connection is lost in the moment of saving, and for the next question, too, or not."""
+    run, lost = gateway.database.run, 0
+
+    async def instead(work: Callable[[sa.Connection], Any], **more: Any) -> Any:
+        nonlocal lost
+        result = await run(work, **more)
+        name = work.__qualname__.partition("<locals>.")[2]
+        if "_finish" in work.__qualname__ and (name == "work" or not comes_back) and lost < 2 - comes_back:
+            lost += 1
+            raise Unavailable("the metadata database cannot be reached now; try again")
+        return result
+
+    monkeypatch.setattr(gateway.database, "run", instead)
+    batch = await gateway.ended(await gateway.start("one", "two"))
+    assert batch["status"] == "completed"
+    await until(lambda: lost == 2 - comes_back and not gateway.batches._runs)
+    assert len(await gateway.lines_of(batch["output_file_id"])) == 2
+    listed = await gateway.listed()
+    assert len(listed) == 2, "the input and one output"
+    assert set(listed) <= gateway.on_disk()
+    assert gateway.on_disk() - set(listed) == set(), "of the attempts that listed nothing there are no bytes"
+    ended = await gateway.database.run(
+        lambda db: db.scalar(sa.select(sa.func.count()).where(audit.c.action == "batch.end"))
+    )
+    assert ended == 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110 (nothing tells it)
+            await asyncio.sleep(0.01)

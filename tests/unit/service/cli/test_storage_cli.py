@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from pathlib import Path
@@ -95,3 +96,28 @@ def test_garbage_is_listed_and_goes_only_with_consent(home: StorageHome, monkeyp
     assert removed == {"file": True, "batch": True}
     assert not orphan.exists()
     assert "nothing that nothing names" in hatrack("gc").stdout
+
+
+def test_garbage_that_stays_is_an_error(home: StorageHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    monkeypatch.setattr("service.storage.garbage.time.time", lambda: now() + 48 * 3600)
+    orphan = home.path / "files" / "file-stuck"
+    orphan.write_bytes(b"x" * 2048)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == orphan:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        shown = hatrack("gc", "--yes")
+        assert (shown.exit_code, f"Not removed: {orphan}: Operation not permitted" in shown.output) == (1, True)
+        done = hatrack("gc", "--yes", "--json")
+        answer = json.loads(done.stdout)
+        (each,) = answer["garbage"]
+        assert (done.exit_code, answer["freed_bytes"], each["removed"]) == (1, 0, False)
+        assert each["error"] == f"{orphan}: Operation not permitted"
+    assert hatrack("gc", "--yes").exit_code == 0
+    assert not orphan.exists()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from service.storage.garbage import (
     WHEN_ENGINE_STARTS,
     WHEN_TRAINER_STARTS,
     WITHOUT_ENGINE_URL,
+    Garbage,
     find_garbage,
     remove_garbage,
 )
@@ -202,3 +205,35 @@ def test_without_the_database_nothing_is_called_garbage(littered: StorageHome, t
         find_garbage(elsewhere)
     with pytest.raises(BackupError, match="there is no home"):
         find_garbage(littered.at(tmp_path / "nowhere").settings)
+
+
+@pytest.mark.usefixtures("aged")
+def test_what_cannot_be_removed_is_said_and_not_counted(littered: StorageHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may remove everything: the system calls refuse."""
+    stuck = {"output.jsonl", "file-unlisted"}
+
+    def refuse(call: Callable[..., None]) -> Callable[..., None]:
+        def instead(path: str | Path, *args: Any, **more: Any) -> None:
+            if Path(path).name in stuck:
+                raise PermissionError(errno.EPERM, "Operation not permitted", path)
+            call(path, *args, **more)
+
+        return instead
+
+    end_run(littered)
+    (littered.path / "batches" / "batch_ended" / "error.jsonl").write_bytes(b"x" * 7)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", refuse(os.unlink))
+        removed: list[Garbage] = []
+        failed: dict[str, str] = {}
+        freed = remove_garbage(
+            littered.settings,
+            removed=removed.append,
+            failed=lambda each, reason: failed.update({each.paths[0].name: reason}),
+        )
+    assert set(failed) == {"batch_1", "batch_ended", "file-unlisted"}
+    assert all(reason.endswith(": Operation not permitted") for reason in failed.values())
+    assert str(littered.path / "batches" / "batch_ended" / "output.jsonl") in failed["batch_ended"]
+    assert {each.paths[0].name for each in removed}.isdisjoint(failed)
+    assert freed == sum(each.bytes for each in removed) + 7, "of the folder that is still there one file is gone"
+    assert (littered.path / "batches" / "batch_ended" / "output.jsonl").exists()
