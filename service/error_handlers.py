@@ -19,7 +19,7 @@ from adapters.validation import message, shown
 from service.access.http import note_refusal, request_id
 from service.errors import BadRequest, HatrackError, MethodNotAllowed, UnknownField, no_such_route, to_hatrack_error
 
-PUBLIC: Final = frozenset({"/", "/console", "/docs", "/healthz", "/openapi.json", "/readyz"})
+PUBLIC: Final = frozenset({"/", "/console", "/docs", "/health", "/healthz", "/openapi.json", "/readyz"})
 """Paths that need no key. Every other path answers 401 without one; `GET /metrics` decides for itself."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 

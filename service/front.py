@@ -52,7 +52,7 @@ from service.telemetry.record import Accounts, LogAccount
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
 
-OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+OWN_PATHS: Final = frozenset({"/health", "/healthz", "/readyz", "/metrics"})
 RETIRE_LOOK_S: Final = 0.5
 SWITCH_S: Final = 10.0
 """How long a front waits for the engines of a gateway that has others now, before it asks only those, s."""
@@ -160,6 +160,7 @@ class Front:
         async def healthz() -> dict[str, str]:
             return {"status": "ok", "version": __version__}
 
+        @api.get("/health")
         @api.get("/readyz")
         async def readyz() -> JSONResponse:
             ready, shown = self.readiness()

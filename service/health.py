@@ -89,10 +89,11 @@ def health(fleet: Fleet, trainer: TrainerWatch, fronts: FrontSessions | None = N
         """Liveness; needs no key."""
         return {"status": "ok", "version": __version__}
 
+    @router.get("/health", responses=answers(Readiness) | answers(Readiness, status=503), operation_id="health")
     @router.get("/readyz", responses=answers(Readiness) | answers(Readiness, status=503))
     async def readyz() -> JSONResponse:
         """Readiness: 200 if the engine (of several, any) answers, else 503 with its state and the reason; needs no
-        key."""
+        key. `/health` is the same, under the name that vLLM's clients ask for."""
         state, ready = fleet.state, fleet.ready
         body: dict[str, Any] = {
             "status": "ready" if ready else state.name,

@@ -108,6 +108,7 @@ async def test_without_an_agent_the_gateway_answers_for_all(tmp_path: Path, base
         front = await made.front()
         assert (await front.chat()).status_code == 200
         shown = (await front.http.get("/readyz")).json()
+        assert (await front.http.get("/health")).status_code == 200
         assert shown["engine"]["reason"] == "the gateway answers for all"
         assert (await made.usage())["requests"] == 1
 

@@ -22,7 +22,7 @@ from tests.unit.service.server.served import Answer, Served, served
 
 ADMIN_KEY = "the-admin-key-of-these-tests"
 PUBLIC = {
-    *(("GET", path) for path in ("/", "/console", "/docs", "/healthz", "/openapi.json", "/readyz")),
+    *(("GET", path) for path in ("/", "/console", "/docs", "/health", "/healthz", "/openapi.json", "/readyz")),
     *(("GET", f"/docs/{name}") for name in ("start.js", "swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")),
     *(("GET", f"/console/{name}") for name in static_files() if name != "index.html"),
 }
