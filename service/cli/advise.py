@@ -25,6 +25,7 @@ from service.cli.evaluate import EXIT_NOT_ENOUGH_EVIDENCE, POLL_S
 from service.cli.grounding import versions_served_with, what_breaks
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, ClientError, HatrackClient
+from service.client.output import check_writable, writing
 
 if TYPE_CHECKING:
     from service.client.types.ladders import Ladder, LadderReport, ReportedRung
@@ -121,8 +122,9 @@ def advise(
         )
     if (teacher is None) != (unlabelled is None):
         raise typer.BadParameter("--teacher and --unlabelled need each other.")
-    _check_writable(html)
     with terminal.reporting(as_json), HatrackClient() as client:
+        if html is not None:
+            check_writable(html)
         file_id = find_source(client, data).sent(client)
         prompts_id = None if unlabelled is None else client.files.create(unlabelled, PROMPTS_PURPOSE)["id"]
         with _documents(client, docs, name, quiet=as_json) as stores:
@@ -160,8 +162,9 @@ def advice(
         raise typer.BadParameter("--clean only deletes; leave out --follow and --html.")
     if clean and as_json and not yes:
         raise typer.BadParameter("--clean --json asks nothing: add --yes.")
-    _check_writable(html)
     with terminal.reporting(as_json), HatrackClient() as client:
+        if html is not None:
+            check_writable(html)
         if ladder_id is None:
             newest = next(iter(client.ladders.list()), None)
             if newest is None:
@@ -234,12 +237,6 @@ def _prompt(path: Path) -> str:
         return path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"--instructions {path}: it must be a text file in UTF-8 ({error}).") from error
-
-
-def _check_writable(html: Path | None) -> None:
-    """Fail before the long wait, not after it."""
-    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise typer.BadParameter(f"--html {html}: not a file in an existing directory.")
 
 
 @contextmanager
@@ -317,7 +314,9 @@ def _finish(client: HatrackClient, ladder: Ladder, html: Path | None, *, as_json
     if html is not None and report is None:
         typer.echo(f"{html} was not written: the ladder has no report yet.", err=True)
     elif html is not None:
-        html.write_bytes(client.ladders.report_html(ladder["id"]))
+        page = client.ladders.report_html(ladder["id"])
+        with writing(html):
+            html.write_bytes(page)
         typer.echo(f"wrote {html}; it is self-contained", err=as_json)
     if waited and report is None:
         raise typer.Exit(terminal.FAILED)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient
+from service.client.output import check_writable
 
 if TYPE_CHECKING:
     from service.client.types.batches import Batch, BatchEndpoint
@@ -46,7 +47,10 @@ def batch(
         raise typer.BadParameter("--cancel needs the id of a batch.")
     if is_id and endpoint is not None:
         raise typer.BadParameter("--endpoint needs a file.")
+    answers = out or Path(f"{target.removesuffix('.jsonl')}.answers.jsonl")
     with terminal.reporting(as_json), HatrackClient() as client:
+        if wait:
+            check_writable(answers)
         if not is_id:
             result = _start(client, Path(target), endpoint)
         elif cancel:
@@ -56,7 +60,7 @@ def batch(
         written: list[Path] = []
         if wait:
             result = _follow(client, result, quiet=as_json)
-            written = _write(client, result, out or Path(f"{target.removesuffix('.jsonl')}.answers.jsonl"))
+            written = _write(client, result, answers)
     if as_json:
         terminal.print_json(result)
     else:

@@ -218,10 +218,7 @@ def pull(
         raise typer.BadParameter(f"{file} exists; give --force to overwrite it.")
     with terminal.reporting(as_json), HatrackClient() as client:
         version = find_version(client, target)
-        try:
-            client.datasets.versions.download(target.name, version["version"], file)
-        except OSError as error:
-            raise ClientError(0, "not_writable", f"{file} cannot be written: {error.strerror}.") from error
+        client.datasets.versions.download(target.name, version["version"], file)
     if as_json:
         terminal.print_json(version)
     else:

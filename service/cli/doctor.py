@@ -201,21 +201,25 @@ def data(settings: Settings) -> Finding:
 
 
 def database(settings: Settings) -> Finding:
-    """Whether the PostgreSQL server that holds the database answers, in a version that this release works with."""
-    if settings.database_address is None:
-        return Finding("database", "ok", f"SQLite, {settings.home / 'hatrack.db'}")
+    """Whether the settings say where this home's database is, and its server answers, in a version that will do."""
     from adapters.database.backend import DatabaseFault
     from adapters.database.postgresql import MIN_VERSION, PostgresServer
-    from service.database import SCHEMA
+    from service.storage.layout import DATABASE, databases
 
-    server = PostgresServer(settings.database_address, SCHEMA, settings.home)
+    server, _ = databases(settings)[DATABASE]
+    if (problem := server.misplaced()) is not None:
+        return Finding("database", "failed", problem, "see deploy/POSTGRESQL.md")
+    if not isinstance(server, PostgresServer):
+        return Finding("database", "ok", f"SQLite, {server.place}")
     try:
         number, version = server.version()
-        revision = server.revision()
+        revision, problem = server.revision(), server.foreign()
     except DatabaseFault as error:
         advice = "check HATRACK_DATABASE_URL, and that the server runs and lets this user in (deploy/POSTGRESQL.md)"
         return Finding("database", "failed", str(error), advice)
     schema = "no schema yet; it is made at the first start" if revision is None else f"schema {revision}"
+    if problem is not None:
+        return Finding("database", "failed", problem, "see deploy/POSTGRESQL.md")
     found = f"PostgreSQL {version} at {server.place}, {schema}"
     if number < MIN_VERSION:
         return Finding("database", "failed", found, f"upgrade the server to PostgreSQL {MIN_VERSION} or newer")

@@ -18,6 +18,7 @@ from service.cli import terminal
 from service.cli.datasets import data_argument
 from service.cli.terminal import AsJson
 from service.client import FINAL_STATUSES, ClientError, HatrackClient, JsonObject
+from service.client.output import check_writable, writing
 
 if TYPE_CHECKING:
     from service.client.types.evaluations import ArmDifference, ArmMean, Evaluation, EvaluationReport
@@ -158,15 +159,18 @@ def report(
 ) -> None:
     """Show the report of an evaluation, or of a version's latest verdict."""
     with terminal.reporting(as_json), HatrackClient() as client:
+        if html is not None:
+            check_writable(html)
         if target.startswith("eval-") and "@" not in target:
             shown = client.evaluations.report(target)
             page = client.evaluations.report_html(target) if html is not None else b""
         else:
             shown, page = _version_report(client, target, with_page=html is not None)
-    if html is not None:
-        html.write_bytes(page)
-        if not as_json:
-            typer.echo(f"wrote {html} ({terminal.size(len(page))}); it is self-contained")
+        if html is not None:
+            with writing(html):
+                html.write_bytes(page)
+    if html is not None and not as_json:
+        typer.echo(f"wrote {html} ({terminal.size(len(page))}); it is self-contained")
     if as_json:
         terminal.print_json(shown)
     elif html is None:

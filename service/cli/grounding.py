@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from adapters.wording import counted
 from service.cli import terminal
-from service.client import HatrackClient
+from service.client import ClientError, HatrackClient
+
+FORBIDDEN: Final = 403
 
 InsertAs = Annotated[
     Literal["passages", "turns"] | None,
@@ -56,6 +58,16 @@ def versions_served_with(client: HatrackClient, store_id: str) -> list[str]:
         for version in adapter["versions"]
         if store_id in ((version["settings"].get("grounding") or {}).get("vector_store_ids") or ())
     ]
+
+
+def store_users(client: HatrackClient, store_id: str) -> str:
+    """What the deletion of a store breaks, as a sentence, or that the key may not see it. Raises ClientError."""
+    try:
+        return what_breaks(versions_served_with(client, store_id))
+    except ClientError as error:
+        if error.status != FORBIDDEN:
+            raise
+        return "This key may not see which versions use this store."
 
 
 def _shown_aliases(aliases: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from adapters.wording import counted
 from service.cli import terminal
 from service.cli.completion import complete_store
-from service.cli.grounding import versions_served_with, what_breaks
+from service.cli.grounding import store_users
 from service.cli.terminal import AsJson, examples
 from service.client import ClientError, HatrackClient
 
@@ -189,8 +189,7 @@ def rm(
         target = client.vector_stores.find(store)
         if file is None:
             if not yes:
-                with contextlib.suppress(ClientError):  # a key may see stores and no adapters
-                    typer.echo(what_breaks(versions_served_with(client, target["id"])), err=True)
+                typer.echo(store_users(client, target["id"]), err=True)
                 typer.confirm(
                     f"Delete {terminal.clean(store)} with its {counted(target['file_counts']['total'], 'file')}?",
                     abort=True,

@@ -29,6 +29,7 @@ from adapters.wording import counted
 from service.cli import terminal
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
+from service.client.output import not_written
 
 if TYPE_CHECKING:
     from service.client.types.training import Teacher as TeacherObject
@@ -125,6 +126,8 @@ class _Run:
                 finally:
                     self.labelled = sort_replies(prompts, self._teacher, journal)
                     self._files.write(self.labelled, self._teacher, self._sample)
+        except OSError as error:
+            raise not_written(self._files.training, error, self._go_on()) from error
         except JournalInUse as error:
             raise ClientError(0, "labelling_in_progress", f"{error}.") from error
         except TeacherBusy as error:

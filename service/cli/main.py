@@ -43,9 +43,11 @@ app = typer.Typer(
     epilog=(
         "\b\nEnvironment:\n"
         "  HATRACK_URL      the gateway [default: the profile that `hatrack login` saved,\n"
-        "                   else OPENAI_BASE_URL, else http://127.0.0.1:8000]\n"
+        "                   else OPENAI_BASE_URL with OPENAI_API_KEY\n"
+        "                   unless HATRACK_KEY is set,\n"
+        "                   else http://127.0.0.1:8000]\n"
         "  HATRACK_KEY      the API key [default: the profile's for its gateway,\n"
-        "                   OPENAI_API_KEY with OPENAI_BASE_URL,\n"
+        "                   OPENAI_API_KEY for OPENAI_BASE_URL,\n"
         "                   else admin.key under HATRACK_HOME for a gateway on this machine]\n"
         "  HATRACK_PROJECT  the project in which an admin key acts [default: default]\n"
         "  HATRACK_PROFILE  the saved profile [default: the current one]\n\n"

@@ -27,6 +27,7 @@ from adapters.errors import AdapterError
 from adapters.names import parse_dataset, parse_name
 from service.cli.datasets import DataSource, find_version
 from service.client import ClientError, HatrackClient
+from service.client.output import writing
 from service.client.upload import file_sha256
 
 FORMAT: Final = 1
@@ -103,12 +104,9 @@ class Recipe:
 
 
 def write_recipe(path: Path, recipe: Recipe, job_id: str) -> None:
-    """Write a recipe's file. Raises ClientError `not_writable`; the job has been created by then."""
-    try:
+    """Write a recipe's file. Raises ClientError `not_writable` or `disk_full`; the job has been created by then."""
+    with writing(path, f"The job {job_id} was created all the same."):
         path.write_text(recipe_text(recipe, path.parent, job_id), encoding="utf-8")
-    except OSError as error:
-        message = f"{path} cannot be written: {error.strerror}. The job {job_id} was created all the same."
-        raise ClientError(0, "not_writable", message) from error
 
 
 def recipe_text(recipe: Recipe, directory: Path, job_id: str) -> str:

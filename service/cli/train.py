@@ -30,6 +30,7 @@ from service.cli.jobs import Follow, finish, follow_job
 from service.cli.recipe import Recipe, read_recipe, recipe_text, require_same_data, write_recipe
 from service.cli.terminal import AsJson
 from service.client import HatrackClient
+from service.client.output import check_writable
 
 if TYPE_CHECKING:
     from service.client.types.training import FineTuningJob, Integration
@@ -274,7 +275,8 @@ def _create(
 ) -> FineTuningJob:
     """Create a recipe's job, and save the recipe in ``target`` with the seed that the job has got."""
     if target is not None:
-        recipe_text(recipe, target.parent, "")  # refused before there is a job
+        check_writable(target)  # refused before there is a job
+        recipe_text(recipe, target.parent, "")
     job = client.fine_tuning.jobs.create(**_arguments(client, recipe), integrations=integrations or None)
     if target is not None:
         chosen = job.get("seed") if recipe.seed is None else recipe.seed

@@ -46,7 +46,8 @@ class HatrackClient:
 
     Args:
         base_url: The gateway's address, with or without `/v1`. None: `HATRACK_URL`, else the profile that
-            `hatrack login` saved, else `OPENAI_BASE_URL`, else http://127.0.0.1:8000.
+            `hatrack login` saved, else `OPENAI_BASE_URL` with `OPENAI_API_KEY` unless `HATRACK_KEY` is set, else
+            http://127.0.0.1:8000.
         api_key: The key. None: `HATRACK_KEY`, else the profile's where the address is the profile's, else
             `OPENAI_API_KEY` where it is `OPENAI_BASE_URL`, else, for a gateway on this machine, the admin key under
             `HATRACK_HOME`.
@@ -54,6 +55,7 @@ class HatrackClient:
             the gateway's `default`.
         transport: Another way to reach the gateway, such as `httpx.ASGITransport`.
         patience_s: Seconds to wait for an answer to a quick call, such as a list. None: 30.
+        settings: Where the address, the key and the project come from that are not given. None: the environment.
 
     Raises:
         ClientError: `url_invalid` or `key_invalid`; `profile_not_found` or `profiles_unreadable`.
@@ -70,8 +72,9 @@ class HatrackClient:
         project: str | None = None,
         transport: httpx.BaseTransport | None = None,
         patience_s: float | None = None,
+        settings: ClientSettings | None = None,
     ) -> None:
-        settings = ClientSettings()
+        settings = settings or ClientSettings()
         self.url: Final = _checked_url(without_v1(base_url if base_url is not None else settings.gateway_url))
         key = api_key if api_key is not None else settings.gateway_key(self.url)
         if key is not None and not (key.isascii() and key.isprintable()):

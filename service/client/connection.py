@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
+from service.client.output import writing
 from service.client.wire import CannotConnect, ClientError, json_body, refusal
 
 CONNECT_S: Final = 5.0
@@ -109,19 +110,24 @@ class Connection:
             yield response
 
     def download(self, path: str, target: Path | str) -> int:
-        """Save the bytes at a path; ``target`` is created only once they are complete. Returns their number."""
+        """Save the bytes at a path; ``target`` is created only once they are complete. Returns their number.
+
+        Raises:
+            ClientError: `disk_full` or `not_writable`.
+        """
         target = Path(target)
         part = target.with_name(target.name + ".part")
-        try:
-            headers = {"accept-encoding": "identity"}
-            with self.stream("GET", path, headers=headers) as response, part.open("wb") as out:
-                for chunk in response.iter_bytes():
-                    out.write(chunk)
-            size = part.stat().st_size
-            part.replace(target)
-            return size
-        finally:
-            part.unlink(missing_ok=True)
+        with writing(target):
+            try:
+                headers = {"accept-encoding": "identity"}
+                with self.stream("GET", path, headers=headers) as response, part.open("wb") as out:
+                    for chunk in response.iter_bytes():
+                        out.write(chunk)
+                size = part.stat().st_size
+                part.replace(target)
+                return size
+            finally:
+                part.unlink(missing_ok=True)
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import httpx
 from adapters.names import parse_dataset
 from service.client.connection import CONNECT_S, Connection, Resource, given, path_of
 from service.client.files import Files
+from service.client.output import writing
 from service.client.types.datasets import Dataset, DatasetDiff, DatasetVersion, PushedDatasetVersion
 from service.client.upload import file_sha256
 from service.client.wire import ClientError
@@ -123,23 +124,25 @@ class DatasetVersions(Resource):
             Its size in bytes.
 
         Raises:
-            ClientError: `checksum_mismatch`.
+            ClientError: `checksum_mismatch`; `disk_full` or `not_writable`.
         """
         target = Path(target)
         wanted = self.retrieve(name, version)
         part = target.with_name(target.name + ".part")
         digest = hashlib.sha256()
         path = path_of("files", wanted["file"], "content")
-        try:
-            headers = {"accept-encoding": "identity"}
-            with self._connection.stream("GET", path, headers=headers) as response, part.open("wb") as out:
-                for chunk in response.iter_bytes():
-                    digest.update(chunk)
-                    out.write(chunk)
-            if digest.hexdigest() != wanted["sha256"]:
-                message = f"The download of {name}@{version} does not have its SHA-256, {wanted['sha256']}; try again."
-                raise ClientError(0, "checksum_mismatch", message)
-            part.replace(target)
-            return wanted["bytes"]
-        finally:
-            part.unlink(missing_ok=True)
+        with writing(target):
+            try:
+                headers = {"accept-encoding": "identity"}
+                with self._connection.stream("GET", path, headers=headers) as response, part.open("wb") as out:
+                    for chunk in response.iter_bytes():
+                        digest.update(chunk)
+                        out.write(chunk)
+                if digest.hexdigest() != wanted["sha256"]:
+                    sha256 = wanted["sha256"]
+                    message = f"The download of {name}@{version} does not have its SHA-256, {sha256}; try again."
+                    raise ClientError(0, "checksum_mismatch", message)
+                part.replace(target)
+                return wanted["bytes"]
+            finally:
+                part.unlink(missing_ok=True)

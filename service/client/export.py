@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from adapters.manifest import Manifest
 from adapters.merge import Merge, merge, merged_bytes
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, digest_of
 from service.client.model_card import model_card
+from service.client.output import not_written
 from service.client.wire import ClientError
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def export_merged(
     except AdapterError as error:
         raise ClientError(0, error.code, error.message) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ClientError(0, "disk_full", f"The disk of {target} is full; nothing was exported.") from error
-        raise ClientError(0, "not_writable", f"{target} cannot be written: {error.strerror or error}.") from error
+        raise not_written(target, error, "Nothing was exported.") from error
     return result
 
 

@@ -6,10 +6,8 @@ are left out.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
@@ -21,6 +19,7 @@ import httpx
 
 from service.client.addresses import on_this_machine, without_v1
 from service.client.connection import CONNECT_S, PAGE, path_of
+from service.client.output import writing
 from service.client.wire import ClientError, json_body
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
@@ -177,7 +176,7 @@ class OpenAIAccount:
         partial = target.with_name(f".{target.name}.partial")
         what = f"the content of {file['id']} ({file['filename']})"
         try:
-            with _writing(target):
+            with writing(target):
                 size = self._tried(what, lambda: self._save(file["id"], partial, what, progress))
                 if size != file["bytes"]:
                     message = f"OpenAI sent {size} bytes as {what}, which has {file['bytes']}; try again."
@@ -310,13 +309,3 @@ def _checked_url(url: str) -> str:
         message = f"{url!r} cannot be OpenAI's address: it must begin with https://, since the key is sent to it."
         raise ClientError(0, "openai_url_invalid", message)
     return bare
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ClientError(0, "disk_full", f"The disk of {target} is full.") from error
-        raise ClientError(0, "not_writable", f"{target} cannot be written: {error.strerror or error}.") from error

@@ -58,13 +58,14 @@ class Profiles:
                 document = json.loads(file.read(MAX_FILE_BYTES))
             saved = {name: _profile(value) for name, value in document["profiles"].items()}
             current = document.get("current")
+            current = current if current in saved else None
         except FileNotFoundError:
             return cls(path, {}, None)
         except OSError as error:
             raise _unreadable(path, error.strerror or str(error)) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unreadable(path, "it is damaged; delete it, and run `hatrack login` again") from error
-        return cls(path, saved, current if current in saved else None)
+        return cls(path, saved, current)
 
     def get(self, name: str | None) -> Profile | None:
         """The profile of a name; None as the name: the current one, if there is one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -18,6 +17,7 @@ from adapters.manifest import Manifest
 from adapters.store import digest_of
 from service.client.connection import Connection, path_of
 from service.client.model_card import MAX_README_BYTES, adapter_card, is_adapter_card, is_blank_card
+from service.client.output import not_written
 from service.client.upload import CONFIG_FILE, METADATA_FILE, README_FILE, SETTINGS_FILE, WEIGHTS_FILE, file_sha256
 from service.client.wire import ClientError
 
@@ -28,7 +28,6 @@ PAUSES_S: Final = (0.5, 1.0, 2.0, 5.0)
 """Between attempts that bring nothing; after the last one the download is given up, and what has come is kept."""
 ANY_RANK: Final = 2**31
 _BROKEN: Final = frozenset({"connection_lost", "timeout"})
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,7 @@ def pull(
     except FileExistsError as error:
         raise ClientError(0, "target_exists", f"{target} is not a directory.") from error
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise ClientError(0, "disk_full", f"The disk of {target} is full; pull again to go on.") from error
-        raise ClientError(0, "not_writable", f"{target} cannot be written: {error.strerror or error}.") from error
+        raise not_written(target, error, "Pull again to go on.") from error
 
 
 class _Puller:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,8 +19,10 @@ class ClientSettings(BaseSettings):
     """Where the `hatrack` command and the Python client find a gateway, and the key that they show it.
 
     What counts first: `hatrack --profile`, then `HATRACK_URL` and `HATRACK_KEY`, the profile that `hatrack login`
-    saved, the `openai` client's own variables, and a gateway on this machine. A key goes only to the gateway that it
-    was given for: a profile's to its URL, the `openai` client's to its own; one for another service is not sent.
+    saved, `OPENAI_BASE_URL` with `OPENAI_API_KEY` where `HATRACK_KEY` is not set, and a gateway on this machine. A
+    profile's key is sent to the profile's URL only, `OPENAI_API_KEY` to `OPENAI_BASE_URL` only. `HATRACK_KEY` is
+    sent to the gateway that `HATRACK_URL`, a profile or the caller names, or to the one on this machine, and never to
+    an address that only `OPENAI_BASE_URL` names: that may be OpenAI's.
 
     Properties and methods raise ClientError where the profiles are needed and cannot be read.
     """
@@ -48,6 +51,20 @@ class ClientSettings(BaseSettings):
         return self.profiles.get(chosen_profile.get() or self.profile_name)
 
     @property
+    def openai_pair(self) -> tuple[str, str] | None:
+        """`OPENAI_BASE_URL` and `OPENAI_API_KEY`; None unless both are set, and `HATRACK_KEY` is not.
+
+        Whoever has set that one has a gateway's key of their own, and the two may be for OpenAI itself.
+        """
+        if self.key is not None or self.openai_url is None or self.openai_key is None:
+            return None
+        return self.openai_url, self.openai_key.get_secret_value()
+
+    def without_openai(self) -> Self:
+        """The settings of a program that talks to OpenAI, too: `OPENAI_BASE_URL` and `OPENAI_API_KEY` do not count."""
+        return self.model_copy(update={"openai_url": None, "openai_key": None})
+
+    @property
     def gateway_url(self) -> str:
         """The gateway's address, perhaps with `/v1` at its end."""
         return self.named_url or DEFAULT_URL
@@ -57,17 +74,19 @@ class ClientSettings(BaseSettings):
         """The address that a variable or a profile names; None if none does."""
         if self.url is not None and chosen_profile.get() is None:
             return self.url
-        return (self.profile and self.profile.url) or self.openai_url
+        if self.profile is not None:
+            return self.profile.url
+        return self.openai_pair[0] if self.openai_pair is not None else None
 
     def gateway_key(self, url: str) -> str | None:
         """The key for `url`: `HATRACK_KEY`, a profile's, the `openai` client's, or the admin key of a gateway on this
-        machine."""
+        machine. None if there is none for it."""
         if self.key is not None and chosen_profile.get() is None:
             return self.key.get_secret_value()
         if self.profile is not None and self.profile.key is not None and self.profile.url == url:
             return self.profile.key
-        if self.openai_key is not None and self.openai_url is not None and without_v1(self.openai_url) == url:
-            return self.openai_key.get_secret_value()
+        if self.openai_pair is not None and without_v1(self.openai_pair[0]) == url:
+            return self.openai_pair[1]
         if not on_this_machine(url):
             return None
         try:

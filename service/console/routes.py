@@ -53,15 +53,38 @@ def console() -> APIRouter:
     return router
 
 
+class StaticFile:
+    """One file, read and hashed when it is first asked for and after each change, always in a thread: a request costs
+    the event loop, which inference shares, neither a hash nor a look at the disk.
+
+    Args:
+        path: Where it is; it is there as long as the gateway runs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: tuple[tuple[int, int], bytes, str] | None = None
+
+    async def content(self) -> tuple[bytes, str]:
+        """Its bytes, and their `ETag`."""
+        return await asyncio.to_thread(self._current)
+
+    def _current(self) -> tuple[bytes, str]:
+        status = self._path.stat()
+        state = (status.st_mtime_ns, status.st_size)
+        if self._read is None or self._read[0] != state:
+            content = self._path.read_bytes()
+            self._read = (state, content, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+        return self._read[1:]
+
+
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    path = STATIC / name
+    static = StaticFile(STATIC / name)
     headers = HEADERS | {"cache-control": "no-store" if name == PAGE else "no-cache"}
-    media_type = MEDIA_TYPES[path.suffix]
+    media_type = MEDIA_TYPES[Path(name).suffix]
 
     async def file(request: Request) -> Response:
-        # read each time, in a thread: a few kilobytes, and a change is seen at the next reload
-        content = await asyncio.to_thread(path.read_bytes)
-        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        content, etag = await static.content()
         if name != PAGE and etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers | {"etag": etag})
         tagged = headers if name == PAGE else headers | {"etag": etag}

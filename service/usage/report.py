@@ -55,7 +55,7 @@ class UsageReport:
         self._wall = wall
 
     async def read(self, caller: Caller, query: UsageQuery) -> dict[str, Any]:
-        """One page: ``{"object": "list", "start", "end", "data": [...], "has_more"}``, oldest first.
+        """One page: ``{"object": "list", "start", "end", "only_key", "data": [...], "has_more"}``, oldest first.
 
         An admin's key sees everything, every other its own usage alone: a filter for what it may not see finds
         nothing, as a filter for what does not exist. ``start`` is rounded down and ``end`` up to whole buckets.
@@ -71,13 +71,15 @@ class UsageReport:
         """
         selection = selection_of(query, self._wall())
         await self._account.flush()
-        visible = selection if caller.may(Scope.ADMIN) else own(selection, caller)
+        sees_all = caller.may(Scope.ADMIN)
+        visible = selection if sees_all else own(selection, caller)
         rows = await self._database.run(partial(_page, selection=visible), read_only=True)
         data = [_row(row, selection) for row in rows[: query.limit]]
         return {
             "object": "list",
             "start": selection.start,
             "end": selection.end,
+            "only_key": None if sees_all else caller.key_id,
             "data": data,
             "has_more": len(rows) > query.limit,
         }

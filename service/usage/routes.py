@@ -46,6 +46,7 @@ class UsagePage(ApiModel):
     object: Literal["list"]
     start: int
     end: int
+    only_key: str | None = Field(description="Id of the key whose usage alone is in it; null: an admin's sees all.")
     data: list[UsageRow]
     has_more: bool
 

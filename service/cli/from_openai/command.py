@@ -17,6 +17,7 @@ from service.cli.usage import moment
 from service.client import ClientError, HatrackClient
 from service.client.addresses import without_v1
 from service.client.openai_account import NOT_FOUND, OPENAI_URL, OpenAIAccount, OpenAIFile, OpenAIJob
+from service.client.output import writing
 from service.client.settings import ClientSettings
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def import_openai(
             metavar="DIR", file_okay=False, help="Keep OpenAI's jobs and files in DIR. [default: delete them]"
         ),
     ] = None,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Let versions that pass replace what is live now under their names.")
+    ] = False,
     openai_url: Annotated[str, typer.Option(metavar="URL", help="OpenAI's address.")] = OPENAI_URL,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; needed in scripts.")] = False,
@@ -72,14 +76,15 @@ def import_openai(
 ) -> None:
     """Import fine-tuning jobs from OpenAI: files, method, hyperparameters, seed, name and metadata become jobs here.
 
-    Shows what will be done and asks first. Reads OPENAI_API_KEY, which goes to OpenAI and nowhere else. Run again, it
-    takes what is not here yet.
+    Shows what will be done and asks first. What is live stays live, unless --promote is given. Reads OPENAI_API_KEY,
+    which goes to OpenAI and nowhere else; the gateway and its key are never taken from OPENAI_BASE_URL and
+    OPENAI_API_KEY. Run again, it takes what is not here yet.
     """
     names = _names(jobs or [])
     start = None if since is None else moment(since, "--since")
-    with terminal.reporting(as_json), HatrackClient() as client, _account(client, openai_url) as account:
+    with terminal.reporting(as_json), _gateway() as client, _account(client, openai_url) as account:
         base = _base(client)
-        plan = _plan(client, account, names, since=start, automatic=auto, retry=retry)
+        plan = _plan(client, account, names, since=start, automatic=auto, retry=retry, promote=promote)
         if not as_json:
             _print_plan(plan, client.url, base)
         outcomes: Sequence[Outcome] = []
@@ -103,6 +108,11 @@ def _names(jobs: Sequence[str]) -> dict[str, str | None]:
     return names
 
 
+def _gateway() -> HatrackClient:
+    """A client of the gateway, whose address and key never come from the variables that are OpenAI's here."""
+    return HatrackClient(settings=ClientSettings().without_openai())
+
+
 def _account(client: HatrackClient, url: str) -> OpenAIAccount:
     """The account that OPENAI_API_KEY opens. Raises ClientError if the key or the address is the gateway's."""
     settings = ClientSettings()
@@ -113,7 +123,7 @@ def _account(client: HatrackClient, url: str) -> OpenAIAccount:
     if without_v1(url) == client.url:
         message = f"{url} is the gateway, too; name the gateway with HATRACK_URL or `hatrack login`."
         raise ClientError(0, "openai_url_invalid", message)
-    if key == settings.gateway_key(client.url) or key.startswith(HATRACK_KEYS):
+    if key == settings.without_openai().gateway_key(client.url) or key.startswith(HATRACK_KEYS):
         message = (
             "OPENAI_API_KEY has a gateway's key. Set it to OpenAI's, and name the gateway and its key with "
             "HATRACK_URL and HATRACK_KEY, or `hatrack login`."
@@ -143,13 +153,15 @@ def _plan(
     since: int | None,
     automatic: bool,
     retry: bool,
+    promote: bool,
 ) -> list[PlannedJob]:
     """What becomes of the jobs, oldest first."""
-    from service.cli.from_openai.plan import plan_job
+    from service.cli.from_openai.plan import adapter_name, plan_job
 
     found = [account.job(job_id) for job_id in names] if names else list(_jobs_since(account, since))
     found.sort(key=lambda job: job["created_at"])
     here = _jobs_here(client, retry=retry)
+    adapters = {adapter["name"]: adapter for adapter in client.adapters.list()}
     files: dict[str, OpenAIFile | None] = {}
     for job in found:
         for file_id in filter(None, (job["training_file"], job.get("validation_file"))):
@@ -163,6 +175,8 @@ def _plan(
             any_status=job["id"] in names,
             automatic=automatic,
             here=here.get(job["id"]),
+            existing=adapters.get(names.get(job["id"]) or adapter_name(job)),
+            promote=promote,
         )
         for job in found
     ]
@@ -213,8 +227,8 @@ def _print_plan(plan: Sequence[PlannedJob], url: str, base: str) -> None:
     if wanted:
         typer.echo(
             terminal.clean(
-                f"OpenAI's weights cannot be exported: each job trains the base here, {base}, on the same data, and is "
-                "judged before it goes live."
+                f"OpenAI's weights cannot be exported: each job trains the base here, {base}, on the same data, and "
+                "its version is judged before it can go live."
             )
         )
 
@@ -287,10 +301,8 @@ def _transfer(
 def _folder(stack: ExitStack, keep: Path | None) -> Path:
     if keep is None:
         return Path(stack.enter_context(TemporaryDirectory(prefix="hatrack-openai-")))
-    try:
+    with writing(keep):
         keep.mkdir(mode=0o700, parents=True, exist_ok=True)  # training data may be personal
-    except OSError as error:
-        raise ClientError(0, "not_writable", f"{keep} cannot be used: {error.strerror or error}.") from error
     return keep
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_type_hints
 
 from adapters.features import FEATURES
-from adapters.names import suggest_name
+from adapters.names import DEFAULT_ALIAS, suggest_name
 from adapters.protocol.requests import MAX_METADATA, HyperparameterFields
 from service.client.types.training import Hyperparameters
 from service.client.wire import FINAL_STATUSES
 
 if TYPE_CHECKING:
     from service.client.openai_account import OpenAIFile, OpenAIJob
+    from service.client.types.adapters import Adapter
     from service.client.types.training import FineTuningJob
 
 JOB: Final = "openai_job"
@@ -30,6 +31,8 @@ OPTIONS: Final = (frozenset(get_type_hints(Hyperparameters)) - OPENAIS) | PEFTS
 """Keys that a job here reads in its metadata, instead of only keeping them."""
 OWN: Final = frozenset({"adapter", JOB, MODEL, "hatrack_verdict"})
 """Keys whose pairs are made here."""
+PROMOTE: Final = "promote"
+"""The key that says whether a version that passes goes live by itself."""
 MAX_SEED: Final = 2**32
 JOB_ID_CHARS: Final = 12
 
@@ -49,8 +52,8 @@ class PlannedJob:
         training_file: None if OpenAI no longer has it.
         validation_file: None if there is none, or OpenAI no longer has it.
         hyperparameters: As they are requested here.
-        metadata: All of the new job's but for `adapter`.
-        notes: What does not come along, a sentence each.
+        metadata: All of the new job's but for `adapter`; with `promote`, where its version must not go live by itself.
+        notes: What does not come along, and what is live under the adapter's name; a sentence each.
         obstacle: Why the job is not taken; None if it is.
         here: The job that an earlier run made of it.
     """
@@ -86,6 +89,8 @@ def plan_job(
     any_status: bool = False,
     automatic: bool = False,
     here: FineTuningJob | None = None,
+    existing: Adapter | None = None,
+    promote: bool = False,
 ) -> PlannedJob:
     """What becomes of a job.
 
@@ -95,6 +100,8 @@ def plan_job(
         any_status: Take it even if it did not succeed.
         automatic: Let the hyperparameters be chosen here.
         here: What an earlier run made of it.
+        existing: The adapter of this name that the gateway had before the import; None if it had none.
+        promote: Let a version that passes replace what is live there.
     """
     adapter = name or adapter_name(job)
     if here is not None:
@@ -107,6 +114,7 @@ def plan_job(
         return PlannedJob(job, adapter, training_file=training_file, obstacle=obstacle)
     notes: list[str] = []
     method: Method = "dpo" if kind == "dpo" else "supervised"
+    options = {} if existing is None or promote or DEFAULT_ALIAS not in existing["aliases"] else {PROMOTE: "never"}
     return PlannedJob(
         source=job,
         adapter=adapter,
@@ -115,8 +123,8 @@ def plan_job(
         validation_file=_validation_file(job, files, notes),
         hyperparameters={} if automatic else _hyperparameters(job, method, notes),
         seed=_seed(job, notes),
-        metadata=_metadata(job, notes),
-        notes=(*notes, *_left_behind(job)),
+        metadata=options | _metadata(job, notes, MAX_METADATA - len({JOB, "adapter", *options})),
+        notes=(*notes, *_left_behind(job), *(() if existing is None else (_on_existing(existing, promote=promote),))),
     )
 
 
@@ -194,8 +202,8 @@ def _seed(job: OpenAIJob, notes: list[str]) -> int | None:
     return None
 
 
-def _metadata(job: OpenAIJob, notes: list[str]) -> dict[str, str]:
-    """The client's own pairs beside ours, as many as a job may have with its adapter's name."""
+def _metadata(job: OpenAIJob, notes: list[str], room: int) -> dict[str, str]:
+    """The client's own pairs beside `openai_job`, as many as there is ``room`` for."""
     carried: dict[str, str] = {}
     for name, value in (job.get("metadata") or {}).items():
         new = f"{RENAMED}{name}" if name in OPTIONS | OWN else name
@@ -204,7 +212,6 @@ def _metadata(job: OpenAIJob, notes: list[str]) -> dict[str, str]:
         if new != name:
             notes.append(f"metadata `{name}` is kept as `{new}`: to a job here the former has a meaning of its own")
         carried[new] = value
-    room = MAX_METADATA - len({JOB, "adapter"})
     dropped = list(carried)[room:]
     if dropped:
         notes.append(f"metadata {', '.join(f'`{name}`' for name in dropped)} has no room beside the pairs made here")
@@ -225,3 +232,17 @@ def _left_behind(job: OpenAIJob) -> list[str]:
         project = (integration.get("wandb") or {}).get("project", "")
         notes.append(f"its integration {integration.get('type')} ({project}) is not taken: OpenAI has the key for it")
     return notes
+
+
+def _on_existing(adapter: Adapter, *, promote: bool) -> str:
+    """What a version that passes does to an adapter that is on the gateway."""
+    name = f"`{adapter['name']}`"
+    if DEFAULT_ALIAS not in adapter["aliases"]:
+        return f"{name} exists, and nothing of it is live: a version that passes goes live"
+    live = adapter["aliases"][DEFAULT_ALIAS]
+    if live is None:
+        numbers = " and ".join(f"@{number}" for number in sorted(map(int, adapter["splits"][DEFAULT_ALIAS])))
+        return f"{name} exists, and `live` is a split over {numbers}: only `hatrack promote` ends it"
+    if promote:
+        return f"{name} exists: a version that passes replaces @{live}, which is live"
+    return f"{name} exists: a version that passes becomes a candidate, and @{live} stays live; --promote replaces it"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from service.cli.from_openai.training_file import convert
 from service.client import CannotConnect, ClientError, HatrackClient
+from service.client.output import writing
 from service.client.upload import file_sha256
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Transfer:
 
     def _keep(self, job: Any) -> None:
         """Save OpenAI's whole job beside its files, with the fields that have no place here."""
-        with _on_disk(self._folder):
+        with writing(self._folder):
             path = self._path(job["id"], ".json")
             path.write_text(json.dumps(job, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -149,7 +149,7 @@ class Transfer:
             return self._uploaded[file["id"]]
         path = self._downloaded(file)
         converted = path.with_suffix(".converted")
-        with _on_disk(self._folder):
+        with writing(self._folder):
             try:
                 joined = convert(path, converted)
                 source = converted if joined else path
@@ -195,11 +195,3 @@ def _is_about_one_job(error: ClientError) -> bool:
     if isinstance(error, CannotConnect):
         return False
     return error.status in BAD_REQUESTS or error.code in OWN_FAULT
-
-
-@contextmanager
-def _on_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ClientError(0, "not_writable", f"{folder} cannot be used: {error.strerror or error}.") from error

@@ -1,7 +1,7 @@
 // One adapter: its aliases, its versions, and everything that can be done to them.
 
 import { html, useState } from "./vendor/preact.js";
-import { get } from "./api.js";
+import { get, shownProject } from "./api.js";
 import { ago, bytes, clock, count, decimal, percent, plural, splitShares } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict, Words } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
@@ -21,7 +21,7 @@ export function AdapterView({ name }) {
   const path = `/v1/adapters/${encodeURIComponent(name)}`;
   const loaded = useLoaded(async () => {
     const [adapter, usage, samples] = await Promise.all([get(path), usageByVersion(name), metrics()]);
-    return { adapter, usage, loaded: loadedVersions(samples) };
+    return { adapter, usage, loaded: loadedVersions(samples, shownProject()) };
   }, [name]);
   const proving = loaded.data?.adapter.versions.some((each) => each.state === "proving");
   useEvery(proving ? 2 : 15, loaded.poll, !dialog && !loaded.denied);
@@ -73,11 +73,11 @@ function Versions({ adapter, usage, loaded, open }) {
   if (!newest.length) return html`<${Empty} title="No versions"><p>Upload a folder that PEFT saved, or <a href="#/train">train one</a>.</p><//>`;
   return html`<section aria-label="Versions"><h2>Versions</h2>
     ${newest.map((version, index) => html`<${Version} key=${version.version} version=${version} adapter=${adapter} newest=${index === 0}
-      usage=${usage.get(`${adapter.name}@${version.version}`)} loaded=${loaded?.has(`${adapter.name}@${version.version}`)} open=${open} />`)}
+      usage=${usage.of.get(`${adapter.name}@${version.version}`)} byThisKey=${usage.byThisKey} loaded=${loaded?.has(`${adapter.name}@${version.version}`)} open=${open} />`)}
   </section>`;
 }
 
-function Version({ version, adapter, newest, usage, loaded, open }) {
+function Version({ version, adapter, newest, usage, byThisKey, loaded, open }) {
   const ready = version.state === "ready" && version.servable === "ok";
   const aliases = ownAliases(version.aliases);
   return html`<article class="version">
@@ -91,7 +91,7 @@ function Version({ version, adapter, newest, usage, loaded, open }) {
         <button disabled=${!ready} onClick=${() => open("judge", { version })}>Judge …</button>
         <button class="danger" onClick=${() => open("remove", { version })}>Delete …</button></div></header>
     <p>${version.digest ? `LoRA, rank ${version.rank}, alpha ${version.alpha}, ${bytes(version.bytes)}` : "No weights: the base with its settings"},
-      on <strong>${baseWord(version)}</strong> <span class="dim">· ${ago(version.created_at)} · ${plural(usage?.requests ?? 0, "request")} in 24 h${usage?.errors ? html`, <span class="warn">${plural(usage.errors, "error")}</span>` : ""}</span></p>
+      on <strong>${baseWord(version)}</strong> <span class="dim">· ${ago(version.created_at)} · ${plural(usage?.requests ?? 0, "request")}${byThisKey ? " by this key" : ""} in 24 h${usage?.errors ? html`, <span class="warn">${plural(usage.errors, "error")}</span>` : ""}</span></p>
     ${version.reason && html`<div class="notice bad"><strong>Refused</strong><p><${Words} text=${version.reason.message} /></p></div>`}
     ${version.held_back && html`<div class="notice warn"><strong>Held back from live</strong><p><${Words} text=${version.held_back.message} /></p></div>`}
     ${version.verdict && html`<blockquote>${version.verdict.sentence}

@@ -1,7 +1,7 @@
 // All adapters: what is live, what it was judged to be, what it answers.
 
 import { html, useState } from "./vendor/preact.js";
-import { list } from "./api.js";
+import { list, shownProject } from "./api.js";
 import { count, plural } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded, Verdict } from "./ui.js";
 import { loadedVersions, metrics } from "./metrics.js";
@@ -14,7 +14,7 @@ export function AdaptersView() {
   const [filter, setFilter] = useState("");
   const adapters = useLoaded(async () => {
     const [page, usage, samples] = await Promise.all([list("/v1/adapters"), usageByVersion(), metrics()]);
-    return { ...page, usage, loaded: loadedVersions(samples) };
+    return { ...page, usage, loaded: loadedVersions(samples, shownProject()) };
   });
   useEvery(15, adapters.poll, !dialog && !adapters.denied);
   const done = (version) => { setDialog(null); location.hash = `#/adapters/${encodeURIComponent(version.adapter)}`; };
@@ -30,14 +30,17 @@ export function AdaptersView() {
       return html`${data.length > 8 && html`<input class="filter" type="search" placeholder="Filter by name" aria-label="Filter by name"
           value=${filter} onInput=${(event) => setFilter(event.target.value)} />`}
         <div class="scroll"><table class="cards"><thead><tr><th>Name</th><th>Live</th><th>Base</th><th>Verdict</th><th class="num">Versions</th>
-          <th>Loaded</th><th class="num">Requests, 24 h</th><th class="num">Errors</th><th></th></tr></thead>
-        <tbody>${shown.map((each) => html`<${Row} key=${each.name} adapter=${each} usage=${usage.get(each.name)} loaded=${loaded} pin=${setDialog} />`)}</tbody></table></div>
+          <th>Loaded</th><th class="num">${requestsTitle(usage)}</th><th class="num">Errors</th><th></th></tr></thead>
+        <tbody>${shown.map((each) => html`<${Row} key=${each.name} adapter=${each} usage=${usage.of.get(each.name)} title=${requestsTitle(usage)} loaded=${loaded} pin=${setDialog} />`)}</tbody></table></div>
         ${!shown.length && html`<p class="dim">No adapter's name contains “${filter}”.</p>`}
         ${more && html`<p class="dim">These are the first ${data.length}; <code>hatrack ls</code> lists all.</p>`}`;
     }}<//>`;
 }
 
-function Row({ adapter, usage, loaded, pin }) {
+/** What the number of requests counts. */
+const requestsTitle = ({ byThisKey }) => (byThisKey ? "Requests by this key, 24 h" : "Requests, 24 h");
+
+function Row({ adapter, usage, title, loaded, pin }) {
   const live = liveVersions(adapter);
   const broken = adapter.versions.filter((each) => each.state === "ready" && each.servable !== "ok");
   const others = ownAliases(Object.keys(adapter.aliases)).filter((each) => each !== "live");
@@ -52,7 +55,7 @@ function Row({ adapter, usage, loaded, pin }) {
       ${live.length > 1 && html`<span class="mono">@${each.version}</span> `}<${Verdict} verdict=${each.verdict} revalidation=${each.revalidation} /></div>`) : html`<span class="dim">–</span>`}</td>
     <td data-label="Versions" class="num">${adapter.versions.length}</td>
     <td data-label="Loaded">${loadedWords(live, adapter.name, loaded)}</td>
-    <td data-label="Requests, 24 h" class="num">${count(usage?.requests ?? 0)}</td>
+    <td data-label=${title} class="num">${count(usage?.requests ?? 0)}</td>
     <td data-label="Errors" class=${usage?.errors ? "num warn" : "num"}>${count(usage?.errors ?? 0)}</td>
     <td class="row-actions">${(adapter.pinned || live.some((each) => each.digest)) && html`<button aria-label="${adapter.pinned ? "Unpin" : "Pin"} ${adapter.name}"
       onClick=${() => pin(adapter)}>${adapter.pinned ? "Unpin …" : "Pin …"}</button>`}</td>

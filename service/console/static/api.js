@@ -33,6 +33,9 @@ export const session = {
   },
 };
 
+/** The project that a view of the adapters shows to an admin's key; every other key acts in its own. */
+export const shownProject = () => session.project || "default";
+
 let onSignedOut = () => {};
 
 /** Register what is called when the gateway no longer accepts the key. */

@@ -55,9 +55,9 @@ export function quantile(samples, name, share, labels = {}) {
   return below;
 }
 
-/** The names (`brand-voice@3`) of the versions in the engine's memory; null if the key may not know. */
-export function loadedVersions(samples) {
+/** The names (`brand-voice@3`) of a project's versions in the engine's memory; null if the key may not know. */
+export function loadedVersions(samples, project) {
   if (!samples || samples.some((each) => each.labels.adapter === "(all)")) return null;
-  return new Set(samples.filter((each) => each.name === "hatrack_adapter_resident" && each.value > 0)
+  return new Set(samples.filter((each) => each.name === "hatrack_adapter_resident" && each.labels.project === project && each.value > 0)
     .map((each) => `${each.labels.adapter}@${each.labels.version}`));
 }

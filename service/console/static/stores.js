@@ -114,7 +114,7 @@ function SearchBox({ id }) {
 /** Which versions name a store in their settings; null where the key may not see adapters. */
 async function versionsWith(store) {
   try {
-    return (await list("/v1/adapters")).data.flatMap((each) => each.versions)
+    return (await list("/v1/adapters", {}, Infinity)).data.flatMap((each) => each.versions)
       .filter((each) => each.settings.grounding?.vector_store_ids?.includes(store)).map((each) => `${each.adapter}@${each.version}`);
   } catch (error) {
     if (error.status === 403) return null;
@@ -122,7 +122,7 @@ async function versionsWith(store) {
   }
 }
 
-function Removal({ store, file, onClose, onDone }) {
+export function Removal({ store, file, onClose, onDone }) {
   const users = useLoaded(async () => (file ? [] : versionsWith(store.id)), [store.id]);
   if (file) {
     return html`<${Confirm} title="Remove ${file.filename}" action="Remove it" danger run=${() => remove(`${pathOf(store.id)}/files/${file.id}`)} onClose=${onClose} onDone=${onDone}>
@@ -132,5 +132,6 @@ function Removal({ store, file, onClose, onDone }) {
     <p>The store and its index are gone for good. The uploaded files stay.</p>
     ${users.loading && html`<${Busy}>Looking who uses it …<//>`}
     ${users.error && html`<${Failure} error=${users.error} />`}
+    ${users.data === null && !users.loading && !users.error && html`<p class="warn">This key may not see which versions use this store.</p>`}
     ${users.data?.length > 0 && html`<div class="notice bad"><strong>These versions lose their passages</strong><p>${users.data.join(", ")}</p></div>`}<//>`;
 }

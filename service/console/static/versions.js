@@ -1,7 +1,7 @@
 // What several views show of adapters and their versions.
 
 import { html } from "./vendor/preact.js";
-import { get, url } from "./api.js";
+import { get, shownProject, url } from "./api.js";
 import { percent, splitShares } from "./format.js";
 
 /** What a request names to be answered by an alias. */
@@ -10,23 +10,33 @@ export const modelName = (adapter, alias) => (alias === "live" ? adapter.name : 
 /** Those of some aliases that people have set: `live` first, and none of a training's checkpoints, which come and go by themselves. */
 export const ownAliases = (aliases) => aliases.filter((each) => !each.startsWith("ckpt-")).sort((a, b) => (b === "live") - (a === "live"));
 
-/** Usage of the last 24 hours by `name` and `name@version`: {requests, errors}. Empty where the key may not see it. */
+/**
+ * Usage of the last 24 hours in the shown project: `of` has {requests, errors} by `name` and `name@version`.
+ * `byThisKey`: only this key's own requests are counted, since it is not an admin's.
+ */
 export async function usageByVersion(adapter) {
-  const sums = new Map();
-  let page;
-  try {
-    page = await get(url("/v1/usage", { group_by: "adapter,version", adapter, limit: 1000 }));
-  } catch (error) {
-    if (error.status === 403) return sums;
-    throw error;
-  }
-  for (const row of page.data) {
+  const of = new Map();
+  const { rows, byThisKey } = await usageRows({ group_by: "project,adapter,version", adapter });
+  for (const row of rows) {
+    if (!byThisKey && row.project !== shownProject()) continue;
     for (const name of [row.adapter, `${row.adapter}@${row.version}`]) {
-      const sum = sums.get(name) || { requests: 0, errors: 0 };
-      sums.set(name, { requests: sum.requests + row.requests, errors: sum.errors + row.errors });
+      const sum = of.get(name) || { requests: 0, errors: 0 };
+      of.set(name, { requests: sum.requests + row.requests, errors: sum.errors + row.errors });
     }
   }
-  return sums;
+  return { of, byThisKey };
+}
+
+/** All rows of a query for usage, every page of the first one's period, and whether they are of this key alone. */
+async function usageRows(query) {
+  const rows = [];
+  let asked = { ...query, limit: 1000 };
+  for (;;) {
+    const page = await get(url("/v1/usage", asked));
+    rows.push(...page.data);
+    if (!page.has_more || !page.data.length) return { rows, byThisKey: page.only_key !== null };
+    asked = { ...asked, start: page.start, end: page.end, after: page.data.at(-1).id };
+  }
 }
 
 /** Where an alias points, in words: `@3`, or the shares of a split. */

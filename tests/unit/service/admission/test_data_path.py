@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import orjson
 import pytest
 
+from service.access.authentication import Authenticator
+from service.access.caller import Caller, Scope
 from service.admission.policy import Policy
 from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from tests.unit.service.admission.test_queue import State
 from tests.unit.service.admission.world import policy
-from tests.unit.service.inference.fakes import KEY, World, chat_body, completion, until
+from tests.unit.service.inference.fakes import BASE, KEY, World, chat_body, completion, until
 
 
 def small(**settings: object) -> tuple[World, AdmissionQueue, asyncio.Event]:
@@ -131,3 +134,29 @@ async def test_first_come_first_served_keeps_nobody_at_the_gate() -> None:
     assert (refused.status, refused.error["code"]) == (503, "overloaded")
     answer.set()
     assert {done.status for done in await asyncio.gather(*asks)} == {200}
+
+
+async def test_one_project_s_requests_in_flight_keep_no_other_out() -> None:
+    world = World(max_in_flight=8)
+    gate = asyncio.Event()
+    world.engine.chunks = [gate, completion("x")]
+    flood = [asyncio.create_task(world.chat()) for _ in range(12)]
+    await until(lambda: sum(task.done() for task in flood) == 4)
+    assert {task.result().error["code"] for task in flood if task.done()} == {"overloaded"}
+    world.app.pipeline.authenticator = OtherProject()
+    few = [asyncio.create_task(world.chat(model=BASE)) for _ in range(2)]
+    await until(lambda: any(task.done() for task in few))
+    assert sorted(task.done() for task in few) == [False, True], "a second one is not few of eight"
+    gate.set()
+    answers = await asyncio.gather(*flood, *few)
+    assert sorted(answer.status for answer in answers) == [200] * 9 + [503] * 5
+
+
+class OtherProject(Authenticator):
+    """A key of another project."""
+
+    def __init__(self) -> None:
+        super().__init__(KEY)
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        return Caller("k2", "other", frozenset({Scope.INFER}))

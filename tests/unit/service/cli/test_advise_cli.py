@@ -117,6 +117,14 @@ def test_the_bar_says_that_the_teacher_answers(gateway: Gateway) -> None:
     assert advise._progress(None, ladder) == ("voice@2 answers prompts", 13, 40)  # type: ignore[arg-type]
 
 
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_sent(
+    gateway: Gateway, hatrack: Hatrack, tmp_path: Path
+) -> None:
+    refused = hatrack("--html", str(tmp_path / "nodir" / "x.html"), "--json")
+    assert (refused.exit_code, json.loads(refused.stderr)["error"]["code"]) == (1, "not_writable")
+    assert gateway.files == []
+
+
 @pytest.mark.parametrize("options", [("--teacher", "voice@2"), ("--unlabelled", "PROMPTS")])
 def test_a_teacher_needs_prompts_and_prompts_a_teacher(
     gateway: Gateway, hatrack: Hatrack, options: tuple[str, ...]

@@ -112,6 +112,27 @@ def test_requests_that_failed_are_written_beside_the_answers(
     assert (tmp_path / "night.errors.jsonl").read_bytes() == FAULTS
 
 
+def test_a_file_that_cannot_be_written_is_told_before_the_wait(
+    hatrack: Hatrack, gateway: Gateway, tmp_path: Path
+) -> None:
+    for target in ("requests.jsonl", "batch_1"):
+        refused = hatrack("batch", target, "--wait", "--out", "nodir/x.jsonl", "--json")
+        assert refused.exit_code == 1
+        error = json.loads(refused.stderr)["error"]
+        assert error["code"] == "not_writable"
+        assert f"{tmp_path / 'nodir'} is not a directory" in error["message"]
+    assert gateway.asked == [], "nothing is uploaded, and nobody waits for hours"
+
+
+def test_a_file_that_can_no_longer_be_written_after_the_wait_is_told(
+    hatrack: Hatrack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.batch.check_writable", lambda _target: None)
+    refused = hatrack("batch", "batch_1", "--wait", "--out", "nodir/x.jsonl")
+    assert refused.exit_code == 1
+    assert "hatrack: nodir/x.jsonl cannot be written: No such file or directory. [not_writable]\n" in refused.stderr
+
+
 def test_what_is_wrong_with_a_file_is_said_by_line(hatrack: Hatrack, gateway: Gateway) -> None:
     errors = [{"code": "invalid_value", "message": f"it is wrong {n}", "param": None, "line": n} for n in range(1, 26)]
     gateway.states = [{"status": "failed", "errors": {"object": "list", "data": errors}}]

@@ -242,6 +242,18 @@ def test_reports_of_evaluations_and_of_versions(server: Server, hatrack: Hatrack
     assert hatrack("report", "voice").exit_code == 2
 
 
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_a_page_that_cannot_be_written_is_an_error_and_no_traceback(
+    server: Server, hatrack: Hatrack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+) -> None:
+    if not is_checked:
+        monkeypatch.setattr("service.cli.evaluate.check_writable", lambda _target: None)
+    refused = hatrack("report", "eval-1", "--html", str(tmp_path / "nodir" / "x.html"), "--json")
+    assert refused.exit_code == 1
+    assert json.loads(refused.stderr)["error"]["code"] == "not_writable"
+    assert bool(server.asked) is not is_checked
+
+
 def test_the_list_names_what_was_judged_and_how_it_ended(server: Server, hatrack: Hatrack) -> None:
     server.looks = 0
     told = hatrack("evaluations").output

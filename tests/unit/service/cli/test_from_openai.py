@@ -18,6 +18,7 @@ import pytest_asyncio
 from typer.testing import CliRunner, Result
 
 from service.cli.main import app
+from service.client import HatrackClient
 from tests.contract import gateway as contract
 from tests.contract.gateway import ADMIN_KEY, ContractGateway
 from tests.support import openai_account
@@ -210,6 +211,25 @@ async def test_a_job_that_failed_here_is_made_again_on_request(
     assert len(await jobs_here(gateway, "ftjob-g1")) == 2
 
 
+async def test_what_is_live_is_not_replaced_unless_the_command_says_so(
+    gateway: ContractGateway, account: OpenAIStandIn, run: Import
+) -> None:
+    with HatrackClient(str(gateway.http.base_url), ADMIN_KEY) as client:
+        await asyncio.to_thread(client.adapters.push, "taken", settings={"system_prompt": "You are in production."})
+    account.add_file("file-train", chat_lines(20, "k-parcel"))
+    for number, name in enumerate(("taken", "new", "taken", "new")):
+        account.add_job(f"ftjob-k{number}", name)
+    note = "`taken` exists: a version that passes becomes a candidate, and @1 stays live; --promote replaces it"
+    assert (await run("--dry-run")).output.count(note) == 2
+    assert (await run("--yes")).exit_code == 0
+    made = [(await jobs_here(gateway, f"ftjob-k{number}"))[0]["metadata"].get("promote") for number in range(4)]
+    assert made == ["never", None, "never", None], "what this import itself makes does not count"
+    account.add_job("ftjob-k4", "taken")
+    done = await run("--yes", "--promote")
+    assert "`taken` exists: a version that passes replaces @1, which is live" in done.output
+    assert "promote" not in (await jobs_here(gateway, "ftjob-k4"))[0]["metadata"]
+
+
 async def test_each_key_goes_to_its_own_service(
     gateway: ContractGateway, account: OpenAIStandIn, run: Import, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -235,6 +255,32 @@ async def test_each_key_goes_to_its_own_service(
     kept = [path for folder in (gateway.home, tmp_path / "kept") for path in folder.rglob("*") if path.is_file()]
     assert len(kept) > 3
     assert not [path for path in kept if secret in path.read_bytes()]
+
+
+@pytest.mark.parametrize("key", [None, ADMIN_KEY])
+async def test_openais_variables_never_name_the_gateway_or_its_key(
+    account: OpenAIStandIn, run: Import, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str | None
+) -> None:
+    sent: list[httpx.Request] = []
+    send = httpx.Client.send
+
+    def recording(self: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        sent.append(request)
+        return send(self, request, **options)
+
+    monkeypatch.setattr(httpx.Client, "send", recording)
+    monkeypatch.setattr("service.client.settings.DEFAULT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("HATRACK_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HATRACK_URL")
+    monkeypatch.delenv("HATRACK_KEY")
+    if key is not None:
+        monkeypatch.setenv("HATRACK_KEY", key)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:10/v1")
+    done = await run("--dry-run")
+    assert done.exit_code == 3, done.output
+    assert [(request.url.port, request.headers.get("authorization")) for request in sent] == [
+        (9, None if key is None else f"Bearer {key}")
+    ]
 
 
 @pytest.mark.parametrize(

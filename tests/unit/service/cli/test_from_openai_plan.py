@@ -27,7 +27,8 @@ CODES = re.compile(r'"(openai_(?!job|model)[a-z_]+|not_openai|\w+_unsupported)"'
 def planned(job_id: str = "ftjob-1", **fields: Any) -> PlannedJob:
     """The plan for a job with these fields; its files are at OpenAI unless their ids begin with `gone`."""
     account = OpenAIStandIn()
-    options = {name: fields.pop(name) for name in ("name", "any_status", "automatic", "here") if name in fields}
+    names = ("name", "any_status", "automatic", "here", "existing", "promote")
+    options = {name: fields.pop(name) for name in names if name in fields}
     job: Any = account.add_job(job_id, "support", **fields)
     for file_id in filter(None, (job["training_file"], job["validation_file"])):
         account.add_file(file_id, chat_lines(10))
@@ -159,6 +160,27 @@ def test_a_full_set_of_metadata_leaves_room_for_what_is_made_here() -> None:
     assert "metadata `k14`, `k15` has no room" in plan.notes[0]
     assert plan.metadata[JOB] == "ftjob-1"
     CreateBody.model_validate(body_of(plan))
+
+
+@pytest.mark.parametrize(
+    ("aliases", "splits", "promote", "sent", "note"),
+    [
+        ({"live": 3}, {}, False, "never", "becomes a candidate, and @3 stays live; --promote replaces it"),
+        ({"live": 3}, {}, True, "auto", "replaces @3, which is live"),
+        ({"live": None}, {"live": {"4": 10, "3": 90}}, False, "never", "`live` is a split over @3 and @4: only"),
+        ({"canary": 3}, {}, False, "auto", "nothing of it is live: a version that passes goes live"),
+    ],
+)
+def test_what_is_live_under_the_name_stays_live_unless_asked(
+    aliases: dict[str, int | None], splits: dict[str, dict[str, int]], promote: bool, sent: str, note: str
+) -> None:
+    existing = {"name": "support", "aliases": aliases, "splits": splits}
+    metadata = {f"k{number}": "v" for number in range(MAX_METADATA)}
+    plan = planned(existing=existing, promote=promote, metadata=metadata)
+    request = read_body(body_of(plan))
+    assert request.options.promote == sent
+    assert len(request.body.metadata or {}) == MAX_METADATA
+    assert note in plan.notes[-1]
 
 
 def test_the_page_has_every_option_and_every_code() -> None:

@@ -193,6 +193,15 @@ def test_killed_and_run_again_it_goes_on(gateway: Gateway, hatrack: Hatrack, tmp
     assert len(rows(tmp_path / "p.labelled.jsonl")) == 20
 
 
+def test_a_file_that_cannot_be_written_is_an_error_and_no_traceback(
+    gateway: Gateway, hatrack: Hatrack, prompts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    refused = hatrack(prompts, "--teacher", "support", "--out", tmp_path / "file" / "x.jsonl")
+    assert (refused.exit_code, "[not_writable]" in refused.stderr) == (1, True)
+    assert gateway.questions() == {}
+
+
 def test_filters_groups_and_the_teachers_prompt(gateway: Gateway, hatrack: Hatrack, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"prompt": "q", "group": "t1", "filters": {"customer": "c-1"}}) + "\n")

@@ -141,7 +141,8 @@ def test_a_damaged_file_is_named_and_what_needs_none_goes_on(
     config: Path, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.parent.mkdir(parents=True)
-    for text in ("{", "[]", '{"profiles": {"a": {"url": 1}}}', '{"profiles": {"a": []}}'):
+    current = '{"current": ["a"], "profiles": {}}'
+    for text in ("{", "[]", '{"profiles": {"a": {"url": 1}}}', '{"profiles": {"a": []}}', current):
         config.write_text(text)
         damaged = hatrack("ls")
         assert (damaged.exit_code, str(config) in damaged.stderr) == (1, True), text

@@ -294,3 +294,24 @@ def test_a_key_is_not_sent_where_it_does_not_belong(monkeypatch: pytest.MonkeyPa
     assert sent_key("http://elsewhere.test")[1] is None  # nor this machine's admin key
     monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.test:80001/v1")
     assert sent_key("http://elsewhere.test:8000")[1] is None
+
+
+@pytest.mark.parametrize("openai_key", ["sk-theirs", None])
+def test_an_own_key_is_not_sent_to_an_address_that_only_openais_variable_names(
+    monkeypatch: pytest.MonkeyPatch, openai_key: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://eu.api.openai.com/v1")
+    if openai_key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", openai_key)
+    monkeypatch.setenv("HATRACK_KEY", "hk-admin")
+    assert sent_key() == ("http://127.0.0.1:8000/healthz", "Bearer hk-admin")
+    assert sent_key("https://eu.api.openai.com/v1")[1] == "Bearer hk-admin", "the caller has named it"
+
+
+def test_the_admin_key_of_this_machine_is_not_sent_to_another_local_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "admin.key").write_text("hk-admin")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:11434/v1")
+    assert sent_key() == ("http://127.0.0.1:8000/healthz", "Bearer hk-admin")

@@ -25,11 +25,13 @@ NONE: dict[str, Any] = {"data": [], "has_more": False}
 
 class Answers:
     """A gateway that serves the console and answers as it is told: `told` has the answers by method and path, each used
-    once but for the last one; `asked` has what was asked, in order, and `bodies` the last body by method and path."""
+    once but for the last one; `asked` has what was asked, in order; by method and path `queries` has the query
+    parameters of each request, and `bodies` the last body."""
 
     def __init__(self) -> None:
         self.told: dict[str, list[Any]] = {}
         self.asked: list[str] = []
+        self.queries: dict[str, list[dict[str, str]]] = {}
         self.bodies: dict[str, bytes] = {}
         self.url = ""
 
@@ -41,6 +43,7 @@ class Answers:
         async def answer(request: Request, path: str) -> Response:
             asked = f"{request.method} /{path}"
             self.asked.append(asked)
+            self.queries.setdefault(asked, []).append(dict(request.query_params))
             self.bodies[asked] = await request.body()
             told = self.told[asked]
             content = told.pop(0) if len(told) > 1 else told[0]
@@ -75,7 +78,7 @@ def served() -> Iterator[tuple[Answers, Browser]]:
 @pytest.fixture
 def answers(served: tuple[Answers, Browser]) -> Answers:
     """The gateway, which knows no answer yet."""
-    served[0].told, served[0].asked, served[0].bodies = {}, [], {}
+    served[0].told, served[0].asked, served[0].queries, served[0].bodies = {}, [], {}, {}
     return served[0]
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import tomllib
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-from service.console.routes import POLICY, STATIC, console, static_files
+from service.console.routes import POLICY, STATIC, StaticFile, console, static_files
 from service.training.openapi import FORWARDED as FORWARDED_ROUTES
 from tests.conftest import REPO
 
@@ -98,6 +100,28 @@ async def test_every_file_says_what_it_is_and_is_asked_for_anew_only_if_it_chang
     assert (again.status_code, again.content) == (304, b"")
     changed = await browser.get(f"/console/{name}", headers={"if-none-match": '"another"'})
     assert changed.status_code == 200
+
+
+async def test_a_file_is_hashed_once_and_again_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[bytes] = []
+    threads: set[int] = set()
+
+    def counting(content: bytes) -> Any:
+        hashed.append(content)
+        threads.add(threading.get_ident())
+        return sha256(content)
+
+    monkeypatch.setattr("service.console.routes.hashlib.sha256", counting)
+    path = tmp_path / "main.js"
+    path.write_bytes(b"one")
+    file = StaticFile(path)
+    first = await file.content()
+    assert await file.content() == first
+    path.write_bytes(b"another")
+    content, etag = await file.content()
+    assert (content, etag != first[1]) == (b"another", True), "an edited file is seen at the next reload"
+    assert hashed == [b"one", b"another"]
+    assert threading.get_ident() not in threads, "not on the event loop"
 
 
 async def test_no_path_leads_out_of_the_folder(browser: httpx.AsyncClient) -> None:

@@ -1,5 +1,4 @@
-"""What the console shows and sends of bases, engines, evaluations, advice and costs: in a real Chromium, on answers
-written here in the API's own shapes."""
+"""What the console shows and sends of bases, engines, evaluations, advice and costs, on answers written here."""
 
 from __future__ import annotations
 
@@ -32,6 +31,7 @@ def test_the_list_shows_each_live_version_s_base_and_pins_from_the_row(page: Bro
     clerk = adapter(version(1, **weightless), name="clerk")
     answers.told = {
         "GET /v1/adapters": [listed(adapter(version(1)), clerk), listed(adapter(version(1), pinned=True), clerk)],
+        "GET /v1/keys": [NONE],
         "GET /v1/usage": [NONE],
         "GET /metrics": [METRICS],
         "PUT /v1/adapters/voice/pin": [{}],
@@ -380,6 +380,7 @@ def test_a_banner_is_there_while_no_engine_answers_and_tab_goes_on_in_the_page(p
     answers.told = {
         "GET /v1/models": [models("small")],
         "GET /v1/adapters": [NONE],
+        "GET /v1/keys": [NONE],
         "GET /v1/usage": [NONE],
         "GET /metrics": [METRICS],
         "GET /readyz": [(503, down)],

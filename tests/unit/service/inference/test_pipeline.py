@@ -17,7 +17,6 @@ from service.http.stream import TokenUsage
 from service.telemetry.logs import extra_fields
 from service.telemetry.record import LogAccount, Record
 from tests.unit.service.inference.fakes import (
-    BASE,
     DIGESTS,
     DONE,
     KEY,
@@ -311,32 +310,6 @@ async def test_more_requests_than_allowed_are_turned_away() -> None:
     gate.set()
     assert (await first).status == 200
     assert (await world.chat()).status == 200
-
-
-async def test_one_project_s_requests_in_flight_keep_no_other_out() -> None:
-    world = World(max_in_flight=8)
-    gate = asyncio.Event()
-    world.engine.chunks = [gate, completion("x")]
-    flood = [asyncio.create_task(world.chat()) for _ in range(12)]
-    await until(lambda: sum(task.done() for task in flood) == 4)
-    assert {task.result().error["code"] for task in flood if task.done()} == {"overloaded"}
-    world.app.pipeline.authenticator = OtherProject()
-    few = [asyncio.create_task(world.chat(model=BASE)) for _ in range(2)]
-    await until(lambda: any(task.done() for task in few))
-    assert sorted(task.done() for task in few) == [False, True], "a second one is not few of eight"
-    gate.set()
-    answers = await asyncio.gather(*flood, *few)
-    assert sorted(answer.status for answer in answers) == [200] * 9 + [503] * 5
-
-
-class OtherProject(Authenticator):
-    """A key of another project."""
-
-    def __init__(self) -> None:
-        super().__init__(KEY)
-
-    def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        return Caller("k2", "other", frozenset({Scope.INFER}))
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -132,7 +132,7 @@ async def test_a_row_says_all_there_is(office: Office, ask: Ask) -> None:
         }
     ]
     del page["data"]
-    assert page == {"object": "list", "start": HOUR - 86_400, "end": HOUR + 3600, "has_more": False}
+    assert page == {"object": "list", "start": HOUR - 86_400, "end": HOUR + 3600, "only_key": None, "has_more": False}
 
 
 async def test_the_base_and_what_stands_for_nothing(office: Office, ask: Ask) -> None:
@@ -182,7 +182,7 @@ async def test_a_key_sees_its_own_usage_and_nothing_tells_it_of_another(office: 
     assert brief(await ask("key_a", group_by="project,key"), "project", "key") == [("acme", "key_a", 16)]
     assert brief(await ask("key_a", group_by="key", key="key_a", project="acme"), "key") == [("key_a", 16)]
     never = await ask("key_a", group_by="key", key="key_of_nobody")
-    assert never["data"] == []
+    assert (never["data"], never["only_key"]) == ([], "key_a")
     assert brief(await ask("key_a", group_by="")) == [(16,)]
     for hidden in ({"key": "key_b"}, {"key": "key_c"}, {"project": "bolt"}, {"key": "key_a", "project": "bolt"}):
         assert await ask("key_a", group_by="key", **hidden) == never
