@@ -52,6 +52,8 @@ class Plan:
     hostile: int = 20
     kills: int = 5
     """Of the engine, evenly over the requests."""
+    changes: int = 0
+    """At least so many: where they take longer than the requests, more requests are made."""
     connections: int = 8
     seed: int = 18
 
@@ -131,6 +133,8 @@ def _churn(gateway: Gateway, work: Path, plan: Plan) -> Result:
                     hits = max(hits, cache_hits(gateway))
                     killer.kill()
                 asking.result()
+            while changes.made.total() < plan.changes:
+                asyncio.run(traffic.run(plan.connections, plan.connections))
         finally:
             stop.set()
             changing.result()
