@@ -58,11 +58,48 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database", choices=("sqlite", "postgresql"), default="sqlite", help=help_text)
 
 
+TIERS = {
+    "security": (
+        "integration/engine/test_containment.py",
+        "unit/adapters/test_inspect.py",
+        "unit/adapters/test_tensorfile.py",
+        "unit/service/access",
+        "unit/service/files/test_accessible.py",
+        "unit/service/grounding/test_required_filters.py",
+        "unit/service/grounding/test_template.py",
+        "unit/service/inference/test_hostile_engine.py",
+        "unit/service/registry/sources",
+        "unit/service/registry/test_corruption.py",
+        "unit/service/server",
+        "unit/service/structured",
+        "unit/service/test_cors.py",
+        "unit/service/test_hostile_values.py",
+        "unit/service/test_private.py",
+        "unit/trainer/evaluate/test_sandbox.py",
+    ),
+    "fuzz": (
+        "unit/service/admission/test_properties.py",
+        "unit/service/inference/test_door_fuzz.py",
+        "unit/service/test_fuzz_routes.py",
+        "unit/service/test_schemathesis.py",
+    ),
+    "crash": ("crash",),
+}
+"""Marks by file or folder. Long ones among them are slow, too; the others are in every `make test`."""
+
+
+def _mark_tiers(item: pytest.Item, tests: Path) -> None:
+    for tier, places in TIERS.items():
+        if any(item.path.is_relative_to(tests / place) for place in places):
+            item.add_marker(tier)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give slow tests and those with an engine more time (theirs depends on the machine), and order the tiers."""
     tests = REPO / "tests"
     not_sqlite = pytest.mark.skip(reason="about SQLite's files")
     for item in items:
+        _mark_tiers(item, tests)
         if config.getoption("--database") != "sqlite" and item.get_closest_marker("sqlite"):
             item.add_marker(not_sqlite)
         by_file = item.path.parent == tests / "integration" and item.path.name in SLOW_FILES
