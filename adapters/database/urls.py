@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 SCHEMES: Final = ("postgresql", "postgres", "postgresql+psycopg")
 PREFIX: Final = "postgresql://"
 DEFAULT_PORT: Final = "5432"
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def is_postgresql(url: str) -> bool:
@@ -44,7 +45,8 @@ def place_of(url: str) -> str:
 
 
 def is_same_place(place: str, another: str) -> bool:
-    """Whether two results of `place_of` have the database and a host in common: a standby may come and go."""
+    """Whether two results of `place_of` have the database and a host in common: a standby may come and go. All names
+    of this machine, and the directories of its sockets, are one host."""
     hosts, database = _split(place)
     other_hosts, other_database = _split(another)
     return database == other_database and not hosts.isdisjoint(other_hosts)
@@ -52,7 +54,13 @@ def is_same_place(place: str, another: str) -> bool:
 
 def _split(place: str) -> tuple[frozenset[str], str]:
     hosts, _, database = place.removeprefix(PREFIX).rpartition("/")
-    return frozenset(hosts.split(",")), database
+    return frozenset(map(_canonical, hosts.split(","))), database
+
+
+def _canonical(host: str) -> str:
+    name, _, port = host.rpartition(":")
+    name = name.rstrip(".").strip("[]")
+    return f"localhost:{port}" if name.startswith("/") or name in LOOPBACK else f"{name}:{port}"
 
 
 def _with_port(host: str, default: str) -> str:

@@ -159,18 +159,18 @@ class FlowTree:
     def newest_of_longest(self, leaf: Flow) -> QueuedRequest | None:
         """The newest request of the longest queue that is longer than that of ``leaf`` will be; None: there is none.
 
-        The queues compared are those of projects; in the project of ``leaf``, if its own is the longest, those of keys,
-        and so on. Dropping from the longest queue bounds what each may hold without a share for those who are not
-        there (McKenney, "Stochastic Fairness Queueing", 1991).
+        The queues compared are those of projects; where no project's is longer, those of the keys in the project of
+        ``leaf``, and so on. Dropping from the longest queue bounds what each may hold without a share for those who are
+        not there (McKenney, "Stochastic Fairness Queueing", 1991).
         """
         flow = self.root
         for own in leaf.downwards:
             if not flow.queued:
                 return None
             longest = flow.longest
-            if longest is not own:
-                return _newest(longest) if longest.queued > own.queued + 1 else None
-            flow = own
+            if longest is not own and longest.queued > own.queued + 1:
+                return _newest(longest)
+            flow = own  # no other has more: those who wait beside it within its own
         return None
 
     @property

@@ -50,7 +50,7 @@ def batch(
     answers = out or Path(f"{target.removesuffix('.jsonl')}.answers.jsonl")
     with terminal.reporting(as_json), HatrackClient() as client:
         if wait:
-            check_writable(answers)
+            check_writable(answers, replaces=True)
         if not is_id:
             result = _start(client, Path(target), endpoint)
         elif cancel:

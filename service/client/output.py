@@ -15,13 +15,19 @@ NOT_WRITABLE: Final = "not_writable"
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def check_writable(target: Path) -> None:
+def check_writable(target: Path, *, replaces: bool = False) -> None:
     """Fail before the work whose result will be written to ``target``, not after it.
+
+    Args:
+        replaces: It will be written beside it and renamed, which needs its directory; otherwise a file or device that
+            is there and writable will do.
 
     Raises:
         ClientError: `not_writable`: ``target`` is a directory, or no file can be made in its directory.
     """
     parent = target.absolute().parent
+    if not replaces and not target.is_dir() and os.access(target, os.W_OK):
+        return
     if target.is_dir():
         reason = "it is a directory; name a file"
     elif not parent.is_dir():

@@ -81,11 +81,16 @@ class LivenessMonitor:
         self.drop_canary()
         self._engine = engine
         self._last_sign = time.monotonic()
-        self._busy_since: float | None = None
+        self._sign_seen = self._last_sign
+        self._silent_s = 0.0
+        self._looked_at: float | None = None
+        """When it was looked at last, if it owed something then."""
         self._still = 0
         """Readings since the last sign of life that found the metrics still."""
-        self._silence: UndelayedTime | None = None
-        """Measures the silence of an engine of our own, from the first of them on."""
+        self._undelayed: UndelayedTime | None = None
+        """Measures the silence of an engine of our own, from the first of them on;"""
+        self._undelayed_s = 0.0
+        """its last reading."""
         self._metrics_read_at, self._failed_canaries = 0.0, 0
         self._metrics: str | None = None
 
@@ -103,7 +108,7 @@ class LivenessMonitor:
             await self._check_busy()
         elif self._client.in_flight:  # all that it has sent waits for clients: it owes nothing, and may be busy
             self.drop_canary()
-            self._forget_silence()
+            self._looked_at = None
         else:
             await self._check_idle()
         return "the canary request failed or was not finite" if self._failed_canaries else None
@@ -116,36 +121,44 @@ class LivenessMonitor:
 
     async def _check_busy(self) -> None:
         self.drop_canary()  # behind callers' requests it may take as long as these
-        now = time.monotonic()
-        self._busy_since = self._busy_since or now
-        if self._last_sign >= self._metrics_read_at:
-            self._still, self._silence = 0, None
-        silent_s = now - max(self._last_sign, self._busy_since)
-        patience_s = self._stall_s
-        if self._silence is not None:
-            silent_s = await asyncio.to_thread(self._silence.read)
-            if self._silence.cores > COMPUTING:
-                patience_s = max(patience_s, LONG_STEP_S)
-        due = now - max(self._metrics_read_at, self._last_sign) > METRICS_S
+        silent_s, patience_s = await self._measure_silence(), self._stall_s
+        if self._undelayed is not None and self._undelayed.cores > COMPUTING:
+            patience_s = max(patience_s, LONG_STEP_S)
+        due = time.monotonic() - max(self._metrics_read_at, self._last_sign) > METRICS_S
         if not due and silent_s <= patience_s:
             return
         if await self._metrics_changed():
             self.saw_tokens()
+        if self._last_sign >= self._metrics_read_at:  # or a token came meanwhile
             return
         self._still += 1
-        if self._silence is None and self._engine is not None:
-            self._silence = await asyncio.to_thread(self._engine.undelayed_time, silent_s)
+        if self._undelayed is None and self._engine is not None:
+            self._undelayed, self._undelayed_s = await asyncio.to_thread(self._engine.undelayed_time), 0.0
         if self._still >= STILL_READINGS and silent_s > patience_s:
             raise EngineFailed(
                 f"requests are in flight, but no token was generated for {silent_s:.0f} s, and the engine's metrics "
                 "stand still"
             )
 
-    def _forget_silence(self) -> None:
-        self._busy_since, self._still, self._silence = None, 0, None
+    async def _measure_silence(self) -> float:
+        """For how long requests have waited for the engine since its last sign of life, s. Other time does not count,
+        and makes nothing forgotten: callers who give up one after the other show no sign of life."""
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if self._last_sign > self._sign_seen:
+            self._sign_seen = self._last_sign
+            self._silent_s, self._still, self._undelayed = 0.0, 0, None
+            before = None if before is None else max(before, self._last_sign)
+        passed_s = 0.0 if before is None else now - before
+        if self._undelayed is not None:
+            undelayed_s = await asyncio.to_thread(self._undelayed.read)
+            passed_s = 0.0 if before is None else undelayed_s - self._undelayed_s
+            self._undelayed_s = undelayed_s
+        self._silent_s += passed_s
+        return self._silent_s
 
     async def _check_idle(self) -> None:
-        self._forget_silence()
+        self._looked_at = None
         if self._asking is None:
             if time.monotonic() - self._last_sign < self._canary_s * (RETRY_SHARE if self._failed_canaries else 1):
                 return

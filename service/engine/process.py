@@ -80,9 +80,9 @@ class EngineProcess:
         """Exit code of the API server; None if it runs or is not a child of this process."""
         return self._child.poll() if self._child is not None else None
 
-    def undelayed_time(self, before_s: float = 0.0) -> UndelayedTime:
+    def undelayed_time(self) -> UndelayedTime:
         """Start measuring how long its processes do not wait for a core. Blocks for some milliseconds."""
-        return UndelayedTime([process.pid for process in members(self.token)], before_s)
+        return UndelayedTime([process.pid for process in members(self.token)])
 
     def end(self) -> None:
         """End all of its processes, and stop tracking it. Blocks until they are gone."""
@@ -109,29 +109,25 @@ class UndelayedTime:
 
     Args:
         pids: The processes.
-        before_s: Such time before the measurement began.
     """
 
-    def __init__(self, pids: list[int], before_s: float = 0.0) -> None:
+    def __init__(self, pids: list[int]) -> None:
         self._pids = pids
-        self._undelayed_s = before_s
-        self._measured_s = self._used_s = 0.0
+        self._undelayed_s = self._used_s = 0.0
         self._read_at = time.monotonic()
         _, self._cpu_s = _threads(pids)
 
     @property
     def cores(self) -> float:
         """Cores that the processes used on average while they did not wait for one, as of the last reading."""
-        return self._used_s / self._measured_s if self._measured_s else 0.0
+        return self._used_s / self._undelayed_s if self._undelayed_s else 0.0
 
     def read(self) -> float:
         """Seconds so far, by sampling: read it several times a second. Blocks for some milliseconds."""
         runnable, cpu_s = _threads(self._pids)
         now = time.monotonic()
         passed_s, used_s = now - self._read_at, max(cpu_s - self._cpu_s, 0.0)
-        undelayed_s = min(used_s, passed_s) if runnable else passed_s
-        self._undelayed_s += undelayed_s
-        self._measured_s += undelayed_s
+        self._undelayed_s += min(used_s, passed_s) if runnable else passed_s
         self._used_s += used_s
         self._read_at, self._cpu_s = now, cpu_s
         return self._undelayed_s

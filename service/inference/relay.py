@@ -37,8 +37,8 @@ UNCHECKED_ERROR_TYPE = "Bad Request"
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
 _DONE = b"data: [DONE]"
 MAX_MESSAGE = 1000
-MAX_EVENT_BYTES: Final = 32 * 1024 * 1024
-"""The largest have the log-probabilities of a whole prompt."""
+MAX_EVENT_BYTES: Final = 256 * 1024 * 1024
+"""The largest have the log-probabilities of a whole prompt: some 200 MiB for 128,000 tokens with 20 alternatives."""
 INTERNALS = re.compile(
     r"pydantic|Traceback|validation errors? for|\w\(\) (got|takes|missing)|keyword argument|positional argument"
     r"|object is not |object has no|has no attribute|not callable|<class |<function |\bat 0x[0-9a-f]|File \"|\bvllm\."

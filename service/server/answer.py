@@ -18,6 +18,8 @@ MAX_UNREAD: Final = 64 * 1024 * 1024
 """Unread bytes of all connections above which every connection has `HIGH_WATER` again."""
 MIN_READ_BYTES_PER_S: Final = 240
 """The minimum rate at which a client takes what waits for it (Kestrel's default); slower ones are cut."""
+DRAIN_S: Final = 300.0
+"""And it must be fast enough to take all of that within this time, s: a few must not hold `MAX_UNREAD` for hours."""
 _CONTINUE: Final = b"HTTP/1.1 100"
 
 
@@ -77,13 +79,13 @@ class AnswerTransport:
 
     def deepen(self) -> None:
         """Let the writer go on up to `MAX_BUFFERED` unread bytes."""
-        if not self._is_deep:
+        if not self._is_deep and not self._transport.is_closing():  # uvloop raises for a closed one
             self._is_deep = True
             self._transport.set_write_buffer_limits(high=MAX_BUFFERED)
 
     def limit(self) -> None:
         """Have the writer wait above `HIGH_WATER` again."""
-        if self._is_deep:
+        if self._is_deep and not self._transport.is_closing():
             self._is_deep = False
             self._transport.set_write_buffer_limits(high=HIGH_WATER)
 
@@ -98,7 +100,8 @@ class AnswerTransport:
         if self._since is not None and now - self._since <= window_s:
             return False
         taken = self._written - self.unread - self._in_kernel()
-        if self._since is not None and taken - self._taken < MIN_READ_BYTES_PER_S * (now - self._since):
+        least = max(MIN_READ_BYTES_PER_S, self.unread / DRAIN_S)
+        if self._since is not None and taken - self._taken < least * (now - self._since):
             return True
         self._since, self._taken = now, taken
         return False

@@ -105,8 +105,8 @@ class Connections:
             self.is_roomy = True
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest; False if none is idle."""
-        oldest = next(iter(self._idle), None)
+        """Close the connection that has been idle longest, and whose client has all of its answer; False: none is."""
+        oldest = next((connection for connection in self._idle if not connection.unread), None)
         if oldest is None:
             return False
         self.forget(oldest)

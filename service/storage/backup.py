@@ -94,7 +94,7 @@ def make_backup(settings: Settings, target: Path, progress: Progress) -> Backup:
         NoRoom: The disk is full; nothing is left of it.
     """
     elsewhere = layout.outside(settings)
-    require_agreement(settings)
+    require_agreement(settings, addresses=False)
     _refuse_unusable(settings.home, elsewhere)
     if target.exists():
         raise BackupError(f"{target} exists already; a backup never replaces another one. Choose another name")

@@ -73,8 +73,8 @@ def databases(settings: Settings, *, trainer_anywhere: bool = False) -> dict[str
     """The databases that are migrated, by their places in a home: where they are, and Alembic's script directory.
 
     Args:
-        trainer_anywhere: Hold the trainer's to its marker, too, if it is started elsewhere (HATRACK_TRAINER_URL): then
-            only its own settings need say where its database is, for a gateway to start.
+        trainer_anywhere: Hold the trainer's to its marker, too, if the gateway does not start it (HATRACK_TRAINER_URL,
+            HATRACK_TRAINER): then only its own settings need say where its database is, for a gateway to start.
     """
     gateway = backend_for(settings.home / DATABASE, settings.database_address, SCHEMA, STATE)
     found = {DATABASE: (gateway, MIGRATIONS)}
@@ -84,7 +84,7 @@ def databases(settings: Settings, *, trainer_anywhere: bool = False) -> dict[str
         path, url = settings.home / TRAINER_DATABASE, settings.trainer_database_address
         runs = [Path(name).name for name in RUNS]
         backend = backend_for(path, url, TRAINER_SCHEMA, runs)
-        if settings.trainer_url and not trainer_anywhere:
+        if (settings.trainer_url or settings.trainer == "off") and not trainer_anywhere:
             backend.marker = None
         found[TRAINER_DATABASE] = (backend, migrations)
     return found

@@ -37,6 +37,14 @@ def test_a_place_is_the_same_while_a_host_and_the_database_are() -> None:
     assert not is_same_place(place, "postgresql://a:5432/other")
 
 
+def test_this_machine_has_many_names() -> None:
+    urls = ("postgresql:///h", "postgresql://127.0.0.1/h", "postgresql://[::1]:5432/h", "postgresql://localhost./h")
+    places = [place_of(url) for url in (*urls, "postgresql:///h?host=/var/run/postgresql")]
+    assert all(is_same_place(places[0], place) for place in places)
+    assert not is_same_place(places[0], place_of("postgresql://localhost:5433/h"))
+    assert not is_same_place(places[0], place_of("postgresql://elsewhere/h"))
+
+
 def test_a_marker_that_cannot_be_read_is_a_reason_to_stop(tmp_path: Path) -> None:
     marker = Marker(tmp_path / "hatrack.db", "hatrack")
     assert marker.disagreement(None) is None

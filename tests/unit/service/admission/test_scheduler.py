@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from service.admission.fair import LINGER_S, MAX_IDLE
@@ -267,38 +265,6 @@ def test_the_queue_is_bounded_for_all_and_for_each() -> None:
     counts = desk.scheduler.counts
     assert (counts.overloaded, counts.share_full) == (2, 2)
     assert desk.scheduler.queued == 4
-
-
-def test_floods_fill_no_queue_for_others() -> None:
-    desk = Desk(width=1, common=1, queue_size=40, queue_share=0.6)
-    desk.offer()
-    floods = [desk.offer(project=project, key=key) for key in "abcd" for project in "pq" for _ in range(5)]
-    assert desk.scheduler.queued == 40
-    late = [desk.offer(project="p", key="late"), *(desk.offer(project="r") for _ in range(13))]
-    displaced = desk.scheduler.displaced
-    assert all(entry.stage is Stage.WAITING for entry in late)
-    assert {entry.request.key_id for entry in displaced} == set("abcd"), "the longest queues have lost of theirs"
-    assert Counter(entry.request.project for entry in displaced) == {"p": 8, "q": 6}
-    of_one = [entry for entry in floods if entry.leaf is displaced[0].leaf]
-    assert displaced[0] is of_one[-1], "the newest"
-    assert of_one[0].stage is Stage.WAITING
-    with pytest.raises(Unavailable):
-        desk.offer(project="r")
-    with pytest.raises(Unavailable):
-        desk.offer(project="q", background=True)
-
-
-@pytest.mark.parametrize("own", [0, 3])
-def test_a_refused_request_displaces_none(own: int) -> None:
-    desk = Desk(width=1, common=1, queue_size=8, queue_share=0.5)
-    desk.offer()
-    for _ in range(4):
-        desk.offer(project="p"), desk.offer(project="q")
-    desk.scheduler._stay_s = 1000.0
-    with pytest.raises(Unavailable, match="would wait"):
-        desk.scheduler.offer(request(project="r"), desk.now, 1.0)
-    assert not desk.scheduler.displaced
-    assert desk.scheduler.queued == 8
 
 
 def test_retry_after_follows_the_pace() -> None:

@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_wait(
 def test_a_file_that_can_no_longer_be_written_after_the_wait_is_told(
     hatrack: Hatrack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.cli.batch.check_writable", lambda _target: None)
+    monkeypatch.setattr("service.cli.batch.check_writable", lambda _target, **_: None)
     refused = hatrack("batch", "batch_1", "--wait", "--out", "nodir/x.jsonl")
     assert refused.exit_code == 1
     assert "hatrack: nodir/x.jsonl cannot be written: No such file or directory. [not_writable]\n" in refused.stderr

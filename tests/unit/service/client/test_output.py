@@ -43,3 +43,17 @@ def test_an_error_of_writing_becomes_the_clients(number: int, code: str) -> None
     assert (refused.value.code, refused.value.status) == (code, 0)
     assert "x.jsonl" in refused.value.message
     assert refused.value.message.endswith(". Try again.")
+
+
+def test_a_device_and_a_file_in_a_foreign_directory_can_be_written_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "page.html"
+    here.write_text("as it was")
+    of_others = os.access
+    monkeypatch.setattr("service.client.output.os.access", lambda path, mode: path == here and of_others(path, mode))
+    check_writable(here)
+    with pytest.raises(ClientError, match="is not writable"):
+        check_writable(here, replaces=True)
+    monkeypatch.undo()
+    check_writable(Path(os.devnull))

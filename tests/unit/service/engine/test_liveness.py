@@ -99,12 +99,18 @@ async def test_an_engine_whose_metrics_stand_still_has_stalled(
     assert longest_s < failed_s <= longest_s + liveness.METRICS_S + 3 * TICK_S
 
 
-async def test_idle_time_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_flight", [0, 1])
+async def test_time_in_which_it_owes_nothing_is_no_silence_and_ends_none(
+    monkeypatch: pytest.MonkeyPatch, in_flight: int
+) -> None:
     engine = BusyEngine(monkeypatch, still, stall_s=10)
-    await engine.watch(5)
-    engine.in_flight = engine.awaiting = 0
-    assert await engine.watch(LONG_S) is None
+    await engine.watch(8)
+    engine.in_flight, engine.awaiting = in_flight, 0
+    assert await engine.watch(LONG_S) is None, "nobody waits for it, or a slow client has not read what it sent"
     engine.in_flight = engine.awaiting = 1
+    assert await engine.watch(2) is None
+    assert await engine.watch(LONG_S) is not None, "callers who give up one after the other are no sign of life"
+    engine.monitor.saw_tokens()
     assert await engine.watch(9) is None
     engine.monitor.saw_tokens()
     failed_s = await engine.watch()
@@ -118,12 +124,12 @@ class Processes:
     def __init__(self, engine: BusyEngine, cores: float, *, starved: bool = False) -> None:
         self._engine, self.cores, self._starved = engine, cores, starved
 
-    def undelayed_time(self, before_s: float) -> Processes:
-        self._before_s, self._began = before_s, self._engine.now
+    def undelayed_time(self) -> Processes:
+        self._began = self._engine.now
         return self
 
     def read(self) -> float:
-        return self._before_s + (0.0 if self._starved else self._engine.now - self._began)
+        return 0.0 if self._starved else self._engine.now - self._began
 
 
 def of_ours(engine: BusyEngine, cores: float, *, starved: bool = False) -> BusyEngine:
@@ -161,6 +167,16 @@ async def test_a_single_reading_that_fails_is_no_stall(monkeypatch: pytest.Monke
     engine = BusyEngine(monkeypatch, fails_once, stall_s=5)
     engine.reading_takes_s = 5.0
     assert await engine.watch() is None
+
+
+async def test_a_token_that_comes_during_the_reading_saves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_to_tell(now: float) -> str:
+        if now > 1012:
+            engine.monitor.saw_tokens()
+        return still(now)
+
+    engine = BusyEngine(monkeypatch, slow_to_tell, stall_s=10)
+    assert await engine.watch(40) is None
 
 
 async def test_what_waits_for_slow_clients_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,14 @@ def protocols(here: Served) -> list[connections.BoundedProtocol]:
     return [each for each in here.server.server_state.connections if hasattr(each, "limit_answer")]
 
 
-@pytest.mark.parametrize(("takes", "is_cut"), [(MIN_READ_BYTES_PER_S // 2, True), (8 * MIN_READ_BYTES_PER_S, False)])
+@pytest.mark.parametrize(
+    ("takes", "is_cut"),
+    [
+        (120 * MIN_READ_BYTES_PER_S, True),
+        (2 * 240 * MIN_READ_BYTES_PER_S, True),  # enough for a small answer; of this one the rest would take hours
+        (LARGE - 500_000, False),
+    ],
+)
 async def test_who_takes_less_than_the_least_is_cut(takes: int, is_cut: bool) -> None:
     app = Answering(of_a_model=True)
     async with served(app, body_timeout_s=240.0, keep_alive_s=1000.0) as here:
@@ -111,14 +118,26 @@ async def test_who_takes_less_than_the_least_is_cut(takes: int, is_cut: bool) ->
         await until(lambda: app.ended)
         protocol, now = here.connection(), asyncio.get_running_loop().time()
         answers = protocol._answers
-        before = answers._in_kernel() + answers.unread
         protocol.check(now)
         protocol.check(now + 239)
         assert not protocol.transport.is_closing()
-        wanted, taken = 241 * takes, 0
-        while taken < wanted:
-            taken += len(await client.reader.read(wanted - taken))
+        taken = 0
+        while taken < takes:
+            taken += len(await client.reader.read(takes - taken))
         # its kernel tells only some time after it what it has made room for
-        await until(lambda: is_cut or before - answers._in_kernel() - answers.unread > 242 * MIN_READ_BYTES_PER_S)
+        await until(lambda: is_cut or answers.unread < LARGE / 4)
         protocol.check(now + 241)
         assert protocol.transport.is_closing() == is_cut
+
+
+async def test_no_answer_that_is_still_read_makes_room_for_others() -> None:
+    app = Answering(of_a_model=True)
+    async with served(app, max_connections=2) as here:
+        slow = await asks_and_does_not_read(here)
+        await until(lambda: app.ended)
+        idle, refused = await here.connect(), await here.connect()
+        app.of_a_model = False
+        await refused.send(HEAD + b"\r\n")
+        assert await idle.closed() == b"", "the idle one made room"
+        await slow.reader.readuntil(b"\r\n\r\n")
+        assert len(await slow.reader.readexactly(LARGE)) == LARGE

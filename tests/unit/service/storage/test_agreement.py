@@ -76,14 +76,13 @@ def everything(home: StorageHome) -> set[str]:
     return home.content().keys() - {"installation-id"}
 
 
-def is_refused(settings: Settings, target: Path, reason: str) -> None:
-    """Nothing that reads the database, or starts on it, goes on."""
-    objects = target.with_name("objects")
+def is_refused(settings: Settings, folder: Path, reason: str) -> None:
+    """Nothing that removes by what the database says, or starts on it, goes on."""
+    objects = folder / "objects"
     objects.mkdir()
     for refused in (
         lambda: find_garbage(settings),
         lambda: remove_garbage(settings, removed=lambda each: pytest.fail(f"{each} is gone")),
-        lambda: make_backup(settings, target, QUIET),
         lambda: move_content(settings.model_copy(update={"store_url": f"file://{objects}"}), QUIET),
     ):
         with pytest.raises(BackupError, match=reason):
@@ -96,7 +95,10 @@ async def test_without_the_variable_nothing_is_removed_backed_up_or_started(
     home: StorageHome, moved: Settings, tmp_path: Path
 ) -> None:
     before = everything(home)
-    is_refused(home.settings, tmp_path / "b.tar", rf"Set HATRACK_DATABASE_URL.*delete {home.path}")
+    to_do = rf"Set HATRACK_DATABASE_URL.*delete {home.path}"
+    is_refused(home.settings, tmp_path, to_do)
+    with pytest.raises(BackupError, match=to_do):
+        make_backup(home.settings, tmp_path / "b.tar", QUIET)
     database = Database(home.path / "hatrack.db")
     with pytest.raises(SettingsError, match="HATRACK_DATABASE_URL is not set"):
         await database.open()
@@ -114,7 +116,9 @@ async def test_without_the_variable_nothing_is_removed_backed_up_or_started(
 def test_another_place_is_refused_until_the_marker_is_deleted(
     home: StorageHome, moved: Settings, new_url: MakeUrl, tmp_path: Path
 ) -> None:
-    is_refused(at(home.settings, new_url()), tmp_path / "b.tar", "names postgresql://.*delete ")
+    elsewhere = at(home.settings, new_url())
+    is_refused(elsewhere, tmp_path, "names postgresql://.*delete ")
+    make_backup(elsewhere, tmp_path / "b.tar", QUIET)  # has nothing of the database, which may have another name here
     for name in (MARKER, "hatrack.db", f"trainer/{MARKER}", "trainer/jobs.db"):
         (home.path / name).unlink()
     assert unusable_data(moved) == [], "as if its server had got another name"
@@ -217,10 +221,12 @@ def test_a_restore_that_was_cut_off_leaves_no_marker(home: StorageHome, moved: S
     assert (there.home / MARKER).exists()
 
 
-def test_a_trainer_elsewhere_keeps_no_gateway_from_starting(home: StorageHome, moved: Settings) -> None:
+@pytest.mark.parametrize("elsewhere", [{"trainer_url": "unix:/nonexistent.sock"}, {"trainer": "off"}])
+def test_a_trainer_elsewhere_keeps_no_gateway_from_starting(
+    home: StorageHome, moved: Settings, elsewhere: dict[str, str]
+) -> None:
     """Its settings say where its database is; the gateway needs them for a backup and for garbage alone."""
-    update = {"trainer_url": "unix:/nonexistent.sock", "trainer_database_url": None}
-    settings = moved.model_copy(update=update)
+    settings = moved.model_copy(update={**elsewhere, "trainer_database_url": None})
     assert unusable_data(settings) == []
     with pytest.raises(BackupError, match="HATRACK_TRAINER_DATABASE_URL is not set"):
         find_garbage(settings)
