@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import orjson
 import psutil
 import pytest
 import pytest_asyncio
@@ -20,10 +19,10 @@ from service.config import Settings
 from service.engine import liveness
 from service.engine.config import EngineConfig
 from service.engine.liveness import CANARIES_FAILED, MIN_STALL_S, LivenessMonitor
-from service.engine.process import end_leftovers, members
+from service.engine.process import end_leftovers
 from service.engine.supervisor import EngineState, Supervisor
 from service.errors import HatrackError
-from tests.support.processes import is_running, running
+from tests.support.processes import engine_processes, is_running, running
 
 READY_TIMEOUT_S = 600.0
 STALL_S = 0.1
@@ -66,23 +65,6 @@ async def wait_until_ready(supervisor: Supervisor, *, epoch: int) -> None:
             changed.clear()
 
 
-def engine_processes(config: EngineConfig) -> dict[str, psutil.Process]:
-    """The engine's processes by what they are: API server, EngineCore, Worker."""
-    processes = {}
-    for process in members(str(orjson.loads(config.record.read_bytes())["token"])):
-        try:
-            line = process.cmdline()
-        except psutil.NoSuchProcess:  # a helper of its that has just ended
-            continue
-        if "vllm.entrypoints.openai.api_server" in line:
-            processes["server"] = process
-        for name in ("EngineCore", "Worker"):
-            if line and line[0].endswith(f"::{name}"):
-                processes[name] = process
-    assert processes.keys() == {"server", "EngineCore", "Worker"}
-    return processes
-
-
 async def answer(supervisor: Supervisor, tokens: int = 4) -> object:
     body = {
         "model": supervisor.config.base_name,
@@ -99,7 +81,7 @@ async def answer(supervisor: Supervisor, tokens: int = 4) -> object:
 async def test_kill_9_of_an_engine_process_starts_a_new_engine_and_leaves_none_of_the_old(
     supervisor: Supervisor, name: str
 ) -> None:
-    old, epoch = engine_processes(supervisor.config), supervisor.epoch
+    old, epoch = engine_processes(supervisor.config.record), supervisor.epoch
     states: list[EngineState] = []
     supervisor.on_change(states.append)
     flying = asyncio.create_task(answer(supervisor, tokens=1500))
@@ -127,7 +109,7 @@ async def test_a_busy_engine_is_not_restarted(supervisor: Supervisor) -> None:
 
 
 async def test_a_frozen_engine_is_replaced_when_requests_wait_for_it(supervisor: Supervisor) -> None:
-    old, epoch = engine_processes(supervisor.config), supervisor.epoch
+    old, epoch = engine_processes(supervisor.config.record), supervisor.epoch
     flying = asyncio.create_task(answer(supervisor, tokens=1500))
     await asyncio.sleep(1)
     old["Worker"].suspend()
@@ -144,7 +126,7 @@ async def test_a_frozen_engine_is_replaced_while_nobody_asks(
     """By its canaries, three of which have to fail; they wait less long here than they do."""
     monkeypatch.setattr(LivenessMonitor.canary, "__defaults__", (5.0,))
     monkeypatch.setattr(liveness, "UNDELAYED_S", 2.0)
-    old, epoch = engine_processes(supervisor.config), supervisor.epoch
+    old, epoch = engine_processes(supervisor.config.record), supervisor.epoch
     old["Worker"].suspend()
     await wait_until_ready(supervisor, epoch=epoch + 1)
     assert not is_running(old["Worker"])
@@ -178,7 +160,7 @@ async def test_an_idle_engine_that_gets_no_core_is_not_replaced(
     """Its canaries wait less long here than they do."""
     monkeypatch.setattr(LivenessMonitor.canary, "__defaults__", (0.5,))
     epoch = supervisor.epoch
-    with starved(engine_processes(supervisor.config).values()):
+    with starved(engine_processes(supervisor.config.record).values()):
         async with asyncio.timeout(READY_TIMEOUT_S):
             while sum("slow to answer a canary" in line.getMessage() for line in caplog.records) < CANARIES_FAILED + 1:
                 assert supervisor.state.name == "ready", supervisor.state.reason
@@ -188,7 +170,7 @@ async def test_an_idle_engine_that_gets_no_core_is_not_replaced(
 
 
 async def test_a_stopped_supervisor_leaves_no_process_and_no_record(supervisor: Supervisor) -> None:
-    old = engine_processes(supervisor.config)
+    old = engine_processes(supervisor.config.record)
     await supervisor.stop()
     assert running(old.values()) == []
     assert not supervisor.config.record.exists()
@@ -222,7 +204,7 @@ async def test_engine_processes_of_a_killed_gateway_are_ended_by_the_next_start(
     async with asyncio.timeout(READY_TIMEOUT_S):
         assert await owner.stdout.readline() == b"ready\n"
     config = EngineConfig.from_settings(Settings(home=tmp_path, base_model=str(base_dir), engine_device="cpu"))
-    left = engine_processes(config)
+    left = engine_processes(config.record)
     os.kill(owner.pid, signal.SIGKILL)
     await owner.wait()
     left["server"].kill()  # the worst case: the only process that still shows its environment is gone too

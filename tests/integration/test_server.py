@@ -9,6 +9,7 @@ from contextlib import closing
 import httpx
 
 from tests.support.gateway import Gateway
+from tests.support.processes import engine_processes
 
 TIMEOUT_S = 180.0
 CHAT = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
@@ -80,3 +81,13 @@ def test_a_stream_ends_with_done_and_its_connection_is_reused(gateway: Gateway) 
                 assert "[DONE]" in answer.read().decode()
                 peers.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
     assert len(peers) == 1
+
+
+def test_the_engine_core_sleeps_while_the_worker_computes(gateway: Gateway) -> None:
+    processes = engine_processes(gateway.home / "engine" / "engine.json")
+    before = {name: process.cpu_times() for name, process in processes.items()}
+    body = {"model": gateway.base_name(), "prompt": "Once", "max_tokens": 64, "ignore_eos": True}
+    with gateway.http() as client:
+        client.post("/v1/completions", json=body).raise_for_status()
+    used = {name: sum(process.cpu_times()[:2]) - sum(before[name][:2]) for name, process in processes.items()}
+    assert used["EngineCore"] < used["Worker"] / 3, used

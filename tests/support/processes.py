@@ -1,10 +1,31 @@
-"""Whether processes still run."""
+"""Which processes an engine has, and whether processes still run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
+import orjson
 import psutil
+
+from service.engine.process import members
+
+
+def engine_processes(record: Path) -> dict[str, psutil.Process]:
+    """The processes of the engine that a record names, by what they are: server, EngineCore, Worker."""
+    processes = {}
+    for process in members(str(orjson.loads(record.read_bytes())["token"])):
+        try:
+            line = process.cmdline()
+        except psutil.NoSuchProcess:  # a helper of its that has just ended
+            continue
+        if "vllm.entrypoints.openai.api_server" in line:
+            processes["server"] = process
+        for name in ("EngineCore", "Worker"):
+            if line and line[0].endswith(f"::{name}"):
+                processes[name] = process
+    assert processes.keys() == {"server", "EngineCore", "Worker"}
+    return processes
 
 
 def is_running(process: psutil.Process) -> bool:

@@ -15,7 +15,7 @@ def register() -> None:
     Raises:
         PluginError: A parameter is missing, or vLLM's version or a patched attribute is not as expected.
     """
-    from service.engine.plugin import answers, containment, failed_reload, grammars, residents, resolver, rows
+    from service.engine.plugin import answers, containment, failed_reload, grammars, residents, resolver, rows, waiting
     from service.engine.plugin.guard import check_version
     from service.engine.plugin.parameters import read_parameters
 
@@ -26,5 +26,6 @@ def register() -> None:
     failed_reload.install()
     rows.install()
     grammars.install()
+    waiting.install()
     resolver.install(parameters.store)
     residents.install(parameters.resident_bytes)
