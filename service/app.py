@@ -185,6 +185,7 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
             await stack.enter_async_context(parts.grounding.running())
             for structured in parts.structured.values():
                 await stack.enter_async_context(structured.running())
+            await parts.fleet.end_unnamed()
             await parts.fleet.start()
             await stack.enter_async_context(parts.sidecar.running())
             await stack.enter_async_context(parts.costs.budgets.running())

@@ -22,7 +22,7 @@ from service.engine.busy import EngineClock, EngineClocks, EngineTime
 from service.engine.process import end_leftovers
 from service.engine.remote import RemoteEngine
 from service.engine.watched import EngineState, WatchedEngine
-from service.errors import SettingsError
+from service.errors import HatrackError, SettingsError
 from service.objects.adapters import StoredAdapters
 
 _LOG: Final = logging.getLogger("hatrack.engine")
@@ -133,13 +133,21 @@ class Fleet:
         return sum(queued for queued, _ in callers), sum(in_flight for _, in_flight in callers)
 
     def before_spawn(self, collect: Callable[[], Awaitable[object]]) -> None:
-        """Have files removed that nothing names before an engine starts, while no other could have them loaded."""
+        """Have files removed that nothing names before an engine starts, while no other could have them loaded.
+
+        Where that fails they stay until the next start: a database that is away keeps no engine from its requests.
+        """
 
         def hook(starting: EngineParts) -> Callable[[], Awaitable[object]]:
             async def run() -> None:
                 others = [each for each in self.parts if each is not starting]
-                if not any(each.watched.may_hold_files for each in others):
+                if any(each.watched.may_hold_files for each in others):
+                    return
+                try:
                     await collect()
+                except HatrackError as error:
+                    about = {"engine": starting.agent.name, "reason": error.message}
+                    _LOG.warning("files that nothing names stay until the next start of an engine", extra=about)
 
             return run
 
@@ -154,11 +162,11 @@ class Fleet:
                 await stack.enter_async_context(each.admission.running())
             yield
 
-    async def start(self) -> None:
-        """Start all engines; returns before they are ready.
+    async def end_unnamed(self) -> None:
+        """End the engines that this home has left running and that its settings no longer name.
 
-        Before, engines are ended that this home has left running and that its settings no longer name: after an entry
-        was removed or renamed nobody else would, and they hold their memory.
+        After an entry was removed or renamed nobody else would, and they hold their memory. Only the gateway may, which
+        holds the home: a front of it knows a part of its engines, and those of the others are no leftovers.
         """
         own = {each.watched.config.directory for each in self.parts}
         own |= {Path(each.agent.settings.engine_socket or "/").parent for each in self.parts}
@@ -166,6 +174,9 @@ class Fleet:
             if directory not in own and (pids := await in_thread(end_leftovers, directory)):
                 about = {"engine": directory.name, "pids": pids}
                 _LOG.warning("stopped an engine that the settings no longer name", extra=about)
+
+    async def start(self) -> None:
+        """Start all engines; returns before they are ready."""
         for each in self.parts:
             await each.watched.start()
 

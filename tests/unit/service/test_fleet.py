@@ -14,12 +14,17 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from service import __version__
+from service.app import create_app
 from service.config import Settings
 from service.engine.contract import TOKEN_VARIABLE
 from service.engine.record import EngineRecord
 from service.engine.watched import EngineState
-from service.errors import EngineUnavailable, SettingsError
+from service.errors import EngineUnavailable, SettingsError, Unavailable
 from service.fleet import EngineParts, Fleet
+from service.front import create_front
+from service.fronts.follower import Secrets
+from service.fronts.topology import POLICY, ToldBase, ToldEngine, Topology
 from service.health import health
 from service.http.schema import add_routes
 from service.inference.dispatch import Dispatch, FinishedRequest
@@ -30,6 +35,7 @@ from service.telemetry.exposition import Exposition, Labelled
 from service.telemetry.record import Record
 from service.training.watch import TrainerWatch
 from tests.support.adapters import make_base
+from tests.unit.service.gateway_app import lifespan
 from tests.unit.service.telemetry.support import read, value
 from tests.unit.service.telemetry.test_component_sources import counted
 
@@ -113,10 +119,41 @@ def leftover(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
 async def test_an_engine_that_is_no_longer_named_is_ended(
     fleet: Fleet, settings: Settings, leftover: subprocess.Popen[bytes]
 ) -> None:
-    await fleet.start()
-    await fleet.stop()
+    await fleet.end_unnamed()
     assert leftover.wait(60) == -signal.SIGTERM
     assert not (settings.home / "engines" / "renamed" / "engine.json").exists()
+
+
+async def test_a_gateway_ends_them_when_it_starts(settings: Settings, leftover: subprocess.Popen[bytes]) -> None:
+    async with lifespan(create_app(settings)):
+        assert leftover.wait(60) == -signal.SIGTERM
+
+
+async def test_a_front_leaves_the_engines_running_that_its_gateway_has_itself(
+    settings: Settings, fleet: Fleet, leftover: subprocess.Popen[bytes]
+) -> None:
+    """Gateway and front on one machine, with one home: `renamed` is not of the front's fleet, and lives."""
+    default = fleet.bases.default
+    own = {"prompt_tokens": 64, "token_chars": 4, "fingerprint": default.description.fingerprint}
+    base = ToldBase(name=default.name, created_at=1, context=64, **own)
+    agent = {"agent": "http://127.0.0.1:1", "slots": 4, "max_rank": 64, "resident": 8}
+    topology = Topology(
+        version=__version__,
+        policy={name: getattr(settings, name) for name in POLICY},
+        embedder=None,
+        bases=(base,),
+        engines=(ToldEngine(name="a", label="a", base=base.name, **agent),),
+    )
+    secret = {"front_key": "f" * 20, "agent_key": "k" * 20}
+    front = create_front(
+        Settings(home=settings.home, engine_device="cpu", front_gateway="http://127.0.0.1:1", **secret)
+    )
+    await front._make(topology, Secrets(b"k", b"s"))
+    try:
+        assert (settings.home / "engines" / "renamed" / "engine.json").exists()
+        assert leftover.poll() is None
+    finally:
+        await front._close_path()
 
 
 async def ready(fleet: Fleet) -> httpx.Response:
@@ -153,6 +190,22 @@ async def test_files_are_removed_only_while_no_engine_may_have_them_loaded(fleet
     assert starting.before_spawn is not None
     await starting.before_spawn()
     assert collected == [], "somebody else's engines may hold any adapter"
+
+
+async def test_an_engine_starts_though_nothing_can_be_collected(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    asked = []
+
+    async def collect() -> None:
+        asked.append(True)
+        raise Unavailable("the database is away")
+
+    fleet.parts = fleet.parts[:1]  # no other could have files loaded
+    fleet.before_spawn(collect)
+    starting = fleet.parts[0].watched
+    assert starting.before_spawn is not None
+    await starting.before_spawn()
+    assert asked
+    assert [vars(each)["reason"] for each in caplog.records] == ["the database is away"]
 
 
 async def test_each_engines_metrics_have_its_name_and_each_metric_stands_once(fleet: Fleet) -> None:
