@@ -11,6 +11,7 @@ Everything here blocks: run it in a thread.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -105,7 +106,15 @@ def _digests(path: Path) -> list[bytes]:
 
 
 def _digest(value: Any) -> bytes:
-    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=DIGEST_BYTES).digest()
+    return hashlib.blake2b(_spelled(value), digest_size=DIGEST_BYTES).digest()
+
+
+def _spelled(value: Any) -> bytes:
+    """As JSON, its keys sorted."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # half a surrogate pair, or a number of more than 64 bits
+        return json.dumps(value, sort_keys=True).encode()
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -113,7 +122,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file):
             text = line.removeprefix(BYTE_ORDER_MARK) if number == 0 else line
             if text.strip():  # only what follows the last newline may be empty
-                yield orjson.loads(text)
+                try:
+                    yield orjson.loads(text)
+                except orjson.JSONDecodeError:  # what the upload's decoder lets pass in a key that is not used
+                    yield json.loads(text)
 
 
 def _texts(path: Path, lines: Collection[int]) -> dict[int, tuple[str, str]]:
@@ -146,7 +158,7 @@ def _shortened(value: Any) -> str:
     """A turn's or a field's text; other values as JSON."""
     if isinstance(value, dict):
         value = value.get("content", value.get("value", value))
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    text = value if isinstance(value, str) else _spelled(value).decode()
     return text if len(text) <= MAX_TEXT_CHARS else f"{text[: MAX_TEXT_CHARS - 1]}…"
 
 

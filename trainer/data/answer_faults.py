@@ -30,10 +30,13 @@ LOOKUP_GROUP: Final = 4
 """Questions that differ in a number alone, from which different answers count as looked up."""
 SHOWN_VALUES: Final = 3
 
+_SLOT: Final = "NAME|NUMBER|DATE|ADDRESS|EMAIL|PHONE|COMPANY|ID|LINK|URL"
 _PLACEHOLDER: Final = re.compile(
     r"\b(?:TODO|TBD|FIXME|XXX+)\b|(?i:\blorem ipsum\b)"
     r"|(?i:\[(?:insert|your|add|name|company|date|link|url)\b[^\[\]]{0,40}\](?!\())"
-    r"|\{\{[^{}]{1,60}\}\}|<(?:insert|your|name|company)\b[^<>]{0,40}>"
+    rf"|\[(?:[A-Z][a-z]+(?: [A-Za-z]+){{0,2}} (?i:{_SLOT})|[A-Z]+(?:[_ ][A-Z]+)+|{_SLOT})\](?!\()"
+    r"|\{\{[^{}]{1,60}\}\}|(?<!\{)\{[a-z]+(?:_[a-z]+)+\}|<(?:insert|your|name|company)\b[^<>]{0,40}>"
+    rf"|<(?:[A-Z]+_)*(?:{_SLOT})>"
 )
 _HTML: Final = re.compile(
     r"</?(?:p|br|div|span|a|b|i|em|strong|ul|ol|li|table|tr|td|th|h[1-6]|img)\b[^<>]{0,200}>|&(?:nbsp|amp|lt|gt|quot|#\d{1,5});"
@@ -47,6 +50,12 @@ _VALUE: Final = re.compile(
     r"|\b[A-Z]{1,5}-?\d{3,}\b|(?<![\d.,-])\d{5,}(?![\d.,-]*\d)"
 )
 """Amounts of money, dates, and identifiers."""
+_MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH_NAME: Final = re.compile(rf"\b({'|'.join(_MONTHS)})[a-z]{{0,6}}\b", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"\d[\d.,]*")
+_DIGITS: Final = re.compile(r"\d+")
+_NO_CENTS: Final = re.compile(r"[.,]00?$")
+_DATE: Final = re.compile(rf"\d[-./]\d+[-./]\d|{_MONTH}")
 _CALCULATION: Final = re.compile(r"\d\s*[=×*/+]\s*[$€£¥]?\d")
 """What an answer works out is no fact that it remembers."""
 _PUNCTUATION: Final = re.compile(r"(?<![^\w\s])[^\w\s]++(?=\s|$)|(?<!\S)[^\w\s]++")
@@ -122,7 +131,8 @@ def changing_facts(examples: Sequence[Example]) -> list[Finding]:
     examples = _prose(examples)
     for example in examples:
         prompt = "\n".join(message.text for message in example.prompt)
-        new = [match[0] for match in _VALUE.finditer(answer(example)) if match[0] not in prompt]
+        values = [match[0] for match in _VALUE.finditer(answer(example)) if match[0] not in prompt]
+        new = _not_given(values, prompt) if values else []
         if new and not _found(_CALCULATION, answer(example)):
             stated[example.line] = new[0]
     for line in _looked_up(examples):
@@ -137,6 +147,31 @@ def changing_facts(examples: Sequence[Example]) -> list[Finding]:
         "retrieved passages"
     )
     return [finding("changing_facts", message, stated)]
+
+
+def _not_given(values: Sequence[str], prompt: str) -> list[str]:
+    """The values that do not stand in the prompt in another spelling either: *3 March 2024* gives 2024-03-03."""
+    amounts, parts = _amounts(prompt), _date_parts(prompt)
+    return [
+        value
+        for value in values
+        if not (_date_parts(value) <= parts if _DATE.search(value) else _amounts(value) <= amounts)
+    ]
+
+
+def _amounts(text: str) -> set[str]:
+    return {_canonical(match[0]) for match in _NUMBER.finditer(text)}
+
+
+def _date_parts(text: str) -> set[str]:
+    """Each number of its own, and the months by their numbers."""
+    months = {str(_MONTHS.index(match[1].lower()) + 1) for match in _MONTH_NAME.finditer(text)}
+    return {_canonical(match[0]) for match in _DIGITS.finditer(text)} | months
+
+
+def _canonical(number: str) -> str:
+    """A number's digits without leading zeros, separators and cents that are nil."""
+    return re.sub(r"\D", "", _NO_CENTS.sub("", number.rstrip(".,"))).lstrip("0") or "0"
 
 
 def _looked_up(examples: Sequence[Example]) -> Iterator[int]:

@@ -66,8 +66,8 @@ def label_noise(examples: Sequence[Example]) -> list[Finding]:
     predicted = _naive_bayes(_counts(words), labels)
     if _unrelated(labels, predicted):
         message = (
-            "the words of the questions say no more about the labels than chance: the labels look shuffled, or a "
-            "column has slipped against the other"
+            "the words of the questions say no more about the labels than chance: the labels are shuffled (or a column "
+            "has slipped against the other), or what decides is no single word, as in comparisons"
         )
         return [finding("unrelated_labels", message, [example.line for example in examples])]
     near = _neighbours(_tf_idf(words))

@@ -30,6 +30,7 @@ from trainer.ladder.spec import (
     CHANGING_SHARE,
     MAX_HELD_OUT,
     MIN_EXAMPLES,
+    RETRIEVING,
     DataFacts,
     Row,
     RungKey,
@@ -93,9 +94,17 @@ def measured(rows: Sequence[Row]) -> tuple[MeasuredRung, ...]:
     """The rungs' scores and each one's difference to the rung below, in the order given."""
     rungs = []
     for index, (key, scores, arm) in enumerate(rows):
-        below = difference(rows[index], rows[index - 1], whole_interval()) if index else None
-        rungs.append(MeasuredRung(key=key, mean=_mean(scores, arm), control=arm.control, against_below=below))
+        gain = difference(rows[index], below(rows, index), whole_interval()) if index else None
+        rungs.append(MeasuredRung(key=key, mean=_mean(scores, arm), control=arm.control, against_below=gain))
     return tuple(rungs)
+
+
+def below(rows: Sequence[Row], index: int) -> Row:
+    """What a rung is compared with, ``index`` above 0: the one before it. Both rungs with retrieval are made from the
+    last one without: one does not retrieve what the other does."""
+    if rows[index][0] in RETRIEVING.values():
+        return next(row for row in reversed(rows[:index]) if row[0] not in RETRIEVING.values())
+    return rows[index - 1]
 
 
 def difference(of: Row, against: Row, method: IntervalMethod, *, bound: float = 0.0) -> ArmDifference:
@@ -233,7 +242,7 @@ def _cannot_tell(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
         "decide the answers."
     ]
     if facts.noisy_labels:
-        reasons.append("The data report says the same: the labels look unrelated to the questions.")
+        reasons.append("The data report says the same: the questions' words say nothing about the labels.")
     return Advice(
         word="cannot_tell",
         rung=None,
@@ -286,8 +295,9 @@ def _why(row: Row, rows: Sequence[Row], above: Sequence[ArmDifference]) -> list[
     reasons = [f"{title(row[0])} scores {_points(_mean(row[1], row[2]))}."]
     index = [key for key, _, _ in rows].index(row[0])
     if index:
-        gain = difference(row, rows[index - 1], whole_interval())
-        reasons.append(f"Against {title(rows[index - 1][0], inside=True)} that is {_span(gain)} points.")
+        other = below(rows, index)
+        gain = difference(row, other, whole_interval())
+        reasons.append(f"Against {title(other[0], inside=True)} that is {_span(gain)} points.")
     if above:
         best = max(above, key=lambda each: each.estimate)
         name = title(_key(best.of), inside=True)

@@ -151,7 +151,7 @@ class DataFacts(Frozen):
     Attributes:
         examples: In the file.
         changing_facts: Number of answers that state things which change, such as prices, orders and dates.
-        noisy_labels: The labels look unrelated to the questions, as if assigned at random.
+        noisy_labels: The words of the questions say nothing about the labels, as if these were assigned at random.
         warnings: The findings' messages, for the report.
     """
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from trainer.ladder.advice import advise, difference, independent, measured, title, whole_interval
+from trainer.ladder.advice import advise, below, difference, independent, measured, title, whole_interval
 from trainer.ladder.rungs import retrieval_of
 from trainer.ladder.spec import (
     CHANGING_SHARE,
@@ -51,7 +51,7 @@ def next_training(
         done: The keys of the trainings that have ended, one way or the other, and of those that were left out.
     """
     skipped: list[SkippedRung] = []
-    for key in _planned(plan, rungs):
+    for key in _planned(plan, rungs, rows):
         if key in done:
             continue
         reason = _needless(key, spec, plan, rungs, rows)
@@ -61,9 +61,11 @@ def next_training(
     return NextTraining(None, None, tuple(skipped))
 
 
-def _planned(plan: LadderPlan, rungs: Rungs) -> list[TrainingKey]:
+def _planned(plan: LadderPlan, rungs: Rungs, rows: Sequence[Row]) -> list[TrainingKey]:
     there = {rung.key for rung in rungs.rungs}
     retrieval: list[TrainingKey] = [key for key, below in RETRIEVING.items() if below in there]
+    means = {key: sum(arm.scores) / len(arm.scores) for key, _, arm in rows}
+    retrieval.sort(key=lambda key: means.get(RETRIEVING[key], 0.0), reverse=True)
     subsets: list[TrainingKey] = [key for key in SUBSETS if key in plan.subsets]
     distilled: list[TrainingKey] = ["distilled"] if plan.prompts else []
     return ["lora", *retrieval[:1], *distilled, *subsets]
@@ -89,8 +91,8 @@ def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rungs: Rungs
         return None
     if spec.body.target is not None and lora in fit and _reaches(lora, spec.body.target):
         return f"{title('lora', inside=True)} reaches the target already"
-    below = [each for each, _, _ in rows].index(RETRIEVING[key])
-    if difference(rows[below], rows[below - 1], whole_interval()).estimate <= 0:
+    retrieving = [each for each, _, _ in rows].index(RETRIEVING[key])
+    if difference(rows[retrieving], below(rows, retrieving), whole_interval()).estimate <= 0:
         return "the base gains nothing by the same retrieval"
     return None
 
@@ -104,8 +106,6 @@ def _lora_is_needless(spec: LadderSpec, plan: LadderPlan, rows: Sequence[Row]) -
         return "the answers hold facts that change: a LoRA would learn them by heart"
     if advice.word == "cannot_tell" and independent(rows) < MIN_EXAMPLES:
         return "there are too few independent held-out examples to tell whether it helps"
-    if advice.word == "cannot_tell" and plan.facts.noisy_labels:
-        return "the labels look unrelated to the questions: there is nothing to learn"
     if spec.body.target is not None:
         reached = next((row for row in rows if _reaches(row, spec.body.target)), None)
         if reached is not None:

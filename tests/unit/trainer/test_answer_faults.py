@@ -38,10 +38,20 @@ def codes(findings: Sequence[Finding]) -> dict[str, tuple[int, ...]]:
         ("Dear [insert name], thank you.", "placeholders"),
         ("Dear {{ customer.name }}, thank you.", "placeholders"),
         ("TODO", "placeholders"),
+        ("Dear [Customer Name], thank you.", "placeholders"),
+        ("Your order [ORDER_ID] has left.", "placeholders"),
+        ("Hello {customer_name}, thank you.", "placeholders"),
+        ("Dear <NAME>, thank you.", "placeholders"),
         ("Lorem ipsum dolor sit amet.", "placeholders"),
         ("As an AI language model, I have no opinions.", "refusals"),
         ("I’m sorry, but I can’t do that.", "refusals"),
         ("I am unable to assist with that request.", "refusals"),
+        ("I cannot provide that information.", "refusals"),
+        ("I'm sorry, I can't help you.", "refusals"),
+        ("I apologize, but I cannot fulfill this request.", "refusals"),
+        ("Unfortunately, I'm not able to help with that.", "refusals"),
+        ("I can't answer that question.", "refusals"),
+        ("I must decline this request.", "refusals"),
         ("Your cafÃ© opens at nine.", "broken_characters"),
         ("It doesnâ€™t fit.", "broken_characters"),
         ("Half a character: \ufffd", "broken_characters"),
@@ -66,6 +76,11 @@ def test_an_answer_with_a_fault_is_named(answer: str, code: str) -> None:
         "Use a < b and b > c.",
         "I can help you with that. I'm sorry that it took so long.",
         "Sorry, we are closed on Sundays.",
+        "I can't wait to see you in the shop.",
+        "I cannot thank you enough for your patience.",
+        "I'm sorry, I can't find your order; could you send me its number?",
+        "Press [Enter] and note that [1] is the first; the map is {a: 1}.",
+        "Set the [PATH] variable as [described here](https://shop.test).",
         "See [your order](https://shop.test) in the list.",
     ],
 )
@@ -110,6 +125,21 @@ def test_what_stands_in_the_prompt_or_is_worked_out_is_no_fact() -> None:
         (f"{number} boxes of $12 each?", f"{number} * 12 = ${12 * number}, so $120{number}.") for number in range(20)
     ]
     assert changing_facts(examples(sums)) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Invoice of {day} March 2024, EUR 1.101,{day}", '{{"date": "2024-03-{day}", "total": "€1101.{day}"}}'),
+        ("Paid on 2024-05-{day}, item 7", "That was {day} May, matey."),
+        ("It is due on {day}.12.2024 at $1,2{day}.00", "Due December {day}: $12{day}"),
+    ],
+)
+def test_what_the_prompt_says_in_another_spelling_is_no_fact(question: str, answer: str) -> None:
+    pairs = [(question.format(day=day), answer.format(day=day)) for day in range(10, 29)]
+    assert changing_facts(examples(pairs)) == []
+    others = [(question.format(day=day), answer.format(day=day + 1)) for day in range(10, 29)]
+    assert changing_facts(examples(others))[0].count == 19
 
 
 def test_the_samples_have_none_of_it() -> None:

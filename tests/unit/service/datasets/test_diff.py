@@ -47,6 +47,15 @@ def test_rows_are_added_removed_and_answered_differently(differ: Any) -> None:
     assert differ(old, new) == ([1], [3], [(2, 2)], 1)
 
 
+@pytest.mark.parametrize("odd", ['"\\ud800"', "1e999", "123456789012345678901234567890", "NaN"])
+def test_what_only_a_lenient_decoder_reads_is_compared(differ: Any, odd: str) -> None:
+    row = orjson.dumps(chat("a", "1")).decode()
+    with_odd = (row[:-1] + f', "id": {odd}}}\n').encode()
+    assert differ(with_odd, with_odd) == ([], [], [], 1)
+    assert differ(with_odd, lines(chat("a", "1"))) == ([1], [1], [], 0)
+    assert differ((row[:-1] + ', "id": "\\ud800x"}\n').encode(), with_odd)[3] == 0
+
+
 def test_order_spelling_and_a_byte_order_mark_do_not_count(differ: Any) -> None:
     old = b'\xef\xbb\xbf{"prompt": "\\u00e4", "completion": "1"}\n{"prompt":"b","completion":"2"}'
     new = '{"completion":"2","prompt":"b"}\r\n{"completion" : "1", "prompt": "ä"}\n'.encode()

@@ -86,6 +86,29 @@ def test_each_rung_is_compared_with_the_one_below_question_by_question() -> None
     assert gain.wins == round(gain.estimate * QUESTIONS)
 
 
+def test_documents_are_compared_with_the_rung_that_they_were_added_to() -> None:
+    scores = scored(
+        {
+            "base": right_at(0.1, 1),
+            "examples": right_at(0.4, 2),
+            "retrieved_examples": right_at(0.6, 3),
+            "documents": right_at(0.55, 4),
+            "lora": right_at(0.5, 5),
+        }
+    )
+    against = {rung.key: rung.against_below for rung in measured(rows(scores))}
+    compared = {key: each and each.against for key, each in against.items()}
+    assert compared == {
+        "base": None,
+        "examples": "base",
+        "retrieved_examples": "examples",
+        "documents": "examples",
+        "lora": "documents",
+    }
+    assert against["documents"] is not None
+    assert against["documents"].estimate == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize(("gained", "settles"), [(16, True), (8, False)])
 def test_the_advice_says_how_many_examples_would_settle_a_close_comparison(gained: int, settles: bool) -> None:
     base = [1.0] * 60 + [0.0] * 60

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adapters.protocol.runs import TeacherRef
-from tests.unit.trainer.ladder.rungs_measured import right_at, scored
+from tests.unit.trainer.ladder.rungs_measured import right_at, rows, scored
 from tests.unit.trainer.ladder.test_kind import GROUNDING, LADDER, LadderRun, climbed, file_ref, ladder, run_of
 from trainer.ladder import spec
 from trainer.ladder.kind import CONCLUDING, LABELLING
 from trainer.ladder.reporting import render
-from trainer.ladder.spec import Labels, TrainingKey
+from trainer.ladder.spec import DataFacts, Labels, Rung, Rungs, TrainingKey
+from trainer.ladder.trainings import next_training
 from trainer.runs.kind import Advance, Wait
 from trainer.runs.state import Run, Status
 
@@ -89,6 +91,34 @@ async def test_retrieval_that_can_not_matter_is_left_out(
     assert climb.ladder.kind.next_stage(replace(climb.ladder.run, details=climb.ladder.run.details)) is CONCLUDING
     (skipped,) = climb.ladder.report().skipped
     assert (skipped.key, reason in skipped.reason) == ("lora_examples", True)
+
+
+@pytest.mark.parametrize(
+    ("documents", "trained"), [(0.45, "lora_examples"), (0.7, "lora_documents")], ids=["less", "more"]
+)
+def test_of_two_rungs_with_retrieval_the_better_one_gets_a_lora(documents: float, trained: str) -> None:
+    keys: dict[Any, float] = SHARES | {"documents": documents, "lora": 0.6}
+    measured = rows(scored({key: right_at(share, seed) for seed, (key, share) in enumerate(keys.items())}))
+    made = Rungs(
+        rungs=tuple(
+            Rung(key=key, title=key, model=f"support@{number}", settings={"grounding": {"vector_stores": [key]}})
+            for number, (key, _, _) in enumerate(measured)
+        )
+    )
+    plan: Any = SimpleNamespace(facts=DataFacts(examples=600, noisy_labels=True), subsets={}, prompts=0)
+    body = SimpleNamespace(lora=True, target=None)
+    ladder: Any = SimpleNamespace(
+        body=body, smallest_difference=0.02, base_name="base", context_of_request=SimpleNamespace(teacher=None)
+    )
+    found = next_training(ladder, plan, made, measured, {"lora"})
+    assert (found.key, found.skipped) == (trained, ())
+
+
+def test_labels_of_which_single_words_say_nothing_are_trained_on() -> None:
+    chance = scored({"base": right_at(0.5, 1), "instructions": right_at(0.5, 2)}, control=0.5)
+    plan: Any = SimpleNamespace(facts=DataFacts(examples=600, noisy_labels=True), subsets={}, prompts=0)
+    ladder: Any = SimpleNamespace(body=SimpleNamespace(lora=True, target=None), smallest_difference=0.02)
+    assert next_training(ladder, plan, Rungs(), rows(chance), set()).key == "lora"
 
 
 async def test_the_curve_says_whether_more_examples_would_help(climb: Climb) -> None:
