@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -127,7 +127,9 @@ def advise(
             check_writable(html)
         file_id = find_source(client, data).sent(client)
         prompts_id = None if unlabelled is None else client.files.create(unlabelled, PROMPTS_PURPOSE)["id"]
-        with _documents(client, docs, name, quiet=as_json) as stores:
+        # in a store, the examples would be answered by their own copies
+        asked = [file for file in (Path(data), unlabelled) if file is not None and file.is_file()]
+        with _documents(client, docs, name, without=asked, quiet=as_json) as stores:
             ladder = client.ladders.create(
                 file_id,
                 name,
@@ -240,7 +242,9 @@ def _prompt(path: Path) -> str:
 
 
 @contextmanager
-def _documents(client: HatrackClient, docs: str | None, name: str, *, quiet: bool) -> Iterator[list[str] | None]:
+def _documents(
+    client: HatrackClient, docs: str | None, name: str, *, without: Collection[Path], quiet: bool
+) -> Iterator[list[str] | None]:
     """The ids of the stores with documents. A directory's are put into a store of their own, which is deleted again if
     the ladder is refused."""
     if docs is None:
@@ -252,7 +256,7 @@ def _documents(client: HatrackClient, docs: str | None, name: str, *, quiet: boo
         return
     store = client.vector_stores.create(f"{name}-docs")["id"]
     try:
-        indexed = kb.add_documents(client, store, [path], quiet=quiet)
+        indexed = kb.add_documents(client, store, [path], without=without, quiet=quiet)
         if not quiet:
             typer.echo(f"{counted(indexed, 'document is', 'documents are')} in the store {store} ({name}-docs)")
         yield [store]

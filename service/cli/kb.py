@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -204,9 +204,13 @@ def rm(
         typer.echo(f"{terminal.clean(file or store)} deleted")
 
 
-def add_documents(client: HatrackClient, store_id: str, paths: Sequence[Path], *, quiet: bool) -> int:
-    """Upload documents into a store and index them; returns how many were indexed. Raises ClientError."""
-    documents = dict(_documents(paths))
+def add_documents(
+    client: HatrackClient, store_id: str, paths: Sequence[Path], *, without: Collection[Path] = (), quiet: bool
+) -> int:
+    """Upload documents into a store and index them, but for those ``without``, whatever their path is; returns how many
+    were indexed. Raises ClientError."""
+    left_out = [file.read_bytes() for file in without]
+    documents = {name: file for name, file in _documents(paths) if not _is_one_of(file, left_out)}
     if not documents:
         raise typer.BadParameter(f"no documents found; supported are {', '.join(sorted(SUFFIXES))}.")
     uploaded = _upload(client, documents, quiet=quiet)
@@ -222,6 +226,11 @@ def _documents(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
             yield from ((_identity(file), file) for file in files)
         else:
             yield _identity(path), path
+
+
+def _is_one_of(file: Path, contents: Collection[bytes]) -> bool:
+    size = file.stat().st_size
+    return any(len(content) == size and file.read_bytes() == content for content in contents)
 
 
 def _identity(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import advise
+from service.cli import advise, kb
 from service.cli.main import app
 from tests.support.http import serving
 
@@ -133,3 +133,23 @@ def test_a_teacher_needs_prompts_and_prompts_a_teacher(
     assert refused.exit_code == 2
     assert "--teacher and --unlabelled need each other" in " ".join(refused.output.replace("│", " ").split())
     assert gateway.files == []
+
+
+def test_the_examples_are_no_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, docs = tmp_path / "support.jsonl", tmp_path / "docs"
+    docs.mkdir()
+    data.write_text('{"messages": []}\n')
+    (docs / "copy.jsonl").write_bytes(data.read_bytes())
+    (docs / "other.jsonl").write_bytes(b"x" * len(data.read_bytes()))
+    (docs / "policies.md").write_text("# Returns")
+    sent: dict[str, Path] = {}
+
+    def upload(_client: Any, documents: dict[str, Path], *, quiet: bool) -> dict[str, str]:
+        sent.update(documents)
+        return {name: name for name in documents}
+
+    monkeypatch.setattr(kb, "_upload", upload)
+    monkeypatch.setattr(kb, "_index", lambda *_, **__: [{"status": "completed"}] * len(sent))
+    client: Any = None
+    assert kb.add_documents(client, "vs_1", [docs, data], without=[data], quiet=True) == 2
+    assert {file.name for file in sent.values()} == {"other.jsonl", "policies.md"}
