@@ -20,6 +20,7 @@ from service.http.connection_errors import ConnectionErrors
 from service.http.disconnect import DISCONNECT, Disconnect
 from service.http.pool import ConnectionPool
 from service.inference.exchange import ClientLeft, Exchange
+from service.inference.relay import PassedEvents
 from service.registry.catalog import Target
 from service.structured.spec import specs_of
 
@@ -32,6 +33,7 @@ HOP_BY_HOP: Final = frozenset(
 """Headers that are one connection's alone."""
 NOT_RETURNED: Final = HOP_BY_HOP | {VERSION_HEADER}
 KEEP_ALIVE_S: Final = 30.0
+EVENT_STREAM: Final = "text/event-stream"
 
 _ERRORS: Final = ConnectionErrors(
     unreachable=lambda _: GatewayAway("the gateway cannot be reached; only requests to models are answered meanwhile"),
@@ -85,8 +87,8 @@ class Forwarder:
         """Whether the request needs what only the gateway has: vector stores, or the check of structured outputs."""
         return options is not None or bool(specs_of(body)) or bool(specs_of(target.settings.sampling))
 
-    async def forward(self, exchange: Exchange, raw: bytes) -> None:
-        """Have the gateway answer an inference request whose body was read.
+    async def forward(self, exchange: Exchange, raw: bytes, events: PassedEvents) -> None:
+        """Have the gateway answer an inference request whose body was read; ``events`` takes a stream.
 
         Raises:
             GatewayAway: It cannot be reached.
@@ -99,9 +101,12 @@ class Forwarder:
             async with self._pool.session.post(
                 self._url + exchange.path, data=raw, headers=headers, allow_redirects=False
             ) as answer:
-                await exchange.start_foreign(answer.status, _returned(answer))
-                async for chunk in answer.content.iter_any():
-                    await exchange.write(chunk)
+                if answer.content_type != EVENT_STREAM:
+                    await exchange.start_foreign(answer.status, _returned(answer))
+                    async for chunk in answer.content.iter_any():
+                        await exchange.write(chunk)
+                else:
+                    await _pass_events(exchange, answer, events)
         await exchange.finish()
 
     # everything else
@@ -165,6 +170,16 @@ class Forwarder:
         epoch, _, count = version.partition(" ")
         if self._catch_up is not None and count.isdecimal():
             await self._catch_up(epoch, int(count))
+
+
+async def _pass_events(exchange: Exchange, answer: aiohttp.ClientResponse, events: PassedEvents) -> None:
+    """Pass a stream on, so that it can be told where it is cut."""
+    await exchange.start_foreign(answer.status, _returned(answer), events.error_event)
+    async for chunk in answer.content.iter_any():
+        if whole := events.feed(chunk):
+            await exchange.write(whole)
+    if rest := events.rest():
+        await exchange.write(rest)
 
 
 async def _body(receive: Receive) -> AsyncIterator[bytes]:

@@ -15,25 +15,26 @@ DISCONNECT: Final = "hatrack.disconnect"
 class Disconnect:
     """Whether a request's client has left, and what to call when it does."""
 
-    __slots__ = ("_callback", "_happened", "buffer_answer", "is_endless")
+    __slots__ = ("_callback", "buffer_answer", "happened", "is_endless")
 
     def __init__(self, buffer_answer: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = None
         self.buffer_answer = buffer_answer
         """Call it for an answer that is no larger than a model's: the server takes it in, within its bounds, so that
         a client that reads slowly holds nothing up."""
-        self._happened = False
+        self.happened = False
+        """The client has left."""
         self.is_endless = False
         """The answer goes on until its client leaves: a server that stops does not wait for its end."""
 
     def subscribe(self, callback: Callable[[], None] | None) -> None:
         """Call ``callback`` once the client leaves, at once if it has; None: call nothing."""
         self._callback = callback
-        if self._happened and callback is not None:
+        if self.happened and callback is not None:
             callback()
 
     def happen(self) -> None:
         """The client has left."""
-        self._happened = True
+        self.happened = True
         if self._callback is not None:
             self._callback()

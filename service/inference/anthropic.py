@@ -111,7 +111,11 @@ class MessagesRelay(EventRelay):
 
     def error_event(self, error: HatrackError, request_id: str) -> bytes:
         """Anthropic's error event."""
-        return b"event: error\ndata: " + error_payload(error, request_id) + END
+        return _error_event(error, request_id)
+
+
+def _error_event(error: HatrackError, request_id: str) -> bytes:
+    return b"event: error\ndata: " + error_payload(error, request_id) + END
 
 
 class Messages(Dialect):
@@ -122,6 +126,9 @@ class Messages(Dialect):
 
     def error_body(self, error: HatrackError, request_id: str) -> bytes:
         return error_payload(error, request_id)
+
+    def error_event(self, error: HatrackError, request_id: str, _last: bytes) -> bytes:
+        return _error_event(error, request_id)
 
     def apply_settings(self, body: dict[str, Any], settings: VersionSettings, table: Table, *, generates: bool) -> None:
         super().apply_settings(body, settings, table, generates=generates)

@@ -17,7 +17,7 @@ from service.grounding.file_search import FileSearch
 from service.grounding.injectors import CHAT_INJECTOR, PromptInjector
 from service.http.stream import TokenUsage
 from service.inference.fields import SAMPLING_FIELDS, Table
-from service.inference.relay import ChatRelay, EventRelay, Renamer, find_usage
+from service.inference.relay import ChatRelay, EventRelay, Renamer, completions_error_event, find_usage
 from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
@@ -36,6 +36,10 @@ class Dialect:
     def error_body(self, error: HatrackError, _request_id: str) -> bytes:
         """The body of an error's answer, JSON."""
         return error.body()
+
+    def error_event(self, error: HatrackError, _request_id: str, _last: bytes) -> bytes:
+        """The event that reports an error in a stream; ``_last``: the events before it."""
+        return completions_error_event(error)
 
     def apply_settings(self, body: dict[str, Any], settings: VersionSettings, table: Table, *, generates: bool) -> None:
         """Add a version's system prompt and sampling defaults where the request has none of its own.

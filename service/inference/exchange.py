@@ -6,6 +6,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,8 @@ ErrorFormatter = Callable[[HatrackError, str], bytes]
 BODY_TIMEOUT_S = 60.0
 ERROR_EVENT_TIMEOUT_S = 5.0
 """Time limit for sending the error event at a stream's end, s: the client may not be reading."""
+CUT_TIMEOUT_S = 0.5
+"""The same where the process stops, which must not take longer for a client that does not read, s."""
 CLIENT_LEFT = 499
 """Status in logs and metrics of a request whose client disconnected; it is never sent."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -152,8 +155,14 @@ class Exchange:
         if self._disconnect is not None:
             self._disconnect.is_endless = True
 
-    async def start_foreign(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Begin an answer that another process made, with its headers and none of ours."""
+    async def start_foreign(
+        self, status: int, headers: list[tuple[bytes, bytes]], error_event: ErrorFormatter | None = None
+    ) -> None:
+        """Begin an answer that another process made, with its headers and none of ours.
+
+        ``error_event``: as of `start_events`, for a stream of events; None: it is none.
+        """
+        self._error_event = error_event
         self.started, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
@@ -180,6 +189,14 @@ class Exchange:
                     await self.finish()
             except TimeoutError:
                 return
+
+    async def cut(self, error: HatrackError) -> None:
+        """As `fail`, in a task that was cancelled because this process stops: it gives up soon, and raises nothing."""
+        if self._disconnect is not None and self._disconnect.happened:
+            return
+        with suppress(Exception):
+            async with asyncio.timeout(CUT_TIMEOUT_S):
+                await self.fail(error)
 
 
 def _too_large(max_bytes: int) -> TooLarge:

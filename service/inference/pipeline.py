@@ -29,6 +29,7 @@ from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import check_body
 from service.inference.length import PromptLimit
 from service.inference.prompt import rendered_prompt
+from service.inference.relay import PassedEvents
 from service.inference.sticky import resolve
 from service.registry.catalog import Catalog, Target
 from service.structured.checker import StructuredOutputs
@@ -40,6 +41,7 @@ RESERVED_IN_FLIGHT: Final = 0.25
 """Part of HATRACK_MAX_IN_FLIGHT that is added for projects with few requests in flight,"""
 FEW_IN_FLIGHT: Final = 0.125
 """that is fewer than this part."""
+STOPPED: Final = "this server was stopped before the answer was complete; send the request again"
 
 
 class Limiter(Protocol):
@@ -58,8 +60,11 @@ class Elsewhere(Protocol):
     def answers(self, target: Target, body: dict[str, Any], options: RetrievalOptions | None) -> bool:
         """Whether it answers this request, whose fields are checked."""
 
-    async def forward(self, exchange: Exchange, raw: bytes) -> None:
-        """Have it answered. Raises Unavailable if the other process cannot be reached."""
+    async def forward(self, exchange: Exchange, raw: bytes, events: PassedEvents) -> None:
+        """Have it answered; ``events`` takes its answer where that is a stream.
+
+        Raises Unavailable if the other process cannot be reached.
+        """
 
 
 class Pipeline:
@@ -137,7 +142,7 @@ class Pipeline:
             body = parse_body(raw)
             target = record.target = resolve(self.catalog, caller, body, exchange.headers)
             if self._elsewhere is not None and self._elsewhere.serves(target):
-                await self._forward(self._elsewhere, exchange, record, raw)
+                await self._forward(self._elsewhere, exchange, route, record, raw)
                 return
             if target.embeds and self._embeddings is not None:  # it has a process, fields and a queue of its own
                 with self._admitted(caller):
@@ -146,7 +151,7 @@ class Pipeline:
             options = self._check_fields(route, caller, target, body, len(raw))
             record.stream = bool(body.get("stream"))
             if self._elsewhere is not None and self._elsewhere.answers(target, body, options):
-                await self._forward(self._elsewhere, exchange, record, raw)
+                await self._forward(self._elsewhere, exchange, route, record, raw)
                 return
             shown = self._estimate(record, route, target, body, len(raw))
             exchange.name_adapter(None if target.adapter is None else target.name, target.digest)
@@ -164,6 +169,7 @@ class Pipeline:
             exchange.status, record.outcome, record.code = CLIENT_LEFT, "left", "client_left"
         except asyncio.CancelledError:
             record.outcome, record.code = "cut", "shutdown"
+            await exchange.cut(Unavailable(STOPPED, code="shutdown"))
             raise
         except Exception as error:
             await self._fail(exchange, record, to_hatrack_error(error, exchange.request_id))
@@ -257,10 +263,12 @@ class Pipeline:
                 await charged
             exchange.add_headers(reservation.headers())
 
-    async def _forward(self, elsewhere: Elsewhere, exchange: Exchange, record: Record, raw: bytes) -> None:
+    async def _forward(
+        self, elsewhere: Elsewhere, exchange: Exchange, route: Route, record: Record, raw: bytes
+    ) -> None:
         record.forwarded = True
         async with exchange.cancel_on_disconnect(self._timeout_s):
-            await elsewhere.forward(exchange, raw)
+            await elsewhere.forward(exchange, raw, PassedEvents(route.dialect.error_event))
 
     async def _render(self, exchange: Exchange, target: Target, record: Record, body: dict[str, Any]) -> None:
         """Answer with the finished request; the key is charged for its prompt, by the estimate."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -86,8 +87,8 @@ class EventRelay(ABC):
 
     __slots__ = ("_pending", "_rename", "done", "error", "events", "usage")
 
-    def __init__(self, renamer: Renamer) -> None:
-        self._rename = renamer.rename
+    def __init__(self, renamer: Renamer | None) -> None:
+        self._rename = bytes if renamer is None else renamer.rename
         self._pending = bytearray()
         self.done = False
         self.error: bytes | None = None
@@ -125,7 +126,40 @@ class EventRelay(ABC):
 
     def error_event(self, error: HatrackError, _request_id: str) -> bytes:
         """The event that reports an error after the stream has begun."""
-        return b"data: " + error.body() + END
+        return completions_error_event(error)
+
+
+def completions_error_event(error: HatrackError) -> bytes:
+    """The event of OpenAI's chat and text completions that reports an error."""
+    return b"data: " + error.body() + END
+
+
+class PassedEvents(EventRelay):
+    """A stream that another process has made for the client: passed on as it is, in whole events, so that an error
+    event can follow wherever it ends.
+
+    Args:
+        error_event: Formats an error, given the request's id and the events that were passed on last.
+    """
+
+    __slots__ = ("_format", "_last")
+
+    def __init__(self, error_event: Callable[[HatrackError, str, bytes], bytes]) -> None:
+        super().__init__(None)
+        self._format = error_event
+        self._last = b""
+
+    def _process(self, block: bytes) -> bytes:
+        self._last = block
+        return block
+
+    def rest(self) -> bytes:
+        """What has come after the last whole event; for a stream that has ended well."""
+        return bytes(self._pending)
+
+    def error_event(self, error: HatrackError, request_id: str) -> bytes:
+        """The error event of the client's dialect."""
+        return self._format(error, request_id, self._last)
 
 
 class ChatRelay(EventRelay):

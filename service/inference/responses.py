@@ -97,18 +97,23 @@ class ResponsesRelay(EventRelay):
         return _INCOMPLETE + before[len(_COMPLETED) :] + _INCOMPLETE_TYPE + after
 
     def error_event(self, error: HatrackError, _request_id: str) -> bytes:
-        """OpenAI's error event: its documented fields, and the error object that makes its clients raise."""
-        numbers = _SEQUENCE.findall(self._last)
-        inner = error.payload()["error"]
-        event = {
-            "type": "error",
-            "sequence_number": int(numbers[-1]) + 1 if numbers else 0,
-            "code": inner["code"],
-            "message": inner["message"],
-            "param": inner["param"],
-            "error": inner,
-        }
-        return b"event: error\ndata: " + orjson.dumps(event) + END
+        """OpenAI's error event, numbered on from the last one."""
+        return _error_event(error, self._last)
+
+
+def _error_event(error: HatrackError, last: bytes) -> bytes:
+    """OpenAI's error event: its documented fields, and the error object that makes its clients raise."""
+    numbers = _SEQUENCE.findall(last)
+    inner = error.payload()["error"]
+    event = {
+        "type": "error",
+        "sequence_number": int(numbers[-1]) + 1 if numbers else 0,
+        "code": inner["code"],
+        "message": inner["message"],
+        "param": inner["param"],
+        "error": inner,
+    }
+    return b"event: error\ndata: " + orjson.dumps(event) + END
 
 
 class Responses(Dialect):
@@ -170,6 +175,9 @@ class Responses(Dialect):
 
     def gateway_fields(self, _body: Mapping[str, Any]) -> dict[str, Any]:
         return {"store": False}
+
+    def error_event(self, error: HatrackError, _request_id: str, last: bytes) -> bytes:
+        return _error_event(error, last)
 
     def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:
         return ResponsesRelay(renamer)

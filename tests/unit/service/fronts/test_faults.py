@@ -17,6 +17,7 @@ import pytest
 from service.access.authentication import Authenticator
 from service.access.keys import make_key
 from service.config import Settings
+from service.errors import EngineCut
 from service.front import create_front
 from service.fronts import feed as feed_module
 from service.fronts import link as link_module
@@ -26,6 +27,9 @@ from service.fronts.follower import Follower, Secrets, View, _Known
 from service.fronts.forward import Forwarder
 from service.fronts.link import GatewayLink
 from service.fronts.topology import Topology
+from service.inference.exchange import Exchange
+from service.inference.relay import PassedEvents
+from service.inference.routes import build_routes
 from service.registry.catalog import Catalog
 from service.usage.counter import HOUR_S
 from tests.unit.service.agent.support import until
@@ -67,6 +71,52 @@ async def test_reporting_goes_on_whatever_happens(made: Cluster, monkeypatch: py
     monkeypatch.setattr(front.front.reporter, "report", fails)
     assert (await front.chat()).status_code == 200
     await until(lambda: not failures and front.front.reporter.pending_rows == 0)
+
+
+# a gateway that dies in the middle of a stream
+
+PART = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}'
+NUMBERED = b'event: response.output_text.delta\ndata: {"sequence_number":6,"delta":"a"}'
+
+
+@pytest.mark.parametrize(
+    ("route", "event", "error"),
+    [
+        ("/v1/chat/completions", PART, b'data: {"error":'),
+        ("/v1/responses", NUMBERED, b'event: error\ndata: {"type":"error","sequence_number":7,"code":"gateway_cut"'),
+        ("/v1/messages", PART, b"event: error\ndata: {"),
+    ],
+)
+async def test_a_stream_that_is_passed_on_ends_in_an_error_event(route: str, event: bytes, error: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = event + b"\n\n" + event[:20]  # the second one is never whole
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n")
+        writer.write(b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(body), body))
+        await writer.drain()
+        await passed.wait()
+        writer.transport.abort()
+
+    passed, sent = asyncio.Event(), []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message.get("body"):
+            passed.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    forwarder = Forwarder(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    exchange = Exchange({"path": route, "headers": []}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    dialect = build_routes(Settings(engine_device="cpu"))[route].dialect
+    with pytest.raises(EngineCut) as cut:
+        await forwarder.forward(exchange, b"{}", PassedEvents(dialect.error_event))
+    await exchange.fail(cut.value)  # as the pipeline does
+    body = b"".join(message.get("body", b"") for message in sent)
+    assert body.startswith(event + b"\n\n" + error)
+    assert b'"code":"gateway_cut"' in body
+    assert sent[-1] == {"type": "http.response.body", "body": b""}
+    await forwarder.close()
+    server.close()
 
 
 # a gateway that says nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -229,8 +229,15 @@ class World:
         method: str = "POST",
         headers: dict[str, str] | None = None,
         leaves: asyncio.Event | None = None,
+        answer: Answer | None = None,
+        write: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> Answer:
-        """One request, whose client leaves when ``leaves`` is set."""
+        """One request, whose client leaves when ``leaves`` is set.
+
+        Args:
+            answer: Is filled as the answer comes.
+            write: Called with each part of it.
+        """
         given = {"authorization": f"Bearer {KEY}", "content-type": "application/json", **(headers or {})}
         scope = {
             "type": "http",
@@ -238,7 +245,7 @@ class World:
             "path": path,
             "headers": [(name.encode(), value.encode()) for name, value in given.items()],
         }
-        answer, left = Answer(), list(parts)
+        answer, left = answer or Answer(), list(parts)
 
         async def receive() -> dict[str, Any]:
             if left:
@@ -251,6 +258,8 @@ class World:
                 answer.status = message["status"]
                 answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
             elif message["body"]:
+                if write is not None:
+                    await write(message["body"])
                 answer.parts.append(message["body"])
 
         await self.app(scope, receive, send)
@@ -269,6 +278,13 @@ async def until(true: Callable[[], object], within_s: float = 240.0) -> None:
             return
         assert asyncio.get_running_loop().time() < end, "it did not come true in time"
         await asyncio.sleep(0.002)
+
+
+def event_error(body: bytes) -> dict[str, Any]:
+    """The error in the last event of a stream, in any dialect."""
+    event = orjson.loads(body.split(b"\n\n")[-2].rpartition(b"data: ")[2])
+    error: dict[str, Any] = event["error"]
+    return error
 
 
 def last_error(body: bytes) -> dict[str, Any]:
