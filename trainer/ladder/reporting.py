@@ -143,7 +143,8 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         *(rows, plan.facts), target=job.body.target, smallest=job.smallest_difference, held_back=rungs.held_back
     )
     gains = {rung.key: rung for rung in measured(rows)}
-    judging = sum(each.wall_seconds for each in scores)
+    keys = {key for key, _, _ in rows}  # what the learning curve's parts took is no rung's
+    judging = sum(each.wall_seconds for each in scores if any(arm.label in keys for arm in each.arms))
     timed = directory.read(spec.FIRST_TOKENS, FirstTokens)
     reported = [
         _reported(

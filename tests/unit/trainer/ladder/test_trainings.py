@@ -12,7 +12,8 @@ import pytest
 from adapters.protocol.runs import TeacherRef
 from tests.unit.trainer.ladder.rungs_measured import right_at, rows, scored
 from tests.unit.trainer.ladder.test_kind import GROUNDING, LADDER, LadderRun, climbed, file_ref, ladder, run_of
-from trainer.ladder import spec
+from trainer.ladder import reporting, spec
+from trainer.ladder.costs import rung_year
 from trainer.ladder.kind import CONCLUDING, LABELLING
 from trainer.ladder.reporting import render
 from trainer.ladder.spec import DataFacts, Labels, Rung, Rungs, TrainingKey
@@ -139,6 +140,22 @@ async def test_the_curve_says_whether_more_examples_would_help(climb: Climb) -> 
     ]
     assert report.curve.sentence.startswith("More examples would probably help. 400 examples against 200 of them: +40")
     assert [rung.key for rung in report.rungs][-1] == "lora_examples"
+
+
+async def test_what_the_parts_of_the_curve_took_is_no_rung_s(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = await prompts_compared(climb.ladder, subsets=True)
+    for key in ("lora", "lora_examples", "half", "quarter"):
+        outcome = await climb.lora(outcome, key, 0.5, 1)  # type: ignore[arg-type]
+    judged: list[float] = []
+
+    def counted(*arguments: Any, judging_seconds: float, **more: Any) -> Any:
+        judged.append(judging_seconds)
+        return rung_year(*arguments, judging_seconds=judging_seconds, **more)
+
+    monkeypatch.setattr(reporting, "rung_year", counted)
+    rungs = climb.ladder.report().rungs
+    assert len(judged) == len(rungs) == 6
+    assert sum(judged) == pytest.approx(3 * 60), "the prompts, and two LoRAs"
 
 
 async def test_a_part_that_fails_leaves_a_shorter_curve(climb: Climb) -> None:
