@@ -138,6 +138,9 @@ class Backend(ABC):
     def fault(self, error: sa.exc.DBAPIError) -> Fault | None:
         """What an error of a unit of work means; None if it is the work's own."""
 
+    def cut(self, thread: int | None = None) -> None:  # noqa: B027 (a file always answers)
+        """Have whatever waits for the database in a thread, or in any, fail as if the connection were lost."""
+
     def takes_no_writes(self, error: sa.exc.DBAPIError) -> bool:
         """Whether an error says that whoever answers only reads, so that another one must be looked for."""
         return False

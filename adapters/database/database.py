@@ -13,6 +13,8 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -22,11 +24,14 @@ from adapters.database.backend import Backend, DatabaseFault, Fault, TakenOver
 from adapters.database.marker import Marker
 from adapters.database.migrations import newer_revision, upgrade
 from adapters.database.postgresql import PostgresServer
+from adapters.database.resync import Resync
 from adapters.database.sqlite import SqliteFile
 
 T = TypeVar("T")
 HOLD_CHECK_S: Final = 5.0
 """Seconds between two looks at whether this process still has the database to itself."""
+CLOSE_S: Final = 10.0
+"""How long closing waits for units that run before their connections to a server are cut."""
 _LOG: Final = logging.getLogger("hatrack.database")
 
 
@@ -58,6 +63,9 @@ class Database:
         migrations: Alembic's script directory.
         thread_name: Of the worker threads.
         json_deserializer: Reads stored JSON values; None: `json.loads`.
+
+    Attributes:
+        resync: Whoever keeps in memory what is stored here adds what reads it again.
     """
 
     title: ClassVar[str]
@@ -76,6 +84,8 @@ class Database:
         json_deserializer: Callable[[str], Any] | None = None,
     ) -> None:
         self.backend = backend
+        self.resync = Resync()
+        self._is_closing = False
         self._migrations = migrations
         self._is_away = False
         self._watch: asyncio.Task[None] | None = None
@@ -176,22 +186,50 @@ class Database:
             query_error: It could not be used for another reason.
         """
         executor = self._readers if read_only else self._writer
-        loop = asyncio.get_running_loop()
-        unit = _Unit()
-        result = asyncio.shield(loop.run_in_executor(executor, self._transaction, work, read_only, unit))
-        if self.backend.answer_timeout_s is None:
-            return await result
+        loop, timeout_s = asyncio.get_running_loop(), self.backend.answer_timeout_s
+        unit = _Unit(loop, read_only)
+        running = loop.run_in_executor(executor, self._attempt, work, unit)
+        running.add_done_callback(_retrieve)
         try:
-            done, _ = await asyncio.wait({result}, timeout=self.backend.answer_timeout_s)
-        finally:
-            result.cancel()
+            done, _ = await asyncio.wait({running}, timeout=timeout_s)
+        except asyncio.CancelledError:
+            if timeout_s is not None:
+                unit.orphan(partial(unit.while_running, self.backend.cut), timeout_s)
+            raise
         if not done:
-            saved = "nothing was saved" if unit.abandon() else "what was being saved may be saved"
+            saved = "nothing was saved" if self._give_up(unit) else "what was being saved may be saved"
             raise self.unavailable_error(f"{self.title} does not answer; {saved}")
-        return result.result()
+        return running.result()
+
+    def _give_up(self, unit: _Unit) -> bool:
+        """Have a unit fail that its caller no longer waits for, so that others do not wait for it either; whether
+        nothing of it is saved."""
+        is_lost = unit.abandon()
+        if not is_lost and not unit.is_read_only:
+            self.resync.request()
+        unit.while_running(self.backend.cut)
+        return is_lost
+
+    def _attempt(self, work: Callable[[sa.Connection], T], unit: _Unit) -> T:
+        unit.begin()
+        try:
+            result = self._transaction(work, unit.is_read_only, unit)
+        except BaseException:
+            if unit.is_in_doubt:
+                unit.on_loop(self.resync.request)
+            raise
+        finally:
+            unit.end()
+        if unit.is_given_up:  # its caller has been told to try again, and it is saved
+            unit.on_loop(self.resync.request)
+        if self._is_away:
+            self._is_away = False
+            _LOG.info("%s answers again", self.backend.place)
+            unit.on_loop(self.resync.wake)
+        return result
 
     def _transaction(self, work: Callable[[sa.Connection], T], read_only: bool, unit: _Unit) -> T:
-        if unit.abandoned:  # while it waited for others
+        if unit.abandoned or self._is_closing:  # while it waited for others
             raise self.unavailable_error(f"{self.title} does not answer; nothing was saved")
         try:
             with self._engine.begin() as connection:
@@ -210,9 +248,6 @@ class Database:
             if takes_no_writes:
                 self._engine.dispose()  # its connections are good, and would be used for ever
             raise self._error(fault, error) from error
-        if self._is_away:
-            self._is_away = False
-            _LOG.info("%s answers again", self.backend.place)
         return result
 
     def _error(self, fault: Fault, error: sa.exc.DBAPIError) -> Exception:
@@ -226,30 +261,89 @@ class Database:
         return self.query_error(f"{self.title} could not be used ({type(error.orig).__name__})")
 
     async def close(self) -> None:
-        """Wait for queued work and close the connections."""
+        """Wait for queued work and close the connections. What a server that has fallen silent keeps from ending is
+        cut off after CLOSE_S."""
+        await self.resync.close()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         if self._readers is not self._writer:
-            await asyncio.get_running_loop().run_in_executor(None, self._readers.shutdown)
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
-        await asyncio.get_running_loop().run_in_executor(self._writer, self.backend.release)
+            await self._end(self._readers.shutdown, None)
+        await self._end(self._engine.dispose, self._writer)
+        await self._end(self.backend.release, self._writer)
         self._writer.shutdown(wait=True)
+
+    async def _end(self, step: Callable[[], None], executor: ThreadPoolExecutor | None) -> None:
+        """Do a step of closing, after what is queued in the executor."""
+        ending = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(executor, step))
+        if self.backend.answer_timeout_s is not None:
+            await asyncio.wait({ending}, timeout=CLOSE_S)
+            while not ending.done():
+                self._is_closing = True  # for what is queued
+                self.backend.cut()
+                await asyncio.wait({ending}, timeout=1.0)
+        await ending
 
 
 class _Unit:
     """Whether a unit's caller has been told that there is no answer: then it must not be saved later, since the caller
-    may do the same again, and a count would be added twice."""
+    may do the same again, and a count would be added twice.
 
-    def __init__(self) -> None:
+    Args:
+        loop: The caller's.
+        is_read_only: It writes nothing.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_read_only: bool) -> None:
         self.abandoned = False
+        self.is_read_only = is_read_only
+        self.is_given_up = False
+        """Its caller was told that it may be saved."""
         self._commits = False
+        self._thread: int | None = None
+        self._when_begun: Callable[[], object] | None = None
+        self._loop = loop
         self._lock = threading.Lock()
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether it may be saved though it has failed."""
+        return self._commits and not self.is_read_only
+
+    def begin(self) -> None:
+        """This thread runs it."""
+        with self._lock:
+            self._thread = threading.get_ident()
+            if self._when_begun is not None:
+                self.on_loop(self._when_begun)
+
+    def orphan(self, end: Callable[[], None], after_s: float) -> None:
+        """Its caller was cancelled, and it goes on alone: ``end`` it so long from now, or after it begins."""
+        with self._lock:
+            self._when_begun = partial(self._loop.call_later, after_s, end)
+            self._when_begun()
+
+    def end(self) -> None:
+        """This thread goes on to other units."""
+        with self._lock:
+            self._thread = None
+
+    def while_running(self, act: Callable[[int], None]) -> None:
+        """Do something to the thread that runs it, if one does, before that goes on to another."""
+        with self._lock:
+            if self._thread is not None:
+                act(self._thread)
+
+    def on_loop(self, call: Callable[[], object]) -> None:
+        """Call something on the event loop, unless that is closed."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call)
 
     def abandon(self) -> bool:
         """The caller waits no longer; False if it is too late to keep the unit from being saved."""
         with self._lock:
             self.abandoned = not self._commits
+            self.is_given_up = self._commits
             return self.abandoned
 
     def begin_commit(self) -> bool:
@@ -257,3 +351,9 @@ class _Unit:
         with self._lock:
             self._commits = not self.abandoned
             return self._commits
+
+
+def _retrieve(running: asyncio.Future[Any]) -> None:
+    """Its caller may have gone, and then nobody else asks how it ended."""
+    if not running.cancelled():
+        running.exception()

@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from adapters.database.backend import Backend, DatabaseFault, Fault
 from adapters.database.marker import Location, Marker
+from adapters.database.sockets import Sockets
 from adapters.database.tenancy import Tenancy
 from adapters.database.urls import describe, place_of
 
@@ -83,12 +84,13 @@ class PostgresServer(Backend):
         # the same for all processes that write to this schema
         self._lock = _number(f"hatrack:{schema}")
         self._tenancy: Tenancy | None = None
+        self._sockets = Sockets()
 
     def create_engine(self, json_deserializer: Callable[[str], Any] | None) -> sa.Engine:
         """A connection for the writer and one for each reader; each is tested before it is used again."""
-        return self._engine(
-            pool_size=1 + self.readers, max_overflow=0, pool_pre_ping=True, json_deserializer=json_deserializer
-        )
+        engine = self._engine(pool_size=1 + self.readers, max_overflow=0, json_deserializer=json_deserializer)
+        self._sockets.watch(engine)
+        return engine
 
     def _engine(self, **options: Any) -> sa.Engine:
         given = {name: value for name, value in CONNECTION.items() if name not in self._url.query}
@@ -234,6 +236,10 @@ class PostgresServer(Backend):
         """As a comment on Alembic's table, whose owner is who makes the migrations."""
         if self._tenancy is not None:
             self._tenancy.mark(connection)
+
+    def cut(self, thread: int | None = None) -> None:
+        """Shuts down the socket."""
+        self._sockets.cut(thread)
 
     def check_hold(self) -> None:
         """Asks the server."""

@@ -19,10 +19,13 @@ from typing import Final
 import sqlalchemy as sa
 
 from adapters.database.backend import DatabaseFault, TakenOver
+from adapters.database.sockets import Sockets, answers
 
 GRACE_S: Final = 3.0
 """How long the session of a program that was killed may stay known to the server, s."""
 POLL_S: Final = 0.25
+TAKE_S: Final = 15.0
+"""How long taking a lost lock again may take; writers wait meanwhile."""
 _SESSION: Final = (
     # so that a machine that is gone, or cut off, holds the lock for 25 s, and not for two hours
     "SET tcp_keepalives_idle TO 10; SET tcp_keepalives_interval TO 5; SET tcp_keepalives_count TO 3",
@@ -57,6 +60,8 @@ class Tenancy:
         self._pid = 0
         self._is_taken_over = False
         self._turn = threading.Lock()
+        self._sockets = Sockets()
+        self._sockets.watch(engine)
 
     def acquire(self) -> None:
         """Take the lock; somebody who has just ended may still seem to have it.
@@ -113,11 +118,12 @@ class Tenancy:
                 return
             self._drop()
             try:
-                connection = self._connect()
-                is_ours = self._try(connection)
-                unchanged = self._read_mark(connection) == f"held by {self._mark}"
-                if not is_ours:
-                    connection.close()
+                with self._sockets.limit(TAKE_S):
+                    connection = self._connect()
+                    is_ours = self._try(connection)
+                    unchanged = self._read_mark(connection) == f"held by {self._mark}"
+                    if not is_ours:
+                        connection.close()
             except sa.exc.DBAPIError as error:
                 self._drop()
                 raise DatabaseFault(f"{self._place} cannot be used now, and the lock on its schema is lost") from error
@@ -154,17 +160,13 @@ class Tenancy:
         return True
 
     def _lives(self) -> bool:
-        if self._connection is None:
-            return False
-        try:
-            self._connection.exec_driver_sql("SELECT 1")
-        except sa.exc.DBAPIError:
-            return False
-        return True
+        # with a limit: whoever writes waits for the turn
+        return self._connection is not None and answers(self._connection.connection.dbapi_connection)
 
     def _drop(self) -> None:
         if self._connection is not None:
             with suppress(sa.exc.DBAPIError):
+                self._connection.invalidate()  # closes it, and does not ask the server to roll anything back
                 self._connection.close()
             self._connection, self._pid = None, 0
 
