@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
+
+import orjson
 
 from service.access.authentication import KeyEntry
 from service.access.caller import NO_FILTERS, NO_LIMITS, Caller, Limits, Scope
@@ -46,20 +49,48 @@ def load_key(dumped: dict[str, Any]) -> KeyEntry:
     return KeyEntry(caller, math.inf if dumped["expires_at"] is None else dumped["expires_at"])
 
 
-def dump_adapter(entry: AdapterEntry) -> dict[str, Any]:
-    """An adapter with its versions and aliases as JSON values."""
+def dump_adapter(entry: AdapterEntry, former: AdapterEntry | None, max_bytes: int) -> Iterator[dict[str, Any]]:
+    """What of an adapter is new or another since it was told last, as JSON values; nothing, if nothing is.
+
+    In parts, as a version's prompt and examples may be large: the versions of a part have at most ``max_bytes``, or it
+    is a single one.
+    """
+    head = _dump_head(entry)
+    told: Mapping[int, VersionEntry] = {} if former is None else former.versions
+    gone = [number for number in told if number not in entry.versions]
+    versions: list[orjson.Fragment] = []
+    size = 0
+    for number, version in entry.versions.items():
+        if told.get(number) == version:
+            continue
+        dumped = orjson.dumps(_dump_version(version))
+        if versions and size + len(dumped) > max_bytes:
+            yield {**head, "versions": versions, "drop": []}
+            versions, size = [], 0
+        versions.append(orjson.Fragment(dumped))
+        size += len(dumped)
+    if versions or gone or former is None or head != _dump_head(former):
+        yield {**head, "versions": versions, "drop": gone}
+
+
+def _dump_head(entry: AdapterEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "created_at": entry.created_at,
         "pinned_at": entry.pinned_at,
-        "versions": [_dump_version(version) for version in entry.versions.values()],
         "aliases": {alias: _dump_target(target) for alias, target in entry.aliases.items()},
     }
 
 
-def load_adapter(dumped: dict[str, Any]) -> AdapterEntry:
-    """The adapter that was dumped. Raises KeyError, ValueError or TypeError for what is none."""
-    versions = {version["number"]: _load_version(version) for version in dumped["versions"]}
+def load_adapter(dumped: dict[str, Any], former: AdapterEntry | None) -> AdapterEntry:
+    """The adapter as it is with a part that was dumped, and with all that was told of it before.
+
+    Raises KeyError, ValueError or TypeError for what is no part.
+    """
+    versions = {} if former is None else dict(former.versions)
+    versions.update((version["number"], _load_version(version)) for version in dumped["versions"])
+    for number in dumped["drop"]:
+        versions.pop(number, None)
     aliases = {alias: _load_target(target) for alias, target in dumped["aliases"].items()}
     return AdapterEntry(
         dumped["name"],

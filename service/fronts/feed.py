@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Iter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import orjson
 
@@ -21,11 +21,15 @@ from service.http.peer_errors import dump_error
 from service.registry.catalog import AdapterEntry, Catalog
 
 PART: Final = 200
-"""Entries in one message: a millisecond or two of the event loop."""
+"""Entries in one message, and"""
+PART_BYTES: Final = 256 * 1024
+"""bytes in one, but for a single version that has more: a millisecond or two of the event loop, on either side."""
 LOOK_S: Final = SIGN_OF_LIFE_S / 2
 """How often budgets, and the number of fronts, are looked at, s."""
 
 
+Change: TypeAlias = tuple[Literal["put", "drop"], Any]
+"""What a message has under `put` or `drop`, as JSON values."""
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -45,18 +49,19 @@ class _Part(Generic[K, V]):
         elif self._pending is not None:
             self._pending.update(changed)
 
-    def take(self, now: Mapping[K, V]) -> Iterator[tuple[list[tuple[K, V]], list[K]]]:
-        """What is to be told to come to ``now``, in parts: what is put and what is dropped. Counts as told.
+    def take(self, now: Mapping[K, V]) -> Iterator[tuple[K, V | None, V | None] | None]:
+        """What is to be told to come to ``now``: names, with what was told of each and what is to be. Counts as told.
 
-        Some parts may be empty: a long list is looked through in pieces, too.
+        With pauses (None) for others: a long list is looked through in pieces.
         """
         told, pending = self._told, self._pending
         self._told, self._pending = now, set()
         names: Iterable[K] = chain(told, now) if pending is None else pending
         for piece in _pieces(names):
-            # what a long list holds twice is told twice, and means the same
-            changed = [name for name in piece if now.get(name) is not told.get(name)]
-            yield [(name, now[name]) for name in changed if name in now], [name for name in changed if name not in now]
+            for name in piece:  # what a long list holds twice is told twice, and means the same
+                if now.get(name) is not told.get(name):
+                    yield name, told.get(name), now.get(name)
+            yield None
 
 
 @dataclass
@@ -161,12 +166,8 @@ class Feed:
             told.admin = self._authenticator.admin_hmac
             secret = self._authenticator.secret.hex()
             yield {"t": "auth", "secret": secret, "admin": told.admin.hex(), "salts": self._salts.hex()}
-        for keys, gone_keys in told.keys.take(self._authenticator.entries):
-            put = [[digest.hex(), dump_key(entry)] for digest, entry in keys]
-            yield _message("keys", put, [digest.hex() for digest in gone_keys])
-        for adapters, gone in told.adapters.take(self._catalog.snapshot.adapters):
-            put = [[project, dump_adapter(entry)] for (project, _), entry in adapters]
-            yield _message("adapters", put, [list(name) for name in gone])
+        yield from _messages("keys", _key_changes(told.keys.take(self._authenticator.entries)))
+        yield from _messages("adapters", _adapter_changes(told.adapters.take(self._catalog.snapshot.adapters)))
         spent = {project: dump_error(error) for project, error in self._exhausted().items()}
         if told.spent is None or spent.keys() != told.spent.keys():
             told.spent = spent
@@ -187,9 +188,49 @@ def _pieces(names: Iterable[K]) -> Iterator[list[K]]:
         yield piece
 
 
-def _message(kind: str, put: list[list[Any]], dropped: list[Any]) -> Message | None:
-    """None: there is nothing in it."""
-    return {"t": kind, "put": put, "drop": dropped} if put or dropped else None
+def _key_changes(changes: Iterable[tuple[bytes, KeyEntry | None, KeyEntry | None] | None]) -> Iterator[Change | None]:
+    for change in changes:
+        if change is None:
+            yield None
+            continue
+        digest, _, entry = change
+        yield ("drop", digest.hex()) if entry is None else ("put", [digest.hex(), dump_key(entry)])
+
+
+def _adapter_changes(
+    changes: Iterable[tuple[tuple[str, str], AdapterEntry | None, AdapterEntry | None] | None],
+) -> Iterator[Change | None]:
+    for change in changes:
+        if change is None:
+            yield None
+            continue
+        (project, name), former, entry = change
+        if entry is None:
+            yield "drop", [project, name]
+            continue
+        for part in dump_adapter(entry, former, PART_BYTES):
+            yield "put", [project, part]
+
+
+def _messages(kind: str, changes: Iterable[Change | None]) -> Iterator[Message | None]:
+    """Messages of at most PART entries and about PART_BYTES, and pauses."""
+    lists: dict[str, list[orjson.Fragment]] = {"put": [], "drop": []}
+    count = size = 0
+    for change in changes:
+        if change is None:
+            yield None
+            continue
+        where, value = change
+        dumped = orjson.dumps(value)
+        if count == PART or (count and size + len(dumped) > PART_BYTES):
+            yield {"t": kind, **lists}
+            lists = {"put": [], "drop": []}
+            count = size = 0
+        lists[where].append(orjson.Fragment(dumped))
+        count += 1
+        size += len(dumped)
+    if count:
+        yield {"t": kind, **lists}
 
 
 def _line(message: Message) -> bytes:

@@ -223,8 +223,8 @@ class Follower:
             for project, name in message["drop"]:
                 known.adapters.pop((project, name), None)
             for project, dumped in message["put"]:
-                adapter = load_adapter(dumped)
-                known.adapters[project, adapter.name] = adapter
+                name = dumped["name"]
+                known.adapters[project, name] = load_adapter(dumped, known.adapters.get((project, name)))
             known.adapters_changed = True
             await asyncio.sleep(0)
         elif kind == "budgets":

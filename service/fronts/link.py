@@ -21,6 +21,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 SILENCE_S: Final = 10 * SIGN_OF_LIFE_S
 """A gateway that says nothing for so long is away, s."""
 MAX_LINE: Final = 64 * 2**20
+"""Far more than the largest version of an adapter has."""
 
 
 class GatewayAway(Unavailable):
@@ -111,17 +112,24 @@ class GatewayLink:
 
 async def _lines(answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
     """The answer's lines as they come. Raises TimeoutError if none comes for SILENCE_S."""
-    rest = b""
+    pieces: list[bytes] = []  # of a line that has not ended; joined once, as a long one comes in many
+    size = 0
     while True:
         async with asyncio.timeout(SILENCE_S):  # of the reading alone: what is done with a line may take longer
             chunk = await answer.content.readany()
         if not chunk:
             return
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > MAX_LINE:
+        first, *others = chunk.split(b"\n")
+        pieces.append(first)
+        size += len(first)
+        if size > MAX_LINE:
             raise GatewayAway("the gateway's feed has no lines")
-        for line in lines:
-            yield line
+        if others:
+            yield b"".join(pieces)
+            *lines, rest = others
+            for line in lines:
+                yield line
+            pieces, size = [rest], len(rest)
 
 
 async def _read(answer: aiohttp.ClientResponse) -> Any:

@@ -6,7 +6,9 @@ must know, and goes on with what changes; each part ends with a `ready`, until w
     {"t": "topology", …}                      engines, bases and the gateway's policy (``service.fronts.topology``)
     {"t": "auth", "secret", "admin", "salts"} hex: the keys' HMAC secret, the admin key's HMAC, the caches' salts' key
     {"t": "keys", "put": [[hmac, entry], …], "drop": [hmac, …]}
-    {"t": "adapters", "put": [[project, entry], …], "drop": [[project, name], …]}
+    {"t": "adapters", "put": [[project, part], …], "drop": [[project, name], …]}
+                                              a part has the versions that are new or others ("versions"), and the
+                                              numbers of those that are gone ("drop"); all others stay
     {"t": "budgets", "spent": {project: error}}
     {"t": "agents", "addresses": {engine: address}}   of agents that announce themselves; null: it is not there any more
     {"t": "fronts", "count"}                  how many there are, to share limits by while the gateway is away
@@ -40,7 +42,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """Raised when any of this changes."""
 PREFIX: Final = "/fronts/v1/"
 FEED_PATH: Final = PREFIX + "feed"

@@ -6,12 +6,13 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from service.access.authentication import Authenticator
@@ -181,11 +182,12 @@ async def test_no_prompt_is_shown_where_a_feed_cannot_be_read(made: Cluster, mon
     await made.push("voice", seed=1)
     written = feed_module.dump_adapter
 
-    def newer(entry: Any) -> dict[str, Any]:
-        dumped = written(entry)
-        for version in dumped["versions"]:
-            version["settings"] = {"prompt_of_a_later_release": "nobody may read this"}
-        return dumped
+    def newer(*given: Any) -> Iterator[dict[str, Any]]:
+        for part in written(*given):
+            versions = orjson.loads(orjson.dumps(part["versions"]))
+            for version in versions:
+                version["settings"] = {"prompt_of_a_later_release": "nobody may read this"}
+            yield {**part, "versions": versions}
 
     monkeypatch.setattr(feed_module, "dump_adapter", newer)
     front = await made.front(wait=False)
