@@ -8,8 +8,8 @@ import logging
 import secrets
 import string
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import asdict, replace
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,12 +21,27 @@ from service.access.authentication import NEVER, Authenticator, KeyEntry
 from service.access.keys import admin_key, hint, key_hmac, key_secret, make_key, write_secret
 from service.access.records import KeyDraft, KeyRow
 from service.database import Database
-from service.errors import BadRequest, Conflict, DiskFull, Internal, NotFound
+from service.errors import BadRequest, Conflict, DiskFull, HatrackError, Internal, NotFound
 
 T = TypeVar("T")
 ID_CHARS: Final = 16
 _ID_ALPHABET: Final = string.digits + string.ascii_lowercase
 _LOG = logging.getLogger("hatrack.access")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rotation:
+    """A new admin key that is in ``admin.key``, while it is not known whether its rotation is saved.
+
+    ``newest`` is the id of the audit's newest rotation before it; ``previous`` is what the file had, if it was there.
+    """
+
+    key: str
+    previous: str | None
+    newest: int
+
+    def is_saved(self, db: sa.Connection) -> bool:
+        return _newest_rotation(db) > self.newest
 
 
 class Keys:
@@ -59,6 +74,7 @@ class Keys:
         self.authenticator = Authenticator(admin_key(home, given_admin_key), secret)
         # one change at a time, so that memory and database apply changes in the same order
         self._changing = asyncio.Lock()
+        self._rotation: _Rotation | None = None
 
     def derived_secret(self, purpose: str) -> bytes:
         """32 bytes derived for one purpose; the same as long as ``key.secret`` is the same."""
@@ -74,6 +90,29 @@ class Keys:
                 len(rows),
             )
         self.authenticator.load({digest: _entry(row) for digest, row in rows})
+        self._database.resync.add(self.reload)
+
+    async def reload(self) -> None:
+        """Make memory what the database says: it may have saved a change whose caller was told to try again."""
+        async with self._changing:
+            await self._settle_rotation()
+            rows = await self._database.run(records.active_keys)
+            before = {entry.caller.key_id for entry in self.authenticator.entries.values()}
+            self.authenticator.load({digest: _entry(row) for digest, row in rows})
+        for key_id in before - {row.id for _, row in rows}:
+            self._on_revoked(key_id)
+
+    async def _settle_rotation(self) -> None:
+        """Take the new admin key where its rotation is saved, or put the old one back into the file."""
+        rotation = self._rotation
+        if rotation is None:
+            return
+        if await self._database.run(rotation.is_saved):
+            self.authenticator.set_admin_key(rotation.key)
+            _LOG.warning("the admin key was rotated, though the answer to that was lost: the new one is in admin.key")
+        elif rotation.previous is not None:
+            await asyncio.to_thread(write_secret, self._home / "admin.key", rotation.previous)
+        self._rotation = None
 
     # reading
 
@@ -154,7 +193,9 @@ class Keys:
             audit.note(db, replace(actor, project=row.project), "key.delete", key_id, detail)
             return revoked
 
-        return sorted(await self._revoked(work))
+        async with self._changing:
+            revoked = await self._revoke(work, lambda db: records.find(db, key_id) is None)
+        return self._tell(revoked)
 
     async def rotate_admin(self, actor: Actor) -> str:
         """Create a new admin key, written to ``admin.key``; the old one and its child keys are revoked.
@@ -171,33 +212,64 @@ class Keys:
         return await _run_to_completion(self._rotate_admin(actor))
 
     async def _rotate_admin(self, actor: Actor) -> str:
-        key = make_key()
+        key, path = make_key(), self._home / "admin.key"
 
         def work(db: sa.Connection) -> dict[str, bytes]:
+            previous = path.read_text() if path.is_file() else None
+            newest = _newest_rotation(db)
             revoked = records.revoke_children(db, ADMIN_ID)
             audit.note(db, actor, "key.rotate_admin", ADMIN_ID, {"with": sorted(revoked)} if revoked else None)
             try:
-                write_secret(self._home / "admin.key", key + "\n")  # last, so that a failure changes nothing
+                write_secret(path, key + "\n")  # last, so that a failure changes nothing
             except OSError as error:
                 kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else Internal
                 raise kind(
                     f"admin.key could not be written ({error.strerror}); the old admin key stays valid"
                 ) from error
+            self._rotation = _Rotation(key, previous, newest)
             return revoked
 
-        await self._revoked(work, lambda: self.authenticator.set_admin_key(key))
+        def is_saved(db: sa.Connection) -> bool:
+            return self._rotation is not None and self._rotation.is_saved(db)
+
+        async with self._changing:
+            await self._settle_rotation()
+            try:
+                revoked = await self._revoke(work, is_saved)
+            except HatrackError:
+                if self._rotation is not None:
+                    self._database.resync.request()  # the file has a key that may not be the admin key
+                raise
+            self.authenticator.set_admin_key(key)
+            self._rotation = None
+        self._tell(revoked)
         return key
 
-    async def _revoked(
-        self, work: Callable[[sa.Connection], dict[str, bytes]], also: Callable[[], None] = lambda: None
+    async def _revoke(
+        self, work: Callable[[sa.Connection], dict[str, bytes]], is_saved: Callable[[sa.Connection], bool]
     ) -> dict[str, bytes]:
-        async with self._changing:
-            revoked = await self._database.run(work)
-            self.authenticator.drop(frozenset(revoked.values()))
-            also()
+        """Have keys revoked by ``work``, in the database and in memory; the caller holds ``_changing``.
+
+        Raises:
+            OutcomeUnknown: It may be saved; the keys are reloaded once the database answers.
+        """
+        attempts: list[dict[str, bytes]] = []
+
+        def attempt(db: sa.Connection) -> dict[str, bytes]:
+            attempts.append(work(db))
+            return attempts[-1]
+
+        def saved(db: sa.Connection) -> dict[str, bytes] | None:
+            return attempts[-1] if attempts and is_saved(db) else None
+
+        revoked = await self._database.run_or_ask(attempt, saved)
+        self.authenticator.drop(frozenset(revoked.values()))
+        return revoked
+
+    def _tell(self, revoked: Iterable[str]) -> list[str]:
         for key_id in revoked:
             self._on_revoked(key_id)
-        return revoked
+        return sorted(revoked)
 
 
 def shown(row: KeyRow) -> dict[str, Any]:
@@ -240,6 +312,11 @@ def _page(data: list[dict[str, Any]], limit: int) -> dict[str, Any]:
         "last_id": shown_rows[-1]["id"] if shown_rows else None,
         "has_more": len(data) > limit,
     }
+
+
+def _newest_rotation(db: sa.Connection) -> int:
+    rotations = audit.page(db, after=None, limit=1, action="key.rotate_admin")
+    return rotations[0].id if rotations else 0
 
 
 def _new_id() -> str:

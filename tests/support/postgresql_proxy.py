@@ -20,6 +20,9 @@ class Proxy:
 
     Attributes:
         lose_commits: So many of the next answers to COMMIT are lost: the server has saved, and the connection is cut.
+        lose_after: The answer to the next COMMIT behind this statement is lost so, too.
+        is_away_after_loss: The server is away from then on.
+        cut_at_commit: The next COMMIT does not reach the server: nothing is saved.
         away_after: When the answer to a COMMIT behind this statement has arrived, the server is away; None: never.
         losses: How often either has happened.
     """
@@ -29,6 +32,9 @@ class Proxy:
         self._socket = str(server.folder / SOCKET)
         self.folder = folder
         self.lose_commits = 0
+        self.is_away_after_loss = False
+        self.cut_at_commit = False
+        self.lose_after: bytes | None = None
         self.away_after: bytes | None = None
         self.losses = 0
         self._is_away = False
@@ -89,6 +95,12 @@ class Proxy:
                     if self.away_after is not None and self.away_after in seen:
                         self.away_after = None
                         leaving.set()
+                    elif self.cut_at_commit:
+                        self.cut_at_commit = False
+                        return
+                    elif self.lose_after is not None and self.lose_after in seen:
+                        self.lose_after = None
+                        saving.set()
                     elif self.lose_commits:
                         self.lose_commits -= 1
                         saving.set()
@@ -101,6 +113,8 @@ class Proxy:
             while data := await from_server.read(65536):
                 if saving.is_set():  # it answers COMMIT when it has saved
                     self.losses += 1
+                    if self.is_away_after_loss:
+                        self.go_away()
                     return
                 if frozen.is_set():
                     await asyncio.Event().wait()

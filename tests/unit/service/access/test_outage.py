@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
+from adapters.database import resync
 from service.database import Database
 from service.errors import Unavailable
 from service.http.stream import TokenUsage
@@ -21,6 +18,7 @@ from service.telemetry.record import Record
 from service.usage.account import UsageAccount
 from service.usage.records import usage
 from tests.support.postgresql import TEMPLATE, TestServer
+from tests.support.postgresql_proxy import Proxy, proxy_before
 from tests.unit.service.access.clock import caller
 from tests.unit.service.access.keys_app import KeysApp
 
@@ -47,6 +45,13 @@ async def outage(postgresql: TestServer, tmp_path: Path) -> AsyncIterator[Outage
     async with KeysApp(tmp_path, url=postgresql.url(name)).run() as keys_app:
         yield Outage(keys_app, postgresql, name)
     postgresql.drop(name)
+
+
+class Lossy:
+    """Keys in a database of the server, on the way to which answers are lost."""
+
+    def __init__(self, proxy: Proxy, keys_app: KeysApp) -> None:
+        self.proxy, self.keys_app = proxy, keys_app
 
 
 async def test_a_key_is_known_and_a_change_is_503_in_the_apis_shape(outage: Outage) -> None:
@@ -80,65 +85,91 @@ async def test_usage_is_kept_and_written_when_the_server_is_back(outage: Outage)
     assert await database.run(lambda db: db.scalar(sa.select(usage.c.requests))) == 1
 
 
-class CutInCommit:
-    """A way to the server that is cut when it is told to save: the server has saved, and its answer is lost."""
+@pytest.fixture
+async def lossy(postgresql: TestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lossy]:
+    monkeypatch.setattr(resync, "RETRY_S", 0.1)
+    name = postgresql.create(TEMPLATE)
+    async with proxy_before(postgresql) as proxy, KeysApp(tmp_path, url=proxy.url(name)).run() as keys_app:
+        yield Lossy(proxy, keys_app)
+    postgresql.drop(name)
 
-    def __init__(self, server: TestServer, folder: Path) -> None:
-        self._socket = str(server.folder / ".s.PGSQL.5432")
-        self.folder = folder
-        self.cuts = 0
-        self.armed = False
 
-    async def listen(self) -> asyncio.Server:
-        return await asyncio.start_unix_server(self._serve, self.folder / ".s.PGSQL.5432")
+async def test_a_key_is_revoked_though_the_answer_to_commit_is_lost(lossy: Lossy) -> None:
+    keys_app = lossy.keys_app
+    made = await keys_app.make()
+    assert (await keys_app.get("/who", made["key"])).status_code == 200
+    lossy.proxy.lose_commits = 1
+    assert (await keys_app.http.delete(f"/v1/keys/{made['id']}")).status_code == 200
+    assert lossy.proxy.losses == 1
+    assert (await keys_app.get("/who", made["key"])).status_code == 401
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_unix_connection(self._socket)
-        saving = asyncio.Event()
 
-        async def ask() -> None:
-            while data := await reader.read(65536):
-                if self.armed and b"COMMIT" in data:
-                    self.armed = False
-                    saving.set()
-                to_server.write(data)
+@pytest.mark.parametrize("is_away", [True, False])
+async def test_a_key_whose_revocation_is_in_doubt_follows_the_database_once_it_answers(
+    lossy: Lossy, is_away: bool
+) -> None:
+    """The answer to the question whether it was saved is lost, too, or the server is away by then."""
+    keys_app, revoked = lossy.keys_app, []
+    keys_app.keys._on_revoked = revoked.append
+    made = await keys_app.make()
+    lossy.proxy.lose_commits = 1 if is_away else 2
+    lossy.proxy.is_away_after_loss = is_away
+    answer = await keys_app.http.delete(f"/v1/keys/{made['id']}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    lossy.proxy.come_back()
+    await keys_app.database.resync.idle()
+    assert (await keys_app.get("/who", made["key"])).status_code == 401
+    assert revoked == [made["id"]]
+    assert (await keys_app.http.delete(f"/v1/keys/{made['id']}")).status_code == 404
 
-        async def answer() -> None:
-            while data := await from_server.read(65536):
-                if saving.is_set():  # it answers COMMIT when it has saved
-                    self.cuts += 1
-                    return
-                writer.write(data)
 
-        tasks = [asyncio.create_task(ask()), asyncio.create_task(answer())]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        for stream in (writer, to_server):
-            with suppress(OSError):
-                stream.close()
+async def test_the_admin_key_is_rotated_though_the_answer_to_commit_is_lost(lossy: Lossy) -> None:
+    keys_app = lossy.keys_app
+    lossy.proxy.lose_commits = 1
+    answer = await keys_app.http.post("/v1/keys/rotate-admin")
+    assert answer.status_code == 200
+    assert (await keys_app.get("/who", answer.json()["key"])).status_code == 200
+    assert (await keys_app.http.get("/who")).status_code == 401
+    assert keys_app.admin_key == answer.json()["key"]
+
+
+async def test_a_rotation_in_doubt_follows_the_database_once_it_answers(lossy: Lossy) -> None:
+    keys_app = lossy.keys_app
+    before = keys_app.admin_key
+    lossy.proxy.lose_commits = 2  # the question's answer is lost, too
+    assert (await keys_app.http.post("/v1/keys/rotate-admin")).status_code == 503
+    await keys_app.database.resync.idle()
+    assert keys_app.admin_key != before
+    assert (await keys_app.get("/who", keys_app.admin_key)).status_code == 200
+    assert (await keys_app.get("/who", before)).status_code == 401
+
+
+async def test_a_rotation_that_was_not_saved_leaves_the_old_admin_key_in_its_file(lossy: Lossy) -> None:
+    keys_app = lossy.keys_app
+    before = keys_app.admin_key
+    lossy.proxy.cut_at_commit = True
+    assert (await keys_app.http.post("/v1/keys/rotate-admin")).status_code == 503
+    await keys_app.database.resync.idle()
+    assert keys_app.admin_key == before
+    assert (await keys_app.http.get("/who")).status_code == 200
 
 
 async def test_usage_whose_saving_was_cut_off_counts_once(postgresql: TestServer, tmp_path: Path) -> None:
     name = postgresql.create(TEMPLATE)
-    way = CutInCommit(postgresql, Path(tempfile.mkdtemp(dir=postgresql.folder.parent)))
-    listening = await way.listen()
-    database = Database(tmp_path / "hatrack.db", f"postgresql://postgres@/{name}?host={way.folder}")
-    try:
+    async with proxy_before(postgresql) as proxy:
+        database = Database(tmp_path / "hatrack.db", proxy.url(name))
         await database.open()
         account = UsageAccount(database, flush_s=3600)
         target = Target(label="smol", engine_model="smol")
         for _ in range(2):
             account(Record("r", "/v1/x", caller("key_a", "default"), target, usage=TokenUsage(10, 5)))
-            way.armed = True
+            await database.resync.idle()
+            proxy.lose_commits = 1
             with pytest.raises(Unavailable):
                 await account.flush()
-        assert way.cuts == 2
+        assert proxy.losses == 2
         await account.flush()
         chosen = sa.select(usage.c.requests, usage.c.prompt_tokens)
         assert await database.run(lambda db: [tuple(row) for row in db.execute(chosen)]) == [(2, 20)]
         await database.close()
-    finally:
-        listening.close()
-        shutil.rmtree(way.folder)
-        postgresql.drop(name)
+    postgresql.drop(name)
