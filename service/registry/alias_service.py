@@ -145,9 +145,11 @@ class AliasService:
         actor: Actor,
     ) -> None:
         """Warm the versions that have weights and move the alias to them; the caller holds the adapter's lock."""
-        if adapter.aliases.get(alias) == target:
-            return
         row = adapter.row
+        if adapter.aliases.get(alias) == target:
+            # perhaps by a request that failed before the catalog was refreshed, of which this is the repetition
+            await self._state.refresh(row.project, row.name)
+            return
 
         def work(db: sa.Connection) -> None:
             self._demand_pin_room(db, row.id, alias, target)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -15,7 +17,7 @@ from adapters.perplexity import REFUSE_RATIO
 from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.agents import ServedBase
-from service.errors import HatrackError, RateLimited, StoreUnavailable
+from service.errors import EngineUnavailable, HatrackError, RateLimited, StoreUnavailable, Unavailable
 from service.registry import corrupt_records, records
 from service.registry.catalog import VersionSettings
 from service.registry.probers import Probers
@@ -24,6 +26,7 @@ from service.registry.readiness import PromptChecker, SettingsProof
 from service.registry.records import VersionDraft, VersionRow
 from service.registry.state import RegistryState
 
+T = TypeVar("T")
 ENGINE_FAILURES: Final = 3
 """A version whose proof the engine fails to answer this often (while the base is well) is rejected: it may be what
 brings the engine down."""
@@ -128,7 +131,9 @@ class Proving:
         self._probers.on(base, None).require_engine()
 
     def spawn(self, project: str, name: str, version_id: int, actor: Actor) -> None:
-        """Start a version's proof in the background; the audit notes its result under the actor."""
+        """Start a version's proof in the background, unless it runs; the audit notes its result under the actor."""
+        if version_id in self._tasks:
+            return
         proof = self._finish(project, name, version_id, actor)
         task = asyncio.create_task(proof, name=f"registry-proof-{version_id}")
         self._tasks[version_id] = task
@@ -158,34 +163,58 @@ class Proving:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _finish(self, project: str, name: str, version_id: int, actor: Actor) -> None:
-        """Prove a version, however long the engine is away, and write how it ended."""
-        reason: dict[str, Any] = {}
+        """Prove a version, however long the engine or the database is away, and write how it ended."""
         failures = 0
-        while failures < ENGINE_FAILURES:
-            row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
-            if row is None or row.state not in ("proving", "ready"):
-                return
+        while (row := await self._when_available(partial(self._unproven, version_id))) is not None:
             if self._state.bases.serving(row.base) is None:
                 log.warning("the proof of %s@%d waits for its base, which is not served", name, row.number)
                 return  # another base would say nothing of it; the next start looks again
             await self._probers.of(row.base, row.digest).wait_for_base(RETRY_S)
-            row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
-            if row is None or row.state not in ("proving", "ready"):
+            row = await self._when_available(partial(self._unproven, version_id))
+            if row is None:
                 return
             try:
                 served = row.state == "ready"
                 evidence = await self.ask(project, row, is_served=served)
             except AdapterError as error:
                 reason = {"code": error.code, "message": error.message, "param": error.param}
-                break
-            except StoreUnavailable:  # says nothing of the version, which waits for its files as for the engine
-                await asyncio.sleep(RETRY_S)
             except HatrackError as error:
+                if _says_nothing_of(row, error):
+                    await asyncio.sleep(RETRY_S)
+                    continue
                 failures += 1
+                if failures < ENGINE_FAILURES:
+                    continue
                 reason = {"code": error.code, "message": error.message, "param": error.param}
             else:
-                await self.settle_row(project, name, row, evidence, actor=actor)
+                await self._when_available(partial(self._settle_unless_saved, project, name, row, evidence, actor))
                 return
+            await self._when_available(partial(self._reject, project, name, version_id, reason, actor))
+            return
+
+    async def _when_available(self, step: Callable[[], Awaitable[T]]) -> T:
+        """What the step returns once the database answers: an outage must not cost a proof, nor its evidence."""
+        while True:
+            try:
+                return await step()
+            except Unavailable as error:
+                log.warning("a proof in the background waits for the database: %s", error.message)
+                await asyncio.sleep(RETRY_S)
+
+    async def _unproven(self, version_id: int) -> VersionRow | None:
+        """The version; None where there is nothing to prove any more."""
+        row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
+        return row if row is not None and row.state in ("proving", "ready") else None
+
+    async def _settle_unless_saved(
+        self, project: str, name: str, row: VersionRow, evidence: Evidence | SettingsProof, actor: Actor
+    ) -> None:
+        """``settle_row``, unless an attempt whose answer was lost has done it: the alias may have moved on since."""
+        now = await self._unproven(row.id)
+        if now is not None and (now.state, now.proof) == (row.state, row.proof):
+            await self.settle_row(project, name, row, evidence, actor=actor)
+
+    async def _reject(self, project: str, name: str, version_id: int, reason: dict[str, Any], actor: Actor) -> None:
         async with self._state.lock(project, name):
             await self._state.database.run(lambda db: records.reject(db, version_id, reason, actor=actor))
             await self._state.recount()
@@ -264,10 +293,19 @@ class Proving:
         """Refresh the catalog's entries of all adapters except ``but`` that have a version of this digest."""
         if digest is None:  # without weights there is nothing that two versions share
             return
-        for project, name in await self._state.database.run(lambda db: records.owners(db, digest)):
+        with self._state.followed():
+            owners = await self._state.database.run(lambda db: records.owners(db, digest))
+        for project, name in owners:
             if (project, name) != but:
                 async with self._state.lock(project, name):
                     await self._state.refresh(project, name)
+
+
+def _says_nothing_of(row: VersionRow, error: HatrackError) -> bool:
+    """Whether a proof failed for what is not the version's fault: it waits for its files, or for the database that
+    knows its vector stores, as for the engine."""
+    is_elsewhere = isinstance(error, Unavailable) and not isinstance(error, EngineUnavailable)
+    return isinstance(error, StoreUnavailable) or (is_elsewhere and row.digest is None)
 
 
 def reference_of(metadata: dict[str, Any]) -> Proof | None:

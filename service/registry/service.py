@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,9 +113,22 @@ class Registry:
             )
         if self._settings.revalidate_rollback:
             self._workers.append(asyncio.create_task(self._live_rollback.work(), name="registry-rollback"))
+        self._database.resync.add(self._reload)
+
+    async def _reload(self) -> None:
+        """Follow the database, which may have saved what a request that failed has not seen through."""
+        await self._state.refresh_all()
+        for project, name, version_id in await self._database.run(records.proving):
+            async with self._state.lock(project, name):  # whoever records a proof, or begins one, holds it
+                row = await self._database.run(partial(records.version_by_id, version_id=version_id))
+                if row is not None and row.state == "proving":
+                    self._proving.spawn(project, name, version_id, system_actor(project))
+        self._wake_pin_loaders()
 
     async def close(self) -> None:
         """Stop background tasks; the next ``open`` resumes interrupted proofs."""
+        with suppress(ValueError):  # it was never opened
+            self._database.resync.remove(self._reload)
         await self.push_events.close()
         await self._proving.close()
         for worker in self._workers:

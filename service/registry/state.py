@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -50,6 +50,8 @@ class RegistryState:
         self.store_lock = asyncio.Lock()
         """Held while an upload is counted, stored locally and kept, and while unused files are removed."""
         self._locks = Locks()
+        self._rebuilding: list[set[tuple[str, str]]] = []
+        """For each rebuild of the whole catalog that goes on: what has been refreshed since it began."""
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
     def lock(self, project: str, name: str) -> AbstractAsyncContextManager[None]:
@@ -162,25 +164,45 @@ class RegistryState:
 
     # the catalog
 
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Reads what the catalog must follow after a change is saved; should that fail, it is read again, with all
+        else, until it succeeds: whoever repeats the change is told that nothing is left to do."""
+        try:
+            yield
+        except Exception:
+            self.database.resync.request()
+            raise
+
     async def refresh(self, project: str, name: str) -> None:
         """Update the catalog's entry of one adapter; the caller holds its lock."""
-        adapter = await self.database.run(lambda db: records.find(db, project, name))
-        entry = None if adapter is None else (await self._entries([adapter]))[0]
-        entries = dict(self.catalog.snapshot.adapters)
-        entries.pop((project, name), None)
-        if entry is not None:
-            entries[project, name] = entry
-        self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)), changed={(project, name)})
-        await self.recount()
+        with self.followed():
+            adapter = await self.database.run(lambda db: records.find(db, project, name))
+            entry = None if adapter is None else (await self._entries([adapter]))[0]
+            self.catalog.replace(self._snapshot({(project, name): entry}), changed={(project, name)})
+            for refreshed in self._rebuilding:
+                refreshed.add((project, name))
+            await self.recount()
 
     async def refresh_all(self) -> None:
         """Rebuild the catalog from the database."""
-        adapters = await self.database.run(records.load_adapters)
-        built = await self._entries(adapters)
+        refreshed: set[tuple[str, str]] = set()
+        self._rebuilding.append(refreshed)
+        try:
+            adapters = await self.database.run(records.load_adapters)
+            built = await self._entries(adapters)
+        finally:
+            self._rebuilding.remove(refreshed)
         keys = [(adapter.row.project, adapter.row.name) for adapter in adapters]
-        entries = {key: entry for key, entry in zip(keys, built, strict=True) if entry is not None}
-        self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
+        entries = dict.fromkeys(self.catalog.snapshot.adapters) | dict(zip(keys, built, strict=True))
+        # what was refreshed meanwhile is newer
+        self.catalog.replace(self._snapshot({key: entry for key, entry in entries.items() if key not in refreshed}))
         await self.recount()
+
+    def _snapshot(self, entries: Mapping[tuple[str, str], AdapterEntry | None]) -> CatalogSnapshot:
+        """The catalog's with these entries; None: without it."""
+        changed = {**self.catalog.snapshot.adapters, **entries}
+        return CatalogSnapshot(MappingProxyType({key: entry for key, entry in changed.items() if entry is not None}))
 
     def warn_of_hidden(self) -> None:
         """Log which names are hidden: adapters that are named like a base that came later, and an embedder that is

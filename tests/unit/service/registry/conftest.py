@@ -57,7 +57,8 @@ def files(tmp_path: Path, base: BaseDescription) -> Callable[..., AdapterFiles]:
 class RegistryApp:
     """The registry under test, what it stands on, and a client of its routes."""
 
-    def __init__(self, home: Path, base: BaseDescription, **settings: Any) -> None:
+    def __init__(self, home: Path, base: BaseDescription, *, url: str | None = None, **settings: Any) -> None:
+        self.url = url
         self.settings = Settings(home=home, base_model=BASE, max_adapter_mib=1, **settings)
         self.base = base
         self.engine = MemoryEngine()
@@ -81,7 +82,7 @@ class RegistryApp:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[RegistryApp]:
-        self.database = database = Database(self.settings.home / "hatrack.db")
+        self.database = database = Database(self.settings.home / "hatrack.db", self.url)
         await database.open()
         self.keys = Keys(self.settings.home, database, KEY)
         await self.keys.open()
