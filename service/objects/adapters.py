@@ -40,6 +40,19 @@ def put_adapter(objects: ObjectStore, digest: str, config: bytes, weights: Path)
     if not objects.create(config_name, config):
         # it is there: written again, it is as young as this push, and no collection takes it before it is recorded
         objects.replace(config_name, config)
+    # one that had looked at the same adapter, which nothing named, before it was written again may have taken it since
+    if not _is_there(objects, weights_name):
+        objects.upload(weights_name, weights)
+    if not _is_there(objects, config_name):
+        objects.create(config_name, config)
+
+
+def _is_there(objects: ObjectStore, name: str) -> bool:
+    try:
+        objects.stat(name)
+    except NoSuchObject:
+        return False
+    return True
 
 
 def complete_digests(listed: Iterable[StoredObject]) -> dict[str, list[StoredObject]]:

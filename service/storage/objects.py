@@ -65,22 +65,29 @@ def listed(objects: ObjectStore) -> Listing:
 def remove_if_older(objects: ObjectStore, names: Collection[str], oldest: float) -> bool:
     """Remove what nothing names, unless it was written again since it was listed: a push of the same adapter.
 
-    Of an adapter the config goes first: without it, there is none.
+    Of an adapter the config goes first: without it, there is none. Each object is looked at again right before it goes,
+    as a push may have written it meanwhile; it writes again what went before (``put_adapter``).
 
     Raises:
         BackupError: The store does not answer.
     """
     try:
-        for name in names:
-            try:
-                if not _is_older([objects.stat(name)], oldest):
-                    return False
-            except NoSuchObject:
-                continue
-        objects.delete(sorted(names))
+        if not all(_is_gone_or_older(objects, name, oldest) for name in names):
+            return False
+        for name in sorted(names):
+            if not _is_gone_or_older(objects, name, oldest):
+                return False
+            objects.delete([name])
     except StoreUnavailable as error:
         raise BackupError(f"the object store {objects.url} removes nothing now: {error.reason}") from error
     return True
+
+
+def _is_gone_or_older(objects: ObjectStore, name: str, oldest: float) -> bool:
+    try:
+        return _is_older([objects.stat(name)], oldest)
+    except NoSuchObject:
+        return True
 
 
 def _is_older(objects: list[StoredObject], oldest: float) -> bool:

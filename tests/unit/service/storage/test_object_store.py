@@ -15,8 +15,8 @@ from adapters.store import WEIGHTS_FILE
 from service.cli.main import app
 from service.config import Settings
 from service.errors import SettingsError
-from service.objects.adapters import object_names
-from service.objects.client import ObjectStore
+from service.objects.adapters import object_names, put_adapter
+from service.objects.client import ObjectStore, StoredObject
 from service.objects.content import objects_for, refuse_unusable_store
 from service.objects.marker import mark, marked_url
 from service.objects.owner import claim
@@ -168,6 +168,57 @@ def test_an_adapter_that_is_pushed_again_meanwhile_stays(root: Path, objects: Ob
     put(root, config)
     assert remove_if_older(objects, [config, weights], time.time() - GRACE_S)
     assert stored(objects) == set()
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3, 4])
+def test_a_push_of_what_a_collection_is_about_to_take_leaves_all_of_it(
+    root: Path, objects: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """The push's weights arrive after a number of the collection's looks, and its config once that has ended."""
+    names = object_names(UNNAMED)
+    for name in names:
+        put(root, name)
+    weights, looked, uploaded = tmp_path / "weights", [], []
+    stat, upload = objects.stat, objects.upload
+    weights.write_bytes(b"w" * 1000)
+
+    def stat_before_a_push(name: str) -> StoredObject:
+        described = stat(name)
+        looked.append(name)
+        if len(looked) == looks:
+            upload(names[1], weights)
+        return described
+
+    def upload_but_for_the_first(name: str, path: Path) -> None:
+        if uploaded:
+            upload(name, path)
+        uploaded.append(name)
+
+    monkeypatch.setattr(objects, "stat", stat_before_a_push)
+    remove_if_older(objects, names, time.time() - GRACE_S)
+    assert len(looked) >= looks
+    monkeypatch.setattr(objects, "stat", stat)
+    monkeypatch.setattr(objects, "upload", upload_but_for_the_first)
+    put_adapter(objects, UNNAMED, b"{}", weights)
+    assert stored(objects) == set(names)
+    assert stat(names[1]).bytes == 1000
+
+
+def test_a_push_writes_again_what_a_collection_has_taken_meanwhile(
+    objects: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, weights, create = object_names(UNNAMED), tmp_path / "weights", objects.create
+    weights.write_bytes(b"w" * 1000)
+
+    def create_before_a_collection(name: str, data: bytes) -> bool:
+        monkeypatch.setattr(objects, "create", create)
+        create(name, data)
+        objects.delete(names)
+        return True
+
+    monkeypatch.setattr(objects, "create", create_before_a_collection)
+    put_adapter(objects, UNNAMED, b"{}", weights)
+    assert stored(objects) == set(names)
 
 
 def test_local_copies_are_not_garbage(moved: StorageHome) -> None:
