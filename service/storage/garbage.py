@@ -27,7 +27,7 @@ from adapters.database.postgresql import PostgresServer
 from adapters.names import is_digest
 from adapters.store import STAGING, no_engine
 from service.config import Settings
-from service.config.engines import engine_dirs
+from service.config.engines import engine_dirs, engine_settings
 from service.engine.process import is_running
 from service.errors import SettingsError, StoreUnavailable
 from service.files.blob_store import INCOMING
@@ -45,6 +45,7 @@ from service.training.config import DATABASE as TRAINER_DATABASE
 WHEN_ENGINE_STARTS: Final = "when the engine next starts"
 WITHOUT_ENGINE_URL: Final = "once no engine runs: HATRACK_ENGINE_URL= hatrack gc"
 WITHOUT_AGENT: Final = "once no agent runs: HATRACK_ENGINE_AGENT= hatrack gc"
+WITHOUT_ENGINES: Final = "once none of its engines runs elsewhere: HATRACK_ENGINES= hatrack gc"
 WHEN_TRAINER_STARTS: Final = "when the trainer next starts, which revokes its key"
 CACHED: Final = ("adapter", "file")
 """Kinds of which the home has only copies where there is an object store."""
@@ -284,11 +285,16 @@ def _runs(folders: Mapping[str, list[Path]], runs: Mapping[str, bool] | None) ->
 
 
 def _adapters_later(settings: Settings, *, is_alone: bool) -> str | None:
-    """When adapters can go, if not now."""
+    """When adapters can go, if not now: what an engine elsewhere has loaded is not known. Raises BackupError."""
     if settings.engine_url:
         return WITHOUT_ENGINE_URL
     if settings.engine_agent:
         return WITHOUT_AGENT
+    try:
+        if any(each.engine_is_elsewhere for each in engine_settings(settings)):
+            return WITHOUT_ENGINES
+    except SettingsError as error:
+        raise BackupError(f"{error}. Nothing was removed") from error
     runs = any(is_running(directory) for directory in engine_dirs(settings))
     return None if is_alone and not runs else WHEN_ENGINE_STARTS
 

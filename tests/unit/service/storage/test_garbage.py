@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from service.config import Settings
 from service.server.instance import InstanceLock
@@ -23,6 +24,7 @@ from service.storage.garbage import (
     WHEN_ENGINE_STARTS,
     WHEN_TRAINER_STARTS,
     WITHOUT_ENGINE_URL,
+    WITHOUT_ENGINES,
     Garbage,
     find_garbage,
     remove_garbage,
@@ -156,6 +158,26 @@ def test_adapters_stay_where_an_engine_may_run_anywhere(littered: StorageHome) -
     assert found(littered)[f"adapters/{UNNAMED}"] == ("adapter", 100, WITHOUT_ENGINE_URL)
     remove_garbage(littered.settings, removed=lambda _: None)
     assert (littered.path / "adapters" / UNNAMED).is_dir()
+
+
+@pytest.mark.usefixtures("aged")
+@pytest.mark.parametrize(
+    ("address", "later"),
+    [('agent = "http://10.0.0.5:8002"', WITHOUT_ENGINES), ('url = "unix:/e.sock"', WITHOUT_ENGINES), ("", None)],
+)
+def test_adapters_stay_where_one_of_several_engines_runs_elsewhere(
+    littered: StorageHome, address: str, later: str | None
+) -> None:
+    base_dir = littered.settings.base_model
+    file = littered.path / "engines.toml"
+    own = f'[[engine]]\nname = "own"\nbase = "{base_dir}"\n'
+    file.write_text(f'{own}[[engine]]\nname = "other"\nbase = "{base_dir}"\n{address}\n')
+    more = {"engines": file, "base_model": "", "agent_key": SecretStr("k" * 20)}
+    littered.settings = littered.settings.model_copy(update=more)
+    assert found(littered)[f"adapters/{UNNAMED}"] == ("adapter", 100, later)
+    file.write_text("[[engine]]")
+    with pytest.raises(BackupError, match="HATRACK_ENGINES"):
+        find_garbage(littered.settings)
 
 
 @pytest.mark.usefixtures("aged")
