@@ -4,16 +4,20 @@ vLLM's two processes speak through shared memory, and each looks for the next me
 the last one: while the worker computes a step, the engine core uses a whole core to look for its result. On a machine
 with GPUs that is one core of many. On a CPU it is one that gateway, trainer and everything else could use.
 
-A sleeping reader is woken by a message on a socket, which vLLM sends with every write as it is. (To compute on the core
-that vLLM leaves to its engine core, too, is twice as fast at best, and half as fast beside any other busy process:
-the threads of a product wait for each other, several thousand times a step.)
+A sleeping reader is woken by a message on a ZeroMQ socket, which vLLM sends with every write as it is. (To compute on
+the core that vLLM leaves to its engine core, too, is twice as fast at best, and half as fast beside any other busy
+process: the threads of a product wait for each other, several thousand times a step.)
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from service.engine.plugin.guard import checked_attribute, is_patched, mark_patched
+
+SPIN_S: Final = 0.005
+"""How long a reader goes on looking after it has read. A sender's socket may take some three million cycles to notice
+that it can send again: of two writes within that time, only the first one may wake anybody."""
 
 
 def install() -> None:
@@ -25,13 +29,13 @@ def install() -> None:
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
     from vllm.platforms import current_platform
 
-    original = checked_attribute(
-        SpinCondition, "__init__", "self", "is_reader", "context", "notify_address", "busy_loop_s"
-    )
+    checked_attribute(SpinCondition, "__init__", "self", "is_reader", "context", "notify_address", "busy_loop_s")
+    original = checked_attribute(SpinCondition, "record_read", "self")
     if is_patched(original) or not current_platform.is_cpu():
         return
 
-    def sleeping(self: Any, is_reader: bool, context: Any, notify_address: str, busy_loop_s: float = 0.0) -> None:
-        original(self, is_reader, context, notify_address, 0.0)
+    def patched(self: Any) -> None:
+        original(self)
+        self.busy_loop_s = SPIN_S  # from the first message on: its sockets are connected
 
-    SpinCondition.__init__ = mark_patched(sleeping)
+    SpinCondition.record_read = mark_patched(patched)
