@@ -44,7 +44,7 @@ class AgentSettings(NamedEngineSettings):
     def store_dir(self) -> Path:
         """Where its engine reads adapters: the home's own; over an object store a cache that nobody else manages.
 
-        An engine that somebody else runs has the home's in any case.
+        An engine that somebody else runs has the home's in any case, which no gateway may have for a cache then.
         """
         has_cache = self.store_url is not None and not self.engine_url
         return self.engine_dir / "adapters" if has_cache else self.home / "adapters"

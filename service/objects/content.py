@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from service.config import GIB, Settings
 from service.errors import SettingsError, StoreRefused, StoreUnavailable
@@ -13,6 +17,8 @@ from service.objects.client import ObjectStore, open_object_store
 from service.objects.marker import check_agreement, require_agreement
 from service.objects.owner import claim
 
+LOCK: Final = ".cache.lock"
+
 
 @dataclass(frozen=True, slots=True)
 class Objects:
@@ -20,26 +26,71 @@ class Objects:
 
     store: ObjectStore
     cache: LocalCache
+    folder: Path
+    """Of the adapters' copies."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep the cache's bound while it is open."""
-        async with self.cache.running():
-            try:
-                yield
-            finally:
-                self.store.close()
+        """Keep the cache's bound while it is open.
+
+        Raises:
+            SettingsError: Another process has come to manage the folder.
+        """
+        with _managing(self.folder):
+            async with self.cache.running():
+                try:
+                    yield
+                finally:
+                    self.store.close()
 
 
 def objects_for(settings: Settings) -> Objects | None:
     """The object store of this home; None: its content is in the local folders.
 
     Raises:
-        SettingsError: The settings and the home disagree on where the content is, or the URL cannot be used.
+        SettingsError: The settings and the home disagree on where the content is, or the URL cannot be used; or another
+            process manages the folder with the adapters' copies.
     """
     require_agreement(settings)
     store = open_object_store(settings)
-    return None if store is None else Objects(store, LocalCache(int(settings.store_cache_gib * GIB)))
+    if store is None:
+        return None
+    with _managing(settings.store_dir):
+        return Objects(store, LocalCache(int(settings.store_cache_gib * GIB)), settings.store_dir)
+
+
+@contextmanager
+def _managing(folder: Path) -> Iterator[None]:
+    """Be the only process that adds copies to a folder and removes them.
+
+    Of two, such as a gateway and an agent with HATRACK_ENGINE_URL in one home, each would remove what the other one
+    believes to be there.
+
+    Raises:
+        SettingsError: Another one does.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # one that cannot be written: whoever needs to says what is wrong
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor, folder)
+        yield
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Raises SettingsError if another process has the lock, and OSError on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise SettingsError(
+            f"{folder} is the cache of adapters of another gateway or agent (process {pid}), and two would remove each "
+            "other's copies. With HATRACK_STORE_URL, an agent with HATRACK_ENGINE_URL and the engine there must have a "
+            "HATRACK_HOME of their own"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
 def refuse_unusable_store(settings: Settings) -> None:
