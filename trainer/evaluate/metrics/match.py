@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-import regex
-
-from trainer.errors import EvaluationInvalid
 from trainer.evaluate.metrics.base import normalised
+from trainer.evaluate.metrics.patterns import check_template, find_reference
 
-REGEX_TIMEOUT_S: Final = 1.0
-"""Time limit for one pattern on one answer, in seconds: backtracking may otherwise never end."""
-REFERENCE: Final = "{reference}"
+_NAME: Final = "`pattern`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +40,11 @@ class Contains:
 
 @dataclass(frozen=True, slots=True)
 class Regex:
-    """1 if the pattern is found in the answer; `{reference}` in it is replaced by the escaped reference.
+    """1 if the pattern is found in the answer; `{reference}` in it stands for the reference, as one group.
 
     Raises:
-        EvaluationInvalid: The pattern is invalid, or exceeds REGEX_TIMEOUT_S on an answer.
+        EvaluationInvalid: The pattern is invalid or too large (`trainer.evaluate.metrics.patterns`), or takes too long
+            on an answer.
     """
 
     pattern: str
@@ -56,17 +53,8 @@ class Regex:
     decides: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        try:
-            regex.compile(self.pattern.replace(REFERENCE, "x"))
-        except regex.error as error:
-            raise EvaluationInvalid(f"`pattern` is not a valid regular expression: {error}") from error
+        check_template(self.pattern, _NAME)
 
     def score(self, answer: str, reference: str) -> float:
         """1.0 if the pattern matches anywhere in the answer, else 0.0. Raises EvaluationInvalid."""
-        pattern = self.pattern.replace(REFERENCE, regex.escape(reference))
-        try:
-            return float(regex.search(pattern, answer, timeout=REGEX_TIMEOUT_S) is not None)
-        except TimeoutError as error:
-            raise EvaluationInvalid(
-                f"`pattern` took more than {REGEX_TIMEOUT_S:g} s on one answer; simplify it"
-            ) from error
+        return float(find_reference(self.pattern, answer, reference, _NAME))

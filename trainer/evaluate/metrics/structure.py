@@ -7,13 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-import jsonschema
-import regex
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-
-from trainer.errors import EvaluationInvalid
-from trainer.evaluate.metrics.match import REGEX_TIMEOUT_S
+from adapters.json_depth import too_deep
+from trainer.evaluate.metrics.json_schema import SchemaValidator
 
 _CALL_KEYS: Final = {"name", "arguments"}
 NOT_JSON: Final = object()
@@ -21,11 +16,13 @@ NOT_JSON: Final = object()
 
 
 def parsed(text: str) -> object:
-    """The JSON value of the whole text; a marker that equals nothing if it is not JSON."""
+    """The JSON value of the whole text; a marker that equals nothing if it is not JSON, or nested too deeply for the
+    recursive functions that compare it."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        value: object = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return NOT_JSON
+    return NOT_JSON if too_deep(value) is not None else value
 
 
 def is_json(text: str) -> bool:
@@ -50,9 +47,7 @@ class JsonSchema:
     """1 if the answer is JSON that satisfies a schema.
 
     Args:
-        schema: A JSON Schema. References are resolved within it only; no URL is fetched. `patternProperties` is
-            refused because nothing bounds the time of its patterns, and so is a nested `$schema`, under which a
-            `pattern` would run without our time limit.
+        schema: A JSON Schema, as `SchemaValidator` accepts it.
 
     Raises:
         EvaluationInvalid: It is not a valid schema, or uses a refused keyword.
@@ -63,28 +58,12 @@ class JsonSchema:
     decides: ClassVar[bool] = False
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        try:
-            kind.check_schema(schema)
-        except jsonschema.SchemaError as error:
-            raise EvaluationInvalid(f"`schema` is not a valid JSON Schema: {error.message}") from error
-        if '"patternProperties"' in json.dumps(schema):
-            raise EvaluationInvalid("`schema` must not use `patternProperties`")
-        if any(_changes_dialect(part) for part in schema.values()):
-            raise EvaluationInvalid("`schema` may set `$schema` at the top level only")
-        self._validator = jsonschema.validators.extend(kind, {"pattern": _pattern})(schema, registry=Registry())
+        self._validator = SchemaValidator(schema)
 
     def score(self, answer: str, reference: str) -> float:
-        """1.0 if it is JSON and valid, else 0.0.
-
-        Raises:
-            EvaluationInvalid: A `$ref` cannot be resolved within the schema, or a `pattern` takes too long.
-        """
+        """1.0 if it is JSON and valid, else 0.0. Raises EvaluationInvalid as `SchemaValidator.accepts`."""
         value = parsed(answer)
-        try:
-            return float(value is not NOT_JSON and self._validator.is_valid(value))
-        except Unresolvable as error:
-            raise EvaluationInvalid(f"`schema` has a reference that cannot be resolved within it: {error}") from error
+        return float(value is not NOT_JSON and self._validator.accepts(value))
 
 
 class JsonExact:
@@ -152,26 +131,6 @@ class JsonFields:
             return 0.0
         leaves, expected_leaves = set(_leaves(value, "")), set(_leaves(expected, ""))
         return 2 * len(leaves & expected_leaves) / (len(leaves) + len(expected_leaves))
-
-
-def _changes_dialect(part: object) -> bool:
-    """Whether a part of a schema contains a `$schema`."""
-    if isinstance(part, Mapping):
-        return isinstance(part.get("$schema"), str) or any(_changes_dialect(entry) for entry in part.values())
-    return isinstance(part, list) and any(_changes_dialect(entry) for entry in part)
-
-
-def _pattern(validator: Any, pattern: str, value: object, _schema: object) -> Iterator[jsonschema.ValidationError]:
-    """The keyword `pattern`, bounded in time."""
-    if not validator.is_type(value, "string"):
-        return
-    try:
-        if not regex.search(pattern, value, timeout=REGEX_TIMEOUT_S):
-            yield jsonschema.ValidationError(f"{value!r} does not match {pattern!r}")
-    except TimeoutError as error:
-        raise EvaluationInvalid(
-            f"a `pattern` in `schema` took more than {REGEX_TIMEOUT_S:g} s on one answer; simplify it"
-        ) from error
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:

@@ -51,3 +51,19 @@ def test_the_file_that_the_candidate_was_trained_on_is_no_held_out(tmp_path: Pat
     assert (refused.value.param, refused.value.shown_code) == ("held_out", "held_out_in_training")
     check(tmp_path, [OURS, BASE], {"training_files": [file("2")]}, candidate="ours", bases=["base"])
     check(tmp_path, [OURS, BASE], taught | {"candidate": None})  # a comparison is no verdict
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        {"name": "regex", "pattern": "(?:(?:a{999}){999}){999}"},
+        {"name": "regex", "pattern": "[a-{reference}]"},
+        {"name": "json_exact", "schema": {"$schema": {}}},
+        {"name": "json_exact", "schema": {"$schema": "http://[::1"}},
+        {"name": "json_exact", "schema": {"$ref": "#"}},
+    ],
+)
+def test_a_metric_that_could_not_be_applied_is_the_request_s_fault(tmp_path: Path, metric: dict[str, Any]) -> None:
+    with pytest.raises(InvalidField) as refused:
+        check(tmp_path, [OURS, BASE], candidate="ours", bases=["base"], metric=metric)
+    assert (refused.value.param, refused.value.status) == ("metric", 400)
