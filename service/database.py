@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -11,7 +10,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapters.database import database
-from service.errors import DiskFull, HatrackError, Internal, SettingsError, Unavailable
+from service.errors import DiskFull, Internal, SettingsError, Unavailable
 
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -46,35 +45,12 @@ class Database(database.Database):
     disk_full_error: ClassVar[type[Exception]] = DiskFull
     unavailable_error: ClassVar[type[Exception]] = Unavailable
     query_error: ClassVar[type[Exception]] = Internal
+    unknown_error: ClassVar[type[Exception]] = OutcomeUnknown
 
     def __init__(self, path: Path, url: str | None = None) -> None:
         backend = database.backend_for(path, url, SCHEMA, STATE)
         super().__init__(backend, migrations=MIGRATIONS, thread_name="hatrack-db", json_deserializer=_json)
         self.path = path
-
-    async def run_or_ask(self, work: Callable[[sa.Connection], T], saved: Callable[[sa.Connection], T | None]) -> T:
-        """`run` for work whose failure removes something: where it may have been saved all the same, ask.
-
-        Args:
-            saved: What ``work`` would have returned, had it been saved; None: it was not.
-
-        Raises:
-            OutcomeUnknown: It may have been saved.
-            HatrackError: As `run`. It was not saved.
-        """
-        try:
-            return await self.run(work)
-        except (Unavailable, Internal) as error:
-            try:
-                # a unit that may write: it begins when the failed one has ended, also on the server
-                result = await self.run(saved)
-            except HatrackError:
-                raise OutcomeUnknown(
-                    f"{self.title} cannot be reached now, and may have saved this; look before you repeat it"
-                ) from error
-            if result is None:
-                raise
-            return result
 
 
 def _json(text: str) -> Any:

@@ -22,6 +22,10 @@ metadata: Final = sa.MetaData()
 """All tables of it; each room declares its own."""
 
 
+class OutcomeUnknown(DatabaseUnavailable):
+    """A unit of work may have been saved, and the database does not say. What the row would name must stay."""
+
+
 class Database(database.Database):
     """The trainer's database. Raises SettingsError if it cannot be opened; DiskFull, DatabaseUnavailable or
     InternalError in use.
@@ -36,6 +40,7 @@ class Database(database.Database):
     disk_full_error: ClassVar[type[Exception]] = DiskFull
     unavailable_error: ClassVar[type[Exception]] = DatabaseUnavailable
     query_error: ClassVar[type[Exception]] = InternalError
+    unknown_error: ClassVar[type[Exception]] = OutcomeUnknown
 
     def __init__(self, path: Path, url: str | None = None) -> None:
         super().__init__(

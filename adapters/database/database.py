@@ -74,6 +74,8 @@ class Database:
     disk_full_error: ClassVar[type[Exception]]
     unavailable_error: ClassVar[type[Exception]]
     query_error: ClassVar[type[Exception]]
+    unknown_error: ClassVar[type[Exception]]
+    """Of a unit that may have been saved, and the database does not say: what its row would name must stay."""
 
     def __init__(
         self,
@@ -200,6 +202,30 @@ class Database:
             saved = "nothing was saved" if self._give_up(unit) else "what was being saved may be saved"
             raise self.unavailable_error(f"{self.title} does not answer; {saved}")
         return running.result()
+
+    async def run_or_ask(self, work: Callable[[sa.Connection], T], saved: Callable[[sa.Connection], T | None]) -> T:
+        """`run` for work whose failure removes something: where it may have been saved all the same, ask.
+
+        Args:
+            saved: What ``work`` would have returned, had it been saved; None: it was not.
+
+        Raises:
+            unknown_error: It may have been saved.
+            Exception: As `run`. It was not saved.
+        """
+        try:
+            return await self.run(work)
+        except (self.unavailable_error, self.query_error) as error:
+            try:
+                # a unit that may write: it begins when the failed one has ended, also on the server
+                result = await self.run(saved)
+            except (self.unavailable_error, self.query_error, self.disk_full_error):
+                raise self.unknown_error(
+                    f"{self.title} cannot be reached now, and may have saved this; look before you repeat it"
+                ) from error
+            if result is None:
+                raise
+            return result
 
     def _give_up(self, unit: _Unit) -> bool:
         """Have a unit fail that its caller no longer waits for, so that others do not wait for it either; whether

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from tests.support.postgresql import TestServer
+import pytest
+
+from adapters.database import database, resync
+from adapters.database.postgresql import PostgresServer
+from tests.support.postgresql import TEMPLATE, TestServer
 
 SOCKET: Final = ".s.PGSQL.5432"
 
@@ -22,7 +26,7 @@ class Proxy:
         lose_commits: So many of the next answers to COMMIT are lost: the server has saved, and the connection is cut.
         lose_after: The answer to the next COMMIT behind this statement is lost so, too.
         is_away_after_loss: The server is away from then on.
-        cut_at_commit: The next COMMIT does not reach the server: nothing is saved.
+        cut_after: The next COMMIT behind this statement does not reach the server: nothing is saved.
         away_after: When the answer to a COMMIT behind this statement has arrived, the server is away; None: never.
         losses: How often either has happened.
     """
@@ -33,7 +37,7 @@ class Proxy:
         self.folder = folder
         self.lose_commits = 0
         self.is_away_after_loss = False
-        self.cut_at_commit = False
+        self.cut_after: bytes | None = None
         self.lose_after: bytes | None = None
         self.away_after: bytes | None = None
         self.losses = 0
@@ -95,8 +99,8 @@ class Proxy:
                     if self.away_after is not None and self.away_after in seen:
                         self.away_after = None
                         leaving.set()
-                    elif self.cut_at_commit:
-                        self.cut_at_commit = False
+                    elif self.cut_after is not None and self.cut_after in seen:
+                        self.cut_after = None
                         return
                     elif self.lose_after is not None and self.lose_after in seen:
                         self.lose_after = None
@@ -150,3 +154,19 @@ async def proxy_before(server: TestServer) -> AsyncIterator[Proxy]:
         listening.close()
         await proxy.end()
         shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def databases_behind_proxy(server: TestServer) -> AsyncIterator[Proxy]:
+    """Every database that is made in the context is one of the server's behind a proxy, and not a file."""
+    name = server.create(TEMPLATE)
+
+    def backend_for(path: Path, _url: str | None, schema: str, _state: Sequence[str] = ()) -> PostgresServer:
+        return PostgresServer(proxy.url(name), schema, path.parent)
+
+    async with proxy_before(server) as proxy:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(database, "backend_for", backend_for)
+            patch.setattr(resync, "RETRY_S", 0.1)
+            yield proxy
+    server.drop(name)

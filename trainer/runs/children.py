@@ -14,7 +14,7 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from trainer.database import Database
+from trainer.database import Database, OutcomeUnknown
 from trainer.errors import InternalError
 from trainer.runs import journal, records
 from trainer.runs.kind import AnyKind, RunDraft, Wait
@@ -41,6 +41,7 @@ class Children:
         Raises:
             InternalError: The parent has no key any more.
             OSError: A directory could not be created; nothing was recorded.
+            OutcomeUnknown: The database went away, and may have recorded them.
         """
         key = await asyncio.to_thread(kind.directories.key, parent.id)
         if key is None:
@@ -49,13 +50,21 @@ class Children:
             for child in wait.children:
                 directories = self._kinds[child.kind].directories
                 await asyncio.to_thread(directories.create, child.id, child.spec, key, shared_key=True)
-            await self._database.run(partial(self._record, parent_id=parent.id, wait=wait))
-        except Exception:  # not when cancelled: the transaction may still be committed
+            await self._database.run_or_ask(
+                partial(self._record, parent_id=parent.id, wait=wait), partial(self._recorded, wait=wait)
+            )
+        except OutcomeUnknown:  # nor when cancelled: the transaction may be committed
+            raise
+        except Exception:
             for child in wait.children:
                 await asyncio.to_thread(self._kinds[child.kind].directories.discard, child.id)
             raise
 
-    def _record(self, db: sa.Connection, parent_id: str, wait: Wait) -> None:
+    def _recorded(self, db: sa.Connection, wait: Wait) -> bool | None:
+        """True if the children, which are recorded all or none, are; else None."""
+        return any(records.find_by_id(db, child.id) is not None for child in wait.children) or None
+
+    def _record(self, db: sa.Connection, parent_id: str, wait: Wait) -> bool:
         parent = records.get(db, parent_id)
         for child in wait.children:
             records.add(db, self._new_run(parent, child), None)
@@ -75,6 +84,7 @@ class Children:
         )
         # what was requested of the parent while its worker ended holds for its children, too
         records.request_control(db, parent_id, parent.wanted)
+        return True
 
     def _new_run(self, parent: Run, child: RunDraft) -> NewRun:
         return child.new_run(

@@ -97,6 +97,11 @@ def find_by_run_key(db: sa.Connection, kind: str, project: str, run_key_id: str)
     return _first(db, runs.c.kind == kind, runs.c.project == project, runs.c.run_key_id == run_key_id, own)
 
 
+def find_by_id(db: sa.Connection, run_id: str) -> Run | None:
+    """A run of any kind and project; None if there is none."""
+    return _first(db, runs.c.id == run_id)
+
+
 def _first(db: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Run | None:
     row = db.execute(sa.select(runs).where(*conditions)).first()
     return None if row is None else Run.of(row)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from adapters.protocol.reports import Waiting
 from trainer.config import Settings
-from trainer.database import Database
+from trainer.database import Database, OutcomeUnknown
 from trainer.errors import DiskFull, InternalError, InvalidState, NotFinished, NotFound
 from trainer.http import CurrentCaller, list_object
 from trainer.runs import journal, records
@@ -118,6 +118,7 @@ class RunService(ABC):
             TooManyRequests: The project has the maximum number of unfinished runs.
             DiskFull: The disk is full.
             InternalError: The directory could not be created, or the gateway has given up on the request.
+            OutcomeUnknown: The database went away, and may have saved the run.
         """
         new_run = draft.new_run(
             self.kind.stages[0].waits_as, project=caller.project, key_id=caller.key_id, run_key_id=key.id
@@ -130,9 +131,12 @@ class RunService(ABC):
             raise InternalError(f"could not create the {self.kind.noun}'s directory") from error
         made = False
         try:
-            run, made = await self._database.run(partial(self._add, caller=caller, new_run=new_run, retry=retry))
-        except asyncio.CancelledError:
-            made = True  # the transaction may still be committed; if it is not, the next start removes the directory
+            run, made = await self._database.run_or_ask(
+                partial(self._add, caller=caller, new_run=new_run, retry=retry),
+                partial(self._added, run_id=new_run.id),
+            )
+        except (asyncio.CancelledError, OutcomeUnknown):
+            made = True  # the transaction may be committed; if it is not, the next start removes the directory
             raise
         finally:
             if not made:
@@ -154,6 +158,10 @@ class RunService(ABC):
             )
         run, message = records.add(db, new_run, retry), self.kind.created(new_run.id)
         return (run if message is None else journal.record_event(db, run, message)), True
+
+    def _added(self, db: sa.Connection, run_id: str) -> tuple[Run, bool] | None:
+        run = records.find_by_id(db, run_id)
+        return None if run is None else (run, True)
 
     def _made_before(self, db: sa.Connection, caller: CurrentCaller, retry: Retry | None) -> Run | None:
         run_id = find_previous_run(db, caller.project, self.kind.name, retry, time.time())

@@ -147,7 +147,7 @@ async def test_a_rotation_in_doubt_follows_the_database_once_it_answers(lossy: L
 async def test_a_rotation_that_was_not_saved_leaves_the_old_admin_key_in_its_file(lossy: Lossy) -> None:
     keys_app = lossy.keys_app
     before = keys_app.admin_key
-    lossy.proxy.cut_at_commit = True
+    lossy.proxy.cut_after = b"INSERT INTO audit"
     assert (await keys_app.http.post("/v1/keys/rotate-admin")).status_code == 503
     await keys_app.database.resync.idle()
     assert keys_app.admin_key == before
