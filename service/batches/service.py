@@ -109,13 +109,22 @@ class Batches:
         await in_thread(self._remove_leftovers, {row.id for row in rows})
         for row in rows:
             self._start(row)
+        self._database.resync.add(self._reload)
         try:
             yield
         finally:
+            self._database.resync.remove(self._reload)
             tasks = set(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _reload(self) -> None:
+        """Follow the database, which may have saved a batch, or a cancellation, whose request has failed."""
+        for row in await self._database.run(records.unfinished):
+            self._start(row)
+            if row.status == "cancelling" and (run := self._runs[row.id]).row.status in ("validating", "in_progress"):
+                run.cancel(row)
 
     def _remove_leftovers(self, unfinished: set[str]) -> None:
         root = self._context.root
@@ -125,6 +134,8 @@ class Batches:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _start(self, row: BatchRow) -> None:
+        if row.id in self._runs:
+            return
         run = self._runs[row.id] = BatchRun(self._context, row)
         task = asyncio.create_task(self._run(run), name="batch")
         self._tasks.add(task)
@@ -201,7 +212,7 @@ class Batches:
             expires_at=created_at + WINDOWS_S[request.completion_window],
         )
 
-        def work(db: sa.Connection) -> None:
+        def work(db: sa.Connection) -> BatchRow:
             if (unfinished := records.count_unfinished(db, row.project)) >= self._max_unfinished:
                 raise RateLimited(
                     f"the project has {unfinished} batches that have not ended, the maximum "
@@ -212,8 +223,9 @@ class Batches:
                 raise not_found(file.id, "input_file_id")
             records.add(db, row)
             note(db, actor, "batch.create", row.id, {"endpoint": row.endpoint, "input_file_id": file.id})
+            return row
 
-        await self._database.run(work)
+        await self._database.run_or_ask(work, lambda db: records.find(db, row.id))
         self._start(row)
         return batch_object(row)
 

@@ -53,6 +53,10 @@ class IndexCache:
             remove(path)
         return len(orphans)
 
+    def stored_ids(self) -> set[str]:
+        """The ids of the stores that have a file. Blocks."""
+        return {path.name.removesuffix(SUFFIX) for path in self._root.glob(f"*{SUFFIX}")}
+
     async def close(self) -> None:
         """Close all files."""
         while self._open:

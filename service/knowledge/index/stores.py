@@ -8,8 +8,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +19,12 @@ from service.database import Database
 from service.grounding.provider import Attribute, Filters, Passage
 from service.knowledge.embeddings import Embedder
 from service.knowledge.index import indexing_records, records
-from service.knowledge.index.cache import CachedStore, IndexCache
+from service.knowledge.index.cache import IndexCache
 from service.knowledge.index.indexing import Indexing, LocalFile
+from service.knowledge.index.loading import IndexLoader
 from service.knowledge.index.memory import Index
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question
-from service.knowledge.index.searching import OpenStore, SearchPool, join_passages, load_store
+from service.knowledge.index.searching import OpenStore, SearchPool, join_passages
 from service.knowledge.segment import Vectors
 from service.knowledge.terms import Analyzer
 from service.knowledge.types import BatchInfo, FileInfo, FilePage, FileStatus, NewStoreFile, StoreInfo
@@ -34,7 +34,6 @@ DEFAULT_MEMORY_BYTES: Final = 1 << 30
 MAX_QUESTION: Final = 2_000
 """Characters of a question that are looked for: of a longer one its beginning and its end."""
 MAX_TERMS: Final = 256
-LOADERS: Final = 2  # stores loaded at once: the threads that open files and answer others are not all theirs
 MAX_CACHED: Final = 4_096
 TOUCH_S: Final = 30.0  # seconds between two writes of when stores were last used
 _LOG: Final = logging.getLogger("hatrack.grounding")
@@ -80,8 +79,7 @@ class Stores:
         self._indexing.idle = self._write_last_used
         self._store_cache: OrderedDict[tuple[str, str], StoreInfo] = OrderedDict()
         self._epoch = 0
-        self._loading: dict[str, asyncio.Task[Index]] = {}
-        self._loaders = asyncio.Semaphore(LOADERS)
+        self._loader = IndexLoader(database, self._cache, embedder, self._locks)
         self._last_used: dict[str, int] = {}
         self._touched = time.monotonic()
 
@@ -103,16 +101,30 @@ class Stores:
         if ids:
             self._embedder.start()  # it takes seconds, and the first question should not wait for them
         self._indexing.start()
+        self._database.resync.add(self._reload)
+
+    async def _reload(self) -> None:
+        """Follow the database, which may have saved what a request that failed has not seen through."""
+        stored = await in_thread(self._cache.stored_ids)  # first: what is not in the database behind that was deleted
+        ids = await self._database.run(records.store_ids)
+        self._change()
+        for store_id in stored:
+            async with self._locks.hold(store_id):
+                if store_id not in ids:
+                    self._indexing.drop_store(store_id)
+                    await self._cache.remove(store_id)
+                elif (store := self._cache.loaded(store_id)) is not None:
+                    store.index = None  # the next search loads it
+        self._indexing.wake()
 
     async def close(self) -> None:
         """Stop indexing and the embedder, and close all files."""
+        with suppress(ValueError):  # it was never opened
+            self._database.resync.remove(self._reload)
         await self._indexing.close()
         await self._write_last_used(now=True)
         await self._embedder.close()
-        loading = list(self._loading.values())
-        for load in loading:
-            load.cancel()
-        await asyncio.gather(*loading, return_exceptions=True)
+        await self._loader.close()
         await self._search_pool.close()
         await self._cache.close()
 
@@ -334,7 +346,7 @@ class Stores:
     async def opened(self, store_id: str) -> AsyncIterator[Index]:
         """The index of any project's store, kept in memory as long as the context lasts."""
         async with self._cache.use(store_id) as store:
-            yield await self._index(store_id, store)
+            yield await self._loader.index(store_id, store)
 
     async def _search(
         self,
@@ -351,7 +363,7 @@ class Stores:
             ]
             terms = tuple(dict.fromkeys(self._analyzer.terms(text)))[:MAX_TERMS]
             while True:
-                indexes = [(store_id, store, await self._index(store_id, store)) for store_id, store in cached]
+                indexes = [(store_id, store, await self._loader.index(store_id, store)) for store_id, store in cached]
                 open_stores = [
                     OpenStore(store_id, store.file, index) for store_id, store, index in indexes if index.parts
                 ]
@@ -362,31 +374,6 @@ class Stores:
                 if complete or all(store.index is index for _, store, index in indexes):
                     return passages
                 # a document was replaced in the midst: its new text is in the index by now, the old one's has gone
-
-    async def _index(self, store_id: str, store: CachedStore) -> Index:
-        """The store's index, loaded where it is not: once for all who ask, and on after they have given up."""
-        if store.index is not None:
-            return store.index
-        load = self._loading.get(store_id)
-        if load is None:
-            load = asyncio.create_task(self._load(store_id), name="grounding-load")
-            self._loading[store_id] = load
-            load.add_done_callback(partial(self._loaded, store_id))
-        return await asyncio.shield(load)
-
-    async def _load(self, store_id: str) -> Index:
-        async with self._cache.use(store_id) as store, self._loaders, self._locks.hold(store_id):
-            if store.index is None:
-                files, writing = await self._database.run(
-                    lambda db: indexing_records.searchable_files(db, store_id, self._embedder.identity)
-                )
-                store.index = await in_thread(load_store, store.file, files, writing)
-            return store.index
-
-    def _loaded(self, store_id: str, load: asyncio.Task[Index]) -> None:
-        del self._loading[store_id]
-        if not load.cancelled() and load.exception() is not None:  # perhaps nobody waits for it any more
-            _LOG.warning("a vector store could not be loaded", extra={"store": store_id}, exc_info=load.exception())
 
     def _change(self) -> None:
         self._epoch += 1

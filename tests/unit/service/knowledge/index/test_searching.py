@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from service.grounding.provider import Passage
-from service.knowledge.index import searching
-from service.knowledge.index import stores as module
+from service.knowledge.index import loading, searching
 from service.knowledge.index.memory import Index
 from service.knowledge.index.searching import load_store, search_stores
 from service.knowledge.types import Chunking
@@ -129,7 +128,7 @@ async def test_a_store_loads_on_when_nobody_waits_and_once_for_all(
         go.wait(HELD_S)
         return load_store(*args)
 
-    monkeypatch.setattr(module, "load_store", slow)
+    monkeypatch.setattr(loading, "load_store", slow)
     try:
         first = asyncio.create_task(local_stores.texts(store, "boots"))
         await began.wait()
@@ -144,7 +143,7 @@ async def test_a_store_loads_on_when_nobody_waits_and_once_for_all(
         assert not local_stores.stores.loaded(store)
     finally:
         go.set()
-    await asyncio.gather(*local_stores.stores._loading.values())
+    await asyncio.gather(*local_stores.stores._loader._loading.values())
     assert local_stores.stores.loaded(store), "it is kept"
     assert await local_stores.texts(store, "boots") == ["boots"]
     assert loads == 1
