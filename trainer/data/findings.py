@@ -125,7 +125,7 @@ def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> Overlap
     Held-out questions that were trained on are refused. A few near-duplicates are left out, with a warning. The same
     question under another system message is another example; a warning says that such examples are easier.
     """
-    trained = TrainedExamples(NormalizedExample.example(example) for example in training)
+    trained = TrainedExamples(NormalizedExample.trained(example) for example in training)
     matches = trained.matches([NormalizedExample.example(example) for example in held_out])
     leaks = [match for match in matches if match.relation is not Relation.OTHER_SYSTEM]
     lines = [held_out[leak.index].line for leak in leaks]

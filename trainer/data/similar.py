@@ -23,7 +23,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -190,19 +190,24 @@ def merged(similar: Sequence[Sequence[int]], labels: Sequence[str | None]) -> li
     Returns:
         Groups sorted by their first index, and so are the indices in them.
     """
+    return merged_by_keys(similar, [() if label is None else (label,) for label in labels])
+
+
+def merged_by_keys(similar: Sequence[Sequence[int]], keys: Sequence[Collection[str]]) -> list[list[int]]:
+    """As `merged`, with any number of labels per index."""
     group_of = list(range(len(similar)))
 
     def root(number: int) -> int:
         while group_of[number] != number:
+            group_of[number] = group_of[group_of[number]]
             number = group_of[number]
         return number
 
     first_with: dict[str, int] = {}
     for number, group in enumerate(similar):
-        for label in (labels[index] for index in group):
-            if label is not None:
-                low, high = sorted((root(first_with.setdefault(label, number)), root(number)))
-                group_of[high] = low
+        for label in (label for index in group for label in keys[index]):
+            low, high = sorted((root(first_with.setdefault(label, number)), root(number)))
+            group_of[high] = low
     members: dict[int, list[int]] = {}
     for number, group in enumerate(similar):
         members.setdefault(root(number), []).extend(group)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from adapters.dataset.held_out import SHARE, held_out_target
-from trainer.data.format import Example
-from trainer.data.similar import groups, merged, normalise
+from trainer.data.folding import fold, key
+from trainer.data.format import Example, Message
+from trainer.data.similar import MIN_TEMPLATES, TEMPLATE, groups, merged, merged_by_keys, normalise
 
 SEED: Final = 0
 """The same for every split: a job's own seed would hold out examples that an earlier version was trained on."""
@@ -32,7 +34,8 @@ def split(
 ) -> Split:
     """Hold out about `share` of the examples, as many as `held_out_target` says, by groups of similar questions.
 
-    Examples that name the same group, such as a customer, stay together as well.
+    Examples that name the same group, such as a customer, stay together as well, and so do conversations of which one
+    teaches the answer of another one on the way.
 
     Depends on examples, seed and share alone, and a group's place on its questions alone: if the file grows or is
     reordered, nearly the same examples are held out. Nothing is held out of fewer than 2 * MIN_HELD_OUT examples, or if
@@ -58,12 +61,40 @@ def set_aside(
     held: list[int] = []
     # by the hash of one question per group: the smallest of all its hashes would favour large groups
     similar = group_questions(examples) if question_groups is None else question_groups
-    together = merged(similar, [example.group for example in examples])
-    for group in sorted(together, key=lambda group: _draw_key(seed, part, min(normalised[index] for index in group))):
+    conversations, kept = _conversations(examples)
+    together = merged_by_keys(merged(similar, [example.group for example in examples]), conversations)
+    free = [group for group in together if kept.isdisjoint(group)]
+    for group in sorted(free, key=lambda group: _draw_key(seed, part, min(normalised[index] for index in group))):
         if len(held) + len(group) <= target:
             held += group
     held_out = set(held)
     return Split(tuple(index for index in everything if index not in held_out), tuple(sorted(held)))
+
+
+def _conversations(examples: Sequence[Example]) -> tuple[list[set[str]], set[int]]:
+    """What keeps examples on one side because the answer of one is an earlier answer that another one teaches.
+
+    Returns:
+        Keys for each example: two that share one stay together. And the indices of examples that are not held out:
+        their prompt is how many conversations begin ("Hello"), which would otherwise all be one group.
+    """
+    prompts = [key(fold(question(example))) for example in examples]
+    judged = set(prompts)
+    taught = [_earlier_prompts(example) & judged for example in examples]
+    times = Counter(prompt for earlier in taught for prompt in earlier)
+    openings = {prompt for prompt, count in times.items() if count > max(MIN_TEMPLATES - 1, TEMPLATE * len(examples))}
+    shared = [{prompt, *earlier} & times.keys() - openings for prompt, earlier in zip(prompts, taught, strict=True)]
+    return shared, {index for index, prompt in enumerate(prompts) if prompt in openings}
+
+
+def _earlier_prompts(example: Example) -> set[str]:
+    """Keys of what stands before each trained answer of the conversation but the judged one."""
+    prompt = example.prompt
+    return {
+        key(fold(_text(prompt[:at])))
+        for at, message in enumerate(prompt)
+        if message.role == "assistant" and message.trained
+    }
 
 
 def group_questions(examples: Sequence[Example]) -> list[list[int]]:
@@ -78,7 +109,11 @@ def _draw_key(seed: int, part: str, normalised: str) -> str:
 
 def question(example: Example) -> str:
     """The messages before the judged answer, without the system message, as one text."""
-    return "\n".join(message.text for message in example.prompt if message.role != "system")
+    return _text(example.prompt)
+
+
+def _text(messages: Sequence[Message]) -> str:
+    return "\n".join(message.text for message in messages if message.role != "system")
 
 
 def answer(example: Example) -> str:

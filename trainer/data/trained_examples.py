@@ -1,8 +1,9 @@
 """Tells whether an example was trained on: a memorised answer must not count in an evaluation.
 
 The questions are compared, not the answers: an answer is memorised with its question, and in another wording it is
-still known. What counts as the same question and as a near-duplicate is defined in `trainer.data.similar`. If both
-examples have a system message, these must be the same, too.
+still known. Every trained answer of a conversation counts, with the messages before it. What counts as the same
+question and as a near-duplicate is defined in `trainer.data.similar`. If both examples have a system message, these
+must be the same, too.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from itertools import accumulate, takewhile
 from typing import Final, NamedTuple, Self
 
 from trainer.data.folding import fold, key
-from trainer.data.format import Example
+from trainer.data.format import Example, Message
 from trainer.data.similar import NearDuplicates, normalise
 
 MAX_SIMILAR_SHARE: Final = 0.2
@@ -22,6 +24,9 @@ MAX_SIMILAR_SHARE: Final = 0.2
 
 If the questions of BANKING77 are drawn at random into both files, at most 4.0% are near-duplicates (1,000 held-out
 questions, 9,000 training questions, ten draws; `python -m loadtests.training.leaks`)."""
+MAX_EARLIER_CHARS: Final = 20_000_000
+"""Near-duplicates of earlier answers of conversations are searched up to so many characters in all, the shortest first:
+memory grows with the square of a conversation's turns. The others are found if they are the same."""
 SHOWN_CHARS: Final = 80
 SHOWN_IDS: Final = 5
 MAX_ID_CHARS: Final = 40
@@ -30,13 +35,15 @@ MAX_ID_CHARS: Final = 40
 class NormalizedExample(NamedTuple):
     """The normalised texts of an example for comparison; ``system`` is None without a system message.
 
-    ``text``: the question as it was written.
+    ``text``: the question as it was written. ``earlier``: the earlier answers of the same conversation that are
+    trained, each with the messages before it; filled by `trained` alone.
     """
 
     system: str | None
     question: str
     answer: str
     text: str
+    earlier: tuple[NormalizedExample, ...] = ()
 
     @classmethod
     def of(cls, turns: Iterable[tuple[str, str]], answer: str) -> Self:
@@ -50,8 +57,21 @@ class NormalizedExample(NamedTuple):
     @classmethod
     def example(cls, example: Example) -> Self:
         """From an example of a data file."""
-        turns = [(message.role, message.text) for message in example.prompt]
-        return cls.of(turns, example.judged.answer)
+        return cls.of(_turns(example.prompt), example.judged.answer)
+
+    @classmethod
+    def trained(cls, example: Example) -> NormalizedExample:
+        """From an example of a training file: every answer in it that is trained."""
+        last = len(example.prompt)
+        earlier = [at for at, message in enumerate(example.messages[:last]) if message.trained]
+        messages = example.messages
+        return cls.example(example)._replace(
+            earlier=tuple(cls.of(_turns(messages[:at]), messages[at].answer) for at in earlier)
+        )
+
+
+def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(message.role, message.text) for message in messages]
 
 
 class Relation(Enum):
@@ -84,16 +104,17 @@ class TrainedExamples:
     """
 
     def __init__(self, examples: Iterable[NormalizedExample], *, common: bool = False) -> None:
-        self._examples = list(examples)
-        self._systems_ignored = common and len({example.system for example in self._examples}) == 1
+        self._lines = list(examples)
+        self._systems_ignored = common and len({example.system for example in self._lines}) == 1
 
     def remove(self, held_out: Iterable[NormalizedExample]) -> list[NormalizedExample]:
         """Remove the examples that were held out of the file (question and answer, as written but for case, width and
-        white space), and return them."""
+        white space), with their earlier answers, and return them."""
         unseen = {(example.question, example.answer) for example in held_out}
-        removed = [example for example in self._examples if (example.question, example.answer) in unseen]
-        self._examples = [example for example in self._examples if (example.question, example.answer) not in unseen]
-        self.__dict__.pop("_near_duplicates", None)  # made of the examples as they were
+        removed = [example for example in self._lines if (example.question, example.answer) in unseen]
+        self._lines = [example for example in self._lines if (example.question, example.answer) not in unseen]
+        for made_of_lines in ("_examples", "_compared", "_same", "_near_duplicates"):
+            self.__dict__.pop(made_of_lines, None)
         return removed
 
     def leaks(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
@@ -106,10 +127,11 @@ class TrainedExamples:
         for index, (example, near) in enumerate(
             zip(held_out, self._near_duplicates.of([example.text for example in held_out]), strict=True)
         ):
+            same = [*near.same, *self._same.get(key(fold(example.text)), ())]
             for relation, trained in (
-                (Relation.SAME, [at for at in near.same if self._comparable(example, at)]),
+                (Relation.SAME, [at for at in same if self._comparable(example, at)]),
                 (Relation.SIMILAR, [at for at in near.similar if self._comparable(example, at)]),
-                (Relation.OTHER_SYSTEM, [*near.same, *near.similar]),
+                (Relation.OTHER_SYSTEM, [*same, *near.similar]),
             ):
                 if trained:
                     matches.append(Match(index, example.text, self._examples[trained[0]].text, relation))
@@ -117,8 +139,29 @@ class TrainedExamples:
         return matches
 
     @cached_property
+    def _examples(self) -> list[NormalizedExample]:
+        """The lines' own, then the earlier answers of their conversations, the shortest first."""
+        earlier = [example for line in self._lines for example in line.earlier]
+        return [*self._lines, *sorted(earlier, key=lambda example: len(example.text))]
+
+    @cached_property
+    def _compared(self) -> int:
+        """How many of the examples near-duplicates are searched among: all but the longest earlier answers."""
+        lengths = accumulate(len(example.text) for example in self._examples[len(self._lines) :])
+        return len(self._lines) + sum(1 for _ in takewhile(lambda total: total <= MAX_EARLIER_CHARS, lengths))
+
+    @cached_property
     def _near_duplicates(self) -> NearDuplicates:
-        return NearDuplicates([example.text for example in self._examples])
+        texts = [example.text for example in self._examples[: self._compared]]
+        return NearDuplicates(texts, among=texts[: len(self._lines)])  # a conversation's sentences are no templates
+
+    @cached_property
+    def _same(self) -> dict[str, list[int]]:
+        """The indices of the other examples, by what makes two questions the same."""
+        indices: dict[str, list[int]] = {}
+        for at in range(self._compared, len(self._examples)):
+            indices.setdefault(key(fold(self._examples[at].text)), []).append(at)
+        return indices
 
     def _comparable(self, example: NormalizedExample, trained: int) -> bool:
         """Whether no system message tells the two apart."""

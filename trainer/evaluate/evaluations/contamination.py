@@ -119,7 +119,7 @@ class TrainingHistory:
     def _read_trained_examples(self, version: str, file: str, held_out: str | None) -> TrainedExamples | None:
         try:
             data = read_dataset(file, self._fetch(file))[1]
-            trained = TrainedExamples((NormalizedExample.example(example) for example in data.examples), common=True)
+            trained = TrainedExamples(map(NormalizedExample.trained, data.examples), common=True)
             trained.remove(questions_of_job_file(self._fetch(held_out)) if held_out is not None else ())
             return trained
         except (GatewayRefused, DataError) as error:

@@ -53,10 +53,17 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
     return tuple(questions_by_id.values())
 
 
+def read_trained(name: str, content: bytes) -> list[NormalizedExample]:
+    """What a training file teaches: each line with every answer in it that is trained. Raises as `read_held_out`."""
+    if _holds_questions(content):
+        return [normalized_question(question) for question in read_held_out(name, content)]
+    return [NormalizedExample.trained(example) for example in read_dataset(name, content)[1].examples]
+
+
 def refuse_trained_on(
     job: EvaluationJob,
     held_out: Sequence[Question],
-    trained_on: Sequence[Question],
+    trained_on: Sequence[NormalizedExample],
     own_held_out: Sequence[NormalizedExample] | None,
 ) -> tuple[str, ...]:
     """Refuse held-out examples that the candidate was trained on (`trainer.data.trained_examples`).
@@ -67,7 +74,7 @@ def refuse_trained_on(
     Args:
         job: The evaluation.
         held_out: All held-out examples.
-        trained_on: The examples of the candidate's training file.
+        trained_on: The examples of the candidate's training file (`read_trained`).
         own_held_out: What its job held out of that file, according to its verdict; None if unknown: then the name of
             the held-out file decides.
 
@@ -80,7 +87,7 @@ def refuse_trained_on(
     if job.context.candidate is None or (own_held_out is None and is_job_held_out(job.context)):
         return ()
     examples = [normalized_question(question) for question in held_out]
-    trained = TrainedExamples((normalized_question(question) for question in trained_on), common=True)
+    trained = TrainedExamples(trained_on, common=True)
     own = {(example.question, example.answer) for example in trained.remove(own_held_out or ())}
     leaks = trained.leaks(examples)
     foreign = [leak for leak in leaks if (examples[leak.index].question, examples[leak.index].answer) not in own]

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from adapters.protocol.reports import EvaluationProgress, ReportCost
 from trainer.config import Settings
+from trainer.data.trained_examples import NormalizedExample
 from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, SettingsError
 from trainer.evaluate.arm_scores import arm_scores
 from trainer.evaluate.arms import Question
@@ -35,7 +36,7 @@ from trainer.evaluate.evaluations.evaluator import (
     revalidation_record,
     verdict_record,
 )
-from trainer.evaluate.evaluations.held_out import read_held_out, refuse_trained_on
+from trainer.evaluate.evaluations.held_out import read_held_out, read_trained, refuse_trained_on
 from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
 from trainer.evaluate.evaluations.spec import PROGRESS, REVALIDATION, EvaluationJob, EvaluationResult, UploadedFiles
@@ -158,7 +159,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         trained_on: tuple[Question, ...] = ()
         if plan is None:
             trained_on = self._trained_on()
-            live_state = self._without_trained_on(self._live_state(), held_out, trained_on)
+            live_state = self._without_trained_on(self._live_state(), held_out)
         else:
             live_state = LiveState(left_out=plan.left_out)
         left_out = set(live_state.left_out)
@@ -193,22 +194,31 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             return []
         return [question.reference for question in self._trained_on()]
 
-    def _without_trained_on(
-        self, live_state: LiveState, held_out: Sequence[Question], trained_on: Sequence[Question]
-    ) -> LiveState:
+    def _trained_answers(self) -> list[NormalizedExample]:
+        """What the candidate was taught; empty if the file is gone or cannot be read, as `_trained_on` says."""
+        path = self._directory.path(spec.TRAINING)
+        if not self._job.context.training_files or not path.exists():
+            return []
+        try:
+            return read_trained(self._job.context.training_files[0].filename, path.read_bytes())
+        except DataError:
+            return []
+
+    def _without_trained_on(self, live_state: LiveState, held_out: Sequence[Question]) -> LiveState:
         """`live_state`, with the questions to leave out because this or an earlier version was trained on them.
 
         Raises HeldOutInTraining as `refuse_trained_on`, and if no question is left.
         """
         context, notes = self._job.context, list(live_state.notes)
+        trained = self._trained_answers()
         prompt = [(example.user, example.assistant) for example in context.examples]
         indices = shown_in_prompt(prompt, [normalized_question(question) for question in held_out])
         shown = [held_out[index].id for index in sorted(indices)]
         if context.candidate is None or not context.records:
-            own = refuse_trained_on(self._job, held_out, trained_on, None)
+            own = refuse_trained_on(self._job, held_out, trained, None)
             return self._leave_out(live_state, notes, held_out, own=own, shown=shown)
         history = TrainingHistory(self._gateway, self._directory, notes.append)
-        own = refuse_trained_on(self._job, held_out, trained_on, history.held_out(context.candidate))
+        own = refuse_trained_on(self._job, held_out, trained, history.held_out(context.candidate))
         compared = (
             [live_state.live] if live_state.live is not None and compares_with_live(self._job, live_state.live) else []
         )

@@ -30,6 +30,27 @@ def test_what_the_candidate_was_trained_on_is_no_measure_of_it(
     assert (gateway.asked(), gateway.verdicts) == ([], [])
 
 
+def test_what_a_conversation_teaches_on_the_way_is_no_measure_either(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    longer = [
+        {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"]},
+                {"role": "user", "content": f"And what of {at} more, then?"},
+                {"role": "assistant", "content": "top up"},
+            ]
+        }
+        for at, row in enumerate(rows())
+    ]
+    found = run(make_folder(content=jsonl(rows()), context={"training_files": [gateway.add("train", jsonl(longer))]}))
+    assert found.error is not None
+    assert found.error.code == "held_out_in_training"
+    assert "36 of 36 held-out examples" in found.error.message
+    assert gateway.asked() == []
+
+
 LOOKALIKES = str.maketrans("aceopxyABCEHKMOPTX", "асеорхуАВСЕНКМОРТХ")
 
 
