@@ -145,11 +145,9 @@ class AliasService:
         actor: Actor,
     ) -> None:
         """Warm the versions that have weights and move the alias to them; the caller holds the adapter's lock."""
-        row = adapter.row
         if adapter.aliases.get(alias) == target:
-            # perhaps by a request that failed before the catalog was refreshed, of which this is the repetition
-            await self._state.refresh(row.project, row.name)
             return
+        row = adapter.row
 
         def work(db: sa.Connection) -> None:
             self._demand_pin_room(db, row.id, alias, target)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -18,7 +18,7 @@ from adapters.store import CONFIG_FILE, WEIGHTS_FILE
 from service.agents import Bases
 from service.concurrency import Locks, in_thread
 from service.database import Database
-from service.errors import AdapterNotFound, Conflict, NotFound, Unprocessable
+from service.errors import AdapterNotFound, Conflict, NotFound, Unavailable, Unprocessable
 from service.objects.adapters import StoredAdapters
 from service.registry import corrupt_records, records, verdict_records
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable
@@ -50,13 +50,23 @@ class RegistryState:
         self.store_lock = asyncio.Lock()
         """Held while an upload is counted, stored locally and kept, and while unused files are removed."""
         self._locks = Locks()
-        self._rebuilding: list[set[tuple[str, str]]] = []
-        """For each rebuild of the whole catalog that goes on: what has been refreshed since it began."""
+        self._uncertain: set[tuple[str, str]] = set()  # a change of them met an outage, and they wait for a refresh
+        self._rebuilding: list[set[tuple[str, str]]] = []  # for each rebuild that goes on: what was refreshed since
         self._sound: dict[str, tuple[tuple[int, int, int], ...]] = {}
 
-    def lock(self, project: str, name: str) -> AbstractAsyncContextManager[None]:
-        """An async context manager that serialises changes of one adapter."""
-        return self._locks.hold((project, name))
+    @asynccontextmanager
+    async def lock(self, project: str, name: str) -> AsyncIterator[None]:
+        """Serialises changes of one adapter. Behind one that met an outage, and may be saved all the same, the catalog
+        is refreshed first: whoever repeats it may be told that nothing is left to do, and then it is in force."""
+        key = project, name
+        async with self._locks.hold(key):
+            if key in self._uncertain:
+                await self.refresh(project, name)
+            try:
+                yield
+            except Unavailable:
+                self._uncertain.add(key)
+                raise
 
     async def adapter(self, project: str, name: str) -> AdapterWithVersions:
         """The adapter with its versions.
@@ -183,6 +193,7 @@ class RegistryState:
             for refreshed in self._rebuilding:
                 refreshed.add((project, name))
             await self.recount()
+        self._uncertain.discard((project, name))
 
     async def refresh_all(self) -> None:
         """Rebuild the catalog from the database."""

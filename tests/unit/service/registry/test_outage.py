@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,17 +78,26 @@ async def test_a_promotion_is_served_though_the_server_went_away_behind_it(
     assert answering(app, "voice") == 2
 
 
-async def test_a_repeated_promotion_is_served_before_it_is_answered(
-    app: RegistryApp, proxy: Proxy, files: Files, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_a_repeated_change_is_in_force_when_it_is_answered(
+    app: RegistryApp, proxy: Proxy, files: Files, monkeypatch: pytest.MonkeyPatch, is_lost: bool
 ) -> None:
-    monkeypatch.setattr(resync, "RETRY_S", 3600)
-    monkeypatch.setattr(app.database.resync, "wake", lambda: None)
+    """Before anything is read again in the background."""
+    monkeypatch.setattr(app.database.resync, "request", lambda: None)
+    app.http.event_hooks = {}  # no route's document says that the database may be away
     await push_two(app, files)
-    proxy.away_after = b"INSERT INTO alias_history"
-    assert (await app.http.put("/v1/adapters/voice/aliases/live", json={"version": 2})).status_code == 503
-    proxy.come_back()
-    answer = await app.http.put("/v1/adapters/voice/aliases/live", json={"version": 2})
-    assert (answer.status_code, answering(app, "voice")) == (200, 2)
+
+    async def repeated(statement: bytes, method: str, path: str, **body: Any) -> int:
+        setattr(proxy, "lose_after" if is_lost else "away_after", statement)
+        assert (await app.http.request(method, path, **body)).status_code == 503
+        proxy.come_back()
+        return (await app.http.request(method, path, **body)).status_code
+
+    promoted = repeated(b"alias_history", "PUT", "/v1/adapters/voice/aliases/live", json={"version": 2})
+    assert (await promoted, answering(app, "voice")) == (200, 2)
+    deleted = repeated(b"UPDATE versions SET state", "DELETE", "/v1/adapters/voice/versions/1?force=true")
+    assert (await deleted, answering(app, "voice@1")) == (404, None)
+    assert proxy.losses == 2
 
 
 async def test_a_deletion_is_followed_though_the_server_went_away_behind_it(
