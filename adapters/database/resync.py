@@ -33,9 +33,12 @@ class Resync:
         """Call ``reload`` after each request, in the order in which the parts were added."""
         self._reloads.append(reload)
 
-    def remove(self, reload: Reload) -> None:
-        """Call it no more."""
+    async def remove(self, reload: Reload) -> None:
+        """Call it no more; it is not at work any more behind this. Raises ValueError if it was not added."""
         self._reloads.remove(reload)
+        if self._task is not None:
+            await self.close()
+            self.request()  # the others have not heard of it, perhaps
 
     def request(self) -> None:
         """Memory and database may differ. To be called on the event loop; returns at once."""

@@ -113,7 +113,7 @@ class Batches:
         try:
             yield
         finally:
-            self._database.resync.remove(self._reload)
+            await self._database.resync.remove(self._reload)
             tasks = set(self._tasks)
             for task in tasks:
                 task.cancel()

@@ -128,7 +128,7 @@ class Registry:
     async def close(self) -> None:
         """Stop background tasks; the next ``open`` resumes interrupted proofs."""
         with suppress(ValueError):  # it was never opened
-            self._database.resync.remove(self._reload)
+            await self._database.resync.remove(self._reload)
         await self.push_events.close()
         await self._proving.close()
         for worker in self._workers:

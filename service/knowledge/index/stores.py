@@ -120,7 +120,7 @@ class Stores:
     async def close(self) -> None:
         """Stop indexing and the embedder, and close all files."""
         with suppress(ValueError):  # it was never opened
-            self._database.resync.remove(self._reload)
+            await self._database.resync.remove(self._reload)
         await self._indexing.close()
         await self._write_last_used(now=True)
         await self._embedder.close()

@@ -108,6 +108,29 @@ async def test_a_reload_that_fails_is_repeated(database: Database) -> None:
     assert len(attempts) == 3
 
 
+async def test_a_reload_that_is_removed_is_not_at_work_any_more(database: Database) -> None:
+    begun, ended, others = asyncio.Event(), [], []
+
+    async def slow() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("slow")
+
+    async def quick() -> None:
+        others.append("quick")
+
+    database.resync.add(slow)
+    database.resync.add(quick)
+    database.resync.request()
+    await begun.wait()
+    await database.resync.remove(slow)
+    assert ended == ["slow"]
+    await database.resync.idle()
+    assert others == ["quick"]
+
+
 async def test_connections_that_have_frozen_while_idle_are_replaced(proxy: Proxy, database: Database) -> None:
     await asyncio.gather(*(database.run(lambda db: db.scalar(BUDGET), read_only=True) for _ in range(3)))
     proxy.freeze()
