@@ -208,14 +208,19 @@ class BudgetService:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the budgets, and keep what runs spend up to date while this is open."""
-        self._monthly = dict(await self._database.run(records.budgets))
-        await self.refresh()
+        await self._reload()
+        self._database.resync.add(self._reload)
         ticker = asyncio.create_task(self._tick(), name="budgets")
         try:
             yield
         finally:
+            await self._database.resync.remove(self._reload)
             ticker.cancel()
             await asyncio.gather(ticker, return_exceptions=True)
+
+    async def _reload(self) -> None:
+        self._monthly = dict(await self._database.run(records.budgets))
+        await self.refresh()
 
     async def _tick(self) -> None:
         while True:

@@ -13,6 +13,8 @@ from adapters.costs import Prices
 from service.access import audit
 from service.costs.budgets import month_of, next_month
 from service.errors import QuotaSpent
+from tests.support.postgresql import TestServer
+from tests.support.postgresql_proxy import databases_behind_proxy
 from tests.unit.service.access.clock import MIDNIGHT
 from tests.unit.service.costs.costs_app import CostsApp
 
@@ -182,3 +184,16 @@ def test_months_are_calendar_months(now: tuple[int, ...], begins: tuple[int, int
     at = datetime(*now, tzinfo=UTC).timestamp()  # type: ignore[misc, arg-type]
     assert month_of(at) == datetime(*begins, 1, tzinfo=UTC).timestamp()
     assert next_month(at) == datetime(*ends, 1, tzinfo=UTC).timestamp()
+
+
+async def test_a_budget_whose_saving_was_not_confirmed_is_in_force_once_the_database_answers(
+    postgresql: TestServer, tmp_path: Path
+) -> None:
+    async with databases_behind_proxy(postgresql) as proxy, CostsApp(tmp_path).open() as app:
+        proxy.lose_after = b"monthly_budget"
+        answer = await app.request("PUT", "/v1/budgets/acme", json={"monthly": 10})
+        assert (answer.status_code, proxy.losses) == (503, 1)
+        await app.database.resync.idle()
+        app.ask("key_a", 11)
+        with pytest.raises(QuotaSpent):
+            app.budgets.check(app.callers["key_a"])
