@@ -10,8 +10,11 @@ alpha: the k-th has alpha / (k (k - 1)), which sums to alpha over all k from 2 o
 better passes with a probability of at most 2 alpha, however long it is (a union bound; compare the alpha spending of
 D. L. DeMets and K. K. G. Lan, Statistics in Medicine 13 (1994), 1341-1352).
 
-The bound needs numbers that no two versions share, and that do not depend on what an evaluation shows: a version has
-its number from the moment when its scores are first seen, as a candidate or as any other arm.
+The bound needs numbers that no two looks share, and that do not depend on what an evaluation shows: a version has its
+number from the moment when its scores are first seen, as a candidate or as any other arm. Only the exact repetition of
+a look is free. The same version on other examples, under another metric or with another limit is another look: whoever
+may choose among those finds one that passes, too. And no number pays for leaving out what a version lost: if some of
+the examples of its earlier look are missing, its scores do not count (`missing_examples`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from trainer.data.folding import fold, key
@@ -35,11 +39,13 @@ PROMPT_CHARS: Final = 16
 class Look(Frozen):
     """One version's evaluation.
 
-    ``version``: `version_looked_at`. ``examples``: the keys of the held-out examples (`example_key`).
+    ``version``: `version_looked_at`. ``examples``: the keys of the held-out examples (`example_key`). ``setup``:
+    `look_setup`; empty in looks that an earlier release recorded.
     """
 
     version: str
     examples: tuple[str, ...]
+    setup: str = ""
 
 
 def example_key(question: Question) -> str:
@@ -66,7 +72,14 @@ def version_looked_at(result: ArmResult | StoppedArm) -> str:
     return " ".join(parts)
 
 
-def looks_of(comparison: Comparison, candidate: str | None, live: str | None) -> list[Look]:
+def look_setup(questions: Sequence[Question], *options: object) -> str:
+    """What distinguishes two looks of one version: a hash of the questions with their references, in any order, and of
+    the options that scores depend on, as plain JSON."""
+    asked = sorted(hashlib.blake2b(f"{example_key(each)} {each.reference}".encode()).hexdigest() for each in questions)
+    return hashlib.blake2b(json.dumps([asked, options], sort_keys=True).encode(), digest_size=KEY_BYTES).hexdigest()
+
+
+def looks_of(comparison: Comparison, candidate: str | None, live: str | None, setup: str = "") -> list[Look]:
     """The looks of a comparison: the candidate's first, then those of the other versions that it shows scores of.
 
     The live version is not counted again: it was when it was judged. Neither are the base and outside endpoints, unless
@@ -79,30 +92,54 @@ def looks_of(comparison: Comparison, candidate: str | None, live: str | None) ->
     shown = [version_looked_at(arm) for arm in versioned if arm.arm.label != live]
     first = [] if candidate is None else [version_looked_at(comparison.result(candidate))]
     versions = dict.fromkeys([*first, *shown])
-    return [Look(version=version, examples=examples) for version in versions]
+    return [Look(version=version, examples=examples, setup=setup) for version in versions]
 
 
-def position(looks: Iterable[Look], version: str, questions: Sequence[Question]) -> int:
-    """The number of a version among those that were judged on these examples, from 1.
+def position(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str = "") -> int:
+    """The number of a look among those at these examples, from 1.
 
-    It is one more than the mean number of other versions that each example was used for, rounded. What came after the
-    version's own first look does not count: evaluating it again costs nothing.
+    It is one more than the mean number of other looks that each example was used for, rounded, and at least one more
+    than the number of the version's own. What came after the first look of the same version and setup does not count:
+    repeating an evaluation costs nothing.
 
     Args:
-        looks: The project's looks, oldest first; the version's own may be among them.
+        looks: The project's looks, oldest first; this one may be among them.
         version: See `version_looked_at`.
         questions: The held-out examples; at least one.
+        setup: See `look_setup`.
     """
-    before: dict[str, set[str]] = {example_key(question): set() for question in questions}
-    looked_at: set[str] = set()  # the examples that this version was judged on
-    for look in looks:
-        if is_same_version(look.version, version):
-            looked_at.update(look.examples)
-            continue
-        for example in look.examples:
-            if example in before and example not in looked_at:
-                before[example].add(look.version)
-    return 1 + int(sum(map(len, before.values())) / len(before) + 0.5)
+    before: dict[str, set[tuple[str, str]]] = {example_key(question): set() for question in questions}
+    own: set[str] = set()
+    for look in _before(looks, version, questions, setup):
+        used = before.keys() & set(look.examples)
+        for example in used:
+            before[example].add((look.version, look.setup))
+        if used and is_same_version(look.version, version):
+            own.add(look.setup)
+    return 1 + max(len(own), int(sum(map(len, before.values())) / len(before) + 0.5))
+
+
+def missing_examples(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str) -> int:
+    """How many examples of an earlier look of the same version at some of these examples are not among them; of several
+    such looks, the most. Of looks that an earlier release recorded, none: it drew other samples of a large file."""
+    keys = {example_key(question) for question in questions}
+    earlier = [
+        set(look.examples)
+        for look in _before(looks, version, questions, setup)
+        if look.setup and is_same_version(look.version, version)
+    ]
+    return max((len(examples - keys) for examples in earlier if examples & keys), default=0)
+
+
+def _before(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str) -> list[Look]:
+    """The looks before the first of this version and setup. One without a setup has the same if its examples are."""
+    keys = {example_key(question) for question in questions}
+
+    def is_other(look: Look) -> bool:
+        same_setup = look.setup == setup if look.setup else set(look.examples) == keys
+        return not (same_setup and is_same_version(look.version, version))
+
+    return list(takewhile(is_other, looks))
 
 
 def is_same_version(recorded: str, version: str) -> bool:

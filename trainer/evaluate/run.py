@@ -24,7 +24,7 @@ from trainer.evaluate.control_arms import (
 )
 from trainer.evaluate.general_suite import BaseMeasurements, GeneralSuite
 from trainer.evaluate.likelihood import Scorer
-from trainer.evaluate.looks import Look, looks_of, position, version_looked_at
+from trainer.evaluate.looks import Look, look_setup, looks_of, missing_examples, position, version_looked_at
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE, OVERLAP
 from trainer.evaluate.metrics.overlap import RougeL
@@ -34,6 +34,7 @@ from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite
 from trainer.evaluate.statistics.noise import NO_RUNS
 from trainer.evaluate.statistics.paired import as_array
 from trainer.evaluate.verdict import Check, Rules, State, Verdict, decide
+from trainer.evaluate.verdict_text import missing_examples as missing_sentence
 from trainer.evaluate.voice_scores import VoiceScores, voice_scores
 
 _LOG = logging.getLogger("hatrack.trainer.evaluate")
@@ -84,7 +85,9 @@ async def run(
     if spec.candidate is not None:
         suite_arms(spec, suites=bool(requested))  # before anything is asked
     comparison = await _compare(spec, held_out, primary, answerer, scorer, on_stage)
-    taken = looks_of(comparison, spec.candidate, spec.live)
+    judge_name = spec.judge if primary.name == JUDGE else None
+    setup = look_setup(comparison.questions, spec.metric.model_dump(), spec.max_tokens, judge_name)
+    taken = looks_of(comparison, spec.candidate, spec.live, setup)
     looks = taken if record_looks is None else await record_looks(taken)
     if spec.candidate is None:
         return Outcome(comparison=comparison)
@@ -93,8 +96,9 @@ async def run(
     voice = await _voice(comparison, before.label, authored, spec.rules.method.seed)
     comparison = comparison if voice is None else voice.added_to(comparison)
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
-    look = position(looks, version_looked_at(comparison.result(spec.candidate)), comparison.questions)
-    verdict = _decide(spec, comparison, form, results, judged, look)
+    asked = version_looked_at(comparison.result(spec.candidate)), comparison.questions, setup
+    missing = missing_examples(looks, *asked)
+    verdict = _decide(spec, comparison, form, results, judged, position(looks, *asked), missing)
     return Outcome(
         comparison=comparison,
         verdict=verdict,
@@ -196,8 +200,9 @@ def _decide(
     results: Sequence[SuiteResult],
     judged: ReportJudge | None,
     look: int,
+    missing: int,
 ) -> Verdict:
-    """The verdict on the candidate, which `spec` must have."""
+    """The verdict on the candidate, which `spec` must have. ``missing``: see `missing_examples`."""
     rules = spec.rules.at_look(look)
     checks, decides = [*_suite_checks(results)], comparison.metric == JUDGE
     uncounted = judged.sentence if decides and judged is not None and not judged.counted else None
@@ -220,7 +225,7 @@ def _decide(
         preferred=preferred,
         rules=rules,
         look=look,
-        uncounted=uncounted,
+        uncounted=missing_sentence(missing) if missing else uncounted,
         lean=lean if decides else NO_LEAN,
     )
 

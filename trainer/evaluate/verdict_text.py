@@ -304,7 +304,17 @@ def _counted_examples(comparison: Comparison) -> str:
 
 def uncounted_verdict(reason: str) -> str:
     """The verdict where the deciding scores do not count."""
-    return f"{VERDICT_WORDS['not_enough_evidence']}: the deciding metric does not count yet. {reason}"
+    return f"{VERDICT_WORDS['not_enough_evidence']}: the deciding scores do not count. {reason}"
+
+
+def missing_examples(count: int) -> str:
+    """Why the scores do not count if examples of an earlier look at the same version are missing."""
+    left_out = "an example is" if count == 1 else f"{count} examples are"
+    return (
+        f"This version was judged before, and {left_out} missing of those that it was asked then: on examples chosen "
+        "after its answers were seen, a version that is no better wins. Use all of them again, with more beside them, "
+        "or a held-out file that it has not seen."
+    )
 
 
 def without_word(sentence: str) -> str:

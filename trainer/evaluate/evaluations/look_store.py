@@ -23,6 +23,9 @@ from trainer.evaluate.looks import KEY_BYTES, Look
 LOOKS: Final = "looks.json"
 """In a run's directory, written by a worker of an earlier release: the looks of this run."""
 
+SETUP: Final = " #"
+"""Stands between a look's version and its setup in the column `digest`."""
+
 looks: Final = sa.Table(
     "looks",
     metadata,
@@ -36,7 +39,8 @@ looks: Final = sa.Table(
     sa.Index("ix_looks_project", "project"),
     sqlite_autoincrement=True,
 )
-"""``digest`` holds `Look.version`, which begins with the digest; earlier releases recorded nothing else."""
+"""``digest`` holds `Look.version`, which begins with the digest, SETUP and `Look.setup`; earlier releases recorded the
+version, or the digest, alone."""
 
 
 class _EarlierLook(BaseModel):
@@ -108,13 +112,14 @@ def _read(path: Path) -> list[Look]:
 
 def _add(db: sa.Connection, project: str, run: str, taken: Sequence[Look]) -> None:
     for look in taken:
-        known = sa.select(looks.c.number).where(looks.c.run == run, looks.c.digest == look.version)
+        digest = f"{look.version}{SETUP}{look.setup}" if look.setup else look.version
+        known = sa.select(looks.c.number).where(looks.c.run == run, looks.c.digest == digest)
         if db.execute(known).first() is None:
             db.execute(
                 sa.insert(looks).values(
                     project=project,
                     run=run,
-                    digest=look.version,
+                    digest=digest,
                     examples=bytes.fromhex("".join(look.examples)),
                     created_at=int(time.time()),
                 )
@@ -128,7 +133,12 @@ def _of_project(db: sa.Connection, project: str, run: str) -> list[Look]:
         .where(looks.c.project == project, looks.c.number <= last)
         .order_by(looks.c.number)
     )
-    return [Look(version=row.digest, examples=_keys(row.examples)) for row in rows]
+    return [_look(row.digest, _keys(row.examples)) for row in rows]
+
+
+def _look(digest: str, examples: tuple[str, ...]) -> Look:
+    version, _, setup = digest.partition(SETUP)
+    return Look(version=version, examples=examples, setup=setup)
 
 
 def _keys(packed: bytes) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from trainer.evaluate.evaluations.promotion import LIVE, LivePointer
 from trainer.evaluate.evaluations.schemas import adds_bases
 from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
 from trainer.evaluate.forgetting import Budget
+from trainer.evaluate.looks import example_key
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.evaluate.spec import EvaluationSpec, MetricOptions, most_frequent_answers, read_metric
 from trainer.evaluate.verdict import Rules
@@ -65,12 +66,20 @@ class LiveState:
 
 
 def sample(job: EvaluationJob, questions: Sequence[Question]) -> tuple[Question, ...]:
-    """The questions to ask: all, or a sample of `most_examples` seeded by the file's hash."""
+    """The questions to ask: all, or a sample of `most_examples` that depends on the questions alone.
+
+    A sample that depended on the file's bytes could be drawn anew with an empty line until a version passes. A question
+    is drawn by a hash of its own, so that of a file that has grown most of the same ones are asked.
+    """
     if len(questions) <= job.most_examples:
         return tuple(questions)
-    drawn = list(questions)
-    random.Random(job.context.held_out.sha256).shuffle(drawn)  # noqa: S311 - no secret
-    return tuple(drawn[: job.most_examples])
+    return tuple(sorted(questions, key=_draw_key)[: job.most_examples])
+
+
+def _draw_key(question: Question) -> tuple[str, str, str]:
+    """Pseudo-random, and the same in every file. Of questions that are the same, the reference decides."""
+    drawn = hashlib.sha256(f"sample {example_key(question)}".encode()).hexdigest()
+    return drawn, question.reference, question.id
 
 
 def make_plan(

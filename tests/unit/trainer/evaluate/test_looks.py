@@ -17,7 +17,16 @@ from trainer.evaluate import design_rates
 from trainer.evaluate.arms import Arm, Prompt
 from trainer.evaluate.compare import ArmResult, Comparison
 from trainer.evaluate.evaluations.look_store import LOOKS, LookStore, RunLooks
-from trainer.evaluate.looks import Look, example_key, look_confidence, looks_of, position, version_looked_at
+from trainer.evaluate.looks import (
+    Look,
+    example_key,
+    look_confidence,
+    look_setup,
+    looks_of,
+    missing_examples,
+    position,
+    version_looked_at,
+)
 from trainer.evaluate.verdict import Rules, decide
 from trainer.evaluate.verdict_text import percent
 
@@ -51,6 +60,32 @@ def test_the_first_version_is_first_and_each_other_one_pays() -> None:
 def test_the_same_version_again_costs_nothing() -> None:
     assert position(looks("a", "a", "b", "a"), "a", HELD_OUT) == 1
     assert position(looks("a", "b", "c", "b"), "b", HELD_OUT) == 2
+
+
+def test_the_same_version_under_another_setup_pays() -> None:
+    keys = looks("a")[0].examples
+    before = [Look(version="a 1", examples=keys, setup=setup) for setup in ("s1", "s2", "s1")]
+    assert [position(before, "a 1", HELD_OUT, setup) for setup in ("s1", "s2", "s3")] == [1, 2, 3]
+    assert position(before, "b 1", HELD_OUT, "s1") == 3
+    more = questions(200)
+    assert position(before[:1], "a 1", more, "s3") == 2, "however many examples are new"
+    assert look_setup(HELD_OUT, "m", 1) == look_setup(HELD_OUT[::-1], "m", 1)
+    assert len({look_setup(HELD_OUT, "m", 1), look_setup(HELD_OUT, "m", 2), look_setup(HELD_OUT[1:], "m", 1)}) == 3
+
+
+def test_an_earlier_release_s_look_is_the_same_on_the_same_examples() -> None:
+    assert position(looks("d1"), "d1 voice@3", HELD_OUT, "s") == 1
+    assert position(looks("d1"), "d1 voice@3", HELD_OUT[1:], "s") == 2
+
+
+def test_examples_of_an_earlier_look_may_not_be_left_out() -> None:
+    first = Look(version="a 1", examples=looks("a")[0].examples, setup="s1")
+    assert missing_examples([first], "a 1", HELD_OUT[3:], "s2") == 3
+    assert missing_examples([first], "a 1", HELD_OUT, "s2") == 0
+    assert missing_examples([first], "a 1", questions(80), "s2") == 0
+    assert missing_examples([first], "a 1", questions(80)[40:], "s2") == 0
+    assert missing_examples([first], "b 1", HELD_OUT[3:], "s2") == 0
+    assert missing_examples(looks("a 1"), "a 1", HELD_OUT[3:], "s2") == 0, "recorded by an earlier release"
 
 
 def test_another_system_prompt_on_the_same_weights_is_another_version() -> None:

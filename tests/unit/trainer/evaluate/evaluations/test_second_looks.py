@@ -1,0 +1,86 @@
+"""The same version judged again: free only if everything is the same, and not at all without what it lost."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from adapters.protocol.runs import FileRef
+from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway, jsonl, right, rows
+from tests.unit.trainer.evaluate.evaluations.worker_runs import run
+from tests.unit.trainer.evaluate.worlds import questions
+from trainer.evaluate.evaluations.planning import sample
+from trainer.evaluate.evaluations.spec import EvaluationJob
+from trainer.runs.protocol import SPEC
+
+ROWS = rows(60)
+
+
+@pytest.fixture
+def equal(gateway: EvaluationGateway) -> EvaluationGateway:
+    """Candidate and base are right on half of the questions each: on a quarter both, on a quarter one alone."""
+
+    def say(model: str, asked: str) -> str:
+        quarter = int(re.findall(r"\d+", asked)[0]) % 4
+        return right(asked) if quarter in ((1, 2) if model.startswith("voice") else (0, 2)) else "nothing"
+
+    gateway.say = say
+    return gateway
+
+
+def verdict(gateway: EvaluationGateway) -> dict[str, Any]:
+    stored = [json.loads(content) for files in gateway.kept for content in files.values() if b'"look"' in content]
+    found: dict[str, Any] = stored[-1]["verdict"]
+    return found
+
+
+def test_leaving_out_what_a_version_lost_makes_it_no_better(equal: EvaluationGateway, make_folder: MakeFolder) -> None:
+    first = run(make_folder(content=jsonl(ROWS), id="eval-1"))
+    assert first.verdict != "pass"
+    chosen = [row for row in ROWS if int(re.findall(r"\d+", row["prompt"])[0]) % 4]
+    assert 40 <= len(chosen) < 60
+    again = run(make_folder(content=jsonl(chosen), id="eval-2"))
+    assert again.verdict == "not_enough_evidence"
+    assert "15 examples are missing of those that it was asked then" in str(again.sentence)
+    states = {check["name"]: check["state"] for check in verdict(equal)["checks"]}
+    assert states["base"] == "open"
+
+
+def test_a_sample_depends_on_nothing_but_the_questions(make_folder: MakeFolder) -> None:
+    """Or an empty line would draw another one, until a version passes."""
+    job = EvaluationJob.model_validate_json((make_folder(most_examples=40) / SPEC).read_bytes())
+    other = job.model_copy(
+        update={
+            "context": job.context.model_copy(update={"held_out": FileRef(id="f", filename="f", bytes=1, sha256="0")})
+        }
+    )
+    asked = [{question.text for question in sample(job, questions(90))}]
+    asked += [{question.text for question in sample(other, questions(count)[::-1])} for count in (90, 95)]
+    assert asked[0] == asked[1]
+    assert [len(each) for each in asked] == [40, 40, 40]
+    assert len(asked[0] & asked[2]) >= 35
+
+
+def test_an_exact_repetition_is_free_and_everything_else_is_a_look(
+    equal: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    numbers = []
+    for number, (content, body) in enumerate(
+        [
+            (jsonl(ROWS), {}),
+            (jsonl(ROWS[::-1]), {}),
+            (jsonl(ROWS), {"metric": "contains"}),
+            (jsonl(ROWS), {"metric": {"name": "regex", "pattern": "{reference}"}}),
+            (jsonl(ROWS), {"max_tokens": 7}),
+            (jsonl(rows(70)), {}),
+            (jsonl([{**ROWS[0], "completion": "another"}, *ROWS[1:]]), {}),
+            (jsonl(ROWS), {"metric": "contains"}),
+        ]
+    ):
+        run(make_folder(content=content, id=f"eval-{number}", body={"model": "voice@3", "suites": [], **body}))
+        numbers.append(verdict(equal)["look"])
+    assert numbers == [1, 1, 2, 3, 4, 5, 6, 2]
