@@ -56,8 +56,6 @@ OWN_PATHS: Final = frozenset({"/health", "/healthz", "/readyz", "/metrics"})
 RETIRE_LOOK_S: Final = 0.5
 SWITCH_S: Final = 10.0
 """How long a front waits for the engines of a gateway that has others now, before it asks only those, s."""
-DRAIN_S: Final = 60.0
-"""How long requests may go on in engines that the gateway no longer has, s."""
 LEAVE_S: Final = 1.0
 """How long a front that ends waits for its gateway to hear of it, s."""
 _LOG: Final = logging.getLogger("hatrack.front")
@@ -334,7 +332,7 @@ class Front:
     async def _retire(self, path: _Path) -> None:
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_S):
+                async with asyncio.timeout(self._settings.drain_s):
                     while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
                         await asyncio.sleep(RETIRE_LOOK_S)
         finally:

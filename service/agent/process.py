@@ -27,8 +27,6 @@ from service.objects.adapters import StoredAdapters
 from service.objects.content import objects_for
 
 DEFAULT_NAME: Final = "engine"
-DRAIN_S: Final = 20.0
-"""How long requests in the engine may go on when the agent stops, s; as long as a gateway's."""
 _LOG: Final = logging.getLogger("hatrack.agent")
 
 
@@ -102,6 +100,7 @@ class AgentProcess:
             base, slots = settings.base_served_name, settings.engine_slots
             self.announcer = Announcer(settings.agent_announce, secret, name=announce_as, base=base, slots=slots)
         self._url = settings.agent_url
+        self._drain_s = settings.drain_s
         self.server = AgentServer(
             self.watched,
             self.gate,
@@ -130,7 +129,8 @@ class AgentProcess:
         started: Callable[[str], None],
         stop: asyncio.Event | None = None,
     ) -> None:
-        """Serve until SIGTERM or SIGINT, or until ``stop`` is set; then requests in the engine may end.
+        """Serve until SIGTERM or SIGINT, or until ``stop`` is set; then requests in the engine may go on for
+        HATRACK_DRAIN_S, until a further SIGINT.
 
         Args:
             started: Called with the address once it listens; the engine may still be starting.
@@ -138,7 +138,8 @@ class AgentProcess:
         Raises:
             OSError: It cannot listen there.
         """
-        stop = stop or _stop_signals()
+        has_signals = stop is None
+        stop = stop or _stop_signals(signal.SIGTERM, signal.SIGINT)
         async with AsyncExitStack() as stack:
             if self._objects is not None:
                 await stack.enter_async_context(self._objects.running())
@@ -154,11 +155,21 @@ class AgentProcess:
             gc.freeze()  # what lives now lives until the end
             await stop.wait()
             _LOG.info("stopping")
-            await self.server.drain(DRAIN_S)
+            await self._drain(_stop_signals(signal.SIGINT) if has_signals else asyncio.Event())
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        """Let requests in the engine go on for a while, or until somebody is in a hurry."""
+        draining = asyncio.create_task(self.server.drain(self._drain_s), name="agent-drain")
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, hurried):
+            task.cancel()
+        await asyncio.gather(draining, hurried, return_exceptions=True)
 
 
-def _stop_signals() -> asyncio.Event:
+def _stop_signals(*numbers: signal.Signals) -> asyncio.Event:
+    """Set by any of these signals from now on, in place of what was set before."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         loop.add_signal_handler(number, stop.set)
     return stop

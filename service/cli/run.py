@@ -112,7 +112,7 @@ def down(
     if keep_engine and holder(settings.home) is not None:
         for directory in engine_dirs(settings):
             ask_to_keep(directory)
-    pid = end_gateway(settings.home)
+    pid = end_gateway(settings.home, settings.drain_s)
     directories = [] if keep_engine else engine_dirs(settings)
     ended = [process for directory in directories for process in end_leftovers(directory)]
     trainer = end_leftover(TrainerConfig.from_settings(settings).lock)
@@ -240,7 +240,10 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal to stop; the second Ctrl-C waits for nothing."""
         if not self.should_exit and console.is_terminal:
-            console.print("\nStopping: requests in progress end, and jobs write a checkpoint to go on from…")
+            console.print(
+                "\nStopping: requests in progress end, and jobs write a checkpoint to go on from… "
+                "Ctrl-C again does not wait for them."
+            )
         super().handle_exit(sig, frame)
 
 

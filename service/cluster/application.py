@@ -5,13 +5,16 @@ Imported by Ray alone; the extra `cluster` has it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import ray.util
 from ray import serve
 from ray.serve import Application
 
-from service.cluster.replica import AgentReplica, Arguments
+from service.cluster.replica import END_S, AgentReplica, Arguments
+
+SPARE_S: Final = 15.0
+"""How much longer Serve waits for a replica than the replica for its agent, s."""
 
 
 class Agent:
@@ -44,11 +47,11 @@ deployment = serve.deployment(
     health_check_period_s=1,
     health_check_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.5,
-    graceful_shutdown_timeout_s=60,
 )(Agent)
 
 
 def agents(arguments: dict[str, Any]) -> Application:
     """The application; ``arguments`` are the config's `args` (``service.cluster.replica.Arguments``)."""
-    Arguments(**arguments)  # what is wrong with them is said when they are deployed
-    return deployment.bind(arguments)
+    own = Arguments(**arguments)  # what is wrong with them is said when they are deployed
+    timeout_s = own.drain_s + END_S + SPARE_S
+    return deployment.options(graceful_shutdown_timeout_s=timeout_s).bind(arguments)

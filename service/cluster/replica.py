@@ -20,13 +20,13 @@ from urllib.parse import urlsplit
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.config import inherited_environment
+from service.config import Settings, inherited_environment
 
 LOOK_S: Final = 0.25
 ANSWER_S: Final = 5.0
 """How long the agent may take to say how it is, s."""
-DRAIN_S: Final = 45.0
-"""How long it may take to end: 20 s for its requests, and then its engine."""
+END_S: Final = 25.0
+"""How long it may take to end once its requests have, s: its engine does."""
 TARGET: Final = 0.8
 """Share of an engine's places, and of its LoRA slots, that shall be in use: the rest is for what comes while another
 engine starts."""
@@ -58,6 +58,16 @@ class Arguments(BaseModel):
     command: tuple[str, ...] = Field((sys.executable, "-m", "service.cli", "agent"), min_length=1)
     start_s: float = Field(1200, gt=0)
     unready_s: float = Field(300, gt=0)
+
+    @property
+    def drain_s(self) -> float:
+        """HATRACK_DRAIN_S of its agents, s; the default, where that is none: an agent refuses to start with it."""
+        given = (_environment() | self.environment).get("HATRACK_DRAIN_S", "")
+        default: float = Settings.model_fields["drain_s"].default
+        try:
+            return float(given)
+        except ValueError:
+            return default
 
 
 class AgentFailed(Exception):
@@ -176,7 +186,7 @@ class AgentReplica:
         with suppress(ProcessLookupError):
             process.terminate()
         try:
-            async with asyncio.timeout(DRAIN_S):
+            async with asyncio.timeout(self._arguments.drain_s + END_S):
                 await process.wait()
         except TimeoutError:
             with suppress(ProcessLookupError):

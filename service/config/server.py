@@ -51,6 +51,13 @@ class ServerSettings(BaseSettings):
     keep_alive_s: float = Field(
         75, gt=0, description="How long an idle connection is kept open, s; should exceed a proxy's own keep-alive."
     )
+    drain_s: float = Field(
+        120,
+        ge=0,
+        le=86_400,
+        description="How long a gateway, front or agent that stops lets requests go on, s; then their streams end in "
+        "an error.",
+    )
 
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

@@ -14,8 +14,8 @@ import psutil
 from service.errors import SettingsError
 
 LOCK = "gateway.lock"
-STOP_TIMEOUT_S = 90.0
-"""Longer than a graceful stop takes: 20 s for requests in progress, then the engine, the trainer and the embedder."""
+STOP_TIMEOUT_S = 70.0
+"""Longer than engine, trainer and embedder take to stop, once requests in progress have ended."""
 KILL_TIMEOUT_S = 10.0
 
 
@@ -67,8 +67,11 @@ def holder(home: Path) -> int | None:
     return None
 
 
-def end_gateway(home: Path) -> int | None:
+def end_gateway(home: Path, drain_s: float) -> int | None:
     """Stop the gateway that uses the home and wait for its exit: SIGTERM, then SIGKILL after STOP_TIMEOUT_S.
+
+    Args:
+        drain_s: How long requests in progress may go on before, s (HATRACK_DRAIN_S).
 
     Returns its process id, or None if there is none.
     """
@@ -77,7 +80,7 @@ def end_gateway(home: Path) -> int | None:
         return None
     with suppress(psutil.NoSuchProcess, ProcessLookupError):
         process = psutil.Process(pid)
-        for signal, timeout_s in ((SIGTERM, STOP_TIMEOUT_S), (SIGKILL, KILL_TIMEOUT_S)):
+        for signal, timeout_s in ((SIGTERM, drain_s + STOP_TIMEOUT_S), (SIGKILL, KILL_TIMEOUT_S)):
             os.kill(pid, signal)
             deadline = time.monotonic() + timeout_s
             while time.monotonic() < deadline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -13,8 +13,6 @@ from service.config import Settings
 from service.server.connections import Connections
 from service.server.limits import ServerLimits, fit_to_open_files
 from service.server.protocol import BoundedProtocol
-
-GRACEFUL_STOP_S: Final = 20
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings, **more: Any) -> uvicorn.Config:
@@ -29,7 +27,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings, **more: Any) -> uvicorn.Con
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,  # nothing depends on the client's address or scheme
-        "timeout_graceful_shutdown": GRACEFUL_STOP_S,
+        "timeout_graceful_shutdown": settings.drain_s,
         "lifespan": "on",
         "ws": "none",
     }

@@ -199,6 +199,7 @@ class RayCluster:
         return plain | {
             **patience,
             "HATRACK_AGENT_KEY": AGENT_KEY,
+            "HATRACK_DRAIN_S": "20",
             "HATRACK_URL": self.gateway.url,
             "HATRACK_KEY": ADMIN_KEY,
             "PYTHONPATH": str(REPO),

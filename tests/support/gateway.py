@@ -78,6 +78,7 @@ class Gateway:
             "HATRACK_KEY": ADMIN_KEY,
             # an old home's versions are due on this engine: a revalidation would take the engine from what is tested
             "HATRACK_REVALIDATE_EVERY_HOURS": "0",
+            "HATRACK_DRAIN_S": "20",  # whoever holds a stream open while its gateway stops is not waited for so long
             **self.settings,
         }
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from service.cli.cluster import read_config
-from service.cluster.replica import Arguments
+from service.cluster.replica import END_S, Arguments
 from service.config import Settings
 from tests.conftest import REPO
 
@@ -50,6 +50,8 @@ def test_the_manifest_scales_as_the_config_does_and_is_closed_to_others() -> Non
     assert on_kubernetes["deployments"] == application["deployments"]
     cluster = service["spec"]["rayClusterConfig"]
     (workers,) = cluster["workerGroupSpecs"]
+    patience_s = workers["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert patience_s > Settings.model_fields["drain_s"].default + END_S
     assert workers["maxReplicas"] == application["deployments"][0]["autoscaling_config"]["max_replicas"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["gcsFaultToleranceOptions"]

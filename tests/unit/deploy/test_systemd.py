@@ -15,6 +15,7 @@ import typer.main
 
 from service.cli.main import app
 from service.config import Settings
+from service.server.instance import STOP_TIMEOUT_S
 from tests.conftest import REPO
 from tests.support.system import program
 
@@ -72,6 +73,13 @@ def test_what_they_run_and_set_exists(unit: str) -> None:
     assert {variable for variable in environment(unit) if variable.startswith("HATRACK_")} <= settings
     assert values(unit, "User") == ["hatrack"]
     assert values(unit, "EnvironmentFile") == ["-/etc/hatrack/hatrack.env"]
+
+
+@pytest.mark.parametrize("unit", ["hatrack", "hatrack-agent", "hatrack-front"])
+def test_requests_may_go_on_before_systemd_kills(unit: str) -> None:
+    [patience] = values(unit, "TimeoutStopSec")
+    rest_s = 0 if unit == "hatrack-front" else STOP_TIMEOUT_S
+    assert int(patience) > Settings.model_fields["drain_s"].default + rest_s
 
 
 def test_the_gateway_finds_the_engine_and_its_store() -> None:

@@ -183,7 +183,8 @@ async def running(
 @asynccontextmanager
 async def agent_on(settings: Settings, socket: Path, name: str | None = None) -> AsyncIterator[AgentProcess]:
     """A real agent that listens on ``socket``; ``name`` as with `hatrack agent --name`."""
-    agent, listens, stop = AgentProcess(agent_settings(settings, name), name), asyncio.Event(), asyncio.Event()
+    own = agent_settings(settings.model_copy(update={"drain_s": min(20.0, settings.drain_s)}), name)
+    agent, listens, stop = AgentProcess(own, name), asyncio.Event(), asyncio.Event()
     work = asyncio.create_task(
         agent.run(host="", port=0, uds=str(socket), started=lambda address: listens.set(), stop=stop)
     )

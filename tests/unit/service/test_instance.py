@@ -32,7 +32,7 @@ def test_it_has_ended_when_this_returns(kind: str, tmp_path: Path, monkeypatch: 
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"holds\n"
-            assert instance.end_gateway(tmp_path) == process.pid
+            assert instance.end_gateway(tmp_path, 0) == process.pid
             assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE  # not buried by us yet
             assert process.wait(60) == (0 if kind == "polite" else -9)
         finally:
@@ -42,7 +42,7 @@ def test_it_has_ended_when_this_returns(kind: str, tmp_path: Path, monkeypatch: 
 
 
 def test_where_nobody_holds_the_home_nothing_is_ended(tmp_path: Path) -> None:
-    assert instance.end_gateway(tmp_path) is None
+    assert instance.end_gateway(tmp_path, 0) is None
 
 
 def test_a_command_that_must_be_alone_is_named_and_is_not_taken_for_a_gateway(tmp_path: Path) -> None:

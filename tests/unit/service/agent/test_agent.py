@@ -110,6 +110,23 @@ async def test_an_agent_that_stops_lets_its_requests_end(made: Site) -> None:
         await stopping
 
 
+async def test_who_is_in_a_hurry_does_not_wait_for_requests(made: Site) -> None:
+    """As with a second Ctrl-C."""
+    async with made.agent() as agent:
+        agent._drain_s, hurry = 1e6, asyncio.Event()
+        user = await (await made.user()).until_ready()
+        response = await user.engine.client.send("/v1/chat/completions", STREAM, dict(HEADERS))
+        stopping = asyncio.ensure_future(agent._drain(hurry))
+        await until(lambda: not user.engine.ready)
+        assert not stopping.done()
+        hurry.set()
+        await asyncio.wait_for(stopping, 60)
+        made.engine.ends.set()
+        await response.read()
+        response.close()
+        agent._drain_s = 0
+
+
 async def test_an_engine_that_was_too_busy_to_report_is_used_once_it_does(
     made: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

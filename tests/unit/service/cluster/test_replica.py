@@ -17,7 +17,9 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
+from service.cluster import replica as replica_module
 from service.cluster.replica import BOUND_TO_PARENT, AgentFailed, AgentReplica, Arguments, engines_for
+from service.config import Settings
 from tests.support.waiting import wait_until
 
 AGENT = """
@@ -116,6 +118,27 @@ async def test_one_that_the_gateway_does_not_use_gives_up_and_says_why(
     with pytest.raises(AgentFailed, match=rf"its engine is ready; the gateway: {why}"):
         await site.make(start_s=3).start()
     assert not psutil.Process().children() or all(AGENT not in each.cmdline() for each in psutil.Process().children())
+
+
+def test_it_knows_how_long_its_agents_requests_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Arguments().drain_s == Settings().drain_s
+    monkeypatch.setenv("HATRACK_DRAIN_S", "7")
+    assert Arguments().drain_s == 7
+    assert Arguments(environment={"HATRACK_DRAIN_S": "300"}).drain_s == 300
+    assert Arguments(environment={"HATRACK_DRAIN_S": "long"}).drain_s == Settings.model_fields["drain_s"].default
+
+
+async def test_an_agent_that_does_not_end_is_killed_after_its_requests_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "END_S", 0.1)
+    monkeypatch.setenv("HATRACK_DRAIN_S", "0.1")
+    await site.make().start()
+    site.child().suspend()
+    await site.replica.stop()
+    process = site.replica._process
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
 
 
 async def test_an_agent_that_announces_nothing_is_a_mistake(site: Site) -> None:
