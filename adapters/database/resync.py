@@ -27,6 +27,7 @@ class Resync:
         self._reloads: list[Reload] = []
         self._task: asyncio.Task[None] | None = None
         self._requests = 0
+        self._is_closed = False
         self._answers = asyncio.Event()
 
     def add(self, reload: Reload) -> None:
@@ -37,13 +38,13 @@ class Resync:
         """Call it no more; it is not at work any more behind this. Raises ValueError if it was not added."""
         self._reloads.remove(reload)
         if self._task is not None:
-            await self.close()
+            await self._stop()
             self.request()  # the others have not heard of it, perhaps
 
     def request(self) -> None:
         """Memory and database may differ. To be called on the event loop; returns at once."""
         self._requests += 1
-        if self._task is None:
+        if self._task is None and not self._is_closed:
             self._task = asyncio.create_task(self._run(), name="database-resync")
 
     def wake(self) -> None:
@@ -56,7 +57,11 @@ class Resync:
             await asyncio.wait({self._task})
 
     async def close(self) -> None:
-        """Give up: the next start reads all of it."""
+        """Give up, for good: the next start reads all of it."""
+        self._is_closed = True
+        await self._stop()
+
+    async def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -198,3 +198,5 @@ async def test_closing_does_not_wait_for_a_server_that_has_frozen(proxy: Proxy, 
     assert time.monotonic() - began < of_adapters.CLOSE_S + 20
     ended = await asyncio.gather(unit, queued, return_exceptions=True)
     assert [type(error) for error in ended] == [Unavailable, Unavailable]
+    database.resync.request()  # as a unit does that ends so late
+    assert {task.get_name() for task in asyncio.all_tasks()}.isdisjoint({"database-resync"})
