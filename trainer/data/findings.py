@@ -122,12 +122,14 @@ class Overlap(NamedTuple):
 def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> Overlap:
     """Compare a held-out file with the training file, by the rules of an evaluation (`trainer.data.trained_examples`).
 
-    Held-out questions that were trained on are refused. A few near-duplicates are left out, with a warning. The same
-    question under another system message is another example; a warning says that such examples are easier.
+    Held-out questions that were trained on are refused. A few near-duplicates are left out, with a warning, and so are
+    questions under another system message. Where the training file's answers depend on that, they are other examples; a
+    warning says that such examples are easier.
     """
-    trained = TrainedExamples(NormalizedExample.trained(example) for example in training)
+    trained = TrainedExamples(map(NormalizedExample.trained, training), common=True)
     matches = trained.matches([NormalizedExample.example(example) for example in held_out])
-    leaks = [match for match in matches if match.relation is not Relation.OTHER_SYSTEM]
+    by_system = trained.by_system
+    leaks = [match for match in matches if match.relation is not Relation.OTHER_SYSTEM or not by_system]
     lines = [held_out[leak.index].line for leak in leaks]
     findings: list[Finding] = []
     if must_be_refused(leaks, len(held_out)):
@@ -140,7 +142,7 @@ def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> Overlap
             f"{leaks[0]}"
         )
         findings.append(finding("held_out_near_training", message, lines, file="held_out"))
-    persona = [held_out[match.index].line for match in matches if match.relation is Relation.OTHER_SYSTEM]
+    persona = [held_out[match.index].line for match in matches if match not in leaks]
     if persona:
         message = (
             f"{len(persona)} held-out questions were trained on under another system message: the evaluation will be "

@@ -115,6 +115,11 @@ def key(folded: str) -> str:
     return _DOUBLE.sub(r"\1", _BETWEEN.sub("", folded)) or folded
 
 
+def squeezed(folded: str) -> str:
+    """A folded text without spaces, punctuation and repeated letters: a text that quotes another one contains its."""
+    return _DOUBLE.sub(r"\1", _BETWEEN.sub("", folded))
+
+
 def _fold_letters(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     if len(_LATIN.findall(text)) > len(_GREEK.findall(text)):  # not in Greek, where upper and lower case are the same

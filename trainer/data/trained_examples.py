@@ -2,8 +2,10 @@
 
 The questions are compared, not the answers: an answer is memorised with its question, and in another wording it is
 still known. Every trained answer of a conversation counts, with the messages before it. What counts as the same
-question and as a near-duplicate is defined in `trainer.data.similar`. If both examples have a system message, these
-must be the same, too.
+question and as a near-duplicate is defined in `trainer.data.similar`.
+
+Another system message makes no other example: a date in it would hide every copy. Only where the training file shows
+that its answers depend on the system message (`TrainedExamples.by_system`) are such examples told apart.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ MAX_SIMILAR_SHARE: Final = 0.2
 
 If the questions of BANKING77 are drawn at random into both files, at most 4.0% are near-duplicates (1,000 held-out
 questions, 9,000 training questions, ten draws; `python -m loadtests.training.leaks`)."""
+BY_SYSTEM_SHARE: Final = 0.1
+"""Share of a training file's questions with other answers under another system message from which it decides."""
 MAX_EARLIER_CHARS: Final = 20_000_000
 """Near-duplicates of earlier answers of conversations are searched up to so many characters in all, the shortest first:
 memory grows with the square of a conversation's turns. The others are found if they are the same."""
@@ -79,8 +83,8 @@ class Relation(Enum):
 
     SAME = "repeats"
     SIMILAR = "is a near-duplicate of"
-    OTHER_SYSTEM = "has another system message than"
-    """The same or a near-duplicate, under another system message: another example."""
+    OTHER_SYSTEM = "stands under another system message than"
+    """The same or a near-duplicate, under another system message. Left out as near-duplicates are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,28 @@ class TrainedExamples:
         return removed
 
     def leaks(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
-        """The held-out examples that were trained on, or near-duplicates of them, in order."""
-        return [match for match in self.matches(held_out) if match.relation is not Relation.OTHER_SYSTEM]
+        """The held-out examples that were trained on, or near-duplicates of them, in order.
+
+        Under another system message as well, unless answers depend on it (`by_system`).
+        """
+        by_system = self.by_system
+        return [
+            match for match in self.matches(held_out) if match.relation is not Relation.OTHER_SYSTEM or not by_system
+        ]
+
+    @property
+    def by_system(self) -> bool:
+        """Whether answers depend on the system message, as those of several personas do: a share of the questions,
+        BY_SYSTEM_SHARE, stand under several system messages and have no answer in common."""
+        answers: dict[str, dict[str | None, set[str]]] = {}
+        for example in self._lines:
+            under = answers.setdefault(key(fold(example.text)), {})
+            under.setdefault(example.system, set()).add(example.answer)
+        differing = sum(len(under) > 1 and not set.intersection(*under.values()) for under in answers.values())
+        return differing >= max(1, BY_SYSTEM_SHARE * len(answers))
 
     def matches(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
-        """The same, and the examples that only their system message tells apart from one that was trained on."""
+        """The same, and in any case the examples under another system message than one that was trained on."""
         matches = []
         for index, (example, near) in enumerate(
             zip(held_out, self._near_duplicates.of([example.text for example in held_out]), strict=True)
@@ -188,7 +209,7 @@ def describe_leaks(leaks: Sequence[Match], held_out: int, ids: Sequence[str], tr
     return (
         f"{len(leaks)} of {held_out} held-out examples (the first: {shown}) repeat or nearly repeat questions in "
         f"{trained}; for example, {first}. Differences in case, punctuation, greetings, and invisible or look-alike "
-        "characters do not make another question, nor does another answer"
+        "characters do not make another question, nor does another answer or system message"
     )
 
 

@@ -174,15 +174,56 @@ def test_no_near_duplicate_is_missed() -> None:
     assert [match.similar for match in NearDuplicates(texts).of(asked)] == near
 
 
-def test_another_answer_hides_nothing_but_another_system_message_makes_another_example() -> None:
+def test_neither_another_answer_nor_another_system_message_hides_a_copy() -> None:
     taught = TrainedExamples([NormalizedExample.example(example("Rope?", answer="Aye!", system="A pirate."))])
     asked = [
         example("rope", answer="Nay!", system="a PIRATE"),
         example("rope", answer="Aye!"),
         example("rope", answer="Aye!", system="A butler."),
     ]
-    found = taught.matches([*map(NormalizedExample.example, asked)])
-    assert [match.relation for match in found] == [Relation.SAME, Relation.SAME, Relation.OTHER_SYSTEM]
+    normalized = [*map(NormalizedExample.example, asked)]
+    relations = [Relation.SAME, Relation.SAME, Relation.OTHER_SYSTEM]
+    assert [match.relation for match in taught.matches(normalized)] == relations
+    assert [leak.index for leak in taught.leaks(normalized)] == [0, 1, 2]
+
+
+def dated(texts: list[str], month: int) -> list[Example]:
+    return [
+        example(text, system=f"You help in a shop. Today is 2026-{month:02}-{1 + line % 28:02}.", line=line)
+        for line, text in enumerate(texts, start=1)
+    ]
+
+
+def test_copies_under_another_date_in_the_system_message_are_refused() -> None:
+    texts = [question(each) for each in sample("pemberton")]
+    found = overlap(dated(texts, 3), dated(texts, 4))
+    assert [(each.code, each.severity, each.count) for each in found.findings] == [
+        ("held_out_in_training", "refused", 140)
+    ]
+    assert len(found.left_out) == 140
+    few = overlap(dated(texts[:100], 3), dated(texts[95:], 4))
+    assert [(each.code, each.severity) for each in few.findings] == [("held_out_near_training", "warning")]
+    assert few.left_out == frozenset(range(1, 6))
+
+
+def test_a_common_system_message_in_another_wording_hides_no_copy_either() -> None:
+    texts = [question(each) for each in sample("pemberton")]
+    taught = [example(text, system="Be kind.", line=line) for line, text in enumerate(texts, 1)]
+    asked = [example(text, system="Be very kind.", line=line) for line, text in enumerate(texts, 1)]
+    assert [each.code for each in overlap(taught, asked).findings] == ["held_out_in_training"]
+
+
+def test_where_personas_answer_differently_their_questions_are_told_apart() -> None:
+    texts = [question(each) for each in sample("pemberton")]
+
+    def by(persona: str, asked: list[str]) -> list[Example]:
+        return [example(text, answer=f"{persona}: {text}", system=persona, line=at) for at, text in enumerate(asked, 1)]
+
+    found = overlap([*by("Pirate", texts), *by("Butler", texts[:40])], by("Butler", texts[40:]))
+    assert found.left_out == frozenset()
+    assert "too optimistic" in found.findings[0].message
+    dodge = overlap([*dated(texts, 3), *by("Butler", texts[:5])], dated(texts, 4))
+    assert len(dodge.left_out) == 140, "a few such questions do not make the system message decide"
 
 
 def test_disguised_copies_never_straddle_a_split() -> None:

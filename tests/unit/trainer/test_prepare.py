@@ -269,12 +269,12 @@ def test_under_two_system_messages_a_question_is_two() -> None:
     assert [(one.code, one.lines) for one in found] == [("contradictions", (1, 3))]
 
 
-def test_an_example_on_both_sides_is_another_under_another_system_message() -> None:
+def test_an_example_on_both_sides_is_no_other_one_under_another_system_message() -> None:
     taught = persona("A pirate.", "Rope?", "Aye!")
     codes = [
         [one.code for one in overlap([taught], [held]).findings]
         for held in (persona("A butler.", "Rope?", "Aye!"), persona("a pirate.", "rope? ", "aye!"))
     ]
-    assert codes == [["held_out_near_training"], ["held_out_in_training"]]
+    assert codes == [["held_out_in_training"], ["held_out_in_training"]]
     # where one side has none it may be the version's setting
     assert overlap([taught], [persona(None, "Rope?", "Aye!")]).findings[0].code == "held_out_in_training"

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from trainer.data.folding import fold, squeezed
 from trainer.data.format import split_lines
 from trainer.data.formats import read_dataset
 from trainer.data.trained_examples import NormalizedExample, TrainedExamples
@@ -22,6 +23,8 @@ from trainer.runs.gateway import Gateway
 
 MAX_VERSIONS: Final = 32
 """Bounds one chain of parents: the lineage is in metadata that any uploader can write."""
+MIN_QUOTED_CHARS: Final = 16
+"""Length of a question, without spaces, from which a system prompt that contains it quotes it."""
 FETCHED_FILE: Final = "taught.jsonl"
 
 
@@ -142,6 +145,24 @@ def shown_in_prompt(examples: Sequence[tuple[str, str]], held_out: Sequence[Norm
     return {leak.index for leak in shown.leaks(held_out)}
 
 
+def quoted_in_prompt(system: Sequence[str], held_out: Sequence[Question]) -> set[int]:
+    """The indices of the held-out questions whose text stands in one of these system prompts; short ones only if their
+    answer stands in the same line, since what a prompt is about has their words as well."""
+    wholes = [squeezed(fold(prompt)) for prompt in system]
+    lines = [squeezed(fold(line)) for prompt in system for line in prompt.splitlines()]
+    quoted = set()
+    for index, question in enumerate(held_out):
+        asked, reference = squeezed(fold(question.last_message)), squeezed(fold(question.reference))
+        if len(asked) >= MIN_QUOTED_CHARS:
+            found = any(asked in whole for whole in wholes)
+        else:
+            both = bool(asked and reference)
+            found = both and any(asked in line and reference in line.replace(asked, "", 1) for line in lines)
+        if found:
+            quoted.add(index)
+    return quoted
+
+
 def normalized_question(question: Question) -> NormalizedExample:
     """The question and its reference, normalised for comparison with training examples."""
     return NormalizedExample.of([(turn.role, turn.text) for turn in question.turns], question.reference)
@@ -167,10 +188,10 @@ def left_out_note(trained_on: Sequence[str], total: int) -> str:
 
 
 def shown_note(shown: Sequence[str], total: int, version: str) -> str:
-    """The report's sentence on the questions that are left out because the version's prompt has them as examples."""
+    """The report's sentence on the questions that are left out because the version's prompt has them."""
     return (
         f"{len(shown)} of {total} held-out examples are left out: the prompt of {version} has them, or near-duplicates "
-        "of them, among its examples"
+        "of them, among its examples or in its system message"
     )
 
 

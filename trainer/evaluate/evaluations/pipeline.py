@@ -26,6 +26,7 @@ from trainer.evaluate.evaluations.contamination import (
     left_out_note,
     near_duplicates_note,
     normalized_question,
+    quoted_in_prompt,
     shown_in_prompt,
     shown_note,
 )
@@ -213,6 +214,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         trained = self._trained_answers()
         prompt = [(example.user, example.assistant) for example in context.examples]
         indices = shown_in_prompt(prompt, [normalized_question(question) for question in held_out])
+        indices |= quoted_in_prompt(self._system_prompts(), held_out)
         shown = [held_out[index].id for index in sorted(indices)]
         if context.candidate is None or not context.records:
             own = refuse_trained_on(self._job, held_out, trained, None)
@@ -226,6 +228,13 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         earlier = tuple(question_id for question_id in earlier if question_id not in shown)
         return self._leave_out(live_state, notes, held_out, own=own, shown=shown, earlier=earlier)
 
+    def _system_prompts(self) -> list[str]:
+        """The candidate's system prompts: its version's, and what a client's arm puts in its place."""
+        body = self._job.body
+        own = [arm.prompt for arm in body.arms or () if arm.label == body.candidate]
+        texts = [text for prompt in own for text in (prompt.system, prompt.instructions)]
+        return [text for text in (self._job.context.system_prompt, *texts) if text]
+
     def _leave_out(
         self,
         live_state: LiveState,
@@ -237,7 +246,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         earlier: Sequence[str] = (),
     ) -> LiveState:
         """`live_state`, leaving out what the candidate (``own``) and earlier versions were trained on, and what the
-        candidate's prompt has as examples (``shown``)."""
+        candidate's prompt has (``shown``)."""
         reasons = [near_duplicates_note(own, len(held_out), str(self._job.context.candidate))] if own else []
         reasons += [shown_note(shown, len(held_out), str(self._job.context.candidate))] if shown else []
         reasons += [left_out_note(earlier, len(held_out))] if earlier else []

@@ -129,6 +129,32 @@ def test_what_the_live_version_s_prompt_shows_is_left_out(gateway: EvaluationGat
     assert "2 of 36 held-out examples are left out: an earlier version" in str(result.note)
 
 
+@pytest.mark.parametrize("shape", ["Q: {prompt} A: {completion}", "- {prompt}\n", "{prompt} -> {completion};"])
+def test_a_system_prompt_that_quotes_the_held_out_questions_is_no_merit(
+    gateway: EvaluationGateway, make_folder: MakeFolder, shape: str
+) -> None:
+    lines = "\n".join(shape.format(**row).upper() for row in rows())
+    context = {"has_weights": False, "system_prompt": f"Answer as in this list, in room III.\n{lines}\nBe brief."}
+    found = run(make_folder(context=context))
+    assert found.error is not None
+    assert (found.status, found.error.code) == ("failed", "held_out_in_training")
+    assert gateway.asked() == []
+
+
+def test_questions_in_a_system_prompt_are_left_out_and_its_other_words_hide_none(
+    gateway: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    prompt = f"You sort questions about cards and top ups. For example: {rows()[4]['prompt']} Answer with a label."
+    result = run(make_folder(context={"has_weights": False, "system_prompt": prompt}))
+    assert (result.status, result.examples) == ("succeeded", 35)
+    assert "1 of 36 held-out examples are left out: the prompt of voice@3 has them" in str(result.note)
+    short = [{"prompt": "Top up?", "completion": "ups"}, *rows()]
+    result = run(
+        make_folder(content=jsonl(short), context={"has_weights": False, "system_prompt": prompt}, id="eval-2")
+    )
+    assert result.examples == 36, "a short question's words alone are no quotation"
+
+
 def test_nothing_is_judged_on_examples_that_its_prompt_shows_alone(
     gateway: EvaluationGateway, make_folder: MakeFolder
 ) -> None:
