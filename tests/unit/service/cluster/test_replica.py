@@ -42,6 +42,7 @@ async def main():
 web.run_app(main(), path=os.environ["TOLD"] + ".sock", print=None)
 """
 """Says what the test has written down; a process in place of `hatrack agent`."""
+START_S = 1234.0
 READY = {
     "status": "ready",
     "engine": {"reason": "it answers"},
@@ -112,11 +113,24 @@ async def test_it_starts_once_the_engine_answers_and_the_gateway_has_it(site: Si
     ],
 )
 async def test_one_that_the_gateway_does_not_use_gives_up_and_says_why(
-    site: Site, announced: dict[str, Any], why: str
+    site: Site, monkeypatch: pytest.MonkeyPatch, announced: dict[str, Any], why: str
 ) -> None:
+    limits: list[asyncio.Timeout] = []
+    timeout = asyncio.timeout
+
+    def kept(delay: float | None) -> asyncio.Timeout:
+        made = timeout(delay)
+        if delay == START_S:
+            limits.append(made)
+        return made
+
+    monkeypatch.setattr(asyncio, "timeout", kept)
     site.say(announced=announced)
+    starting = asyncio.ensure_future(site.make(start_s=START_S).start())
+    await asyncio.to_thread(wait_until, lambda: site.replica.status().get("status") == "ready", "it says so")
+    limits[0].reschedule(asyncio.get_running_loop().time())  # the time is up, however long the process took to start
     with pytest.raises(AgentFailed, match=rf"its engine is ready; the gateway: {why}"):
-        await site.make(start_s=3).start()
+        await starting
     assert not psutil.Process().children() or all(AGENT not in each.cmdline() for each in psutil.Process().children())
 
 
