@@ -45,6 +45,7 @@ async def ended(pid: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sqlite
 @pytest.mark.parametrize("done", [1, ROWS // 2])
 async def test_a_killed_gateway_loses_nothing_that_was_there(tmp_path: Path, words: SharedEmbedder, done: int) -> None:
     async with LocalStores(tmp_path, words).open() as local_stores:
