@@ -19,6 +19,7 @@ from service.cli.main import app
 from service.database import Database
 from service.errors import SettingsError, Unavailable
 from tests.support.adapters import make_base
+from tests.support.gateway import held_port
 from tests.support.postgresql import TestServer
 from trainer import database as of_trainer
 from trainer.__main__ import HomeLocked
@@ -140,7 +141,9 @@ async def test_the_commands_say_so_in_one_line_and_touch_nothing(
     given = {"HOME": tmp_path / "other", "BASE_MODEL": make_base(tmp_path / "base"), "DATABASE_URL": url}
     for name, value in given.items():
         monkeypatch.setenv(f"HATRACK_{name}", str(value))
-    refused = await asyncio.to_thread(CliRunner().invoke, app, ["serve", "--no-trainer"])
+    with held_port() as held:  # the default one may be another gateway's
+        monkeypatch.setenv("HATRACK_PORT", str(held.getsockname()[1]))
+        refused = await asyncio.to_thread(CliRunner().invoke, app, ["serve", "--no-trainer"])
     line = " ".join(refused.stderr.split())
     assert (refused.exit_code, line.startswith("error: another process uses the schema `hatrack` in")) == (1, True), (
         line
