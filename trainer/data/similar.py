@@ -35,6 +35,8 @@ SIMILAR: Final = 0.8
 """Jaccard similarity from which two texts count as near-duplicates."""
 TEMPLATE: Final = 0.125
 """Share of the texts above which a sentence or line is a template, such as an instruction in each question."""
+INSTRUCTION: Final = 0.5
+"""Share above which it is one that says nothing in any case."""
 MIN_TEMPLATES: Final = 3
 """Texts that must share it at least."""
 MIN_CONTENT_CHARS: Final = 12
@@ -42,6 +44,7 @@ MIN_CONTENT_CHARS: Final = 12
 BANDS: Final = 20
 ROWS: Final = 5
 _SPACE: Final = re.compile(r"\s+")
+_NUMBER: Final = re.compile(r"\w*\d\w*")
 _SENTENCES: Final = re.compile(r"[\n.!?:;]+")
 
 
@@ -56,17 +59,33 @@ def without_templates(texts: Sequence[str], among: Sequence[str] | None = None) 
     Variants of one question stay alike, however many they are: the sentence in which they differ is not shared, and a
     text of which less than MIN_CONTENT_CHARS would be left is compared as a whole.
 
+    If what would be left differs only in numbers from what is left of other texts ("My order number is 4711"), it says
+    nothing either: of a few kinds of questions, each asked often, the kind does. Then only what is in more than
+    INSTRUCTION of the texts is left out.
+
     Args:
         texts: The texts.
         among: The texts in which templates are counted; None for ``texts``.
     """
     counts = Counter(sentence for text in (texts if among is None else among) for sentence in set(_sentences(text)))
     limit = max(MIN_TEMPLATES - 1, TEMPLATE * len(texts if among is None else among))
+    known = texts if among is None else among
+    forms = Counter(form for text in known for form in {_form(sentence) for sentence in _sentences(text)})
     contents = []
     for text in texts:
-        content = " ".join(sentence for sentence in _sentences(text) if counts[sentence] <= limit)
-        contents.append(content if len(content) >= MIN_CONTENT_CHARS else text)
+        sentences = _sentences(text)
+        content = [sentence for sentence in sentences if counts[sentence] <= limit]
+        telling = [sentence for sentence in content if forms[_form(sentence)] <= limit]
+        if len(" ".join(telling)) < MIN_CONTENT_CHARS:
+            content = [sentence for sentence in sentences if counts[sentence] <= max(limit, INSTRUCTION * len(known))]
+        joined = " ".join(content)
+        contents.append(joined if len(joined) >= MIN_CONTENT_CHARS else text)
     return contents
+
+
+def _form(sentence: str) -> str:
+    """The sentence without its numbers."""
+    return _NUMBER.sub("0", sentence)
 
 
 def _sentences(text: str) -> list[str]:
