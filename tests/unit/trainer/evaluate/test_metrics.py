@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import EvaluationInvalid
-from trainer.evaluate.metrics.base import Metric
+from trainer.evaluate.metrics.base import Metric, words
 from trainer.evaluate.metrics.match import Contains, ExactMatch, Regex
 from trainer.evaluate.metrics.overlap import EditSimilarity, RougeL, TokenF1
 from trainer.evaluate.metrics.structure import JsonExact, JsonFields, JsonSchema, JsonValid
@@ -55,6 +55,30 @@ def test_contains_is_kinder_and_not_to_an_empty_reference() -> None:
     assert Contains().score("I do not know", "card_arrival") == 0
     assert Contains().score("anything", "...") == 0
     assert Contains().score("anything", " ") == 0
+
+
+def test_an_asterisk_after_a_letter_is_a_grade_and_several_are_markdown() -> None:
+    for answer, reference, same in (
+        ("A*", "A", 0),
+        ("A", "A*", 0),
+        ("A*.", "a*", 1),
+        ("**A**", "A", 1),
+        ("*A*", "A", 1),
+        ("* A", "A", 1),
+        ("5*", "5", 1),
+    ):
+        assert ExactMatch().score(answer, reference) == same
+
+
+def test_where_words_have_no_spaces_each_character_counts() -> None:
+    author = "您的订单已经发货，预计三天内送达，感谢您的耐心等待。"
+    nearly, unrelated = "您的订单已发货，预计三天送达，感谢您耐心等待。", "我是一个语言模型。"
+    for metric in (RougeL(), TokenF1()):
+        assert metric.score(nearly, author) > 0.85
+        assert metric.score(unrelated, author) < 0.2
+    assert words("คำสั่งซื้อ ok") == ["คํ", "า", "สั่", "ง", "ซื้", "อ", "ok"]
+    assert words("カナとabc 3日") == ["カ", "ナ", "と", "abc", "3", "日"]
+    assert words("Hello, wörld_1 한국어") == ["hello", "wörld_1", "한국어"]
 
 
 def test_a_pattern_is_searched_and_may_hold_the_reference() -> None:
