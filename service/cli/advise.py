@@ -127,9 +127,7 @@ def advise(
             check_writable(html)
         file_id = find_source(client, data).sent(client)
         prompts_id = None if unlabelled is None else client.files.create(unlabelled, PROMPTS_PURPOSE)["id"]
-        # in a store, the examples would be answered by their own copies
-        asked = [file for file in (Path(data), unlabelled) if file is not None and file.is_file()]
-        with _documents(client, docs, name, without=asked, quiet=as_json) as stores:
+        with _documents(client, docs, name, without=[data, unlabelled], quiet=as_json) as stores:
             ladder = client.ladders.create(
                 file_id,
                 name,
@@ -243,10 +241,10 @@ def _prompt(path: Path) -> str:
 
 @contextmanager
 def _documents(
-    client: HatrackClient, docs: str | None, name: str, *, without: Collection[Path], quiet: bool
+    client: HatrackClient, docs: str | None, name: str, *, without: Collection[str | Path | None], quiet: bool
 ) -> Iterator[list[str] | None]:
     """The ids of the stores with documents. A directory's are put into a store of their own, which is deleted again if
-    the ladder is refused."""
+    the ladder is refused; but for the files ``without``: the examples would be answered by their own copies."""
     if docs is None:
         yield None
         return
@@ -256,7 +254,8 @@ def _documents(
         return
     store = client.vector_stores.create(f"{name}-docs")["id"]
     try:
-        indexed = kb.add_documents(client, store, [path], without=without, quiet=quiet)
+        left_out = [Path(file) for file in without if file is not None and Path(file).is_file()]
+        indexed = kb.add_documents(client, store, [path], without=left_out, quiet=quiet)
         if not quiet:
             typer.echo(f"{counted(indexed, 'document is', 'documents are')} in the store {store} ({name}-docs)")
         yield [store]

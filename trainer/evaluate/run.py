@@ -76,17 +76,13 @@ async def run(
         EvaluationError, GatewayUnreachable: As the answerer and the scorer.
     """
     primary = spec.metric.primary()
-    available: dict[str, Suite] = dict(suites or {})
-    if scorer is not None:
-        available.setdefault(GENERAL, GeneralSuite(scorer, spec.rules, base_measurements))
-    requested = _requested_suites(spec, available)
+    requested = _requested_suites(spec, suites or {}, scorer, base_measurements)
     if spec.judge is not None and judge is None:
         raise EvaluationInvalid(f"no judge named {spec.judge!r} is available")
     if spec.candidate is not None:
         suite_arms(spec, suites=bool(requested))  # before anything is asked
     comparison = await _compare(spec, held_out, primary, answerer, scorer, on_stage)
-    judge_name = spec.judge if primary.name == JUDGE else None
-    setup = look_setup(comparison.questions, spec.metric.model_dump(), spec.max_tokens, judge_name)
+    setup = _setup(spec, primary, comparison)
     taken = looks_of(comparison, spec.candidate, spec.live, setup)
     looks = taken if record_looks is None else await record_looks(taken)
     if spec.candidate is None:
@@ -97,8 +93,8 @@ async def run(
     comparison = comparison if voice is None else voice.added_to(comparison)
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
     asked = version_looked_at(comparison.result(spec.candidate)), comparison.questions, setup
-    missing = missing_examples(looks, *asked)
-    verdict = _decide(spec, comparison, form, results, judged, position(looks, *asked), missing)
+    look, missing = position(looks, *asked), missing_examples(looks, *asked)
+    verdict = _decide(spec, comparison, form, results, judged, look, missing)
     return Outcome(
         comparison=comparison,
         verdict=verdict,
@@ -169,7 +165,18 @@ async def _scored(
     return comparison, form, await judge.judge(comparison, spec.candidate, best, on_stage)
 
 
-def _requested_suites(spec: EvaluationSpec, available: Mapping[str, Suite]) -> list[Suite]:
+def _setup(spec: EvaluationSpec, primary: Metric, comparison: Comparison) -> str:
+    """What identifies how the examples were asked and scored."""
+    judge = spec.judge if primary.name == JUDGE else None
+    return look_setup(comparison.questions, spec.metric.model_dump(), spec.max_tokens, judge)
+
+
+def _requested_suites(
+    spec: EvaluationSpec, suites: Mapping[str, Suite], scorer: Scorer | None, base: BaseMeasurements | None
+) -> list[Suite]:
+    available = dict(suites)
+    if scorer is not None:
+        available.setdefault(GENERAL, GeneralSuite(scorer, spec.rules, base))
     names = list(dict.fromkeys(spec.suites))
     unknown = [name for name in names if name not in available]
     if unknown:
