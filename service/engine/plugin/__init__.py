@@ -15,7 +15,17 @@ def register() -> None:
     Raises:
         PluginError: A parameter is missing, or vLLM's version or a patched attribute is not as expected.
     """
-    from service.engine.plugin import answers, containment, failed_reload, grammars, residents, resolver, rows, waiting
+    from service.engine.plugin import (
+        answers,
+        containment,
+        failed_reload,
+        grammars,
+        operators,
+        residents,
+        resolver,
+        rows,
+        waiting,
+    )
     from service.engine.plugin.guard import check_version
     from service.engine.plugin.parameters import read_parameters
 
@@ -25,6 +35,7 @@ def register() -> None:
     answers.install()
     failed_reload.install()
     rows.install()
+    operators.install()
     grammars.install()
     waiting.install()
     resolver.install(parameters.store)

@@ -1,4 +1,4 @@
-"""The update of a few rows by their own adapters, as one compiled loop.
+"""The update of a few rows by their own adapters, as one compiled loop over a whole layer.
 
 numba is imported when the loop is compiled and not before: vLLM 0.32's worker looks through the attributes of every
 module loaded so far for kernels to replace, and llvmlite's library object breaks that search.
@@ -7,6 +7,7 @@ module loaded so far for kernels to replace, and llvmlite's library object break
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,39 +16,96 @@ FLAGS = {"reassoc", "contract", "arcp"}
 """Sums may be reordered, so that they vectorise. Nothing may be assumed about NaN and infinity."""
 
 
-def update_rows(x: Any, y: Any, slots: Any, ranks: Any, a: Any, b: Any, offset: int, scale: float) -> None:
-    """``y[i, offset : offset + out] += scale * B[slot_i] A[slot_i] x[i]`` for each row i, in place.
+@cache
+def compile_kernel(*, bfloat16: bool) -> Callable[..., None]:
+    """Compile :func:`update_rows` for numbers of 16 or 32 bits; takes a second or two, once in a process.
 
-    Args:
-        x: [rows, in] float32.
-        y: [rows, width] float32, changed in place.
-        slots: [rows] int64, each row's slot.
-        ranks: [slots] int64, the true rank in each slot; 0 leaves the row alone.
-        a: [slots, max rank, in] float32.
-        b: [slots, max rank, out] float32: B transposed.
-        offset: First column of y that is updated.
-        scale: Factor of the update.
+    It is called as ``kernel(x, y, rows, slots, ranks, a, b, edges, scale)``, changes y in place, and computes
+    ``y[row, slice] += scale * B A x[row]`` for each of the rows and each slice of the layer, with the weights in the
+    row's slot. Sums are in float32 and rounded once, to nearest, ties to even.
+
+    Arguments of the kernel; *number* is float32, or uint16 for the bits of a bfloat16, which numpy does not have:
+
+    - x: [*, in] number.
+    - y: [*, width] number.
+    - rows: [rows] int64, the rows of x and y that have an adapter.
+    - slots: [rows] int64, the slot of each.
+    - ranks: [slices, slots] int64, the true rank of each slice; 0 leaves the slice alone.
+    - a: [slots, ranks of all slices, in] number, A of the slices one after the other, without gaps.
+    - b: [slots, ranks of all slices, width] number, B transposed, in the same order.
+    - edges: [slices + 1] int64, where each slice begins in y, and the end of the last.
+    - scale: float32, factor of the update.
     """
-    inner = x.shape[1]
-    outer = min(b.shape[2], y.shape[1] - offset)
-    for row in range(x.shape[0]):
-        slot = slots[row]
-        for k in range(ranks[slot]):
-            shrunk = np.float32(0)
-            for j in range(inner):
-                shrunk += x[row, j] * a[slot, k, j]
-            shrunk *= scale
-            for out in range(outer):
-                y[row, offset + out] += shrunk * b[slot, k, out]
-
-
-def compile_kernel() -> Callable[..., None]:
-    """Compile :func:`update_rows`; takes a second or two, once for each wrapper."""
     import numba
 
-    matrix = numba.float32[:, ::1]
-    slots = numba.float32[:, :, ::1]
-    numbers = numba.int64[::1]
-    signature = numba.void(matrix, matrix, numbers, numbers, slots, slots, numba.int64, numba.float32)
+    if bfloat16:
+
+        def widen(number: Any) -> Any:
+            return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+
+        def narrow(value: Any) -> Any:
+            bits = np.float32(value).view(np.uint32)
+            if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):  # NaN, whose bits rounding could carry to a zero
+                return np.uint16(0x7FC0)
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    else:
+
+        def widen(number: Any) -> Any:
+            return number
+
+        def narrow(value: Any) -> Any:
+            return value
+
+    widen, narrow = (numba.njit(inline="always")(convert) for convert in (widen, narrow))
+
+    # Loops over slices of one dimension from 0 on: others LLVM does not vectorise.
+    def dot(left: Any, right: Any) -> Any:
+        total = np.float32(0)
+        for j in range(left.shape[0]):
+            total += left[j] * widen(right[j])
+        return total
+
+    def add_scaled(target: Any, factor: Any, row: Any) -> None:
+        for j in range(target.shape[0]):
+            target[j] += factor * widen(row[j])
+
+    def read(target: Any, row: Any) -> None:
+        for j in range(target.shape[0]):
+            target[j] = widen(row[j])
+
+    def write(target: Any, row: Any) -> None:
+        for j in range(target.shape[0]):
+            target[j] = narrow(row[j])
+
+    dot, add_scaled, read, write = (
+        numba.njit(fastmath=FLAGS, error_model="numpy")(loop) for loop in (dot, add_scaled, read, write)
+    )
+
+    def update_rows(
+        x: Any, y: Any, rows: Any, slots: Any, ranks: Any, a: Any, b: Any, edges: Any, scale: float
+    ) -> None:
+        row_x = np.empty(x.shape[1], np.float32)
+        row_y = np.empty(y.shape[1], np.float32)
+        for i in range(rows.shape[0]):
+            row, slot = rows[i], slots[i]
+            read(row_x, x[row])
+            k = 0
+            for part in range(ranks.shape[0]):
+                if ranks[part, slot] == 0:
+                    continue
+                first, last = edges[part], edges[part + 1]
+                read(row_y[first:last], y[row, first:last])
+                for _ in range(ranks[part, slot]):
+                    add_scaled(row_y[first:last], scale * dot(row_x, a[slot, k]), b[slot, k, first:last])
+                    k += 1
+                write(y[row, first:last], row_y[first:last])
+
+    number = numba.uint16 if bfloat16 else numba.float32
+    matrix, weights, numbers = number[:, ::1], number[:, :, ::1], numba.int64[::1]
+    signature = numba.void(
+        matrix, matrix, numbers, numbers, numba.int64[:, ::1], weights, weights, numbers, numba.float32
+    )
     compiled: Callable[..., None] = numba.njit(signature, fastmath=FLAGS, nogil=True, error_model="numpy")(update_rows)
     return compiled

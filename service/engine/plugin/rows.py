@@ -6,11 +6,12 @@ with some adapter, or with its NaN. (Kernels for a GPU skip such rows; nothing h
 
 Here the rows of a step are grouped by slot once, when vLLM announces the step, and each group is computed with its own
 slot's weights only. A row without an adapter is in no group and is never read or written. Large groups (prefill) are
-two matrix products; rows of small groups (decode), where the calls would cost more than the arithmetic, go through one
-compiled loop for all of them (:mod:`service.engine.plugin.kernel`).
+two matrix products for all slices of a layer at once; the other rows (decode), where the calls would cost more than the
+arithmetic, go through one compiled loop for all of them (:mod:`service.engine.plugin.kernel`).
 
-Beside vLLM's slots stands a float32 copy of them, laid out for reading along rows of A and of Bᵀ: small bf16 products
-are slower on a CPU than float32 ones, and B as vLLM lays it out, padded to the largest rank, is mostly padding.
+Beside vLLM's slots stands a copy of them in the same numbers, laid out for both: A of all slices of a layer one below
+the other, and Bᵀ beside them with zeros where a row of A belongs to another slice, without the padding to the largest
+rank that is most of what vLLM holds.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ from vllm.platforms import current_platform
 
 from service.engine.plugin.guard import PluginError, checked_attribute, is_patched, mark_patched
 from service.engine.plugin.kernel import compile_kernel
+from service.engine.plugin.stack import KERNEL_TYPES, Stack, add_products, bits
 
-LARGE_GROUP = 16
-"""Rows of one adapter from which two matrix products are faster than the loop (measured: rank 8 to 32, width 576)."""
+LARGE_RUN = 16
+"""Neighbouring rows of one adapter from which two matrix products are faster than the loop (measured: rank 16, width
+576 to 3,072, one core with AMX)."""
+LARGE_GROUP = 64
+"""The same for rows of one adapter that are no neighbours, and have to be gathered and put back."""
 
 Index = slice | torch.Tensor
 
@@ -40,17 +45,17 @@ class Groups:
     """The rows of one step by the slot that they use; rows without an adapter are in none."""
 
     large: tuple[tuple[int, Index], ...]
-    """(slot, rows) of each slot with at least LARGE_GROUP rows; a slice where the rows are contiguous."""
-    small_rows: torch.Tensor
-    """[m] int64: the rows of all other slots."""
+    """(slot, rows) that are worth a matrix product; a slice where the rows are neighbours. A slot may have several."""
+    small_rows: npt.NDArray[np.int64]
+    """[m]: all other rows, those of a slot together."""
     small_slots: npt.NDArray[np.int64]
     """[m]: the slot of each."""
 
     @property
     def every(self) -> tuple[tuple[int, Index], ...]:
-        """(slot, rows) of each slot, large and small."""
+        """(slot, rows) of all rows that have an adapter."""
         small = tuple(
-            (int(slot), self.small_rows[torch.from_numpy(self.small_slots == slot)])
+            (int(slot), torch.from_numpy(self.small_rows[self.small_slots == slot]))
             for slot in np.unique(self.small_slots)
         )
         return self.large + small
@@ -63,46 +68,21 @@ def group_rows(slots: npt.NDArray[np.int64]) -> Groups:
         slots: [rows], the slot of each row, -1 for none.
     """
     large: list[tuple[int, Index]] = []
-    in_small = slots >= 0
-    for slot in np.unique(slots[in_small]):
+    small: list[npt.NDArray[np.int64]] = []
+    for slot in np.unique(slots[slots >= 0]):
         rows = np.flatnonzero(slots == slot)
-        if len(rows) < LARGE_GROUP:
-            continue
-        in_small &= slots != slot
-        first, last = int(rows[0]), int(rows[-1])
-        contiguous = last - first + 1 == len(rows)
-        large.append((int(slot), slice(first, last + 1) if contiguous else torch.from_numpy(rows)))
-    small = np.flatnonzero(in_small)
-    return Groups(tuple(large), torch.from_numpy(small), np.ascontiguousarray(slots[small], dtype=np.int64))
-
-
-class Stack:
-    """The float32 copy of the slots' weights of one layer.
-
-    Args:
-        lora_a: vLLM's slots: for each slice of the layer [slots, 1, max rank, in].
-        lora_b: For each slice [slots, 1, out, max rank].
-    """
-
-    def __init__(self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> None:
-        self._lora_a = lora_a  # kept, so that its identity stays a valid key
-        self._lora_b = lora_b
-        # Zeros that nobody writes take no memory: only as much of the largest rank as adapters use becomes resident.
-        # numpy's arrays, for vLLM makes tensors in inference mode and loads adapters outside of it, where torch
-        # refuses to write to them.
-        self.a_arrays = [_zeros(part.shape[0], part.shape[2], part.shape[3]) for part in lora_a]
-        self.b_arrays = [_zeros(part.shape[0], part.shape[3], part.shape[2]) for part in lora_b]
-        self.a = [torch.from_numpy(array) for array in self.a_arrays]
-        self.b = [torch.from_numpy(array) for array in self.b_arrays]
-        self.ranks: npt.NDArray[np.int64] = np.zeros((len(lora_a), lora_a[0].shape[0]), dtype=np.int64)
-        """[slices, slots]: the true rank in each slot; 0 where the slot's adapter leaves the slice alone."""
-
-    def copy(self, slot: int, ranks: Sequence[int]) -> None:
-        """Copy what vLLM has put into a slot: `ranks` are the true ranks of its slices."""
-        for part, rank in enumerate(ranks):
-            self.a_arrays[part][slot, :rank] = self._lora_a[part][slot, 0, :rank].float().numpy()
-            self.b_arrays[part][slot, :rank] = self._lora_b[part][slot, 0, :, :rank].T.float().numpy()
-        self.ranks[:, slot] = ranks
+        scattered: list[npt.NDArray[np.int64]] = []
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+            if len(run) < LARGE_RUN:
+                scattered.append(run)
+            else:
+                large.append((int(slot), slice(int(run[0]), int(run[-1]) + 1)))
+        if sum(map(len, scattered)) < LARGE_GROUP:
+            small += scattered
+        else:
+            large.append((int(slot), torch.from_numpy(np.concatenate(scattered))))
+    small_rows = np.concatenate(small) if small else np.empty(0, dtype=np.int64)
+    return Groups(tuple(large), small_rows, np.ascontiguousarray(slots[small_rows], dtype=np.int64))
 
 
 class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
@@ -116,7 +96,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
         # Keyed by the identity of vLLM's own tuples and tensors, which live as long as the model does.
         self._stacks: dict[int, Stack] = {}
         self._single_ranks: dict[int, dict[int, int]] = {}
-        self._kernel = compile_kernel()
+        self._kernel(getattr(kwargs.get("lora_config"), "lora_dtype", None))  # now, and not during the first request
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **kwargs: Any
@@ -137,7 +117,9 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
             ranks: The true rank of each slice, 0 where the adapter leaves it alone.
         """
         if isinstance(lora_a, tuple):
-            self._stack(lora_a, lora_b).copy(slot, ranks)
+            stack = self._stack(lora_a, lora_b)
+            if stack is not None:
+                stack.copy(slot, ranks)
         else:
             self._single_ranks.setdefault(id(lora_a), {})[slot] = ranks[0]
 
@@ -166,36 +148,50 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
             kwargs: Not used.
         """
         groups = self._tokens
+        if not groups.large and not len(groups.small_rows):
+            return
         y = y.view(-1, y.shape[-1])
         x = x.view(-1, x.shape[-1])
         stack = self._stack(lora_a_stacked, lora_b_stacked)
-        for slot, rows in groups.large:
-            rows_x = x[rows].float()
-            offset = 0
-            for part, width in enumerate(output_slices):
-                rank = int(stack.ranks[part, slot])
-                if rank:
-                    update = rows_x @ stack.a[part][slot, :rank].T @ stack.b[part][slot, :rank]
-                    _add(y, rows, offset, update, scale)
-                offset += width
-        if len(groups.small_slots):
-            self._add_small(y, x, stack, scale, output_slices)
-
-    def _add_small(
-        self, y: torch.Tensor, x: torch.Tensor, stack: Stack, scale: float, output_slices: tuple[int, ...]
-    ) -> None:
-        groups = self._tokens
-        if not stack.ranks[:, groups.small_slots].any():
+        fits = stack is not None and x.dtype == y.dtype == stack.a.dtype and y.shape[1] == stack.width
+        if stack is None or not fits or not y.is_contiguous():
+            self._add_slowly(y, x, lora_a_stacked, lora_b_stacked, scale)
             return
-        rows_x = x.index_select(0, groups.small_rows).float().numpy()
-        rows_y = y.index_select(0, groups.small_rows).float()
-        update = rows_y.numpy()
-        offset = 0
-        for part, width in enumerate(output_slices):
-            a, b = stack.a_arrays[part], stack.b_arrays[part]
-            self._kernel(rows_x, update, groups.small_slots, stack.ranks[part], a, b, offset, scale)
-            offset += width
-        y.index_copy_(0, groups.small_rows, rows_y.to(y.dtype))
+        for slot, rows in groups.large:
+            total = int(stack.totals[slot])
+            if total:
+                target = y[rows]
+                add_products(target, x[rows], stack.a[slot, :total], stack.b[slot, :total], scale)
+                if not isinstance(rows, slice):
+                    y[rows] = target
+        if len(groups.small_rows) and stack.totals[groups.small_slots].any():
+            self._kernel(y.dtype)(
+                bits(x.contiguous()),
+                bits(y),
+                groups.small_rows,
+                groups.small_slots,
+                stack.ranks,
+                stack.a_array,
+                stack.b_array,
+                stack.edges,
+                scale,
+            )
+
+    def _add_slowly(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a: tuple[torch.Tensor, ...],
+        lora_b: tuple[torch.Tensor, ...],
+        scale: float,
+    ) -> None:
+        """The same from vLLM's own slots, with the zeros that they are padded with."""
+        for slot, rows in self._tokens.every:
+            offset = 0
+            for a, b in zip(lora_a, lora_b, strict=True):
+                update = x[rows].float() @ a[slot, 0].float().T @ b[slot, 0].float().T
+                _add(y, rows, offset, update, scale)
+                offset += b.shape[2]
 
     def add_shrink(
         self,
@@ -269,15 +265,15 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
                 shrunk = x[rows].float() @ lora_a_stacked[slot, 0, :rank].float().T
                 _add(y, rows, 0, shrunk @ lora_b_stacked[slot, 0, :, :rank].float().T, scale)
 
-    def _stack(self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> Stack:
+    @staticmethod
+    def _kernel(dtype: torch.dtype | None) -> Any:
+        return compile_kernel(bfloat16=dtype is torch.bfloat16) if dtype in KERNEL_TYPES else None
+
+    def _stack(self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> Stack | None:
         stack = self._stacks.get(id(lora_a))
-        if stack is None:
+        if stack is None and lora_a[0].dtype in KERNEL_TYPES:
             stack = self._stacks[id(lora_a)] = Stack(lora_a, lora_b)
         return stack
-
-
-def _zeros(*shape: int) -> npt.NDArray[np.float32]:
-    return np.zeros(shape, dtype=np.float32)
 
 
 def _add(y: torch.Tensor, rows: Index, offset: int, update: torch.Tensor, scale: float) -> None:
