@@ -176,7 +176,7 @@ class Settings(CostSettings, BaseSettings):
         description="Maximum number of held-out examples evaluated, sampled with the job's seed; the report says so.",
     )
     evaluate_concurrency: int = Field(
-        8,
+        16,
         ge=1,
         le=256,
         description="Concurrent requests of an evaluation; the gateway gives requests from callers priority.",

@@ -18,17 +18,18 @@ FLAGS = {"reassoc", "contract", "arcp"}
 
 @cache
 def compile_kernel(*, bfloat16: bool) -> Callable[..., None]:
-    """Compile :func:`update_rows` for numbers of 16 or 32 bits; takes a second or two, once in a process.
+    """Compile :func:`update_rows` for numbers of 16 or 32 bits; takes some seconds, once in a process.
 
     It is called as ``kernel(x, y, rows, slots, ranks, a, b, edges, scale)``, changes y in place, and computes
     ``y[row, slice] += scale * B A x[row]`` for each of the rows and each slice of the layer, with the weights in the
-    row's slot. Sums are in float32 and rounded once, to nearest, ties to even.
+    row's slot. Sums are in float32 and rounded once, to nearest,
+    ties to even; of a NaN only that it is one is kept.
 
     Arguments of the kernel; *number* is float32, or uint16 for the bits of a bfloat16, which numpy does not have:
 
     - x: [*, in] number.
     - y: [*, width] number.
-    - rows: [rows] int64, the rows of x and y that have an adapter.
+    - rows: [rows] int64, the rows of x and y to update.
     - slots: [rows] int64, the slot of each.
     - ranks: [slices, slots] int64, the true rank of each slice; 0 leaves the slice alone.
     - a: [slots, ranks of all slices, in] number, A of the slices one after the other, without gaps.

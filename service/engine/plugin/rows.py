@@ -10,8 +10,8 @@ two matrix products for all slices of a layer at once; the other rows (decode), 
 arithmetic, go through one compiled loop for all of them (:mod:`service.engine.plugin.kernel`).
 
 Beside vLLM's slots stands a copy of them in the same numbers, laid out for both: A of all slices of a layer one below
-the other, and Bᵀ beside them with zeros where a row of A belongs to another slice, without the padding to the largest
-rank that is most of what vLLM holds.
+the other, and Bᵀ beside them with zeros where a row of A belongs to another slice. What the largest rank would need
+beyond an adapter's own is in neither product, where it is most of what vLLM holds.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Groups:
     """[m]: all other rows, those of a slot together."""
     small_slots: npt.NDArray[np.int64]
     """[m]: the slot of each."""
+    end: int
+    """One more than the last of all these rows."""
 
     @property
     def every(self) -> tuple[tuple[int, Index], ...]:
@@ -82,7 +84,8 @@ def group_rows(slots: npt.NDArray[np.int64]) -> Groups:
         else:
             large.append((int(slot), torch.from_numpy(np.concatenate(scattered))))
     small_rows = np.concatenate(small) if small else np.empty(0, dtype=np.int64)
-    return Groups(tuple(large), small_rows, np.ascontiguousarray(slots[small_rows], dtype=np.int64))
+    small_slots = np.ascontiguousarray(slots[small_rows], dtype=np.int64)
+    return Groups(tuple(large), small_rows, small_slots, end=int(np.flatnonzero(slots >= 0).max(initial=-1)) + 1)
 
 
 class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
@@ -152,6 +155,8 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
             return
         y = y.view(-1, y.shape[-1])
         x = x.view(-1, x.shape[-1])
+        if min(len(x), len(y)) < groups.end:  # the loop checks no bounds
+            raise IndexError(f"a layer has {len(x)} rows of a step in which row {groups.end - 1} has an adapter")
         stack = self._stack(lora_a_stacked, lora_b_stacked)
         fits = stack is not None and x.dtype == y.dtype == stack.a.dtype and y.shape[1] == stack.width
         if stack is None or not fits or not y.is_contiguous():
@@ -164,7 +169,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
                 add_products(target, x[rows], stack.a[slot, :total], stack.b[slot, :total], scale)
                 if not isinstance(rows, slice):
                     y[rows] = target
-        if len(groups.small_rows) and stack.totals[groups.small_slots].any():
+        if len(groups.small_rows):
             self._kernel(y.dtype)(
                 bits(x.contiguous()),
                 bits(y),
@@ -271,7 +276,7 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]
 
     def _stack(self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> Stack | None:
         stack = self._stacks.get(id(lora_a))
-        if stack is None and lora_a[0].dtype in KERNEL_TYPES:
+        if stack is None and Stack.fits(lora_a, lora_b):
             stack = self._stacks[id(lora_a)] = Stack(lora_a, lora_b)
         return stack
 
@@ -283,16 +288,19 @@ def _add(y: torch.Tensor, rows: Index, offset: int, update: torch.Tensor, scale:
     y[rows, offset : offset + width] = (target.float() + update[:, :width] * scale).to(y.dtype)
 
 
-def true_ranks(weights: Any, slices: int) -> list[int]:
+def true_ranks(weights: Any, slices: int, module: Any = None) -> list[int]:
     """The rank of each slice of a layer's weights as loaded; 0 where there are none.
 
     Args:
         weights: vLLM's LoRALayerWeights or PackedLoRALayerWeights of the layer, or None.
         slices: Number of slices that the layer has.
+        module: vLLM's layer, which knows how fewer parts of an adapter cover its slices.
     """
     if weights is None:
         return [0] * slices
     parts = weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a] * slices
+    if len(parts) != slices:
+        parts, _ = module.expand_packed_lora(parts, weights.lora_b)
     return [0 if part is None else int(part.shape[0]) for part in parts]
 
 
@@ -326,7 +334,11 @@ def install() -> None:
     def activate_adapter(self: Any, lora_id: int) -> bool:
         activated: bool = activate(self, lora_id)
         if activated:
-            _copy_slot(self, lora_id)
+            try:
+                _copy_slot(self, lora_id)
+            except Exception:
+                self.deactivate_adapter(lora_id)
+                raise
         return activated
 
     platform.get_punica_wrapper = classmethod(get_punica_wrapper)
@@ -360,5 +372,5 @@ def _copy_slot(manager: Any, lora_id: int) -> None:
         if not isinstance(module.punica_wrapper, GroupedPunica):
             raise PluginError(f"{name} has a different Punica wrapper; its rows would not be grouped")
         weights = manager._get_lora_layer_weights(model, name)
-        ranks = true_ranks(weights, len(lora_a) if isinstance(lora_a, tuple) else 1)
+        ranks = true_ranks(weights, len(lora_a) if isinstance(lora_a, tuple) else 1, module)
         module.punica_wrapper.loaded(lora_a, module.lora_b_stacked, slot, ranks)

@@ -22,6 +22,13 @@ class Stack:
         lora_b: For each slice [slots, 1, out, max rank].
     """
 
+    @staticmethod
+    def fits(lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> bool:
+        """Whether a copy may be made: not of other numbers, nor of a rank that several processes share."""
+        return lora_a[0].dtype in KERNEL_TYPES and all(
+            a.shape[2] == b.shape[3] for a, b in zip(lora_a, lora_b, strict=True)
+        )
+
     def __init__(self, lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...]) -> None:
         self._lora_a = lora_a  # kept, so that its identity stays a valid key
         self._lora_b = lora_b
@@ -45,6 +52,7 @@ class Stack:
 
     def copy(self, slot: int, ranks: Sequence[int]) -> None:
         """Copy what vLLM has put into a slot: `ranks` are the true ranks of its slices."""
+        self.ranks[:, slot] = self.totals[slot] = 0  # where this ends early, the slot adds nothing
         self.b_array[slot, : sum(ranks)] = 0
         first = 0
         for part, rank in enumerate(ranks):
@@ -83,13 +91,16 @@ def add_products(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Ten
 def products_keep_remainders() -> bool:
     """Whether torch sums products of bfloat16 in float32 here and adds what is there before it rounds.
 
-    oneDNN does where the CPU has instructions for bfloat16; torch's own loops round in between.
+    oneDNN does where the CPU has instructions for bfloat16; what else may compute such a product is not promised.
     """
     x = torch.linspace(1, 2, 64 * 64).view(64, 64).bfloat16()
-    high = x @ x.T
-    low = torch.addmm(high, x, x.T, beta=-1)
-    exact = x.double() @ x.double().T
-    return bool((high.double() + low.double() - exact).abs().max() < 1e-4 * exact.max())
+    for other in (x.T, x):
+        high = x @ other
+        low = torch.addmm(high, x, other, beta=-1)
+        exact = x.double() @ other.double()
+        if (high.double() + low.double() - exact).abs().max() > 1e-4 * exact.max():
+            return False
+    return True
 
 
 def _number(tensor: torch.Tensor) -> npt.DTypeLike:

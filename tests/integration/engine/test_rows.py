@@ -138,7 +138,7 @@ def test_products_of_bfloat16_are_as_good_without_units_for_them(
     torch.testing.assert_close(layer.update(slots, x, y).double(), want, rtol=2**-8, atol=2e-3)
 
 
-def test_numbers_that_an_adapter_leaves_alone_keep_every_bit(layer: Layer) -> None:
+def test_numbers_that_an_adapter_leaves_alone_stay_as_they_are(layer: Layer) -> None:
     for part in range(len(OUT)):
         layer.lora_b[part][0] = 0
     layer.wrapper.loaded(layer.lora_a, layer.lora_b, 0, [RANK, RANK])
@@ -147,9 +147,9 @@ def test_numbers_that_an_adapter_leaves_alone_keep_every_bit(layer: Layer) -> No
     y = bits.view(-1, sum(OUT)).clone()
     got = y.clone()
     for first in range(0, len(y), 8):  # too few rows for a product
-        announce(layer.wrapper, [0] * 8)
         rows = slice(first, first + 8)
         part = got[rows].clone()
+        announce(layer.wrapper, [0] * len(part))
         layer.wrapper.add_lora_linear(part, x.expand(len(part), -1), layer.lora_a, layer.lora_b, 1.0, OUT)
         got[rows] = part
     torch.testing.assert_close(got, y, rtol=0, atol=0, equal_nan=True)
@@ -258,3 +258,38 @@ def test_groups_hold_every_row_with_an_adapter_once(plugin: Plugin) -> None:
         assert (seen[np.arange(len(slots))[rows]] == -1).all()
         seen[np.arange(len(slots))[rows]] = slot
     assert (seen == slots).all()
+
+
+def test_a_layer_that_gets_only_a_part_of_the_step_is_refused(layer: Layer) -> None:
+    x, y = inputs(8)
+    announce(layer.wrapper, [-1, 0, -1, -1, -1, 1, -1, -1])
+    layer.wrapper.add_lora_linear(y[:6], x[:6], layer.lora_a, layer.lora_b, 1.0, OUT)
+    with pytest.raises(IndexError, match="5 rows of a step in which row 5"):
+        layer.wrapper.add_lora_linear(y[:5], x[:5], layer.lora_a, layer.lora_b, 1.0, OUT)
+
+
+def test_ranks_that_several_processes_share_are_computed_from_vllms_own_slots(plugin: Plugin) -> None:
+    wrapper = plugin.GroupedPunica(256, 64, torch.device("cpu"))
+    lora_a = (torch.zeros(SLOTS, 1, RANK // 2, IN),)
+    lora_b = (torch.zeros(SLOTS, 1, OUT[0], RANK),)
+    wrapper.loaded(lora_a, lora_b, 1, [RANK])
+    assert not plugin.Stack.fits(lora_a, lora_b)
+
+
+def test_a_part_that_covers_several_slices_counts_for_each(plugin: Plugin) -> None:
+    from types import SimpleNamespace
+
+    wide, narrow = torch.zeros(8, IN), torch.zeros(4, IN)
+    weights = SimpleNamespace(lora_a=[wide, narrow], lora_b=[torch.zeros(3, 8), torch.zeros(3, 4)])
+    module = SimpleNamespace(expand_packed_lora=lambda a, b: ([a[0], a[0], a[0], a[1]], [b[0], b[0], b[0], b[1]]))
+    assert plugin.true_ranks(weights, 4, module) == [8, 8, 8, 4]
+    assert plugin.true_ranks(weights, 2) == [8, 4]
+    assert plugin.true_ranks(SimpleNamespace(lora_a=[None, narrow], lora_b=[None, None]), 2) == [0, 4]
+
+
+def test_a_copy_that_fails_leaves_the_slot_empty(layer: Layer) -> None:
+    slots = [3, -1]
+    x, y = inputs(len(slots))
+    with pytest.raises(ValueError, match="broadcast"):
+        layer.wrapper.loaded(layer.lora_a, layer.lora_b, 3, [RANK + 1, RANK])
+    assert torch.equal(layer.update(slots, x, y), y)
