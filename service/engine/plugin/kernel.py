@@ -22,8 +22,7 @@ def compile_kernel(*, bfloat16: bool) -> Callable[..., None]:
 
     It is called as ``kernel(x, y, rows, slots, ranks, a, b, edges, scale)``, changes y in place, and computes
     ``y[row, slice] += scale * B A x[row]`` for each of the rows and each slice of the layer, with the weights in the
-    row's slot. Sums are in float32 and rounded once, to nearest,
-    ties to even; of a NaN only that it is one is kept.
+    row's slot. Sums are in float32 and rounded once, to nearest, ties to even; of a NaN only that it is one is kept.
 
     Arguments of the kernel; *number* is float32, or uint16 for the bits of a bfloat16, which numpy does not have:
 
