@@ -85,7 +85,7 @@ def test_a_home_whose_restore_is_killed_at_any_moment_is_unusable_or_whole(home:
     expected, target = complete.content(), home.at(tmp_path / "target")
     while killer.left:
         killer.kill(lambda: restore(target.settings, backup, QUIET))
-        if unusable_data(target.settings) == [] and any(target.path.glob("*")):
+        if unusable_data(target.settings) == [] and target.content():  # killed early, it holds a lock file alone
             assert target.content() == expected
             shutil.rmtree(target.path)
     if not (target.path / "hatrack.db").exists() or unusable_data(target.settings):
