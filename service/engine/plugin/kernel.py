@@ -18,7 +18,7 @@ FLAGS = {"reassoc", "contract", "arcp"}
 
 @cache
 def compile_kernel(*, bfloat16: bool) -> Callable[..., None]:
-    """Compile :func:`update_rows` for numbers of 16 or 32 bits; takes some seconds, once in a process.
+    """Compile the loop for numbers of 16 or 32 bits; takes some seconds, once in a process.
 
     It is called as ``kernel(x, y, rows, slots, ranks, a, b, edges, scale)``, changes y in place, and computes
     ``y[row, slice] += scale * B A x[row]`` for each of the rows and each slice of the layer, with the weights in the
@@ -38,50 +38,7 @@ def compile_kernel(*, bfloat16: bool) -> Callable[..., None]:
     """
     import numba
 
-    if bfloat16:
-
-        def widen(number: Any) -> Any:
-            return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
-
-        def narrow(value: Any) -> Any:
-            bits = np.float32(value).view(np.uint32)
-            if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):  # NaN, whose bits rounding could carry to a zero
-                return np.uint16(0x7FC0)
-            odd = (bits >> np.uint32(16)) & np.uint32(1)
-            return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-    else:
-
-        def widen(number: Any) -> Any:
-            return number
-
-        def narrow(value: Any) -> Any:
-            return value
-
-    widen, narrow = (numba.njit(inline="always")(convert) for convert in (widen, narrow))
-
-    # Loops over slices of one dimension from 0 on: others LLVM does not vectorise.
-    def dot(left: Any, right: Any) -> Any:
-        total = np.float32(0)
-        for j in range(left.shape[0]):
-            total += left[j] * widen(right[j])
-        return total
-
-    def add_scaled(target: Any, factor: Any, row: Any) -> None:
-        for j in range(target.shape[0]):
-            target[j] += factor * widen(row[j])
-
-    def read(target: Any, row: Any) -> None:
-        for j in range(target.shape[0]):
-            target[j] = widen(row[j])
-
-    def write(target: Any, row: Any) -> None:
-        for j in range(target.shape[0]):
-            target[j] = narrow(row[j])
-
-    dot, add_scaled, read, write = (
-        numba.njit(fastmath=FLAGS, error_model="numpy")(loop) for loop in (dot, add_scaled, read, write)
-    )
+    dot, add_scaled, read, write = _loops(*_conversions(bfloat16=bfloat16))
 
     def update_rows(
         x: Any, y: Any, rows: Any, slots: Any, ranks: Any, a: Any, b: Any, edges: Any, scale: float
@@ -109,3 +66,56 @@ def compile_kernel(*, bfloat16: bool) -> Callable[..., None]:
     )
     compiled: Callable[..., None] = numba.njit(signature, fastmath=FLAGS, nogil=True, error_model="numpy")(update_rows)
     return compiled
+
+
+def _conversions(*, bfloat16: bool) -> tuple[Any, Any]:
+    """From a number to float32, and back: rounded to nearest, ties to even."""
+    import numba
+
+    if bfloat16:
+
+        def widen(number: Any) -> Any:
+            return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+
+        def narrow(value: Any) -> Any:
+            bits = np.float32(value).view(np.uint32)
+            if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):  # NaN, whose bits rounding could carry to a zero
+                return np.uint16(0x7FC0)
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    else:
+
+        def widen(number: Any) -> Any:
+            return number
+
+        def narrow(value: Any) -> Any:
+            return value
+
+    return numba.njit(inline="always")(widen), numba.njit(inline="always")(narrow)
+
+
+def _loops(widen: Any, narrow: Any) -> tuple[Any, ...]:
+    """``dot``, ``add_scaled``, ``read`` and ``write`` of :func:`compile_kernel`, over weights and rows of numbers."""
+    import numba
+
+    # Loops over slices of one dimension from 0 on: others LLVM does not vectorise.
+    def dot(left: Any, right: Any) -> Any:
+        total = np.float32(0)
+        for j in range(left.shape[0]):
+            total += left[j] * widen(right[j])
+        return total
+
+    def add_scaled(target: Any, factor: Any, row: Any) -> None:
+        for j in range(target.shape[0]):
+            target[j] += factor * widen(row[j])
+
+    def read(target: Any, row: Any) -> None:
+        for j in range(target.shape[0]):
+            target[j] = widen(row[j])
+
+    def write(target: Any, row: Any) -> None:
+        for j in range(target.shape[0]):
+            target[j] = narrow(row[j])
+
+    return tuple(numba.njit(fastmath=FLAGS, error_model="numpy")(loop) for loop in (dot, add_scaled, read, write))
