@@ -6,7 +6,6 @@ app for the inference routes, and for everything else request ids (``service.err
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import __version__
+from service import __version__, heap
 from service.access.routes import router as access_router
 from service.batches.routes import router as batches_router
 from service.batches.service import Batches
@@ -191,10 +190,8 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
             await stack.enter_async_context(parts.costs.budgets.running())
             await stack.enter_async_context(batches.running())
             await stack.enter_async_context(Retention(parts.settings, parts.database).running())
-            # what lives now lives until the end: each full collection over it would stop the event loop for 70 ms
-            gc.collect()
-            gc.freeze()
-            stack.callback(gc.unfreeze)
+            heap.freeze()
+            stack.callback(heap.thaw)
             yield
 
     return lifespan

@@ -7,7 +7,6 @@ limits it asks for (``limiter``), what was used it reports (``reporter``); engin
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import socket
 import sys
@@ -22,7 +21,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import __version__
+from service import __version__, heap
 from service.access.authentication import Authenticator
 from service.access.caller import Caller
 from service.config import Settings
@@ -266,8 +265,7 @@ class Front:
             retiring = asyncio.create_task(self._retire(old), name="front-retire")
             self._retired.add(retiring)
             retiring.add_done_callback(self._forget)
-        gc.collect()
-        gc.freeze()
+        heap.freeze()
 
     async def _drop_coming(self) -> None:
         """Close a path that has not answered yet: the gateway has others again, or this front ends."""
@@ -341,9 +339,8 @@ class Front:
     def _forget(self, retired: asyncio.Task[None]) -> None:
         """Free a former path, which was frozen and is in cycles: all its adapters and keys with it."""
         self._retired.discard(retired)
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
+        heap.thaw()
+        heap.freeze()
 
     def _make_forwarder(self, *local_bases: str) -> Forwarder:
         address, require_answers = self._settings.front_gateway, self.follower.require_answers

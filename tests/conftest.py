@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -111,6 +112,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if (slow or with_engine) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S if slow else ENGINE_TIMEOUT_S))
     items.sort(key=lambda item: item.path == tests / LAST)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected lives to the end: no search for garbage need go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 class _OneEngine(LoadScopeScheduling):  # type: ignore[misc]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.store import Store
+from service import heap
 from service.admission.admission import Admission
 from service.agent.announcer import Announcer
 from service.agent.app import AgentServer, listening
@@ -151,8 +151,7 @@ class AgentProcess:
             if self.announcer is not None:
                 await stack.enter_async_context(self.announcer.running(self._url or address))
             started(address)
-            gc.collect()
-            gc.freeze()  # what lives now lives until the end
+            heap.freeze()
             await stop.wait()
             _LOG.info("stopping")
             await self._drain(_stop_signals(signal.SIGINT) if has_signals else asyncio.Event())

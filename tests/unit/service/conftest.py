@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from service import heap
 from service.database import MIGRATIONS
 
 PATIENCE_S: Final = 240.0
@@ -37,6 +39,27 @@ def _patient() -> Iterator[None]:
         for name in TIMES:
             patch.setattr(name, PATIENCE_S)
         yield
+
+
+FREEZE, THAW = heap.freeze, heap.thaw
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heap_of_the_tests() -> Iterator[None]:
+    """No gateway of a test looks for garbage in all that the process of the tests holds: it takes longer than most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heap, "freeze", lambda: None)
+        patch.setattr(heap, "thaw", lambda: None)
+        yield
+
+
+@pytest.fixture
+def frozen_heap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process of its own."""
+    monkeypatch.setattr(heap, "freeze", FREEZE)
+    monkeypatch.setattr(heap, "thaw", THAW)
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -225,6 +225,7 @@ async def test_a_topology_that_returns_after_one_that_could_not_be_made_is_made_
     assert made == ["good", "bad", "good"]
 
 
+@pytest.mark.usefixtures("frozen_heap")
 async def test_nothing_stays_of_a_former_gateways_adapters(made: Cluster) -> None:
     front = await made.front()
     path = front.front._path
