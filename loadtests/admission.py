@@ -1,6 +1,7 @@
 """Does the gate keep a flood from the others, and what does it cost? And with many more adapters than slots?
 
     .venv/bin/python loadtests/admission.py flood      # about 4 minutes
+    .venv/bin/python loadtests/admission.py keys       # about 4 minutes
     .venv/bin/python loadtests/admission.py slots      # about 3 minutes
     .venv/bin/python loadtests/admission.py mixed      # about 3 minutes
     .venv/bin/python loadtests/admission.py active     # about 5 minutes
@@ -10,8 +11,9 @@ Starts gateways of its own, with an engine, on the prepared base model and copie
 `flood`: first the most that the engine gives, five adapters and 64 connections without a gate. Then four adapters send
 requests at random times (Poisson) that together come to half of that, alone; then the same with a fifth adapter that
 floods over 64 connections, with fair admission and first come, first served. All streams are of one project and key.
+`keys`: the same with one adapter, for which five keys ask, and the fifth of them floods.
 
-At its end the queue is filled, and what is over the bound is timed: how fast a refusal is.
+At the end of both the queue is filled, and what is over the bound is timed: how fast a refusal is.
 
 `slots`: four times as many adapters as slots, four connections for each, all of them busy all the time; fair, and
 straight to the engine's socket, which is plain vLLM and its own queue. `mixed` is the same with connections that take
@@ -27,17 +29,19 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from support import Running, Timing, gateway, make_adapters, percentile, prompt, push, session, stream, write_json
+from support import KEY, Running, Timing, gateway, make_adapters, percentile, prompt, push, session, stream, write_json
+
+from service.client import HatrackClient
 
 REPO = Path(__file__).resolve().parents[1]
-PARTS = ("flood", "slots", "mixed", "active")
+PARTS = ("flood", "keys", "slots", "mixed", "active")
 BASE = REPO / "var" / "base" / "smollm2-135m-instruct"
 SAMPLE = REPO / "var" / "samples" / "tidewater"
 WORDS = 24
@@ -45,6 +49,8 @@ WORDS = 24
 TOKENS = 48
 """Tokens of an answer on average: each is drawn from half to three halves of it."""
 FLOOD = 64
+SHARED = "voice-000"
+"""For which all keys of `keys` ask."""
 ACTIVE = 16
 """Connections of `active`."""
 RAMP_S = 5.0
@@ -62,14 +68,14 @@ class Case:
     ended: float
     timings: list[Timing]
 
-    def row(self, models: list[str] | None = None) -> dict[str, Any]:
-        """Its numbers; the times to the first token are of ``models`` alone, where given."""
+    def row(self, callers: list[str] | None = None) -> dict[str, Any]:
+        """Its numbers; the times to the first token are of ``callers`` (models or keys) alone, where given."""
         span = self.ended - self.began
-        chosen = [timing for timing in self.timings if models is None or timing.model in models]
+        chosen = [timing for timing in self.timings if callers is None or timing.caller in callers]
         firsts = [timing.ttft_ms for timing in chosen if timing.first]
-        served = Counter({timing.model: 0 for timing in self.timings})
+        served = Counter({timing.caller: 0 for timing in self.timings})
         for timing in self.timings:
-            served[timing.model] += timing.tokens
+            served[timing.caller] += timing.tokens
         return {
             "case": self.name,
             "seconds": round(span, 1),
@@ -87,12 +93,18 @@ class Case:
 
 
 class Load:
-    """Sends requests of one case for a while, and cuts off what is open at its end."""
+    """Sends requests of one case for a while, and cuts off what is open at its end.
 
-    def __init__(self, client: aiohttp.ClientSession, url: str, seed: int) -> None:
+    With ``keys`` (secrets by name), what a source is made for names a key, and each key asks for `SHARED`.
+    """
+
+    def __init__(
+        self, client: aiohttp.ClientSession, url: str, seed: int, keys: Mapping[str, str] | None = None
+    ) -> None:
         self._client = client
         self._url = url
         self._seed = seed
+        self._keys = keys or {}
         self.timings: list[Timing] = []
 
     async def run(self, name: str, seconds: float, *sources: Callable[[float, int], Awaitable[None]]) -> Case:
@@ -112,11 +124,12 @@ class Load:
         print(f" {len(self.timings)} requests", file=sys.stderr, flush=True)
         return Case(name, began, min(ended, time.perf_counter()), self.timings)
 
-    async def _one(self, model: str, rng: random.Random) -> None:
-        timing = Timing(model, time.perf_counter())
+    async def _one(self, caller: str, rng: random.Random) -> None:
+        secret = self._keys.get(caller)
+        timing = Timing(SHARED, time.perf_counter(), key=caller) if secret else Timing(caller, time.perf_counter())
         self.timings.append(timing)
         tokens = rng.randint(TOKENS // 2, TOKENS * 3 // 2)
-        await stream(self._client, self._url, timing, prompt(WORDS, rng), tokens)
+        await stream(self._client, self._url, timing, prompt(WORDS, rng), tokens, secret or KEY)
 
     def busy(self, *models: str, after: float = 0.0) -> Callable[[float, int], Awaitable[None]]:
         """One connection that asks again as soon as it is answered, each time one of ``models`` at random."""
@@ -144,27 +157,32 @@ class Load:
         return send
 
 
-async def flood(out: Path, seconds: float) -> list[dict[str, Any]]:
+async def flood(out: Path, seconds: float, *, by_key: bool) -> list[dict[str, Any]]:
     """The four, alone and beside a flood; one engine for both policies, adopted by the second gateway."""
     rows: list[dict[str, Any]] = []
     models = [f"voice-{number:03d}" for number in range(5)]
-    steady, flooding = models[:4], models[4]
+    keys: dict[str, str] = {}
+    callers = [f"key-{number}" for number in range(5)] if by_key else models
+    steady, flooding = callers[:4], callers[4]
+    home = out / ("keys" if by_key else "flood")
     rate = 0.0
     for policy, keep in (("fifo", "true"), ("fair", "false")):
         settings = {"HATRACK_ADMISSION": policy, "HATRACK_KEEP_ENGINE": keep}
-        async with _serving(out / "flood", 5, settings) as (running, client):
+        async with _serving(home, 5, settings) as (running, client):
             await _warm(client, running.url, models)
+            if by_key and not keys:
+                keys.update(await asyncio.to_thread(make_keys, running, callers))
             if policy == "fifo":
-                load = Load(client, running.url, 10)
-                full = await load.run("the most: 65 busy connections", seconds, *map(load.busy, models * 13))
+                load = Load(client, running.url, 10, keys)
+                full = await load.run("the most: 65 busy connections", seconds, *map(load.busy, callers * 13))
                 rows.append(full.row())
                 rate = rows[0]["tokens_per_s"] / 2 / TOKENS / len(steady)
                 await asyncio.sleep(3)
-            load = Load(client, running.url, 20)
+            load = Load(client, running.url, 20, keys)
             alone = await load.run(f"{policy}: four alone", seconds, *(load.poisson(model, rate) for model in steady))
             rows.append(alone.row(steady))
             await asyncio.sleep(3)
-            load = Load(client, running.url, 20)
+            load = Load(client, running.url, 20, keys)
             beside = await load.run(
                 f"{policy}: four beside a flood",
                 seconds + RAMP_S,
@@ -172,11 +190,17 @@ async def flood(out: Path, seconds: float) -> list[dict[str, Any]]:
                 *(load.busy(flooding, after=RAMP_S) for _ in range(FLOOD)),
             )
             beside.began += RAMP_S
-            rows.append(beside.row(steady) | {"rate_per_adapter": round(rate, 3)})
-            write_json(out / "flood.json", rows)
+            rows.append(beside.row(steady) | {"rate_of_each": round(rate, 3)})
+            write_json(home.with_suffix(".json"), rows)
             if policy == "fair":
-                write_json(out / "refusals.json", await refusals(client, running.url, flooding))
+                write_json(out / "refusals.json", await refusals(client, running.url, models[-1]))
     return rows
+
+
+def make_keys(running: Running, names: Sequence[str]) -> dict[str, str]:
+    """The secrets of new keys of one project, by name."""
+    with HatrackClient(base_url=running.url, api_key=KEY) as client:
+        return {name: client.keys.create(name=name, scopes=["infer"])["key"] for name in names}
 
 
 async def refusals(client: aiohttp.ClientSession, url: str, model: str) -> dict[str, float]:
@@ -303,8 +327,8 @@ async def main() -> None:
     arguments = parser.parse_args()
     for part in (arguments.part,) if arguments.part else PARTS:
         print(part, file=sys.stderr)
-        if part == "flood":
-            rows = await flood(arguments.out, arguments.seconds)
+        if part in ("flood", "keys"):
+            rows = await flood(arguments.out, arguments.seconds, by_key=part == "keys")
         elif part == "active":
             rows = await active(arguments.out, arguments.seconds * 2, arguments.slots)
         else:

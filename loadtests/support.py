@@ -126,6 +126,13 @@ class Timing:
     status: int = 0
     arrivals: list[float] = field(default_factory=list)
     """When each of its tokens came."""
+    key: str = ""
+    """The name of the key that asked, where several ask for one model."""
+
+    @property
+    def caller(self) -> str:
+        """By whom or for what it was sent: its key where it has one of its own, otherwise its model."""
+        return self.key or self.model
 
     @property
     def ttft_ms(self) -> float:
