@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from service.cli import run, samples
 from service.client import HatrackClient
 from service.client.settings import ClientSettings
+from service.config import Settings
 
 READY = {"status": "ready", "base": "tiny"}
 
@@ -147,6 +149,46 @@ def test_one_that_could_not_be_trained_says_why_and_ends_nothing() -> None:
     answers, shown = follow(gateway)
     assert not answers
     assert "tidewater was not trained: 8 GiB short" in shown
+
+
+def test_the_first_run_says_what_to_try_as_soon_as_the_engine_answers_and_then_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ended = [
+        job(name, "succeeded", fine_tuned_model=f"{name}@1", metadata={"hatrack_verdict": "pass"})
+        | {"id": f"ftjob-{number}"}
+        for number, name in enumerate(samples.NAMES, 1)
+    ]
+    gateway, happened = Gateway({}, ended), list[str]()
+    states = [{"status": "starting", "engine": "loading"}, {"status": "starting", "engine": "loading"}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/readyz" and states:
+            happened.append("not ready")
+            return httpx.Response(503, json=states.pop(0))
+        if request.method == "POST":
+            happened.append(f"POST {request.url.path}")
+        if request.url.path.startswith("/v1/adapters/"):
+            return httpx.Response(200, json={"name": "x", "aliases": {"live": 1}, "versions": []})
+        return gateway(request)
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            happened.extend(line for line in text.splitlines() if line.strip())
+            return len(text)
+
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(run, "HatrackClient", partial(HatrackClient, transport=transport))
+    monkeypatch.setattr(run, "console", Console(file=Terminal(), width=200))
+    run._first_run(Settings(home=tmp_path, admin_key="a-key-of-sixteen-characters"))
+
+    [ready] = [place for place, line in enumerate(happened) if line.startswith("Hatrack is ready at")]
+    made = [place for place, line in enumerate(happened) if line == "POST /v1/fine_tuning/jobs"]
+    tries = [line for line in happened if "hatrack chat" in line]
+    assert happened[:2] == ["not ready", "not ready"]
+    assert len(made) == 2
+    assert ready < min(made)
+    assert tries[-2:] == [f"  .venv/bin/hatrack chat {name} 'Where is my parcel?'" for name in samples.NAMES]
 
 
 @pytest.mark.parametrize(
