@@ -3,8 +3,8 @@
     .venv/bin/python -m loadtests.containment                       # on this CPU
     .venv/bin/python -m loadtests.containment --device cuda:0
 
-The engine's check (`service.engine.plugin.containment.broken_rows`) on random logits, with the copy of its result to the
-host, beside the product that makes these logits from the last layer's states: the last of a step's many products.
+The engine's check (`service.engine.plugin.containment.broken_rows`) on random logits, with the copy of its result to
+the host, beside the product that makes these logits from the last layer's states: the last of a step's many products.
 Times are medians, us a step.
 """
 

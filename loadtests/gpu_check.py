@@ -79,12 +79,23 @@ def steps(base: Path, work: Path, large: Path | None) -> list[Step]:
     chosen = [
         run("Training the voices", "trainer.samples", "--base", base, "--out", voices),
         run("Start, voices, proof, containment", "loadtests.poison", "--base", base, "--voices", voices),
-        run("NF4: memory beside the estimate", "loadtests.training.memory", "--measure", "--device", "cuda:0"),
+        run("What containment costs", "loadtests.containment", "--device", "cuda:0"),
+        run(
+            "An NF4 job: its memory beside the estimate",
+            "loadtests.training.job",
+            "--base",
+            base,
+            "--home",
+            work / "job",
+        ),
+        run("NF4: peaks over a grid of sizes", "loadtests.training.memory", "--measure", "--device", "cuda:0"),
         run("LoRA beside plain vLLM", "loadtests.engine", "--base", base, "--out", work / "engine"),
     ]
     if large is not None:
         options = ("--quick", "--base", large, "--out", work / "large")
         chosen.append(run("A larger base beside plain vLLM", "loadtests.engine", *options))
+        options = ("--base", large, "--home", work / "large-job")
+        chosen.append(run("An NF4 job on it", "loadtests.training.job", *options))
     return chosen
 
 

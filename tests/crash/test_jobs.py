@@ -26,6 +26,7 @@ from tests.unit.trainer.conftest import base_dir
 from tests.unit.trainer.finetune.conftest import KEY, FakeGateway, gateway, jsonl, rows
 from tests.unit.trainer.finetune.trainers import PATIENCE_S, Client, context, gateway_headers
 from tests.unit.trainer.through_gateway import CONTEXT_HEADER, ThroughGateway
+from trainer.config import Settings as TrainerSettings
 from trainer.runs.directories import RunDirectories
 
 __all__ = ["base_dir", "gateway"]
@@ -34,7 +35,7 @@ START_S = 180.0
 ENDED_S = 180.0
 LONG = {"n_epochs": 25, "batch_size": 4, "lora_rank": 4, "learning_rate": 1e-3}
 """100 steps, each of which is a checkpoint here."""
-AT_ONCE = 8
+AT_ONCE = int(TrainerSettings.model_fields["evaluate_concurrency"].default)
 """Concurrent requests of an evaluation."""
 IDLE, BUSY = (0, 0), (3, 4)
 """The gateway's load; a training is paused while it is busy."""
