@@ -9,7 +9,7 @@ import random
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Timer
@@ -136,8 +136,12 @@ def _vectors(_method: str, _path: str, body: bytes, _key: str) -> tuple[int, byt
 
 
 @contextmanager
-def installation(work: Path, *, core: int) -> Iterator[Installation]:
-    """Set one up in an empty directory, started; everything ends with the context."""
+def installation(work: Path, *, core: int, more: Mapping[str, str] | None = None) -> Iterator[Installation]:
+    """Set one up in an empty directory, started; everything ends with the context.
+
+    Args:
+        more: Settings of the gateway, as environment variables.
+    """
     make_base("llama", work / "base")
     with ExitStack() as stack:
         vectors = stack.enter_context(serving(_vectors))
@@ -148,6 +152,7 @@ def installation(work: Path, *, core: int) -> Iterator[Installation]:
             "HATRACK_TRAINER_DEVICE": "cpu",
             "HATRACK_EMBEDDINGS_URL": f"{vectors}/v1",
             "HATRACK_EMBEDDINGS_MODEL": "words",
+            **(more or {}),
         }
         gateway = hatrack(Place(work, engine.url, core), admin=admin, more=settings)
         started = Installation(gateway.server, work / "home", admin)

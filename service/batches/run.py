@@ -275,7 +275,7 @@ class BatchRun:
         if unlisted := [file.id for file in adopted.values() if file.id not in listed]:
             await context.files.discard(unlisted)
         await in_thread(shutil.rmtree, self._log.directory, ignore_errors=True)
-        await context.files.collect()
+        await context.files.try_collect()
 
 
 class _KeyGone(Exception):

@@ -154,8 +154,9 @@ class BudgetService:
                 "a budget needs the price of the device: set HATRACK_PRICE_DEVICE_HOUR and restart the gateway",
                 code="no_device_price",
             )
+        await self.refresh()  # before: what refuses this has changed no budget
         await self._store(actor, project, monthly)
-        await self.refresh()
+        await self._ask_trainer()
         return self._shown(project)
 
     async def delete(self, actor: Actor, project: str) -> dict[str, Any]:

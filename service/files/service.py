@@ -358,7 +358,7 @@ class Files:
             note(db, actor, "file.delete", file_id, {"purpose": row.purpose, "filename": row.filename})
 
         await self._database.run(work)
-        await self.collect()
+        await self.try_collect()
 
     async def hold(self, project: str, key_id: str, file_ids: dict[str, str], *, version: str | None = None) -> None:
         """Hold files for a job's key, for as long as the key is valid.
@@ -378,10 +378,16 @@ class Files:
 
     async def collect(self) -> list[str]:
         """Remove the bytes of deleted files that nothing holds; returns the files' ids."""
-        file_ids = await self._database.run(holds.release_unheld)
-        if file_ids:
+        if file_ids := await self._database.run(holds.release_unheld):
             await self._remove(file_ids)
         return file_ids
+
+    async def try_collect(self) -> None:
+        """Collect after a deletion, which is saved already: what fails is left to the next sweep."""
+        try:
+            await self.collect()
+        except HatrackError as error:
+            _LOG.warning("the bytes of deleted files could not be removed yet", extra={"reason": error.message})
 
 
 def _new_id() -> str:

@@ -1,7 +1,7 @@
 """Which files the vector stores hold: their bytes are kept as long as a store has them, on the list of files or not.
 
-A hold is placed in the transaction in which a store takes a file, and released in one of its own after the store has
-let it go; what a crash left between the two is put right at the next start (``reconcile``).
+A hold is placed in the transaction in which a store takes a file, and released in the one in which it lets it go. What
+earlier releases left between the two is put right at the next start (``reconcile``).
 """
 
 from __future__ import annotations
@@ -29,18 +29,9 @@ class FileHolds:
         self._files = file_service
         self._database = database
 
-    async def release(self, store_id: str, file_ids: Sequence[str] | None = None) -> None:
-        """Release a store's holds on these files; None: on all of its files."""
-
-        def work(db: sa.Connection) -> None:
-            of_store = sa.and_(file_holds.c.kind == STORE, file_holds.c.holder == store_id)
-            if file_ids is None:
-                db.execute(file_holds.delete().where(of_store))
-            for file_id in file_ids or ():
-                db.execute(file_holds.delete().where(of_store, file_holds.c.file_id == file_id))
-
-        await self._database.run(work)
-        await self._files.collect()
+    async def collect(self) -> None:
+        """Remove the bytes of deleted files whose last hold was released; what fails is left to the next sweep."""
+        await self._files.try_collect()
 
     async def reconcile(self, contents: Set[tuple[str, str]]) -> None:
         """Make the holds match ``contents``, pairs of store id and file id."""
@@ -79,6 +70,15 @@ def place_holds(db: sa.Connection, caller: Caller, file_ids: Sequence[str], para
         held.append(row)
         _insert_hold(db, store_id, file_id)
     return held
+
+
+def release_holds(db: sa.Connection, store_id: str, file_ids: Sequence[str] | None = None) -> None:
+    """Release a store's holds on these files; None: on all of its files."""
+    of_store = sa.and_(file_holds.c.kind == STORE, file_holds.c.holder == store_id)
+    if file_ids is None:
+        db.execute(file_holds.delete().where(of_store))
+    for file_id in file_ids or ():
+        db.execute(file_holds.delete().where(of_store, file_holds.c.file_id == file_id))
 
 
 def _insert_hold(db: sa.Connection, store_id: str, file_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -18,7 +18,7 @@ from service.files.service import Files
 from service.grounding.provider import Attribute, Filters, Passage, Query, store_not_found
 from service.grounding.required_filters import required_values, restrict
 from service.knowledge.embeddings import Embedder, EmbedderConfig
-from service.knowledge.file_holds import FileHolds, place_holds
+from service.knowledge.file_holds import FileHolds, place_holds, release_holds
 from service.knowledge.index import indexing_records
 from service.knowledge.index.indexing import stores_full
 from service.knowledge.index.stores import STORE_ID_PREFIX, Stores
@@ -125,9 +125,12 @@ class Knowledge:
         return await self.show(caller, store.id)
 
     async def _delete(self, actor: Actor, store: StoreInfo) -> None:
-        await self._note(actor, "store.delete", store.id, {"name": store.name})
-        await self._stores.delete_store(store.project, store.id)
-        await self._file_holds.release(store.id)
+        def also(db: sa.Connection) -> None:
+            release_holds(db, store.id)
+            note(db, actor, "store.delete", store.id, {"name": store.name})
+
+        await self._stores.delete_store(store.project, store.id, also=also)
+        await self._file_holds.collect()
 
     async def show(self, caller: Caller, store_id: str) -> StoreInfo:
         """The store. Raises NotFound if it does not exist or the key may not read it."""
@@ -166,12 +169,12 @@ class Knowledge:
         store = await self.show(caller, store_id)
         if name is not None:
             self._check_name(caller, name)
-        await self._note(actor, "store.update", store_id, {"name": name} if name is not None else None)
         return await self._stores.update_store(
             caller.project,
             store_id,
             name=store.name if name is None else name,
             metadata=store.metadata if metadata is None else metadata,
+            also=lambda db: note(db, actor, "store.update", store_id, {"name": name} if name is not None else None),
         )
 
     async def delete(self, caller: Caller, actor: Actor, store_id: str) -> None:
@@ -275,12 +278,15 @@ class Knowledge:
     async def remove(self, caller: Caller, actor: Actor, store_id: str, file_id: str) -> None:
         """Remove a file from a store. Raises NotFound."""
         await self.file(caller, store_id, file_id)
-        await self._note(actor, "store.remove", store_id, {"file": file_id})
-        await asyncio.shield(asyncio.ensure_future(self._remove_and_release(caller.project, store_id, file_id)))
+        await asyncio.shield(asyncio.ensure_future(self._remove(caller.project, actor, store_id, file_id)))
 
-    async def _remove_and_release(self, project: str, store_id: str, file_id: str) -> None:
-        await self._stores.remove_file(project, store_id, file_id)
-        await self._file_holds.release(store_id, [file_id])
+    async def _remove(self, project: str, actor: Actor, store_id: str, file_id: str) -> None:
+        def also(db: sa.Connection) -> None:
+            release_holds(db, store_id, [file_id])
+            note(db, actor, "store.remove", store_id, {"file": file_id})
+
+        await self._stores.remove_file(project, store_id, file_id, also=also)
+        await self._file_holds.collect()
 
     async def text(self, caller: Caller, store_id: str, file_id: str) -> tuple[FileInfo, str]:
         """A file and the text extracted from it, empty until it is indexed. Raises NotFound."""
@@ -300,8 +306,12 @@ class Knowledge:
     async def cancel(self, caller: Caller, actor: Actor, store_id: str, batch_id: str) -> BatchInfo:
         """Cancel the files of a batch that are still in progress. Raises NotFound."""
         await self.batch(caller, store_id, batch_id)
-        await self._note(actor, "store.cancel", store_id, {"batch": batch_id})
-        return await self._stores.cancel_batch(caller.project, store_id, batch_id)
+        return await self._stores.cancel_batch(
+            caller.project,
+            store_id,
+            batch_id,
+            also=lambda db: note(db, actor, "store.cancel", store_id, {"batch": batch_id}),
+        )
 
     # search
 
@@ -354,9 +364,6 @@ class Knowledge:
                 param="name",
                 code="store_not_allowed",
             )
-
-    async def _note(self, actor: Actor, action: str, target: str, detail: dict[str, Any] | None) -> None:
-        await self._database.run(lambda db: note(db, actor, action, target, detail))
 
 
 def _position(ids: list[str], cursor: str, param: str) -> int:

@@ -145,7 +145,7 @@ class Training:
             raise
         finally:
             if lost and request.claim is not None:
-                self._settle_later(Settlement(request, key_id, actor))
+                self._later(self._settle(Settlement(request, key_id, actor)))
             elif not created:
                 await self._revoke(key_id, actor)
         if created:
@@ -156,8 +156,8 @@ class Training:
         detail = {**request.detail, "key": key_id, **request.files}
         await self.record_audit(actor, request.action, _id_in(body), detail)
 
-    def _settle_later(self, settlement: Settlement) -> None:
-        task = asyncio.create_task(self._settle(settlement), name="settle a job's key")
+    def _later(self, settling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(settling, name="settle a job's key")
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
@@ -191,14 +191,19 @@ class Training:
             raise BadGateway(f"the trainer answered {response.status}", code="trainer_answer")
         return orjson.dumps(claim["job"]) if claim["job"] is not None else None
 
-    async def _revoke(self, key_id: str, actor: Actor) -> None:
-        """Revoke a key that no job uses."""
+    async def _revoke(self, key_id: str, actor: Actor, tries: int = 0) -> None:
+        """Revoke a key that no job uses; where that fails, as on a full disk, again later."""
         try:
             await self._keys.delete(actor, key_id)
         except NotFound:
             pass  # already revoked together with its parent
         except HatrackError:
-            _LOG.exception("cannot revoke the key of a job that was not created", extra={"key_id": key_id})
+            _LOG.exception("cannot revoke yet the key of a job that was not created", extra={"key_id": key_id})
+            self._later(self._revoke_later(key_id, actor, tries))
+
+    async def _revoke_later(self, key_id: str, actor: Actor, tries: int) -> None:
+        await asyncio.sleep(SETTLE_S[min(tries, len(SETTLE_S) - 1)])
+        await self._revoke(key_id, actor, tries + 1)
 
     async def record_audit(self, actor: Actor, action: str, target: str, detail: dict[str, Any] | None = None) -> None:
         """Record in the audit a change that the trainer has made; a failure is logged, since the change stands."""

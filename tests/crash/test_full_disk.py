@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.full_disk import full_disk
+from loadtests.full_disk.__main__ import full_disk
 
 LEVELS = (0, 16384, 65536, 98304)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 
@@ -31,6 +31,24 @@ from service.knowledge.types import (
     batch_not_found,
     file_not_in_store,
 )
+
+T = TypeVar("T")
+Also: TypeAlias = Callable[[sa.Connection], None]
+"""What a caller writes in the transaction of a change: the audit, holds on files."""
+
+
+def nothing(db: sa.Connection) -> None:
+    """Write nothing beside a change."""
+
+
+def together(also: Also, change: Callable[[sa.Connection], T]) -> Callable[[sa.Connection], T]:
+    """Both in one unit of work, ``also`` first."""
+
+    def work(db: sa.Connection) -> T:
+        also(db)
+        return change(db)
+
+    return work
 
 
 def now() -> int:

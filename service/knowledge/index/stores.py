@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from service.concurrency import Locks, in_thread
 from service.database import Database
+from service.errors import HatrackError
 from service.grounding.provider import Attribute, Filters, Passage
 from service.knowledge.embeddings import Embedder
 from service.knowledge.index import indexing_records, records
@@ -24,6 +25,7 @@ from service.knowledge.index.indexing import Indexing, LocalFile
 from service.knowledge.index.loading import IndexLoader
 from service.knowledge.index.memory import Index
 from service.knowledge.index.ranking import DEFAULT_VECTOR_WEIGHT, Question
+from service.knowledge.index.records import Also, nothing, together
 from service.knowledge.index.searching import OpenStore, SearchPool, join_passages
 from service.knowledge.segment import Vectors
 from service.knowledge.terms import Analyzer
@@ -174,17 +176,19 @@ class Stores:
         return await self._database.run(lambda db: records.find_stores(db, project))
 
     async def update_store(
-        self, project: str, store_id: str, *, name: str | None, metadata: Mapping[str, str]
+        self, project: str, store_id: str, *, name: str | None, metadata: Mapping[str, str], also: Also = nothing
     ) -> StoreInfo:
         """Set a store's name and metadata. Raises NotFound."""
-        store = await self._database.run(lambda db: records.update_store(db, project, store_id, name, metadata))
+        work = together(also, lambda db: records.update_store(db, project, store_id, name, metadata))
+        store = await self._database.run(work)
         self._change()
         return store
 
-    async def delete_store(self, project: str, store_id: str) -> None:
+    async def delete_store(self, project: str, store_id: str, *, also: Also = nothing) -> None:
         """Delete a store and its passages; the next search does not find it. Raises NotFound."""
+        work = together(also, lambda db: records.delete_store(db, project, store_id))
         async with self._locks.hold(store_id):
-            await self._database.run(lambda db: records.delete_store(db, project, store_id))
+            await self._database.run(work)
             self._change()
             self._indexing.drop_store(store_id)
             await self._cache.remove(store_id)
@@ -265,16 +269,18 @@ class Stores:
             self._cache.apply_attributes(store_id, {file_id: attributes})
         return self._indexing.with_progress(file)
 
-    async def remove_file(self, project: str, store_id: str, file_id: str) -> None:
+    async def remove_file(self, project: str, store_id: str, file_id: str, *, also: Also = nothing) -> None:
         """Remove a file from a store; the next search does not find it. Raises NotFound."""
+        work = together(also, lambda db: records.remove_file(db, project, store_id, file_id))
         async with self._locks.hold(store_id):
-            garbage = await self._database.run(lambda db: records.remove_file(db, project, store_id, file_id))
+            garbage = await self._database.run(work)
             self._change()
             self._indexing.drop(set(garbage))
             store = self._cache.loaded(store_id)
             if store is not None and store.index is not None:
                 store.index = store.index.without_generations(set(garbage))
-        await self._cache.delete_documents(store_id, garbage)
+        with suppress(HatrackError):  # on a full disk they stay until the store is loaded again
+            await self._cache.delete_documents(store_id, garbage)
 
     async def file_text(self, project: str, store_id: str, file_id: str) -> str:
         """The text extracted from a file; empty until it is indexed. Raises NotFound."""
@@ -288,10 +294,11 @@ class Stores:
         """The batch; None if it does not exist."""
         return await self._database.run(lambda db: records.find_batch(db, project, store_id, batch_id))
 
-    async def cancel_batch(self, project: str, store_id: str, batch_id: str) -> BatchInfo:
+    async def cancel_batch(self, project: str, store_id: str, batch_id: str, *, also: Also = nothing) -> BatchInfo:
         """Cancel the files of a batch that are still in progress. Raises NotFound."""
+        work = together(also, lambda db: records.cancel_batch(db, project, store_id, batch_id))
         async with self._locks.hold(store_id):
-            batch, garbage = await self._database.run(lambda db: records.cancel_batch(db, project, store_id, batch_id))
+            batch, garbage = await self._database.run(work)
             self._change()
             self._indexing.drop(set(garbage))
         return batch

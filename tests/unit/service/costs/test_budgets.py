@@ -12,7 +12,7 @@ import pytest
 from adapters.costs import Prices
 from service.access import audit
 from service.costs.budgets import month_of, next_month
-from service.errors import QuotaSpent
+from service.errors import DiskFull, QuotaSpent
 from tests.support.postgresql import TestServer
 from tests.support.postgresql_proxy import databases_behind_proxy
 from tests.unit.service.access.clock import MIDNIGHT
@@ -47,6 +47,23 @@ async def test_a_spent_budget_refuses_its_projects_requests_and_names_itself(app
     assert error.headers["x-should-retry"] == "false"
     assert int(error.headers["retry-after"]) == next_month(app.clock.unix) - int(app.clock.unix)
     app.budgets.check(app.callers["key_c"])  # another project
+
+
+async def test_a_budget_that_is_refused_was_not_set(app: CostsApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    await budget(app, 10)
+    app.ask("key_a", 1)  # its usage is written before the budget is
+
+    async def no_room(*_: object) -> None:
+        raise DiskFull("the disk is full; nothing was changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app.account, "flush", no_room)
+        refused = await app.request("PUT", "/v1/budgets/acme", json={"monthly": 20})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full")
+    assert [each["monthly"] for each in await app.budgets.visible_to(app.callers["admin"])] == [10]
+    assert [entry.action for entry in await app.database.run(lambda db: audit.page(db, after=None, limit=9))] == [
+        "budget.set"
+    ]
 
 
 async def test_a_small_budget_is_named_with_its_digits(app: CostsApp) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.files import records
+from service.errors import DiskFull
+from service.files import holds, records
 from service.files.service import Files
 from tests.unit.service.files.files_app import LINE, FilesApp, bearer, error_of
 from tests.unit.service.inference.fakes import until
@@ -145,6 +146,22 @@ async def test_deleting_answers_as_openai_does_and_once(files_app: FilesApp) -> 
         gone = await files_app.http.request(method, f"/v1/files/{file_id}{path}")
         assert (gone.status_code, error_of(gone)["code"]) == (404, "file_not_found")
     assert await files_app.listed() == []
+    assert files_app.on_disk() == set()
+
+
+async def test_a_deletion_that_is_saved_is_answered_though_the_bytes_stay(
+    files_app: FilesApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = await files_app.made()
+
+    def no_room(_: object) -> None:
+        raise DiskFull("the disk is full; nothing was changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holds, "release_unheld", no_room)
+        assert (await files_app.http.delete(f"/v1/files/{file_id}")).json()["deleted"]
+    assert (await files_app.listed(), files_app.on_disk()) == ([], {file_id})
+    await files_app.files.collect()
     assert files_app.on_disk() == set()
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import openai
 import pytest
 
 from service.errors import DiskFull
+from service.files.service import Files
 from service.knowledge import service
-from service.knowledge.file_holds import place_holds
+from service.knowledge.file_holds import place_holds, release_holds
 from service.knowledge.index import records
+from service.knowledge.index.cache import IndexCache
 from tests.unit.service.knowledge.knowledge_app import KnowledgeApp, detail, vectors
 
 RETURNS = "# Returns\n\nUnworn goods may be sent back within 45 days.\n"
@@ -111,6 +114,68 @@ async def test_a_store_and_its_files_are_made_together_or_not_at_all(
     assert (await client.vector_stores.retrieve(store.id)).file_counts.total == 0
     assert (await client.files.delete(file_id)).deleted
     assert not list((knowledge_app.home / "files").glob(f"{file_id}*")), "no store holds its bytes"
+
+
+def release_then_no_room(*given: Any) -> None:
+    release_holds(*given)
+    no_room()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "broken"),
+    [
+        (service, "note", no_room),
+        (service, "release_holds", release_then_no_room),
+        (records, "demand_store", no_room),
+    ],
+)
+async def test_what_is_refused_of_a_deletion_has_deleted_and_audited_nothing(
+    knowledge_app: KnowledgeApp, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, broken: Any
+) -> None:
+    client, (store, file_id) = knowledge_app.client(), await filled(knowledge_app)
+    before = (await knowledge_app.http.get("/v1/audit")).json()["data"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, broken)
+        with pytest.raises(openai.APIStatusError) as removed:
+            await client.vector_stores.files.delete(file_id, vector_store_id=store)
+        with pytest.raises(openai.APIStatusError) as deleted:
+            await client.vector_stores.delete(store)
+    assert [detail(caught.value)[:2] for caught in (removed, deleted)] == [(507, "disk_full")] * 2
+    assert (await knowledge_app.http.get("/v1/audit")).json()["data"] == before
+    assert (await client.vector_stores.search(store, query="days")).data[0].file_id == file_id
+    await client.files.delete(file_id)
+    assert file_id in knowledge_app.on_disk(), "the store holds its bytes"
+    await client.vector_stores.delete(store)
+    assert file_id not in knowledge_app.on_disk()
+
+
+@pytest.mark.parametrize(("owner", "name"), [(IndexCache, "delete_documents"), (Files, "collect")])
+async def test_a_document_that_is_removed_is_answered_as_removed(
+    knowledge_app: KnowledgeApp, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """Its passages and bytes may stay a while; the same request again would find no document."""
+    client, (store, file_id) = knowledge_app.client(), await filled(knowledge_app)
+
+    async def broken(*_: object) -> None:
+        no_room()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        assert (await client.vector_stores.files.delete(file_id, vector_store_id=store)).deleted
+        assert (await client.files.delete(file_id)).deleted
+        assert (await client.vector_stores.search(store, query="days")).data == []
+        assert (await client.vector_stores.delete(store)).deleted
+    await knowledge_app.files.collect()
+    assert file_id not in knowledge_app.on_disk()
+
+
+async def filled(knowledge_app: KnowledgeApp) -> tuple[str, str]:
+    """A store and its only document, indexed and searched."""
+    client = knowledge_app.client()
+    file_id, store = await knowledge_app.text("a.md", RETURNS), await client.vector_stores.create(name="a")
+    await client.vector_stores.files.create_and_poll(file_id, vector_store_id=store.id, poll_interval_ms=50)
+    assert (await client.vector_stores.search(store.id, query="days")).data
+    return store.id, file_id
 
 
 async def test_lists_come_in_pages(knowledge_app: KnowledgeApp) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from service.access.audit import Actor
+from service.errors import DiskFull
 from tests.unit.service.files.files_app import LINE, bearer, error_of
 from tests.unit.service.inference.fakes import until
 from tests.unit.service.training.training_gateway import BASE, JOB, TrainingGateway
@@ -129,6 +131,26 @@ async def test_a_job_whose_answer_was_lost_keeps_its_key(gateway: TrainingGatewa
     assert gateway.trainer.asked[-1].path == f"/internal/jobs/claim/{key['id']}"
     created = (await gateway.http.get("/v1/audit?action=job.create")).json()["data"][0]
     assert (created["target"], created["detail"]["key"]) == ("ftjob-1", key["id"])
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_a_key_that_cannot_be_revoked_on_a_full_disk_is_revoked_later(
+    gateway: TrainingGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, refused = gateway.keys.delete, []
+
+    async def full_twice(actor: Actor, key_id: str) -> list[str]:
+        if len(refused) < 2:
+            refused.append(key_id)
+            raise DiskFull("the disk is full; nothing was changed")
+        return await delete(actor, key_id)
+
+    monkeypatch.setattr(gateway.keys, "delete", full_twice)
+    gateway.trainer.status = 400
+    gateway.trainer.body = {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "x"}}
+    assert (await gateway.create(model=BASE, training_file=await gateway.made())).status_code == 400
+    await until_settled(gateway)
+    assert (len(refused), await gateway.living_keys()) == (2, [])
 
 
 async def test_the_same_request_again_is_the_same_job_though_its_file_has_gone(gateway: TrainingGateway) -> None:
