@@ -7,7 +7,7 @@ POST /internal/costs/estimate   multipart: `job` (CreateJob), `training_file`, `
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from adapters.protocol.runs import ProtocolModel
 
@@ -99,6 +99,7 @@ class EstimatedJob(ProtocolModel):
         starting_s: Loading, preparing and exporting.
         judging_s: By past jobs; None if none has been judged.
         held_out: Examples that will be judged on.
+        hyperparameters, plan: As the job shows them once its data are checked.
     """
 
     examples: int
@@ -112,3 +113,5 @@ class EstimatedJob(ProtocolModel):
     starting_s: float
     training_s: float
     judging_s: float | None
+    hyperparameters: dict[str, Any]
+    plan: dict[str, Any]

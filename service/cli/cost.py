@@ -24,6 +24,18 @@ NAME_CHARS: Final = 22
 """Longest name in a table of that width …"""
 NARROW_NAME_CHARS: Final = 16
 """… and in one that also has what endpoints outside charged."""
+RECIPE: Final = (
+    "n_epochs",
+    "learning_rate",
+    "batch_size",
+    "lora_rank",
+    "lora_alpha",
+    "max_length",
+    "quantization",
+    "early_stopping_patience",
+    "beta",
+)
+"""The hyperparameters that have the value which was requested, or a reason in the plan."""
 
 
 def cost(
@@ -244,10 +256,27 @@ def print_estimate(estimate: JobEstimate, as_json: bool) -> None:
         value, price = seconds[name], None if costs is None else costs[name]  # type: ignore[literal-required]
         rows.append([label, span(value), amount(price, unknown="?" if costs is not None else "-")])
     terminal.print_table(("", "TIME", estimate["currency"] or "MONEY"), rows)
+    typer.echo()
+    terminal.print_table(("HYPERPARAMETER", "VALUE", "WHY"), _recipe_rows(estimate))
     if seconds["judging"] is None:
         say("No job on this base has been judged yet, so nothing tells how long the judging takes.")
     if costs is None:
         say("No price is set (HATRACK_PRICE_DEVICE_HOUR), so there is only time.")
+
+
+def _recipe_rows(estimate: JobEstimate) -> list[list[str]]:
+    """Each hyperparameter with its value and the reason for it."""
+    values, plan = estimate["hyperparameters"], estimate["plan"]
+    rows = []
+    for name in (*RECIPE, *(name for name in plan["chosen"] if name not in RECIPE)):
+        if name in plan["chosen"]:
+            value, _, why = plan["chosen"][name].partition(": ")
+            rows.append([name, value, f"auto: {why}"])
+        elif name in values:
+            value = values[name]  # type: ignore[literal-required]
+            rows.append([name, f"{value:g}" if isinstance(value, float) else str(value), "as requested"])
+    primary = plan["primary"]
+    return rows if primary is None else [*rows, ["metric", primary["name"], primary["why"]]]
 
 
 # budgets

@@ -55,6 +55,8 @@ def shown(estimate: EstimatedJob, adapter: str, prices: Prices) -> dict[str, Any
         "held_out": estimate.held_out,
         "epochs": estimate.epochs,
         "tokens": estimate.trained_tokens,
+        "hyperparameters": estimate.hyperparameters,
+        "plan": estimate.plan,
         "speed": {
             "tokens_per_second": estimate.tokens_per_s,
             "source": estimate.speed_source,

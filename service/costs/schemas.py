@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from service.http.schema import ApiModel
+from service.training.job_schemas import Hyperparameters, JobPlan
 
 
 class Seconds(ApiModel):
@@ -168,6 +169,11 @@ class JobEstimate(ApiModel):
     held_out: int
     epochs: int
     tokens: int = Field(description="Of all epochs.")
+    hyperparameters: Hyperparameters = Field(description="The values that the job would take, as it would show them.")
+    plan: JobPlan = Field(
+        description="As the job would show it, with the reason for each value chosen by `auto`; the seed is the job's "
+        "only if it was requested, and the grounding and sampling of a version to continue from are not in it."
+    )
     speed: Speed
     seconds: EstimatedSeconds
     money: EstimatedMoney | None = Field(description="Null without HATRACK_PRICE_DEVICE_HOUR.")

@@ -21,6 +21,7 @@ from trainer.database import Database
 from trainer.errors import TooManyRequests
 from trainer.finetune import capacity, kind, spec
 from trainer.finetune.kind import FinetuneKind
+from trainer.finetune.objects import plan_object, recipe_hyperparameters
 from trainer.finetune.service import Jobs
 from trainer.finetune.spec import (
     ESTIMATE,
@@ -106,7 +107,7 @@ class JobEstimates:
                         record=tuple(each.speed for each in past), parent_shape=sent.context.parent_shape
                     )
                     await asyncio.to_thread(_write_orders, Path(directory), job, orders)
-                    return _estimate(await self._run(Path(directory)), past, self._settings)
+                    return _estimate(job, await self._run(Path(directory)), past, self._settings)
         finally:
             self._pending -= 1
 
@@ -156,21 +157,25 @@ class JobEstimates:
         return MeasuredPlan.model_validate_json(output)
 
 
-def _estimate(plan: MeasuredPlan, past: Sequence[PastJob], settings: Settings) -> EstimatedJob:
+def _estimate(job: JobSpec, measured: MeasuredPlan, past: Sequence[PastJob], settings: Settings) -> EstimatedJob:
+    plan = measured.plan
+    tokens = plan.recipe.epochs * plan.tokens_an_epoch
     judged = [each.judging_s / each.held_out for each in past if each.judging_s and each.held_out]
-    asked = min(plan.held_out, settings.evaluate_max)
+    asked = min(measured.held_out, settings.evaluate_max)
     return EstimatedJob(
-        examples=plan.examples,
-        held_out=plan.held_out,
-        epochs=plan.epochs,
-        trained_tokens=plan.tokens,
-        tokens_per_s=plan.tokens_per_s,
-        speed_source="record" if plan.jobs else "short_run",
-        jobs=plan.jobs,
-        device=plan.device,
-        starting_s=statistics.median([each.around_s for each in past]) if plan.jobs else plan.preparing_s,
-        training_s=plan.tokens / plan.tokens_per_s,
+        examples=measured.examples,
+        held_out=measured.held_out,
+        epochs=plan.recipe.epochs,
+        trained_tokens=tokens,
+        tokens_per_s=measured.tokens_per_s,
+        speed_source="record" if measured.jobs else "short_run",
+        jobs=measured.jobs,
+        device=measured.device,
+        starting_s=statistics.median([each.around_s for each in past]) if measured.jobs else measured.preparing_s,
+        training_s=tokens / measured.tokens_per_s,
         judging_s=statistics.median(judged) * asked if judged else None,
+        hyperparameters=recipe_hyperparameters(plan, job.wish.learning_rate_multiplier),
+        plan=plan_object(plan),
     )
 
 

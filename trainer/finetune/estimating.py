@@ -1,4 +1,4 @@
-"""`python -m trainer.finetune.estimating DIRECTORY`: what a job would train, and how fast; JSON on stdout.
+"""`python -m trainer.finetune.estimating DIRECTORY`: a job's plan, its data and its speed; JSON on stdout.
 
 A process of its own (`trainer.data.child_process`), as a data check is. DIRECTORY has what a job's worker finds:
 `spec.json`, `training.jsonl`, `held_out.jsonl`; and `estimate.json`. The data are prepared and the recipe is chosen by
@@ -65,8 +65,8 @@ class Estimating(TrainingPipeline):
         """
         began = time.monotonic()
         plan, prepared = self._prepare()
-        recipe = plan.recipe
-        speeds = [past.tokens_per_s for past in self._orders.record if past.quantization == recipe.quantization]
+        quantization = plan.recipe.quantization
+        speeds = [past.tokens_per_s for past in self._orders.record if past.quantization == quantization]
         preparing_s = time.monotonic() - began
         if speeds:
             pace = statistics.median(speeds)
@@ -74,10 +74,9 @@ class Estimating(TrainingPipeline):
             pace, loading_s = self._short_run(plan, prepared)
             preparing_s += loading_s
         return MeasuredPlan(
+            plan=plan,
             examples=len(prepared.sequences),
             held_out=len(prepared.held_out),
-            epochs=recipe.epochs,
-            tokens=recipe.epochs * plan.tokens_an_epoch,
             tokens_per_s=pace,
             jobs=len(speeds),
             device=str(choose_device(self._job.device)),

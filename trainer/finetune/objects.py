@@ -66,7 +66,7 @@ def _hatrack_fields(run: Run, details: JobDetails, result: JobResult | None, wai
         "wanted": run.wanted if not run.over and run.wanted is not Control.RUN else None,
         "waiting": waiting.model_dump(mode="json") if waiting is not None else None,
         "requested": _given_hyperparameters(run),
-        "plan": plan.model_dump(mode="json", exclude={"primary": {"answers"}}) if plan is not None else None,
+        "plan": plan_object(plan) if plan is not None else None,
         "metric": plan.primary.name if plan is not None and plan.primary is not None else None,
         "verdict": result.judged.model_dump() if result is not None and result.judged is not None else None,
         "report": details.report,
@@ -95,6 +95,11 @@ def _given_hyperparameters(run: Run) -> dict[str, Any]:
     """The body's hyperparameters as they were sent."""
     inner = ((run.body.get("method") or {}).get(_method(run)) or {}).get("hyperparameters") or {}
     return {**(run.body.get("hyperparameters") or {}), **inner}
+
+
+def plan_object(plan: TrainingPlan) -> dict[str, Any]:
+    """A plan as a job and an estimate show it."""
+    return plan.model_dump(mode="json", exclude={"primary": {"answers"}})
 
 
 def recipe_hyperparameters(plan: TrainingPlan, multiplier: Any) -> dict[str, Any]:

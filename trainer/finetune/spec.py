@@ -197,10 +197,9 @@ class EstimateOrders(Frozen):
 class MeasuredPlan(Frozen):
     """What a job would train, and its measured speed; ``jobs``: past ones that tell it, 0: a short run did."""
 
+    plan: TrainingPlan
     examples: int
     held_out: int
-    epochs: int
-    tokens: int
     tokens_per_s: float
     jobs: int
     device: str

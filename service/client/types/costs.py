@@ -2,6 +2,8 @@
 
 from typing import Literal, NotRequired, TypedDict
 
+from service.client.types.training import Hyperparameters, JobPlan
+
 
 class Seconds(TypedDict):
     """Device time, s."""
@@ -264,6 +266,11 @@ class JobEstimate(TypedDict):
     held_out: int
     epochs: int
     tokens: int
+    hyperparameters: Hyperparameters
+    """The values that the job would take, as it would show them."""
+    plan: JobPlan
+    """As the job would show it, with the reason for each `auto`. The seed is the job's only if it was requested, and
+    the grounding and sampling of a version to continue from are not in it."""
     speed: Speed
     seconds: EstimatedSeconds
     money: EstimatedMoney | None

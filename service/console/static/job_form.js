@@ -14,6 +14,21 @@ const HYPERPARAMETERS = [
   ["held_out_share", "number", "kept to judge by, such as 0.2"], ["metric", "text", "such as exact_match or rouge_l"], ["suites", "text", "none: nothing asks what was forgotten"],
 ];
 
+/** The hyperparameters that have the value which was requested, or a reason in the plan. */
+const RECIPE = ["n_epochs", "learning_rate", "batch_size", "lora_rank", "lora_alpha", "max_length", "quantization", "early_stopping_patience", "beta"];
+
+/** [name, value, why] of an estimate's hyperparameters; `why` is null for a requested one. */
+function recipeOf({ hyperparameters, plan }) {
+  const rows = [...new Set([...RECIPE, ...Object.keys(plan.chosen)])].map((name) => {
+    const reason = plan.chosen[name];
+    if (!reason) return [name, hyperparameters[name], null];
+    const end = reason.indexOf(": ");
+    return [name, reason.slice(0, end), reason.slice(end + 2)];
+  });
+  if (plan.primary) rows.push(["metric", plan.primary.name, plan.primary.why]);
+  return rows.filter(([, value]) => value !== undefined && value !== null);
+}
+
 /** `stored` stores the training file, and gives what to name it by. */
 export function JobForm({ stored }) {
   const [form, setForm] = useState({ adapter: "", promote: "auto" });
@@ -37,6 +52,7 @@ export function JobForm({ stored }) {
     setState((old) => ({ ...old, busy: null, estimate: answer }));
   });
   const start = () => run("Starting …", async (body) => { location.hash = `#/train/${(await post("/v1/fine_tuning/jobs", body)).id}`; });
+  const taken = Object.fromEntries(state.estimate ? recipeOf(state.estimate) : []);
   return html`<form class="job-form" onSubmit=${(event) => { event.preventDefault(); start(); }}>
     <h3>The job</h3>
     <div class="grid">
@@ -49,7 +65,7 @@ export function JobForm({ stored }) {
     </div>
     <details><summary>Hyperparameters: the trainer chooses what is left empty, and says why</summary><div class="grid">
       ${HYPERPARAMETERS.map(([name, kind, hint]) => html`<${Field} key=${name} label=${name} hint=${hint}><input type=${kind === "number" ? "number" : "text"} step="any" min="0"
-        placeholder=${name === "held_out_share" ? "0.2" : "auto"} value=${form[name] || ""} onInput=${set(name)} /><//>`)}</div></details>
+        placeholder=${name === "held_out_share" ? "0.2" : taken[name] === undefined ? "auto" : `auto: ${taken[name]}`} value=${form[name] || ""} onInput=${set(name)} /><//>`)}</div></details>
     ${state.estimate && html`<${Estimate} estimate=${state.estimate} />`}
     ${state.error && html`<${Failure} error=${state.error} />`}
     ${state.busy ? html`<${Busy}>${state.busy}<//>` : html`<footer class="actions"><button class="primary" disabled=${!form.adapter}>Start the job</button>
@@ -68,5 +84,8 @@ function Estimate({ estimate }) {
   return html`<div class="notice" role="status"><strong>About ${duration(seconds.total ?? seconds.starting + seconds.training)}${seconds.judging === null ? ", without the judging" : ""}</strong>
     <p>${plural(estimate.epochs, "epoch")} over ${plural(estimate.examples, "example")}, ${count(estimate.tokens)} tokens at ${count(Math.round(estimate.speed.tokens_per_second))} tokens/s on ${estimate.device}:
       training ${duration(seconds.training)}${seconds.judging === null ? "" : `, judging ${duration(seconds.judging)}`}${money?.total ? `, ${amount(money.total)} ${estimate.currency || ""}` : ""}.
-      It pauses while callers wait.</p></div>`;
+      It pauses while callers wait.</p>
+    <h4>The hyperparameters that it would take</h4>
+    <div class="scroll"><table class="cards"><thead><tr><th>hyperparameter</th><th>value</th><th>why</th></tr></thead><tbody>${recipeOf(estimate).map(([name, value, why]) => html`<tr key=${name}>
+      <td data-label="Hyperparameter" class="mono">${name}</td><td data-label="Value">${value}</td><td data-label="Why">${why === null ? "as you set it" : why}</td></tr>`)}</tbody></table></div></div>`;
 }

@@ -1,7 +1,7 @@
 // Lines of a training file that the report or a refusal names, to be mended in place.
 
 import { html, useState } from "./vendor/preact.js";
-import { plural } from "./format.js";
+import { bytes, plural } from "./format.js";
 
 const MAX_SHOWN = 12;
 const MAX_BYTES = 20 * 2 ** 20; // larger files are mended where they come from
@@ -23,11 +23,20 @@ export const linesOf = (report) => report.findings.filter((each) => each.file ==
 /** The lines that a refusal of the whole file names: "line 3: not JSON …; line 4: …". */
 export const refusedLines = (error) => [...error.message.matchAll(/(?:^|; )line (\d+): /gi)].map((each) => Number(each[1]));
 
+/** Why a file's lines cannot be mended here, and what to do instead; null where they can. */
+function obstacleOf(file) {
+  if (!/\.jsonl$/i.test(file.name)) return `Only JSONL is mended here, one example a line. Correct the rows in ${file.name} where it comes from and drop it again, or save it as JSONL first.`;
+  if (file.size > MAX_BYTES) return `Files over ${bytes(MAX_BYTES)} are not mended here. Correct the lines in ${file.name} where it comes from and drop it again.`;
+  return null;
+}
+
 export function MendLines({ file, named, onMended }) {
   const [lines, setLines] = useState(null);
   const [edits, setEdits] = useState({});
   const numbers = [...new Set(named)].sort((a, b) => a - b);
-  if (!numbers.length || !/\.jsonl$/i.test(file.name) || file.size > MAX_BYTES) return null;
+  if (!numbers.length) return null;
+  const obstacle = obstacleOf(file);
+  if (obstacle) return html`<p class="dim small">${obstacle}</p>`;
   if (!lines) {
     return html`<button type="button" onClick=${async () => setLines((await file.text()).split("\n"))}>Mend ${plural(numbers.length, "line")} here …</button>`;
   }

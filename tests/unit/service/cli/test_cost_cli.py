@@ -10,6 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from service.cli.cost import print_estimate
 from service.cli.main import app
 from service.client import HatrackClient
 
@@ -161,6 +162,30 @@ def test_a_year_fits_a_terminal_and_says_what_it_rests_on(hatrack: Callable[...,
     assert "1,095,000,000 tokens a year, 1,095 EUR at a hosted model." in text
     (unknown,) = [line for line in shown.output.splitlines() if line.startswith("@3")]
     assert unknown.split() == ["@3", "-", "?", "0.00", "?", "0.00", "?", "?", "0+0"]
+
+
+def test_an_estimate_shows_each_hyperparameter_with_its_value_and_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = {"n_epochs": "3: small data sets are repeated more often", "micro_batch_tokens": "512: a CPU is busy"}
+    primary = {"name": "rouge_l", "why": "the request names it"}
+    estimate: Any = {
+        "adapter": "voice", "device": "cpu", "examples": 90, "held_out": 10, "epochs": 3, "tokens": 5_000,
+        "hyperparameters": {"n_epochs": 3, "learning_rate": 0.0005, "packing": False},
+        "plan": {"chosen": chosen, "primary": primary},
+        "speed": {"tokens_per_second": 100.0, "source": "record", "jobs": 3}, "money": None, "currency": None,
+        "seconds": {"starting": 4.0, "training": 50.0, "judging": 6.0, "total": 60.0},
+    }  # fmt: skip
+    print_estimate(estimate, as_json=False)
+    text = capsys.readouterr().out
+    table = text[text.index("HYPERPARAMETER") :].splitlines()
+    assert [line.rstrip().split(maxsplit=2) for line in table[:5]] == [
+        ["HYPERPARAMETER", "VALUE", "WHY"],
+        ["n_epochs", "3", "auto: small data sets are repeated more often"],
+        ["learning_rate", "0.0005", "as requested"],
+        ["micro_batch_tokens", "512", "auto: a CPU is busy"],
+        ["metric", "rouge_l", "the request names it"],
+    ]
 
 
 @pytest.mark.parametrize(

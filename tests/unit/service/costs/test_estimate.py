@@ -17,12 +17,25 @@ from service.costs.runs import TrainerCosts
 from service.costs.schemas import JobEstimate
 from service.errors import BadGateway
 from service.training.client import TrainerClient
+from service.training.job_schemas import JobPlan, Recipe
 from service.training.service import Answer
 from tests.unit.service.costs.costs_app import PRICES
 
+TAKEN: dict[str, Any] = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": "auto", "lora_rank": 16}
+PLAN: dict[str, Any] = dict.fromkeys(JobPlan.model_fields) | {
+    "recipe": Recipe(
+        rank=16, alpha=32, rslora=False, dropout=0, target_modules="all-linear", learning_rate=5e-4, scheduler="cosine",
+        warmup_ratio=0.1, weight_decay=0, max_grad_norm=1, quantization="none", packing=False,
+        gradient_checkpointing=False, epochs=2, batch_size=4, micro_batch_tokens=512, group_by_length=False,
+        max_length=1024, seed=0, objective="supervised", beta=0.1, patience=0,
+    ).model_dump(),
+    "chosen": {"lora_rank": "16: enough to learn a format or style"},
+    "trained_with_passages": False,
+    "tokens_an_epoch": 2_500,
+}  # fmt: skip
 ESTIMATED = EstimatedJob(
     examples=90, held_out=10, epochs=2, trained_tokens=5_000, tokens_per_s=100.0, speed_source="record", jobs=3,
-    device="cpu", starting_s=4.0, training_s=50.0, judging_s=6.0,
+    device="cpu", starting_s=4.0, training_s=50.0, judging_s=6.0, hyperparameters=TAKEN, plan=PLAN,
 )  # fmt: skip
 ENVELOPE = CreateJob(
     request={"model": "tiny", "training_file": "file-1", "suffix": 'a "quoted" näme\r\n--'},
@@ -99,6 +112,7 @@ async def test_a_trainer_of_an_earlier_release_is_named_as_such(trainer: Trainer
 def test_time_gets_a_price() -> None:
     told = shown(ESTIMATED, "voice", PRICES)
     JobEstimate.model_validate(told)
+    assert (told["hyperparameters"], told["plan"]) == (TAKEN, PLAN)
     assert told["seconds"] == {"starting": 4, "training": 50, "judging": 6, "total": 60}
     assert told["money"] == {"starting": 4, "training": 50, "judging": 6, "total": 60}
 

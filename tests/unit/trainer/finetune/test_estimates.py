@@ -46,7 +46,7 @@ def test_a_few_steps_are_measured_where_no_job_tells_the_speed(
     monkeypatch.setattr(estimating, "MIN_MEASURED_S", 0.0)
     folder = job_directory(make_job, EstimateOrders(record=(PastSpeed(tokens_per_s=9.0, quantization="nf4"),)))
     plan = measured(folder, capsys)
-    assert (plan.jobs, plan.epochs, plan.device) == (0, 3, "cpu")
+    assert (plan.jobs, plan.plan.recipe.epochs, plan.device) == (0, 3, "cpu")
     assert plan.examples + plan.held_out == 40
     assert plan.tokens_per_s > 0
     assert plan.preparing_s > 0
@@ -91,6 +91,14 @@ async def test_a_past_job_tells_what_the_next_one_will_take(trainer: Running) ->
     told = EstimatedJob.model_validate(answer.json())
     assert (told.speed_source, told.jobs, told.epochs, told.tokens_per_s) == ("record", 1, 2, 250)
     assert told.training_s == pytest.approx(told.trained_tokens / told.tokens_per_s)
+    assert told.trained_tokens == 2 * told.plan["tokens_an_epoch"]
+    assert (told.hyperparameters["n_epochs"], told.plan["recipe"]["epochs"]) == (2, 2)
+    assert told.plan["chosen"]["lora_rank"].startswith(f"{told.hyperparameters['lora_rank']}: ")
+    assert "n_epochs" not in told.plan["chosen"], "it was requested"
+    shown = ended.hatrack["plan"]
+    assert told.plan.keys() == shown.keys(), "in the shape in which a job shows it"
+    assert told.plan["recipe"].keys() == shown["recipe"].keys()
+    assert "answers" not in told.plan["primary"]
     directory = trainer.trainer.jobs.directories.path_of(ended.id)
     assert JobSpec.model_validate_json((directory / protocol.SPEC).read_bytes()).base_name == "tiny"
     query = {"project": "default", "adapter": "voice"}
