@@ -61,7 +61,7 @@ function Playground({ known, first }) {
     <div class="panes">${chosen.filter((model) => answers[model]).map((model) => html`<${Answer} key=${model} model=${model} isBase=${known.bases.includes(model)}
       answer=${answers[model]} onSave=${() => setExample({ question: form.question, answer: answers[model].text })} />`)}</div>
     ${!Object.keys(answers).length && html`<${Empty} title="No answers yet"><p>Write a question above, choose up to ${MAX_MODELS} models, and ask: the answers appear here side by side.</p>
-      ${known.models.length === known.bases.length && html`<p>There is only the base so far: <a href="#/adapters">make an adapter</a> from a prompt or a folder, or <a href="#/train">train one</a>, to compare it.</p>`}<//>`}
+      ${!(known.adapters || known.models.filter((each) => !known.bases.includes(each.id))).length && html`<p>There is only the base so far: <a href="#/adapters">make an adapter</a> from a prompt or a folder, or <a href="#/train">train one</a>, to compare it.</p>`}<//>`}
     ${example && html`<${SaveExample} ...${example} onClose=${() => setExample(null)} />`}`;
 }
 
