@@ -12,24 +12,10 @@ from tests.unit.service.console.conftest import NONE, Answers, adapter, listed, 
 
 DENIED = (403, {"error": {"message": "no", "code": "insufficient_permissions"}})
 COSTS: dict[str, Any] = NONE | {"budgets": [], "prices": {"device_hour": None}, "currency": None, "runs": None}
-TOLD: dict[str, list[Any]] = {
-    "GET /v1/models": [{"data": models("large")["data"][:1]}],
-    "GET /metrics": [DENIED],
-    "GET /readyz": [{"engines": []}],
-    "GET /v1/costs": [COSTS],
-} | {
-    f"GET /v1/{each}": [NONE]
-    for each in (
-        "adapters",
-        "vector_stores",
-        "datasets",
-        "fine_tuning/jobs",
-        "ladders",
-        "evaluations",
-        "reviews",
-        "usage",
-    )
-}
+EMPTY = ("adapters", "vector_stores", "datasets", "fine_tuning/jobs", "ladders", "evaluations", "reviews", "usage")
+TOLD: dict[str, list[Any]] = {f"GET /v1/{each}": [NONE] for each in EMPTY}
+TOLD |= {"GET /v1/models": [{"data": models("large")["data"][:1]}], "GET /v1/costs": [COSTS]}
+TOLD |= {"GET /metrics": [DENIED], "GET /readyz": [{"engines": []}]}
 LINKS = (
     "[...document.querySelectorAll('.empty :is(a, button)')]"
     ".map((each) => `${each.innerText}${each.getAttribute('href') ?? ''}`)"

@@ -17,7 +17,7 @@ ROWS = (
     ".map((cell) => cell.innerText.replace(/\\s+/g, ' ')))"
 )
 DENIED = (403, {"error": {"message": "no", "code": "insufficient_permissions"}})
-READY = {"engines": []}
+READY: dict[str, Any] = {"engines": []}
 
 
 def usage_row(name: str, **more: Any) -> dict[str, Any]:
