@@ -41,7 +41,7 @@ export function AdapterView({ name }) {
           <button onClick=${() => open("pin")}>${adapter.pinned ? "Unpin" : "Pin"}</button>
           <button onClick=${() => open("upload")}>Add a version</button>
           <button class="danger" onClick=${() => open("remove")}>Delete</button></div></header>
-        ${Shown && html`<${Shown} adapter=${adapter} ...${dialog} onClose=${close} onDone=${done} />`}
+        ${Shown && html`<${Shown} adapter=${adapter} usage=${usage} ...${dialog} onClose=${close} onDone=${done} />`}
         ${dialog?.kind === "judge" && html`<${EvaluateDialog} model=${`${name}@${dialog.version.version}`} onClose=${close} />`}
         ${dialog?.kind === "upload" && html`<${UploadDialog} kind="upload" name=${name} onClose=${close} onDone=${done} />`}
         <${Aliases} adapter=${adapter} open=${open} />

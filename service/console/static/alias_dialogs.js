@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/preact.js";
 import { get, Notice, post, put, remove } from "./api.js";
-import { ago, percent, splitShares, VERDICTS } from "./format.js";
+import { ago, percent, plural, splitShares, VERDICTS } from "./format.js";
 import { Busy, Confirm, Failure, Field, useLoaded } from "./ui.js";
 import { modelName, ownAliases, Target } from "./versions.js";
 
@@ -142,7 +142,16 @@ export function RemoveAliasDialog({ adapter, alias, onClose, onDone }) {
     <p>Requests for <code>${modelName(adapter, alias)}</code> will get an error from the next one on. The versions stay.</p><//>`;
 }
 
-export function DeleteDialog({ adapter, version, onClose, onDone }) {
+/** What callers notice once a version is gone, and how many there were. `usage`: see `usageByVersion`; nothing is said of it where it is not known. */
+function Callers({ name, usage }) {
+  const requests = usage?.of.get(name)?.requests ?? 0;
+  return html`<p>Requests for <code>${name}</code> get 404 from the next one on; its number is not given to another version.
+    ${usage && html` ${requests ? html`It had <strong>${plural(requests, "request")}</strong>` : "It had no requests"}${usage.byThisKey ? " by this key" : ""} in the last 24 hours, by whichever name.
+      ${usage.byThisKey && " What other keys ask is not counted here."}`}</p>`;
+}
+
+/** `usage`: what `usageByVersion` has told the page behind the dialog. */
+export function DeleteDialog({ adapter, version, usage, onClose, onDone }) {
   const [force, setForce] = useState(false);
   const [typed, setTyped] = useState("");
   const name = version ? `${adapter.name}@${version.version}` : adapter.name;
@@ -152,6 +161,7 @@ export function DeleteDialog({ adapter, version, onClose, onDone }) {
   return html`<${Confirm} title="Delete ${name}" action="Delete ${name}" danger disabled=${typed !== name || (aliases.length > 0 && !force)}
       run=${() => remove(force ? `${path}?force=true` : path)} onClose=${onClose} onDone=${onDone}>
     <p>${version ? "The version and its files are gone for good." : `All ${adapter.versions.length} versions and their files are gone for good.`}</p>
+    ${version && html`<${Callers} name=${name} usage=${usage} />`}
     ${aliases.length > 0 && html`<div class="notice bad"><strong>Applications will break</strong>
       <p>Requests for ${aliases.map((each, index) => html`${index > 0 && ", "}<code>${modelName(adapter, each)}</code>`)} will get an error from the next one on.
         ${version && aliases.some((each) => adapter.splits[each]) && " A split that names this version is deleted with it."}</p>

@@ -3,7 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { events, get, list, send } from "./api.js";
 import { count, decimal, duration, plural } from "./format.js";
-import { Badge, Failure, Field, Loaded, useLoaded } from "./ui.js";
+import { Badge, Empty, Failure, Field, Loaded, useLoaded } from "./ui.js";
 import { basesIn } from "./bases.js";
 import { SaveExample } from "./save_example.js";
 
@@ -60,7 +60,8 @@ function Playground({ known, first }) {
     </form>
     <div class="panes">${chosen.filter((model) => answers[model]).map((model) => html`<${Answer} key=${model} model=${model} isBase=${known.bases.includes(model)}
       answer=${answers[model]} onSave=${() => setExample({ question: form.question, answer: answers[model].text })} />`)}</div>
-    ${!Object.keys(answers).length && html`<p class="dim">The answers appear here, one column a model.</p>`}
+    ${!Object.keys(answers).length && html`<${Empty} title="No answers yet"><p>Write a question above, choose up to ${MAX_MODELS} models, and ask: the answers appear here side by side.</p>
+      ${!(known.adapters || known.models.filter((each) => !known.bases.includes(each.id))).length && html`<p>There is only the base so far: <a href="#/adapters">make an adapter</a> from a prompt or a folder, or <a href="#/train">train one</a>, to compare it.</p>`}<//>`}
     ${example && html`<${SaveExample} ...${example} onClose=${() => setExample(null)} />`}`;
 }
 
@@ -151,20 +152,26 @@ async function ask(model, form, signal, update) {
   }
 }
 
+/** Why an answer has no passages (`x-hatrack-grounding`, GROUNDING.md). */
+const GROUNDINGS = {
+  empty: "no passage was found", no_room: "the context had no space for a passage",
+  late: "the passages came too late, so the answer was made without them", broken: "the search failed, so the answer was made without passages",
+};
 const FINISHES = { length: "cut at max_tokens", content_filter: "filtered", tool_calls: "called a tool" };
 
 function Answer({ model, isBase, answer, onSave }) {
   const { usage } = answer;
-  const speed = usage && answer.seconds > answer.first ? usage.completion_tokens / (answer.seconds - answer.first) : null;
+  // the first token was there when the time began; an answer of one token has no speed
+  const speed = usage?.completion_tokens > 1 && answer.seconds > answer.first ? (usage.completion_tokens - 1) / (answer.seconds - answer.first) : null;
   return html`<article class="pane" aria-busy=${answer.state === "waiting" || answer.state === "answering"}>
     <header><h3>${model}</h3>${isBase ? html`<${Badge}>base<//>` : answer.by && answer.by !== model && html`<${Badge} title="The version that answered">${answer.by}<//>`}</header>
     ${answer.error ? html`<${Failure} error=${answer.error} />` : html`<div class="answer" aria-live="polite">${answer.text
-      || (answer.state === "waiting" ? html`<span class="busy"><span class="spinner" aria-hidden="true"></span>waiting for the first token</span>`
+      || (answer.state === "waiting" || answer.state === "answering" ? html`<span class="busy"><span class="spinner" aria-hidden="true"></span>waiting for the first token</span>`
         : answer.state === "done" ? html`<span class="dim">an empty answer</span>` : "")}</div>`}
     ${answer.citations?.length > 0 && html`<details class="citations"><summary>${plural(answer.citations.length, "passage")} in the prompt</summary>
       <ol>${answer.citations.map((each) => html`<li key=${each.id}><strong>${each.source}</strong> <span class="dim">score ${decimal(each.score)}${each.used === false ? ", not used" : ""}</span>
         <p>${each.text}</p></li>`)}</ol></details>`}
-    ${answer.grounding && answer.grounding !== "ok" && html`<p class="warn small">Grounding: ${answer.grounding === "empty" ? "no passage was found" : answer.grounding}</p>`}
+    ${answer.grounding && answer.grounding !== "ok" && html`<p class="warn small">Grounding: ${GROUNDINGS[answer.grounding] || answer.grounding}</p>`}
     <footer>${answer.seconds !== undefined && html`<span title="Time to the first token">first token ${duration(answer.first)}</span>
         <span>all ${duration(answer.seconds)}</span>`}
       ${usage && html`<span>${count(usage.prompt_tokens)} → ${count(usage.completion_tokens)} tokens</span>`}

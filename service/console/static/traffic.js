@@ -25,7 +25,8 @@ export function TrafficView() {
           ${Object.entries(GROUPS).map(([value, label]) => html`<option key=${value} value=${value}>${label}</option>`)}</select><//></div></header>
     <${Now} />
     <${Loaded} of=${page}>${(data) => (data.rows.length ? html`<${Over} ...${data} period=${period} />` : html`<${Empty} title="No requests in the last ${period}">
-      <p>Ask a model in the <a href="#/playground">playground</a>, or point an OpenAI client at <code>${location.origin}/v1</code> with a key of this gateway.</p><//>`)}<//>`;
+      <p>Ask a model in the <a href="#/playground">playground</a>, or point an OpenAI client at <code>${location.origin}/v1</code> with a key of this gateway.</p><//>`)}<//>
+    ${page.data && html`<${Budgets} costs=${page.data.costs} />`}`;
 }
 
 async function traffic(seconds, group) {
@@ -43,13 +44,16 @@ async function traffic(seconds, group) {
     return { at, value: sums.get(at)?.requests ?? 0, bad: sums.get(at)?.errors ?? 0 };
   });
   const cost = new Map(costs.data.map((each) => [each.id, each]));
-  return { bars, bucket, group, rows: usage.data.map((each) => ({ ...each, cost: cost.get(each.id) })), costs };
+  const asked = new Set(usage.data.map((each) => each.id));
+  // what was trained, or charged by endpoints outside, costs without a request here
+  const others = costs.data.filter((each) => !asked.has(each.id) && !each.requests).map((each) => ({ errors: 0, cached_tokens: 0, ...each }));
+  return { bars, bucket, group, rows: [...usage.data, ...others].map((each) => ({ ...each, cost: cost.get(each.id) })), costs };
 }
 
 function nameOf(row, group) {
   if (group === "key") return row.key_name ? html`<strong>${row.key_name}</strong> <span class="dim small mono">${row.key}</span>` : html`<span class="mono">${row.key}</span>`;
   if (group === "project") return html`<strong>${row.project}</strong>`;
-  return html`<strong>${row.adapter || "no such model"}${row.version ? `@${row.version}` : ""}</strong>`;
+  return html`<strong>${row.adapter || (row.requests ? "no such model" : "endpoints outside")}${row.version ? `@${row.version}` : ""}</strong>`;
 }
 
 function Over({ bars, bucket, group, rows, costs, period }) {
@@ -72,10 +76,14 @@ function Over({ bars, bucket, group, rows, costs, period }) {
       ${priced && html`<td data-label="Cost" class="num" title=${outside(each.cost)}>${amount(each.cost?.money?.total)}</td>`}</tr>`)}</tbody></table></div>
     ${costs.error && html`<${Failure} error=${costs.error} />`}
     ${!costs.error && !priced && html`<p class="dim small">No price is set, so there is device time and no money: <code>HATRACK_PRICE_DEVICE_HOUR</code>.</p>`}
-    ${costs.runs && !costs.runs.available && html`<p class="dim small">Training, and what endpoints outside charged, is not counted: ${costs.runs.reason}</p>`}</section>
-    ${costs.budgets.length > 0 && html`<section aria-label="Budgets"><h2>Budgets of this month</h2><ul class="plain">${costs.budgets.map((each) => html`<li key=${each.project}>
-      <strong>${each.project}</strong> ${amount(each.spent)} of ${amount(each.monthly)} ${costs.currency || ""}
-      ${each.exhausted && html` <${Badge} tone="bad">used up<//>`}</li>`)}</ul></section>`}`;
+    ${costs.runs && !costs.runs.available && html`<p class="dim small">Training, and what endpoints outside charged, is not counted: ${costs.runs.reason}</p>`}</section>`;
+}
+
+/** Budgets are of the calendar month, whatever the period shows. */
+function Budgets({ costs }) {
+  return costs.budgets.length > 0 && html`<section aria-label="Budgets"><h2>Budgets of this month</h2><ul class="plain">${costs.budgets.map((each) => html`<li key=${each.project}>
+    <strong>${each.project}</strong> ${amount(each.spent)} of ${amount(each.monthly)} ${costs.currency || ""}
+    ${each.exhausted && html` <${Badge} tone="bad">used up<//>`}</li>`)}</ul></section>`;
 }
 
 const seconds = (cost) => (cost ? ["serving", "evaluating", "training"].map((each) => `${each} ${duration(cost.seconds[each])}`).join(", ") : "");

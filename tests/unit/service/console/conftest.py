@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from service.console.routes import console
 from service.registry.schemas import AdapterVersion
@@ -21,6 +23,34 @@ from tests.support.browser import Browser, browser
 START_S = 60.0
 FINGERPRINT = {"engine_version": "0.32.0", "dtype": "bfloat16"}
 NONE: dict[str, Any] = {"data": [], "has_more": False}
+
+
+class Stream:
+    """An answer that is sent piece by piece, as the test says: an event stream with these headers."""
+
+    def __init__(self, **headers: str) -> None:
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._pieces: queue.Queue[str | None] = queue.Queue()
+
+    def send(self, *events: dict[str, Any]) -> None:
+        for event in events:
+            self._pieces.put(f"data: {json.dumps(event)}\n\n")
+
+    def end(self) -> None:
+        self._pieces.put("data: [DONE]\n\n")
+        self._pieces.put(None)
+
+    async def pieces(self) -> AsyncIterator[str]:
+        while (piece := await asyncio.to_thread(self._pieces.get, timeout=START_S)) is not None:
+            yield piece
+
+
+class Held:
+    """An answer that waits for the test: `read` before the request's body is read, `answer` before it is sent."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+        self.read, self.answer = threading.Event(), threading.Event()
 
 
 class Answers:
@@ -44,9 +74,17 @@ class Answers:
             asked = f"{request.method} /{path}"
             self.asked.append(asked)
             self.queries.setdefault(asked, []).append(dict(request.query_params))
-            self.bodies[asked] = await request.body()
             told = self.told[asked]
             content = told.pop(0) if len(told) > 1 else told[0]
+            held = content if isinstance(content, Held) else None
+            if held:
+                await asyncio.to_thread(held.read.wait, START_S)
+            self.bodies[asked] = await request.body()
+            if held:
+                await asyncio.to_thread(held.answer.wait, START_S)
+                content = held.content
+            if isinstance(content, Stream):
+                return StreamingResponse(content.pieces(), headers=content.headers, media_type="text/event-stream")
             if isinstance(content, str):
                 return PlainTextResponse(content)
             status, content = content if isinstance(content, tuple) else (200, content)
