@@ -120,11 +120,14 @@ def ask(gateway: Gateway, model: str, tokens: int) -> dict[str, Any]:
 
 
 def nearest(text: str, texts: dict[str, str]) -> str | None:
-    """The voice whose text begins as ``text`` does; None if none has its first letters. In a batch of other sizes numbers
-    are rounded otherwise, and random weights have ties that this decides: an answer may go on differently."""
-    begin_alike = {voice: len(os.path.commonprefix([text, own])) for voice, own in texts.items()}
-    closest = max(begin_alike, key=lambda voice: begin_alike[voice])
-    return closest if begin_alike[closest] >= LETTERS else None
+    """The voice whose text begins as ``text`` does; None if none has its first letters.
+
+    In a batch of another size numbers are rounded otherwise, and random weights have ties that this decides: an answer
+    may go on differently.
+    """
+    alike = {voice: sum(itertools.takewhile(bool, map(str.__eq__, text, own))) for voice, own in texts.items()}
+    closest = max(alike, key=lambda voice: alike[voice])
+    return closest if alike[closest] >= LETTERS else None
 
 
 def granted(gateway: Gateway, engine: str) -> float:
