@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack
-from socket import AF_UNIX
-from socket import socket as Socket
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from service.client.addresses import is_http
+from service.http.addresses import connect_unix
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a response's headers and trailers, and of what frames its body between two pieces of it."""
@@ -133,14 +131,8 @@ class Http1Client:
     async def _dial(self) -> _Connection:
         loop = asyncio.get_running_loop()
         if self._socket is not None:
-            # asyncio takes a socket whose backlog is full for connected, and the request would count as sent
-            with ExitStack() as on_error:
-                connected = on_error.enter_context(Socket(AF_UNIX))
-                connected.setblocking(False)
-                connected.connect(self._socket)
-                _, connection = await loop.create_unix_connection(lambda: _Connection(self), sock=connected)
-                on_error.pop_all()
-                return connection
+            connected = connect_unix(self._socket)
+            return (await loop.create_unix_connection(lambda: _Connection(self), sock=connected))[1]
         return (await loop.create_connection(lambda: _Connection(self), self._host, self._port, ssl=self._tls))[1]
 
     @property
