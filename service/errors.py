@@ -33,6 +33,7 @@ Exception
     ├── Internal             500
     ├── AdapterNotFinite     500  the adapter's numbers are not numbers
     ├── BadGateway           502  the engine gave something that is no answer
+    │   ├── InvalidAnswer    502  … with status 200; asked again, it may answer well
     │   ├── EngineCut        502  it went away before the answer was complete
     │   └── SourceFailed     502  what a push names cannot be fetched now
     ├── Unavailable          503
@@ -264,6 +265,12 @@ class EngineCut(BadGateway):
     """The connection to the engine was lost before its answer was complete."""
 
     default_code = "engine_cut"
+    retry = None
+
+
+class InvalidAnswer(BadGateway):
+    """The engine answered with status 200 and what is not JSON of the API; asked again, it may answer well."""
+
     retry = None
 
 

@@ -1,6 +1,7 @@
 """Which IP addresses the gateway may call for an outside endpoint, looked at where a host's name is resolved.
 
 A check before would leave time for the name to lead elsewhere; here the connection goes to what was checked.
+And how a Unix socket is connected to.
 """
 
 from __future__ import annotations
@@ -94,3 +95,19 @@ class AllowedResolver(AbstractResolver):
     async def close(self) -> None:
         """Close the inner resolver."""
         await self._inner.close()
+
+
+def connect_unix(path: str) -> socket.socket:
+    """A non-blocking Unix socket, connected at once. asyncio takes one whose backlog is full for connected.
+
+    Raises:
+        OSError: Nobody listens there, or no more connections are taken now (BlockingIOError).
+    """
+    connected = socket.socket(socket.AF_UNIX)
+    try:
+        connected.setblocking(False)
+        connected.connect(path)
+    except OSError:
+        connected.close()
+        raise
+    return connected

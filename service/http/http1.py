@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from service.client.addresses import is_http
+from service.http.addresses import connect_unix
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of a response's headers and trailers, and of what frames its body between two pieces of it."""
@@ -130,7 +131,8 @@ class Http1Client:
     async def _dial(self) -> _Connection:
         loop = asyncio.get_running_loop()
         if self._socket is not None:
-            return (await loop.create_unix_connection(lambda: _Connection(self), self._socket))[1]
+            connected = connect_unix(self._socket)
+            return (await loop.create_unix_connection(lambda: _Connection(self), sock=connected))[1]
         return (await loop.create_connection(lambda: _Connection(self), self._host, self._port, ssl=self._tls))[1]
 
     @property

@@ -17,7 +17,7 @@ from service.errors import HatrackError
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
 from service.inference.fields import Table
-from service.inference.relay import EventRelay, Renamer
+from service.inference.relay import EventRelay, Renamer, are_objects
 from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
@@ -27,6 +27,7 @@ _COUNTS = re.compile(
 _USAGE = b'"usage":{'
 _MESSAGE = b"event: message_"
 _ERROR = b"event: error\n"
+_DATA = b'\ndata: {"type":"'
 _DELTA = b"event: content_block_delta\n"
 _START = b"event: message_start\n"
 _MESSAGE_DELTA = b"event: message_delta\n"
@@ -77,16 +78,22 @@ class MessagesRelay(EventRelay):
         self._held: list[bytes] = []
 
     def _process(self, block: bytes) -> bytes:
-        if self._held or _MESSAGE in block or _ERROR in block:
+        if self._held or _MESSAGE in block or _ERROR in block or not self._is_plain(block, block.count(END)):
             block = self._scan(block)
         self.events += block.count(_DELTA)
         return block
+
+    def _is_plain(self, block: bytes, events: int) -> bool:
+        return block.count(_DATA) == events and are_objects(block, events, b"event: ")
 
     def _scan(self, block: bytes) -> bytes:
         output: list[bytes] = []
         for event in block.split(END)[:-1]:
             if event.startswith(_ERROR):
                 self.error = event.partition(b"\ndata: ")[2]
+                break
+            self.error = self._fault(event)
+            if self.error is not None:
                 break
             if event.startswith(_START):
                 self._start_usage = message_usage(event)

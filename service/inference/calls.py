@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from service.admission.ports import Permit
 from service.errors import EngineUnavailable, HatrackError, Timeout
 from service.http.stream import TokenUsage
-from service.inference.relay import engine_error
+from service.inference.relay import check_answer, engine_error
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.registry.catalog import Target
 from service.telemetry.record import Record
@@ -128,6 +128,7 @@ class EngineCalls:
                     answer = await response.read()
             if response.status != 200:
                 raise engine_error(response.status, answer, target, call.path)
+            check_answer(answer, None, target)
             self._saw_tokens()
             match = None if pattern is None else pattern.search(answer)
             tokens = record.estimate if match is None else int(match[1])

@@ -138,6 +138,8 @@ class Route:
     """The answer is the finished request itself; the engine is not asked."""
     count: re.Pattern[bytes] | None = None
     """For routes that run no model: finds the token count in the answer; None: the estimate is used."""
+    member: str | None = None
+    """What every whole answer of the engine has; None: nothing in particular."""
     dialect: Dialect = OPENAI
     injector: PromptInjector | None = None
     """Inserts passages and citations; None: the route does not support grounding."""

@@ -25,7 +25,7 @@ from service.http.stream import Relay, TokenUsage
 from service.inference.calls import CacheSalts, Call, EngineCalls, with_prompt
 from service.inference.dialect import Route
 from service.inference.exchange import Exchange
-from service.inference.relay import Renamer, engine_error
+from service.inference.relay import Renamer, check_answer, engine_error
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.objects.cache import Copies
 from service.registry.catalog import Target
@@ -188,8 +188,9 @@ class Dispatch:
                     await self._stream(request, response, renamer, permit)
                     return
                 answer = await response.read()
-            self._saw_tokens()
             record.usage = route.dialect.usage(answer)
+            check_answer(answer, route.member, target)
+            self._saw_tokens()
             record.first_byte_s = time.perf_counter() - call.began
             answer = route.dialect.answer(answer, renamer)
             await exchange.answer(200, answer if record.grounded is None else record.grounded.cite(answer))

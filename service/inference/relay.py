@@ -11,7 +11,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import orjson
 
@@ -22,6 +22,7 @@ from service.errors import (
     BadRequest,
     EngineUnavailable,
     HatrackError,
+    InvalidAnswer,
     NotFound,
     TooLarge,
     Unprocessable,
@@ -47,8 +48,15 @@ INTERNALS = re.compile(
 )
 """An engine's refusal that tells of its code, not of the request: exceptions, functions, types, files."""
 _LOG = logging.getLogger("hatrack.inference")
+_INVALID_EVENT: Final = "invalid_event"
+MAX_PARSED_BYTES: Final = 64 * 1024
+"""A larger whole answer is judged by its two ends: to parse 200 MiB of log-probabilities takes a second."""
 _ERROR = b'data: {"error"'
+_OBJECT = b"data: {"
+_CONTENT = b'"choices":[{'
 _USAGE = b'"usage":{'
+_WITHOUT_DATA = (b":", b"event:", b"id:", b"retry:")
+"""Begin the lines of an event that are no data."""
 
 
 def find_usage(data: bytes) -> TokenUsage | None:
@@ -78,14 +86,46 @@ class Renamer:
         return data.replace(self._old, self._new)
 
 
+def check_answer(body: bytes, member: str | None, target: Target) -> None:
+    """Raise InvalidAnswer for a whole answer that is not a JSON object with ``member`` (None: any object)."""
+    if not _is_object(body, member):
+        having = "" if member is None else f" with `{member}`"
+        raise InvalidAnswer(f"the engine's answer for `{target.label}` is not a JSON object{having}")
+
+
+def _is_object(body: bytes, member: str | None) -> bool:
+    if len(body) > MAX_PARSED_BYTES:
+        has_ends = body[:64].lstrip().startswith(b"{") and body[-64:].rstrip().endswith(b"}")
+        return has_ends and (member is None or f'"{member}"'.encode() in body)
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(parsed, dict) and (member is None or member in parsed)
+
+
+def are_objects(block: bytes, events: int, start: bytes) -> bool:
+    """Whether each of the ``events`` in a block begins with ``start`` and ends with a JSON object's brace.
+
+    No raw line break stands inside JSON, so nothing in a text is taken for the end of an event.
+    """
+    return (
+        block.startswith(start)
+        and block.endswith(b"}" + END)
+        and (events == 1 or block.count(b"}" + END + start) == events - 1)
+    )
+
+
 class EventRelay(ABC):
     """Converts server-sent events from the engine, received in arbitrary chunks, to events for the client.
 
     There is one subclass for each streaming format. ``done`` is set by the engine's last event, ``error`` (JSON) by its
-    error event, which is not passed on; nothing is output after either.
+    error event, which is not passed on, or by an event that is not of the format; nothing is output after either.
     """
 
     __slots__ = ("_pending", "_rename", "done", "error", "events", "usage")
+    _member: ClassVar[tuple[str, type]] = ("type", str)
+    """What each event's object has in this format: the member's name, and its type."""
 
     def __init__(self, renamer: Renamer | None) -> None:
         self._rename = bytes if renamer is None else renamer.rename
@@ -117,6 +157,32 @@ class EventRelay(ABC):
     @abstractmethod
     def _process(self, block: bytes) -> bytes:
         """Convert complete events for the client."""
+
+    def _is_plain(self, _block: bytes, _events: int) -> bool:
+        """Whether a block of so many events looks as vLLM writes them; decided without parsing any of them."""
+        return True
+
+    def _fault(self, event: bytes) -> bytes | None:
+        """The error (JSON) that an event stands for: its own, or that it is not of this format. None: it is valid.
+
+        Comments and events without data are valid. Parses the event only if it looks unlike vLLM's.
+        """
+        if self._is_plain(event + END, 1):
+            return None
+        lines = [line for line in event.split(b"\n") if line.strip() and not line.startswith(_WITHOUT_DATA)]
+        if not lines:
+            return None
+        data = b"\n".join(line.removeprefix(b"data:") for line in lines)
+        try:
+            parsed = orjson.loads(data) if all(line.startswith(b"data:") for line in lines) else None
+        except orjson.JSONDecodeError:
+            parsed = None
+        name, kind = self._member
+        if isinstance(parsed, dict) and isinstance(parsed.get(name), kind):
+            return None
+        if isinstance(parsed, dict) and isinstance(parsed.get("error"), dict):
+            return data
+        return orjson.dumps({"error": {"type": _INVALID_EVENT}})
 
     def counted(self) -> TokenUsage | None:
         """The engine's usage, else the number of events with content, each of at least one token."""
@@ -166,16 +232,22 @@ class ChatRelay(EventRelay):
     """The stream of chat and text completions: `data:` lines, and `[DONE]` at the end."""
 
     __slots__ = ("_show_usage",)
+    _member: ClassVar[tuple[str, type]] = ("choices", list)
 
     def __init__(self, renamer: Renamer, *, show_usage: bool) -> None:
         super().__init__(renamer)
         self._show_usage = show_usage
 
     def _process(self, block: bytes) -> bytes:
-        if _USAGE in block or _ERROR in block or _DONE in block:
+        events, with_content = block.count(END), block.count(_CONTENT)
+        if with_content != events or _USAGE in block or not are_objects(block, events, _OBJECT):
             block = self._scan(block)
-        self.events += block.count(b'"choices":[{')
+            with_content = block.count(_CONTENT)
+        self.events += with_content
         return self._rename(block)
+
+    def _is_plain(self, block: bytes, events: int) -> bool:
+        return are_objects(block, events, _OBJECT) and block.count(b'"choices":[') == events
 
     def _scan(self, block: bytes) -> bytes:
         output: list[bytes] = []
@@ -183,14 +255,18 @@ class ChatRelay(EventRelay):
             if event.startswith(_ERROR):
                 self.error = event[len(b"data: ") :]
                 break
+            if event == _DONE:
+                output.append(event + END)
+                self.done = True
+                break
+            self.error = self._fault(event)
+            if self.error is not None:
+                break
             if _USAGE in event:
                 self.usage = find_usage(event)
                 if not self._show_usage and b'"choices":[]' in event:
                     continue
             output.append(event + END)
-            if event == _DONE:
-                self.done = True
-                break
         return b"".join(output)
 
 
@@ -206,6 +282,8 @@ def engine_error(status: int, body: bytes, target: Target, path: str, embedder: 
     """
     error = _error_object(body)
     code = error.get("code")
+    if error.get("type") == _INVALID_EVENT:
+        return InvalidAnswer(f"the engine's stream for `{target.label}` has an event that is not JSON of this API")
     if status == 200:
         status = code if type(code) is int else 500
     fault = next((name for name in (error.get("type"), code) if isinstance(name, str) and name in FAULT_CODES), None)

@@ -22,7 +22,7 @@ from service.grounding.file_search import FILE_SEARCH, RESULTS, FileSearch
 from service.grounding.injectors import RESPONSES_INJECTOR, PromptInjector
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
-from service.inference.relay import EventRelay, Renamer
+from service.inference.relay import EventRelay, Renamer, are_objects
 from service.inference.tools import forced_tools, make_strict
 
 _COUNTS = re.compile(rb'"(input_tokens|output_tokens|cached_tokens)":(\d+)')
@@ -31,6 +31,7 @@ _RESPONSE = b'"response":{'
 _ERROR = b"event: error\n"
 _DELTA = b".delta\n"
 """Ends the `event:` line of every event with content; a line's end stands in no JSON."""
+_NAME, _DATA = b"event: response.", b"\ndata: {"
 _OPENING = (b"event: response.created\n", b"event: response.in_progress\n")
 _COMPLETED = b"event: response.completed\n"
 _INCOMPLETE = b"event: response.incomplete\n"
@@ -61,17 +62,23 @@ class ResponsesRelay(EventRelay):
         self._last = b""
 
     def _process(self, block: bytes) -> bytes:
-        if self._held or _RESPONSE in block or _ERROR in block:
+        if self._held or _RESPONSE in block or _ERROR in block or not self._is_plain(block, block.count(END)):
             block = self._scan(block)
         self.events += block.count(_DELTA)
         self._last = block or self._last
         return block
+
+    def _is_plain(self, block: bytes, events: int) -> bool:
+        return block.count(_DATA) == events and are_objects(block, events, _NAME)
 
     def _scan(self, block: bytes) -> bytes:
         output: list[bytes] = []
         for event in block.split(END)[:-1]:
             if event.startswith(_ERROR):
                 self.error = event.partition(b"\ndata: ")[2]
+                break
+            self.error = self._fault(event)
+            if self.error is not None:
                 break
             if event.startswith(_OPENING):
                 self._held.append(self._rename(event) + END)

@@ -44,6 +44,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             ("messages",),
             generates=True,
             salted=True,
+            member="choices",
             injector=CHAT_INJECTOR,
         ),
         RENDER_PATH: Route(
@@ -55,7 +56,12 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             injector=CHAT_INJECTOR,
         ),
         "/v1/completions": Route(
-            "/v1/completions", completions_table(settings), ("prompt",), generates=True, salted=True
+            "/v1/completions",
+            completions_table(settings),
+            ("prompt",),
+            generates=True,
+            salted=True,
+            member="choices",
         ),
         "/v1/responses": Route(
             "/v1/responses",
@@ -63,6 +69,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             ("input",),
             generates=True,
             salted=True,
+            member="output",
             dialect=RESPONSES,
             injector=RESPONSES_INJECTOR,
         ),
@@ -72,6 +79,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             ("messages", "max_tokens"),
             generates=True,
             salted=True,
+            member="content",
             dialect=MESSAGES,
             injector=MESSAGES_INJECTOR,
         ),
@@ -82,7 +90,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             dialect=MESSAGES,
             count=_INPUT_TOKENS,
         ),
-        "/v1/embeddings": Route("/v1/embeddings", embeddings_table(settings), ("input",), salted=True),
+        "/v1/embeddings": Route("/v1/embeddings", embeddings_table(settings), ("input",), salted=True, member="data"),
         "/tokenize": tokenize,
         "/v1/tokenize": tokenize,
         "/detokenize": detokenize,

@@ -84,7 +84,10 @@ class InferenceEngine:
         message = {"role": "assistant", "content": "ahoy"}
         answer = {"id": "c1", "object": "chat.completion", "model": body["model"], "usage": usage}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        written = orjson.dumps({**answer, "choices": [choice]})  # without spaces, as vLLM writes it
+        members: dict[str, Any] = {"/v1/responses": {"output": []}, "/v1/messages": {"content": []}}
+        written = orjson.dumps(
+            {**answer, **members.get(request.path, {"choices": [choice]})}
+        )  # without spaces, as vLLM writes it
         return web.Response(body=written, content_type="application/json")
 
     def _scored(self, text: int, body: dict[str, Any]) -> dict[str, Any]:

@@ -129,10 +129,14 @@ def test_a_file_whose_source_is_an_address_has_that_in_chat_completions() -> Non
 
 
 def test_a_stream_without_passages_is_not_parsed() -> None:
-    odd = [b'data: {"finish_reason":null, no JSON\n\n', b'data: {"a":{"finish_reason":"stop"}}\n\n', DONE]
+    odd = [
+        b'data: {"choices":[{"finish_reason":null, no JSON}\n\n',
+        b'data: {"choices":[],"a":{"finish_reason":"stop"}}\n\n',
+        DONE,
+    ]
     events = feed(chat_relay(NO_CITATIONS), b"".join(odd))
     assert events[0] + b"\n\n" == odd[0]
-    assert orjson.loads(events[1][6:]) == {"a": {"finish_reason": "stop"}, "citations": []}
+    assert orjson.loads(events[1][6:]) == {"choices": [], "a": {"finish_reason": "stop"}, "citations": []}
 
 
 def test_an_answer_that_is_no_json_has_citations_that_do_not_say_what_was_used() -> None:

@@ -16,7 +16,7 @@ from service.grounding.provider import Passage
 from service.grounding.template import CHARS_A_TOKEN, token_upper_bound
 from service.registry.catalog import AdapterEntry, CatalogSnapshot, VersionSettings
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Known, Told, hook, key
-from tests.unit.service.inference.fakes import DONE, World, completion, event, token, usage_event, version
+from tests.unit.service.inference.fakes import DONE, World, answer_of, completion, event, token, usage_event, version
 
 ASK: dict[str, Any] = {"vector_store_ids": ["vs_a"]}
 FINISH = event(id="c1", model="3" * 64, choices=[{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}])
@@ -376,7 +376,7 @@ async def test_routes_without_a_place_for_passages_refuse_it_by_name(path: str, 
     answer = await made.ask(path, {"model": "voice", **body, "grounding": ASK})
     assert answer.status == 400
     assert "grounding" in answer.error["message"]
-    made.engine.chunks = [completion("x")]
+    made.engine.chunks = [answer_of(path)]
     # the version's own settings have no place there either, and say nothing
     assert (await made.ask(path, {"model": "voice", **body})).status == 200
 

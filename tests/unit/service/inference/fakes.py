@@ -58,6 +58,12 @@ def completion(text: str, model: str = DIGESTS[3]) -> bytes:
     )
 
 
+def answer_of(path: str) -> bytes:
+    """A whole answer that any of the routes that generate, and embeddings, may give."""
+    members = {"/v1/responses": "output", "/v1/messages": "content", "/v1/embeddings": "data"}
+    return orjson.dumps({"id": "c1", "model": DIGESTS[3], members.get(path, "choices"): []})
+
+
 @dataclass
 class Asked:
     path: str

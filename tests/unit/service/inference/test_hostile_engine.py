@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import pytest
 
 from service.access.authentication import Authenticator
+from service.admission.policy import Policy
+from service.admission.queue import AdmissionQueue
 from service.config import Settings
 from service.engine.client import EngineClient
 from service.inference.dispatch import Dispatch
@@ -24,6 +27,7 @@ from tests.unit.service.inference.fakes import (
     Answer,
     World,
     catalog,
+    chat_body,
     completion,
     last_error,
     token,
@@ -47,15 +51,16 @@ ANSWER = head("application/json", f"content-length: {len(WHOLE)}") + WHOLE
 
 
 class HostileEngine:
-    """An engine that reads each request and then does what the test says; a `World` asks it over its Unix socket."""
+    """An engine that reads each request and then does what the test says; a `World` asks it by ``client``."""
 
-    def __init__(self, path: Path, timeout_s: float) -> None:
+    def __init__(self, client: EngineClient, timeout_s: float) -> None:
         self.requests = 0
         self.open = 0
         self.world = World(request_timeout_s=timeout_s)
-        self.client = EngineClient(socket=str(path))
+        self.client = client
+        self.queue = AdmissionQueue(Policy(width=64, common=64, slots=4, queue_size=64))
         settings = Settings(engine_device="cpu", engine_context=2048, request_timeout_s=timeout_s)
-        dispatch = Dispatch(settings, self.client, BASE, suspect=self.world.suspects.append)
+        dispatch = Dispatch(settings, self.client, BASE, suspect=self.world.suspects.append, admission_queue=self.queue)
         pipeline = Pipeline(settings, Authenticator(KEY), catalog(), dispatch, account=self.world.records.append)
         self.world.app = InferenceApp(settings, pipeline)
 
@@ -63,7 +68,7 @@ class HostileEngine:
 @asynccontextmanager
 async def hostile(folder: Path, act: Act, *, timeout_s: float = 60.0) -> AsyncIterator[HostileEngine]:
     path = folder / "e.sock"
-    engine = HostileEngine(path, timeout_s)
+    engine = HostileEngine(EngineClient(socket=str(path)), timeout_s)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         engine.open += 1
@@ -84,6 +89,7 @@ async def hostile(folder: Path, act: Act, *, timeout_s: float = 60.0) -> AsyncIt
         yield engine
         await until(lambda: engine.open == 0)
         assert engine.client.in_flight == 0
+        assert engine.queue.load == 0, "nobody keeps a place in the engine"
     finally:
         server.close()
         await engine.client.close()
@@ -154,11 +160,65 @@ async def test_a_whole_answer_may_come_byte_by_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_nobody_listens(tmp_path: Path, stream: bool) -> None:
-    engine = HostileEngine(tmp_path / "nobody.sock", 60.0)
+    engine = HostileEngine(EngineClient(socket=str(tmp_path / "nobody.sock")), 60.0)
     answer = await engine.world.chat(stream=stream)
     assert (answer.status, answer.error["code"]) == (503, "engine_unavailable")
     assert "retry-after" in answer.headers
     await engine.client.close()
+
+
+@contextmanager
+def black_hole(kind: socket.AddressFamily, address: Any) -> Iterator[Any]:
+    """A socket that nobody accepts from and whose backlog is full: over TCP, whoever connects hears nothing at all."""
+    with ExitStack() as sockets:
+        hole = sockets.enter_context(socket.socket(kind))
+        hole.bind(address)
+        hole.listen(0)
+        for _ in range(4):
+            filler = sockets.enter_context(socket.socket(kind))
+            filler.setblocking(False)
+            filler.connect_ex(hole.getsockname())
+        yield hole.getsockname()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_black_hole_costs_the_time_limit_of_connecting_and_no_more(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.client.CONNECT_TIMEOUT_S", 0.2)
+    with black_hole(socket.AF_INET, ("127.0.0.1", 0)) as (host, port):
+        engine = HostileEngine(EngineClient(url=f"http://{host}:{port}"), 600.0)
+        await is_unavailable(engine, stream=stream)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_socket_that_takes_no_more_connections_is_unavailable_at_once(tmp_path: Path, stream: bool) -> None:
+    with black_hole(socket.AF_UNIX, str(tmp_path / "e.sock")) as path:
+        await is_unavailable(HostileEngine(EngineClient(socket=path), 600.0), stream=stream)
+
+
+async def is_unavailable(engine: HostileEngine, *, stream: bool) -> None:
+    """A request of the engine's world is told that there is no engine, and is not charged: nothing was sent."""
+    answer = await engine.world.chat(stream=stream)
+    assert (answer.status, answer.error["code"]) == (503, "engine_unavailable")
+    assert int(answer.headers["retry-after"]) > 0
+    assert engine.world.records[0].tokens is None
+    assert (engine.client.in_flight, engine.queue.load) == (0, 0)
+    await engine.client.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_that_accepts_no_connection_costs_the_time_limit_and_no_more(
+    tmp_path: Path, stream: bool
+) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "e.sock"))
+        deaf.listen()
+        engine = HostileEngine(EngineClient(socket=deaf.getsockname()), PATIENCE_S)
+        answer = await engine.world.chat(stream=stream)
+        assert (answer.status, answer.error["code"]) == (504, "timeout")
+        assert (engine.client.in_flight, engine.queue.load) == (0, 0)
+        await engine.client.close()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -231,6 +291,33 @@ async def test_an_engine_that_says_nothing_costs_the_time_limit_and_no_more(tmp_
         answer = await engine.world.chat(stream=stream)
         assert (answer.status, answer.error["code"]) == (504, "timeout")
         assert engine.world.suspects == []
+
+
+@pytest.mark.parametrize("head_comes_first", [True, False])
+async def test_a_first_token_that_is_late_is_delivered_and_the_stream_ends_as_usual(
+    tmp_path: Path, head_comes_first: bool
+) -> None:
+    first, last = [STREAM_HEAD], [*EVENTS]
+    if not head_comes_first:
+        first, last = last[:0], [*first, *last]
+    is_late = asyncio.Event()
+
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await says(*first)(reader, writer)
+        await is_late.wait()
+        await says(*last)(reader, writer)
+
+    async with hostile(tmp_path, act) as engine:
+        answer = Answer()
+        body = orjson.dumps(chat_body(stream=True))
+        asking = asyncio.create_task(engine.world.ask_in_parts("/v1/chat/completions", [body], answer=answer))
+        await until(lambda: engine.requests == 1)
+        await asyncio.sleep(0.2)
+        assert (answer.status, asking.done()) == (0, False), "nothing is said before the first token"
+        is_late.set()
+        assert text_of(await asking) == "Ahoy"
+        assert (answer.status, engine.world.records[0].outcome) == (200, "ok")
+        assert (engine.world.records[0].first_byte_s or 0) >= 0.2
 
 
 async def test_a_stream_that_stops_in_the_middle_ends_in_the_time_limits_error(tmp_path: Path) -> None:

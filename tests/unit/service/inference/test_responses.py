@@ -36,6 +36,7 @@ def response(model: str = DIGESTS[3], *, reason: str | None = None, usage: Any =
         "metadata": {"note": "response.completed", **more},
         "model": model,
         "object": "response",
+        "output": [],
         "tools": [{"type": "function", "name": "f", "parameters": {"usage": {"input_tokens": 7}}}],
         "status": "incomplete" if reason else "completed",
         "usage": usage,

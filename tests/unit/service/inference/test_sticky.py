@@ -10,7 +10,7 @@ from service.access.caller import Caller
 from service.errors import BadRequest
 from service.inference.sticky import sticky
 from service.registry.catalog import Target
-from tests.unit.service.inference.fakes import World, chat_body, completion
+from tests.unit.service.inference.fakes import World, answer_of, chat_body
 
 HEADER = {"x-hatrack-sticky": "header"}
 
@@ -56,7 +56,7 @@ async def test_every_route_asks_the_catalog_with_it(
     monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], headers: dict[str, str], expected: str | None
 ) -> None:
     world = World()
-    world.engine.chunks = [completion("x")]
+    world.engine.chunks = [answer_of(path)]
     seen: list[str | None] = []
     resolve = world.catalog.resolve
 

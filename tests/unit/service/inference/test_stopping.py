@@ -18,8 +18,10 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 STREAMS = {
     "/v1/chat/completions": token("A"),
-    "/v1/responses": b'event: response.output_text.delta\ndata: {"sequence_number":4,"delta":"A"}\n\n',
-    "/v1/messages": b'event: content_block_delta\ndata: {"delta":{"type":"text_delta","text":"A"}}\n\n',
+    "/v1/responses": b"event: response.output_text.delta\n"
+    b'data: {"sequence_number":4,"type":"response.output_text.delta","delta":"A"}\n\n',
+    "/v1/messages": b"event: content_block_delta\n"
+    b'data: {"type":"content_block_delta","delta":{"type":"text_delta","text":"A"}}\n\n',
 }
 
 

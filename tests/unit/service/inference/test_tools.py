@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import BadRequest
 from service.inference.tools import call_arguments
-from tests.unit.service.inference.fakes import Answer, World, completion
+from tests.unit.service.inference.fakes import Answer, World, answer_of
 
 SCHEMA = {"properties": {"order": {"type": "string"}}, "required": ["order"]}
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
@@ -35,7 +35,7 @@ def functions(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 async def ask(path: str, **more: Any) -> tuple[World, Answer]:
     world = World()
-    world.engine.chunks = [completion("hi")]
+    world.engine.chunks = [answer_of(path)]
     return world, await world.ask(path, BODIES[path] | more)
 
 
