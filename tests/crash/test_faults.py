@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
+import orjson
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -20,6 +24,9 @@ from tests.support.gateway import Gateway
 from tests.support.waiting import wait_until
 
 MANY = 1000
+STREAMS = 50
+STREAM_TOKENS = 800
+"""All 50 to their ends fit into the KV cache of 1 GiB, so none is preempted; none ends before all have begun."""
 RELOADED_WITHIN_S = 180.0
 PATIENCE_S = 180.0
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -173,6 +180,98 @@ def test_kill_9_of_the_engine_under_load_loses_only_requests_in_flight_and_reloa
     wait_until_loaded(gateway, pinned.json()["digest"])
     with gateway.http() as http:
         assert http.delete("/v1/adapters/pinned?force=true").status_code == 204
+
+
+@dataclass
+class WordStream:
+    """A streamed answer that says one word and nothing else: all other tokens are out of the sampler's reach."""
+
+    token: int
+    word: str
+    began: threading.Event = field(default_factory=threading.Event)
+    text: str = ""
+    ending: str = ""
+    """`[DONE]`, or the error's code."""
+
+    def request(self, model: str, max_tokens: int) -> dict[str, Any]:
+        messages = [{"role": "user", "content": f"Say {self.word}."}]
+        bias = {"logit_bias": {str(self.token): 100}, "ignore_eos": True, "temperature": 0}
+        return {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens, **bias}
+
+    def read(self, gateway: Gateway, model: str, max_tokens: int) -> None:
+        """Read the answer to its end. Raises httpx.TransportError if it has none."""
+        self.text = self.ending = ""
+        with (
+            gateway.http() as http,
+            http.stream("POST", "/v1/chat/completions", json=self.request(model, max_tokens)) as answer,
+        ):
+            if answer.status_code != 200:
+                self.ending = f"status {answer.status_code}: {answer.read().decode()}"
+                return
+            for line in answer.iter_lines():
+                if not line:
+                    continue
+                assert line.startswith("data: "), line
+                assert not self.ending, f"{line} after {self.ending}"
+                if line == "data: [DONE]":
+                    self.ending = "[DONE]"
+                    continue
+                event = orjson.loads(line.removeprefix("data: "))
+                if "error" in event:
+                    self.ending = event["error"]["code"]
+                    continue
+                for choice in event["choices"]:
+                    self.text += choice["delta"].get("content") or ""
+                    if self.text.strip():
+                        self.began.set()
+
+    def said_only_its_word(self) -> bool:
+        return bool(self.text.strip()) and not self.text.replace(self.word, "").strip()
+
+
+def word_streams(gateway: Gateway, model: str) -> list[WordStream]:
+    """Streams of different words, each a token of its own, of which none is a part of another."""
+    streams: list[WordStream] = []
+    with gateway.http() as http:
+        for token in range(1000, 4000):
+            answer = http.post("/v1/detokenize", json={"model": model, "tokens": [token]}).raise_for_status()
+            word = answer.json()["prompt"].strip()
+            known = [stream.word for stream in streams]
+            is_apart = not any(word in other or other in word for other in known)
+            if len(word) > 3 and word.isascii() and word.isalpha() and is_apart:
+                streams.append(WordStream(token, word))
+            if len(streams) == STREAMS:
+                return streams
+    raise AssertionError(f"the tokenizer has only {len(streams)} such words")
+
+
+def test_kill_9_of_the_engine_under_50_streams_ends_each_in_a_named_error_and_mixes_none(gateway: Gateway) -> None:
+    base_name = gateway.base_name()
+    streams = word_streams(gateway, base_name)
+    with ThreadPoolExecutor(STREAMS) as pool:
+        reading = [pool.submit(stream.read, gateway, base_name, STREAM_TOKENS) for stream in streams]
+        wait_until(
+            lambda: all(stream.began.is_set() for stream in streams) or any(job.done() for job in reading),
+            lambda: f"{sum(stream.began.is_set() for stream in streams)} of {STREAMS} began:\n{gateway.log()}",
+            timeout_s=PATIENCE_S * 2,
+        )
+        early = [(stream.word, stream.ending) for stream, job in zip(streams, reading, strict=True) if job.done()]
+        gateway.engine_server().kill()
+        for job in reading:
+            job.result(timeout=PATIENCE_S)  # raises what the reader met: a stream without an end is a transport error
+    assert early == [], "they ended before the engine was killed"
+    endings = {stream.word: stream.ending for stream in streams}
+    assert set(endings.values()) <= {"[DONE]", "engine_cut", "engine_error"}, endings
+    assert "engine_cut" in endings.values(), "none of them was open when the engine was killed"
+    mixed = [(stream.word, stream.text) for stream in streams if not stream.said_only_its_word()]
+    assert mixed == []
+    with gateway.http() as http:
+        wait_until(lambda: http.get("/readyz").status_code != 200, "the loss was not seen", timeout_s=PATIENCE_S)
+    gateway.wait_ready()
+    with ThreadPoolExecutor(STREAMS) as pool:
+        list(pool.map(lambda stream: stream.read(gateway, base_name, 4), streams))
+    assert {stream.ending for stream in streams} == {"[DONE]"}, [(stream.word, stream.ending) for stream in streams]
+    assert all(stream.said_only_its_word() for stream in streams)
 
 
 def test_a_thousand_adapters_survive_restarts_of_engine_and_gateway(
