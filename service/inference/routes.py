@@ -37,6 +37,8 @@ def build_routes(settings: Settings) -> dict[str, Route]:
     """Every inference path with its route."""
     tokenize = Route("/tokenize", tokenize_table(settings), ("prompt|messages",), count=_COUNT)
     detokenize = Route("/detokenize", detokenize_table(settings), ("tokens",))
+    prompt = completions_table(settings)
+    completions = Route("/v1/completions", prompt, ("prompt",), generates=True, salted=True, member="choices")
     return {
         "/v1/chat/completions": Route(
             "/v1/chat/completions",
@@ -55,14 +57,7 @@ def build_routes(settings: Settings) -> dict[str, Route]:
             renders=True,
             injector=CHAT_INJECTOR,
         ),
-        "/v1/completions": Route(
-            "/v1/completions",
-            completions_table(settings),
-            ("prompt",),
-            generates=True,
-            salted=True,
-            member="choices",
-        ),
+        "/v1/completions": completions,
         "/v1/responses": Route(
             "/v1/responses",
             responses_table(settings),
