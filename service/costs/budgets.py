@@ -154,7 +154,7 @@ class BudgetService:
                 "a budget needs the price of the device: set HATRACK_PRICE_DEVICE_HOUR and restart the gateway",
                 code="no_device_price",
             )
-        await self.refresh()  # before: what refuses this has changed no budget
+        await self._read_sums()  # before: what refuses this has changed no budget
         await self._store(actor, project, monthly)
         await self._ask_trainer()
         return self._shown(project)
@@ -231,14 +231,17 @@ class BudgetService:
 
     async def refresh(self) -> None:
         """Read the month's sums anew."""
+        await self._read_sums()
+        if self._monthly:
+            await self._ask_trainer()
+
+    async def _read_sums(self) -> None:
         self._begin_month()
         await self._account.flush()
         month = self._month
         seconds = await self._database.run(partial(records.engine_seconds, start=month))
         if month == self._month:
             self._engine_s = seconds
-        if self._monthly:
-            await self._ask_trainer()
 
     async def _ask_trainer(self) -> None:
         self._begin_month()

@@ -7,6 +7,7 @@ The same holds for the other markers looked for here.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -87,9 +88,9 @@ class Renamer:
 
 
 def check_answer(body: bytes, member: str | None, target: Target) -> None:
-    """Raise InvalidAnswer for a whole answer that is not a JSON object with ``member`` (None: any object)."""
+    """Raise InvalidAnswer for a whole answer that is not a JSON object with the list ``member`` (None: any object)."""
     if not _is_object(body, member):
-        having = "" if member is None else f" with `{member}`"
+        having = "" if member is None else f" with a list `{member}`"
         raise InvalidAnswer(f"the engine's answer for `{target.label}` is not a JSON object{having}")
 
 
@@ -98,10 +99,22 @@ def _is_object(body: bytes, member: str | None) -> bool:
         has_ends = body[:64].lstrip().startswith(b"{") and body[-64:].rstrip().endswith(b"}")
         return has_ends and (member is None or f'"{member}"'.encode() in body)
     try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        parsed = _parsed(body)
+    except (ValueError, RecursionError):
         return False
-    return isinstance(parsed, dict) and (member is None or member in parsed)
+    return isinstance(parsed, dict) and (member is None or isinstance(parsed.get(member), list))
+
+
+def _parsed(body: bytes) -> Any:
+    """The JSON; also that which Python writes and orjson refuses: integers of hundreds of digits.
+
+    Raises:
+        ValueError, RecursionError: It is none.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json.loads(body)
 
 
 def are_objects(block: bytes, events: int, start: bytes) -> bool:

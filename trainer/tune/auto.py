@@ -236,5 +236,6 @@ def _rate(wish: HyperparameterRequest, chosen: dict[str, str], hidden_size: int,
     if rate <= 0:
         raise InvalidHyperparameter("learning_rate_multiplier", f"{times:g} is too small: the learning rate would be 0")
     what = "DPO of a LoRA" if objective == "dpo" else "a LoRA"
-    chosen["learning_rate"] = f"{rate:g}: for {what} on a model with hidden size {hidden_size}"
+    asked = "" if wish.learning_rate_multiplier == "auto" else f", times {times:g} as requested"
+    chosen["learning_rate"] = f"{rate:g}: for {what} on a model with hidden size {hidden_size}{asked}"
     return rate

@@ -52,7 +52,7 @@ export function JobForm({ stored }) {
     setState((old) => ({ ...old, busy: null, estimate: answer }));
   });
   const start = () => run("Starting …", async (body) => { location.hash = `#/train/${(await post("/v1/fine_tuning/jobs", body)).id}`; });
-  const taken = Object.fromEntries(state.estimate ? recipeOf(state.estimate) : []);
+  const taken = Object.fromEntries(state.estimate ? recipeOf(state.estimate).filter(([, , why]) => why !== null) : []);
   return html`<form class="job-form" onSubmit=${(event) => { event.preventDefault(); start(); }}>
     <h3>The job</h3>
     <div class="grid">

@@ -279,8 +279,10 @@ class Stores:
             store = self._cache.loaded(store_id)
             if store is not None and store.index is not None:
                 store.index = store.index.without_generations(set(garbage))
-        with suppress(HatrackError):  # on a full disk they stay until the store is loaded again
+        try:
             await self._cache.delete_documents(store_id, garbage)
+        except HatrackError as error:  # on a full disk; they stay until the store is loaded again
+            _LOG.warning("passages of a removed file are still on the disk", extra={"reason": error.message})
 
     async def file_text(self, project: str, store_id: str, file_id: str) -> str:
         """The text extracted from a file; empty until it is indexed. Raises NotFound."""

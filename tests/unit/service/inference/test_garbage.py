@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
-from service.errors import HatrackError
+from service.errors import HatrackError, InvalidAnswer
 from service.http.stream import TokenUsage
 from service.inference.anthropic import MessagesRelay
-from service.inference.relay import ChatRelay, EventRelay, Renamer, engine_error
+from service.inference.relay import ChatRelay, EventRelay, Renamer, check_answer, engine_error
 from service.inference.responses import ResponsesRelay
 from service.registry.catalog import Target
 from tests.unit.service.inference import test_anthropic, test_responses
@@ -149,6 +149,14 @@ async def test_a_sound_answer_passes_whatever_its_size(tmp_path: Path, door: Doo
     async with hostile(tmp_path, says(head("application/json", f"content-length: {len(body)}") + body)) as engine:
         answer = await engine.world.ask(door.path, {"model": "voice", **door.request})
     assert (answer.status, answer.json()["more"]) == (200, "x" * size)
+
+
+def test_what_only_pythons_json_reads_passes_and_a_member_is_a_list() -> None:
+    """vLLM writes a tool call's arguments into an answer of Messages as the numbers that the model gave."""
+    check_answer(b'{"content": [{"input": {"n": ' + b"9" * 400 + b"}}]}", "content", VOICE)
+    for member in (b"null", b'"text"', b"{}"):
+        with pytest.raises(InvalidAnswer, match="a list `choices`"):
+            check_answer(b'{"choices": ' + member + b"}", "choices", VOICE)
 
 
 def relay_of(door: Door) -> EventRelay:
