@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -42,6 +43,19 @@ def _patient() -> Iterator[None]:
 
 
 FREEZE, THAW = heap.freeze, heap.thaw
+LOGGERS = ("", "hatrack", "service", "adapters", "uvicorn", "uvicorn.error", "uvicorn.access")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that a test runs in this process sends the logs to its stderr, which is closed when it has ended: the
+    next record, of another test, would be an error in place of what that expects there."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.handlers[:], logger.level, logger.propagate, logger.disabled) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate, disabled) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate, logger.disabled = handlers, propagate, disabled
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
