@@ -5,6 +5,7 @@
     .venv/bin/python loadtests/admission.py slots      # about 3 minutes
     .venv/bin/python loadtests/admission.py mixed      # about 3 minutes
     .venv/bin/python loadtests/admission.py active     # about 5 minutes
+    .venv/bin/python loadtests/admission.py proofs     # about 6 minutes
 
 Starts gateways of its own, with an engine, on the prepared base model and copies of a sample adapter.
 
@@ -19,6 +20,9 @@ At the end of both the queue is filled, and what is over the bound is timed: how
 straight to the engine's socket, which is plain vLLM and its own queue. `mixed` is the same with connections that take
 another adapter for each request. `active`: the same 16 connections over as many adapters as slots, then over two and
 four times as many, what that costs beside the first, where every adapter is warm.
+
+`proofs`: four adapters under half of what the engine gives, alone, and while one version after another is uploaded and
+proven; the proofs wait behind callers, but for one in 5 s.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import shutil
 import sys
 import time
 from collections import Counter
@@ -41,7 +46,7 @@ from support import KEY, Running, Timing, gateway, make_adapters, percentile, pr
 from service.client import HatrackClient
 
 REPO = Path(__file__).resolve().parents[1]
-PARTS = ("flood", "keys", "slots", "mixed", "active")
+PARTS = ("flood", "keys", "slots", "mixed", "active", "proofs")
 BASE = REPO / "var" / "base" / "smollm2-135m-instruct"
 SAMPLE = REPO / "var" / "samples" / "tidewater"
 WORDS = 24
@@ -211,14 +216,15 @@ async def refusals(client: aiohttp.ClientSession, url: str, model: str) -> dict[
 
     waiting = [ask() for _ in range(QUEUE_SHARE + FLOOD)]
     await asyncio.sleep(10)  # until the places in the engine are taken: prompts are let in a few at a time
-    waiting += [ask() for _ in range(2 * FLOOD)]
-    await asyncio.sleep(2)
-    taken = []
+    taken: list[float] = []
     try:
-        for _ in range(200):
+        while len(taken) < 200:
             timing = Timing(model, time.perf_counter())
-            async with asyncio.timeout(10):
-                await stream(client, url, timing, "Once", 400)
+            probe = asyncio.create_task(stream(client, url, timing, "Once", 400))
+            done, _ = await asyncio.wait([probe], timeout=1)
+            if not done:  # there was room: it waits now with the others
+                waiting.append(probe)
+                continue
             assert timing.status == 429, f"the queue is not full: {timing.status}"
             taken.append((timing.end - timing.sent) * 1000)
     finally:
@@ -270,6 +276,35 @@ async def active(out: Path, seconds: float, slots: int) -> list[dict[str, Any]]:
     return rows
 
 
+async def proofs(out: Path, seconds: float) -> list[dict[str, Any]]:
+    """Callers alone, and beside proofs of new versions."""
+    shutil.rmtree(out / "proofs", ignore_errors=True)  # or the versions have been proven
+    names = [f"voice-{number:03d}" for number in range(4)]
+    fresh = make_adapters(SAMPLE, out / "adapters", 64)[len(names) :]
+    rows: list[dict[str, Any]] = []
+    async with _serving(out / "proofs", len(names), {}) as (running, client):
+        await _warm(client, running.url, names)
+        load = Load(client, running.url, 50)
+        full = await load.run("the most: 16 busy connections", seconds, *map(load.busy, names * 4))
+        rate = full.row()["tokens_per_s"] / 2 / TOKENS / len(names)
+        proven = 0
+
+        async def upload(ended: float, _: int) -> None:
+            nonlocal proven
+            for directory in fresh:
+                if time.perf_counter() >= ended:
+                    return
+                await asyncio.to_thread(push, running, [directory])
+                proven += 1
+
+        for name, beside in (("alone", ()), ("beside proofs", (upload,)), ("alone again", ())):
+            await asyncio.sleep(15)  # until a proof that was cut off has ended
+            load = Load(client, running.url, 60)
+            case = await load.run(name, 2 * seconds, *(load.poisson(model, rate) for model in names), *beside)
+            rows.append(case.row() | {"rate_of_each": round(rate, 3), "proven": proven if beside else 0})
+    return rows
+
+
 class _serving(AsyncExitStack):
     """A gateway with ``count`` adapters and a client of it."""
 
@@ -307,6 +342,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "first_token_ms_max": "max ms",
         "least_tokens_of_an_adapter": "least tokens",
         "adapters_without_an_answer": "starved",
+        "proven": "versions proven",
         "p99_of_warm": "p99 beside warm",
         "throughput_of_warm": "tok/s beside warm",
     }
@@ -331,6 +367,8 @@ async def main() -> None:
             rows = await flood(arguments.out, arguments.seconds, by_key=part == "keys")
         elif part == "active":
             rows = await active(arguments.out, arguments.seconds * 2, arguments.slots)
+        elif part == "proofs":
+            rows = await proofs(arguments.out, arguments.seconds * 2)
         else:
             seconds, slots, connections = arguments.seconds * 2, arguments.slots, arguments.connections
             rows = await many(arguments.out, seconds, slots, connections, mixed=part == "mixed")

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import aiohttp
@@ -324,10 +325,17 @@ async def _ready(process: subprocess.Popen[bytes], server: Server, log: Path) ->
 
 
 @contextmanager
-def hatrack(home: Path, base: Path, adapters: Sequence[Path], checkout: Path | None = None) -> Iterator[Server]:
-    """Start it (or, with ``checkout``, the version there), and push the adapters that it does not have yet."""
+def hatrack(
+    home: Path,
+    base: Path,
+    adapters: Sequence[Path],
+    checkout: Path | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """Start it (or, with ``checkout``, the version there; with ``more`` settings), and push the adapters that it does
+    not have yet."""
     running: Running
-    with gateway(home, base, settings(home, base, len(adapters)), checkout=checkout) as running:
+    with gateway(home, base, {**settings(home, base, len(adapters)), **more}, checkout=checkout) as running:
         push(running, list(adapters))
         served = engine_config(home, base, len(adapters)).base_name
         yield Server(running.url, served, [directory.name for directory in adapters])

@@ -3,6 +3,7 @@
     git worktree add ../before COMMIT && make -C ../before setup
     .venv/bin/python -m loadtests.versions --before ../before             # five rounds of both
     .venv/bin/python -m loadtests.versions --before ../before --only engine --rounds 3
+    .venv/bin/python -m loadtests.versions --before . --with HATRACK_ENGINE_DTYPE=bfloat16 --only engine    # a setting
 
 *gateway* runs each version's own `loadtests.gateway.run` with its Hatrack alone; *engine* asks each version's
 `hatrack serve` with its engine the requests of `loadtests.engine --quick`. In odd rounds the earlier one is first, in
@@ -37,7 +38,7 @@ Round = dict[str, Figures]
 """By version."""
 
 
-def gateway_figures(checkout: Path, out: Path) -> Figures:
+def gateway_figures(checkout: Path, out: Path, _: Mapping[str, str]) -> Figures:
     """One round of the gateway benchmark with the Hatrack of ``checkout`` alone.
 
     Raises:
@@ -58,14 +59,14 @@ def gateway_figures(checkout: Path, out: Path) -> Figures:
     return found
 
 
-def engine_figures(checkout: Path, out: Path) -> Figures:
-    """The requests of `loadtests.engine --quick`, asked of the ``hatrack serve`` of ``checkout``."""
+def engine_figures(checkout: Path, out: Path, settings: Mapping[str, str]) -> Figures:
+    """The requests of `loadtests.engine --quick`, asked of the ``hatrack serve`` of ``checkout`` with ``settings``."""
     adapters = random_adapters(BASE, REPO / "var" / "loadtests" / "engine" / "adapters", QUICK.adapters)
-    with hatrack(out / "home", BASE, adapters, checkout) as server:
+    with hatrack(out / "home", BASE, adapters, checkout, settings) as server:
         return asyncio.run(measure(server, QUICK))
 
 
-BENCHMARKS: Final[Mapping[str, Callable[[Path, Path], Figures]]] = {
+BENCHMARKS: Final[Mapping[str, Callable[[Path, Path, Mapping[str, str]], Figures]]] = {
     "gateway": gateway_figures,
     "engine": engine_figures,
 }
@@ -109,11 +110,22 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="checkout of the earlier version, with its .venv")
+    parser.add_argument(
+        "--with",
+        dest="settings",
+        metavar="SETTING=VALUE",
+        action="append",
+        default=[],
+        help="a setting of the earlier version's engine",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=sorted(BENCHMARKS), help="default: both")
     parser.add_argument("--out", type=Path, default=REPO / "var" / "loadtests" / "versions")
     arguments = parser.parse_args()
+    if arguments.settings and arguments.only != "engine":
+        parser.error("--with needs --only engine: the gateway's benchmark has settings of its own")
     checkouts = {BEFORE: arguments.before.resolve(), NOW: REPO}
+    settings: dict[str, dict[str, str]] = {BEFORE: dict(each.split("=", 1) for each in arguments.settings), NOW: {}}
     for benchmark in [arguments.only] if arguments.only else BENCHMARKS:
         rounds: list[Round] = []
         for number in range(arguments.rounds):
@@ -122,7 +134,7 @@ def main() -> None:
                 print(f"{benchmark}, round {number + 1} of {arguments.rounds}: {version}", flush=True)
                 out = arguments.out.resolve() / benchmark / version
                 out.mkdir(parents=True, exist_ok=True)
-                found[version] = BENCHMARKS[benchmark](checkouts[version], out)
+                found[version] = BENCHMARKS[benchmark](checkouts[version], out, settings[version])
             rounds.append(found)
             write_json(arguments.out / f"{benchmark}.json", {"load_average": os.getloadavg(), "rounds": rounds})
         (arguments.out / f"{benchmark}.svg").write_text(drawing(benchmark, rounds))

@@ -84,7 +84,13 @@ TIERS = {
         "unit/service/test_fuzz_routes.py",
         "unit/service/test_schemathesis.py",
     ),
-    "crash": ("crash",),
+    "crash": (
+        "crash",
+        "integration/test_kill_9.py",
+        "unit/service/batches/test_restart.py",
+        "unit/service/knowledge/index/test_crash.py",
+        "unit/trainer/finetune/test_full_disk.py",
+    ),
 }
 """Marks by file or folder. Long ones among them are slow, too; the others are in every `make test`."""
 

@@ -273,10 +273,19 @@ def _recipe_rows(estimate: JobEstimate) -> list[list[str]]:
             value, _, why = plan["chosen"][name].partition(": ")
             rows.append([name, value, f"auto: {why}"])
         elif name in values:
-            value = values[name]  # type: ignore[literal-required]
-            rows.append([name, f"{value:g}" if isinstance(value, float) else str(value), "as requested"])
+            rows.append([name, _shown(values[name]), "as requested"])  # type: ignore[literal-required]
+    for name, value in values.items():
+        if name not in {*RECIPE, *plan["chosen"], "learning_rate_multiplier"}:
+            rows.append([name, _shown(value), "the default, unless requested"])
     primary = plan["primary"]
     return rows if primary is None else [*rows, ["metric", primary["name"], primary["why"]]]
+
+
+def _shown(value: object) -> str:
+    """A hyperparameter's value."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # budgets

@@ -46,7 +46,7 @@ class EngineSettings(BaseSettings):
     engine_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
         description="The base model's data type in the engine. `auto`: bfloat16, or float32 on a CPU that has no "
-        "instructions for bfloat16 (no AVX-512).",
+        "instructions for bfloat16 (on x86: neither AVX-512 BF16 nor AMX).",
     )
     engine_max_seqs: int = Field(64, ge=1, description="Sequences that decode at once (vLLM's `max_num_seqs`).")
     engine_tool_parser: str = Field("hermes", description="vLLM's tool-call parser; empty switches tool calls off.")

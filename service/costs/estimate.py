@@ -8,6 +8,7 @@ from adapters.costs import Prices, total
 from adapters.protocol.costs import EstimatedJob
 from service.access.caller import Caller
 from service.costs.runs import TrainerCosts
+from service.errors import BadRequest
 from service.files.service import Files
 from service.training.job_request import JobRequest
 from service.training.jobs import JobService
@@ -27,10 +28,19 @@ class EstimateService:
         """The estimate, as ``service.costs.schemas.JobEstimate``; or the trainer's refusal.
 
         Raises:
-            Forbidden, NotFound, BadRequest: As for a job.
+            Forbidden, NotFound, BadRequest: As for a job; or passages are retrieved for its training prompts.
             TrainerUnavailable, Timeout, BadGateway: The trainer does not answer.
         """
         prepared = await self._jobs.prepare(caller, request)
+        if prepared.passages_by is not None:
+            # only a job's worker, which has a key of its own, may ask for them
+            raise BadRequest(
+                f"`{prepared.passages_by}` brings a `grounding`: its passages are retrieved when the "
+                "job runs, so their tokens cannot be counted before. Estimate it from a base and without "
+                "`grounding`; each example then takes up to `max_passage_tokens` more",
+                param=prepared.passages_by,
+                code="estimate_unsupported",
+            )
         paths = {}
         for param, named in prepared.files.items():
             _, paths[param] = await self._files.content(caller, named.file.id)

@@ -53,11 +53,19 @@ CheckGrounding = Callable[[GroundingSettings, Caller, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class PreparedJob:
-    """An authorised job: its files by the request's field, and what is sent to the trainer."""
+    """An authorised job.
+
+    Attributes:
+        authorized: What it trains.
+        files: Its files, by the request's field.
+        envelope: What is sent to the trainer.
+        passages_by: The request's field by which passages are retrieved for its training prompts; None: none are.
+    """
 
     authorized: AuthorizedJob
     files: dict[str, NamedFile]
     envelope: CreateJob
+    passages_by: str | None = None
 
 
 class JobService:
@@ -131,12 +139,24 @@ class JobService:
         authorized = authorize(request, caller, self._catalog)
         check_requested_sampling(request)
         grounding = requested_grounding(request)
+        passages_by = self._passages_by(caller, grounding, authorized.parent)
         if grounding is not None and self._check_grounding is not None:
             param, settings = grounding
             await self._check_grounding(settings, caller, param)
         shape = await self._parent_shape(caller, authorized.parent)
         envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape))
-        return PreparedJob(authorized, files, envelope)
+        return PreparedJob(authorized, files, envelope, passages_by)
+
+    def _passages_by(
+        self, caller: Caller, grounding: tuple[str, GroundingSettings] | None, parent: str | None
+    ) -> str | None:
+        """The field that names the grounding of the new version: its own, or `model` for its parent's."""
+        if grounding is not None:
+            param, settings = grounding
+            return param if settings.model_fields_set else None
+        if parent is None or self._catalog.resolve(caller, parent).settings.grounding is None:
+            return None
+        return "model"
 
     async def _replay(self, request: JobRequest, headers: dict[str, str]) -> Answer | None:
         """The response to an earlier request with the same Idempotency-Key, even if its files or parent are gone.

@@ -158,6 +158,10 @@ class Browser:
     def look(self, width: int, height: int, *, dark: bool = False) -> None:
         """Set the size of the window and the colour scheme that the system prefers."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.prefer(dark=dark)
+
+    def prefer(self, *, dark: bool) -> None:
+        """Set the colour scheme that the system prefers."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
 

@@ -126,4 +126,8 @@ function Console() {
   return html`<${Frame} entered=${state.entered} onSignOut=${() => { session.close(); setState({ open: false, reason: null }); }} />`;
 }
 
+// a file dropped beside a drop zone would be opened in place of the console, and take with it what was not sent
+for (const type of ["dragover", "drop"]) {
+  addEventListener(type, (event) => { if (event.dataTransfer?.types.includes("Files")) event.preventDefault(); });
+}
 render(html`<${Console} />`, document.getElementById("console"));

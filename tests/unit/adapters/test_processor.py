@@ -19,7 +19,7 @@ NATIVE = "flags\t\t: fpu fma avx2 avx512f avx512_bf16"
     ("line", "multiplies", "slow"),
     [
         (AVX2, False, True),
-        (AVX512, False, False),
+        (AVX512, False, True),
         (NATIVE, True, False),
         ("flags\t\t: fpu amx_bf16 avx512f", True, False),
         ("Features\t: fp asimd", False, True),

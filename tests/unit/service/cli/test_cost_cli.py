@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -171,7 +172,8 @@ def test_an_estimate_shows_each_hyperparameter_with_its_value_and_the_reason(
     primary = {"name": "rouge_l", "why": "the request names it"}
     estimate: Any = {
         "adapter": "voice", "device": "cpu", "examples": 90, "held_out": 10, "epochs": 3, "tokens": 5_000,
-        "hyperparameters": {"n_epochs": 3, "learning_rate": 0.0005, "packing": False},
+        "hyperparameters": {"n_epochs": 3, "learning_rate": 0.0005, "packing": False,
+            "learning_rate_multiplier": 2.0, "target_modules": ["q_proj", "v_proj"]},
         "plan": {"chosen": chosen, "primary": primary},
         "speed": {"tokens_per_second": 100.0, "source": "record", "jobs": 3}, "money": None, "currency": None,
         "seconds": {"starting": 4.0, "training": 50.0, "judging": 6.0, "total": 60.0},
@@ -179,11 +181,13 @@ def test_an_estimate_shows_each_hyperparameter_with_its_value_and_the_reason(
     print_estimate(estimate, as_json=False)
     text = capsys.readouterr().out
     table = text[text.index("HYPERPARAMETER") :].splitlines()
-    assert [line.rstrip().split(maxsplit=2) for line in table[:5]] == [
+    assert [re.split(r"\s{2,}", line.rstrip()) for line in table[:7]] == [
         ["HYPERPARAMETER", "VALUE", "WHY"],
         ["n_epochs", "3", "auto: small data sets are repeated more often"],
         ["learning_rate", "0.0005", "as requested"],
         ["micro_batch_tokens", "512", "auto: a CPU is busy"],
+        ["packing", "False", "the default, unless requested"],
+        ["target_modules", "q_proj v_proj", "the default, unless requested"],
         ["metric", "rouge_l", "the request names it"],
     ]
 

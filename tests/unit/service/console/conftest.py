@@ -19,6 +19,7 @@ from service.console.routes import console
 from service.registry.schemas import AdapterVersion
 from tests.support.asgi import web_server
 from tests.support.browser import Browser, browser
+from tests.support.legibility import check_legible
 
 START_S = 60.0
 FINGERPRINT = {"engine_version": "0.32.0", "dtype": "bfloat16"}
@@ -121,14 +122,15 @@ def answers(served: tuple[Answers, Browser]) -> Answers:
 
 
 @pytest.fixture
-def page(served: tuple[Answers, Browser], answers: Answers) -> Browser:
-    """The console's page, loaded anew and not signed in."""
+def page(served: tuple[Answers, Browser], answers: Answers) -> Iterator[Browser]:
+    """The console's page, loaded anew and not signed in. What it shows at the end must be legible, light and dark."""
     tab = served[1]
     tab.open("about:blank")
     tab.open(f"{answers.url}/console")
     tab.wait("document.querySelector('#key')")
     tab.problems.clear()
-    return tab
+    yield tab
+    check_legible(tab)
 
 
 def show(page: Browser, module: str, component: str, **properties: Any) -> None:

@@ -18,6 +18,7 @@ from service.registry import alias_records
 from service.registry.split import AliasTarget, Split
 from service.registry.tables import adapters, versions
 from tests.support.browser import Browser
+from tests.support.legibility import faint_texts
 from tests.unit.service.console.conftest import Answers, show
 
 NO_DATASETS = {"data": [], "has_more": False}
@@ -344,3 +345,28 @@ def test_a_dialog_gives_its_first_field_the_focus_and_never_what_acts(
     page.wait("document.querySelector('dialog[open]')?.contains(document.activeElement)")
     name = "document.activeElement.labels?.[0]?.innerText || document.activeElement.innerText"
     assert page.run(name).startswith(focused)
+
+
+def test_a_faint_text_is_found_whatever_makes_it_faint(page: Browser) -> None:
+    page.run(
+        """(() => {
+        const add = (tag, text, style) => {
+          const made = document.body.appendChild(document.createElement(tag));
+          made.textContent = text;
+          Object.assign(made.style, style);
+          return made;
+        };
+        document.body.replaceChildren();
+        document.body.style.background = "#222";
+        add("p", "plain", { color: "#eee" });
+        add("p", "dark grey", { color: "#555" });
+        add("p", "seen through", { color: "#fff", opacity: 0.2 });
+        add("p", "large", { color: "#777", fontSize: "30px" });
+        add("p", "small", { color: "#777", fontSize: "10px" });
+        add("p", "hidden", { color: "#222", display: "none" });
+        add("button", "disabled", { color: "#333" }).disabled = true;
+        add("input", "", { background: "#999", color: "#888" }).value = "typed";
+        })()"""
+    )
+    assert [text.partition(": ")[2] for text in faint_texts(page)] == ["dark grey", "seen through", "small", "typed"]
+    page.run("document.body.replaceChildren()")

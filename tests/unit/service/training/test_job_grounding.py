@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from adapters.protocol.costs import ESTIMATE_PATH
 from tests.unit.service.files.files_app import error_of
 from tests.unit.service.training.training_gateway import TrainingGateway
 
@@ -56,6 +57,31 @@ async def test_two_different_ones_are_refused(gateway: TrainingGateway) -> None:
     given = await body(gateway, metadata=metadata, hyperparameters={"grounding": SHOP})
     answer = await gateway.create(**given)
     assert (answer.status_code, error_of(answer)["param"]) == (400, "hyperparameters.grounding")
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"hyperparameters": {"grounding": SHOP}}, "hyperparameters.grounding"),
+        ({"metadata": {"grounding": json.dumps(SHOP)}}, "metadata.grounding"),
+        ({"model": "shop@1"}, "model"),
+    ],
+)
+async def test_the_time_of_prompts_with_passages_is_not_guessed(
+    gateway: TrainingGateway, given: dict[str, Any], param: str
+) -> None:
+    answer = await gateway.http.post("/v1/fine_tuning/jobs/estimate", json=await body(gateway, **given))
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (400, param, "estimate_unsupported")
+    assert not gateway.trainer.asked
+
+
+@pytest.mark.parametrize("given", [{}, {"model": "shop@1", "hyperparameters": {"grounding": {}}}])
+async def test_without_passages_the_trainer_is_asked(gateway: TrainingGateway, given: dict[str, Any]) -> None:
+    gateway.trainer.status, gateway.trainer.body = 400, {"error": {"message": "too few"}}
+    answer = await gateway.http.post("/v1/fine_tuning/jobs/estimate", json=await body(gateway, **given))
+    assert (answer.status_code, answer.json()) == (400, {"error": {"message": "too few"}})
+    assert gateway.trainer.asked[-1].path == ESTIMATE_PATH
 
 
 async def test_sampling_defaults_reach_the_trainer_as_they_were_sent(gateway: TrainingGateway) -> None:

@@ -15,17 +15,29 @@ import httpx
 from aiohttp import web
 from fastapi import FastAPI
 
+from adapters.costs import Prices
 from adapters.store import Store
 from service.access.caller import Caller
 from service.admission.policy import Policy
 from service.admission.queue import AdmissionQueue
 from service.config import Settings
+from service.costs.estimate import EstimateService
+from service.costs.routes import router as costs_router
+from service.costs.runs import TrainerCosts
 from service.error_handlers import RequestIds
 from service.errors import NotFound
 from service.grounding.config import GroundingSettings
 from service.http.schema import add_routes
 from service.objects.adapters import StoredAdapters
-from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry
+from service.registry.catalog import (
+    NO_SETTINGS,
+    AdapterEntry,
+    Catalog,
+    CatalogSnapshot,
+    Servable,
+    VersionEntry,
+    VersionSettings,
+)
 from service.training.client import TrainerClient
 from service.training.evaluations import EvaluationService
 from service.training.jobs import JobService
@@ -127,9 +139,16 @@ class TrainingGateway(FilesApp):
             1: VersionEntry(1, "a" * 64, NO_SETTINGS, Servable.OK, 1),
             2: VersionEntry(2, "b" * 64, NO_SETTINGS, Servable.DAMAGED, 2),
         }
+        grounded = VersionEntry(1, "c" * 64, VersionSettings(grounding=GroundingSettings()), Servable.OK, 3)
+        shop = AdapterEntry("shop", 1, MappingProxyType({1: grounded}), MappingProxyType({"live": 1}))
         voice = AdapterEntry("voice", 1, MappingProxyType(versions), MappingProxyType({"live": 1}))
         secret = AdapterEntry("secret", 1, MappingProxyType({1: versions[1]}), MappingProxyType({"live": 1}))
-        entries = {("default", "voice"): voice, ("other", "secret"): secret, ("default", "hidden"): voice}
+        entries = {
+            ("default", "voice"): voice,
+            ("other", "secret"): secret,
+            ("default", "hidden"): voice,
+            ("default", "shop"): shop,
+        }
         self.catalog.replace(CatalogSnapshot(MappingProxyType(entries)))
         self.store = Store(home / "store")
         self.client = TrainerClient(socket=str(self.trainer_socket), secret="s" * 16)
@@ -147,8 +166,10 @@ class TrainingGateway(FilesApp):
             *(self.training, self.files, self.catalog, self.database, StoredAdapters(self.store)),
             check_grounding=check_grounding,
         )
+        app.state.estimates = EstimateService(app.state.jobs, self.files, TrainerCosts(self.client), Prices())
         app.state.evaluations = EvaluationService(self.training, self.files, self.catalog, self.database)
         app.state.ladders = LadderService(self.training, self.files, self.catalog, self.database, read_store)
+        add_routes(app, costs_router)
         add_routes(app, router)
         return app
 
