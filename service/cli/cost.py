@@ -274,9 +274,9 @@ def _recipe_rows(estimate: JobEstimate) -> list[list[str]]:
             rows.append([name, value, f"auto: {why}"])
         elif name in values:
             rows.append([name, _shown(values[name]), "as requested"])  # type: ignore[literal-required]
-    for name, value in values.items():
+    for name, default in values.items():
         if name not in {*RECIPE, *plan["chosen"], "learning_rate_multiplier"}:
-            rows.append([name, _shown(value), "the default, unless requested"])
+            rows.append([name, _shown(default), "the default, unless requested"])
     primary = plan["primary"]
     return rows if primary is None else [*rows, ["metric", primary["name"], primary["why"]]]
 
