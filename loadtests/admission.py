@@ -19,7 +19,8 @@ At the end of both the queue is filled, and what is over the bound is timed: how
 `slots`: four times as many adapters as slots, four connections for each, all of them busy all the time; fair, and
 straight to the engine's socket, which is plain vLLM and its own queue. `mixed` is the same with connections that take
 another adapter for each request. `active`: the same 16 connections over as many adapters as slots, then over two and
-four times as many, what that costs beside the first, where every adapter is warm.
+four times as many, what that costs beside the first, where every adapter is warm; and half of the connections over the
+first: with twice as many adapters as slots about half of the 16 wait for one, and the engine decodes so many streams.
 
 `proofs`: four adapters under half of what the engine gives, alone, and while one version after another is uploaded and
 proven; the proofs wait behind callers, but for one in 5 s.
@@ -261,13 +262,13 @@ async def active(out: Path, seconds: float, slots: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     async with _serving(out / "active", 4 * slots, {"HATRACK_ENGINE_SLOTS": str(slots)}) as (running, client):
         names = [f"voice-{number:03d}" for number in range(4 * slots)]
-        for times in (1, 2, 4):
+        for times, connections in ((1, ACTIVE), (2, ACTIVE), (4, ACTIVE), (1, ACTIVE // 2)):
             models = names[: times * slots]
             await _warm(client, running.url, models)
             load = Load(client, running.url, 40)
-            sources = [load.busy(*models) for _ in range(ACTIVE)]
-            case = await load.run(f"{len(models)} active adapters on {slots} slots", seconds, *sources)
-            rows.append(case.row())
+            sources = [load.busy(*models) for _ in range(connections)]
+            what = f"{len(models)} active adapters on {slots} slots, {connections} connections"
+            rows.append((await load.run(what, seconds, *sources)).row())
             await asyncio.sleep(3)
     warm = rows[0]
     for row in rows[1:]:

@@ -375,7 +375,9 @@ class Scheduler:
 
     def _check_wait(self, entry: QueuedRequest, max_wait_s: float, now: float) -> None:
         """Refuse at once what would be refused after ``max_wait_s``: its caller can try elsewhere, or later."""
-        longest_s = max_wait_s / _FORECAST_MARGIN
+        # places that were taken together become free together: a turn may come half a stay later than on average
+        late_s = min(self._stay_s, max_wait_s) / 2
+        longest_s = (max_wait_s - late_s) / _FORECAST_MARGIN
         if self._wait_s(entry.leaf.ahead_at_most) <= longest_s or self._may_enter(entry, now):
             return  # if there is room for it, those who wait are waiting for something else, such as a slot
         ahead = entry.leaf.ahead
@@ -383,8 +385,8 @@ class Scheduler:
         if wait_s > longest_s:
             self.counts.timeouts += 1
             raise Unavailable(
-                f"the request would wait about {wait_s:.3g} s for {self.policy.server}, too long for the limit of "
-                f"{max_wait_s:.3g} s (HATRACK_QUEUE_TIMEOUT_S)",
+                f"the request might wait {wait_s * _FORECAST_MARGIN + late_s:.3g} s for {self.policy.server}, too long "
+                f"for the limit of {max_wait_s:.3g} s (HATRACK_QUEUE_TIMEOUT_S)",
                 retry_after=self.retry_after(ahead),
                 code="queue_timeout",
             )

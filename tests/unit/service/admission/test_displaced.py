@@ -47,7 +47,7 @@ def test_a_refused_request_displaces_none() -> None:
     for _ in range(4):
         desk.offer(project="p"), desk.offer(project="q")
     desk.scheduler._stay_s = 1000.0
-    with pytest.raises(Unavailable, match="would wait"):
+    with pytest.raises(Unavailable, match="might wait"):
         desk.scheduler.offer(request(project="r"), desk.now, 1.0)
     assert not desk.scheduler.displaced
     assert desk.scheduler.queued == 8

@@ -57,7 +57,7 @@ async def test_a_deadline_that_the_turn_would_miss_is_not_waited_for() -> None:
         await asyncio.sleep(0.05)
         permits.pop().leave(10)
         permits.append(await task)
-    with pytest.raises(Unavailable, match="would wait") as caught:
+    with pytest.raises(Unavailable, match="might wait") as caught:
         await made.enter(request(), later(0.05))
     assert (caught.value.status, caught.value.code) == (503, "queue_timeout")
     assert (made.snapshot().queued, made.snapshot().timeouts) == (4, 1)
