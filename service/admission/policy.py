@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.config import Settings
+from service.config.engine import CPU_CHUNK_TOKENS
 
 CPU_PREFILL: Final = 192
 GPU_PREFILL: Final = 16384
@@ -34,6 +35,8 @@ class Policy:
     """Fraction of the queue that one key, and that one project, may hold."""
     prefill: int | None = None
     """Maximum prompt tokens of admitted requests that have no first token yet; None: unlimited."""
+    chunk: int | None = None
+    """Of these, how many one prompt counts as at most: the engine reads no more of it in one step. None: all."""
     burst: int = 1024
     """How far ahead of its turn a flow may be, in tokens, and still use the reserved places."""
     turn_s: float = 5.0
@@ -94,6 +97,7 @@ class Policy:
             queue_size=settings.queue_size,
             queue_share=settings.queue_share,
             prefill=settings.admission_prefill or (CPU_PREFILL if on_cpu else GPU_PREFILL),
+            chunk=CPU_CHUNK_TOKENS if on_cpu else None,
             turn_s=settings.slot_turn_s,
             background_width=max(1, common // 4),
         )

@@ -92,7 +92,7 @@ class Scheduler:
         """
         tree = self._tree(request)
         leaf = tree.leaf(request.project, request.key_id, request.flow or request.adapter)
-        entry = QueuedRequest(request, leaf, now)
+        entry = QueuedRequest(request, leaf, now, self.policy.chunk)
         if self.callers.queued == 0 and tree.queued == 0 and self._may_enter(entry, now):
             self._enter(entry, now, waited=False)
             return entry

@@ -16,6 +16,7 @@ import psutil
 from adapters.base import BaseDescription, Fingerprint
 from adapters.chat_template import served_template
 from service.config import GIB, Settings
+from service.config.engine import CPU_CHUNK_TOKENS, CPU_STEP_TOKENS
 from service.config.engines import SOCKET, NamedEngineSettings
 from service.engine.contract import (
     BASE_VARIABLE,
@@ -203,6 +204,12 @@ class EngineConfig:
             arguments += ["--lora-target-modules", *self.lora_targets]
         if self.chat_template is not None:
             arguments += ["--chat-template", str(self.template_file)]
+        if self.device == "cpu":
+            arguments += ["--max-num-batched-tokens", str(max(CPU_STEP_TOKENS, self.max_seqs))]
+            arguments += [
+                "--long-prefill-token-threshold",
+                str(min(CPU_CHUNK_TOKENS, self.context or CPU_CHUNK_TOKENS)),
+            ]
         if self.device == "cuda":
             arguments += ["--gpu-memory-utilization", str(self.memory)]
         if self.tool_parser:

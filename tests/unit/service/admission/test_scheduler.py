@@ -280,6 +280,17 @@ def test_retry_after_follows_the_pace() -> None:
     assert desk.scheduler.retry_after(0) == 1
 
 
+def test_a_long_prompt_counts_as_what_one_step_reads_of_it() -> None:
+    desk = Desk(width=8, common=8, slots=None, prefill=192, chunk=128)
+    long = desk.offer(prompt=5_000)
+    assert desk.offer(prompt=64).stage is Stage.ADMITTED
+    assert desk.offer(prompt=64).stage is Stage.WAITING
+    assert desk.scheduler.prefill == 192
+    desk.start(long)
+    assert desk.scheduler.prefill == 64
+    assert len(desk.admit()) == 1
+
+
 def test_a_request_whose_turn_would_come_too_late_is_refused_at_once() -> None:
     desk = Desk(width=1, common=1)
     running = desk.offer()

@@ -84,6 +84,19 @@ def test_the_engine_reads_the_template_that_the_trainer_renders_with(tmp_path: P
     assert file.read_text() == served_template(tmp_path)
 
 
+def test_on_a_cpu_a_step_is_short_unless_the_operator_says_otherwise(tmp_path: Path) -> None:
+    def value(flag: str, **settings: object) -> list[str]:
+        argv = config_for(tmp_path, **settings).argv()
+        return [argv[at + 1] for at, each in enumerate(argv) if each == flag]
+
+    step, chunk = "--max-num-batched-tokens", "--long-prefill-token-threshold"
+    assert (value(step, engine_device="cpu"), value(chunk, engine_device="cpu")) == (["256"], ["128"])
+    assert value(step, engine_device="cpu", engine_max_seqs=512) == ["512"], "each sequence takes a token of a step"
+    assert value(chunk, engine_device="cpu", engine_context=64) == ["64"], "vLLM starts with no more than the context"
+    assert value(step, engine_device="cpu", engine_args=(step, "4096"))[-1] == "4096", "argparse takes the last"
+    assert (value(step, engine_device="cuda"), value(chunk, engine_device="cuda")) == ([], [])
+
+
 @pytest.mark.parametrize(("positions", "context"), [(1024, 1024), (32_768, 2048), (None, 2048)])
 def test_the_context_is_at_most_what_the_model_has(tmp_path: Path, positions: int | None, context: int) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": positions}}))
