@@ -3,6 +3,8 @@
 
 BIN := .venv/bin
 BASE := smollm2-135m-instruct
+# the process with the engine mostly waits for it
+WORKERS = $(shell expr $$(nproc) + 1)
 # half a minute on a PostgreSQL server that the tests start, and everything that keeps metadata
 ON_POSTGRESQL := $(addprefix tests/unit/,service/registry/test_migration.py service/access/test_refusals.py \
 	service/files/test_accessible.py trainer/runs/test_database.py)
@@ -34,7 +36,7 @@ samples: setup-dev
 
 # one process has the engine and all tests that need one, while the others run unit tests
 test: samples ## unit tests, and beside them one real engine for all that need one (23 minutes on two slow cores without AVX-512, less on others; and 3 to 5 before for the voices)
-	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" -n logical --dist loadscope
+	@$(BIN)/python -m pytest tests/unit tests/integration -m "not slow" -n $(WORKERS) --dist loadscope
 	@$(BIN)/python -m pytest $(ON_POSTGRESQL) -m "not slow" --database postgresql
 
 test-failed: samples ## what failed in the last `make test`, once more and alone
