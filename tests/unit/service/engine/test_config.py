@@ -92,9 +92,10 @@ def test_on_a_cpu_a_step_is_short_unless_the_operator_says_otherwise(tmp_path: P
     step, chunk = "--max-num-batched-tokens", "--long-prefill-token-threshold"
     assert (value(step, engine_device="cpu"), value(chunk, engine_device="cpu")) == (["256"], ["128"])
     assert value(step, engine_device="cpu", engine_max_seqs=512) == ["512"], "each sequence takes a token of a step"
-    assert value(chunk, engine_device="cpu", engine_context=64) == ["64"], "vLLM starts with no more than the context"
     assert value(step, engine_device="cpu", engine_args=(step, "4096"))[-1] == "4096", "argparse takes the last"
     assert (value(step, engine_device="cuda"), value(chunk, engine_device="cuda")) == ([], [])
+    (tmp_path / "config.json").write_text('{"n_positions": 64}')
+    assert value(chunk, engine_device="cpu") == ["64"], "vLLM starts with no more than the context"
 
 
 @pytest.mark.parametrize(("positions", "context"), [(1024, 1024), (32_768, 2048), (None, 2048)])
