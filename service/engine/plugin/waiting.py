@@ -5,9 +5,9 @@ the last one: while the worker computes a step, the engine core uses a whole cor
 with GPUs that is one core of many. On a CPU it is one that gateway, trainer and everything else could use.
 
 A sleeping reader is woken by a message on a ZeroMQ socket, which vLLM sends with every write as it is. That message can
-be lost: a reader that is preempted between finding its socket empty and noting that it sleeps is not woken by what is
-sent in between (libzmq's pipe of `ZMQ_CONFLATE` keeps that note in a plain variable). All streams stood still for
-five seconds then, beside a training once in some minutes. So a reader also looks by itself every few milliseconds.
+be lost: all streams stood still for five seconds then, with every thread of the engine asleep, beside a training once
+in some minutes. Where it is lost was not found; the likely place is a reader that is preempted as it falls asleep. So a
+reader also looks by itself every few milliseconds.
 
 (To compute on the core that vLLM leaves to its engine core, too, is twice as fast at best, and half as fast beside any
 other busy process: the threads of a product wait for each other, several thousand times a step.)
