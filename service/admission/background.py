@@ -68,6 +68,9 @@ class BackgroundEngine:
     async def logprobs(self, model: str, texts: Sequence[str]) -> list[list[float]]:
         """For each text the log-probabilities (nats) of its tokens but the first, under a digest or the base's name.
 
+        The texts go one after another: together they would fill a step of the engine, and a caller who comes meanwhile
+        waits for its end.
+
         Raises:
             Unavailable: The engine is not running, the wait was too long, or the queue is full.
             Timeout: It took longer than ASK_TIMEOUT_S.
@@ -76,8 +79,11 @@ class BackgroundEngine:
         """
         adapter = None if model == self._base_name else model
         async with _with_timeout(), self._held(adapter), self._admitted(adapter, _tokens(texts)) as used:
-            rows = await self._engine.logprobs(model, texts)
-            used.add(rows)
+            rows: list[list[float]] = []
+            for text in texts:
+                answer = await self._engine.logprobs(model, [text])
+                used.add(answer)
+                rows += answer
             return rows
 
     async def logprobs_together(

@@ -184,7 +184,7 @@ def _print_year(year: YearAnswer) -> None:
     sources = {
         "given": "as given",
         "usage": f"{traffic['requests']:,} in {traffic['days']:.1f} days, scaled",
-        "setting": "HATRACK_REQUESTS_PER_MONTH; there was no traffic to scale",
+        "setting": "HATRACK_REQUESTS_PER_MONTH; no caller has asked it yet",
     }
     say(f"{year['adapter']}: a year of {traffic['requests_per_year']:,} requests ({sources[traffic['source']]})")
     columns = ("VERSION", "TOKENS", "REQUESTS", "RETRAIN", "JUDGING", "DATA", "CHECKS", currency or "TOTAL", "HOURS")

@@ -139,6 +139,11 @@ class VectorStores(Resource):
         hint = f" Did you mean `{similar[0]}`?" if similar else ""
         raise ClientError(404, "vector_store_not_found", f"There is no vector store named {name}.{hint}")
 
+    def update(self, store_id: str, *, name: str | None = None, description: str | None = None) -> VectorStore:
+        """Change a store's name or description; None leaves it as it is."""
+        body = given({"name": name, "description": description})
+        return self._connection.request(VectorStore, "POST", path_of("vector_stores", store_id), json=body)
+
     def delete(self, store_id: str) -> DeletedVectorStore:
         """Delete a store; its files stay in `client.files`."""
         return self._connection.request(DeletedVectorStore, "DELETE", path_of("vector_stores", store_id))

@@ -67,6 +67,7 @@ class Strategy(_Body):
 
 class _StoreBody(_Body):
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    description: Text | None = None
     metadata: Metadata | None = None
     expires_after: Any = None
 
@@ -82,7 +83,6 @@ class _StoreBody(_Body):
 class CreateStore(_StoreBody):
     """Body of a new store."""
 
-    description: Text | None = None
     file_ids: list[FileId] = Field(default_factory=list, max_length=MAX_BATCH)
     chunking_strategy: Strategy | None = None
 

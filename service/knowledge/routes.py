@@ -121,10 +121,13 @@ async def get_store(store_id: str, caller: CurrentCaller, knowledge: CurrentKnow
 async def update_store(
     store_id: str, request: Request, caller: CurrentCaller, actor: CurrentActor, knowledge: CurrentKnowledge
 ) -> dict[str, Any]:
-    """Change a store's name or metadata."""
+    """Change a store's name, description or metadata."""
     body = await read_json(request, UpdateStore)
     body.demand_lasting()
-    return store_object(await knowledge.update(caller, actor, store_id, name=body.name, metadata=body.metadata))
+    store = await knowledge.update(
+        caller, actor, store_id, name=body.name, description=body.description, metadata=body.metadata
+    )
+    return store_object(store)
 
 
 @router.delete("/{store_id}", responses=answers(DeletedVectorStore, NotFound, DiskFull))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -163,18 +164,28 @@ class Knowledge:
         return stores[start:end][:limit], end - start > limit or (before is not None and after is None and start > 0)
 
     async def update(
-        self, caller: Caller, actor: Actor, store_id: str, *, name: str | None, metadata: Mapping[str, str] | None
+        self,
+        caller: Caller,
+        actor: Actor,
+        store_id: str,
+        *,
+        name: str | None,
+        description: str | None,
+        metadata: Mapping[str, str] | None,
     ) -> StoreInfo:
-        """Change a store's name or metadata; None leaves it unchanged. Raises NotFound, Forbidden."""
+        """Change a store's name, description or metadata; None leaves it unchanged. Raises NotFound, Forbidden."""
         store = await self.show(caller, store_id)
         if name is not None:
             self._check_name(caller, name)
-        return await self._stores.update_store(
-            caller.project,
-            store_id,
+        changed = replace(
+            store,
             name=store.name if name is None else name,
+            description=store.description if description is None else description,
             metadata=store.metadata if metadata is None else metadata,
-            also=lambda db: note(db, actor, "store.update", store_id, {"name": name} if name is not None else None),
+        )
+        noted = {"name": name} if name is not None else None
+        return await self._stores.update_store(
+            changed, also=lambda db: note(db, actor, "store.update", store_id, noted)
         )
 
     async def delete(self, caller: Caller, actor: Actor, store_id: str) -> None:

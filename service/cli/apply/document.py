@@ -30,7 +30,7 @@ class _Part(BaseModel):
 
 
 class StoreState(_Part):
-    """A vector store. Its documents are none of the file's; the description is what it is created with."""
+    """A vector store. Its documents are none of the file's. Without a description it keeps the one that it has."""
 
     description: str | None = None
 

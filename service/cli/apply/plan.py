@@ -96,9 +96,8 @@ class Planner:
         if self._prune:
             used = self._used_stores(adapters, progress)
             deletions += (*self._pruned(adapters), *self._pruned_stores(stores, used), *self._pruned_keys(keys, own))
-        changes = (*creations, *deletions)
         touched = {(change.kind, change.name) for change in creations}
-        return Plan(changes, self._compared - len(touched), progress)
+        return Plan((*creations, *deletions), self._compared - len(touched), progress)
 
     @property
     def _adapters(self) -> dict[str, AdapterState]:
@@ -129,7 +128,7 @@ class Planner:
     # stores
 
     def _store_changes(self, stores: list[VectorStore]) -> Iterator[Change]:
-        existing = {store.get("name") for store in stores}
+        existing = {store.get("name"): store for store in stores}
         for name, state in (self._desired.stores or {}).items():
             self._compared += 1
             if name not in existing:
@@ -140,6 +139,8 @@ class Planner:
                     progress.store_ids[name] = client.vector_stores.create(name, description=about)["id"]
 
                 yield Change("create", "store", name, "empty; add documents with `hatrack kb add`", create)
+            elif state.description not in (None, existing[name].get("description")):
+                yield _describing(name, existing[name]["id"], state.description)
 
     # adapters
 
@@ -362,6 +363,13 @@ def _pointing(name: str, alias: str, target: Any, field_name: str) -> Callable[[
             client.adapters.promote(f"{name}@{resolved}", alias)
 
     return point
+
+
+def _describing(name: str, store_id: str, description: str) -> Change:
+    def describe(client: HatrackClient, _progress: Progress) -> None:
+        client.vector_stores.update(store_id, description=description)
+
+    return Change("change", "store", name, "its description", describe)
 
 
 def _pin_change(name: str, pinned: bool) -> Change:

@@ -1,13 +1,19 @@
 // What advice rests on: the rungs' scores and costs, whether more examples would help, what was left out, and answers.
 
 import { html } from "./vendor/preact.js";
-import { capital, count, decimal, duration, percent, plural } from "./format.js";
+import { capital, count, decimal, duration, isOver, percent, plural } from "./format.js";
 import { Badge, Words } from "./ui.js";
 import { IntervalBar } from "./chart.js";
 import { isPriced, MissingPrices, money, yearParts, yearTotal } from "./year.js";
 
 const points = (value) => decimal(100 * value, 1);
 const signed = (value) => `${value > 0 ? "+" : ""}${points(value)}`;
+
+/** A rung's score in points of 100; without one, whether it may still get one. */
+export function scoreOf(rung, ladder) {
+  if (rung.mean !== null) return points(rung.mean);
+  return isOver(ladder.status) ? "not measured" : "…";
+}
 
 /** The rungs with their scores; intervals, gains and costs are the report's, which comes at the end. `live` has the models that are live;
  * `promote` is null where no rung has become a version yet. */
@@ -24,7 +30,7 @@ export function Rungs({ ladder, report, live, promote }) {
     <tbody>${rows.map(({ rung, full }) => html`<tr key=${rung.key} class=${rung.key === ladder.rung ? "chosen" : ""}>
       <td data-label="Rung"><strong>${capital(rung.title)}</strong> ${rung.key === ladder.rung && html`<${Badge} tone="info">advised<//>`} ${live.has(rung.model) && html`<${Badge} tone="live">live<//>`}
         <div class="dim small mono">${rung.model}</div></td>
-      <td data-label="Score" class="num"><b>${rung.mean === null ? "…" : points(rung.mean)}</b></td>
+      <td data-label="Score" class="num"><b>${scoreOf(rung, ladder)}</b></td>
       ${report && (full ? html`<td data-label="95% interval" class="bar-cell"><${IntervalBar} ...${full.mean} max=${1} /><span class="dim small">${points(full.mean.low)} to ${points(full.mean.high)}</span></td>
         <td data-label="Gain on the rung below" class="num">${full.against_below ? html`${signed(full.against_below.estimate)}<div class="dim small">${signed(full.against_below.low)} to ${signed(full.against_below.high)}</div>` : "–"}</td>
         <td data-label="First token" class="num">${full.first_token ? duration(full.first_token.median_seconds) : "–"}<div class="dim small">answer ${duration(full.seconds)}</div></td>

@@ -4,6 +4,7 @@ import { html, useState } from "./vendor/preact.js";
 import { get, url } from "./api.js";
 import { ADVICE, ago, decimal, duration, isOver, plural, STATUSES, STATUS_TONES, VERDICTS, VERDICT_TONES } from "./format.js";
 import { Badge, Empty, Loaded, useEvery, useLoaded } from "./ui.js";
+import { scoreOf } from "./advice_report.js";
 import { NewJob } from "./new_job.js";
 import { EvaluateDialog } from "./evaluate.js";
 
@@ -63,7 +64,7 @@ function Ladders({ ladders }) {
       <td data-label="Status"><${Status} status=${ladder.status} />${ladder.waiting && html`<div class="dim small">${waitingWords(ladder.waiting)}</div>`}
         ${ladder.error && html`<div class="bad small">${ladder.error.message}</div>`}</td>
       <td data-label="Begun">${ago(ladder.created_at)}</td>
-      <td data-label="Measured so far">${ladder.rungs.length ? html`<ul class="plain small">${ladder.rungs.map((rung) => html`<li key=${rung.key}>${rung.title} <b class="mono">${rung.mean === null ? "…" : decimal(100 * rung.mean, 1)}</b></li>`)}</ul>` : html`<span class="dim">–</span>`}</td>
+      <td data-label="Measured so far">${ladder.rungs.length ? html`<ul class="plain small">${ladder.rungs.map((rung) => html`<li key=${rung.key}>${rung.title} <b class="mono">${scoreOf(rung, ladder)}</b></li>`)}</ul>` : html`<span class="dim">–</span>`}</td>
       <td data-label="Advice">${ladder.advice ? html`<${Badge} tone="info">${ADVICE[ladder.advice]}<//><p class="small">${ladder.sentence}</p>` : html`<span class="dim">–</span>`}</td></tr>`)}</tbody></table></div>`;
 }
 

@@ -8,7 +8,7 @@ import { Badge, Field, Loaded, useLoaded } from "./ui.js";
 const SOURCES = {
   given: () => "as given",
   usage: (traffic) => `${plural(traffic.requests, "request")} in ${decimal(traffic.days, 1)} days, scaled`,
-  setting: () => "the operator's setting, as nobody has asked it yet",
+  setting: () => "the operator's setting: no caller has asked it yet, and what evaluations ask does not count",
 };
 
 /** Money with its currency. */

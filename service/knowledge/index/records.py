@@ -132,14 +132,12 @@ def find_stores(db: sa.Connection, project: str, store_id: str | None = None) ->
     ]
 
 
-def update_store(
-    db: sa.Connection, project: str, store_id: str, name: str | None, metadata: Mapping[str, str]
-) -> StoreInfo:
-    """Set a store's name and metadata. Raises NotFound."""
-    seq = demand_store(db, project, store_id)
-    values = {"name": name, "metadata": dict(metadata), "last_active_at": now()}
-    db.execute(stores.update().where(stores.c.seq == seq).values(values))
-    return find_stores(db, project, store_id)[0]
+def update_store(db: sa.Connection, store: StoreInfo) -> StoreInfo:
+    """Write a store's name, description and metadata. Raises NotFound."""
+    seq = demand_store(db, store.project, store.id)
+    values = {"name": store.name, "description": store.description, "metadata": dict(store.metadata)}
+    db.execute(stores.update().where(stores.c.seq == seq).values(values | {"last_active_at": now()}))
+    return find_stores(db, store.project, store.id)[0]
 
 
 def delete_store(db: sa.Connection, project: str, store_id: str) -> None:

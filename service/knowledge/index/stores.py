@@ -175,11 +175,9 @@ class Stores:
         """All stores of a project, oldest first."""
         return await self._database.run(lambda db: records.find_stores(db, project))
 
-    async def update_store(
-        self, project: str, store_id: str, *, name: str | None, metadata: Mapping[str, str], also: Also = nothing
-    ) -> StoreInfo:
-        """Set a store's name and metadata. Raises NotFound."""
-        work = together(also, lambda db: records.update_store(db, project, store_id, name, metadata))
+    async def update_store(self, store: StoreInfo, *, also: Also = nothing) -> StoreInfo:
+        """Write a store's name, description and metadata. Raises NotFound."""
+        work = together(also, lambda db: records.update_store(db, store))
         store = await self._database.run(work)
         self._change()
         return store

@@ -48,6 +48,7 @@ async def test_it_asks_behind_callers_and_gives_its_place_back() -> None:
     assert engine.asked == [], "the caller that came later goes first"
     place.leave(5)
     assert await question == [[-1.0] * 4] * 2
+    assert len(engine.asked) == 2, "one text after another: a caller waits for the step of one at most"
     now = gate.snapshot()
     assert (now.admitted_background, now.in_flight, now.slots_in_use) == (1, 0, 0)
 

@@ -139,6 +139,21 @@ async def test_what_is_there_is_left_alone(gateway: GatewayApp, apply: Apply) ->
     assert (await get(gateway, "adapters/voice"))["splits"] == {"live": {"1": 90, "2": 10}}
 
 
+async def test_a_store_is_described_anew_and_keeps_what_the_file_does_not_say(
+    gateway: GatewayApp, apply: Apply
+) -> None:
+    async def described() -> str | None:
+        [store] = (await get(gateway, "vector_stores"))["data"]
+        return store["description"]
+
+    assert (await apply("stores: {policies: {description: Rules}}", "--yes")).exit_code == 0
+    assert "Nothing to change" in (await apply("stores: {policies: {description: Rules}}", "--yes")).stdout
+    assert "Nothing to change" in (await apply("stores: {policies: }", "--yes")).stdout
+    changed = await apply("stores: {policies: {description: Rules of the shop}}", "--yes")
+    assert "~ store policies  its description" in changed.stdout
+    assert await described() == "Rules of the shop"
+
+
 async def test_prune_deletes_what_named_sections_do_not_name(gateway: GatewayApp, apply: Apply) -> None:
     whole = WHOLE.replace("    pinned: true\n", "")
     assert (await apply(whole, "--yes")).exit_code == 0

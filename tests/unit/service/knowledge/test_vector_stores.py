@@ -39,7 +39,9 @@ async def test_a_store_from_its_making_to_its_end(knowledge_app: KnowledgeApp) -
     content = (await client.vector_stores.files.content(file.id, vector_store_id=store.id)).data
     assert "45 days" in (content[0].text or "")
     store = await client.vector_stores.update(store.id, name="rules")
-    assert (store.name, store.metadata) == ("rules", {"team": "shop"})
+    assert (store.name, store.metadata, store.description) == ("rules", {"team": "shop"}, "rules")
+    store = await client.vector_stores.update(store.id, extra_body={"description": "of the shop"})
+    assert (store.name, store.metadata, store.description) == ("rules", {"team": "shop"}, "of the shop")
     removed = await client.vector_stores.files.delete(file.id, vector_store_id=store.id)
     assert (removed.deleted, removed.object) == (True, "vector_store.file.deleted")
     assert (await client.vector_stores.search(store.id, query="days")).data == []
@@ -53,7 +55,7 @@ async def test_a_store_from_its_making_to_its_end(knowledge_app: KnowledgeApp) -
         await client.vector_stores.retrieve("rules")
     page = await knowledge_app.http.get("/v1/audit", params={"limit": 20})
     actions = [entry["action"] for entry in page.json()["data"] if entry["action"].startswith("store.")]
-    assert actions == ["store.delete", "store.remove", "store.update", "store.add", "store.create"]
+    assert actions == ["store.delete", "store.remove", "store.update", "store.update", "store.add", "store.create"]
 
 
 async def test_files_in_batches_with_attributes_and_filters(knowledge_app: KnowledgeApp) -> None:
