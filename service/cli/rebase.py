@@ -157,6 +157,8 @@ class _Planner:
     def __init__(self, adapters: Sequence[Adapter], begun: Mapping[str, FineTuningJob]) -> None:
         self.steps: dict[str, Step] = {}
         self._begun = begun
+        self._under_way: set[str] = set()
+        """Versions whose ancestors are being added: metadata is the uploader's, and may name a circle."""
         self._versions: dict[str, AdapterVersion] = {
             f"{adapter['name']}@{version['version']}": version
             for adapter in adapters
@@ -176,7 +178,11 @@ class _Planner:
         if (known := self.steps.get(label)) is not None:
             known.is_ancestor = known.is_ancestor and before is not None
             return known
+        if label in self._under_way:
+            return Step(label, None, "none", "its lineage leads back to itself")
+        self._under_way.add(label)
         step = self._step(label)
+        self._under_way.discard(label)
         if before is not None:
             step.is_ancestor = True
             if step.way != "none" and not step.is_begun:

@@ -16,6 +16,7 @@ from service.costs.records import Traffic
 from service.costs.runs import Measured
 from service.errors import HatrackError, ModelNotFound
 from service.registry.catalog import AdapterEntry, Catalog
+from service.registry.split import versions_of
 from service.usage import engine_time
 from service.usage.account import DAY_S
 from service.usage.records import Selection
@@ -126,7 +127,7 @@ class YearReport:
             "version": number,
             "name": f"{entry.name}@{number}",
             "has_weights": has_weights,
-            "live": number in live if isinstance(live, dict) else live == number,
+            "live": live is not None and number in versions_of(live),
             "request": request,
             "tokens": None if request is None else self._tokens(request, requests_per_year),
             "year": year_cost(upkeep, self._measured.prices).model_dump(mode="json"),

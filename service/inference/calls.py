@@ -94,7 +94,9 @@ class EngineCalls:
             record.fallback_tokens = record.prompt
             raise
         if response.status == 200:
-            record.reached, record.fallback_tokens = True, record.estimate
+            # of a stream the status comes before the prompt is read
+            record.reached = True
+            record.fallback_tokens = record.prompt if record.stream else record.estimate
         else:
             record.fallback_tokens = record.prompt
         return response

@@ -17,7 +17,7 @@ from adapters.perplexity import REFUSE_RATIO
 from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.agents import ServedBase
-from service.errors import EngineUnavailable, HatrackError, RateLimited, StoreUnavailable, Unavailable
+from service.errors import EngineUnavailable, HatrackError, RateLimited, Unavailable
 from service.registry import corrupt_records, records
 from service.registry.catalog import VersionSettings
 from service.registry.probers import Probers
@@ -179,7 +179,7 @@ class Proving:
             except AdapterError as error:
                 reason = {"code": error.code, "message": error.message, "param": error.param}
             except HatrackError as error:
-                if _says_nothing_of(row, error):
+                if _says_nothing_of(error):
                     await asyncio.sleep(RETRY_S)
                     continue
                 failures += 1
@@ -301,11 +301,10 @@ class Proving:
                     await self._state.refresh(project, name)
 
 
-def _says_nothing_of(row: VersionRow, error: HatrackError) -> bool:
-    """Whether a proof failed for what is not the version's fault: it waits for its files, or for the database that
-    knows its vector stores, as for the engine."""
-    is_elsewhere = isinstance(error, Unavailable) and not isinstance(error, EngineUnavailable)
-    return isinstance(error, StoreUnavailable) or (is_elsewhere and row.digest is None)
+def _says_nothing_of(error: HatrackError) -> bool:
+    """Whether a proof failed for what is not the version's fault: it waits for its files, for a place in the engine
+    that callers hold, or for the database, as for the engine. What the engine dies of may be the version."""
+    return isinstance(error, (Unavailable, RateLimited)) and not isinstance(error, EngineUnavailable)
 
 
 def reference_of(metadata: dict[str, Any]) -> Proof | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -113,26 +114,25 @@ class Pushes:
         """
         await self._state.database.run(lambda db: require_project(db, caller.project))
         staging = self._state.adapters.store.stage(max_weights_bytes=self.max_weights)
-        try:
-            upload = await receive(staging.weights.write)
-            require_name_allowed(caller, upload.name)
-            name = self._checked_name(caller.project, upload.name)
-            if upload.alias:
-                parse_alias(upload.alias)
-            if not upload.has_weights:
-                await self._prompts.check_grounding(upload.settings, caller)
-                draft = upload.draft_without_weights(self._base_of(upload, None).fingerprint)
-                return await self._register(caller.project, name, draft, wait=wait, actor=actor)
-            reference_of(upload.metadata)
-            base, inspection = await in_thread(self._inspect, staging, upload)
-            digest = await self._store(caller.project, staging, inspection.manifest)
-        finally:
-            await in_thread(staging.discard)
-        try:
+        with ExitStack() as held:
+            try:
+                upload = await receive(staging.weights.write)
+                require_name_allowed(caller, upload.name)
+                name = self._checked_name(caller.project, upload.name)
+                if upload.alias:
+                    parse_alias(upload.alias)
+                if not upload.has_weights:
+                    await self._prompts.check_grounding(upload.settings, caller)
+                    draft = upload.draft_without_weights(self._base_of(upload, None).fingerprint)
+                    return await self._register(caller.project, name, draft, wait=wait, actor=actor)
+                reference_of(upload.metadata)
+                base, inspection = await in_thread(self._inspect, staging, upload)
+                digest = await self._store(caller.project, staging, inspection.manifest)
+                held.callback(self._proving.release, digest)
+            finally:
+                await in_thread(staging.discard)
             draft = upload.draft(inspection, digest, base.fingerprint)
             return await self._register(caller.project, name, draft, wait=wait, actor=actor)
-        finally:
-            self._proving.release(digest)
 
     async def _store(self, project: str, staging: Staging, manifest: Manifest) -> str:
         """Put an upload into the store, where it stays until it is released; returns its digest.

@@ -187,7 +187,9 @@ async def receive(
 def future(expires_at: str | int | None) -> int | None:
     """A Unix time in seconds. Raises BadRequest where it is none, or has passed."""
     digits = str(expires_at)
-    if expires_at is None or (digits.isascii() and digits.isdecimal() and time.time() < int(digits[:12]) < 10**11):
+    if expires_at is None or (
+        digits.isascii() and digits.isdecimal() and len(digits) <= 11 and time.time() < int(digits)
+    ):
         return None if expires_at is None else int(digits)
     wanted = "`expires_at` must be a Unix time in seconds, in the future"
     raise BadRequest(f"{wanted}; got {shown(expires_at)}", param="expires_at")

@@ -182,7 +182,7 @@ def _values(text: str, by: tuple[Dimension, ...]) -> tuple[Value, ...]:
     except ValueError:
         raise invalid from None
     kinds = [int if name in ("hour", "version") else str for name in by]
-    if not isinstance(values, list) or [type(value) for value in values] != kinds:
+    if not by or not isinstance(values, list) or [type(value) for value in values] != kinds:
         raise invalid
     if any(isinstance(value, int) and not 0 <= value <= MAX_NUMBER for value in values):
         raise invalid

@@ -45,18 +45,18 @@ def key_differences(key: KeyObject, state: KeyState, own: list[KeyObject]) -> li
     caps = [each["expires_at"] for each in own if each["expires_at"] is not None]
     if state.expires_at is None and expires_at is not None and any(expires_at <= cap for cap in caps):
         expires_at = None
-    globs = {name: None if key[name] is None else tuple(key[name] or ()) for name in ("adapters", "stores")}
     has = {
         "scopes": set(key["scopes"]),
-        **globs,
+        "adapters": None if key["adapters"] is None else set(key["adapters"]),
+        "stores": None if key["stores"] is None else set(key["stores"]),
         "filters": dict(key["filters"] or {}),
         "limits": {name: limit for name, limit in (key["limits"] or {}).items() if limit is not None},
         "expires_at": expires_at,
     }
     wants = {
         "scopes": {scope.value for scope in state.scopes},
-        "adapters": state.adapters,
-        "stores": state.stores,
+        "adapters": None if state.adapters is None else set(state.adapters),
+        "stores": None if state.stores is None else set(state.stores),
         "filters": state.filters,
         "limits": state.limits.model_dump(exclude_none=True),
         "expires_at": state.expires_at_s,

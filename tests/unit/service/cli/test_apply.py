@@ -277,6 +277,14 @@ async def test_an_admins_key_in_a_project_is_refused_before_anything_changes(
     assert sorted(json.loads(done.stdout)["keys"]) == ["boss", "first"]
 
 
+async def test_a_key_whose_globs_are_told_in_another_order_is_the_same(gateway: GatewayApp, apply: Apply) -> None:
+    made = await apply("keys: {shop: {adapters: [brand-*, helper-*]}}", "--yes")
+    assert made.exit_code == 0, made.output
+    again = await apply("keys: {shop: {adapters: [helper-*, brand-*]}}", "--yes")
+    assert "Nothing to change" in again.stdout
+    assert len((await get(gateway, "keys"))["data"]) == 1
+
+
 async def test_a_key_that_differs_is_replaced_only_if_asked(gateway: GatewayApp, apply: Apply) -> None:
     first = json.loads((await apply("keys: {shop: {}}", "--yes", "--json")).stdout)["keys"]["shop"]
     changed = "keys: {shop: {limits: {concurrent: 2}}}"

@@ -257,6 +257,14 @@ def test_without_its_ancestor_a_version_is_left(fleet: Fleet, rebase: Rebase) ->
     assert step["note"] == "it continues gone@7, which cannot be trained again: gone@7 no longer exists"
 
 
+@pytest.mark.parametrize(("third", "second"), [("voice@3", "voice@1"), ("voice@2", "voice@3")])
+def test_a_lineage_that_leads_back_to_itself_ends(fleet: Fleet, rebase: Rebase, third: str, second: str) -> None:
+    fleet.voices[1:] = [version(2, job="ftjob-0", parent=second), version(3, job="ftjob-1", parent=third)]
+    (step,) = json.loads(rebase("voice", "--to", NEW, "--dry-run", "--json").stdout)
+    assert (step["version"], step["way"]) == ("voice@3", "none")
+    assert "its lineage leads back to itself" in step["note"]
+
+
 def test_an_ancestor_that_fails_keeps_its_heir_from_being_tried(fleet: Fleet, rebase: Rebase) -> None:
     fleet.voices[2] = version(3, job="ftjob-1", parent="voice@2")
     fleet.trains = False

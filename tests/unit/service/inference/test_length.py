@@ -279,6 +279,19 @@ async def test_a_client_that_leaves_before_the_answer_pays_for_its_prompt(stream
     assert record.prompt >= 1250
 
 
+async def test_who_leaves_a_stream_before_its_first_token_pays_for_the_prompt() -> None:
+    world, left = World(), asyncio.Event()
+    world.engine.chunks = [asyncio.Event()]
+    raw = orjson.dumps({"model": "voice", "stream": True, "max_tokens": 2000, **talk("word " * 1000)})
+    leaving = asyncio.create_task(world.ask_in_parts("/v1/chat/completions", [raw], leaves=left))
+    await until(lambda: world.engine.in_flight)
+    left.set()
+    await leaving
+    [record] = world.records
+    assert (record.outcome, record.tokens) == ("left", record.prompt)
+    assert record.estimate > record.prompt
+
+
 async def test_what_no_engine_was_there_to_take_is_not_charged() -> None:
     world = World()
     for path in ("/v1/chat/completions", "/tokenize"):

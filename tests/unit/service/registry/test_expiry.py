@@ -88,6 +88,11 @@ async def test_a_checkpoint_alias_does_not_keep_it(
     assert await registry_app.registry.deletion.delete_expired() == 1
 
 
+async def test_a_time_that_no_column_holds_is_refused(registry_app: RegistryApp, files: Files) -> None:
+    refused = await registry_app.push("voice", files(seed=1), alias="", expires_at="0" + "9" * 30)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "expires_at")
+
+
 async def test_the_same_weights_pushed_to_stay_stay(
     registry_app: RegistryApp, files: Files, clock: Callable[[float], None]
 ) -> None:

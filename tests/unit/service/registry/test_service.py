@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from adapters.base import BaseDescription
-from service.errors import Conflict, EngineUnavailable, ModelNotFound
+from service.errors import Conflict, EngineUnavailable, ModelNotFound, Unavailable
+from service.registry.proving import ENGINE_FAILURES
 from tests.support.adapters import AdapterFiles, describe_base, make_base
 from tests.unit.service.registry.conftest import ADMIN, RegistryApp
 from tests.unit.service.registry.engine import BASE
@@ -232,3 +233,23 @@ async def test_an_adapter_that_the_engine_cannot_answer_for_is_rejected_in_the_e
     await registry_app.registry.wait_idle()
     shown = (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()
     assert (shown["state"], shown["reason"]["code"]) == ("rejected", "engine_unavailable")
+
+
+async def test_an_adapter_whose_proof_finds_no_place_in_the_engine_waits(
+    registry_app: RegistryApp, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.registry.proving.RETRY_S", 0.01)
+    ask, refusals = registry_app.engine.logprobs, 2 * ENGINE_FAILURES
+
+    async def busy(model: str, texts: list[str]) -> list[list[float]]:
+        nonlocal refusals
+        if model != BASE and refusals:
+            refusals -= 1
+            raise Unavailable("the queue is full", code="overloaded")
+        return await ask(model, texts)
+
+    registry_app.engine.logprobs = busy  # type: ignore[method-assign, assignment]
+    await registry_app.push("voice", files(seed=1), query="?wait=false")
+    await registry_app.registry.wait_idle()
+    shown = (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()
+    assert (shown["state"], refusals) == ("ready", 0)

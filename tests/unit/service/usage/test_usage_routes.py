@@ -228,6 +228,7 @@ async def test_it_is_never_stale(office: Office, ask: Ask) -> None:
         ({"after": "e30", "group_by": "hour"}, "after"),
         ({"after": "WzE4NDQ2NzQ0MDczNzA5NTUxNjE1XQ", "group_by": "hour"}, "after"),
         ({"after": "A" * 3000}, "after"),
+        ({"after": "W10", "group_by": ""}, "after"),
         ({"project": "p" * 300}, "project"),
     ],
 )
