@@ -137,6 +137,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "vector_stores.create": ("docs",),
     "vector_stores.list": (),
     "vector_stores.retrieve": ("vs_1",),
+    "vector_stores.update": ("vs_1",),
     "vector_stores.find": ("vs_1",),
     "vector_stores.delete": ("vs_1",),
     "vector_stores.search": ("vs_1", "parcels"),
