@@ -2,7 +2,8 @@
 
 Every field that OpenAI documents and every extension of vLLM stands here. Null means absent, as with OpenAI. A field
 that has no effect here is dropped; one that asks for what cannot be done is refused, save in the value that asks for
-nothing. What stands in no table is refused by name, or passed where `HATRACK_UNKNOWN_FIELDS=pass`.
+nothing. What stands in no table is refused by name, or passed where `HATRACK_UNKNOWN_FIELDS=pass`; a field that the
+gateway reads for other routes is refused there, too, since nothing checks its value.
 """
 
 from __future__ import annotations
@@ -278,6 +279,15 @@ def detokenize_table(_settings: Settings) -> Table:
     return passed(tokens=token_ids()) | GUARDED
 
 
+READ_BY_GATEWAY = frozenset(
+    {"best_of", "dimensions", "encoding_format", "grounding", "include", "input", "instructions", "max_completion_tokens"}
+    | {"max_output_tokens", "max_tokens", "messages", "metadata", "n", "output_config", "parallel_tool_calls", "prompt"}
+    | {"response_format", "safety_identifier", "stop_sequences", "stream", "stream_options", "structured_outputs"}
+    | {"system", "text", "tokens", "tool_choice", "tools", "truncate_prompt_tokens", "truncation", "user"}
+)
+"""Fields whose values the gateway uses itself. Where a route's table lacks one, it is never passed unchecked."""
+
+
 def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *, pass_unknown: bool) -> None:
     """Check every field and take out what is null or has no effect; changes ``body`` in place.
 
@@ -291,13 +301,12 @@ def check_body(body: dict[str, Any], table: Table, required: tuple[str, ...], *,
     for name in list(body):
         value = body[name]
         rule = table.get(name)
+        if rule is None and (not pass_unknown or (value is not None and name in READ_BY_GATEWAY)):
+            raise unknown_field(name)
         if value is None:
-            if rule is None and not pass_unknown:
-                raise unknown_field(name)
             del body[name]
         elif rule is None:
-            if not pass_unknown:
-                raise unknown_field(name)
+            continue  # the engine may know it
         elif rule.refuse is not None:
             if not any(type(value) is type(neutral) and value == neutral for neutral in rule.neutral):
                 raise FieldRefused(f"`{name}` cannot be used here: {rule.refuse}", param=name)

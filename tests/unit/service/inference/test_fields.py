@@ -113,6 +113,22 @@ async def test_an_unknown_field_is_refused_by_name_or_passed_where_the_operator_
     assert passing.engine.last.body["temprature"] == 0.1
 
 
+@pytest.mark.parametrize("path", sorted(build_routes(SETTINGS)))
+def test_what_the_gateway_reads_itself_is_never_passed_unchecked(path: str) -> None:
+    route = build_routes(SETTINGS)[path]
+    for name in fields.READ_BY_GATEWAY - set(route.table):
+        with pytest.raises(UnknownField, match=name):
+            fields.check_body({name: "x"}, route.table, (), pass_unknown=True)
+        absent = {name: None}
+        fields.check_body(absent, route.table, (), pass_unknown=True)
+        assert absent == {}
+
+
+async def test_an_estimate_reads_no_unchecked_field() -> None:
+    answer = await World(unknown_fields="pass").chat(tokens=[1])
+    assert (answer.status, answer.error["param"]) == (400, "tokens")
+
+
 HARMLESS = {
     "store": False,
     "metadata": {"run": "7"},
