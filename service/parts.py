@@ -205,6 +205,7 @@ def fronts(parts: Parts) -> FrontsApp | None:
         parts.database,
         authenticator,
         parts.refusals,
+        writing=parts.usage.writing,
         add_engine_time=parts.costs.budgets.add_engine_time,
         suspect=parts.registry.report_failure,
     )

@@ -239,9 +239,12 @@ class BudgetService:
         self._begin_month()
         await self._account.flush()
         month = self._month
-        seconds = await self._database.run(partial(records.engine_seconds, start=month))
-        if month == self._month:
-            self._engine_s = seconds
+        async with self._account.writing:  # what ends meanwhile is neither lost nor counted twice
+            seconds = await self._database.run(partial(records.engine_seconds, start=month))
+            for project, pending in self._account.pending_engine_s(month).items():
+                seconds[project] = seconds.get(project, 0.0) + pending
+            if month == self._month:
+                self._engine_s = seconds
 
     async def _ask_trainer(self) -> None:
         self._begin_month()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ class FrontReports:
     """Applies the batches of all fronts.
 
     Args:
+        writing: Held while usage is written, see ``UsageAccount.writing``.
         add_engine_time: Called with a project and its share of the engine's time, s, for the budgets.
         suspect: Called with the digest and the base of an adapter whose request failed in the engine.
     """
@@ -33,12 +35,14 @@ class FrontReports:
         authenticator: Authenticator,
         refusals: Refusals,
         *,
+        writing: asyncio.Lock,
         add_engine_time: Callable[[str, float], None],
         suspect: Callable[[str, str], None],
     ) -> None:
         self._database = database
         self._authenticator = authenticator
         self._refusals = refusals
+        self._writing = writing
         self._add_engine_time = add_engine_time
         self._suspect = suspect
 
@@ -61,11 +65,12 @@ class FrontReports:
             raise BadRequest(f"a malformed report of a front: {type(error).__name__}") from error
         if len(rows) > MAX_ROWS:
             raise BadRequest(f"a front's report has {len(rows)} rows; the limit is {MAX_ROWS}")
-        if not await self._database.run(lambda db: _apply(db, front, number, rows)):
-            return False
-        for (_, project, *_), counts in rows.items():
-            if counts.engine_s:
-                self._add_engine_time(project, counts.engine_s)
+        async with self._writing:  # the budgets read the database's sums either before both of this or after
+            if not await self._database.run(lambda db: _apply(db, front, number, rows)):
+                return False
+            for (_, project, *_), counts in rows.items():
+                if counts.engine_s:
+                    self._add_engine_time(project, counts.engine_s)
         for status, code, key, peer, path, request in refused:
             self._refusals.note(status, code, self._caller(key), peer, path, request)
         for digest, base in suspects:

@@ -280,7 +280,16 @@ def detokenize_table(_settings: Settings) -> Table:
 
 
 READ_BY_GATEWAY = frozenset(
-    {"best_of", "dimensions", "encoding_format", "grounding", "include", "input", "instructions", "max_completion_tokens"}
+    {
+        "best_of",
+        "dimensions",
+        "encoding_format",
+        "grounding",
+        "include",
+        "input",
+        "instructions",
+        "max_completion_tokens",
+    }
     | {"max_output_tokens", "max_tokens", "messages", "metadata", "n", "output_config", "parallel_tool_calls", "prompt"}
     | {"response_format", "safety_identifier", "stop_sequences", "stream", "stream_options", "structured_outputs"}
     | {"system", "text", "tokens", "tool_choice", "tools", "truncate_prompt_tokens", "truncation", "user"}

@@ -14,6 +14,7 @@ Counts = NDArray[np.uint16]
 Offsets = NDArray[np.uint32]
 Dumped = tuple[bytes, bytes, bytes, bytes]
 _VECTORS: Final = np.dtype("<f4")
+FLOAT_BYTES: Final = _VECTORS.itemsize
 _OFFSETS: Final = np.dtype("<u4")
 _TERMS: Final = np.dtype("<u8")
 _COUNTS: Final = np.dtype("<u2")
@@ -38,6 +39,10 @@ class Segment:
     @property
     def rows(self) -> int:
         return int(self.vectors.shape[0])
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.vectors.shape[1])
 
     @property
     def size(self) -> int:

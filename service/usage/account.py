@@ -72,7 +72,8 @@ class UsageAccount(UsageCounter):
         self._number = 0
         self._batch: _Batch | None = None
         """What was being written when it failed, and may be saved all the same."""
-        self._writing = asyncio.Lock()
+        self.writing = asyncio.Lock()
+        """Held while usage is written: whoever holds it can add what the database has to what is pending."""
         self._writes: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self.rows_written = 0
@@ -84,6 +85,15 @@ class UsageAccount(UsageCounter):
     def pending_rows(self) -> int:
         """Number of rows that no write has taken yet, and of those that may not be saved, since their write failed."""
         return super().pending_rows + (0 if self._batch is None else len(self._batch.rows))
+
+    def pending_engine_s(self, since: int) -> dict[str, float]:
+        """Seconds of the engine by project that are not written, of the hours since ``since`` (Unix s)."""
+        seconds: dict[str, float] = {}
+        for rows in (self._rows, {} if self._batch is None else self._batch.rows):
+            for (hour, project, *_), counts in rows.items():
+                if hour >= since:
+                    seconds[project] = seconds.get(project, 0.0) + counts.engine_s
+        return seconds
 
     # writing
 
@@ -124,7 +134,7 @@ class UsageAccount(UsageCounter):
             write.exception()  # retrieve it even if the caller was cancelled, or asyncio would log it
 
     async def _write(self, whole: bool) -> None:
-        async with self._writing:
+        async with self.writing:
             if self._batch is not None:
                 if self._meter is not None:
                     self._meter.read()  # however long it cannot be written, each hour keeps its own time

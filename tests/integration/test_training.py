@@ -194,7 +194,8 @@ def test_a_job_with_a_store_learns_to_answer_from_its_passages(gateway: Gateway,
     run = functools.partial(hatrack, gateway)
     run("kb", "create", "rooms")
     run("kb", "add", "rooms", str(documents))
-    quick = ("--suites", "none", "--set", "n_epochs=3", "--set", "learning_rate=2e-3")
+    # at 2e-3 the adapter was once refused: plain text was lost with it
+    quick = ("--suites", "none", "--set", "n_epochs=3", "--set", "learning_rate=1e-3")
     output = run("train", str(examples), "--name", "finder", "--kb", "rooms", "--held-out-share", "0.1", *quick)
     assert "retrieving the passages of the training prompts" in output
     with gateway.http() as http:

@@ -25,7 +25,7 @@ from service.knowledge.embeddings import Batch, DocumentRefused, Embedder, Embed
 from service.knowledge.index import indexing_records
 from service.knowledge.index.cache import CachedStore, IndexCache
 from service.knowledge.index.indexing_records import IndexingResult, IndexingTask, SearchableFile
-from service.knowledge.index.memory import Document, Index
+from service.knowledge.index.memory import Document, Index, other_dimensions
 from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.types import FileInfo
 
@@ -165,10 +165,11 @@ class Indexing:
         except (Unavailable, DiskFull) as error:
             await self._postpone(task, error)
             return False
-        except HatrackError as error:
+        except Exception as error:
             # a store whose passages cannot be used must not hold up the others
             _LOG.exception("a vector store cannot be used", extra={"store": task.store_id})
-            failed = IndexingResult(task, 0, 0, self._embedder.identity, ("server_error", error.message))
+            reason = error.message if isinstance(error, HatrackError) else f"internal error ({type(error).__name__})"
+            failed = IndexingResult(task, 0, 0, self._embedder.identity, ("server_error", reason))
             async with self._locks.hold(task.store_id):
                 await self._database.run(lambda db: indexing_records.record_result(db, failed))
                 self._changed()
@@ -221,10 +222,14 @@ class Indexing:
         if self._max_project_bytes is not None:
             own = partial(indexing_records.project_usage_bytes, project=task.project, but=task.generation)
             stored = await self._database.run(own)
+        dimensions = await self._dimensions(task, file)
         document = await in_thread(file.begin, task.generation)
         usage = 0
         async for batch in self._embedder.passages(path, task.filename, task.chunking):
             self._raise_if_dropped()
+            dimensions = dimensions or batch.segment.dimensions
+            if batch.segment.dimensions != dimensions:
+                raise DocumentRefused("server_error", other_dimensions(batch.segment.dimensions, dimensions))
             usage += _bytes(batch)
             if others + usage > self._memory_bytes:
                 raise DocumentRefused(
@@ -240,6 +245,11 @@ class Indexing:
                 self.current.total = batch.total
         self._raise_if_dropped()
         return (self.current.done if self.current is not None else 0), usage
+
+    async def _dimensions(self, task: IndexingTask, file: PassageFile) -> int | None:
+        """How many dimensions the vectors of the store's other files have; None: there are none."""
+        other = await self._database.run(lambda db: indexing_records.other_document(db, task, self._embedder.identity))
+        return None if other is None else await in_thread(file.dimensions, other)
 
     def _raise_if_dropped(self) -> None:
         if self.current is not None and self.current.dropped:

@@ -79,6 +79,24 @@ def searchable_files(db: sa.Connection, store_id: str, model: str) -> tuple[list
     return [file for file in candidates if file.generation], {row.wanted for row in rows if row.wanted}
 
 
+def other_document(db: sa.Connection, task: IndexingTask, model: str) -> str | None:
+    """The generation of a searchable document of another file in the task's store; None if there is none."""
+    files = store_files.join(stores, stores.c.seq == store_files.c.store)
+    found: str | None = db.scalar(
+        sa.select(store_files.c.generation)
+        .select_from(files)
+        .where(
+            stores.c.id == task.store_id,
+            store_files.c.file_id != task.file_id,
+            store_files.c.model == model,
+            store_files.c.generation.is_not(None),
+            store_files.c.passages > 0,
+        )
+        .limit(1)
+    )
+    return found
+
+
 def requeue_outdated(db: sa.Connection, model: str, generation: Callable[[], str]) -> int:
     """Queue all files for indexing whose vectors another model made; returns how many.
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from service.errors import BadGateway
 from service.grounding.filters import Column, Mask, mask
 from service.grounding.provider import Attribute, Filters
 from service.knowledge.index.part import IndexPart, PlacedSegment, build, join
@@ -99,7 +100,14 @@ class Index:
         return next((number for number, document in self.documents.items() if document.generation == generation), None)
 
     def search(self, question: Question, filters: Filters | None) -> list[Hit]:
-        """The best matching rows, best first."""
+        """The best matching rows, best first.
+
+        Raises:
+            BadGateway: The question's vector has other dimensions than the rows'.
+        """
+        if question.weight > 0 and self.parts and self.parts[0].vectors.shape[1] != len(question.vector):
+            reason = other_dimensions(len(question.vector), self.parts[0].vectors.shape[1])
+            raise BadGateway(reason, code="embedder_error")
         return rank(self.parts, question, None if filters is None else self._masks(filters))
 
     def attributes(self, hit: Hit) -> Attributes:
@@ -151,6 +159,14 @@ class Index:
             if own is not None and key in own:
                 codes[row] = code(own[key])
         return Column(values, codes)
+
+
+def other_dimensions(now: int, before: int) -> str:
+    """What is wrong where the embedding model's vectors no longer fit those of a store."""
+    return (
+        f"the embedding model now returns vectors of {now} dimensions, and those of this vector store have {before}. "
+        "Either let the model of before answer under its name, or add the files to a new vector store"
+    )
 
 
 def load(documents: Mapping[int, Document], segments: Sequence[PlacedSegment]) -> Index:

@@ -20,7 +20,7 @@ import orjson
 from service.errors import DiskFull, Internal
 from service.grounding.provider import Attribute
 from service.knowledge.index.part import PlacedSegment
-from service.knowledge.segment import Segment
+from service.knowledge.segment import FLOAT_BYTES, Segment
 from service.knowledge.text import PassageText
 
 T = TypeVar("T")
@@ -141,6 +141,19 @@ class PassageFile:
     def generations(self) -> set[str]:
         """The generations of all documents, finished or not."""
         return self._read(lambda db: {row[0] for row in db.execute("SELECT generation FROM documents")})
+
+    def dimensions(self, generation: str) -> int | None:
+        """How many dimensions the vectors of a document have; None: it has none, or does not exist."""
+
+        def work(db: sqlite3.Connection) -> int | None:
+            row = db.execute(
+                "SELECT length(s.vectors) / s.size FROM documents d JOIN segments s ON s.document = d.number "
+                "WHERE d.generation = ? LIMIT 1",
+                (generation,),
+            ).fetchone()
+            return None if row is None else int(row[0]) // FLOAT_BYTES
+
+        return self._read(work)
 
     def load(self, generations: Collection[str]) -> LoadedPassages:
         """Load the arrays of documents, in the order in which they were written."""

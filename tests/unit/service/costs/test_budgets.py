@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from adapters.costs import Prices
 from service.access import audit
+from service.costs import records
 from service.costs.budgets import month_of, next_month
 from service.errors import DiskFull, QuotaSpent
 from tests.support.postgresql import TestServer
@@ -135,6 +138,35 @@ async def test_a_restart_knows_what_was_spent(tmp_path: Path) -> None:
         with pytest.raises(QuotaSpent):
             again.budgets.check(app.callers["key_a"])
     await again.database.close()
+
+
+async def test_what_ends_while_the_sums_are_read_counts_once(app: CostsApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    await budget(app, 100)
+    app.ask("key_a", 1)
+    read = records.engine_seconds
+    flushes: list[asyncio.Task[None]] = []
+
+    def end_one() -> None:
+        app.ask("key_a", 2)
+        flushes.append(loop.create_task(app.account.flush()))
+
+    def ends_meanwhile(db: Any, start: int) -> dict[str, float]:
+        seconds = read(db, start)
+        loop.call_soon_threadsafe(end_one)
+        time.sleep(0.05)  # the event loop comes to it while the read has not returned
+        return seconds
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(records, "engine_seconds", ends_meanwhile)
+    await app.budgets.refresh()
+    await asyncio.gather(*flushes)
+    monkeypatch.undo()
+    assert len(flushes) == 1
+    (shown,) = (await app.costs())["budgets"]
+    assert shown["spent"] == 3
+    await app.budgets.refresh()
+    (shown,) = (await app.costs())["budgets"]
+    assert shown["spent"] == 3
 
 
 async def test_a_trainer_that_is_down_is_told_of_and_its_last_word_stands(app: CostsApp) -> None:

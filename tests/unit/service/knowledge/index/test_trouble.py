@@ -13,14 +13,14 @@ import psutil
 import pytest
 from aiohttp import web
 
-from service.errors import DiskFull, Unavailable
+from service.errors import BadGateway, DiskFull, Unavailable
 from service.knowledge.embeddings import Batch, EmbedderConfig, EmbedderGone, ReaderGone
 from service.knowledge.index import indexing
 from service.knowledge.index.passage_records import PassageFile
 from service.knowledge.types import Chunking, NewStoreFile
 from tests.unit.service.knowledge.documents.office_files import make_sparse_xlsx, make_xlsx
 from tests.unit.service.knowledge.index.local_stores import PROJECT, LocalStores, SharedEmbedder
-from tests.unit.service.knowledge.knowledge_app import embeddings
+from tests.unit.service.knowledge.knowledge_app import embeddings, vector
 
 
 class Endpoint:
@@ -28,10 +28,15 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.status = 200
+        self.shortened = False
         self.asked = asyncio.Semaphore(0)
 
     async def answer(self, request: web.Request) -> web.Response:
         self.asked.release()
+        if self.shortened:
+            texts = (await request.json())["input"]
+            rows = [{"index": at, "embedding": vector(text)[:-1]} for at, text in enumerate(texts)]
+            return web.json_response({"object": "list", "data": rows})
         return await embeddings(request) if self.status == 200 else web.json_response({}, status=self.status)
 
     async def seen(self, times: int) -> None:
@@ -128,6 +133,29 @@ async def test_a_wrong_endpoint_fails_a_file_and_what_was_found_stays(
     again = await local_stores.add(store, "a.txt", "boots " * 30, chunking=Chunking(15, 0))
     assert (again.status, again.error) == ("completed", None)
     assert len(await local_stores.texts(store, "boots")) == 2
+
+
+async def test_an_endpoint_that_changes_its_dimensions_fails_files_and_questions_by_name(
+    tmp_path: Path, local_stores: LocalStores, moody: Moody, endpoint: Endpoint
+) -> None:
+    store, loaded = await local_stores.store(), await local_stores.store()
+    for at in (store, loaded):
+        await local_stores.add(at, "a.txt", "boots")
+    assert await local_stores.texts(loaded, "boots") == ["boots"]
+    endpoint.shortened = True
+    for at in (store, loaded):
+        failed = await local_stores.add(at, "b.txt", "boots")
+        assert failed.status == "failed"
+        assert failed.error is not None
+        assert "63 dimensions, and those of this vector store have 64" in failed.error[1]
+        with pytest.raises(BadGateway, match="63 dimensions"):
+            await local_stores.texts(at, "parcel")
+    new = await local_stores.store()
+    assert (await local_stores.add(new, "b.txt", "boots")).status == "completed", "the others are not held up"
+    assert await local_stores.texts(new, "boots") == ["boots"]
+    replaced = await local_stores.add(store, "a.txt", "laces", chunking=Chunking(15, 0))
+    assert replaced.status == "completed", "the only file that is found"
+    assert await local_stores.texts(store, "laces") == ["laces"]
 
 
 async def test_a_file_that_failed_for_the_embedders_sake_is_tried_again_at_the_next_start(
@@ -287,3 +315,21 @@ async def test_a_full_disk_fails_no_file(local_stores: LocalStores, monkeypatch:
     monkeypatch.setattr(PassageFile, "begin", cramped)
     assert (await local_stores.add(store, "a.txt", "boots")).status == "completed"
     assert full == []
+
+
+async def test_an_error_that_nobody_foresaw_fails_its_file_and_holds_up_no_other(
+    local_stores: LocalStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await local_stores.store()
+    whole = PassageFile.begin
+    broken = [ValueError("never seen before")]
+
+    def begin(self: PassageFile, generation: str) -> int:
+        if broken:
+            raise broken.pop()
+        return whole(self, generation)
+
+    monkeypatch.setattr(PassageFile, "begin", begin)
+    failed = await local_stores.add(store, "a.txt", "boots")
+    assert (failed.status, failed.error) == ("failed", ("server_error", "internal error (ValueError)"))
+    assert (await local_stores.add(store, "b.txt", "parcel")).status == "completed"
