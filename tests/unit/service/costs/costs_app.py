@@ -38,6 +38,7 @@ from service.registry.catalog import (
     Target,
     VersionEntry,
 )
+from service.registry.split import AliasTarget
 from service.telemetry.record import Record
 from service.usage.account import UsageAccount
 from service.usage.engine_time import EngineMeter
@@ -128,13 +129,13 @@ class CostsApp:
             yield self
         await self.database.close()
 
-    def publish(self, project: str, *weights: bool) -> None:
-        """An adapter `voice` with versions that have weights or not; the last one is live."""
+    def publish(self, project: str, *weights: bool, live: AliasTarget | None = None) -> None:
+        """An adapter `voice` with versions that have weights or not; the last one is live, or what ``live`` says."""
         versions = {
             number: VersionEntry(number, "0" * 64 if has_weights else None, NO_SETTINGS, Servable.OK, 0)
             for number, has_weights in enumerate(weights, start=1)
         }
-        entry = AdapterEntry("voice", 0, versions, {"live": len(versions)})
+        entry = AdapterEntry("voice", 0, versions, {"live": len(versions) if live is None else live})
         self.catalog.replace(CatalogSnapshot({(project, "voice"): entry}))
 
     def ask(self, key_id: str, seconds: float, adapter: str = "voice", version: int = 1, tokens: int = 10) -> None:

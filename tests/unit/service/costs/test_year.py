@@ -11,6 +11,7 @@ import pytest
 from adapters.costs import Prices, Upkeep, year_cost
 from adapters.protocol.costs import LastTraining
 from service.costs.schemas import YearAnswer
+from service.registry.split import Split
 from tests.unit.service.access.clock import MIDNIGHT
 from tests.unit.service.costs.costs_app import PRICES, CostsApp
 
@@ -72,6 +73,11 @@ async def test_traffic_is_scaled_and_every_part_of_the_year_is_priced(app: Costs
     assert lora["year"]["total"] == pytest.approx(sum(lora["year"][part] for part in parts))
     assert lora["year"]["rule_of_thumb"] == [3_000, 5_000]
     assert (prompt["year"]["retraining"], prompt["year"]["data"], prompt["year"]["rule_of_thumb"]) == (0, 0, None)
+
+
+async def test_every_version_of_a_split_is_live(app: CostsApp) -> None:
+    app.publish("acme", False, True, True, live=Split(((1, 90), (3, 10))))
+    assert [version["live"] for version in (await year(app))["versions"]] == [True, False, True]
 
 
 async def test_the_long_prompt_is_told_in_tokens_of_a_year(app: CostsApp) -> None:

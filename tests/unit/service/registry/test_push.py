@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -282,4 +283,28 @@ async def test_nothing_is_removed_while_another_engine_uses_the_store(registry_a
         assert len(registry_app.store.digests()) == 1
     finally:
         os.close(engine)
+    assert len(await registry_app.registry.collect()) == 1
+
+
+async def test_a_push_that_is_cancelled_while_its_upload_is_cleared_away_holds_no_digest(
+    registry_app: RegistryApp, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clearing, cleared, calls = asyncio.Event(), threading.Event(), list[int]()
+    loop, discard = asyncio.get_running_loop(), Staging.discard
+
+    def slowly(self: Staging) -> None:
+        discard(self)
+        calls.append(1)
+        if len(calls) == 1:  # the commit's own
+            return
+        loop.call_soon_threadsafe(clearing.set)
+        cleared.wait(30)
+
+    monkeypatch.setattr(Staging, "discard", slowly)
+    push = asyncio.create_task(registry_app.push("voice", files()))
+    await clearing.wait()
+    push.cancel()
+    cleared.set()
+    with pytest.raises(asyncio.CancelledError):
+        await push
     assert len(await registry_app.registry.collect()) == 1
