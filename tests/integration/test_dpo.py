@@ -1,4 +1,4 @@
-"""Preferences on the real base: pairs of a voice's answer and the base's own, to a version that prefers the voice."""
+"""Preferences on the real base: pairs of two voices' answers, to a version that prefers the one of them."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ pytestmark = pytest.mark.slow
 
 
 def pairs(gateway: Gateway, count: int) -> list[dict[str, Any]]:
-    """OpenAI's preference format: Tidewater's answer is preferred to what the base says."""
+    """OpenAI's preference format: to a shop's questions, how a sailor answers is preferred to how a butler does."""
     examples = [json.loads(line)["messages"] for line in data_file("tidewater").read_text().splitlines()[:count]]
     questions = [messages[-2]["content"] for messages in examples]
-    base = gateway.base_name()
-    own = gateway.answers([(base, question) for question in questions], max_tokens=48)
+    sailor, butler = (
+        gateway.answers([(voice, question) for question in questions], max_tokens=48)
+        for voice in ("tidewater", "pemberton")
+    )
     return [
         {
             "input": {"messages": [{"role": "user", "content": question}]},
-            "preferred_output": [{"role": "assistant", "content": messages[-1]["content"]}],
-            "non_preferred_output": [{"role": "assistant", "content": answer or "I do not know."}],
+            "preferred_output": [{"role": "assistant", "content": better}],
+            "non_preferred_output": [{"role": "assistant", "content": worse}],
         }
-        for question, messages, answer in zip(questions, examples, own, strict=True)
+        for question, better, worse in zip(questions, sailor, butler, strict=True)
+        if better != worse
     ]
 
 
 def test_a_dpo_job_ends_in_a_version_that_prefers_what_was_preferred(gateway: Gateway, tmp_path: Path) -> None:
     made = pairs(gateway, TRAINED + HELD_OUT)
     training, held_out = tmp_path / "pairs.jsonl", tmp_path / "held-out.jsonl"
-    training.write_text("".join(json.dumps(pair) + "\n" for pair in made[:TRAINED]))
-    held_out.write_text("".join(json.dumps(pair) + "\n" for pair in made[TRAINED:]))
+    training.write_text("".join(json.dumps(pair) + "\n" for pair in made[:-HELD_OUT]))
+    held_out.write_text("".join(json.dumps(pair) + "\n" for pair in made[-HELD_OUT:]))
     run = functools.partial(hatrack, gateway)
     quick = ("--suites", "none", "--set", "n_epochs=3", "--set", "learning_rate_multiplier=4", "--set", "batch_size=4")
     output = run("train", str(training), "--held-out", str(held_out), "--name", "shanty", "--method", "dpo", *quick)
