@@ -168,6 +168,7 @@ class Trainer:
         """Open the database, adopt the runs of an earlier trainer, and start scheduling. Raises SettingsError."""
         for kind in self.kinds:
             kind.directories.open()
+        await self.checks.open()
         await self.database.open(_end)
         try:
             await self.supervisor.refuse_lost_database()

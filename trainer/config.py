@@ -117,7 +117,8 @@ class Settings(CostSettings, BaseSettings):
     evaluations_days: float | None = Field(
         None,
         ge=32,
-        description="Days after an evaluation's end for which it is kept, with its report and its part of the costs. "
+        description="Days after an evaluation's end for which it is kept, with its report. What endpoints outside "
+        "charged for it stays in the costs, without its adapter. "
         "Those in which a person has chosen an answer, and those of a ladder, stay. Unset: for ever.",
     )
     max_file_mib: float = Field(512, gt=0, description="Maximum file size of a data check, MiB.")
@@ -215,7 +216,7 @@ class Settings(CostSettings, BaseSettings):
         None,
         pattern=r"^https?://[^\s@]+$",
         repr=False,
-        description="Address that is told when a job, an evaluation or a revalidation has ended "
+        description="Address that is told when a job, an evaluation, a revalidation or a ladder has ended "
         "(`trainer/webhook/WEBHOOK.md`).",
     )
     webhook_secret: SecretStr | None = Field(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, Literal, TypeGuard, get_args
 
-from adapters.dataset.lines import LineRefused, show, unknown_keys
+from adapters.dataset.lines import LineRefused, require_text, show, unknown_keys
 from adapters.dataset.tools import Tool, ToolCall, calls_text, read_tool_calls
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -129,6 +129,7 @@ def read_group(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise LineRefused(f"{GROUP} must be a string or an integer, such as a customer's or a ticket's number")
     text = str(value).strip()
+    require_text(text, GROUP)
     if not text or len(text) > MAX_GROUP_CHARS:
         raise LineRefused(f"{GROUP} must have between 1 and {MAX_GROUP_CHARS} characters")
     return text
@@ -144,12 +145,21 @@ def read_filters(value: object) -> dict[str, FilterValue]:
         if not 0 < len(name) <= MAX_FILTER_NAME_CHARS:
             raise LineRefused(f"{FILTERS}: a name must have between 1 and {MAX_FILTER_NAME_CHARS} characters")
         is_text = isinstance(attribute, str) and 0 < len(attribute) <= MAX_FILTER_CHARS
-        if not is_text and not (isinstance(attribute, int | float) and isfinite(attribute)):
+        if not is_text and not _is_number(attribute):
             raise LineRefused(
                 f"{FILTERS}.{show(name)[1:-1]} must be a string of 1 to {MAX_FILTER_CHARS} characters, a number or a "
                 "boolean"
             )
+    require_text(value, FILTERS)
     return value
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a boolean, or a number that a double holds."""
+    try:
+        return isinstance(value, int | float) and isfinite(value)
+    except OverflowError:  # an integer above 1.8e308
+        return False
 
 
 def read_belonging(line: Mapping[str, object]) -> tuple[str | None, dict[str, FilterValue]]:
@@ -271,6 +281,7 @@ def _optional_text(value: dict[str, Any], key: str, where: str) -> str | None:
     text = value.get(key)
     if text is not None and (not isinstance(text, str) or not text):
         raise LineRefused(f"{where}.{key} must be a non-empty string")
+    require_text(text, f"{where}.{key}")
     return text
 
 

@@ -73,6 +73,14 @@ def decode_line(line: bytes) -> object:
     return value
 
 
+def require_text(value: object, where: str) -> None:
+    """Raise LineRefused if a string in a JSON value is no text: half of an escaped pair of surrogates is none."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise LineRefused(f"{where} contains an unpaired surrogate") from None
+
+
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value_of = dict(pairs)
     if len(value_of) < len(pairs):

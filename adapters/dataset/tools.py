@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from adapters.dataset.lines import LineRefused, show
+from adapters.dataset.lines import LineRefused, require_text, show
 
 MAX_TOOLS: Final = 128
 MAX_TOOL_NAME_CHARS: Final = 128
@@ -81,6 +81,7 @@ def _tool(value: object, where: str) -> Tool:
         raise LineRefused(f"{where}.function.parameters must be a JSON Schema of an object")
     # vLLM's FunctionDefinition: these keys in this order, null where they are absent; templates print the object
     rendered: dict[str, Any] = {"name": name, "description": description, "parameters": parameters}
+    require_text(rendered, f"{where}.function")
     strict = function.get("strict")
     if isinstance(strict, bool):
         rendered["strict"] = strict
@@ -110,6 +111,7 @@ def _tool_call(value: object, where: str) -> ToolCall:
     function, call_id = value["function"], value.get("id")
     if call_id is not None and (not isinstance(call_id, str) or not call_id):
         raise LineRefused(f"{where}.id must be a non-empty string")
+    require_text(call_id, f"{where}.id")
     name = _function_name(function.get("name"), f"{where}.function.name")
     return ToolCall(name, _arguments(function.get("arguments"), f"{where}.function.arguments"), call_id)
 
@@ -117,6 +119,7 @@ def _tool_call(value: object, where: str) -> ToolCall:
 def _arguments(value: object, where: str) -> str:
     """The text of a JSON object. The engine would take anything else for `{}`, which must not be trained on."""
     if isinstance(value, dict):
+        require_text(value, where)
         return json.dumps(value, ensure_ascii=False)
     if not isinstance(value, str):
         raise LineRefused(f"{where} must be a string that holds a JSON object")

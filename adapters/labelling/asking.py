@@ -245,6 +245,8 @@ async def ask_all(
     missing = [prompt for prompt in prompts if journal.reply(teacher, prompt) is None]
     done, pending, pace = len(prompts) - len(missing), iter(missing), _Pace(wait, patience_s)
     refusals = _Refusals(teacher, journal)
+    if any((reply := journal.reply(teacher, prompt)) is not None and reply.refusal is None for prompt in prompts):
+        refusals.keep()  # it has answered before it was interrupted
     on_progress(done, len(prompts))
 
     async def work() -> None:

@@ -41,7 +41,11 @@ class LabelledPrompt:
     def training_row(self) -> dict[str, Any]:
         """A line of the training file."""
         prompt = self.prompt
-        row: dict[str, Any] = {"messages": [*prompt.messages, {"role": "assistant", "content": self.reply.text}]}
+        # what was said before is context: only the teacher's own answer is learned
+        before = [
+            {**message, "weight": 0} if message["role"] == "assistant" else message for message in prompt.messages
+        ]
+        row: dict[str, Any] = {"messages": [*before, {"role": "assistant", "content": self.reply.text}]}
         row |= {} if prompt.group is None else {"group": prompt.group}
         return row | ({"filters": dict(prompt.filters)} if prompt.filters else {})
 

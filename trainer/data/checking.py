@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 from adapters.protocol.requests import Overflow
 from trainer.config import Settings
-from trainer.data.child_process import run_child
+from trainer.data.child_process import remove_scratch, run_child, scratch_directory
 from trainer.data.report import Report
 from trainer.errors import BodyTooLarge, InvalidField, TooManyRequests
 from trainer.installation import Installation
@@ -48,19 +47,23 @@ class DataChecks:
         """The maximum size of a file, in bytes."""
         return int(self._settings.max_file_mib * 2**20)
 
+    async def open(self) -> None:
+        """Remove what checks and estimates left of clients' data when the trainer was killed."""
+        await asyncio.to_thread(remove_scratch, self._installation.directory)
+
     async def check(self, name: str, content: AsyncIterator[bytes], options: CheckOptions) -> dict[str, Any]:
         """The report as JSON, with `refused`: whether a job would refuse the data.
 
         Raises:
             InvalidField: The file is invalid; the message lists the lines and their problems.
-            BodyTooLarge, TooManyRequests, DataCheckTimeout, InternalError.
+            BodyTooLarge, TooManyRequests, DataCheckTimeout, DiskFull, InternalError.
         """
         if self._pending >= MAX_WAITING:
             raise TooManyRequests(f"{MAX_WAITING} data checks are running or waiting, the maximum", retry_after_s=30)
         self._pending += 1
         try:
-            with tempfile.TemporaryDirectory(dir=self._installation.directory, prefix=".check-") as directory:
-                path = Path(directory, "data")
+            with scratch_directory(self._installation.directory) as directory:
+                path = directory / "data"
                 await self._receive(path, content)
                 async with self._slot:
                     return await self._run_check(path, name, options)

@@ -8,16 +8,23 @@ the child prints on stdout is its result; where it refuses, its exit code is REF
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 from trainer.config import worker_environment
-from trainer.errors import DataCheckTimeout, InternalError, InvalidField
+from trainer.errors import DataCheckTimeout, DiskFull, InternalError, InvalidField
 
 REFUSED: Final = 3
+SCRATCH: Final = ".scratch-"
+EARLIER_SCRATCH: Final = (".check-", ".estimate-")
+"""The same in earlier releases."""
 
 
 def refuse(code: str, message: str, *, param: str | None = None) -> int:
@@ -59,3 +66,26 @@ async def run_child(command: Sequence[str], *, name: str, param: str, timeout_s:
     if child.returncode != 0:
         raise InternalError(f"the {name} failed (exit code {child.returncode}); see the trainer's log")
     return output
+
+
+@contextmanager
+def scratch_directory(parent: Path) -> Iterator[Path]:
+    """An empty directory for what a child reads; it is removed afterwards, or by `remove_scratch` after a crash.
+
+    Raises:
+        DiskFull: In place of the OSError of a write in the block.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=parent, prefix=SCRATCH) as directory:
+            yield Path(directory)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("the trainer's disk is full; nothing was kept") from error
+        raise
+
+
+def remove_scratch(parent: Path) -> None:
+    """Remove the directories of children that a killed trainer left, also those of earlier releases. Blocks."""
+    for prefix in (SCRATCH, *EARLIER_SCRATCH):
+        for leftover in parent.glob(f"{prefix}*"):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -39,6 +39,9 @@ CLEAR_MAJORITY: Final = 4
 MIN_Z: Final = 3.0
 """Standard errors by which the recall of labels must exceed chance."""
 BLOCK: Final = 512
+MAX_CELLS: Final = 20_000_000
+"""Labels times distinct words above which nothing is looked for: the check takes three matrices of that size at once,
+480 MB of float64, and no estimate of a job's memory counts them."""
 _WORD: Final = re.compile(r"\w+")
 
 
@@ -63,7 +66,10 @@ def label_noise(examples: Sequence[Example]) -> list[Finding]:
     labels = np.unique([answer(example).strip() for example in examples], return_inverse=True)[1]
     if len(examples) < MIN_EXAMPLES or labels.max() == 0:
         return []
-    predicted = _naive_bayes(_counts(words), labels)
+    counts = _counts(words)
+    if (int(labels.max()) + 1) * counts.shape[1] > MAX_CELLS:
+        return []
+    predicted = _naive_bayes(counts, labels)
     if _unrelated(labels, predicted):
         message = (
             "the words of the questions say no more about the labels than chance: the labels are shuffled (or a column "

@@ -148,7 +148,7 @@ def inspect(
         trained_on=len(trained_on),
         dropped=len(train_part.long) + len(unseen_part.long),
         shortened=len(train_part.shortened) + len(unseen_part.shortened),
-        held_out=_held_out(unseen_part.examples, source, rules),
+        held_out=_held_out(len(unseen_part.examples), unseen, source, rules),
         validation=ValidationExamples(examples=len(validation), lines=tuple(sorted(validation))) if validated else None,
         lengths=_lengths(sequences),
         max_length=renderer.max_length,
@@ -194,14 +194,19 @@ def _render(
     return train_part, unseen_part, problems + too_long(renderer, unseen_part, rules.overflow, unseen_file)
 
 
-def _held_out(examples: Sequence[Example], source: HeldOutSource, rules: DataRules) -> HeldOut:
-    """What the report says of the held-out examples; the lines of a split, so that it can be repeated."""
+def _held_out(usable: int, drawn: Sequence[Example], source: HeldOutSource, rules: DataRules) -> HeldOut:
+    """What the report says of the held-out examples; the lines of a split, so that it can be repeated.
+
+    Args:
+        usable: How many of them are short enough to be asked.
+        drawn: All, those that are too long included: dropped as held out, none of them may be trained on.
+    """
     is_split = source == "split"
     return HeldOut(
-        examples=len(examples),
+        examples=usable,
         source=source,
         seed=rules.seed if is_split else None,
-        lines=tuple(example.line for example in examples) if is_split else (),
+        lines=tuple(example.line for example in drawn) if is_split else (),
     )
 
 

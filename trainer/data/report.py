@@ -36,7 +36,8 @@ class Finding(DataFinding):
 
 
 class HeldOut(HeldOutExamples):
-    """The held-out examples: from their own file, or split off the training file with ``seed``."""
+    """The held-out examples: from their own file, or split off the training file with ``seed``. ``lines``: all that the
+    split drew, those that are too long to be asked included."""
 
     seed: int | None = None
     lines: tuple[int, ...] = ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import sqlalchemy as sa
 from adapters.protocol.costs import EstimatedJob
 from adapters.protocol.runs import CreateJob
 from trainer.config import Settings
-from trainer.data.child_process import run_child
+from trainer.data.child_process import run_child, scratch_directory
 from trainer.database import Database
 from trainer.errors import TooManyRequests
 from trainer.finetune import capacity, kind, spec
@@ -92,22 +91,23 @@ class JobEstimates:
             InvalidField, UnsupportedValue, MemoryTooSmall …: As for a job, and for its data.
             TooManyRequests: MAX_WAITING estimates are running or waiting.
             DataCheckTimeout: It took longer than a data check may take.
+            DiskFull: The files do not fit.
         """
         job = await self._jobs.planned(caller, sent.request, sent.context)
         if self._pending >= MAX_WAITING:
             raise TooManyRequests(f"{MAX_WAITING} estimates are running or waiting, the maximum", retry_after_s=30)
         self._pending += 1
         try:
-            with tempfile.TemporaryDirectory(dir=self._installation.directory, prefix=".estimate-") as directory:
+            with scratch_directory(self._installation.directory) as directory:
                 for param, file in files.items():
-                    await _write(Path(directory, FILES[param]), file)
+                    await _write(directory / FILES[param], file)
                 async with self._slot:
                     past = await self._past_jobs(job)
                     orders = EstimateOrders(
                         record=tuple(each.speed for each in past), parent_shape=sent.context.parent_shape
                     )
-                    await asyncio.to_thread(_write_orders, Path(directory), job, orders)
-                    return _estimate(job, await self._run(Path(directory)), past, self._settings)
+                    await asyncio.to_thread(_write_orders, directory, job, orders)
+                    return _estimate(job, await self._run(directory), past, self._settings)
         finally:
             self._pending -= 1
 

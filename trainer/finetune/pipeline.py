@@ -23,7 +23,7 @@ from trainer.errors import DataRefused, ParentUnsupported
 from trainer.finetune import spec
 from trainer.finetune.passages import passages_for
 from trainer.finetune.plan_events import emit_plan_events, metrics
-from trainer.finetune.registering import lineage_of, register, register_checkpoints
+from trainer.finetune.registering import checkpoint_key, lineage_of, register, register_checkpoints
 from trainer.finetune.spec import JobResult, JobSpec, PrimaryMetric, TrainingPlan
 from trainer.finetune.system_prompt import resolve_system_prompt
 from trainer.finetune.traffic import TrafficMonitor
@@ -200,6 +200,7 @@ class TrainingPipeline(Pipeline[JobResult]):
         from trainer.data.render import Renderer, stop_tokens
         from trainer.tune.model import load_generation_config, load_tokenizer
 
+        plan = self._directory.read(spec.PLAN, TrainingPlan)
         tokenizer = load_tokenizer(self._job.base_dir)
         stops = stop_tokens(tokenizer, load_generation_config(self._job.base_dir))
         return Renderer(
@@ -208,8 +209,9 @@ class TrainingPipeline(Pipeline[JobResult]):
             max_length=length,
             system_prompt=self._job.system_prompt,
             passages=passages_for(
-                self._directory.read(spec.PLAN, TrainingPlan),
-                self._grounding,
+                plan,
+                # once there is a plan, it has the parent's; the parent itself may be deleted by then
+                self._grounding if plan is None else None,
                 *(self._job.base_name, self._directory, self._gateway),
             ),
         )
@@ -278,6 +280,7 @@ class TrainingPipeline(Pipeline[JobResult]):
             trained_with_passages=bool(self._grounding),
             tokens_an_epoch=stats.tokens,
             primary=self._primary(prepared),
+            base_name=self._job.base_name,
         )
 
     def _primary(self, prepared: Prepared) -> PrimaryMetric:
@@ -319,7 +322,7 @@ class TrainingPipeline(Pipeline[JobResult]):
         lineage = lineage_of(job, plan, prepared, description)
         checkpoints = Checkpoints(
             directory.path(spec.CHECKPOINTS),
-            key=lineage.key(),
+            key=checkpoint_key(lineage, plan),
             every_s=job.checkpoint_s,
             keep_epochs=job.checkpoint_versions,
         )

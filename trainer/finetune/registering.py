@@ -148,3 +148,9 @@ def lineage_of(job: JobSpec, plan: TrainingPlan, prepared: Prepared, description
         datasets=job.datasets,
         packages=packages(),
     )
+
+
+def checkpoint_key(lineage: Lineage, plan: TrainingPlan) -> str:
+    """The key of the job's checkpoints: with the base's name of when the plan was made, so that they stay the job's if
+    the base is renamed. Whether it is the same base, its fingerprint tells."""
+    return lineage.model_copy(update={"base_name": plan.base_name or lineage.base_name}).key()

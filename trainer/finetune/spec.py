@@ -142,6 +142,8 @@ class TrainingPlan(Frozen):
     tokens_an_epoch: int
     seconds_expected: float | None = None
     primary: PrimaryMetric | None = None
+    base_name: str | None = None
+    """The base's served name when the plan was made; None in plans of earlier releases."""
 
 
 class JobResult(RunResult):

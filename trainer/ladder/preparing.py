@@ -19,6 +19,7 @@ from trainer.data.format import Example
 from trainer.data.formats import read_dataset
 from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
+from trainer.data.similar import merged
 from trainer.data.split import answer, group_questions, split
 from trainer.errors import DataInvalid, DataTooSmall, Problem
 from trainer.evaluate.arms import EVERYONE, answer_list_fits, max_answer_tokens, thinks
@@ -53,6 +54,7 @@ GROUP_FILTER: Final = (
     "`customer`"
 )
 _DIFFERENT: Final = "different system messages"
+Rows = Callable[[Example], dict[str, Any]]
 FIXED_EXAMPLES: Final = 8
 FIXED_PROSE_EXAMPLES: Final = 4
 
@@ -129,7 +131,7 @@ def prepare_data(
     prompts = () if system is _DIFFERENT else candidates(training, given, answers, system, quotable=public)
     room = min(PROMPT_SHARE * context, context - beside - max(map(count, prompts), default=0))
     subsets = {} if quick else learning_subsets(training, faults(inspected.report))
-    files, counts_of = _files({"training": training, **subsets}, choosing, held_out, _lines(name, content, system))
+    files, counts_of = _files({"training": training, **subsets}, choosing, held_out, _rows(name, content, system))
     return PreparedData(
         report=inspected.report,
         parts=files,
@@ -172,13 +174,13 @@ def _files(
     learnt_from: Mapping[str, Sequence[Example]],
     choosing: Sequence[Example],
     held_out: Sequence[Example],
-    lines: Sequence[str] | None,
+    row: Rows,
 ) -> tuple[dict[str, bytes], dict[str, int]]:
     """Each part's file, and the number of its examples. What is learnt from carries its groups."""
     parts = {"choosing": choosing, "held_out": held_out}
     grouped = groups_of(learnt_from["training"])
-    files = {part: _file(chosen, lines) for part, chosen in parts.items()}
-    files |= {part: _file(chosen, lines, grouped) for part, chosen in learnt_from.items()}
+    files = {part: _file(chosen, row) for part, chosen in parts.items()}
+    files |= {part: _file(chosen, row, grouped) for part, chosen in learnt_from.items()}
     return files, {part: len(chosen) for part, chosen in (*parts.items(), *learnt_from.items())}
 
 
@@ -205,12 +207,28 @@ def _inspect(
     return inspected, count
 
 
-def _lines(name: str, content: bytes, system: str | None) -> list[str] | None:
-    """The client's own lines of a chat file, without a system message that all share; None for other formats."""
+def _rows(name: str, content: bytes, system: str | None) -> Rows:
+    """Gives an example as a line of chat data: the client's own if the file has that format. Without a system message
+    that all examples share, which the versions have instead: a question's own would be used in place of theirs."""
     form, _ = read_dataset(name, content)
-    if form is not Format.CHAT:
-        return None
-    return _raw_lines(content) if system is _DIFFERENT else [_without_system(line) for line in _raw_lines(content)]
+    raw = _raw_lines(content) if form is Format.CHAT else None
+
+    def row(example: Example) -> dict[str, Any]:
+        made: dict[str, Any] = _as_chat(example) if raw is None else json.loads(raw[example.line - 1])
+        if system is not _DIFFERENT:
+            made["messages"] = [each for each in made["messages"] if each.get("role") not in ("system", "developer")]
+        return made
+
+    return row
+
+
+def _as_chat(example: Example) -> dict[str, Any]:
+    """An example of another format as a line of chat data."""
+    row: dict[str, Any] = {"messages": [{"role": each.role, "content": each.content} for each in example.messages]}
+    for made, message in zip(row["messages"], example.messages, strict=True):
+        made |= {"weight": 0} if message.role == "assistant" and not message.trained else {}
+    row |= {} if example.group is None else {"group": example.group}
+    return row | ({"filters": dict(example.filters)} if example.filters else {})
 
 
 def _parts(
@@ -268,13 +286,13 @@ def faults(report: Report) -> Counter[int]:
 
 
 def groups_of(examples: Sequence[Example]) -> dict[int, str]:
-    """By line, the group that each example belongs to: its own, or that of its near-duplicates. A store that has the
-    groups as attributes need not show an example its own answer."""
+    """By line, the group of each example, its near-duplicates and all of the same `group`, directly or through others.
+    A store that has the groups as attributes need not show an example its own answer."""
     groups: dict[int, str] = {}
-    for alike in group_questions(examples):
-        for index in alike:
-            own = examples[index].group
-            groups[examples[index].line] = f"alike-{examples[alike[0]].line}" if own is None else own
+    for alike in merged(group_questions(examples), [example.group for example in examples]):
+        own = next((examples[index].group for index in alike if examples[index].group is not None), None)
+        name = f"alike-{examples[alike[0]].line}" if own is None else own
+        groups |= {examples[index].line: name for index in alike}
     return groups
 
 
@@ -307,32 +325,14 @@ def _system_messages(examples: Sequence[Example]) -> str | None:
     return texts.pop() if len(texts) == 1 else _DIFFERENT
 
 
-def _without_system(line: str) -> str:
-    """A line of chat data without its system message, which the versions have instead."""
-    if not line.strip():
-        return line
-    row = json.loads(line)
-    row["messages"] = [message for message in row["messages"] if message.get("role") not in ("system", "developer")]
-    return json.dumps(row, ensure_ascii=False)
-
-
 def _raw_lines(content: bytes) -> list[str]:
     return [line.decode("utf-8-sig") if isinstance(line, bytes) else line for line in split_lines(content)]
 
 
-def _file(examples: Sequence[Example], lines: Sequence[str] | None, groups: Mapping[int, str] | None = None) -> bytes:
-    """The examples as a JSONL file: their own lines, or as chat if the file has another format. ``groups``: by line,
-    the value of the key `group`; None for the examples' own."""
-    rows: list[dict[str, Any]] = []
-    for example in examples:
-        if lines is not None:
-            row: dict[str, Any] = json.loads(lines[example.line - 1])
-        else:
-            row = {"messages": [{"role": message.role, "content": message.content} for message in example.messages]}
-            row |= {} if example.group is None else {"group": example.group}
-            row |= {"filters": dict(example.filters)} if example.filters else {}
-        rows.append(row if groups is None else row | {"group": groups[example.line]})
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+def _file(examples: Sequence[Example], row: Rows, groups: Mapping[int, str] | None = None) -> bytes:
+    """The examples as a JSONL file of chat data. ``groups``: by line, in place of the examples' own."""
+    rows = (row(each) | ({} if groups is None else {"group": groups[each.line]}) for each in examples)
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows).encode()
 
 
 def _facts(report: Report) -> DataFacts:

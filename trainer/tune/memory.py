@@ -11,10 +11,13 @@ measured peaks were up to 1.3 times the estimate: `python -m loadtests.training.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from adapters.basefiles import weight_files
+from adapters.tensorfile import read_header
 from trainer.tune.recipe import Recipe
 
 RUNTIME_BYTES: Final = 900 * 2**20
@@ -79,12 +82,17 @@ class MemoryEstimate:
 
 
 def read_shape(base: Path) -> ModelShape:
-    """The shape of the checkpoint in `base`. Raises OSError, KeyError or ValueError if its config is unusable."""
+    """The shape of the checkpoint in `base`.
+
+    Raises:
+        AdapterError, OSError, KeyError, ValueError: It is not a usable checkpoint.
+    """
     whole: dict[str, Any] = json.loads((base / "config.json").read_text())
     config = whole.get("text_config", whole)
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
     tied = config.get("tie_word_embeddings", True)
-    weights = sum(path.stat().st_size for path in base.glob("*.safetensors")) // 2
+    tensors = (tensor for path in weight_files(base) for tensor in read_header(path).values())
+    weights = sum(math.prod(tensor.shape) for tensor in tensors)
     return ModelShape(
         layers=layers,
         hidden=hidden,

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from trainer.data.render import TokenSequence
 from trainer.errors import CheckpointUnusable
+from trainer.finetune.registering import checkpoint_key
+from trainer.finetune.spec import TrainingPlan
 from trainer.runs.failures import explain
 from trainer.tune.checkpoint import STATE_TENSORS, Checkpoint, Checkpoints, TrainingState
 from trainer.tune.lineage import Lineage
@@ -228,3 +230,14 @@ def test_the_adapters_of_the_last_epochs_are_kept_through_an_interruption(
     none = Checkpoints(tmp_path / "none", key="k", every_s=1e9)
     none.save_epoch(1, lambda: last)
     assert none.epochs() == {}
+
+
+def test_a_base_that_is_renamed_is_still_the_checkpoints_base() -> None:
+    lineage = Lineage.model_validate_json(EARLIER_LINEAGE)
+    plan = TrainingPlan(recipe=lineage.recipe, chosen={}, system_prompt=None, tokens_an_epoch=1, base_name="smol")
+    renamed = lineage.model_copy(update={"base_name": "smol-2"})
+    assert checkpoint_key(renamed, plan) == checkpoint_key(lineage, plan) == EARLIER_KEY
+    other = renamed.model_copy(update={"base": renamed.base.model_copy(update={"weights": "other"})})
+    assert checkpoint_key(other, plan) != EARLIER_KEY
+    earlier_plan = plan.model_copy(update={"base_name": None})
+    assert checkpoint_key(lineage, earlier_plan) == EARLIER_KEY

@@ -20,6 +20,7 @@ def turns(*messages: dict[str, object]) -> bytes:
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "Ahoy!"}
+HALF = {"name": "look", "arguments": {"x": "\ud800"}}
 
 
 def test_good_lines_become_examples_with_their_line_numbers() -> None:
@@ -74,6 +75,11 @@ def test_an_answer_of_weight_zero_is_context_only() -> None:
         ),
         (turns(USER, {**ANSWER, "wieght": 0}), "messages[1].wieght is not a known key; did you mean `weight`?"),
         (turns(USER, {**ANSWER, "weigh\ud800t": 0}), "messages[1].weigh\\ud800t is not a known key"),
+        (turns(USER, {**ANSWER, "tool_calls": [{"type": "function", "function": HALF}]}), "an unpaired surrogate"),
+        (
+            GOOD.encode()[:-1] + b', "filters": {"n": ' + b"9" * 400 + b"}}",
+            "filters.n must be a string of 1 to",
+        ),
         (turns({**USER, "weight": 1}, ANSWER), "is allowed for assistant messages only"),
         (turns(USER, {**ANSWER, "weight": 2}), "messages[1].weight must be 0 or 1"),
         (turns(USER, {**ANSWER, "weight": True}), "messages[1].weight must be 0 or 1"),

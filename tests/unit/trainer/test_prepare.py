@@ -47,6 +47,19 @@ def codes(found: Prepared) -> dict[str, str]:
     return {finding.code: finding.severity for finding in found.report.findings}
 
 
+def test_what_was_drawn_and_is_too_long_to_be_asked_is_not_trained_on_when_the_split_is_repeated() -> None:
+    rows = [
+        pair(row["messages"][0]["content"], "so it is " * 60 if number % 3 == 0 else row["messages"][1]["content"])
+        for number, row in enumerate(questions(60))
+    ]
+    first = look(rows, overflow="truncate", max_length=120)
+    assert first.report.held_out.examples < len(first.report.held_out.lines) == 10
+    again = look(rows, overflow="truncate", max_length=120, held_out_lines=first.report.held_out.lines)
+    assert again.report.held_out == first.report.held_out
+    assert [sequence.line for sequence in again.sequences] == [sequence.line for sequence in first.sequences]
+    assert {sequence.line for sequence in again.sequences}.isdisjoint(first.report.held_out.lines)
+
+
 def test_clean_data_is_split_rendered_and_shown() -> None:
     found = look(questions(60))
     report = found.report

@@ -232,6 +232,25 @@ async def test_a_teacher_that_refuses_all_is_at_fault_itself(tmp_path: Path) -> 
     assert len((await label(tmp_path / "few", found[:1], few)).of(Outcome.REFUSED)) == 1
 
 
+async def test_a_teacher_that_answered_before_an_interruption_does_not_refuse_all(tmp_path: Path) -> None:
+    found = prompts(32)
+    await label(tmp_path / "j", found[:10], Scripted())
+    rest = Scripted(**{f"q{line}": PromptRefused("context_length_exceeded", "too long") for line in range(11, 33)})
+    labelled = await label(tmp_path / "j", found, rest, concurrency=1)
+    assert (len(labelled.of(Outcome.ANSWERED)), len(labelled.of(Outcome.REFUSED))) == (10, 22)
+
+
+async def test_only_the_teachers_own_answer_is_learned(tmp_path: Path) -> None:
+    turns = [("user", "Hello?"), ("assistant", "Hello."), ("user", "Where is it?")]
+    asked = Prompt(1, tuple({"role": role, "content": said} for role, said in turns))
+    labelled = await label(tmp_path / "j", [asked], Scripted(q1=Reply("Here.", "stop")))
+    messages = labelled.prompts[0].training_row()["messages"]
+    assert [(message["content"], message.get("weight")) for message in messages if message["role"] == "assistant"] == [
+        ("Hello.", 0),
+        ("Here.", None),
+    ]
+
+
 async def test_no_more_at_once_than_is_allowed(tmp_path: Path) -> None:
     ask = Scripted()
     await label(tmp_path / "j", prompts(30), ask, concurrency=3)

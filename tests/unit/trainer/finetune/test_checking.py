@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -35,7 +36,7 @@ def client(trainer: Running) -> Client:
 
 
 def nothing_left(trainer: Running) -> bool:
-    return not any(trainer.trainer.jobs.directories.directory.parent.glob(".check-*"))
+    return not any(trainer.trainer.jobs.directories.directory.parent.glob(".scratch-*"))
 
 
 async def test_a_file_is_looked_at_and_not_kept(client: Client, trainer: Running) -> None:
@@ -121,3 +122,27 @@ async def test_a_check_is_bounded_in_time_in_number_and_in_what_it_may_break(
     monkeypatch.setattr(checking, "MAX_WAITING", 0)
     assert await status() == (429, "too_many_jobs")
     assert list(place.directory.iterdir()) == []
+
+
+async def test_what_a_killed_trainer_left_of_a_check_is_removed_at_the_next_start(
+    tmp_path: Path, base_dir: Path, gateway: FakeGateway
+) -> None:
+    async with running(tmp_path, base_dir, gateway) as found:
+        home = found.trainer.jobs.directories.directory.parent
+    for name in (".scratch-x", ".check-y", ".estimate-z"):
+        (home / name).mkdir()
+        (home / name / "data").write_text("Jane Doe, 078-05-1120")
+    async with running(tmp_path, base_dir, gateway):
+        assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
+
+
+async def test_a_full_disk_refuses_a_check_as_such(
+    client: Client, trainer: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_self: DataChecks, _path: Path, _content: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DataChecks, "_receive", full)
+    answer = await client.http.post(CHECK, files={"file": ("f.jsonl", jsonl(rows()))})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+    assert nothing_left(trainer)

@@ -114,4 +114,4 @@ async def test_the_request_is_checked_as_a_jobs_and_nothing_is_kept(trainer: Run
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "hyperparameters.lora_rank")
     broken = await estimate(trainer, b"{")
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_training_file")
-    assert list(tmp_path.rglob(".estimate-*")) == []
+    assert list(tmp_path.rglob(".scratch-*")) == []

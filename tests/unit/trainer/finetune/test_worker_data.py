@@ -15,6 +15,7 @@ from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, rows
 from tests.unit.trainer.finetune.test_worker import events, result, run, turns
 from trainer.data.report import Report
 from trainer.data.split import Split
+from trainer.errors import GatewayRefused
 from trainer.finetune import pipeline as job_work
 from trainer.finetune import spec
 from trainer.finetune.capacity import BaseModelInfo
@@ -133,6 +134,16 @@ def test_a_parent_is_told_by_its_weights_and_one_whose_alphas_differ_is_not_trai
     # one on all linear layers leaves none out, as it is counted when a job is made
     there = modules_in(folder / "parent" / WEIGHTS_FILE)
     assert set(BaseModelInfo.read(base_dir).matching_layers(recipe.target_modules)) == there
+
+    # once there is a plan, the parent itself is not asked for: it may be deleted meanwhile
+    def gone(_gateway: Gateway, model: str) -> dict[str, Any]:
+        raise GatewayRefused(404, "not_found", f"{model} is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gateway, "settings", gone)
+        patch.setattr(Gateway, "fetch_adapter", gone)
+        assert run(folder, VALIDATE) == DONE
+    assert not (folder / protocol.RESULT).exists()
 
     changes["alpha_pattern"] = {"layers.1.mlp.down_proj": 3}
     folder = make_job(id="ftjob-3", parent="voice@1", wish=HyperparameterRequest(n_epochs=1))

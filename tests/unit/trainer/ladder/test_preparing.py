@@ -19,6 +19,7 @@ from trainer.ladder.preparing import (
     PreparedData,
     example_settings,
     faults,
+    groups_of,
     learning_subsets,
     prepare_data,
 )
@@ -193,6 +194,35 @@ def test_a_system_message_that_every_example_has_becomes_a_candidate_and_leaves_
     assert data.instructions[0] == "Be brief."
     parts = [example for part in data.parts.values() for example in parse_chat(part)]
     assert all(message.role != "system" for example in parts for message in example.messages)
+
+
+def test_other_formats_lose_a_shared_system_message_too_and_keep_what_is_not_trained_on(base_dir: Path) -> None:
+    rows = []
+    for line in content(120).splitlines():
+        asked, answered = (message["content"] for message in json.loads(line)["messages"])
+        turns = [{"from": "human", "value": "Hello!"}, {"from": "gpt", "value": "Hello.", "weight": 0}]
+        turns += [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]
+        rows.append(json.dumps({"conversations": [{"from": "system", "value": "Be brief."}, *turns]}) + "\n")
+    data = prepare_data(
+        *("f.jsonl", "".join(rows).encode()),
+        **{"base_dir": base_dir, "context": 8192, "given": (), "quick": True, "check": lambda: None},
+    )
+    assert data.instructions[0] == "Be brief."
+    parts = [example for part in data.parts.values() for example in parse_chat(part)]
+    assert all(message.role != "system" for example in parts for message in example.messages)
+    assert {(message.content, message.trained) for example in parts for message in example.messages[:2]} == {
+        ("Hello!", False),
+        ("Hello.", False),
+    }
+
+
+def test_near_duplicates_with_groups_of_their_own_are_one_group() -> None:
+    lines = [json.loads(line) for line in content(3).splitlines()]
+    twin = json.loads(json.dumps(lines[0]))
+    twin["messages"][0]["content"] += "!"
+    rows = [lines[0] | {"group": "c1"}, twin | {"group": "c2"}, lines[1] | {"group": "c2"}, lines[2]]
+    examples = parse_chat("".join(json.dumps(row) + "\n" for row in rows).encode())
+    assert groups_of(examples) == {1: "c1", 2: "c1", 3: "c1", 4: "alike-4"}
 
 
 def test_system_messages_that_differ_leave_no_instructions_to_try(base_dir: Path) -> None:
