@@ -1,15 +1,21 @@
-"""How the data path is connected to the engines, in a gateway and in a front."""
+"""How the data path, and what a front shows of it, are connected to the engines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from service.config import Settings
 from service.engine.remote import RemoteEngine
 from service.fleet import EngineParts, Fleet
 from service.inference.calls import CacheSalts
 from service.inference.dispatch import Dispatch
 from service.inference.engines import Dispatches
 from service.objects.cache import Copies
+from service.telemetry.account import MetricsAccount
+from service.telemetry.admission import AdmissionSource, ResidencySource
+from service.telemetry.engine import EngineSource
+from service.telemetry.exposition import Labelled, Source
+from service.telemetry.telemetry import Telemetry
 
 
 def make_dispatch(
@@ -49,3 +55,20 @@ def make_dispatch(
     if len(dispatches) == 1:
         return dispatches[fleet.default.agent.name]
     return Dispatches(fleet.bases, dispatches)
+
+
+def watch_engines(telemetry: Telemetry, fleet: Fleet, settings: Settings) -> None:
+    """Show the engines, as all of their users see them."""
+    account = telemetry.account
+    engines = {each.agent.name: _sources(each, account, settings.queue_size) for each in fleet.parts}
+    for number in range(3):
+        telemetry.watch(Labelled("engine", {name: sources[number] for name, sources in engines.items()}))
+
+
+def _sources(each: EngineParts, account: MetricsAccount, queue_size: int) -> tuple[Source, Source, Source]:
+    config = each.watched.config
+    return (
+        EngineSource(each.watched, each.watched.client, slots=config.slots, resident_limit=config.resident),
+        AdmissionSource(each.admission.queue, queue_size, account),
+        ResidencySource(each.admission.residency, account),
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Collection
 from functools import cache
 from typing import Final
@@ -16,12 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import AdapterError
 from adapters.validation import message, shown
-from service.access.http import note_refusal, request_id
+from service.access.http import note_refusal, request_id, request_id_of
 from service.errors import BadRequest, HatrackError, MethodNotAllowed, UnknownField, no_such_route, to_hatrack_error
 
 PUBLIC: Final = frozenset({"/", "/console", "/docs", "/health", "/healthz", "/openapi.json", "/readyz"})
 """Paths that need no key. Every other path answers 401 without one; `GET /metrics` decides for itself."""
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestIds:
@@ -37,8 +34,7 @@ class RequestIds:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(12).encode()
+        request_id = request_id_of(scope["headers"]).encode()
         scope["state"] = {**scope.get("state", {}), "request_id": request_id.decode()}
         started = finished = False
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
@@ -27,7 +27,7 @@ from service.access.caller import Caller
 from service.config import Settings
 from service.config.cluster import ANNOUNCED
 from service.cors import Cors
-from service.data_path import make_dispatch
+from service.data_path import make_dispatch, watch_engines
 from service.engine.assemble import engine_version
 from service.error_handlers import RequestIds, add_error_handlers
 from service.errors import SettingsError
@@ -43,10 +43,6 @@ from service.inference.calls import CacheSalts
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.registry.catalog import Catalog
-from service.telemetry.account import MetricsAccount
-from service.telemetry.admission import AdmissionSource, ResidencySource
-from service.telemetry.engine import EngineSource
-from service.telemetry.exposition import Labelled, Source
 from service.telemetry.record import Accounts, LogAccount
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
@@ -66,13 +62,13 @@ def create_front(settings: Settings) -> Front:
     Raises:
         SettingsError: It is not told its gateway, or lacks a secret.
     """
-    for field, purpose in (
+    for name, purpose in (
         ("front_gateway", "the address of the gateway, `http://host:port`"),
         ("front_key", "the secret that it shares with the gateway, which must have it, too"),
         ("agent_key", "the secret of the engines' agents"),
     ):
-        if not getattr(settings, field):
-            raise SettingsError(f"HATRACK_{field.upper()} must be set for a front: {purpose} (deploy/FRONTS.md)")
+        if not getattr(settings, name):
+            raise SettingsError(f"HATRACK_{name.upper()} must be set for a front: {purpose} (deploy/FRONTS.md)")
     return Front(settings)
 
 
@@ -103,6 +99,13 @@ class _Path:
     forwarder: Forwarder
     view: View
     secrets: Secrets
+    running: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being answered, by an engine or by the gateway."""
+        answered = 0 if self.inference is None else self.inference.pipeline.in_flight
+        return bool(answered or self.forwarder.in_flight)
 
 
 class Front:
@@ -231,12 +234,13 @@ class Front:
         await self._drop_coming()
         former = self._path
         path = self._build(topology, secrets)
-        if path.fleet is not None:
-            try:
+        try:
+            await path.running.enter_async_context(path.telemetry.running())
+            if path.fleet is not None:
                 await path.fleet.start()
-            except BaseException:
-                await _close(path)
-                raise
+        except BaseException:
+            await _close(path)
+            raise
         if former is not None and former.secrets == secrets:
             self._coming, path.view.former = path, former.view
             self._switching = asyncio.create_task(self._switch_when_found(path), name="front-switch")
@@ -311,7 +315,7 @@ class Front:
         telemetry.in_flight = lambda: pipeline.in_flight
         widest = max((base.settings for base in fleet.bases), key=lambda each: each.context or sys.maxsize)
         inference = InferenceApp(widest, pipeline, self.reporter)
-        _watch(telemetry, fleet, settings)
+        watch_engines(telemetry, fleet, settings)
         return _Path(app, inference, fleet, telemetry, forwarder, view, secrets)
 
     def _move_agents(self, addresses: Mapping[str, str | None]) -> None:
@@ -331,7 +335,7 @@ class Front:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.drain_s):
-                    while path.inference is not None and path.inference.pipeline.in_flight:  # noqa: ASYNC110 (seldom)
+                    while path.is_busy:  # noqa: ASYNC110 (seldom)
                         await asyncio.sleep(RETIRE_LOOK_S)
         finally:
             await _close(path)
@@ -371,23 +375,7 @@ async def _close(path: _Path) -> None:
     if path.fleet is not None:
         await path.fleet.stop()
     await path.forwarder.close()
-
-
-def _watch(telemetry: Telemetry, fleet: Fleet, settings: Settings) -> None:
-    """Show the engines, as all of their users see them."""
-    account = telemetry.account
-    engines = {each.agent.name: _sources(each, account, settings.queue_size) for each in fleet.parts}
-    for number in range(3):
-        telemetry.watch(Labelled("engine", {name: sources[number] for name, sources in engines.items()}))
-
-
-def _sources(each: EngineParts, account: MetricsAccount, queue_size: int) -> tuple[Source, Source, Source]:
-    config = each.watched.config
-    return (
-        EngineSource(each.watched, each.watched.client, slots=config.slots, resident_limit=config.resident),
-        AdmissionSource(each.admission.queue, queue_size, account),
-        ResidencySource(each.admission.residency, account),
-    )
+    await path.running.aclose()
 
 
 def _shown(each: EngineParts) -> dict[str, str]:

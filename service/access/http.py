@@ -8,14 +8,18 @@ Dependencies run before the route reads its body, so a key without the scope lea
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
 from service.access.audit import Actor
 from service.access.caller import Caller, Scope
 from service.access.refusals import Refusals
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 # coroutines, though they await nothing: FastAPI would run plain functions in its thread pool
@@ -54,3 +58,9 @@ def request_id(request: Request) -> str | None:
     """The id in the answer's x-request-id header; None without the ``RequestIds`` middleware."""
     identifier: str | None = getattr(request.state, "request_id", None)
     return identifier
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own id of a request, by its headers, if it is well formed; else a new one."""
+    client_id = next((value for name, value in headers if name == b"x-request-id"), b"")
+    return client_id.decode() if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(12)

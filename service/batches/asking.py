@@ -25,7 +25,7 @@ RETRY_STEP_S: Final = 1.0
 """Wait before the second time, s; doubled before each further one."""
 DEFAULT_WAIT_S: Final = 5.0
 ENGINE_UNAVAILABLE: Final = "engine_unavailable"
-WAIT_CODES: Final = frozenset({ENGINE_UNAVAILABLE, "queue_timeout", "overloaded"})
+WAIT_CODES: Final = frozenset({ENGINE_UNAVAILABLE, "queue_timeout", "overloaded", "store_unavailable"})
 """Codes of a 503 that say nothing about the request: it is asked until it is answered or the batch expires."""
 
 GROUNDING_CODES: Final = frozenset({"grounding_unavailable", "embedder_unavailable"})

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from service.access.authentication import Authenticator, KeyEntry
 from service.access.caller import Caller
-from service.errors import HatrackError, Unavailable
+from service.errors import Unavailable
 from service.fronts.entries import load_adapter, load_key
 from service.fronts.link import GatewayAway, GatewayLink, GatewaySilent
 from service.fronts.topology import Topology
@@ -105,7 +105,9 @@ class Follower:
         self._move_agents = move_agents
         self._made: tuple[Topology, Secrets] | None = None
         self._view: View | None = None
-        self._spent: dict[str, HatrackError] = {}
+        self._spent: dict[str, Any] = {}
+        """What requests of projects with a spent budget are refused with, as JSON."""
+        self._spent_at = 0.0
         self._heard_at = -math.inf
         self.fronts = 1
         """How many fronts the gateway has."""
@@ -162,8 +164,11 @@ class Follower:
         self.require_fresh()
         if self._spent and not caller.background:
             refusal = self._spent.get(caller.project)
-            if refusal is not None:
-                raise refusal
+            if refusal is not None:  # each time a new one: an exception keeps the frames through which it was raised
+                error = load_error(refusal)
+                if (left := error.headers.get("retry-after", "")).isdecimal():
+                    error.headers["retry-after"] = str(max(1, int(left) - int(time.monotonic() - self._spent_at)))
+                raise error
 
     async def run(self) -> None:
         """Follow the feed, again and again, until cancelled."""
@@ -228,7 +233,7 @@ class Follower:
             known.adapters_changed = True
             await asyncio.sleep(0)
         elif kind == "budgets":
-            self._spent = {project: load_error(error) for project, error in message["spent"].items()}
+            self._spent, self._spent_at = dict(message["spent"]), time.monotonic()
         elif kind == "agents":
             self._move_agents({str(name): address for name, address in message["addresses"].items()})
         elif kind == "fronts":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import aiohttp
@@ -11,6 +12,7 @@ from multidict import CIMultiDict
 from starlette.types import Message, Receive, Scope, Send
 from yarl import URL
 
+from service.access.http import request_id_of
 from service.engine.remote import split_address
 from service.errors import EngineCut, HatrackError
 from service.fronts.link import CONNECT_TIMEOUT_S, GatewayAway
@@ -59,6 +61,8 @@ class Forwarder:
         require_answers: Callable[[], None] = lambda: None,
         catch_up: Callable[[str, int], Awaitable[None]] | None = None,
     ) -> None:
+        self.in_flight = 0
+        """Requests that are being passed on."""
         self._require_answers = require_answers
         self._catch_up = catch_up
         url, socket = split_address(address)
@@ -72,6 +76,14 @@ class Forwarder:
             cookie_jar=None,
             skip_auto_headers=("accept-encoding", "user-agent", "accept", "content-type"),
         )
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     async def close(self) -> None:
         """Close the connections: what is passed on over them is cut. Others may be opened after it."""
@@ -95,7 +107,12 @@ class Forwarder:
             EngineCut: It went away before its answer was complete.
         """
         self._require_answers()
-        passed = [(name, value) for name, value in exchange.headers.items() if _passes(name) and name != "x-request-id"]
+        with self._counted():
+            await self._forward(exchange, raw, events)
+
+    async def _forward(self, exchange: Exchange, raw: bytes, events: PassedEvents) -> None:
+        sent = ((name, value.encode("latin-1")) for name, value in exchange.headers.items())
+        passed = [(name, _text(value)) for name, value in sent if _passes(name) and name != "x-request-id"]
         headers = _via(CIMultiDict([*passed, ("x-request-id", exchange.request_id)]))
         with _ERRORS:
             async with self._pool.session.post(
@@ -126,12 +143,13 @@ class Forwarder:
         if disconnect is not None:
             disconnect.subscribe(leave)
         try:
-            await self._pass(scope, receive, sender)
+            with self._counted():
+                await self._pass(scope, receive, sender)
         except ClientLeft:
             return
         except HatrackError as error:
             if not sender.started:  # else the connection is cut, and nobody takes it for the whole
-                await _refuse(send, error)
+                await _refuse(scope, send, error)
         except asyncio.CancelledError:
             if not left:
                 raise
@@ -143,7 +161,7 @@ class Forwarder:
         self._require_answers()
         headers = _via(
             CIMultiDict(
-                (name.decode("latin-1"), value.decode("latin-1"))
+                (name.decode("latin-1"), _text(value))
                 for name, value in scope["headers"]
                 if _passes(name.decode("latin-1"))
             )
@@ -236,9 +254,18 @@ def _returned(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
     ]
 
 
-async def _refuse(send: Send, error: HatrackError) -> None:
+def _text(value: bytes) -> str:
+    """A header's value as a text whose UTF-8, in which it is sent on, has the same bytes, if it is UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+async def _refuse(scope: Scope, send: Send, error: HatrackError) -> None:
     body = error.body()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    headers["x-request-id"] = request_id_of(scope["headers"])
     start: Message = {
         "type": "http.response.start",
         "status": error.status,

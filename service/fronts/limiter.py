@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -16,6 +17,7 @@ from typing import Any, Final
 from service.access.buckets import Headers
 from service.access.caller import Caller, Limits
 from service.access.limits import FREE, KeyLimiter, Reservation, is_unlimited
+from service.errors import RequestOverQuota, TokensLimited
 from service.fronts.link import GatewayAway, GatewayLink
 from service.fronts.wire import LIMITS_PATH, SIGN_OF_LIFE_S, Operation
 from service.http.peer_errors import load_error
@@ -119,6 +121,17 @@ class FrontLimiter:
         reservation = self._alone.enter(replace(caller, limits=self._share(caller.limits)))
         try:
             reservation.charge(tokens)
+        except RequestOverQuota as error:
+            reservation.close(None)
+            whole = caller.limits.tokens_per_day
+            if whole is None or tokens > whole:
+                raise
+            raise TokensLimited(
+                f"The gateway is away, and until it is back this front has a share of the key's `tokens_per_day` "
+                f"({whole}) that is smaller than the request: requested {tokens} (prompt and answer, estimated). "
+                "Try again, or send less.",
+                headers={"retry-after": str(math.ceil(AWAY_S))},
+            ) from error
         except BaseException:
             reservation.close(None)
             raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from service.errors import BadRequest, FieldRefused, UnknownField
 from service.http.checks import describe, invalid_value, list_of, text, with_schema
-from service.inference.tools import tool_call
+from service.inference.tools import bound_arguments, tool_call
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 MAX_MESSAGES = 4096
@@ -36,8 +37,19 @@ def check_messages(messages: Any, path: str) -> None:
         raise invalid_value(path, messages, "an array")
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise BadRequest(f"`{path}` has {len(messages)} entries; 1 to {MAX_MESSAGES} are allowed", param=path)
+    bound_arguments(_arguments(messages), path)
     for index, message in enumerate(messages):
         _check_message(message, f"{path}.{index}")
+
+
+def _arguments(messages: list[Any]) -> Iterator[Any]:
+    """What earlier tool calls have as arguments, however malformed the rest is."""
+    for message in messages:
+        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict):
+                yield function.get("arguments")
 
 
 with_schema(

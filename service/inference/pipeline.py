@@ -267,8 +267,12 @@ class Pipeline:
         self, elsewhere: Elsewhere, exchange: Exchange, route: Route, record: Record, raw: bytes
     ) -> None:
         record.forwarded = True
-        async with exchange.cancel_on_disconnect(self._timeout_s):
-            await elsewhere.forward(exchange, raw, PassedEvents(route.dialect.error_event))
+        try:
+            async with exchange.cancel_on_disconnect(self._timeout_s):
+                await elsewhere.forward(exchange, raw, PassedEvents(route.dialect.error_event))
+        except Unavailable:
+            record.forwarded = False  # nobody else has seen it
+            raise
 
     async def _render(self, exchange: Exchange, target: Target, record: Record, body: dict[str, Any]) -> None:
         """Answer with the finished request; the key is charged for its prompt, by the estimate."""

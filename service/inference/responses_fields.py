@@ -33,7 +33,7 @@ from service.http.checks import (
 )
 from service.inference.fields import GUARDED, KIB, MAX_TOOLS, FieldRule, Table, dropped, passed, refused
 from service.inference.messages import MAX_MESSAGES
-from service.inference.tools import call_arguments, parameters_schema, tool_name
+from service.inference.tools import bound_arguments, call_arguments, parameters_schema, tool_name
 from service.inference.values import (
     MAX_HINT_CHARS,
     MAX_TOKEN_ID,
@@ -144,6 +144,8 @@ def check_input(value: Any, path: str) -> None:
         FieldRefused: An item stands for something stored, or for a tool that runs on the server; or an image is not
             given as `data:`.
     """
+    if isinstance(value, list):
+        bound_arguments((item.get("arguments") for item in value if isinstance(item, dict)), path)
     either((str, text()), (list, _items), allowed="a string or an array of items")(value, path)
     if isinstance(value, list):
         value[:] = [item for item in value if item.get("type") != CALL]

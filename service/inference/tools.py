@@ -16,6 +16,7 @@ import numpy as np
 
 from service.errors import BadRequest
 from service.http.checks import MAX_DEPTH, invalid_value, mapping
+from service.http.json_text import excess_of
 
 MAX_TOOL_NAME_CHARS = 128
 _NAME = re.compile(rf"[A-Za-z0-9_.:-]{{1,{MAX_TOOL_NAME_CHARS}}}")
@@ -53,6 +54,21 @@ def tool_call(value: Any, path: str) -> None:
         call_arguments(arguments, f"{path}.function.arguments")
     elif arguments is not None and not isinstance(arguments, dict):
         raise invalid_value(f"{path}.function.arguments", arguments, "a string of JSON")
+
+
+def bound_arguments(sent: Iterable[Any], path: str) -> None:
+    """Bound the arguments of all earlier tool calls of a request together, before anything parses them: for the bounds
+    of its body each is one string, whatever is in it.
+
+    Args:
+        sent: What stands in the calls' place of arguments; what is no string is left out.
+
+    Raises:
+        BadRequest: They have more values than a body may have.
+    """
+    excess = excess_of(*(arguments.encode() for arguments in sent if isinstance(arguments, str)))
+    if excess is not None:
+        raise BadRequest(f"the arguments of all tool calls in `{path}` must have at most {excess}", param=path)
 
 
 def call_arguments(value: Any, path: str) -> None:

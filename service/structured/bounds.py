@@ -126,7 +126,8 @@ def _check_grammar(text: str, path: str, limits: GrammarLimits) -> list[GrammarP
     trees = Rules(text, plain, heads, path, limits, lark=lark)
     if not limits.ambiguous:
         trees.check_unambiguous()
-    tails = trees.tails({"root", "start", *looping})
+    _bound(path, "rules that repeat or recur", len(looping), limits.parts * 4)
+    tails = trees.tails({"root", "start", *looping}, limits.parts * 4)
     _bound(path, "rules that repeat or recur, and long repeats", len(looping) + len(tails), limits.parts * 4)
     return [*parts, *(GrammarPart("rule", rule) for rule in looping), *(GrammarPart("tail", tail) for tail in tails)]
 

@@ -54,8 +54,9 @@ class Rules:
             for head, end in zip(heads, ends, strict=True)
         ]
 
-    def tails(self, whole: set[str]) -> list[str]:
-        """The bodies from each dear repeat on: in an answer, what comes before it may be long.
+    def tails(self, whole: set[str], most: int) -> list[str]:
+        """The bodies from each dear repeat on: in an answer, what comes before it may be long. No more than one above
+        ``most`` a rule, for each is a copy.
 
         Args:
             whole: Rules that are tried from their beginning in any case.
@@ -63,8 +64,10 @@ class Rules:
         tails: dict[str, None] = {}
         for rule in self.rules:
             body = self._text[rule.start : rule.end].strip()
-            hidden = (tail.strip() for tail in hidden_parts(rule.tree, self._text, " "))
+            hidden = (tail.strip() for tail in hidden_parts(rule.tree, self._text, most, " "))
             tails |= dict.fromkeys(tail for tail in hidden if tail != body or rule.name not in whole)
+            if len(tails) > most:
+                break
         return list(tails)
 
     def check_unambiguous(self) -> None:

@@ -48,17 +48,20 @@ def analyse(pattern: str, path: str, limits: GrammarLimits) -> Analysis:
             )
     if not limits.ambiguous:
         check_unambiguous(root, pattern, path, limits)
-    parts = [part for part in hidden_parts(root, pattern) if part.strip("^$") != pattern.strip("^$")]
+    found = hidden_parts(root, pattern, limits.parts + 1)  # one of them may be the whole
+    parts = [part for part in found if part.strip("^$") != pattern.strip("^$")]
     if len(parts) > limits.parts:
         raise TooComplex(
-            f"`{path}` has {len(parts)} long repeats or repeats within repeats; at most {limits.parts} are allowed",
+            f"`{path}` has more than {limits.parts} long repeats or repeats within repeats; at most {limits.parts} are "
+            "allowed",
             path,
         )
     return Analysis(states, parts)
 
 
-def hidden_parts(root: Node, text: str, separator: str = "") -> list[str]:
-    """The parts whose cost may hide: an answer may be long before it comes to them.
+def hidden_parts(root: Node, text: str, most: int, separator: str = "") -> list[str]:
+    """The parts whose cost may hide: an answer may be long before it comes to them. At most one more than ``most``, for
+    each copies the rest of the text.
 
     From a long bounded repeat of a wide class, or from one that can be confused with what follows, to the end; loops
     with loops or wide alternatives in them by themselves.
@@ -75,6 +78,8 @@ def hidden_parts(root: Node, text: str, separator: str = "") -> list[str]:
         nested = any(inner.loops for branch in node.branches for inner in branch)
         if node.loops and (nested or (len(node.branches) > 1 and node.wide)):
             parts[text[node.start : node.end]] = None
+        if len(parts) > most:
+            break
     return list(parts)
 
 

@@ -84,7 +84,9 @@ class MetricsAccount:
         self._durations: dict[str, Histogram] = {}
 
     def __call__(self, record: Record) -> None:
-        """Count ``record``."""
+        """Count ``record``; what the gateway has answered for a front is counted there."""
+        if record.forwarded:
+            return
         series = self._series(record)
         route = record.route
         ended = (route, record.outcome)

@@ -107,3 +107,10 @@ def test_the_waits_of_a_batch_are_bounded_together(monkeypatch: pytest.MonkeyPat
         now[0] += retry.after_s
     assert (waits[:5], sum(waits)) == ([5, 10, 20, 40, 60], 600)
     assert retry_of(Answer(200, {}, {"x-hatrack-grounding": "empty"}), 1, GroundingPatience()) is None
+
+
+def test_an_object_store_that_does_not_answer_is_waited_for() -> None:
+    away = Answer(503, {"error": {"code": "store_unavailable", "message": "try again"}}, {"retry-after": "5"})
+    retry = retry_of(away, 9, GroundingPatience())
+    assert retry is not None
+    assert (retry.after_s, retry.whole_batch, retry.code) == (5, True, "store_unavailable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -25,7 +26,7 @@ from service.fronts import link as link_module
 from service.fronts import reporter as reporter_module
 from service.fronts import reports as reports_module
 from service.fronts.follower import Follower, Secrets, View, _Known
-from service.fronts.forward import Forwarder
+from service.fronts.forward import Forwarder, _text
 from service.fronts.link import GatewayLink
 from service.fronts.topology import Topology
 from service.inference.exchange import Exchange
@@ -163,6 +164,20 @@ async def test_nobody_waits_for_a_gateway_that_stands_still(made: Cluster, monke
         return (await front.http.get("/v1/adapters")).status_code == 200
 
     await eventually(is_passed_on)
+
+
+async def test_what_it_refuses_for_its_gateway_has_an_id(made: Cluster) -> None:
+    front = await made.front()
+    await made.vanish()
+    refused = await front.http.get("/v1/keys", headers={"x-request-id": "mine-1"})
+    assert (refused.status_code, refused.headers["x-request-id"]) == (503, "mine-1")
+    assert re.fullmatch(r"[0-9a-f]{24}", (await front.http.get("/v1/keys")).headers["x-request-id"])
+
+
+@pytest.mark.parametrize("value", ["Jürgen".encode(), b"plain"])
+def test_a_header_is_sent_on_as_it_came(value: bytes) -> None:
+    assert _text(value).encode() == value
+    assert _text("Jürgen".encode("latin-1")) == "Jürgen", "what is no UTF-8 is read as HTTP has it"
 
 
 async def test_a_front_that_knows_too_little_calls_no_key_unknown(made: Cluster) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from service import front as front_module
+from service.access.caller import Caller
 from service.access.keys import make_key
 from service.config import Settings
-from service.errors import SettingsError
+from service.errors import QuotaSpent, SettingsError
 from service.front import create_front
 from service.fronts import sessions as sessions_module
+from service.fronts.follower import Follower
 from service.fronts.wire import FEED_PATH, LIMITS_PATH, REPORT_PATH
+from service.http.peer_errors import dump_error
 from tests.unit.service.agent.support import until
 from tests.unit.service.fronts.support import FRONT_KEY, Cluster, FrontApp, cluster, eventually, new_key
 from tests.unit.service.gateway_app import AGENT_KEY, BASE
@@ -101,6 +106,8 @@ async def test_what_only_the_gateway_can_answer_is_passed_on_and_counted_once(ma
     assert (grounded.status_code, grounded.json()) == (direct.status_code, direct.json())
     await front.front.reporter.report()
     assert (await made.usage())["requests"] == 4
+    metrics = (await front.http.get("/metrics")).text
+    assert "hatrack_requests_total{" not in metrics, "the gateway has counted them"
 
 
 async def test_without_an_agent_the_gateway_answers_for_all(tmp_path: Path, base_dir: Path) -> None:
@@ -294,6 +301,31 @@ async def test_a_spent_budget_is_spent_at_all_fronts(tmp_path: Path, base_dir: P
             "/v1/chat/completions", json={"model": BASE, "messages": [{"role": "user", "content": "Hello"}]}
         )
         assert own.status_code == 429
+
+
+async def test_each_refusal_for_a_spent_budget_is_an_error_of_its_own() -> None:
+    follower = Follower(SimpleNamespace(address="unix:g"), 60, *[None] * 3)  # type: ignore[arg-type]
+    follower.require_fresh = lambda: None  # type: ignore[method-assign]
+    follower._spent = {"default": dump_error(QuotaSpent("spent", headers={"retry-after": "100"}))}
+    follower._spent_at = time.monotonic() - 40
+    errors = []
+    for _ in range(2):
+        with pytest.raises(QuotaSpent) as refused:
+            follower.check(Caller("key_a", "default", frozenset()))
+        errors.append(refused.value)
+    assert errors[0] is not errors[1], "one that is raised again keeps all frames through which it was raised"
+    assert 58 <= int(errors[1].headers["retry-after"]) <= 60
+
+
+async def test_it_watches_its_own_event_loop(made: Cluster) -> None:
+    front = await made.front()
+
+    async def measured() -> bool:
+        text = (await front.http.get("/metrics")).text
+        found = re.search(r"^hatrack_event_loop_lag_seconds_count (\d+)", text, re.MULTILINE)
+        return found is not None and int(found[1]) > 0
+
+    await eventually(measured)
 
 
 async def test_its_metrics_are_its_own(made: Cluster) -> None:

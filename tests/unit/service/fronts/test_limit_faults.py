@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.access.caller import Limits
+from service.errors import RequestOverQuota, TokensLimited
 from service.fronts import sessions as sessions_module
 from service.fronts.link import GatewayAway
 from service.fronts.wire import LIMITS_PATH
@@ -37,6 +38,20 @@ async def test_what_a_front_spent_alone_is_counted_once_though_answers_are_lost(
     await until(lambda: not lost and not limiter._untold and limiter._unanswered is None)
     await until(lambda: state(made).in_flight == 0)
     assert (state(made).settled, state(made).held) == (4, 0)
+
+
+async def test_a_request_above_a_fronts_share_may_be_sent_again_and_one_above_the_quota_may_not(made: Cluster) -> None:
+    front = await made.front()
+    key = await key_known_to(made, [front], tokens_per_day=10_000)
+    limiter, caller = front.front.limiter, caller_at(front, key)
+    limiter._fronts = lambda: 2
+    with pytest.raises(TokensLimited, match="share") as refused:
+        limiter.admit_alone(caller, 6_000)
+    assert "retry-after" in refused.value.headers
+    assert refused.value.retry is not False
+    with pytest.raises(RequestOverQuota):
+        limiter.admit_alone(caller, 12_000)
+    limiter.admit_alone(caller, 5_000).close(10)
 
 
 async def test_a_batch_that_was_done_is_not_done_again_also_not_in_another_session() -> None:

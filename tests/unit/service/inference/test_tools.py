@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 import orjson
@@ -170,6 +172,24 @@ async def test_arguments_that_a_model_may_have_written_pass(arguments: str) -> N
     world, answer = await ask(CHAT, messages=[*BODIES[CHAT]["messages"], called(arguments=arguments)])
     assert answer.status == 200, answer.body
     assert world.engine.last.body["messages"][-1]["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+async def test_arguments_that_would_take_long_to_parse_are_refused_before_anything_parses_them() -> None:
+    long = '["\\u0041",' + "[]," * 2_500_000 + "1]"
+    half = "[" + "1," * 200_000 + "1]"
+    for arguments in ([long], [half, half]):
+        calls = [called(arguments=text)["tool_calls"][0] for text in arguments]
+        talk = [*BODIES[CHAT]["messages"], {"role": "assistant", "content": None, "tool_calls": calls}]
+        began = time.process_time()
+        world, answer = await ask(CHAT, messages=talk)
+        assert (answer.status, answer.error["param"], world.engine.asked) == (400, "messages", [])
+        items = [{"type": "function_call", "call_id": "c", "name": "f", "arguments": text} for text in arguments]
+        world, answer = await ask(RESPONSES, input=items)
+        assert (answer.status, answer.error["param"], world.engine.asked) == (400, "input", [])
+        assert time.process_time() - began < 2, "to parse the first takes four seconds"
+    text = json.dumps({"q": "[,:{" * 100_000})
+    _, answer = await ask(CHAT, messages=[*BODIES[CHAT]["messages"], called(arguments=text)])
+    assert answer.error["code"] == "context_length_exceeded", "what is in a text is no value"
 
 
 @pytest.mark.parametrize("half", ["\\ud800", "\\udfff", "\\ude00\\ud83d"])
