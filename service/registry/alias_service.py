@@ -114,7 +114,7 @@ class AliasService:
             if row.digest is None:
                 continue
             perplexity = (await self._probers.of(row.base, row.digest).perplexity(row.digest)).model_dump(mode="json")
-            await self._state.database.run(partial(records.set_perplexity, version_id=row.id, perplexity=perplexity))
+            await self._state.database.run(partial(records.set_perplexity, version=row, perplexity=perplexity))
 
     async def _measure_or_skip(self, rows: Sequence[VersionRow]) -> frozenset[int]:
         """``measure``, but returns the versions that fail instead of raising."""

@@ -49,7 +49,8 @@ class Proving:
         self._state = state
         self._probers = probers
         self._prompts = prompts
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
+        """By adapter and number: an id of the database may be another version's by and by."""
         self._held: Counter[str] = Counter()
 
     # digests that are in the store and perhaps in no row: a collection must not take them
@@ -114,9 +115,9 @@ class Proving:
 
     # in the background
 
-    def running(self, version_id: int) -> asyncio.Task[None] | None:
+    def running(self, version: VersionRow) -> asyncio.Task[None] | None:
         """The task of this version's current proof; None if there is none."""
-        return self._tasks.get(version_id)
+        return self._tasks.get((version.adapter_id, version.number))
 
     def require_room(self) -> None:
         """Raise RateLimited if MAX_PROVING versions already wait for their proof."""
@@ -130,23 +131,24 @@ class Proving:
         """Raise EngineUnavailable if no engine of the base can be asked now."""
         self._probers.on(base, None).require_engine()
 
-    def spawn(self, project: str, name: str, version_id: int, actor: Actor) -> None:
+    def spawn(self, project: str, name: str, version: VersionRow, actor: Actor) -> None:
         """Start a version's proof in the background, unless it runs; the audit notes its result under the actor."""
-        if version_id in self._tasks:
+        if self.running(version) is not None:
             return
-        proof = self._finish(project, name, version_id, actor)
-        task = asyncio.create_task(proof, name=f"registry-proof-{version_id}")
-        self._tasks[version_id] = task
-        task.add_done_callback(lambda done: self._done(version_id, done))
+        proof = self._finish(project, name, version, actor)
+        task = asyncio.create_task(proof, name=f"registry-proof-{version.adapter_id}-{version.number}")
+        self._tasks[version.adapter_id, version.number] = task
+        task.add_done_callback(lambda done: self._done(name, version, done))
 
-    def _done(self, version_id: int, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(version_id) is task:
-            del self._tasks[version_id]
+    def _done(self, name: str, version: VersionRow, task: asyncio.Task[None]) -> None:
+        if self.running(version) is task:
+            del self._tasks[version.adapter_id, version.number]
         error = None if task.cancelled() else task.exception()
         if error is not None:
             log.error(
-                "the proof of version row %d failed unexpectedly; it is repeated at the next start",
-                version_id,
+                "the proof of %s@%d failed unexpectedly; it is repeated at the next start",
+                name,
+                version.number,
                 exc_info=error,
             )
 
@@ -162,15 +164,15 @@ class Proving:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _finish(self, project: str, name: str, version_id: int, actor: Actor) -> None:
+    async def _finish(self, project: str, name: str, version: VersionRow, actor: Actor) -> None:
         """Prove a version, however long the engine or the database is away, and write how it ended."""
         failures = 0
-        while (row := await self._when_available(partial(self._unproven, version_id))) is not None:
+        while (row := await self._when_available(partial(self._unproven, version))) is not None:
             if self._state.bases.serving(row.base) is None:
                 log.warning("the proof of %s@%d waits for its base, which is not served", name, row.number)
                 return  # another base would say nothing of it; the next start looks again
             await self._probers.of(row.base, row.digest).wait_for_base(RETRY_S)
-            row = await self._when_available(partial(self._unproven, version_id))
+            row = await self._when_available(partial(self._unproven, version))
             if row is None:
                 return
             try:
@@ -189,7 +191,7 @@ class Proving:
             else:
                 await self._when_available(partial(self._settle_unless_saved, project, name, row, evidence, actor))
                 return
-            await self._when_available(partial(self._reject, project, name, version_id, reason, actor))
+            await self._when_available(partial(self._reject, project, name, version, reason, actor))
             return
 
     async def _when_available(self, step: Callable[[], Awaitable[T]]) -> T:
@@ -201,22 +203,27 @@ class Proving:
                 log.warning("a proof in the background waits for the database: %s", error.message)
                 await asyncio.sleep(RETRY_S)
 
-    async def _unproven(self, version_id: int) -> VersionRow | None:
-        """The version; None where there is nothing to prove any more."""
-        row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
+    async def _unproven(self, version: VersionRow) -> VersionRow | None:
+        """The version as it is now; None where there is nothing to prove any more."""
+        row = await self._state.database.run(lambda db: records.present(db, version))
         return row if row is not None and row.state in ("proving", "ready") else None
 
     async def _settle_unless_saved(
         self, project: str, name: str, row: VersionRow, evidence: Evidence | SettingsProof, actor: Actor
     ) -> None:
         """``settle_row``, unless an attempt whose answer was lost has done it: the alias may have moved on since."""
-        now = await self._unproven(row.id)
+        now = await self._unproven(row)
         if now is not None and (now.state, now.proof) == (row.state, row.proof):
-            await self.settle_row(project, name, row, evidence, actor=actor)
+            # as it is now: a push of the same may have asked for an alias meanwhile
+            await self.settle_row(project, name, now, evidence, actor=actor)
 
-    async def _reject(self, project: str, name: str, version_id: int, reason: dict[str, Any], actor: Actor) -> None:
+    async def _reject(self, project: str, name: str, version: VersionRow, reason: dict[str, Any], actor: Actor) -> None:
+        def work(db: sa.Connection) -> None:
+            if records.present(db, version) is not None:
+                records.reject(db, version.id, reason, actor=actor)
+
         async with self._state.lock(project, name):
-            await self._state.database.run(lambda db: records.reject(db, version_id, reason, actor=actor))
+            await self._state.database.run(work)
             await self._state.recount()
 
     # how it ended
@@ -263,6 +270,8 @@ class Proving:
                 version_id = records.add_version(db, project, name, version, actor=actor, is_proven=True)
             else:
                 version_id = version.id
+                if records.present(db, version) is None:
+                    return None
                 if again:
                     note(db, actor, "version.prove", f"{name}@{version.number}", {"digest": version.digest})
             records.make_ready(db, version_id, proof, version.warnings, version.wanted_alias, actor=actor)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import sqlalchemy as sa
+
 from adapters.errors import AdapterError, DiskFull
 from adapters.inspect import Inspection, inspect_weights
 from adapters.manifest import Manifest, is_same_base
@@ -295,7 +297,7 @@ class Pushes:
                     return PushResult(await self._state.shown_version(project, name, same.number), 200)
             elif not wait:
                 return await self._register_later(project, name, draft, same, actor)
-        running = self._proving.running(same.id) if same is not None else None
+        running = self._proving.running(same) if same is not None else None
         if unmeasured or (same is not None and running is not None):
             # outside of the lock: proofs that go first may take minutes
             await self._aliases.measure(unmeasured)
@@ -308,24 +310,24 @@ class Pushes:
     async def _register_later(
         self, project: str, name: str, draft: VersionDraft, same: VersionRow | None, actor: Actor
     ) -> PushResult:
-        if same is None or self._proving.running(same.id) is None:
+        if same is None or self._proving.running(same) is None:
             self._proving.require_room()
+
+        def work(db: sa.Connection) -> VersionRow | None:
             if same is None:
-                version_id = await self._state.database.run(
-                    lambda db: records.add_version(db, project, name, draft, actor=actor)
-                )
-            else:
-                version_id = same.id
-                await self._state.database.run(
-                    lambda db: records.restart_proof(db, version_id, draft.wanted_alias, actor=actor)
-                )
-            await self._state.recount()
-            self._proving.spawn(project, name, version_id, actor)
-        else:
-            version_id = same.id
-        row = await self._state.database.run(lambda db: records.version_by_id(db, version_id))
+                return records.version_by_id(db, records.add_version(db, project, name, draft, actor=actor))
+            records.restart_proof(db, same.id, draft.wanted_alias, actor=actor)
+            # a version that was ready has had its alias, which others may have by now: only what this push asks counts
+            alias = draft.wanted_alias or "" if same.state == "ready" else draft.wanted_alias
+            if alias is not None:
+                records.want_alias(db, same.id, alias)
+            return records.present(db, same)
+
+        row = await self._state.database.run(work)
         if row is None:
             raise NotFound(f"the version of `{name}` was deleted while it was being proven", code="version_not_found")
+        await self._state.recount()
+        self._proving.spawn(project, name, row, actor)
         return PushResult(await self._state.shown_version(project, name, row.number), 202)
 
     async def _register_proven(

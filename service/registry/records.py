@@ -171,15 +171,23 @@ def version_by_id(db: sa.Connection, version_id: int) -> VersionRow | None:
     return None if row is None else _version(row)
 
 
-def proving(db: sa.Connection) -> list[tuple[str, str, int]]:
-    """(project, name, version id) of all versions that are being proven."""
+def present(db: sa.Connection, row: VersionRow) -> VersionRow | None:
+    """The version as it is now; None if it was deleted. SQLite gives the id of a deleted row again: another version may
+    have it since, but never the same number of the same adapter."""
+    now = version_by_id(db, row.id)
+    same = now is not None and (now.adapter_id, now.number) == (row.adapter_id, row.number)
+    return now if same else None
+
+
+def proving(db: sa.Connection) -> list[tuple[str, str, VersionRow]]:
+    """(project, name, version) of all versions that are being proven."""
     rows = db.execute(
-        sa.select(adapters.c.project, adapters.c.name, versions.c.id)
+        sa.select(adapters.c.project, adapters.c.name, *_SUMMARY)
         .join(adapters, adapters.c.id == versions.c.adapter_id)
         .where(versions.c.state == "proving")
         .order_by(versions.c.id)
     )
-    return [(row.project, row.name, row.id) for row in rows]
+    return [(row.project, row.name, _version(row)) for row in rows]
 
 
 def states(db: sa.Connection) -> dict[str, int]:
@@ -206,7 +214,8 @@ def owners(db: sa.Connection, digest: str) -> set[tuple[str, str]]:
 
 
 def _version(row: sa.Row[Any]) -> VersionRow:
-    return VersionRow(**{**row._mapping, "digest": row.digest or None})
+    values = {column.name: row._mapping[column.name] for column in _SUMMARY}
+    return VersionRow(**{**values, "digest": row.digest or None})
 
 
 # versions
@@ -293,12 +302,12 @@ def _may_be_first(db: sa.Connection, adapter_id: int) -> bool:
     )
 
 
-def set_perplexity(db: sa.Connection, version_id: int, perplexity: dict[str, Any]) -> None:
+def set_perplexity(db: sa.Connection, version: VersionRow, perplexity: dict[str, Any]) -> None:
     """Add the measured perplexity to a proof from before proofs included it."""
-    proof = db.scalar(sa.select(versions.c.proof).where(versions.c.id == version_id))
-    db.execute(
-        versions.update().where(versions.c.id == version_id).values(proof={**(proof or {}), "perplexity": perplexity})
-    )
+    now = present(db, version)
+    if now is not None:
+        proof = {**(now.proof or {}), "perplexity": perplexity}
+        db.execute(versions.update().where(versions.c.id == now.id).values(proof=proof))
 
 
 def is_held_back(proof: dict[str, Any] | None) -> bool:
@@ -321,6 +330,11 @@ def restart_proof(db: sa.Connection, version_id: int, wanted_alias: str | None, 
     """Set a rejected version back to ``proving``."""
     values = {"state": "proving", "reason": None, "wanted_alias": wanted_alias}
     _leave(db, version_id, "rejected", values, "adapter.push", actor)
+
+
+def want_alias(db: sa.Connection, version_id: int, alias: str) -> None:
+    """Set the alias that moves to a version once it is proven; empty: none does."""
+    db.execute(versions.update().where(versions.c.id == version_id).values(wanted_alias=alias))
 
 
 def reject(db: sa.Connection, version_id: int, reason: dict[str, Any], *, actor: Actor) -> None:

@@ -99,8 +99,8 @@ class Registry:
         await self._forget_removed()
         await self._state.refresh_all()
         self._state.warn_of_hidden()
-        for project, name, version_id in await self._database.run(records.proving):
-            self._proving.spawn(project, name, version_id, system_actor(project))
+        for project, name, version in await self._database.run(records.proving):
+            self._proving.spawn(project, name, version, system_actor(project))
         self._workers = [
             asyncio.create_task(self._corruption_checker.work(), name="registry-corruption"),
             *(asyncio.create_task(loader.work(), name="registry-pins") for loader in self._pin_loaders),
@@ -118,11 +118,11 @@ class Registry:
     async def _reload(self) -> None:
         """Follow the database, which may have saved what a request that failed has not seen through."""
         await self._state.refresh_all()
-        for project, name, version_id in await self._database.run(records.proving):
+        for project, name, version in await self._database.run(records.proving):
             async with self._state.lock(project, name):  # whoever records a proof, or begins one, holds it
-                row = await self._database.run(partial(records.version_by_id, version_id=version_id))
+                row = await self._database.run(partial(records.present, row=version))
                 if row is not None and row.state == "proving":
-                    self._proving.spawn(project, name, version_id, system_actor(project))
+                    self._proving.spawn(project, name, row, system_actor(project))
         self._wake_pin_loaders()
 
     async def close(self) -> None:
@@ -169,7 +169,7 @@ class Registry:
         if row.digest is not None:
             await self._adapters.recheck(row.digest)
         servable = (await self._state.servability([row]))[row.id]
-        if self._proving.running(row.id) is not None:
+        if self._proving.running(row) is not None:
             raise Conflict(f"the version `{name}@{row.number}` is still being proven", code="version_not_ready")
         if servable in (Servable.OTHER_BASE, Servable.DAMAGED):
             raise Conflict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,6 +193,75 @@ async def test_to_prove_again_moves_no_alias_back(registry_app: RegistryApp, fil
     registry_app.engine.not_finite.clear()
     assert (await registry_app.http.post("/v1/adapters/voice/versions/1/prove")).json()["servable"] == "ok"
     assert registry_app.catalog.resolve(ADMIN, "voice").digest == second
+
+
+@pytest.mark.parametrize(("alias", "expected"), [(None, {"live": 2}), ("beta", {"live": 2, "beta": 1})])
+async def test_a_corrupt_version_that_is_pushed_again_without_waiting_gets_the_alias_of_this_push_alone(
+    registry_app: RegistryApp, files: Files, alias: str | None, expected: dict[str, int]
+) -> None:
+    adapter = files(seed=1)
+    digest = (await registry_app.push("voice", adapter, alias="live")).json()["digest"]
+    await registry_app.push("voice", files(seed=2), alias="live")
+    registry_app.engine.not_finite.add(digest)
+    registry_app.registry.report_failure(digest)
+    await registry_app.registry.wait_idle()
+    registry_app.engine.not_finite.clear()
+    asked = {} if alias is None else {"alias": alias}
+    assert (await registry_app.push("voice", adapter, query="?wait=false", **asked)).status_code == 202
+    await registry_app.registry.wait_idle()
+    shown = (await registry_app.http.get("/v1/adapters/voice")).json()
+    assert shown["aliases"] == expected
+    assert (await registry_app.http.get("/v1/adapters/voice/versions/1")).json()["servable"] == "ok"
+
+
+async def test_a_second_push_of_what_is_being_proven_may_ask_for_an_alias(
+    registry_app: RegistryApp, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, going_on = files(seed=1), asyncio.Event()
+    held_up(registry_app, monkeypatch, going_on)
+    for asked in ({}, {"alias": "beta"}):
+        assert (await registry_app.push("voice", adapter, query="?wait=false", **asked)).status_code == 202
+    going_on.set()
+    await registry_app.registry.wait_idle()
+    assert (await registry_app.http.get("/v1/adapters/voice")).json()["aliases"] == {"beta": 1}
+
+
+@pytest.mark.parametrize("name", ["voice", "other"])
+@pytest.mark.parametrize("sound", [True, False])
+async def test_no_version_gets_the_proof_of_one_that_was_deleted_while_it_was_asked(
+    registry_app: RegistryApp, files: Files, monkeypatch: pytest.MonkeyPatch, name: str, sound: bool
+) -> None:
+    """SQLite gives the row's id again."""
+    going_on = asyncio.Event()
+    asked = held_up(registry_app, monkeypatch, going_on)
+    first = (await registry_app.push("voice", files(seed=1), query="?wait=false")).json()["digest"]
+    async with asyncio.timeout(60):
+        await asked.acquire()
+    assert (await registry_app.http.delete("/v1/adapters/voice?force=true")).status_code == 204
+    if not sound:
+        registry_app.engine.not_finite.add(first)
+    second = (await registry_app.push(name, files(seed=2), query="?wait=false")).json()
+    assert second["state"] == "proving"
+    going_on.set()
+    await registry_app.registry.wait_idle()
+    shown = (await registry_app.http.get(f"/v1/adapters/{name}/versions/{second['version']}")).json()
+    assert (shown["state"], shown["digest"]) == ("ready", second["digest"])
+    assert second["digest"] in registry_app.engine.asked, "it was asked about itself"
+    assert registry_app.catalog.resolve(ADMIN, name).digest == second["digest"]
+
+
+def held_up(app: RegistryApp, monkeypatch: pytest.MonkeyPatch, going_on: asyncio.Event) -> asyncio.Semaphore:
+    """Have the engine answer under adapters only once ``going_on`` is set; released each time it is asked."""
+    ask, asked = app.engine.logprobs, asyncio.Semaphore(0)
+
+    async def later(model: str, texts: list[str]) -> list[list[float]]:
+        if model != BASE:
+            asked.release()
+            await going_on.wait()
+        return await ask(model, texts)
+
+    monkeypatch.setattr(app.engine, "logprobs", later)
+    return asked
 
 
 async def test_a_corrupt_version_that_is_pushed_again_is_proven_again(registry_app: RegistryApp, files: Files) -> None:
