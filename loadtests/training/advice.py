@@ -125,18 +125,16 @@ def _go_live(report: dict[str, Any], name: str, later: Sequence[dict[str, str]],
     trained = set(TRAININGS)
     lora = [rung for rung in rungs if rung["key"] == "lora"]
     best = max((rung for rung in rungs if rung["key"] not in trained), key=lambda rung: rung["mean"]["mean"])
-    print("\n| version | rung | verdict | right | base at its best | live afterwards |\n|---|---|---|---|---|---|")
+    print("\n| version | rung | verdict | live afterwards |\n|---|---|---|---|")
     for rung in (best, *lora):
         evaluated = _hatrack(
             *("evaluate", rung["model"], "--held-out", str(held_out), "--metric", "exact_match"),
             *("--promote", "auto", "--json"),
         )
         (folder / f"verdict-{rung['key']}.json").write_text(json.dumps(evaluated))
-        verdict = evaluated["verdict"]
-        means = {mean["label"]: f"{100 * mean['mean']:.0f}" for mean in verdict["means"]}
         adapter = next(each for each in _hatrack("ls", "--json") if each["name"] == name)
         live = adapter["aliases"].get("live", "nothing")
-        cells = (rung["model"], rung["key"], verdict["word"], means[verdict["candidate"]], means[verdict["base"]], live)
+        cells = (rung["model"], rung["key"], evaluated["sentence"], live)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
