@@ -60,6 +60,15 @@ class ReplyBatch:
     replies: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ContinuationBatch:
+    """A text and what may follow it; ``id`` is unique among the batches scored together."""
+
+    id: str
+    context: str
+    continuations: tuple[str, ...]
+
+
 class Scorer(Protocol):
     """Returns log-probabilities; implemented by `HttpScorer`. Raises as `Answerer.answer`."""
 
@@ -67,6 +76,12 @@ class Scorer(Protocol):
         self, arm: Arm, batches: Sequence[TextBatch], on_progress: OnProgress | None = None
     ) -> list[tuple[TokenLogprobs, ...]]:
         """For each batch and text, all tokens but the first. The arm's prompt is not used."""
+        ...
+
+    async def continuations(
+        self, arm: Arm, batches: Sequence[ContinuationBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """For each batch and continuation, its tokens after the context. The arm's prompt is not used."""
         ...
 
     async def references(
@@ -129,6 +144,12 @@ class HttpScorer:
     ) -> list[tuple[TokenLogprobs, ...]]:
         """See `Scorer`."""
         return await self._score(arm, [_batch_request(arm, batch) for batch in batches], on_progress)
+
+    async def continuations(
+        self, arm: Arm, batches: Sequence[ContinuationBatch], on_progress: OnProgress | None = None
+    ) -> list[tuple[TokenLogprobs, ...]]:
+        """See `Scorer`."""
+        return await self._score(arm, [_continuation_request(arm, batch) for batch in batches], on_progress)
 
     async def references(
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
@@ -216,6 +237,59 @@ def _batch_request(arm: Arm, batch: TextBatch) -> _ScoreRequest:
         return rows
 
     return _ScoreRequest(batch.id, body, ask)
+
+
+def _continuation_request(arm: Arm, batch: ContinuationBatch) -> _ScoreRequest:
+    """Continuations of one token each are read off what follows the context. So it is read once, and not once for each,
+    and its beginning may come from the cache, which nothing does where a prompt's own log-probabilities are wanted."""
+    whole = TextBatch(batch.id, (batch.context, *(batch.context + text for text in batch.continuations)))
+
+    async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:
+        try:
+            stem, *others = [await _tokens(arm, text, client) for text in whole.texts]
+        except (KeyError, TypeError, ValueError) as error:
+            raise AnswerUnreadable(f"no tokens for {batch.id}") from error
+        if all(len(other) == len(stem) + 1 and other[:-1] == stem for other in others):
+            try:
+                return await _next_tokens(arm, batch, [other[-1] for other in others], client)
+            except ArmUnservable:
+                raise
+            except AnswerRefused:
+                pass  # more than the gateway's `HATRACK_MAX_LOGPROBS`, or an engine that cannot
+        stem_row, *rows = await _batch_request(arm, whole).ask(client)
+        return tuple(_after(row, common_prefix(stem_row.tokens, row.tokens)) for row in rows)
+
+    body = {"model": arm.model, "context": batch.context, "continuations": batch.continuations}
+    return _ScoreRequest(batch.id, body, ask)
+
+
+async def _tokens(arm: Arm, text: str, client: EndpointClient) -> list[int]:
+    reply, _ = await client.post(TOKENIZE_PATH, {"model": arm.model, "prompt": text})
+    return [int(token) for token in reply["tokens"]]
+
+
+async def _next_tokens(
+    arm: Arm, batch: ContinuationBatch, tokens: Sequence[int], client: EndpointClient
+) -> tuple[TokenLogprobs, ...]:
+    """The log-probability of each of the tokens right after the context, before any sampling setting."""
+    body = {
+        "model": arm.model,
+        "prompt": batch.context,
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 0,
+        "logprob_token_ids": list(dict.fromkeys(tokens)),
+        "return_tokens_as_token_ids": True,
+    }
+    reply, _ = await client.post(COMPLETIONS_PATH, body)
+    try:
+        (following,) = reply["choices"][0]["logprobs"]["top_logprobs"]
+        found = [float(following[f"token_id:{token}"]) for token in tokens]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise AnswerUnreadable(f"no log-probabilities for {batch.id}") from error
+    if not all(map(math.isfinite, found)):
+        raise AnswerUnreadable(f"a log-probability for {batch.id} is not finite")
+    return tuple(TokenLogprobs(tokens=(token,), logprobs=(value,)) for token, value in zip(tokens, found, strict=True))
 
 
 def _reply_body(arm: Arm, question: Question, reply: str) -> dict[str, Any]:

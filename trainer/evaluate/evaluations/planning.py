@@ -265,15 +265,15 @@ def _arms(
         )
         for arm in body.arms
     ]
-    bases = list(body.bases)
+    added: list[str] = []
     for arm in base_arms if adds_bases(job.body, job.context) else ():
         same_arm = next((named for named in arms if named.model_copy(update={"label": arm.label}) == arm), None)
         if same_arm is None:
             same_arm = arm.model_copy(update={"label": _free_label(arm.label, arms)})
             arms.append(same_arm)
-        if same_arm.label not in bases:
-            bases.append(same_arm.label)
-    return arms, bases, body.candidate
+        added.append(same_arm.label)
+    # the plain base goes first: suites are measured on it, whatever a client would have it compared with
+    return arms, list(dict.fromkeys([*added[:1], *body.bases, *added[1:]])), body.candidate
 
 
 def _free_label(label: str, arms: Sequence[Arm]) -> str:

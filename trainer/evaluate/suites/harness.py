@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from trainer.errors import SuiteUnavailable
 from trainer.evaluate.arms import Arm, ChatMessage, Question
 from trainer.evaluate.asking import Answerer, ArmRequest
-from trainer.evaluate.likelihood import Scorer, TextBatch, common_prefix
+from trainer.evaluate.likelihood import ContinuationBatch, Scorer
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -93,23 +93,19 @@ class ArmModel:
         self._scorer, self._answerer, self._on_progress = scorer, answerer, on_progress
 
     async def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the continuation's log-probability, and False for "is greedy" (unknown).
-
-        All continuations of a context share one request with the context alone, which shows where they begin.
-        """
+        """For each (context, continuation): the continuation's log-probability, and False for "is greedy" (unknown)."""
         by_context: dict[str, list[str]] = {}
         for context, continuation in pairs:
             by_context.setdefault(context, []).append(continuation)
         batches = [
-            TextBatch(self._id(context), (context, *(context + continuation for continuation in continuations)))
+            ContinuationBatch(self._id(context), context, tuple(continuations))
             for context, continuations in by_context.items()
         ]
-        rows = await self._scorer.texts(self._arm, batches, self._on_progress)
+        rows = await self._scorer.continuations(self._arm, batches, self._on_progress)
         logprob_of: dict[tuple[str, str], float] = {}
-        for (context, continuations), (stem_row, *scored) in zip(by_context.items(), rows, strict=True):
+        for (context, continuations), scored in zip(by_context.items(), rows, strict=True):
             for continuation, row in zip(continuations, scored, strict=True):
-                shared = common_prefix(stem_row.tokens, row.tokens)
-                logprob_of[context, continuation] = sum(row.logprobs[shared:])
+                logprob_of[context, continuation] = sum(row.logprobs)
         return [(logprob_of[pair], False) for pair in pairs]
 
     async def texts(self, prompts: Sequence[tuple[str, Sequence[str]]]) -> list[str]:

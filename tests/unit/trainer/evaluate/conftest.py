@@ -50,6 +50,10 @@ class Gateway:
     """The next answers' body, whatever is asked."""
     delay_s: float = 0.0
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    spelled: dict[int, str] = field(default_factory=dict)
+    """The words of tokens that it was asked for."""
+    no_token_ids: bool = False
+    """Whether it gives no log-probabilities of chosen tokens."""
     at_once: int = 0
     most_at_once: int = 0
     url: str = ""
@@ -65,6 +69,8 @@ class Gateway:
             time.sleep(self.delay_s)
             if key != KEY:
                 refusal = 401, "invalid_api_key", {}
+            if self.no_token_ids and "logprob_token_ids" in body:
+                refusal = 400, "invalid_value", {}
             if refusal is not None:
                 status, code, headers = refusal
                 error = {"message": f"refused: {code}", "type": "t", "param": None, "code": code}
@@ -78,8 +84,17 @@ class Gateway:
 
     def _answered(self, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         model = body["model"]
+        if path == "/v1/tokenize" and "prompt" in body:
+            self.spelled |= {token(piece): piece for piece in pieces(body["prompt"])}
+            return {"tokens": [token(piece) for piece in pieces(body["prompt"])]}, {}
         if path == "/v1/tokenize":
             return {"tokens": [token(piece) for piece in pieces(rendered(body["messages"]) + " <assistant>")]}, {}
+        if path == "/v1/completions" and "logprob_token_ids" in body:
+            following = {}
+            for each in body["logprob_token_ids"]:
+                last = self._scores(model, body["prompt"] + self.spelled[each])[-1] or {}
+                following[f"token_id:{each}"] = last[str(each)]["logprob"]
+            return {"choices": [{"index": 0, "logprobs": {"top_logprobs": [following]}}]}, {}
         if path == "/v1/completions":
             rows = [self._scores(model, text) for text in body["prompt"]]
             return {"choices": [{"index": at, "prompt_logprobs": row} for at, row in enumerate(rows)][::-1]}, {}

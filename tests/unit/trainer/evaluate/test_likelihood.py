@@ -11,7 +11,7 @@ from tests.unit.trainer.evaluate.worlds import questions
 from trainer.errors import AnswerUnreadable, ArmUnservable, EvaluationInvalid
 from trainer.evaluate.arms import Arm, Prompt
 from trainer.evaluate.endpoint_client import Endpoint
-from trainer.evaluate.likelihood import HttpScorer, TextBatch
+from trainer.evaluate.likelihood import ContinuationBatch, HttpScorer, TextBatch
 
 TUNED = Arm(label="tuned", model="voice@3", prompt=Prompt(system="Be kind."))
 
@@ -30,6 +30,24 @@ async def test_each_text_has_its_tokens_but_the_first_in_the_order_of_the_texts(
     assert one.logprobs == (-0.1, -5.0)
     assert one.nats == pytest.approx(2.55)
     assert other.tokens == (token(" blue"),)
+
+
+@pytest.mark.parametrize("no_token_ids", [False, True])
+async def test_continuations_of_one_token_are_read_off_one_request_with_the_same_result(
+    gateway: Gateway, scorer: HttpScorer, no_token_ids: bool
+) -> None:
+    gateway.likely, gateway.no_token_ids = {"voice@3": {"B"}}, no_token_ids
+    (rows,) = await scorer.continuations(TUNED, [ContinuationBatch("q", "Which one ?", (" A", " B"))])
+    assert [(row.tokens, row.logprobs) for row in rows] == [((token(" A"),), (-5.0,)), ((token(" B"),), (-0.1,))]
+    asked = [body for path, body in gateway.requests if path == "/v1/completions"]
+    assert [("prompt_logprobs" in body) for body in asked] == ([False, True] if no_token_ids else [False])
+
+
+async def test_longer_continuations_are_scored_as_texts(gateway: Gateway, scorer: HttpScorer) -> None:
+    gateway.likely = {"voice@3": {"blue"}}
+    (rows,) = await scorer.continuations(TUNED, [ContinuationBatch("q", "the sea is", (" wide blue", " red"))])
+    assert [row.logprobs for row in rows] == [(-5.0, -0.1), (-5.0,)]
+    assert not any("logprob_token_ids" in body for _, body in gateway.requests)
 
 
 async def test_a_reference_is_scored_behind_the_arms_prompt_and_alone(gateway: Gateway, scorer: HttpScorer) -> None:

@@ -77,22 +77,21 @@ async def test_mmlu_is_asked_as_the_harness_asks_it(
     knows(gateway, {"base": 20, "shop@3": 20})
     await mmlu(make_context()).run(BASE, CANDIDATE)
     # several are asked at once: which comes first is nobody's to say
-    first = [asked for asked in gateway.requests if "test question 0 of abstract" in asked[1]["prompt"][0]]
-    path, body = first[0]
-    stem, *choices = body["prompt"]
+    asked = [body for path, body in gateway.requests if path == "/v1/completions"]
+    assert len(asked) == 2 * 40
+    first = [body for body in asked if "test question 0 of abstract" in body["prompt"]]
     assert len(first) == 2  # the base and the candidate
-    assert path == "/v1/completions"
+    stem = first[0]["prompt"]
     assert stem.startswith("The following are multiple choice questions (with answers) about abstract algebra.\n\n")
     assert stem.count("dev question") == 5
     assert stem.endswith("D. choice 0D\nAnswer:")
-    assert choices == [f"{stem} {letter}" for letter in LETTERS]
-    assert len(gateway.requests) == 2 * 40
+    assert first[0]["logprob_token_ids"] == [token(f" {letter}") for letter in LETTERS]
 
 
 async def test_without_development_questions_none_is_shown(gateway: Gateway, make_context: MakeContext) -> None:
     gateway.likely = {"base": {"A"}, "shop@3": {"A"}}
     result = await mmlu(make_context(limit=20)).run(BASE, CANDIDATE)
-    assert all(body["prompt"][0].count("Answer:") == 1 for _, body in gateway.requests)
+    assert all(body["prompt"].count("Answer:") == 1 for _, body in gateway.requests)
     assert result.numbers["questions"] == 20
     assert "20 of 281 development questions" in result.sentence
 
