@@ -132,6 +132,14 @@ def test_calls_are_equal_or_not(answer: str, reference: str, score: float) -> No
     assert ToolCalls().score(answer, reference) == score
 
 
+def test_equal_numbers_of_several_calls_are_equal_however_they_are_written() -> None:
+    def calls(*numbers: float) -> str:
+        return json.dumps([{"name": "f", "arguments": {"x": number}} for number in numbers])
+
+    assert ToolCalls().score(calls(1.0, 10.0), calls(10, 1)) == 1
+    assert ToolCalls().score(calls(1.5, 10.0), calls(1, 10)) == 0
+
+
 def test_where_half_of_the_answers_call_tools_the_calls_decide() -> None:
     calls, texts = example({**ROW, "messages": ROW["messages"][:2]}), example(ROW)
     assert choose_primary([calls, texts]).primary.name == "tool_calls"

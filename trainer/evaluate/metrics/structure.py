@@ -150,6 +150,8 @@ def _tagged(value: object) -> object:
         return {key: _tagged(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_tagged(entry) for entry in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # equal to Python, and in one order where they are sorted as texts
     return ("bool", value) if isinstance(value, bool) else value
 
 
