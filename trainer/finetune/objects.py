@@ -99,7 +99,7 @@ def _given_hyperparameters(run: Run) -> dict[str, Any]:
 
 def plan_object(plan: TrainingPlan) -> dict[str, Any]:
     """A plan as a job and an estimate show it."""
-    return plan.model_dump(mode="json", exclude={"primary": {"answers"}})
+    return plan.model_dump(mode="json", exclude={"primary": {"answers"}, "base_name": True})
 
 
 def recipe_hyperparameters(plan: TrainingPlan, multiplier: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_nothing_that_is_described_is_run() -> None:
         (request_schemas.ArmBody, Arm, set()),
         (request_schemas.MetricBody, evaluate.MetricOptions, set()),
         (job_schemas.Recipe, Recipe, set()),
-        (job_schemas.JobPlan, spec.TrainingPlan, set()),
+        (job_schemas.JobPlan, spec.TrainingPlan, {"base_name"}),
         (job_schemas.PrimaryMetric, spec.PrimaryMetric, {"answers"}),
         (job_schemas.JobVerdict, evaluation_spec.VerdictRecord, set()),
         (job_schemas.JobError, protocol.Failure, set()),
