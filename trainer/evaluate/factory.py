@@ -53,6 +53,7 @@ def suites_of(spec: EvaluationSpec, context: WorkerContext) -> dict[str, Suite]:
             context.folder / SUITE_ANSWERS,
             max_tokens=MAX_ANSWER_TOKENS,
             required_filters=spec.required_filters,
+            template_switches=spec.template_switches,
             concurrency=context.concurrency,
         ),
         sources=_data_sources(context.settings, context.folder),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ from trainer.evaluate.verdict import Rules
 DIRECTORY: Final = "base-measurements"
 """In the trainer's directory."""
 MAX_KEPT: Final = 200
-"""Files; there is one for each fingerprint, system prompt and choice of items."""
+"""Files; there is one for each fingerprint, system prompt, setting of the template and choice of items."""
 
 
 class BaseMeasurements:
@@ -37,12 +38,22 @@ class BaseMeasurements:
         directory: Shared by all runs of a trainer.
         base_model: The base's served name.
         fingerprint: Of the engine that is asked.
+        template_switches: The scorer's: what a chat's prompt ends with depends on them.
         reuse: Whether earlier measurements are used. A revalidation measures anew: it asks whether anything changed.
     """
 
-    def __init__(self, directory: Path, base_model: str, fingerprint: str, *, reuse: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        base_model: str,
+        fingerprint: str,
+        *,
+        template_switches: Mapping[str, bool] | None = None,
+        reuse: bool = True,
+    ) -> None:
         self._directory, self._base_model = directory, base_model
         self._fingerprint, self._reuse = fingerprint, reuse
+        self._template_switches = {**(template_switches or {})}
         self._measured: dict[Path, SuiteMeasurement] = {}
 
     def find(self, arm: Arm, items: SuiteItems, *, shuffled: bool) -> SuiteMeasurement | None:
@@ -77,7 +88,8 @@ class BaseMeasurements:
     def _path(self, arm: Arm, items: SuiteItems, shuffled: bool) -> Path | None:
         if arm.endpoint is not None or arm.model != self._base_model:
             return None
-        measured = [self._fingerprint, arm.model, arm.prompt.model_dump(), items.model_dump(), shuffled]
+        asked = [self._fingerprint, arm.model, arm.prompt.model_dump(), self._template_switches]
+        measured = [*asked, items.model_dump(), shuffled]
         return self._directory / f"{hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()}.json"
 
 

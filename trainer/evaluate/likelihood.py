@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -129,12 +129,14 @@ class HttpScorer:
         gateway: Endpoint,
         path: Path,
         *,
+        template_switches: Mapping[str, bool] | None = None,
         concurrency: int = CONCURRENCY,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._gateway = gateway
         self._path = path
+        self._template_switches = {**(template_switches or {})}
         self._concurrency = concurrency
         self._wait = wait
         self._patience_s = patience_s
@@ -155,14 +157,15 @@ class HttpScorer:
         self, arm: Arm, held_out: Sequence[Question], on_progress: OnProgress | None = None
     ) -> list[TokenLogprobs]:
         """See `Scorer`."""
-        requests = [_reference_request(arm, question) for question in held_out]
+        requests = [_reference_request(arm, question, self._template_switches) for question in held_out]
         return [rows[0] for rows in await self._score(arm, requests, on_progress)]
 
     async def replies(
         self, arm: Arm, batches: Sequence[ReplyBatch], on_progress: OnProgress | None = None
     ) -> list[tuple[TokenLogprobs, ...]]:
         """See `Scorer`."""
-        return await self._score(arm, [_replies_request(arm, batch) for batch in batches], on_progress)
+        requests = [_replies_request(arm, batch, self._template_switches) for batch in batches]
+        return await self._score(arm, requests, on_progress)
 
     async def _score(
         self, arm: Arm, requests: Sequence[_ScoreRequest], on_progress: OnProgress | None
@@ -292,13 +295,23 @@ async def _next_tokens(
     return tuple(TokenLogprobs(tokens=(token,), logprobs=(value,)) for token, value in zip(tokens, found, strict=True))
 
 
-def _reply_body(arm: Arm, question: Question, reply: str) -> dict[str, Any]:
-    """A chat that ends with a reply, whose prompt's log-probabilities are wanted."""
-    answer = question.answer.sent() if question.reference_calls else {"role": "assistant", "content": reply}
+def _prompt_body(arm: Arm, question: Question, switches: Mapping[str, bool]) -> dict[str, Any]:
+    """The fields that a prompt is rendered from."""
     return {
         "model": arm.model,
-        "messages": [*arm.prompt.messages(question), answer],
+        "messages": arm.prompt.messages(question),
         **({"tools": list(question.tools)} if question.tools else {}),
+        **({"chat_template_kwargs": {**switches}} if switches else {}),
+    }
+
+
+def _reply_body(arm: Arm, question: Question, reply: str, switches: Mapping[str, bool]) -> dict[str, Any]:
+    """A chat that ends with a reply, whose prompt's log-probabilities are wanted."""
+    answer = question.answer.sent() if question.reference_calls else {"role": "assistant", "content": reply}
+    body = _prompt_body(arm, question, switches)
+    return {
+        **body,
+        "messages": [*body["messages"], answer],
         "add_generation_prompt": False,
         # tool calls cannot be continued: they are scored with the token that ends the turn, under every arm alike
         "continue_final_message": not question.reference_calls,
@@ -310,8 +323,8 @@ def _reply_body(arm: Arm, question: Question, reply: str) -> dict[str, Any]:
     }
 
 
-def _replies_request(arm: Arm, batch: ReplyBatch) -> _ScoreRequest:
-    bodies = [_reply_body(arm, batch.question, reply) for reply in batch.replies]
+def _replies_request(arm: Arm, batch: ReplyBatch, switches: Mapping[str, bool]) -> _ScoreRequest:
+    bodies = [_reply_body(arm, batch.question, reply, switches) for reply in batch.replies]
 
     async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:
         rows = []
@@ -327,11 +340,9 @@ def _replies_request(arm: Arm, batch: ReplyBatch) -> _ScoreRequest:
     return _ScoreRequest(batch.id, {"chats": bodies}, ask)
 
 
-def _reference_request(arm: Arm, question: Question) -> _ScoreRequest:
-    prompt = {"model": arm.model, "messages": arm.prompt.messages(question), "add_generation_prompt": True}
-    if question.tools:
-        prompt["tools"] = list(question.tools)
-    body = _reply_body(arm, question, question.reference.strip())
+def _reference_request(arm: Arm, question: Question, switches: Mapping[str, bool]) -> _ScoreRequest:
+    prompt = {**_prompt_body(arm, question, switches), "add_generation_prompt": True}
+    body = _reply_body(arm, question, question.reference.strip(), switches)
 
     async def ask(client: EndpointClient) -> tuple[TokenLogprobs, ...]:
         prompt_reply, _ = await client.post(TOKENIZE_PATH, prompt)

@@ -124,7 +124,7 @@ class Evaluator:
             if recorded is not None and recorded.fingerprint != fingerprint:
                 self._forget_answers()
             self._directory.write(ENGINE, EngineFingerprint(fingerprint=fingerprint))
-            kept = self._base_measurements(fingerprint)
+            kept = self._base_measurements(fingerprint, evaluation)
             outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions, kept, authored), self._check))
             previous, fingerprint = fingerprint, self._gateway.fingerprint(self._run.base_name)
             if fingerprint == previous:
@@ -153,9 +153,14 @@ class Evaluator:
             spec.UPLOADED_FILES, UploadedFiles(held_out=self.uploaded().held_out)
         )  # a report on the discarded answers must not be reused
 
-    def _base_measurements(self, fingerprint: str) -> BaseMeasurements:
-        shared = self._directory.directory.parent.parent / DIRECTORY
-        return BaseMeasurements(shared, self._run.base_name, fingerprint, reuse=not self._measures_base)
+    def _base_measurements(self, fingerprint: str, evaluation: EvaluationSpec) -> BaseMeasurements:
+        return BaseMeasurements(
+            self._directory.directory.parent.parent / DIRECTORY,
+            self._run.base_name,
+            fingerprint,
+            template_switches=evaluation.template_switches,
+            reuse=not self._measures_base,
+        )
 
     async def _ask(
         self,
@@ -166,7 +171,8 @@ class Evaluator:
     ) -> Outcome:
         path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
         endpoint = Endpoint(self._run.gateway, SecretStr(path(protocol.KEY).read_text().strip()))
-        scorer = HttpScorer(endpoint, path(spec.SCORES), concurrency=concurrency)
+        switches = evaluation.template_switches
+        scorer = HttpScorer(endpoint, path(spec.SCORES), template_switches=switches, concurrency=concurrency)
         on_charge = self._directory.record_charge
         context = WorkerContext(endpoint, scorer, self._directory.directory, settings, concurrency, on_charge)
         return await run(
@@ -179,7 +185,7 @@ class Evaluator:
                 max_tokens=evaluation.max_tokens,
                 required_filters=evaluation.required_filters,
                 groundings=evaluation.groundings,
-                template_switches=evaluation.template_switches,
+                template_switches=switches,
                 concurrency=concurrency,
                 on_charge=on_charge,
             ),

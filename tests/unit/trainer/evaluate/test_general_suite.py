@@ -56,6 +56,7 @@ async def test_the_base_is_measured_once(measured: Any) -> None:
         {"items": 44},
         {"before": BASE.model_copy(update={"prompt": Prompt(system="Be brief.")})},
         {"before": Arm(label="older", model="voice@2")},
+        {"template_switches": {"enable_thinking": False}},
         {"reuse": False},
     ],
 )

@@ -84,7 +84,7 @@ def judged(
         files = [] if trained is None else [gateway.add("train", jsonl(trained))]
         options = {"model": "voice@3"} if body is None else body
         folder = make_folder(
-            options | {"suites": [], "repeats": 1},
+            {"suites": [], "repeats": 1} | options,
             more.pop("content", jsonl(asked)),
             {"training_files": files} | more.pop("context", {}),
             **more,
@@ -212,10 +212,14 @@ def test_answers_that_are_often_cut_are_told_of(judged: Any, metric: str) -> Non
     assert told == [f"8 of 36 answers of {label}" for label in labels]
 
 
-def test_thinking_is_off_for_every_arm_where_the_template_has_the_switch(
+def test_thinking_is_off_in_every_chat_where_the_template_has_the_switch(
     judged: Any, gateway: EvaluationGateway
 ) -> None:
-    judged(lambda _: SHRUG, template_switches={"enable_thinking": False})
-    sent = chats(gateway)
-    assert {body["model"] for body in sent} == {BASE, "voice@3"}
-    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in sent)
+    asked = {"model": "voice@3", "suites": ["general"], "metric": "rouge_l"}
+    judged(lambda _: SHRUG, asked, template_switches={"enable_thinking": False})
+    sent = [(path, body) for path, body in gateway.requests if "messages" in body]
+    assert {body["model"] for _, body in sent} == {BASE, "voice@3"}
+    # answers, replies of the suite and references, and the prompts of references
+    kinds = {(path, "prompt_logprobs" in body) for path, body in sent}
+    assert kinds == {("/v1/chat/completions", False), ("/v1/chat/completions", True), ("/v1/tokenize", False)}
+    assert [body for _, body in sent if body.get("chat_template_kwargs") != {"enable_thinking": False}] == []

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.unit.trainer.evaluate.conftest import KEY, Gateway
+from tests.unit.trainer.evaluate.suites.test_measured import write_gsm8k
 from tests.unit.trainer.evaluate.worlds import QUICK
 from trainer.config import Settings
 from trainer.errors import EndpointUnknown, SandboxUnavailable, SettingsError, SuiteUnavailable
@@ -58,6 +59,17 @@ def test_every_suite_of_the_list_can_be_plugged_in(context: WorkerContext) -> No
     assert set(suites_of(wanted(*SUITES), context)) | {"general"} == set(SUITES)
     assert set(suites_of(wanted("general", "mmlu"), context)) == {"mmlu"}
     assert suites_of(wanted("general"), context) == {}
+
+
+async def test_a_suite_in_a_chat_is_asked_with_the_evaluations_template_switches(
+    gateway: Gateway, context: WorkerContext, tmp_path: Path
+) -> None:
+    write_gsm8k(tmp_path)
+    context = replace(context, settings=context.settings.model_copy(update={"suites_dir": tmp_path}))
+    spec = wanted("gsm8k").model_copy(update={"template_switches": {"enable_thinking": False}})
+    await suites_of(spec, context)["gsm8k"].run(spec.arm("base"), spec.arm("shop@3"))
+    assert len(gateway.requests) == 2 * 20
+    assert all(body.get("chat_template_kwargs") == {"enable_thinking": False} for _, body in gateway.requests)
 
 
 async def test_an_evaluation_with_a_suite_and_a_judge(gateway: Gateway, context: WorkerContext) -> None:
