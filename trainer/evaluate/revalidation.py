@@ -19,12 +19,13 @@ from adapters.protocol.runs import EarlierVerdict
 from trainer.evaluate import verdict_text
 from trainer.evaluate.arms import Question
 from trainer.evaluate.compare import ArmResult
-from trainer.evaluate.forgetting import Forgetting, SuiteState
+from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.metrics.choose import JUDGE
 from trainer.evaluate.paired_difference import IntervalMethod, noise_of, paired_difference
+from trainer.evaluate.revalidation_suite import SuiteScores
 from trainer.evaluate.spec import MetricOptions, Outcome
 from trainer.evaluate.statistics.noise import RunNoise, combined_noise
-from trainer.evaluate.statistics.paired import Array, Units, as_array
+from trainer.evaluate.statistics.paired import Units, as_array
 from trainer.evaluate.verdict import Rules, State, Verdict, VerdictWord
 from trainer.runs.protocol import Frozen
 
@@ -47,17 +48,6 @@ class RecordedArm(Frozen):
     noise: float = 0.0
     """A variance, as ``RunNoise.variance``; ``degrees``: on so many degrees of freedom."""
     degrees: float = 0.0
-
-
-class SuiteScores(Frozen):
-    """The general suite: its states, and the ids of the items that only the base or only the version got right."""
-
-    suite: str
-    items: int
-    accuracy: SuiteState
-    perplexity: SuiteState
-    lost: tuple[str, ...]
-    won: tuple[str, ...]
 
 
 class VerdictScores(Frozen):
@@ -136,7 +126,7 @@ def scores_of(outcome: Outcome, metric: MetricOptions) -> VerdictScores | None:
         candidate=_arm_scores(comparison.result(verdict.candidate), comparison.units),
         base=_arm_scores(comparison.result(verdict.base), comparison.units),
         counted=metric.name != JUDGE or (judged is not None and judged.counted),
-        suite=None if verdict.forgetting is None else _suite_scores(verdict.forgetting),
+        suite=None if verdict.forgetting is None else SuiteScores.of(verdict.forgetting),
         units=comparison.units,
     )
 
@@ -320,34 +310,15 @@ def _advantage_check(difference: ArmDifference, verdict: Verdict) -> Revalidatio
 def _forgetting_check(
     then: SuiteScores | None, now: SuiteScores | None, forgetting: Forgetting | None, method: IntervalMethod
 ) -> list[RevalidationCheck]:
-    """The general suite, if it ran then and now: broken only if more is lost than then, and more than allowed."""
-    if then is None or now is None or forgetting is None or (then.suite, then.items) != (now.suite, now.items):
+    """The general suite, if it ran then and now on the same items."""
+    if then is None or now is None or forgetting is None or not now.comparable(then):
         return []
-    rise = _rise(then, now, method)
-    accuracy: State = "kept"
-    if now.accuracy in ("broken", "open") and now.accuracy != then.accuracy and rise.estimate > 0:
-        accuracy = "broken" if now.accuracy == "broken" and rise.low > 0 else "open"
-    # the perplexity of twenty fixed texts hardly differs between runs of one engine
-    perplexity: State = "broken" if now.perplexity == "broken" and then.perplexity != "broken" else "kept"
-    states = {accuracy, perplexity}
-    state: State = "broken" if "broken" in states else "open" if "open" in states else "kept"
+    state = now.state_since(then, method)
     if state == "kept":
         sentence = "It has not lost more of the general suite than it had then, or no more than allowed."
     else:
         sentence = f"{verdict_text.forgetting(forgetting)} Then it had not lost that much."
     return [RevalidationCheck(name="forgetting", state=state, sentence=sentence)]
-
-
-def _rise(then: SuiteScores, now: SuiteScores, method: IntervalMethod) -> ArmDifference:
-    """How many more of the suite's right answers are lost now than were then, paired by item, as a share."""
-    ids = sorted({*then.lost, *then.won, *now.lost, *now.won})
-    others = (0.0,) * (now.items - len(ids))
-
-    def losses(scores: SuiteScores) -> Array:
-        return as_array([*((name in scores.lost) - (name in scores.won) + 0.0 for name in ids), *others])
-
-    none = RunNoise(0.0, 0, 0.0)
-    return paired_difference((NOW, losses(now), none), (EARLIER, losses(then), none), binary=False, method=method)
 
 
 def _sentence(word: VerdictWord, holds: bool | None, checks: Sequence[RevalidationCheck], pairs: _Pairs) -> str:
@@ -373,17 +344,6 @@ def _arm_scores(result: ArmResult, units: Units | None) -> RecordedArm:
         answers=tuple(_digest(answer) for answer in result.answers),
         noise=noise.variance,
         degrees=noise.degrees,
-    )
-
-
-def _suite_scores(forgetting: Forgetting) -> SuiteScores:
-    return SuiteScores(
-        suite=forgetting.suite,
-        items=forgetting.accuracy.items,
-        accuracy=forgetting.accuracy.state,
-        perplexity=forgetting.perplexity.state,
-        lost=forgetting.lost,
-        won=forgetting.won,
     )
 
 

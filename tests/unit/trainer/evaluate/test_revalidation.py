@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from trainer.evaluate.revalidation import (
     scores_of,
 )
 from trainer.evaluate.spec import MetricOptions, Outcome
+from trainer.evaluate.suites.general import general_suite
 from trainer.evaluate.verdict import RULE, Rules, Verdict, decide
 
 COUNT = 100
@@ -155,6 +157,46 @@ def test_forgetting_counts_only_where_more_is_lost_than_then() -> None:
     result, _ = then_and_now(scores, scores, lost=(forgetting(), worse))
     assert (result.holds, states(result)["forgetting"]) == (False, "broken")
     assert then_and_now(scores, scores, lost=(worse, worse))[0].holds is True
+
+
+CHATS = tuple(item.id for item in general_suite().chats)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "expected"),
+    [
+        # in plain text, in a chat: states, and how many are lost
+        ((("kept", 0), ("kept", 0)), (("kept", 0), ("broken", 20)), "broken"),
+        ((("kept", 0), ("kept", 8)), (("kept", 0), ("broken", 10)), "open"),
+        ((("kept", 0), ("kept", 4)), (("kept", 0), ("open", 10)), "open"),
+        ((("kept", 0), ("broken", 20)), (("kept", 0), ("broken", 20)), "kept"),
+        ((("kept", 0), ("kept", 0)), (("kept", 0), ("kept", 8)), "kept"),
+        # what is lost in the one is not made good by what is won back in the other, nor added to it
+        ((("kept", 0), ("kept", 12)), (("broken", 12), ("kept", 0)), "broken"),
+        ((("kept", 5), ("kept", 0)), (("broken", 6), ("kept", 8)), "open"),
+        ((("kept", 12), ("kept", 0)), (("kept", 0), ("broken", 12)), "broken"),
+    ],
+)
+def test_forgetting_in_a_chat_is_compared_by_itself(then: Any, now: Any, expected: str) -> None:
+    def suite(plain: tuple[Any, int], chat: tuple[Any, int]) -> Forgetting:
+        lost = (*(f"item-{at}" for at in range(plain[1])), *CHATS[: chat[1]])
+        return forgetting(plain[0], chat=chat[0]).model_copy(update={"lost": lost})
+
+    scores, lost = (row(80, COUNT), row(20, COUNT)), (suite(*then), suite(*now))
+    result, _ = then_and_now(scores, scores, lost=lost)
+    assert states(result)["forgetting"] == expected
+    assert ("General questions in a chat" in result.sentence) == (expected != "kept")
+
+
+def test_a_record_of_before_chats_had_a_state_has_their_items() -> None:
+    scores = (row(80, COUNT), row(20, COUNT))
+    old, _ = evaluate(*scores, forgetting(chat="broken").model_copy(update={"lost": CHATS[:20]}))
+    stored = old.model_dump(by_alias=True)
+    del stored["suite"]["chat"], stored["suite"]["chat_items"]
+    then = read_scores(json.dumps(stored).encode())
+    for count, expected in ((20, "kept"), (22, "open"), (40, "broken")):
+        new, verdict = evaluate(*scores, forgetting(chat="broken").model_copy(update={"lost": CHATS[:count]}))
+        assert states(revalidate(EARLIER, then, new, verdict, RULES))["forgetting"] == expected, count
 
 
 def test_graded_scores_are_held_to_their_own_margin() -> None:
