@@ -194,8 +194,11 @@ def _mmlu_csv(stem: str, content: str) -> Iterator[dict[str, Any]]:
     """Parse an original file, one per subject: question, four choices, letter."""
     subject = re.sub(r"_(test|dev)$", "", stem)
     for row in csv.reader(io.StringIO(content)):
-        if len(row) != 6 or row[5].strip() not in LETTERS:
-            raise ValueError(f"a row has {len(row)} fields; expected a question, four choices and a letter from A to D")
+        if len(row) != 6 or row[5].strip() not in tuple(LETTERS):
+            raise ValueError(
+                f"a row has {len(row)} fields and ends with {row[-1][:20] if row else ''!r}; expected a question, four "
+                "choices and a letter from A to D"
+            )
         yield {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5].strip()), "subject": subject}
 
 

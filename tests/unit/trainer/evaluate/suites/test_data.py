@@ -87,6 +87,8 @@ def test_gsm8k_without_data_says_where_to_put_it(tmp_path: Path) -> None:
         ("mmlu/test.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": 0, "subject": "s"}'),
         ("mmlu/test.jsonl", '{"question": "q", "choices": ["a", "b", "c", "d"], "answer": 4, "subject": "s"}'),
         ("mmlu/test/law_test.csv", "q,a,b,c,d,E"),
+        ("mmlu/test/law_test.csv", "q,a,b,c,d,"),
+        ("mmlu/test/law_test.csv", "q,a,b,c,d,BCD"),
         ("mmlu/test/law_test.csv", "q,a,b"),
     ],
 )
