@@ -45,12 +45,21 @@ def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
         except LineRefused as refusal:
             problems.append(Problem(number, f"not a valid question: {refusal.reason}"))
             continue
+        problems += [Problem(number, reason) for reason in _missing(question)]
         if question.id in questions_by_id:
             problems.append(Problem(number, f"the id {question.id[:40]!r} is used twice"))
         questions_by_id[question.id] = question
     if problems:
         raise DataInvalid(problems)
     return tuple(questions_by_id.values())
+
+
+def _missing(question: Question) -> list[str]:
+    """What a question cannot be asked or judged without, as the reasons for which it is refused."""
+    reasons = [] if question.turns else ["`turns` is empty; a question needs at least one message"]
+    if not question.reference.strip():
+        reasons.append("`reference` is empty; answers are compared with it")
+    return reasons
 
 
 def read_trained(name: str, content: bytes) -> list[NormalizedExample]:

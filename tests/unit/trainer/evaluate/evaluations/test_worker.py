@@ -246,6 +246,12 @@ def test_a_verdict_s_own_bases_are_judged_by_again_and_what_served_is_not(
         (b"", "invalid_held_out_file", "empty"),
         (b'{"id": "1", "turns": [], "reference": "a"}\n' * 2, "invalid_held_out_file", "is used twice"),
         (b'{"turns": [], "reference": "a"}\n', "invalid_held_out_file", "not a valid question"),
+        (b'{"id": "1", "turns": [], "reference": "a"}\n', "invalid_held_out_file", "line 1: `turns` is empty"),
+        (
+            b'{"id": "1", "turns": [{"role": "user", "content": "q"}], "reference": " "}\n',
+            "invalid_held_out_file",
+            "line 1: `reference` is empty",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_fails_with_its_lines(
