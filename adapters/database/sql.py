@@ -16,7 +16,12 @@ Insert: TypeAlias = sqlite.Insert | postgresql.Insert
 
 def insert(db: sa.Connection, table: sa.Table) -> Insert:
     """An INSERT that has ``on_conflict_do_update`` and ``on_conflict_do_nothing``."""
-    return postgresql.insert(table) if db.dialect.name == "postgresql" else sqlite.insert(table)
+    return insert_for(db.dialect.name, table)
+
+
+def insert_for(dialect: str, table: sa.Table) -> Insert:
+    """As `insert`, for a connection whose dialect has this name: for a statement that is built once."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
 
 
 class matches_glob(FunctionElement[bool]):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal, TypeAlias
 
 import sqlalchemy as sa
 
-from adapters.database.sql import insert
+from adapters.database.sql import Insert, insert_for
 from adapters.database.types import BigInt
 from service.access.audit import ADMIN_ID
 from service.access.tables import keys
@@ -55,6 +56,8 @@ batches: Final = sa.Table(
 """Which batches of usage are applied: an answer may be lost, and what is written again must not count again."""
 KEPT_S: Final = 7 * 86_400
 """How long it is known which batches of a writer were applied, s; none repeats one for so long."""
+
+_PRIMARY: Final = [column.name for column in usage.primary_key]
 
 RowKey: TypeAlias = tuple[int, str, str, str, int]
 """hour (Unix seconds of its beginning), project, key id, adapter (or the base's name, or nothing), version (or 0)"""
@@ -122,8 +125,7 @@ def begin_batch(db: sa.Connection, writer: str, number: int) -> bool:
         return False
     if last is None:
         db.execute(batches.delete().where(batches.c.at < now - KEPT_S))
-    statement = insert(db, batches).values(front=writer, number=number, at=now)
-    db.execute(statement.on_conflict_do_update(index_elements=["front"], set_={"number": number, "at": now}))
+    db.execute(_note_batch(db.dialect.name), {"front": writer, "number": number, "at": now})
     return True
 
 
@@ -131,14 +133,28 @@ def add(db: sa.Connection, rows: Mapping[RowKey, UsageCounts]) -> None:
     """Add counts to the stored rows."""
     if not rows:
         return
-    statement = insert(db, usage)
-    counted = {name: usage.c[name] + statement.excluded[name] for name in UsageCounts.__slots__}
-    primary = [column.name for column in usage.primary_key]
     values = [
-        dict(zip(primary, key, strict=True)) | {name: getattr(counts, name) for name in UsageCounts.__slots__}
+        dict(zip(_PRIMARY, key, strict=True)) | {name: getattr(counts, name) for name in UsageCounts.__slots__}
         for key, counts in rows.items()
     ]
-    db.execute(statement.on_conflict_do_update(index_elements=list(usage.primary_key), set_=counted), values)
+    db.execute(_add_counts(db.dialect.name), values)
+
+
+# built once: every front's report runs both, and SQLAlchemy takes longer to build them than SQLite to run them
+
+
+@cache
+def _note_batch(dialect: str) -> Insert:
+    statement = insert_for(dialect, batches)
+    new = {name: statement.excluded[name] for name in ("number", "at")}
+    return statement.on_conflict_do_update(index_elements=["front"], set_=new)
+
+
+@cache
+def _add_counts(dialect: str) -> Insert:
+    statement = insert_for(dialect, usage)
+    sums = {name: usage.c[name] + statement.excluded[name] for name in UsageCounts.__slots__}
+    return statement.on_conflict_do_update(index_elements=list(usage.primary_key), set_=sums)
 
 
 def charged_since(db: sa.Connection, start: int) -> dict[str, int]:
