@@ -25,7 +25,8 @@ from service.engine.agent_wire import (
     dump_frame,
     load_frame,
 )
-from service.engine.watched import EngineState, WatchedEngine
+from service.engine.client import EngineResponse
+from service.engine.watched import WatchedEngine
 from service.errors import BadGateway, EngineUnavailable, HatrackError, TooLarge, Unauthenticated
 from service.http.signing import HEADER, Verifier
 
@@ -86,7 +87,7 @@ class AgentServer:
         """Tells the state once more, after an engine that was too busy to report."""
         self._stops = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        watched.on_change(self._changed)
+        watched.on_change(lambda _: self._spawn(self._tell_state()))
 
     def application(self) -> web.Application:
         """Its routes."""
@@ -217,9 +218,6 @@ class AgentServer:
                 while any(session.requests for session in self._gate.sessions.values()):  # noqa: ASYNC110 (seldom)
                     await asyncio.sleep(TIME_S)
 
-    def _changed(self, _state: EngineState) -> None:
-        self._spawn(self._tell_state())
-
     def _spawn(self, telling: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(telling, name="agent-state")
         self._tasks.add(task)
@@ -292,13 +290,18 @@ class AgentServer:
                 headers={name: response.headers[name] for name in RETURNED if name in response.headers},
             )
             length = response.headers.get("content-length")
-            if length is not None:
+            if length is None:
+                answer.enable_chunked_encoding()
+            else:
                 answer.content_length = int(length)
             await answer.prepare(request)
             try:
-                async for chunk in response.chunks():
-                    self._watched.saw_tokens()
-                    await answer.write(chunk)
+                if length is None:
+                    await self._stream(response, answer, request)
+                else:
+                    async for chunk in response.chunks():
+                        self._watched.saw_tokens()
+                        await answer.write(chunk)
             except HatrackError:
                 # whoever reads must not take it for the whole answer
                 if request.transport is not None:
@@ -306,6 +309,24 @@ class AgentServer:
                 raise
             await answer.write_eof()
         return answer
+
+    async def _stream(self, response: EngineResponse, answer: web.StreamResponse, request: web.Request) -> None:
+        """Pass on a body of unknown length: many short pieces, which go past aiohttp's coroutines where they can."""
+        pending, has_begun = b"", False
+
+        def take(data: bytes) -> bool:
+            nonlocal pending
+            self._watched.saw_tokens()
+            transport = request.transport
+            if not has_begun or transport is None or transport.is_closing() or request.protocol.writing_paused:
+                pending = data
+                return False
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            return True
+
+        while not await response.pass_to(take):
+            await answer.write(pending)  # the first with the headers; waits where the other side reads slowly
+            has_begun = True
 
     async def _read(self, request: web.Request) -> web.Response:
         self._authorized(request)

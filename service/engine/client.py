@@ -22,7 +22,8 @@ from service.errors import (
     EngineUnreachable,
     Timeout,
 )
-from service.http.http1 import Http1Client, Http1Response
+from service.http.http1 import Http1Client
+from service.http.http1_response import Http1Response, Take
 
 CONNECT_TIMEOUT_S: Final = 5.0
 QUICK_TIMEOUT_S = 5.0
@@ -55,6 +56,10 @@ class EngineResponse:
     def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive. Raises EngineCut if the connection is lost."""
         return self._response.chunks()
+
+    async def pass_to(self, take: Take) -> bool:
+        """As `Http1Response.pass_to`. Raises EngineCut if the connection is lost."""
+        return await self._response.pass_to(take)
 
     async def read(self) -> bytes:
         """The whole body. Raises EngineCut if the connection is lost, BadGateway if it has no end in sight."""

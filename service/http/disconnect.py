@@ -15,13 +15,16 @@ DISCONNECT: Final = "hatrack.disconnect"
 class Disconnect:
     """Whether a request's client has left, and what to call when it does."""
 
-    __slots__ = ("_callback", "buffer_answer", "happened", "is_endless")
+    __slots__ = ("_callback", "buffer_answer", "happened", "is_endless", "write_now")
 
     def __init__(self, buffer_answer: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = None
         self.buffer_answer = buffer_answer
         """Call it for an answer that is no larger than a model's: the server takes it in, within its bounds, so that
         a client that reads slowly holds nothing up."""
+        self.write_now: Callable[[bytes], bool] = lambda data: False
+        """Send a piece of an answer that has begun, as ASGI's `send` would, without its coroutine; returns False, and
+        sends nothing, where only `send` can: the client reads slowly, or has left."""
         self.happened = False
         """The client has left."""
         self.is_endless = False

@@ -231,23 +231,34 @@ class Dispatch:
     ) -> None:
         """Relay until the engine's last event or its error event; the response starts with the first good event."""
         exchange, record, began = request.exchange, request.record, request.began
-        feed, write, saw_tokens, clock = relay.feed, exchange.write, self._saw_tokens, time.perf_counter
+        feed, write_now, saw_tokens, clock = relay.feed, exchange.write_now, self._saw_tokens, time.perf_counter
         last, gap = began, record.gaps.append
-        async for chunk in response.chunks():
-            events = feed(chunk)
-            if events:
+        pending = b""
+
+        def take(chunk: bytes) -> bool:
+            nonlocal pending, last
+            pending = feed(chunk)
+            if pending:
                 saw_tokens()
                 now = clock()
                 if exchange.started:
                     gap(now - last)
-                else:
-                    record.first_byte_s = now - began
+                    if write_now(pending):
+                        pending = b""
+                last = now
+            return not pending and relay.error is None
+
+        while True:
+            is_over = await response.pass_to(take)
+            if pending:
+                if not exchange.started:
+                    record.first_byte_s = last - began
                     if permit is not None:
                         permit.first_token()
                     await exchange.start_events(relay.error_event)
-                last = now
-                await write(events)
-            if relay.error is not None:
+                await exchange.write(pending)
+                pending = b""
+            if is_over or relay.error is not None:
                 return
 
     def _report_suspect(self, error: HatrackError, target: Target) -> HatrackError:

@@ -30,6 +30,10 @@ CLIENT_LEFT = 499
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
+def _must_wait(_data: bytes) -> bool:
+    return False
+
+
 class ClientLeft(Exception):
     """The client closed its connection."""
 
@@ -173,6 +177,11 @@ class Exchange:
     async def write(self, data: bytes) -> None:
         """Send a part of the body; waits while the client reads slowly."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    @property
+    def write_now(self) -> Callable[[bytes], bool]:
+        """As `write`, for an answer that has begun; returns False, and sends nothing, where it would have to wait."""
+        return _must_wait if self._disconnect is None else self._disconnect.write_now
 
     async def finish(self) -> None:
         """End the body."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 
@@ -17,11 +17,12 @@ class UpstreamResponse(Protocol):
     def headers(self) -> Mapping[str, str]:
         """The engine's headers; none of them reaches a client."""
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes as they come.
+    async def pass_to(self, take: Callable[[bytes], bool]) -> bool:
+        """Hand the body to ``take`` piece by piece, as it arrives, until it returns False; whether all of it was.
 
         Raises:
             HatrackError: The engine went away in the middle.
+            Exception: What ``take`` raises.
         """
 
     async def read(self) -> bytes:

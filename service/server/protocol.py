@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from functools import partial
 from typing import Any, Final, Literal, NoReturn, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import BadRequest, HatrackError, HeadersTooLarge, RequestTimeout, UriTooLong
 from service.http.disconnect import DISCONNECT, Disconnect
@@ -191,8 +192,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(BadRequest("Protocol upgrades are not supported; omit the Upgrade header.", code="invalid_http"))
         self._enter("body")
         self._connections.mark_active(self)
-        self.scope["state"][DISCONNECT] = self._disconnect = Disconnect(self._buffer_answer)
+        self.scope["state"][DISCONNECT] = self._disconnect = disconnect = Disconnect(self._buffer_answer)
         super().on_headers_complete()
+        disconnect.write_now = partial(self._write_now, self.cycle)
         self._answers.begin()
         self.cycle.transport = cast(asyncio.Transport, self._answers)
         if upgrade:
@@ -293,6 +295,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def limit_answer(self) -> None:
         """Buffer no more of an answer than of others: all connections together hold too much."""
         self._answers.limit()
+
+    def _write_now(self, cycle: RequestResponseCycle, data: bytes) -> bool:
+        """As ``cycle.send`` with a piece of a body whose length is not known; False: that must be called."""
+        if self.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        self._answers.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def _buffer_answer(self) -> None:
         if self._connections.is_roomy:

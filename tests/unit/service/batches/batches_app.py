@@ -89,8 +89,8 @@ class EngineAnswer:
     content: bytes
     headers: dict[str, str] = field(default_factory=dict)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self.content
+    async def pass_to(self, take: Callable[[bytes], bool]) -> bool:
+        return take(self.content)
 
     async def read(self) -> bytes:
         return self.content

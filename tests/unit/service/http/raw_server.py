@@ -99,6 +99,28 @@ async def fetch(client: Http1Client, body: bytes = b"{}") -> tuple[int, bytes]:
         response.close()
 
 
+async def fetch_passed(client: Http1Client, body: bytes = b"{}") -> tuple[int, bytes]:
+    """As `fetch`, with the body passed on as it arrives; every third piece is the last that is taken at once."""
+    response = await client.request("POST", "/v1", body, {"content-type": "application/json"})
+    parts: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        parts.append(data)
+        return len(parts) % 3 != 0
+
+    try:
+        while not await response.pass_to(take):
+            assert len(parts) % 3 == 0
+        return response.status, b"".join(parts)
+    finally:
+        response.close()
+
+
+Fetch = Callable[[Http1Client], Awaitable[tuple[int, bytes]]]
+on_both_ways = pytest.mark.parametrize("fetch", [fetch, fetch_passed], ids=["read", "passed on"])
+"""Make a test of ``fetch`` one of both ways to read a body."""
+
+
 def on_both_loops(test: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path, Runner], None]:
     """Make a test of a coroutine function, run on asyncio's event loop and on the one that the server runs on."""
 

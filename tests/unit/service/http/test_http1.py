@@ -11,8 +11,19 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from service.http import http1
-from tests.unit.service.http.raw_server import HELLO, OK, Cut, Unreachable, client_of, fetch, says, server
+from service.http import http1_response
+from tests.unit.service.http.raw_server import (
+    HELLO,
+    OK,
+    Cut,
+    Fetch,
+    Unreachable,
+    client_of,
+    fetch,
+    on_both_ways,
+    says,
+    server,
+)
 from tests.unit.service.inference.fakes import until
 
 
@@ -38,6 +49,7 @@ async def test_requests_at_once_have_a_connection_each(tmp_path: Path) -> None:
         assert state.connections == 5
 
 
+@on_both_ways
 @pytest.mark.parametrize(
     "parts",
     [
@@ -50,19 +62,22 @@ async def test_requests_at_once_have_a_connection_each(tmp_path: Path) -> None:
     ids=["chunked", "of two codings", "byte by byte", "after informational ones", "after one of them, in two reads"],
 )
 async def test_a_response_is_whole_however_it_is_framed_and_its_connection_is_kept(
-    tmp_path: Path, parts: list[bytes]
+    tmp_path: Path, parts: list[bytes], fetch: Fetch
 ) -> None:
     async with server(tmp_path, says(*parts)) as state:
         assert [await fetch(state.client) for _ in range(2)] == [(200, b"hello")] * 2
         assert state.connections == 1
 
 
+@on_both_ways
 @pytest.mark.parametrize(
     "response",
     [OK + b"\r\nhello", OK + b"connection: close\r\n\r\nhello", b"HTTP/1.0 200 OK\r\n\r\nhello"],
     ids=["nothing delimits it", "and it says so", "HTTP/1.0"],
 )
-async def test_a_body_may_end_with_its_connection_unless_that_is_reset(tmp_path: Path, response: bytes) -> None:
+async def test_a_body_may_end_with_its_connection_unless_that_is_reset(
+    tmp_path: Path, response: bytes, fetch: Fetch
+) -> None:
     async with server(tmp_path, says(response, close=True)) as state:
         assert [await fetch(state.client) for _ in range(2)] == [(200, b"hello")] * 2
         assert state.connections == 2
@@ -72,6 +87,7 @@ async def test_a_body_may_end_with_its_connection_unless_that_is_reset(tmp_path:
             assert await fetch(state.client) == (200, b"hello")
 
 
+@on_both_ways
 @pytest.mark.parametrize(
     "parts",
     [
@@ -85,7 +101,7 @@ async def test_a_body_may_end_with_its_connection_unless_that_is_reset(tmp_path:
         [OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello"],
         [OK + b"content-length: -5\r\n\r\nhello"],
         [b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"],
-        [OK + b"x: " + b"y" * http1.MAX_HEAD_BYTES + b"\r\n\r\n"],
+        [OK + b"x: " + b"y" * http1_response.MAX_HEAD_BYTES + b"\r\n\r\n"],
         [OK + b"transfer-encoding: chunked\r\n\r\n1", *[b";x" * 1000] * 50],
     ],
     ids=[
@@ -93,7 +109,9 @@ async def test_a_body_may_end_with_its_connection_unless_that_is_reset(tmp_path:
         *("two framings", "two lengths", "a negative length", "an upgrade", "a huge header", "an endless extension"),
     ],
 )
-async def test_what_is_no_whole_response_is_cut_and_its_connection_closed(tmp_path: Path, parts: list[bytes]) -> None:
+async def test_what_is_no_whole_response_is_cut_and_its_connection_closed(
+    tmp_path: Path, parts: list[bytes], fetch: Fetch
+) -> None:
     async with server(tmp_path, says(*parts, close=True), says(HELLO)) as state:
         with pytest.raises(Cut):
             await fetch(state.client)
@@ -110,6 +128,52 @@ async def test_what_arrived_before_the_cut_can_be_read(tmp_path: Path) -> None:
         with pytest.raises(Cut, match="invalid HTTP"):
             await anext(chunks)
         response.close()
+
+
+async def test_what_takes_a_body_may_fail_or_close_it_and_nothing_is_given_to_it_afterwards(tmp_path: Path) -> None:
+    pieces = [b"1\r\n%d\r\n" % number for number in range(6)]
+    taken: list[bytes] = []
+
+    def fails_at_the_third(data: bytes) -> bool:
+        taken.append(data)
+        if len(taken) == 3:
+            raise ZeroDivisionError
+        return True
+
+    async with server(tmp_path, says(OK + b"transfer-encoding: chunked\r\n\r\n", *pieces), says(HELLO)) as state:
+        response = await state.client.request("POST", "/v1", b"", {})
+        with pytest.raises(ZeroDivisionError):
+            await response.pass_to(fails_at_the_third)
+        taken_at_the_fault = len(taken)
+        response.close()
+        await until(lambda: state.open == 0)
+        assert len(taken) == taken_at_the_fault == 3
+
+        response = await state.client.request("POST", "/v1", b"", {})
+        assert await response.pass_to(lambda _: response.close() or True)
+        assert await fetch(state.client) == (200, b"hello")
+
+
+async def test_a_body_that_is_passed_on_and_given_up_closes_its_connection(tmp_path: Path) -> None:
+    taken: list[bytes] = []
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"transfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        await until(lambda: bool(taken))
+        writer.write(b"1\r\ny\r\n")
+        await reader.read()  # returns when the client closes
+
+    async with server(tmp_path, endless) as state:
+        response = await state.client.request("POST", "/v1", b"", {})
+        passing = asyncio.create_task(response.pass_to(lambda data: taken.append(data) is None))
+        await until(lambda: len(taken) == 2)
+        assert state.client.awaiting == 1
+        passing.cancel()
+        with suppress(asyncio.CancelledError):
+            await passing
+        response.close()
+        await until(lambda: state.open == 0)
+        assert taken == [b"x", b"y"]
 
 
 async def test_bytes_behind_a_response_never_begin_the_next(tmp_path: Path) -> None:

@@ -110,8 +110,9 @@ class FakeResponse:
         self.headers: Mapping[str, str] = {}
         self.ended = False
         self._pieces = pieces
+        self._rest = self._chunks()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def _chunks(self) -> AsyncIterator[bytes]:
         for piece in self._pieces:
             if isinstance(piece, asyncio.Event):
                 await piece.wait()
@@ -121,8 +122,14 @@ class FakeResponse:
                 yield piece
         self.ended = True
 
+    async def pass_to(self, take: Callable[[bytes], bool]) -> bool:
+        async for chunk in self._rest:
+            if not take(chunk):
+                return False
+        return True
+
     async def read(self) -> bytes:
-        return b"".join([chunk async for chunk in self.chunks()])
+        return b"".join([chunk async for chunk in self._rest])
 
     def close(self) -> None:
         self._engine.in_flight -= 1

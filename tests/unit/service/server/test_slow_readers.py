@@ -141,3 +141,55 @@ async def test_no_answer_that_is_still_read_makes_room_for_others() -> None:
         assert await idle.closed() == b"", "the idle one made room"
         await slow.reader.readuntil(b"\r\n\r\n")
         assert len(await slow.reader.readexactly(LARGE)) == LARGE
+
+
+async def test_a_piece_is_written_at_once_only_where_nothing_has_to_wait() -> None:
+    written: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        write_now = scope["state"][DISCONNECT].write_now
+        length = [(b"content-length", b"2")] if scope["path"] == "/length" else []
+        written.append(write_now(b"too early"))
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        if write_now(b"b"):
+            written.append(True)
+        else:
+            written.append(False)
+            await send({"type": "http.response.body", "body": b"b", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        written.append(write_now(b"too late"))
+
+    async with served(app) as here:
+        for target, at_once, body in (
+            ("/x", True, b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n"),
+            ("/length", False, b"ab"),
+        ):
+            written.clear()
+            client = await here.connect()
+            await client.send(f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+            assert (await client.closed()).endswith(b"\r\n\r\n" + body)
+            assert written == [False, at_once, False]
+
+
+async def test_what_is_written_at_once_stops_where_the_client_does_not_read() -> None:
+    progress = {"at once": 0, "waits": False}
+    framed = b"%x\r\n%b\r\n" % (PIECE, bytes(PIECE))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        while scope["state"][DISCONNECT].write_now(bytes(PIECE)):
+            progress["at once"] += PIECE
+            await asyncio.sleep(0)
+            assert progress["at once"] < LARGE, "the server takes in all of it"
+        progress["waits"] = True
+        await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": False})
+
+    async with served(app) as here:
+        client = await asks_and_does_not_read(here)
+        await until(lambda: bool(progress["waits"]))
+        await client.reader.readuntil(b"1\r\na\r\n")
+        for _ in range(progress["at once"] // PIECE + 1):
+            assert await client.reader.readexactly(len(framed)) == framed
+        assert await client.reader.readexactly(5) == b"0\r\n\r\n"
