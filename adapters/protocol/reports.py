@@ -184,6 +184,9 @@ class ReportJudge(ProtocolModel):
     judge: str
     scores: tuple[float, ...]
     """½ for a tie. Examples that it would not look at are left out; where it was away there are none."""
+    refused: tuple[int, ...] = Field(
+        (), description="Positions, from 0, of the examples that `scores` leaves out: its endpoint refused the pair."
+    )
     counted: bool = Field(description="Whether the judge agrees with people enough to count.")
     missed: bool = False
     """It would have counted, but too few of its votes could be had."""

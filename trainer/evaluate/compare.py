@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,6 +103,12 @@ class Comparison(Frozen):
     def independent(self) -> int:
         """The number of independent examples."""
         return len(self.questions) if self.units is None else len(set(self.units))
+
+    def units_without(self, left_out: Collection[int]) -> Units | None:
+        """``units`` of all questions but those at these positions."""
+        if self.units is None:
+            return None
+        return [unit for position, unit in enumerate(self.units) if position not in left_out]
 
     def finished(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The labels without those of arms that were stopped."""

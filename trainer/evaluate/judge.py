@@ -26,7 +26,7 @@ from trainer.evaluate.endpoints import JudgeSettings
 from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.evaluate.pairs import REVIEWS, SCORES, JudgeAgreement, ReviewPair, Side, Vote, draw_pairs
 from trainer.evaluate.spec import Preference
-from trainer.evaluate.statistics.paired import as_array, interval
+from trainer.evaluate.statistics.paired import as_array, interval, unit_means
 from trainer.evaluate.verdict_text import points
 
 JUDGEMENTS: Final = "judgements.jsonl"
@@ -111,7 +111,7 @@ class ModelJudge:
         partial = self._folder / f".{REVIEWS}"
         partial.write_text("".join(pair.model_dump_json() + "\n" for pair in pairs), "utf-8")
         partial.replace(self._folder / REVIEWS)
-        return self._result(votes, len(pairs), candidate)
+        return self._result(votes, len(pairs), comparison, candidate)
 
     async def prefer(
         self,
@@ -216,7 +216,9 @@ class ModelJudge:
             reason = f"refused to answer (status {error.status}, {error.answer_code[:60]})"
         return self._uncounted((), f"its endpoint {reason}, so there are no votes.", {"away": reason})
 
-    def _uncounted(self, scores: tuple[float, ...], reason: str, numbers: dict[str, Any]) -> ReportJudge:
+    def _uncounted(
+        self, scores: tuple[float, ...], reason: str, numbers: dict[str, Any], refused: tuple[int, ...] = ()
+    ) -> ReportJudge:
         """The result of a judge with too few usable votes."""
         sentence = f"The judge {self.name} is not counted: {reason}"
         missed = self._agreement.counts(self._settings)
@@ -224,13 +226,19 @@ class ModelJudge:
             sentence += " People agree with it, so its vote was required and stays open."
         identity = {"model": self._settings.model, "digest": self._settings.digest}
         return ReportJudge(
-            judge=self.name, scores=scores, counted=False, missed=missed, sentence=sentence, numbers=identity | numbers
+            judge=self.name,
+            scores=scores,
+            refused=refused,
+            counted=False,
+            missed=missed,
+            sentence=sentence,
+            numbers=identity | numbers,
         )
 
-    def _result(self, votes: Sequence[PairVote], queued: int, candidate: str) -> ReportJudge:
+    def _result(self, votes: Sequence[PairVote], queued: int, comparison: Comparison, candidate: str) -> ReportJudge:
+        refused = tuple(position for position, vote in enumerate(votes) if vote.refused)
         counted_votes = [vote for vote in votes if not vote.refused]
         differing_votes = [vote for vote in votes if not vote.alike]
-        refused, unreadable = len(votes) - len(counted_votes), sum(vote.unreadable for vote in differing_votes)
         vote_counts = {
             choice: sum(vote.vote == choice for vote in counted_votes) for choice in ("candidate", "tie", "base")
         }
@@ -240,8 +248,8 @@ class ModelJudge:
             "votes": vote_counts,
             "orders_disagree": sum(not vote.agreed for vote in differing_votes),
             "alike": len(votes) - len(differing_votes),
-            "refused": refused,
-            "unreadable": unreadable,
+            "refused": len(refused),
+            "unreadable": sum(vote.unreadable for vote in differing_votes),
             "for_review": queued,
             "agreement": self._agreement.model_dump(exclude={"digest"}),
             "least_kappa": self._settings.least_kappa,
@@ -252,29 +260,29 @@ class ModelJudge:
         scores = tuple(SCORES[vote.vote] for vote in counted_votes)
         preference_sentence = ""
         if scores:
-            over_half = as_array(scores) - 0.5
+            over_half = unit_means(as_array(scores) - 0.5, comparison.units_without(refused))
+            mean = float(over_half.mean())
             bounds = interval(over_half, confidence=self._method.confidence, binary=False, seed=self._method.seed)
-            numbers["preference"] = {
-                "mean": sum(scores) / len(scores),
-                "low": 0.5 + bounds.low,
-                "high": 0.5 + bounds.high,
-            }
+            numbers["preference"] = {"mean": 0.5 + mean, "low": 0.5 + bounds.low, "high": 0.5 + bounds.high}
             preference_sentence = (
                 f" It prefers {candidate} {vote_counts['candidate']} times, the base {vote_counts['base']} times, "
-                f"and sees {vote_counts['tie']} ties ({points(over_half.mean())} points from even, "
+                f"and sees {vote_counts['tie']} ties ({points(mean)} points from even, "
                 f"interval {points(bounds.low)} to {points(bounds.high)})."
             )
         refused_sentence = (
-            f" {refused} of {len(differing_votes)} pairs are left out: its endpoint refused them." if refused else ""
+            f" {len(refused)} of {len(differing_votes)} pairs are left out: its endpoint refused them."
+            if refused
+            else ""
         )
         shortfall = _too_few_votes(votes)
         if shortfall is not None:
-            return self._uncounted(scores, f"{shortfall}{preference_sentence}", numbers)
+            return self._uncounted(scores, f"{shortfall}{preference_sentence}", numbers, refused)
         agreement_sentence = self._agreement.sentence(self.name, self._settings)
         counted = self._agreement.counts(self._settings)
         return ReportJudge(
             judge=self.name,
             scores=scores,
+            refused=refused,
             counted=counted,
             lean_low=self._agreement.lean_low if counted else None,
             lean_high=self._agreement.lean_high if counted else None,

@@ -264,7 +264,7 @@ def _preference_over_base(
         ("even", as_array([0.5] * len(scores)), NO_RUNS),
         binary=False,
         method=rules.method,
-        units=comparison.units if len(scores) == len(comparison.questions) else None,
+        units=comparison.units_without(judged.refused),
     )
 
 

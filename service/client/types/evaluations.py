@@ -190,6 +190,8 @@ class ReportJudge(TypedDict):
 
     judge: str
     scores: list[float]
+    refused: NotRequired[list[int]]
+    """Positions, from 0, of the examples that `scores` leaves out: its endpoint refused the pair."""
     counted: bool
     """Whether the judge agrees with people well enough to count."""
     missed: NotRequired[bool]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +205,30 @@ async def test_a_pair_that_its_endpoint_refuses_is_left_out(
     assert not {f"q{at}" for at in range(pairs_refused)} & set(people)
 
 
-class Picky:
-    """Says that the candidate is better, but to what it refuses."""
+async def test_near_duplicates_count_once_in_its_interval_whatever_its_endpoint_refuses(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    """Groups of ten are one observation each: six of them show nothing, where 58 independent pairs would."""
+    grouped = pairs(60, lambda at: f"mine {at}", lambda at: f"the base's {at}").model_copy(
+        update={"units": tuple(at // 10 for at in range(60))}
+    )
+    scripted = judge(gateway, tmp_path, AGREEING)
+    scripted._answerer = Picky(
+        lambda name: name in {"q3/base/base-first", "q59/base/candidate-first"}, loses=range(50, 60)
+    )
+    result = await scripted.judge(grouped, "shop@3", "base")
+    assert result.refused == (3, 59)
+    assert len(result.scores) == 58
+    preference = result.numbers["preference"]
+    assert preference["mean"] == pytest.approx(5 / 6), "every group counts once, though two of them lack a pair"
+    assert preference["low"] < 0.5 < preference["high"]
 
-    def __init__(self, refuses: Callable[[str], bool]) -> None:
-        self._refuses = refuses
+
+class Picky:
+    """Says that the candidate is better, but to what it refuses, and where it loses (numbers of questions)."""
+
+    def __init__(self, refuses: Callable[[str], bool], loses: Collection[int] = ()) -> None:
+        self._refuses, self._loses = refuses, {f"q{at}" for at in loses}
 
     async def answer_or_skip(
         self, asks: Sequence[ArmRequest], on_progress: OnProgress | None = None
@@ -217,7 +236,8 @@ class Picky:
         return [None if self._refuses(ask.question.id) else self._answer(ask) for ask in asks]
 
     def _answer(self, ask: ArmRequest) -> Answer:
-        word = "A" if ask.question.id.endswith("candidate-first") else "B"
+        wins = ask.question.id.partition("/")[0] not in self._loses
+        word = "A" if ask.question.id.endswith("candidate-first") is wins else "B"
         return Answer(arm=ask.arm.label, example=ask.question.id, repeat=0, request="r", text=f"[[{word}]]")
 
 

@@ -70,9 +70,14 @@ class Judging:
     name = "oracle"
 
     def __init__(
-        self, score: float, counted: bool, missed: bool = False, lean: tuple[float, float] | None = None
+        self,
+        score: float,
+        counted: bool,
+        missed: bool = False,
+        lean: tuple[float, float] | None = None,
+        refused: tuple[int, ...] = (),
     ) -> None:
-        self._score, self._counted, self._missed = score, counted, missed
+        self._score, self._counted, self._missed, self._refused = score, counted, missed, refused
         self._lean_low, self._lean_high = lean or (None, None)
 
     async def judge(
@@ -81,10 +86,11 @@ class Judging:
         said = f"{candidate} or {base}."
         if self._missed:
             return ReportJudge(judge=self.name, scores=(), counted=False, missed=True, sentence=said)
-        scores = (self._score,) * len(comparison.questions)
+        scores = (self._score,) * (len(comparison.questions) - len(self._refused))
         return ReportJudge(
             judge=self.name,
             scores=scores,
+            refused=self._refused,
             counted=self._counted,
             lean_low=self._lean_low,
             lean_high=self._lean_high,
@@ -101,13 +107,16 @@ def ask(gateway: Gateway, tmp_path: Path) -> Any:
     async def evaluate(wanted: EvaluationSpec, **more: Any) -> Outcome:
         answerer = HttpAnswerer(endpoint, tmp_path / "answers.jsonl", max_tokens=wanted.max_tokens)
         more.setdefault("scorer", HttpScorer(endpoint, tmp_path / "scores.jsonl"))
-        return await run(wanted, HELD_OUT, answerer=answerer, **more)
+        return await run(wanted, more.pop("held_out", HELD_OUT), answerer=answerer, **more)
 
     return evaluate
 
 
 def budget(name: str, state: Any, **more: Any) -> Fixed:
     return Fixed(SuiteResult(name=name, kind="budget", state=state, sentence=f"It is {state}.", **more))
+
+
+ALL_KEPT = {"mmlu": budget("mmlu", "kept")}
 
 
 def know_the_general_suite(gateway: Gateway) -> None:
@@ -218,6 +227,17 @@ async def test_a_veto_that_a_lean_towards_the_base_could_explain_is_open(
     check = found.verdict.check("judge")
     assert check.state == state
     assert ("no more than its possible lean" in check.sentence) is (state == "open")
+
+
+@pytest.mark.parametrize("refused", [(), (0,), (0, 1, 2)])
+async def test_a_veto_counts_groups_of_questions_once_even_if_the_judge_refused_some(
+    ask: Any, refused: tuple[int, ...]
+) -> None:
+    grouped = [question.model_copy(update={"group": str(int(question.id) // 3)}) for question in questions(60)]
+    judge = Judging(0.0, counted=True, refused=refused)
+    found = await ask(spec(suites=("mmlu",), judge="oracle"), suites=ALL_KEPT, judge=judge, held_out=grouped)
+    assert found.comparison.independent == 20
+    assert found.verdict.check("judge").state == "open", "20 groups are too few for a veto, which needs 30 examples"
 
 
 async def test_a_judge_whose_veto_could_not_be_heard_leaves_no_pass(ask: Any) -> None:
