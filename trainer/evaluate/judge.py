@@ -204,6 +204,7 @@ class ModelJudge:
                     vote=votes[index].vote,
                     candidate=candidate,
                     base=base,
+                    unit=index if comparison.units is None else comparison.units[index],
                 )
             )
         return pairs

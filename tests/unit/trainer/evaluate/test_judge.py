@@ -177,6 +177,19 @@ async def test_the_pairs_lie_in_the_folder_with_the_judges_votes(gateway: Gatewa
     }
 
 
+@pytest.mark.parametrize("units", [None, tuple(at // 10 for at in range(60))])
+async def test_the_pairs_keep_the_units_of_their_questions(
+    gateway: Gateway, tmp_path: Path, units: tuple[int, ...] | None
+) -> None:
+    """What people prefer then counts near-duplicates once."""
+    gateway.say = prefers(longer)
+    await judge(gateway, tmp_path).judge(MIXED.model_copy(update={"units": units}), "shop@3", "base")
+    queued = [ReviewPair.model_validate_json(line) for line in (tmp_path / REVIEWS).read_text().splitlines()]
+    positions = [int(pair.example.removeprefix("q")) for pair in queued]
+    assert sorted(positions) == list(range(60))
+    assert [pair.unit for pair in queued] == [at if units is None else units[at] for at in positions]
+
+
 async def test_what_was_judged_is_not_asked_again(gateway: Gateway, tmp_path: Path) -> None:
     gateway.say = prefers(longer)
     first = await judge(gateway, tmp_path).judge(MIXED, "shop@3", "base")
