@@ -174,7 +174,8 @@ class Settings(CostSettings, BaseSettings):
     evaluate_max: int = Field(
         300,
         ge=10,
-        description="Maximum number of held-out examples evaluated, sampled with the job's seed; the report says so.",
+        description="Maximum number of held-out examples evaluated, drawn by a hash of the question; the report says "
+        "so.",
     )
     evaluate_concurrency: int = Field(
         16,

@@ -6,7 +6,6 @@ question, keeps the comparison that was fixed at first, and records one verdict.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -35,7 +34,7 @@ from trainer.evaluate.evaluations.contamination import (
     shown_answers_note,
 )
 from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
-from trainer.evaluate.evaluations.planning import rules_of
+from trainer.evaluate.evaluations.planning import draw, rules_of
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer, live_to_compare, promote
 from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
 from trainer.evaluate.report import EvaluationReport, TrainingSummary, build, loss_curve
@@ -270,11 +269,10 @@ class Judging:
         )
 
     def _sample(self, left_out: Sequence[str]) -> tuple[Question, ...]:
-        """At most `most_examples` of the held-out questions, without those left out, shuffled with the job's seed."""
+        """At most `most_examples` of the held-out questions without those left out: what an evaluation would draw."""
         left_out_ids = set(left_out)
         eligible = [question for question in questions(self._prepared.held_out) if question.id not in left_out_ids]
-        random.Random(f"{self._job.seed}/asked").shuffle(eligible)  # noqa: S311 - no secret
-        return tuple(eligible[: self._job.judging.most_examples])
+        return draw(eligible, self._job.judging.most_examples)
 
     def _sample_note(self, sample_size: int) -> str:
         total = len(self._prepared.held_out)

@@ -66,14 +66,19 @@ class LiveState:
 
 
 def sample(job: EvaluationJob, questions: Sequence[Question]) -> tuple[Question, ...]:
-    """The questions to ask: all, or a sample of `most_examples` that depends on the questions alone.
-
-    A sample that depended on the file's bytes could be drawn anew with an empty line until a version passes. A question
-    is drawn by a hash of its own, so that of a file that has grown most of the same ones are asked.
-    """
+    """The questions to ask: all, or a sample of `most_examples` (see `draw`)."""
     if len(questions) <= job.most_examples:
         return tuple(questions)
-    return tuple(sorted(questions, key=_draw_key)[: job.most_examples])
+    return draw(questions, job.most_examples)
+
+
+def draw(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
+    """At most ``count`` of the questions, in a random order; the sample depends on the questions alone.
+
+    One that depended on the file's bytes, or on a job's seed, could be drawn anew until a version passes. A question is
+    drawn by a hash of its own, so that of a file that has grown most of the same ones are asked.
+    """
+    return tuple(sorted(questions, key=_draw_key)[:count])
 
 
 def _draw_key(question: Question) -> tuple[str, str, str]:

@@ -15,6 +15,8 @@ from tests.unit.trainer.finetune.conftest import FakeGateway, jsonl, once, rows
 from tests.unit.trainer.finetune.fake_engine import knows, shrugs
 from tests.unit.trainer.finetune.test_worker import events, result, run
 from trainer.errors import GatewayUnreachable
+from trainer.evaluate.evaluations.held_out import read_held_out
+from trainer.evaluate.evaluations.planning import draw
 from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.evaluate.report import EvaluationReport
 from trainer.finetune import judging, spec
@@ -347,6 +349,20 @@ def test_of_many_held_out_examples_a_sample_is_asked_and_the_report_says_so(
     asked = {question for _, question in gateway.engine.asked}
     assert len(asked) == 10
     assert asked != {row["prompt"] for row in rows(24 + HELD_OUT)[24:34]}
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_it_is_judged_on_the_sample_that_an_evaluation_of_the_file_draws(
+    job: Callable[..., Path], gateway: FakeGateway, seed: int
+) -> None:
+    """Another sample would be another look, and an evaluation of the file would lack examples of the job's."""
+    folder = job(most_examples=10, min_examples=10, repeats=1)
+    stored = JobSpec.model_validate_json((folder / protocol.SPEC).read_bytes())
+    (folder / protocol.SPEC).write_text(stored.model_copy(update={"seed": seed}).model_dump_json())
+    assert run(folder) == DONE
+    held_out = read_held_out("held_out.jsonl", jsonl(rows(24 + HELD_OUT)[24:]))
+    drawn = {question.text for question in draw(held_out, 10)}
+    assert {question for _, question in gateway.engine.asked} == drawn
 
 
 def test_without_the_general_suite_nothing_passes(job: Callable[..., Path], gateway: FakeGateway) -> None:
