@@ -19,6 +19,7 @@ class Answer(Frozen):
     """An arm's answer to one example. ``request``: a digest of the whole request; ``seconds``: includes queueing.
 
     ``version`` (`name@3`) and ``digest``: what the gateway reports it served; None for the base and outside endpoints.
+    ``passages``: a digest of those that the gateway put into the prompt; None if there were none.
     """
 
     arm: str
@@ -32,6 +33,7 @@ class Answer(Frozen):
     seconds: float = 0.0
     version: str | None = None
     digest: str | None = None
+    passages: str | None = None
 
     @property
     def key(self) -> Key:

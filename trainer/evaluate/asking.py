@@ -24,6 +24,7 @@ MAX_TOKENS: Final = 256
 CONCURRENCY: Final = 8
 PER_QUESTION_STATUSES: Final = frozenset({400, 403, 413, 422, 451})
 """Statuses that refuse one question (content filter, length), not the caller or the model."""
+_PASSAGE_PARTS: Final = ("id", "source", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +254,21 @@ def _answer(
             seconds=round(seconds, 4),
             version=headers.get("x-hatrack-adapter"),
             digest=headers.get("x-hatrack-digest"),
+            passages=_passages(reply) if request.arm.endpoint is None else None,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise AnswerUnreadable(
             f"{request.arm.label!r} ({request.arm.model}) returned no text for example {request.question.id}"
         ) from error
+
+
+def _passages(reply: dict[str, Any]) -> str | None:
+    """A digest of what the gateway cites, without what depends on the answer or on other passages of the store."""
+    cited = reply.get("citations")
+    if not cited:
+        return None
+    content = json.dumps([[passage.get(part) for part in _PASSAGE_PARTS] for passage in cited], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _text(message: dict[str, Any]) -> str:

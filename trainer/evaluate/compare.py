@@ -41,6 +41,7 @@ class ArmResult(Frozen):
         nats_elsewhere: The same references, each after another example's question; None for those that do not fit
             into the context together.
         version, digest: What the gateway served.
+        passages: What was retrieved for each answer of the first run (`Answer.passages`).
         cut: Number of answers that reached `max_tokens`.
         prompt_tokens, completion_tokens, seconds: Sums over all runs.
     """
@@ -53,6 +54,7 @@ class ArmResult(Frozen):
     nats_elsewhere: tuple[float | None, ...] | None = None
     version: str | None = None
     digest: str | None = None
+    passages: tuple[str | None, ...] = ()
     cut: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -304,6 +306,7 @@ class _Scoring:
             secondary={metric.name: self._scores(metric, first) for metric in self._secondary},
             version=version,
             digest=digest,
+            passages=tuple(answer.passages for answer in first),
             cut=sum(answer.finish_reason == LENGTH_REACHED for answer in first),
             prompt_tokens=sum(answer.prompt_tokens for answer in answers),
             completion_tokens=sum(answer.completion_tokens for answer in answers),

@@ -13,7 +13,8 @@ D. L. DeMets and K. K. G. Lan, Statistics in Medicine 13 (1994), 1341-1352).
 The bound needs numbers that no two looks share, and that do not depend on what an evaluation shows: a version has its
 number from the moment when its scores are first seen, as a candidate or as any other arm. Only the exact repetition of
 a look is free. The same version on other examples, under another metric or with another limit is another look: whoever
-may choose among those finds one that passes, too. And no number pays for leaving out what a version lost: if some of
+may choose among those finds one that passes, too, and so does whoever edits the documents that a grounded version is
+shown until they suit the questions. And no number pays for leaving out what a version lost: if some of
 the examples of its earlier look are missing, its scores do not count (`missing_examples`).
 """
 
@@ -40,7 +41,7 @@ class Look(Frozen):
     """One version's evaluation.
 
     ``version``: `version_looked_at`. ``examples``: the keys of the held-out examples (`example_key`). ``setup``:
-    `look_setup`; empty in looks that an earlier release recorded.
+    `arm_setup`; empty in looks that an earlier release recorded.
     """
 
     version: str
@@ -79,20 +80,40 @@ def look_setup(questions: Sequence[Question], *options: object) -> str:
     return hashlib.blake2b(json.dumps([asked, options], sort_keys=True).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
+def arm_setup(result: ArmResult, questions: Sequence[Question], setup: str) -> str:
+    """``setup`` (see `look_setup`) for one arm: if it was shown passages, hashed with those of each question.
+
+    Other passages make other answers. An edit of a store that changes none of those that were shown makes no other
+    look.
+    """
+    if not any(result.passages):
+        return setup
+    passages = zip(questions, result.passages, strict=True)
+    shown = sorted((example_key(question), passage or "") for question, passage in passages)
+    return hashlib.blake2b(json.dumps([setup, shown]).encode(), digest_size=KEY_BYTES).hexdigest()
+
+
 def looks_of(comparison: Comparison, candidate: str | None, live: str | None, setup: str = "") -> list[Look]:
     """The looks of a comparison: the candidate's first, then those of the other versions that it shows scores of.
 
     The live version is not counted again: it was when it was judged. Neither are the base and outside endpoints, unless
     one is the candidate.
     """
-    examples = tuple(example_key(question) for question in comparison.questions)
-    arms: tuple[ArmResult | StoppedArm, ...] = (*comparison.results, *comparison.stopped)
-    # a version without weights has no digest; the base and outside endpoints have no version either
-    versioned = [arm for arm in arms if (arm.digest or arm.version) is not None]
-    shown = [version_looked_at(arm) for arm in versioned if arm.arm.label != live]
-    first = [] if candidate is None else [version_looked_at(comparison.result(candidate))]
-    versions = dict.fromkeys([*first, *shown])
-    return [Look(version=version, examples=examples, setup=setup) for version in versions]
+    questions = comparison.questions
+    examples = tuple(example_key(question) for question in questions)
+    first = [] if candidate is None else [comparison.result(candidate)]
+    setups: dict[str, str] = {}
+    for result in (*first, *(result for result in comparison.results if _is_shown(result, live))):
+        setups.setdefault(version_looked_at(result), arm_setup(result, questions, setup))
+    for stopped in (stopped for stopped in comparison.stopped if _is_shown(stopped, live)):
+        setups.setdefault(version_looked_at(stopped), setup)  # it was asked, and shown passages for, some of them only
+    return [Look(version=version, examples=examples, setup=own) for version, own in setups.items()]
+
+
+def _is_shown(arm: ArmResult | StoppedArm, live: str | None) -> bool:
+    """Whether it is a version, as the base and outside endpoints are not, and another one than the live one."""
+    # a version without weights has no digest
+    return (arm.digest or arm.version) is not None and arm.arm.label != live
 
 
 def position(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str = "") -> int:
@@ -106,7 +127,7 @@ def position(looks: Iterable[Look], version: str, questions: Sequence[Question],
         looks: The project's looks, oldest first; this one may be among them.
         version: See `version_looked_at`.
         questions: The held-out examples; at least one.
-        setup: See `look_setup`.
+        setup: See `arm_setup`.
     """
     before: dict[str, set[tuple[str, str]]] = {example_key(question): set() for question in questions}
     own: set[str] = set()

@@ -24,7 +24,7 @@ from trainer.evaluate.control_arms import (
 )
 from trainer.evaluate.general_suite import BaseMeasurements, GeneralSuite
 from trainer.evaluate.likelihood import Scorer
-from trainer.evaluate.looks import Look, look_setup, looks_of, missing_examples, position, version_looked_at
+from trainer.evaluate.looks import Look, look_setup, looks_of, missing_examples, position
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE, OVERLAP
 from trainer.evaluate.metrics.overlap import RougeL
@@ -82,8 +82,7 @@ async def run(
     if spec.candidate is not None:
         suite_arms(spec, suites=bool(requested))  # before anything is asked
     comparison = await _compare(spec, held_out, primary, answerer, scorer, on_stage)
-    setup = _setup(spec, primary, comparison)
-    taken = looks_of(comparison, spec.candidate, spec.live, setup)
+    taken = looks_of(comparison, spec.candidate, spec.live, _setup(spec, primary, comparison))
     looks = taken if record_looks is None else await record_looks(taken)
     if spec.candidate is None:
         return Outcome(comparison=comparison)
@@ -92,7 +91,7 @@ async def run(
     voice = await _voice(comparison, before.label, authored, spec.rules.method.seed)
     comparison = comparison if voice is None else voice.added_to(comparison)
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
-    asked = version_looked_at(comparison.result(spec.candidate)), comparison.questions, setup
+    asked = taken[0].version, comparison.questions, taken[0].setup
     look, missing = position(looks, *asked), missing_examples(looks, *asked)
     verdict = _decide(spec, comparison, form, results, judged, look, missing)
     return Outcome(

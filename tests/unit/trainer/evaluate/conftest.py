@@ -37,6 +37,8 @@ class Gateway:
     """What each model says, what it finds likely, and what is refused."""
 
     say: Callable[[str, str], str] = lambda model, asked: f"{model} says {asked}"
+    cites: Callable[[str, str], list[dict[str, Any]]] = lambda model, asked: []
+    """The passages that each model's answer cites."""
     likely: dict[str, set[str]] = field(default_factory=dict)
     """Per model the words that cost it 0.1 nats; all others cost 5."""
     likely_in_chats: dict[str, set[str]] = field(default_factory=dict)
@@ -109,9 +111,11 @@ class Gateway:
                 digest = self.digests[model][0]
                 self.digests[model].append(self.digests[model].pop(0))
             headers = {"x-hatrack-adapter": f"{model.partition('@')[0]}@{digest}", "x-hatrack-digest": digest}
+        cited = self.cites(model, body["messages"][-1]["content"])
         return {
             "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}],
             "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+            **({"citations": cited} if cited else {}),
         }, headers
 
     def _scores(self, model: str, text: str, likely: set[str] | None = None) -> list[dict[str, Any] | None]:

@@ -84,3 +84,22 @@ def test_an_exact_repetition_is_free_and_everything_else_is_a_look(
         run(make_folder(content=content, id=f"eval-{number}", body={"model": "voice@3", "suites": [], **body}))
         numbers.append(verdict(equal)["look"])
     assert numbers == [1, 1, 2, 3, 4, 5, 6, 2]
+
+
+def test_a_repetition_after_an_edit_of_the_store_is_a_look(equal: EvaluationGateway, make_folder: MakeFolder) -> None:
+    """Free is what would give the same answers: those of a grounded version depend on the passages it is shown."""
+    grounding = {"vector_store_ids": ["vs_1"]}
+    passages = {"text": "Unworn goods are taken back for 30 days."}
+
+    def cites(model: str, asked: str) -> list[dict[str, Any]]:
+        even = int(re.findall(r"\d+", asked)[0]) % 2 == 0
+        citation = {"id": "file-1-0", "source": "returns.md", "score": 0.8, "used": even, **passages}
+        return [citation] if model == "voice@3" and even else []
+
+    equal.cites, numbers = cites, []
+    for number, text in enumerate(["30 days.", "30 days.", "14 days.", "14 days.", "30 days."]):
+        passages["text"] = text
+        context = {"grounding": grounding, "groundings": {"voice@3": grounding}}
+        run(make_folder(content=jsonl(ROWS if number % 2 else ROWS[::-1]), id=f"eval-{number}", context=context))
+        numbers.append(verdict(equal)["look"])
+    assert numbers == [1, 1, 2, 2, 1]
