@@ -11,6 +11,7 @@ from adapters.json_depth import too_deep
 from trainer.evaluate.metrics.json_schema import SchemaValidator
 
 _CALL_KEYS: Final = {"name", "arguments"}
+_Path = tuple[str | int, ...]
 NOT_JSON: Final = object()
 """What `parsed` returns for a text that is not JSON."""
 
@@ -118,7 +119,7 @@ def _calls(text: str) -> list[object]:
 
 @dataclass(frozen=True, slots=True)
 class JsonFields:
-    """F1 over the leaves (path and value) of answer and reference."""
+    """F1 over the leaves (path and value) of answer and reference; 1 exactly where `JsonExact` without a schema is."""
 
     name: ClassVar[str] = "json_fields"
     binary: ClassVar[bool] = False
@@ -129,19 +130,20 @@ class JsonFields:
         value, expected = parsed(answer), parsed(reference)
         if value is NOT_JSON or expected is NOT_JSON:
             return 0.0
-        leaves, expected_leaves = set(_leaves(value, "")), set(_leaves(expected, ""))
+        leaves, expected_leaves = set(_leaves(value)), set(_leaves(expected))
         return 2 * len(leaves & expected_leaves) / (len(leaves) + len(expected_leaves))
 
 
-def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
+def _leaves(value: object, path: _Path = ()) -> Iterator[tuple[_Path, str]]:
+    """Each value that contains no other, as JSON after its path: the keys of objects, and positions in arrays."""
     if isinstance(value, dict) and value:
         for key, entry in value.items():
-            yield from _leaves(entry, f"{path}/{key}")
+            yield from _leaves(entry, (*path, key))
     elif isinstance(value, list) and value:
         for index, entry in enumerate(value):
-            yield from _leaves(entry, f"{path}/{index}")
+            yield from _leaves(entry, (*path, index))
     else:
-        yield path, json.dumps(value)
+        yield path, json.dumps(_tagged(value))
 
 
 def _tagged(value: object) -> object:

@@ -151,6 +151,22 @@ def test_fields_count_one_by_one() -> None:
     assert fields.score("none", "{}") == 0
 
 
+SAME = ['{"a": 1}', '{"a": 1.0}', '{"a": 1e0}']
+DIFFERENT = [
+    *('{"a": "1"}', '{"a": true}', '{"a": [1]}', '{"a": {"0": 1}}', '{"a": {"b": 1}}', '{"a/b": 1}', '{"a.b": 1}'),
+    *('{"a/0": 1}', '{"a": []}', '{"a": {}}', '{"a": "[]"}', '{"a": null}', '{"a": 1, "b": 1}', '{"": 1}', "1", "{}"),
+    *('{"a": [1, 1]}', '{"a": [[1], 1]}', '{"a": ["bool", true]}', "[]", '{"a": -0.0}', '{"a": false}'),
+]
+
+
+@pytest.mark.parametrize("reference", [*SAME, *DIFFERENT])
+def test_all_fields_agree_where_the_whole_is_equal_and_only_there(reference: str) -> None:
+    for answer in (*SAME, *DIFFERENT):
+        equal = answer == reference or {answer, reference} <= set(SAME)
+        scores = JsonExact().score(answer, reference), JsonFields().score(answer, reference)
+        assert (scores[0] == 1, scores[1] == 1) == (equal, equal), answer
+
+
 def test_words_in_common_and_words_in_order() -> None:
     assert TokenF1().score("the cat sat", "sat the cat") == 1
     assert TokenF1().score("a a a", "a b") == pytest.approx(2 * 1 / 5)
