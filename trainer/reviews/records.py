@@ -176,11 +176,16 @@ def find(db: sa.Connection, project: str, review_id: str, key_id: str, globs: Gl
 
 
 def following(
-    db: sa.Connection, project: str, key_id: str, *, evaluation: str | None, after: int, globs: Globs = None
+    db: sa.Connection, project: str, key_id: str, *, evaluation: str | None, after: Review | None, globs: Globs = None
 ) -> Review | None:
-    """The first pair after pair number ``after`` that this key may choose on, of the given or else the newest
-    evaluation."""
-    query = _reviews(key_id).where(_visible(project, globs), _open_to(key_id), pairs.c.number > after)
+    """The first pair that this key may choose on, of the given or else the newest evaluation that has one.
+
+    ``after``: those up to this pair are passed over: all of newer evaluations, and the earlier ones of its own.
+    """
+    query = _reviews(key_id).where(_visible(project, globs), _open_to(key_id))
+    if after is not None:
+        later = sa.and_(queues.c.number == after.queue, pairs.c.number > after.number)
+        query = query.where(sa.or_(queues.c.number < after.queue, later))
     if evaluation is not None:
         query = query.where(queues.c.evaluation == evaluation)
     row = db.execute(query.order_by(queues.c.number.desc(), pairs.c.number).limit(1)).first()

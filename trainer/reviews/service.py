@@ -149,10 +149,10 @@ class Reviews:
         """
 
         def work(db: sa.Connection) -> dict[str, Any]:
-            number = 0 if after is None else _find(db, caller, after).number
+            passed = None if after is None else _find(db, caller, after)
             queue = None if evaluation is None else _queue(db, caller, evaluation)
             review = records.following(
-                db, caller.project, caller.key_id, evaluation=evaluation, after=number, globs=caller.adapters
+                db, caller.project, caller.key_id, evaluation=evaluation, after=passed, globs=caller.adapters
             )
             if review is not None and queue is None:
                 queue = _queue(db, caller, review.evaluation)

@@ -144,7 +144,7 @@ async def test_choices_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
         first = await database.run(lambda db: records.find(db, "default", "rev-1", "key_other"))
         assert first is not None
         assert (first.choice, first.chosen_at) == ("first", 7)
-        left = await database.run(lambda db: records.following(db, "default", "key_a", evaluation=None, after=0))
+        left = await database.run(lambda db: records.following(db, "default", "key_a", evaluation=None, after=None))
         assert left is not None
         assert left.id == "rev-3"
     finally:
