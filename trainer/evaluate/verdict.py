@@ -176,7 +176,7 @@ def decide(
     scored = scored if uncounted is None else _all_open(scored)
     checks = (*scored, *_retention_checks(forgetting, more_checks))
     # more examples would not make the scores count
-    word, more = _word(checks), _more(checks if uncounted is None else scored[:1], differences, rules)
+    word, more = _word(checks), _more(checks, differences, rules) if uncounted is None else verdict_text.More(None)
     return Verdict(
         word=word,
         sentence=_sentence(word, differences.base, comparison, checks, more, None if word == "fail" else uncounted),

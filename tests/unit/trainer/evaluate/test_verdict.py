@@ -56,6 +56,13 @@ def test_too_few_examples_are_never_enough_however_clear() -> None:
     assert {states(worse)[name] for name in ("base", "live", "form")} == {"open"}
 
 
+@pytest.mark.parametrize("count", [10, 100])
+def test_no_number_of_examples_settles_scores_that_do_not_count(count: int) -> None:
+    verdict = judge([row(count, count)], [row(0, count)], uncounted="Some are missing.")
+    assert (verdict.word, states(verdict)["base"], verdict.more) == ("not_enough_evidence", "open", None)
+    assert "more examples" not in verdict.sentence
+
+
 def test_the_lower_end_has_to_be_above_the_least_that_matters() -> None:
     verdict = judge([row(54, 100)], [row(50, 100)])
     assert (verdict.word, states(verdict)["base"]) == ("not_enough_evidence", "open")
