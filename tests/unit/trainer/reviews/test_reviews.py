@@ -107,22 +107,6 @@ async def test_a_pair_is_shown_blind(trainer: Running, client: httpx.AsyncClient
     assert (await client.get(f"/v1/reviews/{review['id']}")).json() == review
 
 
-async def test_paging_passes_from_the_newest_evaluation_to_older_ones_without_loss(
-    trainer: Running, client: httpx.AsyncClient, tmp_path: Path
-) -> None:
-    for name in ("eval-1", "eval-2", "eval-3"):
-        await queued(trainer, tmp_path, name, count=2)
-    seen, params = [], dict[str, str]()
-    while (found := await following(client, **params))["review"] is not None:
-        seen.append((found["evaluation"], found["review"]["asked"][0]["content"]))
-        params = {"after": found["review"]["id"]}
-    assert seen == [(f"eval-{number}", f"Question {at}?") for number in (3, 2, 1) for at in (0, 1)]
-    assert (await following(client, evaluation="eval-3", **params))["review"] is None
-    first = (await following(client, evaluation="eval-2"))["review"]["id"]
-    inside = await following(client, evaluation="eval-2", after=first)
-    assert inside["review"]["asked"][0]["content"] == "Question 1?"
-
-
 async def test_pairs_come_one_after_another_until_none_is_left(
     trainer: Running, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:

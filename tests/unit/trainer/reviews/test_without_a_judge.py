@@ -260,3 +260,24 @@ async def test_a_jobs_answers_can_be_reviewed(trainer: Running, client: Client) 
     await trainer.trainer.database.run(lambda db: run_records.add(db, new, None))
     leave_answers(trainer.trainer.jobs.directories.path_of("ftjob-1"))
     assert (await created(client, "ftjob-1"))["pairs"] == 6
+
+
+async def test_paging_passes_from_the_newest_evaluation_to_older_ones_without_loss(
+    trainer: Running, client: Client
+) -> None:
+    oldest, newer, newest = [await evaluated(trainer, client, differing=2) for _ in range(3)]
+    for evaluation in (oldest, newer, newest):
+        await created(client, evaluation)
+
+    async def after(review: str | None, **params: str) -> Any:
+        params |= {} if review is None else {"after": review}
+        return (await client.http.get("/v1/reviews/next", params=params)).json()["review"]
+
+    seen, review = [], await after(None)
+    while review is not None:
+        seen.append(review)
+        review = await after(review["id"])
+    assert [each["evaluation"] for each in seen] == [newest, newest, newer, newer, oldest, oldest]
+    assert len({each["id"] for each in seen}) == 6
+    assert await after(seen[2]["id"], evaluation=newer) == seen[3]
+    assert await after(seen[3]["id"], evaluation=newer) is None
