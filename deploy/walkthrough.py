@@ -30,6 +30,8 @@ import httpx
 NAME: Final = "marlow"
 POLICIES: Final = "marlow-policies"
 ORDERS: Final = "marlow-orders"
+DESK: Final = "marlow-desk"
+"""Answers about orders only for a customer who is named."""
 REPO: Final = Path(__file__).resolve().parents[1]
 SAMPLES: Final = REPO / "trainer" / "samples" / NAME
 TRAINING, HELD_OUT = SAMPLES / "training.jsonl", SAMPLES / "heldout.jsonl"
@@ -102,18 +104,30 @@ def advise(walk: Walkthrough) -> None:
 
 
 def train(walk: Walkthrough) -> None:
-    """A LoRA on all 1,000 replies, judged on 150 tickets of themes that it has not seen."""
+    """A LoRA on all 1,000 replies, judged on 150 tickets of themes that it has not seen; `live` moves if it passes."""
     walk.run(
-        "train", str(TRAINING), "--name", NAME, "--held-out", str(HELD_OUT), "--promote", "never", answers=(0, 1, 4)
+        "train", str(TRAINING), "--name", NAME, "--held-out", str(HELD_OUT), "--promote", "auto", answers=(0, 1, 4)
     )
 
 
 def live(walk: Walkthrough) -> None:
-    """The newest version goes live, whatever it is made of; no caller changes a line."""
+    """The newest version is live: by its verdict, or by hand, which is said."""
     walk.require_voice()
-    newest = max(version["version"] for version in walk.read("show", NAME)["versions"])
-    walk.run("promote", f"{NAME}@{newest}")
+    shown = walk.read("show", NAME)
+    version = newest(shown["versions"])
+    label = f"{NAME}@{version['version']}"
+    if shown["aliases"].get("live") == version["version"]:
+        print(f"\n# {label} is live already", flush=True)
+    else:
+        verdict = "It was never judged." if version["verdict"] is None else version["verdict"]["sentence"]
+        print(f"\n# {label} is not live. {verdict}\n# Here it is moved by hand, to show the voice in the next steps.")
+        walk.run("promote", label, *(("--force",) if version["held_back"] else ()))
     walk.run("ls")
+
+
+def newest(versions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The newest version that is meant to stay: a job's checkpoints come after its result, and expire."""
+    return max((each for each in versions if each["expires_at"] is None), key=lambda each: int(each["version"]))
 
 
 def policy(walk: Walkthrough) -> None:
@@ -133,7 +147,7 @@ def policy(walk: Walkthrough) -> None:
 
 
 def fence(walk: Walkthrough) -> None:
-    """Orders are fenced by customer: who asks for another's order gets nothing."""
+    """Orders are fenced by customer: nobody gets anything of another's, and without a customer there is no answer."""
     walk.require_voice()
     if not walk.has_store(ORDERS):
         walk.run("kb", "create", ORDERS)
@@ -141,6 +155,9 @@ def fence(walk: Walkthrough) -> None:
     for customer in (OWNER, STRANGER):
         about = f"customer={customer}"
         walk.run("chat", NAME, "--kb", ORDERS, "--filter", about, *GREEDY, FENCED)
+    prompt = ("--system-prompt", str(SAMPLES / "instructions.txt"))
+    walk.run("push", DESK, *prompt, "--kb", ORDERS, "--required-filter", "customer")
+    walk.run("chat", DESK, *GREEDY, FENCED, answers=(1,))
 
 
 def compare(walk: Walkthrough) -> None:

@@ -77,7 +77,8 @@ def steps(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for store in client.get("/v1/vector_stores").json()["data"]:
             if store["name"] in (walkthrough.POLICIES, walkthrough.ORDERS):
                 assert client.delete(f"/v1/vector_stores/{store['id']}").status_code == 200
-        assert client.delete(f"/v1/adapters/{walkthrough.NAME}?force=true").status_code == 204
+        for name in (walkthrough.NAME, walkthrough.DESK):
+            assert client.delete(f"/v1/adapters/{name}?force=true").status_code == 204
 
 
 def test_the_report_finds_1000_examples_and_nothing_wrong_with_them() -> None:
@@ -115,6 +116,12 @@ def test_who_asks_for_anothers_order_gets_nothing_of_it() -> None:
     with (MARLOW / "store" / "orders" / f"{walkthrough.OWNER}.csv").open(encoding="utf-8", newline="") as file:
         [order] = [row for row in csv.DictReader(file) if row["order"] in walkthrough.FENCED]
     assert not [value for name, value in order.items() if name != "order" and value and value in strangers]
+
+
+def test_who_does_not_say_who_asks_is_refused() -> None:
+    [refused] = printed_by("chat", walkthrough.DESK)
+    assert "`customer`" in refused
+    assert walkthrough.OWNER not in refused
 
 
 def test_base_and_voice_answer_the_same_ticket(gateway: Gateway) -> None:
