@@ -89,8 +89,16 @@ def test_the_gateway_finds_the_engine_and_its_store() -> None:
     [runtime] = values("hatrack-engine", "RuntimeDirectory")
     assert Path(socket).parent == Path("/run") / runtime
     assert not values("hatrack", "RuntimeDirectory"), "a unit that stops removes it, with the other's socket"
-    for wants in ("After", "Wants"):
-        assert any("hatrack-engine.service" in value for value in values("hatrack", wants))
+
+
+def test_the_gateway_starts_after_its_engine_or_agent_and_starts_neither() -> None:
+    """With Wants=, a restart of the gateway would start the engine, which stops the agent in its place (Conflicts=)."""
+    assert values("hatrack-agent", "Conflicts") == ["hatrack-engine.service"]
+    [after] = values("hatrack", "After")
+    assert {"hatrack-engine.service", "hatrack-agent.service"} <= set(after.split())
+    for unit in ("hatrack", "hatrack-engine", "hatrack-agent", "hatrack-front"):
+        for pulls in ("Wants", "Requires", "Requisite", "BindsTo", "Upholds"):
+            assert not any("hatrack" in value for value in values(unit, pulls)), (unit, pulls)
 
 
 def test_the_agents_page_names_the_socket_of_its_unit() -> None:
