@@ -164,7 +164,7 @@ class Planner:
     def _version_change(
         self, name: str, state: AdapterState, adapter: Adapter | None, progress: Progress
     ) -> Change | None:
-        """None where the adapter has the version already, whose number is then in ``progress``."""
+        """None where the adapter has the version already, and it can serve; its number is then in ``progress``."""
         where = f"adapters.{name}.weights"
         directory = None if state.weights is None else read_directory(self._folder, state.weights, where)
         beside_weights = None if directory is None else directory.settings
@@ -173,10 +173,10 @@ class Planner:
         settings = self._settings(name, state, pending, beside_weights)
         self._grounding |= _store_ids(settings)
         digest = None if directory is None else digest_of_directory(directory, where)
-        if is_complete and adapter is not None:
-            number = _equal_version(adapter, digest, settings)
-            if number is not None:
-                progress.versions[name] = number
+        equal = _equal_version(adapter, digest, settings) if is_complete and adapter is not None else None
+        if equal is not None:
+            progress.versions[name] = equal["version"]
+            if equal["servable"] == "ok":
                 return None
         alias = None if state.aliases is None else ""
 
@@ -188,8 +188,10 @@ class Planner:
             progress.versions[name] = version["version"]
 
         what = "a prompt and settings, no weights" if directory is None else f"weights of {state.weights}"
-        first = "first version: " if adapter is None else "another version: "
-        return Change("create" if adapter is None else "change", "adapter", name, first + what, push)
+        which = "first version" if adapter is None else "another version"
+        if equal is not None:
+            which = f"version {equal['version']} again, which is {equal['servable']}"
+        return Change("create" if adapter is None else "change", "adapter", name, f"{which}: {what}", push)
 
     def _settings(
         self, name: str, state: AdapterState, store_ids: dict[str, str], beside_weights: dict[str, Any] | None
@@ -325,15 +327,12 @@ def _store_ids(settings: Mapping[str, Any]) -> set[str]:
     return set((settings.get("grounding") or {}).get("vector_store_ids") or ())
 
 
-def _equal_version(adapter: Adapter, digest: str | None, settings: dict[str, Any]) -> int | None:
-    """The newest version of these weights and settings that this base can serve, as the gateway tells equal ones."""
-    equal = [version["version"] for version in adapter["versions"] if _is_equal(version, digest, settings)]
-    return max(equal, default=None)
-
-
-def _is_equal(version: AdapterVersion, digest: str | None, settings: dict[str, Any]) -> bool:
-    same = version["digest"] == digest and version["settings"] == settings
-    return same and version["servable"] != "other_base" and version["state"] != "rejected"
+def _equal_version(adapter: Adapter, digest: str | None, settings: dict[str, Any]) -> AdapterVersion | None:
+    """The newest version of these weights and settings for this base, as the gateway tells equal ones; preferably one
+    that can serve."""
+    same = [each for each in adapter["versions"] if (each["digest"], each["settings"]) == (digest, settings)]
+    equal = [each for each in same if each["servable"] != "other_base" and each["state"] != "rejected"]
+    return max(equal, key=lambda each: (each["servable"] == "ok", each["version"]), default=None)
 
 
 def _targets(adapter: Adapter | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from service.cli.main import app
 from service.client import ClientError
 from tests.support.adapters import describe_base, make_adapter, make_base
 from tests.support.asgi import web_server
-from tests.unit.service.gateway_app import ADMIN_KEY, GatewayApp, running
+from tests.unit.service.gateway_app import ADMIN_KEY, BASE, GatewayApp, running
 
 Apply = Callable[..., Awaitable[Result]]
 
@@ -196,6 +196,21 @@ async def test_the_settings_beside_the_weights_count_where_the_file_gives_none(
     assert versions[3] == beside | {"system_prompt": "Nay.", "sampling": {}}
 
 
+@pytest.mark.parametrize("fault", ["damaged", "corrupt"])
+async def test_a_version_that_cannot_serve_is_pushed_again(gateway: GatewayApp, apply: Apply, fault: str) -> None:
+    text = "adapters: {voice: {weights: out, aliases: {live: this}}}"
+    assert (await apply(text, "--yes")).exit_code == 0
+    digest = (await get(gateway, "adapters/voice/versions/1"))["digest"]
+    if fault == "corrupt":
+        await gateway.api.state.registry._proving.mark_corrupt(digest, BASE)
+    else:
+        (gateway.settings.store_dir / digest / "adapter_model.safetensors").write_bytes(b"short")
+    done = await apply(text, "--yes")
+    assert done.stdout.startswith(f"~ adapter voice  version 1 again, which is {fault}: weights of out\n1 change at")
+    assert [each["servable"] for each in (await get(gateway, "adapters/voice"))["versions"]] == ["ok"]
+    assert "Nothing to change" in (await apply(text, "--yes")).stdout
+
+
 async def test_prune_keeps_the_stores_that_ground_what_stays(gateway: GatewayApp, apply: Apply, folder: Path) -> None:
     shutil.copytree(folder / "out", folder / "ear")
     stores = "stores: {policies: , old: , of-weights: , unused: }\n"
@@ -351,10 +366,7 @@ def test_a_mistake_names_its_field(tmp_path: Path, text: str, field: str | None,
 async def test_what_the_file_names_and_nobody_has_is_named(gateway: GatewayApp, apply: Apply, folder: Path) -> None:
     for text, said in (
         ("adapters: {voice: {aliases: {live: 1}}}", "adapters.voice: there is no such adapter"),
-        (
-            "adapters: {voice: {weights: out, aliases: {live: 3}}}",
-            "aliases.live: voice has no version 3",
-        ),
+        ("adapters: {voice: {weights: out, aliases: {live: 3}}}", "aliases.live: voice has no version 3"),
         ("adapters: {voice: {weights: elsewhere}}", "elsewhere is not a directory"),
         ("adapters: {voice: {weights: out, grounding: {stores: [nope]}}}", "no store is named nope"),
         ("adapters: {voice: {system_prompt_file: prompt.txt}}", "prompt.txt cannot be read"),
