@@ -187,13 +187,16 @@ class PassageFile:
             )
             if document in documents
         ]
-        owner = {placement.number: placement.document for placement in placed}
         own: dict[int, dict[tuple[int, int], Mapping[str, Attribute]]] = {}
-        rows = db.execute("SELECT id, attributes FROM passages WHERE attributes IS NOT NULL") if owner else ()
-        for number, packed in rows:
-            place = divmod(number, MAX_SEGMENT)
-            if place[0] in owner:
-                own.setdefault(owner[place[0]], {})[place] = orjson.loads(packed)
+        joined = (
+            "SELECT s.document, p.id, p.attributes FROM segments s "  # noqa: S608 - all parts are ours
+            "CROSS JOIN passages p ON p.id >= s.number * ? AND p.id < (s.number + 1) * ? AND p.attributes IS NOT NULL "
+            f"{where}"
+        )
+        rows = db.execute(joined, (MAX_SEGMENT, MAX_SEGMENT, *parameters)) if placed else ()
+        for document, number, packed in rows:
+            if document in documents:
+                own.setdefault(document, {})[divmod(number, MAX_SEGMENT)] = orjson.loads(packed)
         return LoadedPassages(numbers, placed, own)
 
     def texts(self, places: Sequence[tuple[int, int]]) -> list[PassageText | None]:

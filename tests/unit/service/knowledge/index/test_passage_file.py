@@ -48,6 +48,36 @@ def test_an_example_keeps_its_turns(tmp_path: Path) -> None:
         assert file.document("b") == [EXAMPLE]
 
 
+def test_one_document_loads_in_the_same_steps_however_many_the_store_has(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def load_counted(file: PassageFile) -> None:
+        steps.append(0)
+
+        def count() -> int:
+            steps[-1] += 1
+            return 0
+
+        file._reader.set_progress_handler(count, 1)
+        loaded = file.load_one("a")
+        file._reader.set_progress_handler(None, 0)
+        assert (loaded.numbers, loaded.own) == ({"a": 1}, {1: {(1, 0): {"lang": "en"}, (2, 0): {"lang": "en"}}})
+        assert [(placement.number, placement.document) for placement in loaded.segments] == [(1, 1), (2, 1)]
+
+    with closing(PassageFile(tmp_path / "vs.db")) as file:
+        document = file.begin("a")
+        for _ in range(2):
+            file.add(document, segment([PLAIN.searched]), [PLAIN])
+        load_counted(file)
+        for number in range(20):
+            add(file, f"later{number}", PLAIN)
+        load_counted(file)
+        assert {number: set(own) for number, own in file.load({"a", "later19"}).own.items()} == {
+            1: {(1, 0), (2, 0)}, 21: {(22, 0)},
+        }  # fmt: skip
+    assert steps[1] <= steps[0] + 5, steps
+
+
 def test_a_file_of_the_first_schema_is_read_and_takes_examples(tmp_path: Path) -> None:
     path = tmp_path / "vs.db"
     with closing(sqlite3.connect(path)) as db:
