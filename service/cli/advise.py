@@ -197,7 +197,7 @@ def _clean(client: HatrackClient, ladder: Ladder, *, yes: bool, as_json: bool) -
             f"{ladder['id']} made the store {store} ({terminal.clean(found['name'] or '')}). {what_breaks(broken)}"
         )
     if not yes:
-        typer.confirm("Delete it?", abort=True)
+        typer.confirm("Delete it?", abort=True, err=True)
     files = [file["id"] for file in client.vector_stores.files.list(store)]
     client.vector_stores.delete(store)
     left = _delete_files(client, files)

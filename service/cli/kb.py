@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -184,7 +185,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a store, or remove a file from it."""
+    """Delete a store, or remove a file from it. Asks for confirmation: of a file, on a terminal."""
     with terminal.reporting(as_json), HatrackClient() as client:
         target = client.vector_stores.find(store)
         if file is None:
@@ -193,10 +194,13 @@ def rm(
                 typer.confirm(
                     f"Delete {terminal.clean(store)} with its {counted(target['file_counts']['total'], 'file')}?",
                     abort=True,
+                    err=True,
                 )
             deleted: Sequence[object] = [client.vector_stores.delete(target["id"])]
         else:
             files = _find_files(file, store, list(client.vector_stores.files.list(target["id"])))
+            if not yes and sys.stdin.isatty():
+                typer.confirm(f"Remove {terminal.clean(file)} from {terminal.clean(store)}?", abort=True, err=True)
             deleted = [client.vector_stores.files.delete(target["id"], store_file["id"]) for store_file in files]
     if as_json:
         terminal.print_json(deleted)

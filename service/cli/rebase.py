@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from adapters.names import DEFAULT_ALIAS
+from adapters.wording import counted
 from service.cli import terminal
 from service.cli.jobs import follow_job
 from service.cli.terminal import AsJson
@@ -77,7 +79,7 @@ def rebase(
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="BASE", help="The base's name, as in GET /v1/models.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation; needed in scripts.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Move adapters to another base: train each live version again for it, and promote what passes.
@@ -94,8 +96,7 @@ def rebase(
         if not dry_run and todo:
             if not as_json:
                 _print_plan(steps, to)
-                if not yes:
-                    typer.confirm(f"Make {len(todo)} versions for {to}?", abort=True)
+            _confirm(len(todo), to, yes=yes)
             made: dict[str, str | None] = {}
             for step in todo:
                 _do(client, step, to, made, quiet=as_json)
@@ -108,6 +109,14 @@ def rebase(
         _print_results(todo)
     if not dry_run and not all(step.is_done for step in todo):
         raise typer.Exit(terminal.FAILED)
+
+
+def _confirm(count: int, to: str, *, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("stdin is not a terminal: give --yes to make the versions, or --dry-run to see them.")
+    typer.confirm(f"Make {counted(count, 'version')} for {to}?", abort=True, err=True)
 
 
 def _plan(client: HatrackClient, to: str, names: set[str]) -> list[Step]:

@@ -181,6 +181,16 @@ def test_a_dry_run_shows_every_way_and_does_nothing(fleet: Fleet, rebase: Rebase
     assert fleet.made == []
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_without_a_terminal_it_needs_yes(fleet: Fleet, rebase: Rebase, options: list[str]) -> None:
+    refused = rebase("--to", NEW, *options)
+    assert refused.exit_code == 2, refused.output
+    assert "give --yes" in refused.stderr
+    assert fleet.made == []
+    assert rebase("--to", NEW, "--yes", *options).exit_code == 0
+    assert len(fleet.made) == 3
+
+
 def test_what_passes_goes_live_on_the_new_base(fleet: Fleet, rebase: Rebase) -> None:
     done = rebase("--to", NEW, "--yes")
     assert done.exit_code == 0, done.output
