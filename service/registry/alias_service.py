@@ -150,7 +150,7 @@ class AliasService:
         row = adapter.row
 
         def work(db: sa.Connection) -> None:
-            self._demand_pin_room(db, row.id, alias, target)
+            pin_records.require_room_to_move(db, row.id, alias, target, self._state.bases)
             if alias_records.move(db, row.id, alias, target, because):
                 note_move(db, actor, row.name, alias, target, because, forced=forced)
 
@@ -215,7 +215,7 @@ class AliasService:
             raise Conflict(f"`{name}:{alias}` has no earlier version to roll back to", code="no_earlier_version")
 
         def work(db: sa.Connection) -> None:
-            self._demand_pin_room(db, adapter_id, alias, target)
+            pin_records.require_room_to_move(db, adapter_id, alias, target, self._state.bases)
             if alias_records.move_back(db, adapter_id, alias, target, without):
                 note_move(db, actor, name, alias, target, because)
 
@@ -261,10 +261,6 @@ class AliasService:
 
             await self._state.database.run(work)
             await self._state.refresh(project, name)
-
-    def _demand_pin_room(self, db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget) -> None:
-        if alias == DEFAULT_ALIAS and pin_records.is_pinned(db, adapter_id):
-            pin_records.require_room(db, adapter_id, target, self._state.bases)
 
     async def _warm(self, adapter: AdapterWithVersions, target: AliasTarget) -> None:
         for row in _rows(adapter, target):

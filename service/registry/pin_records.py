@@ -69,6 +69,12 @@ def require_room(db: sa.Connection, adapter_id: int, target: AliasTarget, bases:
             )
 
 
+def require_room_to_move(db: sa.Connection, adapter_id: int, alias: str, target: AliasTarget, bases: Bases) -> None:
+    """``require_room`` where the alias is `live` and the adapter is pinned: before any alias moves."""
+    if alias == DEFAULT_ALIAS and is_pinned(db, adapter_id):
+        require_room(db, adapter_id, target, bases)
+
+
 def _slots(db: sa.Connection, adapter_id: int, target: AliasTarget | None, bases: Bases) -> Counter[str]:
     if target is None:
         return Counter({bases.default.name: 1})

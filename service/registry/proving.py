@@ -17,8 +17,8 @@ from adapters.perplexity import REFUSE_RATIO
 from adapters.proof import Evidence, Proof
 from service.access.audit import Actor, note
 from service.agents import ServedBase
-from service.errors import EngineUnavailable, HatrackError, RateLimited, Unavailable
-from service.registry import corrupt_records, records
+from service.errors import Conflict, EngineUnavailable, HatrackError, RateLimited, Unavailable
+from service.registry import corrupt_records, pin_records, records
 from service.registry.catalog import VersionSettings
 from service.registry.probers import Probers
 from service.registry.proof import Prober
@@ -257,6 +257,8 @@ class Proving:
     ) -> VersionRow | None:
         """Record a passed proof in one transaction: ready, alias moved, not corrupt. The caller holds the lock.
 
+        Where pins leave no room for the alias to move, it stays, and the version's warnings say so.
+
         Args:
             version: A draft is written as a new version.
             again: This was not the version's first proof, which is noted then.
@@ -274,7 +276,12 @@ class Proving:
                     return None
                 if again:
                     note(db, actor, "version.prove", f"{name}@{version.number}", {"digest": version.digest})
-            records.make_ready(db, version_id, proof, version.warnings, version.wanted_alias, actor=actor)
+            alias, warnings = version.wanted_alias, version.warnings
+            if alias and not records.is_held_back(proof):
+                refusal = self._pin_refusal(db, name, version_id, alias, actor)
+                if refusal is not None:
+                    alias, warnings = "", [*warnings, refusal]
+            records.make_ready(db, version_id, proof, warnings, alias, actor=actor)
             if version.digest is not None:
                 corrupt_records.clear_corrupt(db, version.digest, self._state.engine_of(version.base))
             return records.version_by_id(db, version_id)
@@ -282,6 +289,18 @@ class Proving:
         row = await self._state.database.run(work)
         await self._state.refresh(project, name)
         return row
+
+    def _pin_refusal(self, db: sa.Connection, name: str, version_id: int, alias: str, actor: Actor) -> str | None:
+        """Why the alias does not move to a proven version where pins leave its base no room, which is noted."""
+        row = records.version_by_id(db, version_id)
+        if row is None:
+            return None
+        try:
+            pin_records.require_room_to_move(db, row.adapter_id, alias, row.number, self._state.bases)
+        except Conflict as error:
+            note(db, actor, "version.hold_back", f"{name}@{row.number}", {"because": "push", "code": error.code})
+            return f"`{alias}` did not move here after the proof: {error.message}."
+        return None
 
     async def mark_corrupt(self, digest: str, base: str) -> None:
         """Mark a digest as corrupt on this base: none of its versions there serves until it is proven again."""

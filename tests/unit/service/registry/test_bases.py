@@ -180,6 +180,33 @@ async def test_pins_are_counted_by_base(tmp_path: Path, base: BaseDescription, o
         assert (await two.http.put("/v1/adapters/there-3/pin")).status_code == 200, "its own base has room again"
 
 
+@pytest.mark.parametrize("wait", ["true", "false"])
+async def test_a_push_moves_no_pinned_adapter_onto_a_base_without_room(
+    tmp_path: Path, base: BaseDescription, other: BaseDescription, wait: str
+) -> None:
+    two = TwoBases(tmp_path / "home", base, other, engine_slots=2)
+    async with two.run():
+        await pushed(two, tmp_path, "here", on=base)
+        await pushed(two, tmp_path, "there", on=other, base=OTHER)
+        for name in ("here", "there"):
+            assert (await two.http.put(f"/v1/adapters/{name}/pin")).status_code == 200
+        more = {"base": OTHER, "alias": "live", "query": f"?wait={wait}"}
+        await pushed(two, tmp_path, "here", on=other, seed=2, **more)
+        await two.registry.wait_idle()
+        version = await two.version("here@2")
+        assert (version["state"], version["servable"], version["aliases"]) == ("ready", "ok", [])
+        [warning] = version["warnings"]
+        assert warning.startswith("`live` did not move here after the proof: this would pin 2 versions on the base")
+        assert (await two.version("here@1"))["aliases"] == ["live"]
+        noted = [(row.target, row.detail) for row in await two.audit() if row.action == "version.hold_back"]
+        assert noted == [("here@2", {"because": "push", "code": "too_many_pins"})]
+
+        assert (await two.http.delete("/v1/adapters/there/pin")).status_code == 200
+        await pushed(two, tmp_path, "here", on=other, seed=3, **more)
+        await two.registry.wait_idle()
+        assert (await two.version("here@3"))["aliases"] == ["live"]
+
+
 async def test_the_same_weights_on_two_bases_are_corrupt_on_one(
     tmp_path: Path, base: BaseDescription, twin: BaseDescription
 ) -> None:
