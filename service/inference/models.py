@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+import orjson
 
 from adapters.names import DEFAULT_ALIAS
 from service.access.caller import Caller
@@ -13,6 +15,36 @@ from service.registry.split import versions_of
 OWNER = "hatrack"
 CHAT, EMBEDDING = "chat", "embedding"
 """What a model is for: everything that generates, or `/v1/embeddings` alone."""
+MAX_KEPT_BYTES: Final = 16 * 2**20
+"""Of written lists, together; the list of 10,000 adapters has 1.4 MB."""
+
+
+class WrittenLists:
+    """The list of models as JSON, written once for all requests that see the same, until the catalog changes.
+
+    To write one of 10,000 adapters takes 12 to 30 ms, in which the event loop serves nobody else.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._snapshot = catalog.snapshot
+        self._written: dict[tuple[str, tuple[str, ...] | None], bytes] = {}
+        """By project and globs, the least recently asked for first."""
+        self._bytes = 0
+
+    def body(self, caller: Caller) -> bytes:
+        """What `GET /v1/models` answers the caller."""
+        if self._snapshot is not self._catalog.snapshot:
+            self._snapshot, self._written, self._bytes = self._catalog.snapshot, {}, 0
+        key = (caller.project, caller.adapters)
+        body = self._written.pop(key, None)
+        if body is None:
+            body = orjson.dumps(list_models(self._catalog, caller))
+            self._bytes += len(body)
+        self._written[key] = body
+        while self._bytes > MAX_KEPT_BYTES and len(self._written) > 1:
+            self._bytes -= len(self._written.pop(next(iter(self._written))))
+        return body
 
 
 def list_models(catalog: Catalog, caller: Caller) -> dict[str, Any]:

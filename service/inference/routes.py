@@ -22,7 +22,7 @@ from service.inference.fields import (
     embeddings_table,
     tokenize_table,
 )
-from service.inference.models import list_models, show_model
+from service.inference.models import WrittenLists, show_model
 from service.inference.pipeline import Pipeline
 from service.inference.prompt import RENDER_PATH, render_table
 from service.inference.responses import RESPONSES
@@ -116,6 +116,7 @@ class InferenceApp:
         self.pipeline = pipeline
         self._authenticator = pipeline.authenticator
         self._catalog = pipeline.catalog
+        self._lists = WrittenLists(pipeline.catalog)
         self._refusals = refusals
 
     def handles(self, scope: Scope) -> bool:
@@ -156,12 +157,12 @@ class InferenceApp:
     async def _models(self, exchange: Exchange, caller: Caller) -> None:
         name = exchange.path.removeprefix(MODELS)
         if not name:
-            answer = list_models(self._catalog, caller)
+            body = self._lists.body(caller)
         elif name.startswith("/"):
-            answer = show_model(self._catalog, caller, name[1:])
+            body = orjson.dumps(show_model(self._catalog, caller, name[1:]))
         else:
             raise no_such_route("GET", exchange.path)
-        await exchange.answer(200, orjson.dumps(answer))
+        await exchange.answer(200, body)
 
 
 def _require_method(scope: Scope, method: str) -> None:
