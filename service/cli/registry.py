@@ -218,13 +218,15 @@ def _print_pushed(version: AdapterVersion) -> None:
     facts = _weights_facts(version)
     if version.get("aliases"):
         facts.append("alias " + terminal.pointers(version["aliases"]))
-    typer.echo(terminal.clean(f"{label} is {version.get('state')} ({', '.join(facts)})"))
+    proven_again = version.get("servable") == "corrupt"  # with --no-wait, of one that was there
+    state = "corrupt, and is being proven again" if proven_again else version.get("state")
+    typer.echo(terminal.clean(f"{label} is {state} ({', '.join(facts)})"))
     for warning in version.get("warnings") or []:
         typer.echo(terminal.clean(f"warning: {terminal.message_text(warning)}"), err=True)
     if held_back := version.get("held_back"):
         held = f"{label} is held back from live: {terminal.message_text(held_back)}. It answers as {label}; "
         typer.echo(terminal.clean(f"warning: {held}run `hatrack promote {label} --force` to make it live."), err=True)
-    if version.get("state") == "proving":
+    if proven_again or version.get("state") == "proving":
         typer.echo(terminal.clean(f"To follow the proof, run `hatrack show {label}`."))
 
 

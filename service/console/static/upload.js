@@ -103,6 +103,11 @@ function Result({ version, onDone, onAgain }) {
     return html`<div class="notice bad" role="alert"><strong>${name} was refused</strong><p><${Words} text=${version.reason?.message || "The proof failed."} /></p></div>
       <footer><button onClick=${onAgain}>Try another</button><button class="primary" onClick=${() => onDone(version)}>Show it</button></footer>`;
   }
+  if (version.servable === "corrupt") { // a push without waiting leaves it as it is until its proof has passed
+    return html`<div class="notice warn" role="status"><strong>${name} is corrupt, and is being proven again</strong>
+        <p>The gateway has these files already, and the engine failed under them. Once the proof passes it can serve again; if it fails, ${name} stays corrupt.</p></div>
+      <footer><button class="primary" onClick=${() => onDone(version)}>Show it</button></footer>`;
+  }
   return html`<div class="notice good" role="status"><strong>${name} is ready</strong>
       <p>${version.aliases.includes("live") ? html`It is live: applications can ask for <code>${version.adapter}</code>.`
         : html`It waits beside the live version. Ask it as <code>${name}</code>, then promote it.`}</p>

@@ -43,6 +43,21 @@ def test_push_says_what_became_of_it(hatrack: Hatrack, directory: Path) -> None:
     assert result.stderr == "warning: The config names another base.\n"
 
 
+def test_push_of_a_corrupt_version_does_not_call_it_ready(
+    hatrack: Hatrack, gateway: Gateway, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --no-wait such a version is answered as it is, while it is being proven again."""
+    add = gateway.add
+    monkeypatch.setattr(
+        gateway, "add", lambda *given, **more: add(*given, **more | {"state": "ready", "servable": "corrupt"})
+    )
+    result = hatrack("push", "voice", str(directory), "--no-wait")
+    assert result.stdout == (
+        "voice@1 is corrupt, and is being proven again (rank 8, 2.9 KiB, alias live)\n"
+        "To follow the proof, run `hatrack show voice@1`.\n"
+    )
+
+
 def test_push_json_is_the_version(hatrack: Hatrack, gateway: Gateway, directory: Path, tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"run": 7}')
     result = hatrack(

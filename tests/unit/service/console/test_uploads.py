@@ -122,6 +122,19 @@ def test_an_upload_shows_how_far_it_is_and_then_what_the_gateway_does(
     page.wait_for_text("voice@1 is ready")
 
 
+def test_a_corrupt_version_that_is_sent_again_is_not_ready_before_its_proof(
+    page: Browser, answers: Answers, tmp_path: Path
+) -> None:
+    open_dialog(page, answers, **{UPLOAD: [version(1, aliases=["live"], servable="corrupt")]})
+    page.drop("dialog .drop", saved(tmp_path / "voice"))
+    page.click("Upload and prove", "dialog")
+    page.wait_for_text("voice@1 is corrupt, and is being proven again")
+    assert "is ready" not in page.text
+    assert "It is live" not in page.text
+    page.click("Show it", "dialog")
+    page.wait("window.called.length === 1")
+
+
 def test_a_version_whose_proof_fails_was_refused_and_another_is_tried(
     page: Browser, answers: Answers, tmp_path: Path
 ) -> None:
