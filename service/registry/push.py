@@ -316,7 +316,7 @@ class Pushes:
         def work(db: sa.Connection) -> VersionRow | None:
             if same is None:
                 return records.version_by_id(db, records.add_version(db, project, name, draft, actor=actor))
-            records.restart_proof(db, same.id, draft.wanted_alias, actor=actor)
+            records.restart_proof(db, same, draft, actor=actor)
             # a version that was ready has had its alias, which others may have by now: only what this push asks counts
             alias = draft.wanted_alias or "" if same.state == "ready" else draft.wanted_alias
             if alias is not None:
@@ -341,6 +341,7 @@ class Pushes:
             if same is None:
                 row = await self._proving.settle(project, name, draft, proof, actor=actor)
             else:
+                await self._state.database.run(partial(records.restart_proof, version=same, draft=draft, actor=actor))
                 again = replace(same, warnings=draft.warnings, wanted_alias=draft.wanted_alias)
                 row = await self._proving.settle(project, name, again, proof, actor=actor, again=True)
         await self._proving.refresh_others(draft.digest, (project, name))

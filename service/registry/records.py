@@ -326,10 +326,14 @@ def _owner(db: sa.Connection, adapter_id: int) -> tuple[str, str]:
     return row.project, row.name
 
 
-def restart_proof(db: sa.Connection, version_id: int, wanted_alias: str | None, *, actor: Actor) -> None:
-    """Set a rejected version back to ``proving``."""
-    values = {"state": "proving", "reason": None, "wanted_alias": wanted_alias}
-    _leave(db, version_id, "rejected", values, "adapter.push", actor)
+def restart_proof(db: sa.Connection, version: VersionRow, draft: VersionDraft, *, actor: Actor) -> None:
+    """Set a rejected version back to ``proving``, with what its new push sends beside the weights: that may be what was
+    wrong (``metadata.proof``). A version in another state stays as it is."""
+    sent = {name: getattr(draft, name) for name in ("wanted_alias", "metadata", "config", "readme", "warnings")}
+    if _leave(db, version.id, "rejected", {"state": "proving", "reason": None, **sent}, "adapter.push", actor):
+        project, name = _owner(db, version.adapter_id)
+        release_versions(db, project, name, [version.number])
+        hold_for_version(db, project, f"{name}@{version.number}", draft.metadata, actor.key_id)
 
 
 def want_alias(db: sa.Connection, version_id: int, alias: str) -> None:
@@ -342,14 +346,16 @@ def reject(db: sa.Connection, version_id: int, reason: dict[str, Any], *, actor:
     _leave(db, version_id, "proving", {"state": "rejected", "reason": reason}, "version.reject", actor)
 
 
-def _leave(db: sa.Connection, version_id: int, state: str, values: dict[str, Any], action: str, actor: Actor) -> None:
-    """Change a version that still is in ``state``, and note it."""
+def _leave(db: sa.Connection, version_id: int, state: str, values: dict[str, Any], action: str, actor: Actor) -> bool:
+    """Change a version that still is in ``state``, and note it; False where it is not."""
     chosen = versions.update().where(versions.c.id == version_id, versions.c.state == state).values(**values)
-    for row in db.execute(chosen.returning(versions.c.adapter_id, versions.c.number, versions.c.digest)).all():
+    rows = db.execute(chosen.returning(versions.c.adapter_id, versions.c.number, versions.c.digest)).all()
+    for row in rows:
         detail = {"digest": row.digest or None, "state": values["state"]}
         if values["reason"] is not None:
             detail["code"] = values["reason"].get("code")
         note(db, actor, action, f"{adapter_name(db, row.adapter_id)}@{row.number}", detail)
+    return bool(rows)
 
 
 def delete_version(db: sa.Connection, adapter_id: int, number: int) -> None:

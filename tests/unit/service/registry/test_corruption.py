@@ -66,6 +66,24 @@ async def test_what_the_engine_shows_does(registry_app: RegistryApp, files: File
     assert await servable(registry_app, victim) == "corrupt"
 
 
+@pytest.mark.parametrize("wait", ["true", "false"])
+async def test_a_push_without_the_claim_that_was_refused_is_proven_without_it(
+    registry_app: RegistryApp, files: Files, wait: str
+) -> None:
+    adapter = files(seed=1)
+    metadata = {"proof": claim(3.0), "run": 1}
+    assert (await registry_app.push("mine", adapter, query="?wait=false", metadata=metadata)).status_code == 202
+    await registry_app.registry.wait_idle()
+    assert (await registry_app.version("mine@1"))["reason"]["code"] == "diverges_from_reference"
+    again = await registry_app.push("mine", adapter, query=f"?wait={wait}", metadata={"run": 2})
+    assert again.status_code == (200 if wait == "true" else 202), again.text
+    await registry_app.registry.wait_idle()
+    version = await registry_app.version("mine@1")
+    assert (version["state"], version["metadata"]) == ("ready", {"run": 2})
+    proven = await registry_app.http.post("/v1/adapters/mine/versions/1/prove")
+    assert proven.status_code == 200, proven.text
+
+
 async def test_a_refused_claim_at_push_marks_nothing(registry_app: RegistryApp, files: Files) -> None:
     adapter = files(seed=1)
     victim, attacker = await registry_app.key("victim"), await registry_app.key("attacker")
