@@ -15,6 +15,7 @@ from trainer.ladder.spec import Labels
 from trainer.runs.protocol import Frozen
 
 PER: Final = 1_000
+HOUR_S: Final = 3_600
 """Requests that a running cost is stated for."""
 
 
@@ -101,3 +102,26 @@ def rung_year(
     monthly = prices.requests_per_month if requests_per_month is None else requests_per_month
     upkeep = Upkeep(request.engine_seconds, training_seconds, judging_seconds, examples, MONTHS * monthly)
     return year_cost(upkeep, prices)
+
+
+def pays_from(simple: tuple[RequestCost, YearCost], other: tuple[RequestCost, YearCost]) -> float | None:
+    """From how many requests a month on the other rung costs less in a year; None: never, or the same traffic is not
+    priced alike.
+
+    Both years are of the same traffic: what does not depend on it, such as trainings, is weighed against what each
+    request saves. Counts money where all prices are set, device time otherwise.
+    """
+    (per_request, fixed), (other_per_request, other_fixed) = (
+        _by_request(*each, in_money=simple[1].total is not None and other[1].total is not None)
+        for each in (simple, other)
+    )
+    saved = per_request - other_per_request
+    return max(0.0, (other_fixed - fixed) / (MONTHS * saved)) if saved > 0 else None
+
+
+def _by_request(request: RequestCost, year: YearCost, *, in_money: bool) -> tuple[float, float]:
+    """What a request costs, and what a year costs without any: money, or hours of the device."""
+    if in_money:
+        return (request.per_thousand or 0.0) / PER, (year.total or 0.0) - (year.requests or 0.0)
+    per_request = request.engine_seconds / HOUR_S
+    return per_request, year.device_hours - per_request * year.requests_per_year

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -17,8 +17,8 @@ from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
-from trainer.ladder.advice import Advice, MeasuredRung, advise, measured
-from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, request_cost, rung_year
+from trainer.ladder.advice import Advice, MeasuredRung, advise, difference, measured, title, whole_interval
+from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, pays_from, request_cost, rung_year
 from trainer.ladder.curve import LearningCurve, full_fine_tuning, learning_curve
 from trainer.ladder.first_token import FirstToken, FirstTokens, first_token
 from trainer.ladder.rungs import rows_of
@@ -41,8 +41,10 @@ from trainer.runs.protocol import Frozen
 
 Model = TypeVar("Model", bound=BaseModel)
 SHOWN: Final = 3
-DAY_S: Final = 86_400
 """Examples shown of each rung."""
+FAR_TRAFFIC: Final = 100
+"""Times the traffic of which no word is said."""
+DAY_S: Final = 86_400
 UPDATES: Final[dict[RungKey, str]] = {
     "base": "nothing to update",
     "instructions": "a prompt: at once",
@@ -155,6 +157,8 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         for row in rows
     ]
     monthly = job.body.requests_per_month
+    monthly = job.prices.requests_per_month if monthly is None else monthly
+    advice = with_cheaper(advice, rows, reported, monthly, rungs.held_back.keys())
     curve = learning_curve(outcomes, scores, job.smallest_difference)
     advised = next((rung.mean for rung in reported if rung.key == advice.rung), None)
     if full := full_fine_tuning(advice, advised, curve, job.body.target):
@@ -178,10 +182,10 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         target=job.body.target,
         quick=job.body.quick,
         prices=job.prices,
-        requests_per_month=job.prices.requests_per_month if monthly is None else monthly,
+        requests_per_month=monthly,
         labels=labels,
         subsets_kept_days=None if job.keep_subsets_s is None else job.keep_subsets_s / DAY_S,
-        notes=(*plan.notes, *rungs.notes, *_cheaper_above(reported, advice)),
+        notes=(*plan.notes, *rungs.notes),
     )
 
 
@@ -234,18 +238,39 @@ def _reported(
     )
 
 
-def _cheaper_above(rungs: Sequence[ReportedRung], advice: Advice) -> tuple[str, ...]:
-    """A note if a rung above the advised one costs less in a year: rungs are ordered by effort, not by cost."""
-    keys = [rung.key for rung in rungs]
-    if advice.rung is None:
-        return ()
-    at = keys.index(advice.rung)
-    own = rungs[at].year
+def with_cheaper(
+    advice: Advice, rows: Sequence[Row], rungs: Sequence[ReportedRung], requests_per_month: int, held_back: Set[RungKey]
+) -> Advice:
+    """The advice, with the next rung that costs less in a year and is not shown to be worse: rungs are ordered by the
+    effort to make them, and traffic can pay for that."""
+    at = next((index for index, rung in enumerate(rungs) if rung.key == advice.rung), None)
+    if at is None or advice.word == "retrieval":
+        return advice
+    own, measured_rows = rungs[at], {row[0]: row for row in rows}
     for rung in rungs[at + 1 :]:
-        if (rung.year.total or 0.0, rung.year.device_hours) < (own.total or 0.0, own.device_hours):
-            title = _capital(rung.title)
-            return (f"{title} costs less in a year than {rungs[at].title}, at this traffic; it takes more to make",)
-    return ()
+        start = pays_from((own.request, own.year), (rung.request, rung.year))
+        if start is None or start > FAR_TRAFFIC * max(1, requests_per_month) or rung.key in held_back:
+            continue
+        if difference(measured_rows[rung.key], measured_rows[own.key], whole_interval()).high < 0:
+            continue
+        name = title(rung.key, inside=True)
+        if start <= requests_per_month:
+            years = f"{_year_text(rung.year)}, against {_year_text(own.year)}"
+            cheaper = (
+                f"At {requests_per_month:,} requests a month {name} costs less in a year ({years}) and is not shown to "
+                "be worse; it takes more to make and to change."
+            )
+            return advice.model_copy(update={"sentence": f"{advice.sentence} {cheaper}"})
+        more = (
+            f"From about {float(f'{start:.2g}'):,.0f} requests a month on (here {requests_per_month:,}) {name} costs "
+            f"less in a year than {title(own.key, inside=True)}."
+        )
+        return advice.model_copy(update={"would_change": (*advice.would_change, more)})
+    return advice
+
+
+def _year_text(year: YearCost) -> str:
+    return f"{year.device_hours:.1f} device hours" if year.total is None else amount_text(year.total)
 
 
 def _shown(scores: ArmScores, arm: ScoredArm) -> tuple[ShownAnswer, ...]:
@@ -318,10 +343,6 @@ def render(report: LadderReport) -> str:
         points=points(report),
         priced=has_prices(report),
     )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _latency(seconds: float) -> str:
