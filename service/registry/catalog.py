@@ -110,6 +110,15 @@ class VersionSettings(BaseModel):
 NO_SETTINGS = VersionSettings()
 
 
+def equal_json(first: object, second: object) -> bool:
+    """Whether two parsed JSON values are equal: 1 and 1.0 are, 1 and true are not, which Python takes for equal."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(equal_json(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(equal_json, first, second))
+    return isinstance(first, bool) == isinstance(second, bool) and first == second
+
+
 @dataclass(frozen=True, slots=True)
 class VersionEntry:
     """A ready version, as the data path sees it.

@@ -21,7 +21,7 @@ from service.database import Database
 from service.errors import AdapterNotFound, Conflict, NotFound, Unavailable, Unprocessable
 from service.objects.adapters import StoredAdapters
 from service.registry import corrupt_records, records, verdict_records
-from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable
+from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, equal_json
 from service.registry.counts import NO_COUNTS, RegistryCounts
 from service.registry.objects import catalog_entry, held_back_reason, version_object
 from service.registry.records import AdapterWithVersions, VersionRow
@@ -390,11 +390,7 @@ def find_equal_version(
     if adapter is None:
         return None
     fingerprint = Fingerprint.model_validate(base)
-    same = [
-        row
-        for row in adapter.versions
-        if (row.digest, row.settings) == (digest, settings)
-        and Fingerprint.model_validate(row.base).servable_with(fingerprint)
-    ]
+    sent = [row for row in adapter.versions if row.digest == digest and equal_json(row.settings, settings)]
+    same = [row for row in sent if Fingerprint.model_validate(row.base).servable_with(fingerprint)]
     order = ("ready", "proving", "rejected")
     return min(same, key=lambda row: (order.index(row.state), row.number), default=None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from service.client.settings import ClientSettings
+from service.registry.catalog import equal_json
 
 if TYPE_CHECKING:
     from service.cli.apply.document import KeyState
@@ -61,4 +62,4 @@ def key_differences(key: KeyObject, state: KeyState, own: list[KeyObject]) -> li
         "limits": state.limits.model_dump(exclude_none=True),
         "expires_at": state.expires_at_s,
     }
-    return [name for name, wanted in wants.items() if has[name] != wanted]
+    return [name for name, wanted in wants.items() if not equal_json(has[name], wanted)]

@@ -15,6 +15,7 @@ from service.cli.apply.document import THIS, AdapterState, Desired, KeyState
 from service.cli.apply.keys import key_differences, key_text, own_keys
 from service.cli.apply.weights import digest_of_directory, read_directory
 from service.client import ClientError, HatrackClient
+from service.registry.catalog import equal_json
 
 if TYPE_CHECKING:
     from service.client.types.adapters import Adapter, AdapterVersion
@@ -330,7 +331,7 @@ def _store_ids(settings: Mapping[str, Any]) -> set[str]:
 def _equal_version(adapter: Adapter, digest: str | None, settings: dict[str, Any]) -> AdapterVersion | None:
     """The newest version of these weights and settings for this base, as the gateway tells equal ones; preferably one
     that can serve."""
-    same = [each for each in adapter["versions"] if (each["digest"], each["settings"]) == (digest, settings)]
+    same = [each for each in adapter["versions"] if each["digest"] == digest and equal_json(each["settings"], settings)]
     equal = [each for each in same if each["servable"] != "other_base" and each["state"] != "rejected"]
     return max(equal, key=lambda each: (each["servable"] == "ok", each["version"]), default=None)
 

@@ -292,12 +292,12 @@ async def test_an_admins_key_in_a_project_is_refused_before_anything_changes(
     assert sorted(json.loads(done.stdout)["keys"]) == ["boss", "first"]
 
 
-async def test_a_key_whose_globs_are_told_in_another_order_is_the_same(gateway: GatewayApp, apply: Apply) -> None:
-    made = await apply("keys: {shop: {adapters: [brand-*, helper-*]}}", "--yes")
-    assert made.exit_code == 0, made.output
-    again = await apply("keys: {shop: {adapters: [helper-*, brand-*]}}", "--yes")
-    assert "Nothing to change" in again.stdout
-    assert len((await get(gateway, "keys"))["data"]) == 1
+async def test_a_key_is_the_same_whatever_the_order_of_its_globs(gateway: GatewayApp, apply: Apply) -> None:
+    text = "keys: {shop: {adapters: [%s], filters: {open: %s}}}"
+    assert (await apply(text % ("brand-*, helper-*", "true"), "--yes")).exit_code == 0
+    assert "Nothing to change" in (await apply(text % ("helper-*, brand-*", "true"), "--yes")).stdout
+    changed = await apply(text % ("brand-*, helper-*", "1"), "--yes")
+    assert "differs from the file in filters" in changed.stderr, "1 is not true"
 
 
 async def test_a_key_that_differs_is_replaced_only_if_asked(gateway: GatewayApp, apply: Apply) -> None:

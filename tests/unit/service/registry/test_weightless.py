@@ -300,3 +300,15 @@ async def test_examples_of_a_version_with_weights_are_checked_before_its_proof(
     assert pushed.json()["proof"]["effect"] == "applied"
     bare = await registry_app.push("voice", adapter)
     assert (bare.json()["version"], bare.json()["settings"]) == (2, {"system_prompt": None, "sampling": {}})
+
+
+async def test_settings_with_true_are_others_than_those_with_1(registry_app: RegistryApp) -> None:
+    """A filter for true finds other passages than one for 1."""
+
+    async def version(value: object) -> int:
+        grounding = {"vector_store_ids": [], "filters": {"type": "in", "key": "public", "value": ["yes", value]}}
+        pushed = await registry_app.push_settings("support", system_prompt=PROMPT, grounding=grounding)
+        assert pushed.status_code in (200, 201), pushed.text
+        return int(pushed.json()["version"])
+
+    assert [await version(value) for value in (True, 1, 1.0, True)] == [1, 2, 2, 1]
