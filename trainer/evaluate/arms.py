@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
@@ -47,8 +48,10 @@ GROUP_REQUIRED: Final = (
     f"of another name, such as `customer`, or leave the field `{GROUP}` out of the lines"
 )
 """Why examples with a `group` cannot be used for a version that requires a filter of that name."""
-THINKING_SWITCH: Final = "enable_thinking"
-"""The variable with which Qwen3's and many other chat templates turn thinking on and off."""
+_TAG: Final = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
+_QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
+_THINKING_SWITCH: Final = re.compile(r"(?<![\w.])(enable_thinking|thinking)\b(?!\s*=[^=])")
+"""The variables that turn thinking on and off in chat templates: in most `enable_thinking`, in Granite's `thinking`."""
 
 
 class ChatMessage(Frozen):
@@ -359,12 +362,13 @@ def outside_group(group: str, filters: Mapping[str, Any] | None) -> dict[str, An
 
 def template_switches(template: str) -> dict[str, bool]:
     """The `chat_template_kwargs` of every request of an evaluation: thinking is off if the template has the switch."""
-    return {THINKING_SWITCH: False} if THINKING_SWITCH in template else {}
+    code = " ".join(_QUOTED.sub("", tag) for tag in _TAG.findall(template))
+    return dict.fromkeys(sorted(set(_THINKING_SWITCH.findall(code))), False)
 
 
 def thinks(template: str) -> bool:
     """Whether a chat template has a thinking block that no switch turns off."""
-    return "<think>" in template and THINKING_SWITCH not in template
+    return "<think>" in template and not template_switches(template)
 
 
 def max_answer_tokens(

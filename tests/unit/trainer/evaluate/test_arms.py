@@ -85,6 +85,10 @@ def test_for_json_it_is_told_the_schema_and_every_base_is_shown_examples() -> No
     ("template", "switches", "always"),
     [
         ("{% if enable_thinking is false %}<think></think>{% endif %}", {"enable_thinking": False}, False),
+        ("{%- if thinking %}<think>{% endif %}", {"thinking": False}, False),
+        ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}<think>", {"thinking": False}, False),
+        ("{{ message.thinking }}{{ message['thinking'] }}<think>", {}, True),
+        ("I am thinking.{% set thinking = 1 %}<think>", {}, True),
         ("{% if add_generation_prompt %}<think>{% endif %}", {}, True),
         ("{{ messages }}", {}, False),
         ("", {}, False),
