@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Final
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import HttpVersion11, WSCloseCode, WSMsgType, web
 
 from service import __version__
 from service.agent.announcer import Announcer
@@ -290,13 +290,11 @@ class AgentServer:
                 headers={name: response.headers[name] for name in RETURNED if name in response.headers},
             )
             length = response.headers.get("content-length")
-            if length is None:
-                answer.enable_chunked_encoding()
-            else:
+            if length is not None:
                 answer.content_length = int(length)
             await answer.prepare(request)
             try:
-                if length is None:
+                if length is None and request.version >= HttpVersion11:  # then aiohttp frames it in chunks
                     await self._stream(response, answer, request)
                 else:
                     async for chunk in response.chunks():
@@ -325,7 +323,7 @@ class AgentServer:
             return True
 
         while not await response.pass_to(take):
-            await answer.write(pending)  # the first with the headers; waits where the other side reads slowly
+            await answer.write(pending)  # the first with the headers; waits, soon, where the other side reads slowly
             has_begun = True
 
     async def _read(self, request: web.Request) -> web.Response:

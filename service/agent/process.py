@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
+import uvloop
+
 from adapters.store import Store
 from service import heap
 from service.admission.admission import Admission
@@ -119,6 +121,10 @@ class AgentProcess:
 
     def _restart(self, reason: str) -> None:
         self._restarting = asyncio.get_running_loop().create_task(self.watched.restart(reason), name="engine-restart")
+
+    def serve(self, *, host: str, port: int, uds: str | None, started: Callable[[str], None]) -> None:
+        """As `run`, on an event loop of its own: uvloop's, on which a streamed chunk takes less CPU time."""
+        uvloop.run(self.run(host=host, port=port, uds=uds, started=started))
 
     async def run(
         self,

@@ -48,8 +48,6 @@ def agent(
     gateway there where it is, and becomes one of its engines that have `agent = "announced"`. The base model is
     prepared first if it is not there. What passes is signed and not encrypted: let it listen on a private network only.
     """
-    import uvloop
-
     from service.agent.process import AgentProcess
     from service.telemetry.logs import configure_logs
 
@@ -82,7 +80,7 @@ def agent(
         console.print(f"the agent of `{settings.base_served_name}` listens; gateways: HATRACK_ENGINE_AGENT={address}")
 
     try:
-        uvloop.run(process.run(host=host, port=port, uds=None if path is None else str(path), started=started))
+        process.serve(host=host, port=port, uds=None if path is None else str(path), started=started)
     except OSError as error:
         fail(f"cannot listen on {path or f'{host}:{port}'}: {error.strerror or error}")
     finally:

@@ -12,6 +12,11 @@ from typing import Final
 DISCONNECT: Final = "hatrack.disconnect"
 
 
+def only_send(_data: bytes) -> bool:
+    """The `write_now` of an answer whose pieces ASGI's `send` alone can send."""
+    return False
+
+
 class Disconnect:
     """Whether a request's client has left, and what to call when it does."""
 
@@ -22,7 +27,7 @@ class Disconnect:
         self.buffer_answer = buffer_answer
         """Call it for an answer that is no larger than a model's: the server takes it in, within its bounds, so that
         a client that reads slowly holds nothing up."""
-        self.write_now: Callable[[bytes], bool] = lambda data: False
+        self.write_now: Callable[[bytes], bool] = only_send
         """Send a piece of an answer that has begun, as ASGI's `send` would, without its coroutine; returns False, and
         sends nothing, where only `send` can: the client reads slowly, or has left."""
         self.happened = False
@@ -41,3 +46,7 @@ class Disconnect:
         self.happened = True
         if self._callback is not None:
             self._callback()
+
+    def end(self) -> None:
+        """The answer is over, or its client has left: refer to nothing of it, so that it is freed at once."""
+        self.write_now = only_send

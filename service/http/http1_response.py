@@ -58,7 +58,7 @@ class Http1Response:
         """Hand the body to ``take`` piece by piece, as it arrives: no task has to be woken for a piece.
 
         Returns True at the body's end; False once ``take`` returned False: call it again for the rest. Raises as
-        `chunks`, and what ``take`` raises.
+        `chunks`, and what ``take`` raises. ``take`` must not close the response.
         """
         connection = self._connection
         while connection is not None:
@@ -220,7 +220,8 @@ class Http1Connection(asyncio.Protocol):
         try:
             self._takes_more = take(self.take())
         except BaseException as error:
-            waiter.set_exception(error)
+            if not waiter.done():  # it is where the response was closed before the fault
+                waiter.set_exception(error)
             return True
         return self._takes_more and not self.complete and self.failure is None
 

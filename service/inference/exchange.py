@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from service.errors import BadRequest, HatrackError, Timeout, TooLarge, WrongMediaType
-from service.http.disconnect import DISCONNECT, Disconnect
+from service.http.disconnect import DISCONNECT, Disconnect, only_send
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,10 +28,6 @@ CUT_TIMEOUT_S = 0.5
 CLIENT_LEFT = 499
 """Status in logs and metrics of a request whose client disconnected; it is never sent."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-
-
-def _must_wait(_data: bytes) -> bool:
-    return False
 
 
 class ClientLeft(Exception):
@@ -181,7 +177,7 @@ class Exchange:
     @property
     def write_now(self) -> Callable[[bytes], bool]:
         """As `write`, for an answer that has begun; returns False, and sends nothing, where it would have to wait."""
-        return _must_wait if self._disconnect is None else self._disconnect.write_now
+        return only_send if self._disconnect is None else self._disconnect.write_now
 
     async def finish(self) -> None:
         """End the body."""

@@ -108,6 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
         disconnect, self._disconnect = self._disconnect, None
         if disconnect is not None:
             disconnect.happen()
+            disconnect.end()
 
     def drop(self) -> None:
         """Abort the connection; unsent data is lost."""
@@ -225,7 +226,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The app has answered."""
-        self._disconnect = None
+        disconnect, self._disconnect = self._disconnect, None
+        if disconnect is not None:
+            disconnect.end()
         self._answers.flush()  # of an answer without a body
         self._answers.limit()
         self.server_state.total_requests += 1
@@ -300,7 +303,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """As ``cycle.send`` with a piece of a body whose length is not known; False: that must be called."""
         if self.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
             return False
-        self._answers.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if data:  # a chunk without any would be the last
+            self._answers.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
     def _buffer_answer(self) -> None:

@@ -74,6 +74,24 @@ async def test_a_gateway_with_another_secret_is_told_why(made: Site) -> None:
         assert "same shared secret" in user.engine.state.reason
 
 
+async def test_a_proxy_that_speaks_http_1_0_gets_a_stream_without_chunks(made: Site) -> None:
+    path = f"{ENGINE_PATH}/v1/completions"
+    made.engine.ends.set()
+    async with made.agent():
+        user = await (await made.user()).until_ready()
+        headers = HEADERS | user.engine.client._signed("POST", "/v1/completions", STREAM)
+        reader, writer = await asyncio.open_unix_connection(str(made.socket))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"POST {path} HTTP/1.0\r\nhost: x\r\n{lines}content-length: {len(STREAM)}\r\n\r\n"
+        writer.write(head.encode() + STREAM)
+        first, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        in_chunks = await user.engine.client.send("/v1/completions", STREAM, dict(HEADERS))
+        assert (first[:12], body) == (b"HTTP/1.0 200", await in_chunks.read())
+        in_chunks.close()
+    assert body.startswith(b"data: {")
+
+
 async def test_its_health_says_what_it_runs_to_anyone(made: Site) -> None:
     async with made.agent() as agent, http_to(made) as http:
         await until(lambda: agent.watched.ready)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import cast
 
 from starlette.types import Receive, Scope, Send
 
+from service.http.disconnect import Disconnect
 from service.server.answer import AnswerTransport
 from tests.unit.service.server.served import HEAD, WITHIN_S, served
 
@@ -106,3 +108,21 @@ async def test_the_head_of_an_answer_without_a_body_is_sent_before_the_connectio
         head = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), WITHIN_S)
         assert head.startswith(b"HTTP/1.1 404")
         assert await client.closed() == b""
+
+
+async def test_an_answered_request_is_freed_without_the_garbage_collector() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ab"})
+
+    async with served(app) as here:
+        client = await here.connect()
+        gc.collect()
+        before = sum(isinstance(each, Disconnect) for each in gc.get_objects())
+        gc.disable()
+        try:
+            for _ in range(50):
+                assert (await client.ask(HEAD + b"\r\n")).body == b"ab"
+            assert sum(isinstance(each, Disconnect) for each in gc.get_objects()) <= before + 2
+        finally:
+            gc.enable()
