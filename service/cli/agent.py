@@ -74,9 +74,7 @@ def agent(
 
     def started(address: str) -> None:
         if address_file is not None:
-            written = address_file.with_name(f"{address_file.name}.new")
-            written.write_text(address)
-            written.replace(address_file)  # whoever waits for it finds it whole
+            _write_whole(address_file, address)
         console.print(f"the agent of `{settings.base_served_name}` listens; gateways: HATRACK_ENGINE_AGENT={address}")
 
     try:
@@ -85,6 +83,13 @@ def agent(
         fail(f"cannot listen on {path or f'{host}:{port}'}: {error.strerror or error}")
     finally:
         lock.release()
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a file so that whoever waits for it finds all of it."""
+    written = file.with_name(f"{file.name}.new")
+    written.write_text(text)
+    written.replace(file)
 
 
 def hold_folder(given: Settings, name: str | None) -> tuple[AgentSettings, InstanceLock]:
