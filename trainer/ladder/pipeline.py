@@ -24,7 +24,8 @@ from trainer.evaluate.scored_arms import ArmScores
 from trainer.ladder import spec
 from trainer.ladder.first_token import measure_first_tokens
 from trainer.ladder.labelling import Labelling, UsablePrompts, training_file, usable_prompts
-from trainer.ladder.preparing import QUICK_TRAINING, PreparedData, example_settings, prepare_data
+from trainer.ladder.parts import QUICK_TRAINING
+from trainer.ladder.preparing import PreparedData, example_settings, prepare_data
 from trainer.ladder.reporting import build, render
 from trainer.ladder.rungs import chosen_instructions
 from trainer.ladder.spec import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,34 +11,21 @@ from typing import Any, Final
 
 from adapters.dataset.chat import GROUP
 from adapters.dataset.formats import Format, split_lines
-from adapters.wording import counted
 from trainer.base_model import chat_template
 from trainer.data.findings import closed_answers
 from trainer.data.format import Example
 from trainer.data.formats import read_dataset
 from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
-from trainer.data.similar import merged
-from trainer.data.split import answer, group_questions, split
-from trainer.errors import DataInvalid, DataTooSmall, Problem
+from trainer.data.split import answer
+from trainer.errors import DataInvalid, Problem
 from trainer.evaluate.arms import EVERYONE, answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.ladder.instructions import candidates
-from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES, DataFacts
+from trainer.ladder.parts import divide, faults, groups_of, learning_subsets, lines_of, text_of
+from trainer.ladder.spec import DataFacts
 
-HELD_OUT_SHARE: Final = 0.2
-"""More than a job holds out: here the comparison is the product."""
-MIN_HELD_OUT_WANTED: Final = 60
-QUICK_HELD_OUT: Final = 80
-QUICK_TRAINING: Final = 600
-MIN_CURVE: Final = 200
-"""Training examples below which there is no learning curve: a quarter of fewer teaches nothing."""
-CHOOSING: Final = 40
-"""Examples on which the instructions are chosen."""
-CHOOSING_SEED: Final = 1
 CHANGING_FACTS: Final = "changing_facts"
-ABOUT_ALL: Final = frozenset({"imbalance", "rare_answers", "unrelated_labels"})
-"""Findings about the set: their lines name no example that would be better left out."""
 NOISY: Final = frozenset({"unrelated_labels"})
 PROMPT_SHARE: Final = 0.25
 """Largest share of the context that fixed examples may take."""
@@ -116,7 +102,7 @@ def prepare_data(
     inspected, count = _inspect(name, content, base_dir, context, check)
     examples = inspected.training.examples
     system = _system_messages(examples)
-    held_out, choosing, training, notes = _parts(examples, quick=quick)
+    held_out, choosing, training, notes = divide(examples, quick=quick)
     check()
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
@@ -136,7 +122,7 @@ def prepare_data(
         report=inspected.report,
         parts=files,
         counts=counts_of,
-        cleaner=len(_own(subsets.get("cleanest_half", ())) - _own(subsets.get("half", ()))),
+        cleaner=len(lines_of(subsets.get("cleanest_half", ())) - lines_of(subsets.get("half", ()))),
         facts=_facts(inspected.report),
         instructions=prompts,
         answers=answers,
@@ -231,92 +217,6 @@ def _as_chat(example: Example) -> dict[str, Any]:
     return row | ({"filters": dict(example.filters)} if example.filters else {})
 
 
-def _parts(
-    examples: Sequence[Example], *, quick: bool
-) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...], list[str]]:
-    """The held-out, choosing and training parts, and notes. No part has a near-duplicate of another's question."""
-    limit = QUICK_HELD_OUT if quick else MAX_HELD_OUT
-    target = min(limit, max(MIN_HELD_OUT_WANTED, round(HELD_OUT_SHARE * len(examples))))
-    divided = split(examples, share=min(0.5, target / len(examples)), question_groups=group_questions(examples))
-    held_out = [examples[index] for index in divided.held_out]
-    if len(held_out) < MIN_EXAMPLES:
-        raise DataTooSmall(
-            f"{counted(len(examples), 'example is', 'examples are')} too few to advise on: {len(held_out)} of them can "
-            f"be held out, and at least {MIN_EXAMPLES} are needed for an interval that says anything. "
-            f"Bring {2 * MIN_EXAMPLES} or more."
-        )
-    rest = [examples[index] for index in divided.training]
-    again = split(rest, seed=CHOOSING_SEED, share=min(0.25, CHOOSING / len(rest)))
-    choosing = [rest[index] for index in again.held_out]
-    training = [rest[index] for index in again.training]
-    notes: list[str] = []
-    if quick and len(training) > QUICK_TRAINING:
-        notes.append(f"quick: {QUICK_TRAINING} of {len(training)} training examples are used")
-        training = _spread(training, QUICK_TRAINING)
-    return tuple(held_out), tuple(choosing), tuple(training), notes
-
-
-def learning_subsets(training: Sequence[Example], faults: Mapping[int, int]) -> dict[str, Sequence[Example]]:
-    """A random half and a quarter of the training part, the quarter within the half, and the half with the fewest
-    faults; none if there are too few examples.
-
-    Among examples with equally many faults the same hash decides as in the random half, so that the two halves differ
-    only where the data report tells examples apart.
-
-    Args:
-        faults: The number of findings about an example, by its line.
-    """
-    if len(training) < MIN_CURVE:
-        return {}
-    return {
-        "half": tuple(_spread(training, len(training) // 2)),
-        "quarter": tuple(_spread(training, len(training) // 4)),
-        "cleanest_half": tuple(_spread(training, len(training) // 2, faults)),
-    }
-
-
-def faults(report: Report) -> Counter[int]:
-    """The number of findings about each example of a report that was just made, by its line. Notes, and what is said of
-    the set as a whole, count against no example."""
-    counts: Counter[int] = Counter()
-    for finding in report.findings:
-        if finding.severity != "note" and finding.file == "training" and finding.code not in ABOUT_ALL:
-            counts.update(finding.every_line)
-    return counts
-
-
-def groups_of(examples: Sequence[Example]) -> dict[int, str]:
-    """By line, the group of each example, its near-duplicates and all of the same `group`, directly or through others.
-    A store that has the groups as attributes need not show an example its own answer."""
-    groups: dict[int, str] = {}
-    for alike in merged(group_questions(examples), [example.group for example in examples]):
-        own = next((examples[index].group for index in alike if examples[index].group is not None), None)
-        name = f"alike-{examples[alike[0]].line}" if own is None else own
-        groups |= {examples[index].line: name for index in alike}
-    return groups
-
-
-def _spread(examples: Sequence[Example], wanted: int, faults: Mapping[int, int] | None = None) -> list[Example]:
-    """A sample in the order of the file, drawn by a hash of each example: the same in every file. ``faults``: by line;
-    examples with fewer are drawn first."""
-    many = faults or {}
-
-    def rank(example: Example) -> tuple[int, bytes]:
-        return many.get(example.line, 0), hashlib.sha256(_text(example).encode()).digest()
-
-    lines = _own(sorted(examples, key=rank)[:wanted])
-    return [example for example in examples if example.line in lines]
-
-
-def _own(examples: Sequence[Example]) -> set[int]:
-    """The examples' lines."""
-    return {example.line for example in examples}
-
-
-def _text(example: Example) -> str:
-    return "\n".join(message.content for message in example.messages)
-
-
 def _system_messages(examples: Sequence[Example]) -> str | None:
     """The system message that every example has; None if none has any; `_DIFFERENT` if they are not all alike."""
     texts = {
@@ -366,7 +266,7 @@ def fixed_examples(
 
     def rank(example: Example) -> tuple[float, int, int]:
         text = answer(example).strip()
-        return (-counts[text] if closed else abs(len(text) - middle), len(_text(example)), example.line)
+        return (-counts[text] if closed else abs(len(text) - middle), len(text_of(example)), example.line)
 
     chosen: list[Example] = []
     answers: set[str] = set()
@@ -374,7 +274,7 @@ def fixed_examples(
         text = answer(example).strip()
         if text in answers:
             continue
-        tokens = count(_text(example)) + 16
+        tokens = count(text_of(example)) + 16
         if tokens > room:
             continue
         chosen.append(example)

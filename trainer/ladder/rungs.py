@@ -106,10 +106,10 @@ def lora_job(
     grounding: dict[str, Any] | None,
 ) -> JobSpec:
     """The job that trains a LoRA on ``file``. The one without retrieval, on all examples, is judged on the held-out
-    part, too; the others are only compared."""
+    part, too; the others, and a quick ladder's, are only compared: judging takes as long as training them."""
     judging = EvaluationOptions(
         promote="never",
-        requested=key == "lora",
+        requested=key == "lora" and not spec.body.quick,
         metric=plan.metric["name"],
         suites=() if spec.body.quick else ("general",),
         **_fields(spec, OperatorRules),

@@ -92,8 +92,11 @@ def _needless(key: TrainingKey, spec: LadderSpec, plan: LadderPlan, rungs: Rungs
     if spec.body.target is not None and lora in fit and _reaches(lora, spec.body.target):
         return f"{title('lora', inside=True)} reaches the target already"
     retrieving = [each for each, _, _ in rows].index(RETRIEVING[key])
-    if difference(rows[retrieving], below(rows, retrieving), whole_interval()).estimate <= 0:
+    gain = difference(rows[retrieving], below(rows, retrieving), whole_interval())
+    if gain.estimate <= 0:
         return "the base gains nothing by the same retrieval"
+    if spec.body.quick and gain.low <= 0:
+        return "what the base gains by the same retrieval is within the noise, and the ladder is to be quick"
     return None
 
 

@@ -13,16 +13,17 @@ from trainer.data.similar import groups
 from trainer.data.split import question
 from trainer.errors import DataInvalid, DataTooSmall
 from trainer.evaluate.arms import ANSWER_FORM_TOKENS, max_answer_tokens
-from trainer.ladder.preparing import (
+from trainer.ladder.parts import (
+    MIN_QUICK_HELD_OUT,
+    MIN_QUICK_TRAINING,
     QUICK_HELD_OUT,
     QUICK_TRAINING,
-    PreparedData,
-    example_settings,
     faults,
     groups_of,
     learning_subsets,
-    prepare_data,
+    limits_of,
 )
+from trainer.ladder.preparing import PreparedData, example_settings, prepare_data
 
 WORDS = ("lamp", "kettle", "blanket", "spade", "candle", "chair", "notebook", "basket", "mug", "rug")
 VERBS = ("wobbles", "leaks", "faded", "never came", "smells of smoke", "squeaks", "is too small", "cracked")
@@ -167,6 +168,22 @@ def test_quick_asks_fewer_questions_and_learns_from_fewer_examples(base_dir: Pat
     assert data.counts["held_out"] <= QUICK_HELD_OUT
     assert data.counts["training"] == QUICK_TRAINING
     assert any("quick" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "held_out", "choosing", "training"),
+    [(1, QUICK_HELD_OUT, 40, QUICK_TRAINING), (8, 60, 30, 600), (20, MIN_QUICK_HELD_OUT, 24, 294)],
+)
+def test_quick_takes_fewer_examples_where_they_are_long(
+    sentences: int, held_out: int, choosing: int, training: int
+) -> None:
+    row = {"messages": [{"role": "user", "content": "?" * 9}, {"role": "assistant", "content": "a" * 25 * sentences}]}
+    examples = parse_chat((json.dumps(row) + "\n").encode() * 3)
+    limits = limits_of(examples, quick=True)
+    assert (limits.held_out, limits.choosing, limits.training) == (held_out, choosing, training)
+    assert limits.held_out >= MIN_QUICK_HELD_OUT
+    assert (limits.training or 0) >= MIN_QUICK_TRAINING
+    assert limits_of(examples, quick=False).training is None
 
 
 def test_too_few_examples_are_refused_with_the_number_that_is_needed(base_dir: Path) -> None:

@@ -107,12 +107,34 @@ def test_of_two_rungs_with_retrieval_the_better_one_gets_a_lora(documents: float
         )
     )
     plan: Any = SimpleNamespace(facts=DataFacts(examples=600, noisy_labels=True), subsets={}, prompts=0)
-    body = SimpleNamespace(lora=True, target=None)
+    body = SimpleNamespace(lora=True, target=None, quick=False)
     ladder: Any = SimpleNamespace(
         body=body, smallest_difference=0.02, base_name="base", context_of_request=SimpleNamespace(teacher=None)
     )
     found = next_training(ladder, plan, made, measured, {"lora"})
     assert (found.key, found.skipped) == (trained, ())
+
+
+@pytest.mark.parametrize(("quick", "trained"), [(False, "lora_examples"), (True, None)])
+def test_a_quick_ladder_trains_none_with_retrieval_whose_gain_is_within_the_noise(
+    quick: bool, trained: str | None
+) -> None:
+    below = right_at(0.5, 1)
+    slightly_better = [1.0 if index == below.index(0.0) else score for index, score in enumerate(below)]
+    shares: Any = {"examples": below, "retrieved_examples": slightly_better, "lora": right_at(0.6, 2)}
+    measured = rows(scored(shares))
+    made = Rungs(
+        rungs=tuple(
+            Rung(key=key, title=key, model="support@1", settings={"grounding": {"vector_stores": ["vs_1"]}})
+            for key, _, _ in measured
+        )
+    )
+    plan: Any = SimpleNamespace(facts=DataFacts(examples=600, noisy_labels=False), subsets={}, prompts=0)
+    ladder: Any = SimpleNamespace(body=SimpleNamespace(lora=True, target=None, quick=quick))
+    found = next_training(ladder, plan, made, measured, {"lora"})
+    assert found.key == trained
+    assert all("within the noise" in each.reason for each in found.skipped)
+    assert bool(found.skipped) == quick
 
 
 def test_labels_of_which_single_words_say_nothing_are_trained_on() -> None:
