@@ -52,13 +52,13 @@ def limits_of(examples: Sequence[Example], *, quick: bool) -> Limits:
     """The limits by the length of the examples: what a quick ladder takes grows with its texts."""
     if not quick:
         return Limits(MAX_HELD_OUT, CHOOSING, None)
-    asked = QUICK_ANSWERS_CHARS / max(1.0, fmean(len(answer(example)) for example in examples))
-    learnt = QUICK_TRAINING_CHARS / max(1.0, fmean(len(text_of(example)) for example in examples))
-    held_out = min(QUICK_HELD_OUT, max(MIN_QUICK_HELD_OUT, int(asked)))
+    by_answers = QUICK_ANSWERS_CHARS / max(1.0, fmean(len(answer(example)) for example in examples))
+    by_texts = QUICK_TRAINING_CHARS / max(1.0, fmean(len(text_of(example)) for example in examples))
+    held_out = min(QUICK_HELD_OUT, max(MIN_QUICK_HELD_OUT, int(by_answers)))
     return Limits(
         held_out=held_out,
         choosing=CHOOSING * held_out // QUICK_HELD_OUT,
-        training=min(QUICK_TRAINING, max(MIN_QUICK_TRAINING, int(learnt))),
+        training=min(QUICK_TRAINING, max(MIN_QUICK_TRAINING, int(by_texts))),
     )
 
 

@@ -40,8 +40,6 @@ from trainer.ladder.spec import (
 from trainer.runs.protocol import Frozen
 
 Model = TypeVar("Model", bound=BaseModel)
-SHOWN: Final = 3
-"""Examples shown of each rung."""
 FAR_TRAFFIC: Final = 100
 """Times the traffic of which no word is said."""
 DAY_S: Final = 86_400
@@ -114,6 +112,8 @@ class LadderReport(Frozen):
     advice: Advice
     rungs: tuple[ReportedRung, ...]
     skipped: tuple[SkippedRung, ...]
+    prompts_seconds: float | None = None
+    """After how long the rungs without weights were measured; None in a report that an earlier version wrote."""
     curve: LearningCurve | None = None
     """Whether more examples would help; None if no LoRA was trained on a part of them."""
     metric: str
@@ -145,6 +145,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         *(rows, plan.facts), target=job.body.target, smallest=job.smallest_difference, held_back=rungs.held_back
     )
     gains = {rung.key: rung for rung in measured(rows)}
+    shown = shown_examples(rows, advice.rung)
     keys = {key for key, _, _ in rows}  # what the learning curve's parts took is no rung's
     judging = sum(each.wall_seconds for each in scores if any(arm.label in keys for arm in each.arms))
     timed = directory.read(spec.FIRST_TOKENS, FirstTokens)
@@ -153,6 +154,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
             *(job, plan, row, rungs, gains[row[0]], outcomes, labels if row[0] == "distilled" else None),
             judging_seconds=judging / len(rows),
             timed=first_token(timed, row[0]),
+            shown=shown,
         )
         for row in rows
     ]
@@ -173,6 +175,7 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
         advice=advice,
         rungs=tuple(reported),
         skipped=rungs.skipped,
+        prompts_seconds=_seconds_to(directory.path(scores_file("prompts")), job.created_at),
         curve=curve,
         metric=metric_name(plan.metric["name"]),
         why_metric=plan.why_metric,
@@ -200,6 +203,7 @@ def _reported(
     *,
     judging_seconds: float,
     timed: FirstToken | None,
+    shown: Sequence[int],
 ) -> ReportedRung:
     """One rung of the report: its score, and what it costs.
 
@@ -207,6 +211,7 @@ def _reported(
         labels: What it learnt from, if that was a teacher's.
         judging_seconds: Its part of the evaluations' time.
         timed: Its time to the first token.
+        shown: The held-out examples whose answers are shown, by their place.
     """
     key, evaluation, arm = row
     rung = next(each for each in rungs.rungs if each.key == key)
@@ -232,7 +237,7 @@ def _reported(
             requests_per_month=job.body.requests_per_month,
         ),
         update=UPDATES[key],
-        shown=_shown(evaluation, arm),
+        shown=tuple(_answer(evaluation, arm, index) for index in shown),
         system_prompt=rung.settings.get("system_prompt"),
         held_back=rung.held_back,
     )
@@ -269,20 +274,33 @@ def with_cheaper(
     return advice
 
 
+def _seconds_to(written: Path, began: float) -> float | None:
+    """From the ladder's start to the writing of a file, which is never written again."""
+    return round(written.stat().st_mtime - began, 1) if written.exists() else None
+
+
 def _year_text(year: YearCost) -> str:
     return f"{year.device_hours:.1f} device hours" if year.total is None else amount_text(year.total)
 
 
-def _shown(scores: ArmScores, arm: ScoredArm) -> tuple[ShownAnswer, ...]:
-    """The first examples: the same for every rung."""
-    return tuple(
-        ShownAnswer(
-            asked=scores.asked[index],
-            reference=scores.references[index],
-            answer=arm.answers[index],
-            score=arm.scores[index],
-        )
-        for index in range(min(SHOWN, len(scores.asked)))
+def shown_examples(rows: Sequence[Row], advised: RungKey | None) -> tuple[int, ...]:
+    """The places of the examples that each rung is opened to: where the advised rung loses most against the first,
+    gains about the median, and gains most. Without an advised rung, or if it is the first, the one with the highest
+    score takes its place. Fewer than three if there are fewer examples."""
+    first = rows[0][2].scores
+    scores = next((arm.scores for key, _, arm in rows if key == advised), first)
+    if scores is first:
+        scores = max((arm.scores for _, _, arm in rows), key=sum)
+    order = sorted(range(len(first)), key=lambda index: (scores[index] - first[index], index))
+    return tuple(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
+
+
+def _answer(scores: ArmScores, arm: ScoredArm, index: int) -> ShownAnswer:
+    return ShownAnswer(
+        asked=scores.asked[index],
+        reference=scores.references[index],
+        answer=arm.answers[index],
+        score=arm.scores[index],
     )
 
 
