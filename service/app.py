@@ -35,6 +35,7 @@ from service.openapi import build as build_openapi
 from service.pages import pages
 from service.parts import Parts, announced_agents, build, data_path, fronts
 from service.registry.routes import router as registry_router
+from service.server.stopping import Stopping
 from service.storage.retention import Retention
 from service.storage.routes import StorageReport
 from service.storage.routes import router as storage_router
@@ -48,8 +49,11 @@ if TYPE_CHECKING:
     from service.knowledge.service import Knowledge
 
 
-def create_app(settings: Settings) -> ASGIApp:
+def create_app(settings: Settings, stopping: Stopping | None = None) -> ASGIApp:
     """Build the gateway. Nothing runs before its lifespan starts.
+
+    Args:
+        stopping: Whether this process was told to stop, for `/readyz`.
 
     Raises:
         SettingsError: The base model, the store or the admin key cannot be used.
@@ -94,7 +98,8 @@ def create_app(settings: Settings) -> ASGIApp:
     api.state.telemetry, api.state.batches = parts.telemetry, batches
     add_routes(api, metrics_router)
     for_fronts = fronts(parts)
-    add_routes(api, health(parts.fleet, parts.sidecar.watch, None if for_fronts is None else for_fronts.sessions))
+    sessions = None if for_fronts is None else for_fronts.sessions
+    add_routes(api, health(parts.fleet, parts.sidecar.watch, sessions, stopping))
     add_routes(api, pages(parts.catalog.base_name, lambda: build_openapi(api, inference.routes, __version__)))
     add_routes(api, console())
     add_error_handlers(api, [*inference.routes, MODELS])

@@ -43,6 +43,7 @@ from service.inference.calls import CacheSalts
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
 from service.registry.catalog import Catalog
+from service.server.stopping import Stopping
 from service.telemetry.record import Accounts, LogAccount
 from service.telemetry.routes import router as metrics_router
 from service.telemetry.telemetry import Telemetry
@@ -56,8 +57,11 @@ LEAVE_S: Final = 1.0
 _LOG: Final = logging.getLogger("hatrack.front")
 
 
-def create_front(settings: Settings) -> Front:
+def create_front(settings: Settings, stopping: Stopping | None = None) -> Front:
     """Build a front. Nothing runs before its lifespan starts.
+
+    Args:
+        stopping: Whether this process was told to stop, for `/readyz`.
 
     Raises:
         SettingsError: It is not told its gateway, or lacks a secret.
@@ -69,7 +73,7 @@ def create_front(settings: Settings) -> Front:
     ):
         if not getattr(settings, name):
             raise SettingsError(f"HATRACK_{name.upper()} must be set for a front: {purpose} (deploy/FRONTS.md)")
-    return Front(settings)
+    return Front(settings, stopping or Stopping())
 
 
 class FreshAuthenticator(Authenticator):
@@ -111,9 +115,9 @@ class _Path:
 class Front:
     """The ASGI app."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, stopping: Stopping) -> None:
         assert settings.front_key is not None  # noqa: S101  `create_front` has checked it
-        self._settings = settings
+        self._settings, self._stopping = settings, stopping
         name = f"{socket.gethostname()}:{settings.port}"
         self.link = GatewayLink(settings.front_gateway, settings.front_key.get_secret_value(), name)
         age = settings.front_max_age_s
@@ -176,16 +180,17 @@ class Front:
         """Whether requests are answered, and what `/readyz` shows."""
         path, follower = self._path, self.follower
         fleet = None if path is None else path.fleet
-        ready = follower.fresh and (fleet is None or fleet.ready)
+        answers = follower.fresh and (fleet is None or fleet.ready)
+        ready = answers and not self._stopping.began
         state = None if fleet is None else fleet.state
         reason = follower.trouble if not follower.fresh else None if state is None else state.reason
         shown: dict[str, Any] = {
-            "status": "ready" if ready else "down",
+            "status": "ready" if ready else "stopping" if self._stopping.began else "down",
             "front_of": self._settings.front_gateway,
             "gateway": {"state": "heard" if follower.trouble is None else "away", "reason": follower.trouble},
             "version": follower.version,
             "engine": {
-                "state": "ready" if ready else "down",
+                "state": "ready" if answers else "down",
                 "reason": reason or "the gateway answers for all",
             },
             "unreported_rows": self.reporter.pending_rows,

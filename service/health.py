@@ -13,6 +13,7 @@ from service.engine.watched import EngineState, StateName
 from service.fleet import EngineParts, Fleet
 from service.fronts.sessions import FrontSessions
 from service.http.schema import ApiModel, answers
+from service.server.stopping import Stopping
 from service.training.watch import State as TrainerState
 from service.training.watch import TrainerWatch
 
@@ -58,7 +59,10 @@ class TrainerHealth(ApiModel):
 class Readiness(ApiModel):
     """Whether the gateway serves requests, with the states of the engine and the trainer."""
 
-    status: StateName
+    status: StateName | Literal["stopping"] = Field(
+        description="The engine's state, or `stopping`: requests are answered, but not for long "
+        "(`HATRACK_STOP_DELAY_S`)."
+    )
     base: str
     fingerprint: str = Field(
         description="Digest of the base model and of the engine's settings that affect its output."
@@ -73,13 +77,16 @@ class Readiness(ApiModel):
     )
 
 
-def health(fleet: Fleet, trainer: TrainerWatch, fronts: FrontSessions | None = None) -> APIRouter:
+def health(
+    fleet: Fleet, trainer: TrainerWatch, fronts: FrontSessions | None = None, stopping: Stopping | None = None
+) -> APIRouter:
     """Build the routes.
 
     Args:
         fleet: Its engines' states decide readiness.
         trainer: Its state is shown only.
         fronts: Those that are connected are shown; None: there can be none.
+        stopping: Whether this process was told to stop; None: nothing tells.
     """
     base = fleet.bases.default
     router = APIRouter(tags=["health"])
@@ -92,11 +99,13 @@ def health(fleet: Fleet, trainer: TrainerWatch, fronts: FrontSessions | None = N
     @router.get("/health", responses=answers(Readiness) | answers(Readiness, status=503), operation_id="health")
     @router.get("/readyz", responses=answers(Readiness) | answers(Readiness, status=503))
     async def readyz() -> JSONResponse:
-        """Readiness: 200 if the engine (of several, any) answers, else 503 with its state and the reason; needs no
-        key. `/health` is the same, under the name that vLLM's clients ask for."""
-        state, ready = fleet.state, fleet.ready
+        """Readiness: 200 if the engine (of several, any) answers, else 503 with its state and the reason, or because
+        the gateway is about to stop; needs no key. `/health` is the same, under the name that vLLM's clients ask
+        for."""
+        is_stopping = stopping is not None and stopping.began
+        state, ready = fleet.state, fleet.ready and not is_stopping
         body: dict[str, Any] = {
-            "status": "ready" if ready else state.name,
+            "status": "ready" if ready else "stopping" if is_stopping else state.name,
             "base": base.name,
             "fingerprint": base.fingerprint.digest,
             "engine": _shown(state),

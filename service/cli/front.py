@@ -6,7 +6,6 @@ import contextlib
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from service.cli.run import console, fail, read_settings
 from service.errors import SettingsError
@@ -29,16 +28,17 @@ def front(
     """
     from service.front import create_front
     from service.server.serve import uvicorn_config
+    from service.server.stopping import Stopping, StoppingServer
     from service.telemetry.logs import configure_logs
 
     settings = read_settings(host=host, port=port)
     configure_logs(settings.log_level)
     try:
-        app = create_front(settings)
+        app = create_front(settings, stopping := Stopping())
     except SettingsError as error:
         fail(str(error))
     console.print(f"a front of {settings.front_gateway} on http://{settings.host}:{settings.port}")
-    server = uvicorn.Server(uvicorn_config(app, settings))
+    server = StoppingServer(uvicorn_config(app, settings), stopping, settings.stop_delay_s)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped cleanly
         server.run()
     if not server.started:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeAlias
 
 import orjson
 import typer
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 
@@ -28,6 +27,7 @@ from service.config.engines import engine_dirs, engine_settings
 from service.errors import SettingsError
 from service.server.instance import InstanceLock, end_gateway, holder
 from service.server.private import keep_private
+from service.server.stopping import Stopping, StoppingServer
 from service.training.config import local_url
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def down(
     if keep_engine and holder(settings.home) is not None:
         for directory in engine_dirs(settings):
             ask_to_keep(directory)
-    pid = end_gateway(settings.home, settings.drain_s)
+    pid = end_gateway(settings.home, settings.stop_delay_s + settings.drain_s)
     directories = [] if keep_engine else engine_dirs(settings)
     ended = [process for directory in directories for process in end_leftovers(directory)]
     trainer = end_leftover(TrainerConfig.from_settings(settings).lock)
@@ -234,7 +234,7 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-class _Server(uvicorn.Server):
+class _Server(StoppingServer):
     """Tells a person at a terminal that it is stopping, which takes as long as a checkpoint of a job."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -260,12 +260,12 @@ def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:
         refuse_unusable_data(settings)  # again: a restore may have run, and been cut off, since it was first looked at
         _refuse_held_database(settings)
         refuse_unusable_store(settings)
-        app = create_app(settings)
+        app = create_app(settings, stopping := Stopping())
         for each in read_engines(settings):
             asyncio.run(check_engine(each))
     except SettingsError as error:
         fail(str(error))
-    server = _Server(uvicorn_config(app, settings))
+    server = _Server(uvicorn_config(app, settings), stopping, settings.stop_delay_s)
     if when_listening is not None:
         threading.Thread(target=when_listening, name="first-run", daemon=True).start()
     try:

@@ -58,6 +58,13 @@ class ServerSettings(BaseSettings):
         description="How long a gateway, front or agent that stops lets requests go on, s; then their streams end in "
         "an error.",
     )
+    stop_delay_s: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="How long a gateway or front that gets SIGTERM still takes requests while its `/readyz` is 503, s: "
+        "until the balancers before it have seen that.",
+    )
 
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

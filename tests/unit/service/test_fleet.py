@@ -30,6 +30,7 @@ from service.http.schema import add_routes
 from service.inference.dispatch import Dispatch, FinishedRequest
 from service.inference.engines import Dispatches
 from service.registry.catalog import Target
+from service.server.stopping import Stopping
 from service.telemetry.admission import AdmissionSource
 from service.telemetry.exposition import Exposition, Labelled
 from service.telemetry.record import Record
@@ -156,10 +157,10 @@ async def test_a_front_leaves_the_engines_running_that_its_gateway_has_itself(
         await front._close_path()
 
 
-async def ready(fleet: Fleet) -> httpx.Response:
+async def ready(fleet: Fleet, stopping: Stopping | None = None) -> httpx.Response:
     app = FastAPI()
     watch = cast(TrainerWatch, type("Watch", (), {"state": "off"})())
-    add_routes(app, health(fleet, watch))
+    add_routes(app, health(fleet, watch, stopping=stopping))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
         return await http.get("/readyz")
 
@@ -177,6 +178,17 @@ async def test_one_engine_that_is_ready_is_enough_and_all_are_shown(fleet: Fleet
     assert (fleet.ready, fleet.running_engines()) == (True, 3)
     become(fleet.parts[0], "down")
     assert fleet.running_engines() == 2
+
+
+async def test_a_gateway_that_will_stop_is_not_ready_while_its_engines_are(fleet: Fleet) -> None:
+    for each in fleet.parts:
+        become(each, "ready")
+    stopping = Stopping()
+    assert (await ready(fleet, stopping)).status_code == 200
+    stopping.began = True
+    answer = await ready(fleet, stopping)
+    assert (answer.status_code, answer.json()["status"]) == (503, "stopping")
+    assert {engine["state"] for engine in answer.json()["engines"]} == {"ready"}
 
 
 async def test_files_are_removed_only_while_no_engine_may_have_them_loaded(fleet: Fleet) -> None:

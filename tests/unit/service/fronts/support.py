@@ -17,6 +17,7 @@ from service.config import Settings
 from service.engine.assemble import describe_base
 from service.front import Front, create_front
 from service.server.serve import uvicorn_config
+from service.server.stopping import Stopping
 from tests.support.adapters import make_adapter
 from tests.unit.service.agent.support import until
 from tests.unit.service.gateway_app import ADMIN_KEY, AGENT_KEY, BASE, GatewayApp, lifespan, running
@@ -46,6 +47,7 @@ class FrontApp:
 
     front: Front
     http: httpx.AsyncClient
+    stopping: Stopping
 
     async def chat(self, model: str = BASE, key: str | None = None, **more: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
@@ -98,7 +100,7 @@ class Cluster:
         """A front that runs until the test ends."""
         given = {"front_gateway": f"unix:{self.socket}", "front_key": FRONT_KEY, "agent_key": AGENT_KEY}
         settings = Settings(**{"home": self.home / "front", "engine_device": "cpu", **given, **more})
-        front = create_front(settings)
+        front = create_front(settings, stopping := Stopping())
         await self.stack.enter_async_context(lifespan(front))
         http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=front),
@@ -109,7 +111,7 @@ class Cluster:
         await self.stack.enter_async_context(http)
         if wait:
             await until(lambda: front.readiness()[0])
-        return FrontApp(front, http)
+        return FrontApp(front, http, stopping)
 
 
 @asynccontextmanager

@@ -120,6 +120,19 @@ async def test_without_an_agent_the_gateway_answers_for_all(tmp_path: Path, base
         assert (await made.usage())["requests"] == 1
 
 
+async def test_a_front_that_will_stop_answers_and_is_not_ready(tmp_path: Path, base_dir: Path) -> None:
+    async with cluster(tmp_path / "home", base_dir, through_agent=False) as made:
+        front = await made.front()
+        front.stopping.began = True
+        shown = await front.http.get("/readyz")
+        assert (shown.status_code, shown.json()["status"], shown.json()["engine"]["state"]) == (
+            503,
+            "stopping",
+            "ready",
+        )
+        assert (await front.chat()).status_code == 200
+
+
 # whom it lets in
 
 
