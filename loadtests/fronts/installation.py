@@ -15,6 +15,7 @@ from tests.support.adapters import make_adapter, make_base
 from tests.support.cluster import ENGINES, ClusterOfProcesses, Process, until
 from tests.support.gateway import ADMIN_KEY, Gateway
 from tests.support.postgresql import TEMPLATE, migrate_template, running_server
+from tests.support.s3 import running_server as running_s3_server
 
 SLOTS = 8
 SETTINGS = {
@@ -65,7 +66,7 @@ class Installation:
 
 
 @contextmanager
-def installation(*, postgresql: bool = False, single: bool = False) -> Iterator[Installation]:
+def installation(*, postgresql: bool = False, s3: bool = False, single: bool = False) -> Iterator[Installation]:
     """Start it, and end it."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fronts-")))
@@ -75,6 +76,9 @@ def installation(*, postgresql: bool = False, single: bool = False) -> Iterator[
             server.execute(f"CREATE DATABASE {TEMPLATE}")
             migrate_template(server)
             settings["HATRACK_DATABASE_URL"] = server.url_for(home / "hatrack.db")
+        if s3:
+            bucket = stack.enter_context(running_s3_server(home / "s3.log"))
+            settings |= {"HATRACK_STORE_URL": f"s3://{bucket.bucket()}/hatrack", **bucket.environment()}
         cluster = ClusterOfProcesses(home, make_base(home / "tiny"), settings, is_real=False)
         made = Installation(cluster, _single(home, cluster.base_dir, stack) if single else None)
         for name, stub in cluster.stubs.items():

@@ -101,12 +101,22 @@ class RayCluster:
         """One after another, and again where Ray gives up after its 30 s on a busy machine."""
         there = ("--address", f"{self.head}:{self.ports['ray']}", "--node-ip-address", address)
         for _ in range(STARTS):
-            process = self._start_ray("start", *there, "--block", "--num-cpus", "1", RAY_AUTH_MODE="token")
+            variables = {"RAY_AUTH_MODE": "token", **self.node_environment(address)}
+            process = self._start_ray("start", *there, "--block", "--num-cpus", "1", **variables)
             until(lambda: process.poll() is not None or address in self.living_nodes())  # noqa: B023
             if process.poll() is None:
                 return
             self.ray.remove(process)
         raise AssertionError((self.home / "ray.log").read_text(errors="replace")[-4000:])
+
+    def node_environment(self, _address: str) -> dict[str, str]:
+        """What a node hands on to its agents."""
+        return {}
+
+    @property
+    def agent_environment(self) -> dict[str, str]:
+        """Settings of the agents beside the engine's."""
+        return {"HATRACK_HOME": str(self.home)}
 
     def _start_ray(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         with (self.home / "ray.log").open("ab") as log:
@@ -243,8 +253,8 @@ class RayCluster:
                         "command": [sys.executable, "-m", "tests.support.stubbed_agent"],
                         "start_s": start_s,
                         "environment": SETTINGS
-                        | {"HATRACK_HOME": str(self.home), "HATRACK_BASE_MODEL": str(self.base_dir)}
-                        | {"HATRACK_AGENT_ANNOUNCE": self.gateway.url}
+                        | {"HATRACK_BASE_MODEL": str(self.base_dir), "HATRACK_AGENT_ANNOUNCE": self.gateway.url}
+                        | self.agent_environment
                         | environment,
                     },
                     "deployments": [{"name": "agent", "ray_actor_options": {"num_cpus": 0.5}, **number}],

@@ -25,6 +25,8 @@ AGENT_KEY = "the-agents-secret-of-these-tests"
 FRONT_KEY = "the-fronts-secret-of-these-tests"
 READY_S = 900.0
 ENGINES = ("a", "b")
+OF_GATEWAYS = frozenset({"HATRACK_ENGINES", "HATRACK_DATABASE_URL", "HATRACK_STORE_URL"})
+"""Settings that a front does without."""
 
 
 @dataclass
@@ -98,6 +100,9 @@ class ClusterOfProcesses:
         self.gateway = Gateway(self.home, self.base_dir, settings=common | engines)
         for name in ENGINES:
             command, environment = ("agent", "--name", name, "--uds", str(self.socket(name))), self.gateway.environment
+            if "HATRACK_STORE_URL" in self.settings:  # its copies are no other process's
+                environment |= {"HATRACK_HOME": str(self.home / f"agent-{name}")}
+                (self.home / f"agent-{name}").mkdir()
             if not self.is_real:
                 engine = {"HATRACK_BASE_MODEL": str(self.base_dir), "HATRACK_ENGINE_DEVICE": "cpu"}
                 environment |= engine | {"HATRACK_ENGINE_URL": f"unix:{self.socket(f'engine-{name}')}"}
@@ -122,18 +127,8 @@ class ClusterOfProcesses:
         self.gateway.start(wait=False)
         self.until_gateway_ready()
         for number in range(2):
-            with held_port() as held:
-                port = int(held.getsockname()[1])
-            environment = self.gateway.environment | {
-                "HATRACK_ENGINES": "",
-                "HATRACK_FRONT_GATEWAY": self.gateway.url,
-                "HATRACK_PORT": str(port),
-                "HATRACK_HOME": str(self.home / f"front-{number}"),
-            }
-            environment.pop("HATRACK_ENGINES")
-            front = Process(("front",), environment, self.home / f"front-{number}.log", port)
-            front.start()
-            self.fronts.append(front)
+            self.fronts.append(front_of(self.gateway, number))
+            self.fronts[number].start()
         for front in self.fronts:
             until(lambda front=front: is_ready(front.port), front)  # type: ignore[misc]
 
@@ -185,6 +180,16 @@ class ClusterOfProcesses:
             timeout=TIMEOUT,
         ) as http:
             yield http
+
+
+def front_of(gateway: Gateway, number: int) -> Process:
+    """A front of a gateway that listens; it knows nothing but where that is, and the secrets that they share."""
+    with held_port() as held:
+        port = int(held.getsockname()[1])
+    home = gateway.home / f"front-{number}"
+    own = {"HATRACK_FRONT_GATEWAY": gateway.url, "HATRACK_PORT": str(port), "HATRACK_HOME": str(home)}
+    environment = {name: value for name, value in gateway.environment.items() if name not in OF_GATEWAYS}
+    return Process(("front",), environment | own, gateway.home / f"front-{number}.log", port)
 
 
 def is_ready(port: int) -> bool:
@@ -272,7 +277,7 @@ class Load:
         try:
             with self._cluster.front(front) as http, http.stream("POST", "/v1/completions", json=body) as answer:
                 if answer.status_code != 200:
-                    return str(json.loads(answer.read())["error"]["code"])
+                    return _code(answer.status_code, answer.read())
                 for line in answer.iter_lines():
                     last = line or last
         except httpx.TransportError:
@@ -280,3 +285,11 @@ class Load:
         if last == "data: [DONE]":
             return None
         return str(json.loads(last.removeprefix("data: ")).get("error", {}).get("code", "unfinished"))
+
+
+def _code(status: int, body: bytes) -> str:
+    """The code of an error; its status where it is none of Hatrack's."""
+    try:
+        return str(json.loads(body)["error"]["code"])
+    except (ValueError, KeyError):
+        return f"status {status}"

@@ -20,6 +20,10 @@ START_S = 300.0
 
 def main() -> None:
     """Start the stub, and become the agent."""
+    if "HATRACK_STORE_URL" in os.environ:
+        # somebody else's engine reads adapters in the home, which is no two agents' cache of an object store
+        Path(os.environ["HATRACK_HOME"]).mkdir(exist_ok=True)
+        os.environ["HATRACK_HOME"] = tempfile.mkdtemp(dir=os.environ["HATRACK_HOME"])
     socket = Path(tempfile.mkdtemp(prefix="stub-")) / "engine.sock"
     stub = (sys.executable, "-m", "tests.support.stub_engine", str(socket))
     engine = subprocess.Popen([sys.executable, "-c", BOUND_TO_PARENT, str(os.getpid()), *stub])

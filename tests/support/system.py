@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 PACKAGES = {
+    "haproxy": "haproxy",
     "promtool": "prometheus",
     "docker-compose": "docker-compose",
     "chromium": "chromium",
@@ -15,7 +16,8 @@ PACKAGES = {
     "systemd-analyze": "systemd",
     "libseccomp.so.2": "libseccomp2",
 }
-"""The Debian package of each program, and of the one library, that a test runs; `.ci/run` installs them."""
+"""The Debian package of each program, and of the one library, that a test runs. `.ci/run` installs them, but for
+HAProxy, which `make test-cluster` alone needs."""
 
 
 def program(name: str, *others: str) -> str:
