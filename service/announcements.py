@@ -124,6 +124,24 @@ class Announcements:
 
     def _place(self, told: Announcement) -> _Entry:
         """The engine that an agent becomes that is none yet."""
+        free = [entry for entry in self._candidates(told) if not self._is_held(entry, told)]
+        if not free:
+            raise EngineUnavailable(
+                f"{'the engine' if told.name else 'each engine of the base'} `{told.name or told.base}` has an agent; "
+                f'add an entry with `agent = "{ANNOUNCED}"` to the file of HATRACK_ENGINES, or stop one',
+                code="no_free_engine",
+            )
+        fitting = [entry for entry in free if entry.slots == told.slots]
+        if not fitting:
+            raise Conflict(
+                f"the agent's engine has {told.slots} adapter slots (HATRACK_ENGINE_SLOTS); the engines that are free "
+                f"for it have {', '.join(f'{entry.slots} (`{entry.name}`)' for entry in free)}",
+                code="agent_slots",
+            )
+        return min(fitting, key=lambda each: (each.engine.address != told.address, each.name != told.last))
+
+    def _candidates(self, told: Announcement) -> list[_Entry]:
+        """The engines that an agent may become by its name and base, free or not."""
         of_base = [entry for entry in self._entries.values() if entry.base == told.base]
         if told.name is not None:
             entry = self._named(told.name)
@@ -133,29 +151,15 @@ class Announcements:
                     "(HATRACK_BASE_MODEL, HATRACK_BASE_NAME)",
                     code="agent_base",
                 )
-            of_base = [entry]
-        elif not of_base:
+            return [entry]
+        if not of_base:
             bases = sorted({entry.base for entry in self._entries.values()})
             raise Conflict(
                 f'no engine with `agent = "{ANNOUNCED}"` has the base `{told.base}`; those that may be announced have '
                 f"{', '.join(f'`{base}`' for base in bases)}",
                 code="agent_base",
             )
-        free = [entry for entry in of_base if not self._is_held(entry, told)]
-        if not free:
-            raise EngineUnavailable(
-                f"{'the engine' if told.name else 'each engine of the base'} `{told.name or told.base}` has an agent; "
-                f'add an entry with `agent = "{ANNOUNCED}"` to the file of HATRACK_ENGINES, or stop one',
-                code="no_free_engine",
-            )
-        entry = min(free, key=lambda each: (each.engine.address != told.address, each.name != told.last))
-        if entry.slots != told.slots:
-            raise Conflict(
-                f"the agent's engine has {told.slots} adapter slots, the engine `{entry.name}` of this gateway "
-                f"{entry.slots} (HATRACK_ENGINE_SLOTS)",
-                code="agent_slots",
-            )
-        return entry
+        return of_base
 
     def _named(self, name: str) -> _Entry:
         entry = self._entries.get(name)

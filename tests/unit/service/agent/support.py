@@ -112,10 +112,11 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def announced_settings(home: Path, base_dir: Path, **more: Any) -> Settings:
+def announced_settings(home: Path, base_dir: Path, *, slots: tuple[int, int] = (8, 8), **more: Any) -> Settings:
     """The settings of a gateway with engines `a` and `b` of one base, whose agents announce themselves."""
     entry = f'base = "{base_dir}"\nbase_name = "{BASE}"\nagent = "announced"\n'
-    (home / "engines.toml").write_text("".join(f'[[engine]]\nname = "{name}"\n{entry}' for name in ("a", "b")))
+    entries = (f'[[engine]]\nname = "{name}"\n{entry}slots = {own}\n' for name, own in zip("ab", slots, strict=True))
+    (home / "engines.toml").write_text("".join(entries))
     return Settings(
         home=home,
         engine_device="cpu",

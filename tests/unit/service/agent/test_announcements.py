@@ -260,7 +260,12 @@ async def announced(site: Site, secret: str = AGENT_KEY, **fields: Any) -> httpx
             "agent_base",
             "the engine `a` has the base `tiny`; the agent serves `other`",
         ),
-        ({"slots": 3}, 409, "agent_slots", "3 adapter slots, the engine `a` of this gateway 8"),
+        (
+            {"slots": 3},
+            409,
+            "agent_slots",
+            "has 3 adapter slots (HATRACK_ENGINE_SLOTS); the engines that are free for it have 8 (`a`), 8 (`b`)",
+        ),
         ({"protocol": 99}, 400, "agent_protocol", "protocol 99"),
         ({"address": "10.0.0.9:8002"}, 400, "invalid_value", "`address` must be http://host:port"),
         ({"address": "http://[10.0.0.9:8002"}, 400, "invalid_value", "`address` must be http://host:port"),

@@ -108,6 +108,15 @@ def test_which_agent_runs_on_this_machine(client: Any, server: Any, is_here: boo
     assert _is_here({"client": client, "server": server}) == is_here
 
 
+def test_an_agent_becomes_a_free_engine_that_has_its_slots(tmp_path: Path, base_dir: Path) -> None:
+    announcements = Announcements(Fleet.from_settings(announced_settings(tmp_path, base_dir, slots=(4, 8))))
+    assert announcements.announce(said("2", "http://10.0.0.2:1", slots=8)) == "b", "`a` is free, and has 4"
+    with pytest.raises(HatrackError, match=r"has 8 adapter slots .* free for it have 4 \(`a`\)$") as refused:
+        announcements.announce(said("3", "http://10.0.0.3:1", slots=8))
+    assert refused.value.code == "agent_slots"
+    assert announcements.announce(said("4", "http://10.0.0.4:1", slots=4)) == "a"
+
+
 def test_two_agents_of_one_address_are_told_apart(places: tuple[Announcements, Fleet, Clock]) -> None:
     announcements, _, _ = places
     announcements.announce(said("1", "http://10.0.0.1:1"))
