@@ -35,6 +35,8 @@ from service.inference.exchange import ClientLeft, Exchange, Receive, Scope, Sen
 
 GONE_S: Final = 2.5 * ANNOUNCE_EVERY_S
 """An agent without a session that has announced nothing for so long is gone, s: another may take its place."""
+RETURN_S: Final = GONE_S
+"""How long after the gateway's start an agent of its former run may take to announce itself again, s."""
 MAX_BODY: Final = 4096
 _LOG: Final = logging.getLogger("hatrack.engine")
 
@@ -67,10 +69,15 @@ class Announcements:
         self._listeners: list[Callable[[], None]] = []
         self.addresses: Mapping[str, str | None] = {}
         """Of each engine whose agent has announced itself since the start; None: another one is there now."""
+        self._opened_at: float | None = None
 
     def __bool__(self) -> bool:
         """Whether any agent may announce itself."""
         return bool(self._entries)
+
+    def open(self) -> None:
+        """The gateway can be reached from now on: RETURN_S counts from here, as its start may have taken longer."""
+        self._opened_at = self._clock()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` whenever ``addresses`` is another."""
@@ -85,7 +92,7 @@ class Announcements:
         Raises:
             BadRequest: It cannot be understood.
             NotFound, Conflict: It is none of the gateway's engines, or another agent is that one.
-            EngineUnavailable: All engines of its base have agents.
+            EngineUnavailable: All engines of its base have agents, or may have: the gateway has just started.
         """
         if told.protocol != PROTOCOL:
             raise BadRequest(
@@ -138,7 +145,14 @@ class Announcements:
                 f"for it have {', '.join(f'{entry.slots} (`{entry.name}`)' for entry in free)}",
                 code="agent_slots",
             )
-        return min(fitting, key=lambda each: (each.engine.address != told.address, each.name != told.last))
+        unclaimed = [entry for entry in fitting if not self._may_return(entry, told)]
+        if not unclaimed:
+            raise EngineUnavailable(
+                f"the gateway started less than {RETURN_S:g} s ago, and each free engine of the base `{told.base}` may "
+                "still have an agent that has not announced itself again; retry (`hatrack agent` does so every "
+                f"{ANNOUNCE_EVERY_S:g} s)"
+            )
+        return min(unclaimed, key=lambda each: (each.engine.address != told.address, each.name != told.last))
 
     def _candidates(self, told: Announcement) -> list[_Entry]:
         """The engines that an agent may become by its name and base, free or not."""
@@ -176,6 +190,16 @@ class Announcements:
         if entry.instance is None or entry.engine.address == told.address:
             return False
         return entry.engine.link.session is not None or self._clock() - entry.heard_at < GONE_S
+
+    def _may_return(self, entry: _Entry, told: Announcement) -> bool:
+        """Whether an engine may be that of another agent, which this gateway has not heard since its own start.
+
+        The gateway does not store where agents are. Were the engine given away, fronts would leave its agent, and its
+        streams would be cut.
+        """
+        if entry.name in (told.name, told.last) or entry.name in self.addresses:
+            return False
+        return self._opened_at is None or self._clock() - self._opened_at < RETURN_S
 
     def _move(self, entry: _Entry, address: str | None) -> None:
         changed: dict[str, str | None] = {}

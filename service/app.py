@@ -197,6 +197,7 @@ def _lifespan(parts: Parts, batches: Batches) -> Any:
             await stack.enter_async_context(Retention(parts.settings, parts.database).running())
             heap.freeze()
             stack.callback(heap.thaw)
+            parts.announcements.open()
             yield
 
     return lifespan

@@ -26,12 +26,19 @@ from tests.unit.service.agent.support import StreamingEngine, announced_settings
 from tests.unit.service.fronts.support import FRONT_KEY, serving
 from tests.unit.service.gateway_app import ADMIN_KEY, AGENT_KEY, BASE, agent_on, engine_report, lifespan
 
+NEVER_S = 1e9
 CHAT = {"model": BASE, "messages": [{"role": "user", "content": "Hello"}]}
 
 
 @pytest.fixture(scope="module")
 def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("announced-base"))
+
+
+@pytest.fixture(autouse=True)
+def _no_former_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents without a name are taken as soon as the gateway runs, as if its start was long ago."""
+    monkeypatch.setattr("service.announcements.RETURN_S", 0.0)
 
 
 @dataclass
@@ -189,6 +196,31 @@ async def test_a_gateway_that_returns_gives_each_agent_its_former_name(tmp_path:
             assert str(tmp_path / "one.sock") in (await second.engines())["b"]["reason"]
             assert other.announcer is not None
             assert other.announcer.engine == "a"
+
+
+@pytest.mark.slow
+async def test_an_unknown_agent_takes_no_engine_of_a_gateway_that_returns(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Site(tmp_path, base_dir), Site(tmp_path, base_dir)
+    async with AsyncExitStack() as stack, AsyncExitStack() as agents:
+        front, http = await Site(tmp_path, base_dir, stack).front()
+        async with first.stack:
+            await first.open()
+            _, engine = await agents.enter_async_context(first.agent("one"))
+            await until(lambda: ready_at(front) == ["a"])
+        stream = asyncio.ensure_future(http.post("/v1/chat/completions", json={**CHAT, "stream": True}))
+        await until(lambda: engine.streams == 1)
+        monkeypatch.setattr("service.announcements.RETURN_S", NEVER_S)
+        former = front.follower._epoch
+        async with second.stack:
+            await second.open()
+            replacement = await announced(second, address=f"unix:{tmp_path / 'two.sock'}")
+            assert (replacement.status_code, replacement.json()["error"]["code"]) == (503, "engine_unavailable")
+            await second.until_ready("a")  # by the agent that it was
+            await until(lambda: front.follower._epoch != former)  # it has heard where the agents are
+            engine.ends.set()
+            assert "[DONE]" in (await stream).text, "nobody moved `a` meanwhile"
 
 
 async def test_fronts_learn_where_an_agent_is_and_when_it_has_moved(site: Site) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.announcements import GONE_S, Announcements, _is_here
+from service.announcements import GONE_S, RETURN_S, Announcements, _is_here
 from service.engine.agent_wire import PROTOCOL, Announcement
 from service.errors import HatrackError
 from service.fleet import Fleet
@@ -31,9 +31,12 @@ class Clock:
 
 @pytest.fixture
 def places(tmp_path: Path, base_dir: Path) -> tuple[Announcements, Fleet, Clock]:
-    """The engines of a gateway, nothing of which runs."""
+    """The engines of a gateway, nothing of which runs. It started so long ago that agents of a former run are known."""
     fleet, clock = Fleet.from_settings(announced_settings(tmp_path, base_dir)), Clock()
-    return Announcements(fleet, clock=clock), fleet, clock
+    announcements = Announcements(fleet, clock=clock)
+    announcements.open()
+    clock.now += RETURN_S
+    return announcements, fleet, clock
 
 
 def said(instance: str, address: str, **more: Any) -> Announcement:
@@ -108,8 +111,57 @@ def test_which_agent_runs_on_this_machine(client: Any, server: Any, is_here: boo
     assert _is_here({"client": client, "server": server}) == is_here
 
 
-def test_an_agent_becomes_a_free_engine_that_has_its_slots(tmp_path: Path, base_dir: Path) -> None:
+@pytest.fixture
+def restarted(places: tuple[Announcements, Fleet, Clock]) -> tuple[Announcements, Clock]:
+    """The same engines at a gateway that has just started again: it has heard no agent yet."""
+    _, fleet, clock = places
+    announcements = Announcements(fleet, clock=clock)
+    clock.now += 10 * RETURN_S  # its start took that long
+    announcements.open()
+    return announcements, clock
+
+
+def refusal(announcements: Announcements, told: Announcement) -> tuple[int, str | None]:
+    with pytest.raises(HatrackError) as refused:
+        announcements.announce(told)
+    return refused.value.status, refused.value.code
+
+
+def test_an_unknown_agent_takes_no_engine_whose_agent_may_return(restarted: tuple[Announcements, Clock]) -> None:
+    announcements, clock = restarted
+    unknown = said("3", "http://10.0.0.3:1")
+    clock.now += RETURN_S - 1
+    assert refusal(announcements, unknown) == (503, "engine_unavailable")
+    assert not announcements.addresses, "fronts go on with what they know"
+    assert announcements.announce(said("1", "http://10.0.0.1:1", last="a")) == "a", "it is the same as before"
+    assert refusal(announcements, unknown) == (503, "engine_unavailable")
+    clock.now += 1
+    assert announcements.announce(unknown) == "b", "whoever was `b` does not return"
+    assert announcements.addresses == {"a": "http://10.0.0.1:1", "b": "http://10.0.0.3:1"}
+
+
+def test_an_engine_that_was_announced_since_the_start_waits_for_nobody(restarted: tuple[Announcements, Clock]) -> None:
+    announcements, _ = restarted
+    assert announcements.announce(said("1", "http://10.0.0.1:1", name="b")) == "b"
+    announcements.announce(said("1", "http://10.0.0.1:1", leaving=True))
+    assert announcements.announce(said("2", "http://10.0.0.2:1")) == "b"
+
+
+def test_an_agent_whose_former_engine_is_taken_takes_no_other_ones(restarted: tuple[Announcements, Clock]) -> None:
+    announcements, clock = restarted
+    announcements.announce(said("1", "http://10.0.0.1:1", name="a"))
+    assert refusal(announcements, said("2", "http://10.0.0.2:1", last="a")) == (503, "engine_unavailable")
+    clock.now += RETURN_S
+    announcements.announce(said("1", "http://10.0.0.1:1", name="a"))
+    assert announcements.announce(said("2", "http://10.0.0.2:1", last="a")) == "b"
+
+
+def test_an_agent_becomes_a_free_engine_that_has_its_slots(
+    tmp_path: Path, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.announcements.RETURN_S", 0.0)
     announcements = Announcements(Fleet.from_settings(announced_settings(tmp_path, base_dir, slots=(4, 8))))
+    announcements.open()
     assert announcements.announce(said("2", "http://10.0.0.2:1", slots=8)) == "b", "`a` is free, and has 4"
     with pytest.raises(HatrackError, match=r"has 8 adapter slots .* free for it have 4 \(`a`\)$") as refused:
         announcements.announce(said("3", "http://10.0.0.3:1", slots=8))
