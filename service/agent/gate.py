@@ -16,7 +16,7 @@ from service.engine.agent_wire import Message
 from service.engine.busy import EngineClock
 from service.errors import BadGateway, to_hatrack_error
 from service.http.peer_errors import dump_error
-from service.objects.adapters import StoredAdapters
+from service.objects.adapters import StoredAdapters, hold_before
 
 MAX_REQUESTS: Final = 100_000
 """Requests of one session that may wait or be in the engine at once; a gateway's own bound is far below."""
@@ -136,14 +136,17 @@ class Session:
         task.add_done_callback(lambda _: self._waiting.pop(number, None))
 
     async def _wait(self, number: int, request: AdmissionRequest, queue: str, wait_s: float) -> None:
-        """Wait for a turn, with the adapter's files here; they stay as long as the turn does."""
+        """Wait for a turn, with the adapter's files here; they stay as long as the turn does.
+
+        ``wait_s`` is for both: a slow object store keeps nobody longer than a full queue does.
+        """
         admission, copies, digest = self._gate.admission, self._gate.copies, request.adapter
         deadline = asyncio.get_running_loop().time() + wait_s
         held: str | None = None
         try:
             if copies is not None and digest is not None:
                 if not copies.try_hold(digest):  # before it waits: a cold adapter takes nobody's place
-                    await copies.hold(digest)
+                    await hold_before(copies, digest, deadline)
                 held = digest
             chosen = admission.counting if queue == "tokenizer" else admission.queue
             permit = await chosen.enter(request, deadline)

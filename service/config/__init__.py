@@ -125,7 +125,8 @@ class Settings(
         120,
         gt=0,
         description=(
-            "Time limit for waiting in the queue for the engine, s; then 503, at once if the wait would be longer."
+            "Time limit for waiting in the queue for the engine, and for an adapter's files from the object store "
+            "before, s; then 503, at once if the wait in the queue would be longer."
         ),
     )
     queue_size: int = Field(1024, ge=1, description="Maximum number of requests in the queue for the engine; then 503.")

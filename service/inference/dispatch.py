@@ -27,6 +27,7 @@ from service.inference.dialect import Route
 from service.inference.exchange import Exchange
 from service.inference.relay import Renamer, check_answer, engine_error
 from service.inference.upstream import Upstream, UpstreamResponse
+from service.objects.adapters import hold_before
 from service.objects.cache import Copies
 from service.registry.catalog import Target
 from service.telemetry.record import Record
@@ -101,22 +102,24 @@ class Dispatch:
         copies, digest = self._copies, target.digest
         return copies is not None and digest is not None and route.salted and not copies.is_here(digest)
 
-    async def bring(self, target: Target) -> None:
-        """Fetch an adapter's files.
+    async def bring(self, target: Target, record: Record) -> None:
+        """Fetch an adapter's files. The wait for them counts as one in the queue.
 
         Raises:
+            Unavailable: They have not come in time.
             StoreUnavailable: The object store does not answer.
             Conflict: It has lost them.
         """
         if self._copies is not None and target.digest is not None:
-            async with self._copies.holding(target.digest):
-                return
+            await self._hold(self._copies, target.digest, record)
+            self._copies.release(target.digest)
 
     async def answer(self, request: FinishedRequest) -> None:
         """Send the request to the engine, in its turn, and answer its client with what the engine says.
 
         Raises:
-            HatrackError: There was no turn in time, or the engine failed; the client may have had a part of the answer.
+            HatrackError: There was no turn in time, or no files before, or the engine failed; the client may have had
+                a part of the answer.
             StoreUnavailable: The adapter's files have to be fetched, and the object store does not answer.
         """
         copies, digest = self._copies, request.target.digest
@@ -124,12 +127,25 @@ class Dispatch:
             await self._answer(request)
             return
         # before it waits for its turn: a cold adapter takes nobody's place; mostly `bring` has been called
-        if not copies.try_hold(digest):
-            await copies.hold(digest)
+        await self._hold(copies, digest, request.record)
         try:
             await self._answer(request)
         finally:
             copies.release(digest)
+
+    async def _hold(self, copies: Copies, digest: str, record: Record) -> None:
+        if copies.try_hold(digest):
+            return
+        began = asyncio.get_running_loop().time()
+        try:
+            await hold_before(copies, digest, began + self._patience_s(record))
+        finally:
+            record.fetch_s += asyncio.get_running_loop().time() - began
+
+    def _patience_s(self, record: Record) -> float:
+        """How much longer a request may wait, for its adapter's files and in queues together."""
+        waited_s = record.queue_s or 0.0  # for another engine, which went away
+        return self._queue_timeout_s - waited_s - record.fetch_s
 
     async def _answer(self, request: FinishedRequest) -> None:
         call = Call(request.route.engine_path, self._payload(request), request.began)
@@ -165,10 +181,10 @@ class Dispatch:
             record.prompt,
             target.flow if runs_model else None,
         )
-        waited_s = record.queue_s or 0.0  # for another engine, which went away
+        waited_s = record.queue_s or 0.0
         arrived = asyncio.get_running_loop().time()
         try:
-            return await queue.enter(admission, arrived + self._queue_timeout_s - waited_s)
+            return await queue.enter(admission, arrived + self._patience_s(record))
         finally:
             record.queue_s = waited_s + asyncio.get_running_loop().time() - arrived
 

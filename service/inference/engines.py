@@ -12,6 +12,7 @@ from service.inference.dispatch import Dispatch, FinishedRequest
 from service.inference.length import PromptLimit
 from service.registry.catalog import Target
 from service.structured.checker import StructuredOutputs
+from service.telemetry.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,9 @@ class Dispatches:
         """As `Dispatch.is_cold`; the files are the same for all engines."""
         return self._of(target).is_cold(route, target)
 
-    async def bring(self, target: Target) -> None:
+    async def bring(self, target: Target, record: Record) -> None:
         """As `Dispatch.bring`."""
-        await self._of(target).bring(target)
+        await self._of(target).bring(target, record)
 
     async def answer(self, request: FinishedRequest) -> None:
         """As `Dispatch.answer`; what an engine that went away was not sent is given to the next one of its base.

@@ -194,7 +194,7 @@ class Pipeline:
             await self._render(exchange, target, record, body)
             return
         if self._dispatch.is_cold(route, target):  # before it takes what its project's others need
-            await self._dispatch.bring(target)
+            await self._dispatch.bring(target, record)
         async with self._admit_structured_output(route, target, body, request.caller):
             await self._dispatch.answer(request)
 

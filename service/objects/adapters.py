@@ -9,6 +9,7 @@ how two gateways may push the same adapter at once, and how a damaged object is 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -20,7 +21,7 @@ from adapters.manifest import MAX_CONFIG_BYTES, Manifest
 from adapters.names import is_digest
 from adapters.store import CONFIG_FILE, WEIGHTS_FILE, Staging, Store, digest_of
 from service.concurrency import in_thread
-from service.errors import Conflict
+from service.errors import Conflict, Unavailable
 from service.objects.cache import Copies, LocalCache
 from service.objects.client import NoSuchObject, ObjectStore, StoredObject, demand_room
 
@@ -215,6 +216,29 @@ class StoredAdapters:
     def _size(self, digest: str) -> int:
         directory = self.store.path(digest)
         return sum((directory / name).stat().st_size for name in (CONFIG_FILE, WEIGHTS_FILE))
+
+
+async def hold_before(copies: Copies, digest: str, deadline: float) -> None:
+    """Hold an adapter's copy, as ``Copies.hold`` does, for a request that waits no longer than until ``deadline``.
+
+    The fetch goes on without it, for whoever asks next.
+
+    Args:
+        deadline: On the event loop's clock, s.
+
+    Raises:
+        Unavailable: The files have not come by then: ``queue_timeout``, as in the queue that the request would wait in.
+        StoreUnavailable, Conflict: As ``StoredAdapters.held``.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            await copies.hold(digest)
+    except TimeoutError:
+        raise Unavailable(
+            "the adapter's files did not come from the object store in time (HATRACK_QUEUE_TIMEOUT_S); they are still "
+            "being fetched, so a later request may find them",
+            code="queue_timeout",
+        ) from None
 
 
 @asynccontextmanager

@@ -39,6 +39,8 @@ class Record:
     total_s: float = 0.0
     queue_s: float | None = None
     """Time in the admission queue; None if it was never queued."""
+    fetch_s: float = 0.0
+    """Time that it waited for its adapter's files from the object store."""
     sent_s: float | None = None
     """When it was sent to the engine; None if it was not."""
     engine_s: float = 0.0

@@ -194,6 +194,34 @@ async def test_over_an_object_store_an_adapter_is_fetched_before_its_turn(tmp_pa
             await user.enter(adapter="0" * 64)
 
 
+async def test_whoever_waits_for_files_waits_no_longer_than_in_the_queue(tmp_path: Path, base_dir: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    bucket = f"file://{tmp_path / 'bucket'}"
+    async with site(tmp_path / "home", base_dir, store_url=bucket) as made, made.agent() as agent:
+        digest = stored_adapter(made.agent_settings, tmp_path / "adapter")
+        user = await (await made.user()).until_ready()
+        copies = agent.adapters.copies
+        assert copies is not None
+        fetch, flows = copies._fetch_copy, asyncio.Event()
+
+        async def fetch_slowly(name: str) -> int:
+            await flows.wait()
+            return await fetch(name)
+
+        copies._fetch_copy = fetch_slowly
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="did not come from the object store in time") as refused:
+                async with asyncio.timeout(100):
+                    await user.enter(adapter=digest, wait_s=0.05)
+            assert refused.value.code == "queue_timeout"
+        patient = asyncio.ensure_future(user.enter(adapter=digest))
+        await until(lambda: copies.is_held(digest))
+        flows.set()
+        (await patient).leave(1)
+        await until(lambda: not copies.is_held(digest))
+        assert copies.counts.outcomes == {"fetched": 1}, "one fetch, which went on for the next one"
+
+
 def stored_adapter(settings: Settings, directory: Path) -> str:
     """An adapter in the object store alone; returns its digest."""
     files = make_adapter(directory, describe_base(settings))

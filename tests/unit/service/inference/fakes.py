@@ -21,6 +21,7 @@ from service.inference.dispatch import Dispatch
 from service.inference.embedding import Embedder, EmbeddingRequests
 from service.inference.pipeline import Pipeline
 from service.inference.routes import InferenceApp
+from service.objects.cache import Copies
 from service.registry.catalog import AdapterEntry, Catalog, CatalogSnapshot, Servable, VersionEntry, VersionSettings
 from service.telemetry.record import Record
 
@@ -185,6 +186,7 @@ class World:
         hook: Hook | None = None,
         counting: AdmissionQueue | None = None,
         embedder: Embedder | None = None,
+        copies: Copies | None = None,
         **settings: Any,
     ) -> None:
         settings.setdefault("engine_context", 2048)
@@ -208,6 +210,7 @@ class World:
             saw_tokens=self._sign,
             admission_queue=gate,
             counting=counting,
+            copies=copies,
         )
         pipeline = Pipeline(
             self.settings,
