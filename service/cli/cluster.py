@@ -28,6 +28,8 @@ APPLICATIONS: Final = "/api/serve/applications/"
 POLL_S: Final = 1.0
 TIMEOUTS_S: Final = {"GET": 60.0, "PUT": 300.0, "DELETE": 300.0}
 """How long an answer may take, s: the first deployment also starts Serve."""
+LAST_ANSWER_S: Final = 5.0
+"""How long an answer may take that is asked for shortly before a deadline, s."""
 START_S: Final = 120.0
 """How long Ray's head may take until its dashboard answers, s."""
 SETTLED: Final = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
@@ -57,6 +59,10 @@ def up(
         ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until its agents are in use.")] = True,
+    timeout: Annotated[
+        int,
+        typer.Option(min=1, metavar="SECONDS", help="How long to wait at most; the deployment goes on after that."),
+    ] = 1800,
 ) -> None:
     """Deploy agents on a Ray cluster, or change those that run: Serve replaces them one after another."""
     require_ray()
@@ -75,24 +81,43 @@ def up(
         ask(http, "PUT", wanted)
         console.print(f"deployed {', '.join(str(each['name']) for each in wanted['applications'])}")
         if wait:
-            _print(told := until_settled(http, [str(each["name"]) for each in wanted["applications"]]))
+            _print(told := until_settled(http, [str(each["name"]) for each in wanted["applications"]], timeout))
             if any(each["status"] != "RUNNING" for each in told["applications"]):
                 raise typer.Exit(terminal.FAILED)
 
 
-def until_settled(http: httpx.Client, names: list[str]) -> dict[str, Any]:
-    """What Serve says of applications once all run or have failed; what they wait for is shown meanwhile."""
-    waits_for = ""
+def until_settled(http: httpx.Client, names: list[str], timeout_s: float) -> dict[str, Any]:
+    """What Serve says of applications once all run or have failed; what they wait for is shown meanwhile.
+
+    A dashboard that does not answer, or fails, is asked again: Ray's head may be starting anew, and Serve goes on. Ends
+    the command after ``timeout_s``; the deployment is left as it is.
+    """
+    deadline = time.monotonic() + timeout_s
+    waits_for, shown_last = "nothing yet", ""
     while True:
-        known = ask(http, "GET")["applications"]
-        told = shown([known.get(name, {"name": name, "status": "NOT_STARTED"}) for name in names])
-        rows = told["applications"]
-        if all(each["status"] in SETTLED for each in rows):
-            return told
-        now = "; ".join(f"{each['name']}: {each['message'] or each['status']}" for each in rows)
-        if now != waits_for:
-            console.print(escape(f"waiting: {now[:1000]}"))
-            waits_for = now
+        trouble = ""
+        patience_s = min(TIMEOUTS_S["GET"], max(deadline - time.monotonic(), LAST_ANSWER_S))
+        try:
+            known = request(http, "GET", timeout_s=patience_s)["applications"]
+        except DashboardFailed as error:
+            trouble = str(error)
+        else:
+            told = shown([known.get(name, {"name": name, "status": "NOT_STARTED"}) for name in names])
+            rows = told["applications"]
+            if all(each["status"] in SETTLED for each in rows):
+                return told
+            waits_for = "; ".join(f"{each['name']}: {each['message'] or each['status']}" for each in rows)[:1000]
+        if (now := trouble or waits_for) != shown_last:
+            console.print(escape(f"waiting: {now}"))
+            shown_last = now
+        if time.monotonic() >= deadline:
+            lines = (
+                f"not all agents are in use after {timeout_s:g} s (--timeout)",
+                f"Serve says: {waits_for}",
+                trouble,
+                "The deployment goes on: `hatrack cluster status` shows it, `hatrack cluster down` ends it",
+            )
+            fail(escape("\n".join(line for line in lines if line)))
         time.sleep(POLL_S)
 
 
@@ -249,15 +274,33 @@ def _token() -> str | None:
         return None
 
 
+class DashboardFailed(Exception):
+    """Ray's dashboard does not answer, or has an error of its own; the message says which."""
+
+
 def ask(http: httpx.Client, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Ask Serve's REST API; ends the command if it refuses or does not answer."""
     try:
-        answer = http.request(method, APPLICATIONS, json=body, timeout=TIMEOUTS_S[method])
+        return request(http, method, body, timeout_s=TIMEOUTS_S[method])
+    except DashboardFailed as error:
+        fail(escape(str(error)))
+
+
+def request(http: httpx.Client, method: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> dict[str, Any]:
+    """Ask Serve's REST API; ends the command if it refuses.
+
+    Raises:
+        DashboardFailed: It may answer if it is asked again.
+    """
+    try:
+        answer = http.request(method, APPLICATIONS, json=body, timeout=timeout_s)
     except httpx.TransportError as error:
-        fail(
+        raise DashboardFailed(
             f"Ray's dashboard does not answer at {http.base_url} ({type(error).__name__}): start Ray "
             "(`hatrack cluster up CONFIG --head 127.0.0.1`), or give its address with --dashboard"
-        )
+        ) from error
+    if answer.status_code >= 500:
+        raise DashboardFailed(f"Ray Serve fails with status {answer.status_code}: {answer.text[:1000]}")
     if answer.status_code in (401, 403):
         fail("Ray's dashboard asks for the cluster's token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file")
     if not answer.is_success:

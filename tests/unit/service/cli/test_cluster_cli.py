@@ -167,6 +167,62 @@ def test_what_else_runs_on_serve_is_not_ended(monkeypatch: pytest.MonkeyPatch) -
         assert [line.partition(" ")[0] for line in asked] == ["GET", "DELETE"]
 
 
+class Deploying:
+    """Ray's dashboard, whose application is in each of these states in turn, and stays in the last; it fails with
+    500, and cuts the connection for None."""
+
+    def __init__(self, *states: str | int | None) -> None:
+        self._states = list(states)
+        self.methods: list[str] = []
+
+    def answer(self, method: str, _path: str, _body: bytes, _key: str) -> tuple[int, bytes, dict[str, str]]:
+        self.methods.append(method)
+        if "PUT" not in self.methods or method == "PUT":
+            return 200, b'{"applications": {}}', {}
+        state = self._states.pop(0) if len(self._states) > 1 else self._states[0]
+        if state is None:
+            raise ConnectionResetError
+        if isinstance(state, int):
+            return state, b"the head starts", {}
+        why = {"agent": {"message": "Resources required for each replica: {'GPU': 1.0}", "replicas": []}}
+        application = {"name": "qwen", "status": state, "deployments": why, "source": "declarative"}
+        return 200, json.dumps({"applications": {"qwen": application}}).encode(), {}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A Serve config with one application."""
+    monkeypatch.setattr("service.cli.cluster.find_spec", lambda _name: True)
+    monkeypatch.setattr("service.cli.cluster.POLL_S", 0.01)
+    (tmp_path / "serve.yaml").write_text(f"applications: [{{name: qwen, import_path: '{IMPORT_PATH}'}}]\n")
+    return str(tmp_path / "serve.yaml")
+
+
+def test_a_deployment_that_does_not_settle_is_left_after_the_timeout(config: str) -> None:
+    dashboard = Deploying("DEPLOYING")
+    with serving(dashboard.answer) as url:
+        shown = refused("cluster", "up", config, "--timeout", "1", "--dashboard", url)
+    assert "not all agents are in use after 1 s" in shown
+    assert "Serve says: qwen: Resources required for each replica: {'GPU': 1.0}" in shown
+    assert set(dashboard.methods) == {"GET", "PUT"}, "it is not ended"
+
+
+def test_a_dashboard_that_is_away_for_a_moment_does_not_end_the_wait(config: str) -> None:
+    dashboard = Deploying("DEPLOYING", 503, None, "DEPLOYING", "RUNNING")
+    with serving(dashboard.answer) as url:
+        up = CliRunner().invoke(app, ["cluster", "up", config, "--dashboard", url])
+    shown = " ".join(up.output.split())
+    assert up.exit_code == 0, up.output
+    assert "waiting: Ray Serve fails with status 503: the head starts" in shown
+    assert "waiting: Ray's dashboard does not answer" in shown
+    assert "RUNNING qwen" in shown
+
+
+def test_a_dashboard_that_refuses_ends_the_wait_at_once(config: str) -> None:
+    with serving(Deploying("DEPLOYING", 403).answer) as url:
+        assert "asks for the cluster's token" in refused("cluster", "up", config, "--dashboard", url)
+
+
 def test_an_application_that_is_being_deleted_is_nobodys() -> None:
     deleting = {"status": "DELETING", "source": "declarative", "deployed_app_config": None}
     assert others({"qwen": deleting, "search": {**deleting, "status": "RUNNING"}}, "declarative") == ["search"]
