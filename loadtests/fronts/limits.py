@@ -77,6 +77,12 @@ def _many(http: aiohttp.ClientSession, front: str) -> list[Any]:
     return [complete(http, front, "limited", tokens=1) for _ in range(100)]
 
 
+async def _hold(http: aiohttp.ClientSession, front: str) -> None:
+    """A long answer, once there is a place for it: the gateway may not know yet that the last request is over."""
+    while (await complete(http, front, "limited", HELD_TOKENS))[0] == 429:
+        continue
+
+
 async def _until(http: aiohttp.ClientSession, front: str, is_it: Callable[[int], bool]) -> None:
     """Ask a front until it answers so."""
     while not is_it((await complete(http, front, "limited", tokens=1))[0]):  # noqa: ASYNC110 (a state of another process)
@@ -96,7 +102,7 @@ async def _until_free(fronts: list[str], headers: dict[str, str], front: Process
     async with aiohttp.ClientSession(headers=headers) as http:
         for each in fronts:
             await _until(http, each, lambda status: status != 401)
-        held = asyncio.create_task(complete(http, fronts[0], "limited", HELD_TOKENS))
+        held = asyncio.create_task(_hold(http, fronts[0]))
         await _until(http, fronts[1], lambda status: status == 429)
         await asyncio.to_thread(front.kill)
         killed = time.perf_counter()

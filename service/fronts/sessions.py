@@ -21,7 +21,7 @@ from service.fronts.wire import Operation
 from service.http.peer_errors import dump_error
 from service.telemetry import metrics
 
-GRACE_S: Final = 10.0
+GRACE_S: Final = 8.0
 """How long a front that says nothing keeps what it has taken, s: then it is settled as if it had been used."""
 LATE_S: Final = 1.0
 """A timer that is so late says that this process stood still, and has not read yet what fronts said meanwhile."""
