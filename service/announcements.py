@@ -19,7 +19,14 @@ from pydantic import ValidationError
 from adapters.validation import faults, message
 from service.client.addresses import is_http, is_loopback, is_unix, on_this_machine
 from service.config.cluster import ANNOUNCED
-from service.engine.agent_wire import ANNOUNCE_EVERY_S, ANNOUNCE_PATH, PROTOCOL, Announcement
+from service.engine.agent_wire import (
+    ANNOUNCE_EVERY_S,
+    ANNOUNCE_PATH,
+    ANNOUNCE_TIMEOUT_S,
+    NO_FREE_ENGINE,
+    PROTOCOL,
+    Announcement,
+)
 from service.engine.remote import RemoteEngine
 from service.errors import (
     BadRequest,
@@ -35,8 +42,9 @@ from service.inference.exchange import ClientLeft, Exchange, Receive, Scope, Sen
 
 GONE_S: Final = 2.5 * ANNOUNCE_EVERY_S
 """An agent without a session that has announced nothing for so long is gone, s: another may take its place."""
-RETURN_S: Final = GONE_S
-"""How long after the gateway's start an agent of its former run may take to announce itself again, s."""
+RETURN_S: Final = ANNOUNCE_TIMEOUT_S + ANNOUNCE_EVERY_S + 1
+"""How long after the gateway's start an agent of its former run may take to announce itself again, s: its last one may
+have hung."""
 MAX_BODY: Final = 4096
 _LOG: Final = logging.getLogger("hatrack.engine")
 
@@ -136,7 +144,7 @@ class Announcements:
             raise EngineUnavailable(
                 f"{'the engine' if told.name else 'each engine of the base'} `{told.name or told.base}` has an agent; "
                 f'add an entry with `agent = "{ANNOUNCED}"` to the file of HATRACK_ENGINES, or stop one',
-                code="no_free_engine",
+                code=NO_FREE_ENGINE,
             )
         fitting = [entry for entry in free if entry.slots == told.slots]
         if not fitting:

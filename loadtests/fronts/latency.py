@@ -54,9 +54,9 @@ def measure(made: Installation, rounds: int, tokens: int) -> None:
         "fronts": [psutil.Process(front.pid) for front in cluster.fronts],
         "agents": [psutil.Process(agent.pid) for agent in cluster.agents.values()],
     }
-    before = _cpu_s(own | others)
+    before = cpu_s(own | others)
     time.sleep(ROUND_S)
-    idle = {kind: (now - before[kind]) / ROUND_S for kind, now in _cpu_s(own | others).items()}
+    idle = {kind: (now - before[kind]) / ROUND_S for kind, now in cpu_s(own | others).items()}
     single.idle = split.idle = idle
     for _ in range(rounds):
         asyncio.run(_streams(single, [made.single.url], own))
@@ -75,11 +75,11 @@ def measure(made: Installation, rounds: int, tokens: int) -> None:
 
 async def _streams(side: Streams, urls: list[str], processes: Processes) -> None:
     """Stream without pause for ROUND_S."""
-    before = _cpu_s(processes)
+    before = cpu_s(processes)
     until = time.perf_counter() + ROUND_S
     async with aiohttp.ClientSession(headers=HEADERS) as http:
         await asyncio.gather(*(_stream(side, http, urls[number % len(urls)], until) for number in range(STREAMS)))
-    for kind, now in _cpu_s(processes).items():
+    for kind, now in cpu_s(processes).items():
         side.cpu_s[kind] += now - before[kind]
     side.seconds += time.perf_counter() - until + ROUND_S
 
@@ -95,5 +95,6 @@ async def _stream(side: Streams, http: aiohttp.ClientSession, url: str, until: f
         side.whole_s.append(time.perf_counter() - began)
 
 
-def _cpu_s(processes: Processes) -> dict[str, float]:
+def cpu_s(processes: Processes) -> dict[str, float]:
+    """CPU time that processes have taken so far, by what they are, s."""
     return {kind: sum(sum(process.cpu_times()[:2]) for process in each) for kind, each in processes.items()}

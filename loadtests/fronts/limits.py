@@ -4,14 +4,17 @@ gives back."""
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import psutil
 
-from loadtests.fronts.installation import Installation, complete
+from loadtests.fronts.installation import HEADERS, Installation, complete
+from loadtests.fronts.latency import cpu_s
 from tests.support.cluster import Process, is_ready, until
 from tests.support.gateway import Gateway
 
@@ -21,16 +24,57 @@ OFFERED = 2.0
 BUSY_SHARE = 0.95
 """Of the requests, at the first front."""
 MEASURED_S = 60.0
+CALLERS = 16
+TURNS, TURN_S = 3, 5.0
 HELD_TOKENS = 2000
 """Of the answer that a front is killed in: 20 s at the stub's pace."""
 
 
 def measure(made: Installation, kills: int) -> None:
-    """Print both."""
+    """Print both, and what a question for limits takes."""
     made.push("limited")
+    _print_cost(made)
     _print_rates(made)
     seconds = [_killed(made) for _ in range(kills)]
     print(f"a killed front's place, {kills} times: free again after {', '.join(f'{each:.1f}' for each in seconds)} s")
+
+
+def _print_cost(made: Installation) -> None:
+    """CPU of gateway and fronts a request, of a key with limits beside one without, in turn."""
+    cluster = made.cluster
+    assert cluster.gateway.process is not None
+    processes = {
+        "gateway": [psutil.Process(cluster.gateway.process.pid)],
+        "fronts": [psutil.Process(front.pid) for front in cluster.fronts],
+    }
+    unlimited, limited = HEADERS, _key(cluster.gateway, requests_per_minute=10**6, tokens_per_day=10**9)
+    took: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    for _ in range(TURNS):
+        for what, headers in (("without", unlimited), ("with", limited)):
+            before = cpu_s(processes)
+            requests = asyncio.run(_ask(made.fronts, headers))
+            took[what].append({kind: (now - before[kind]) / requests for kind, now in cpu_s(processes).items()})
+    for what, turns in took.items():
+        each = ", ".join(f"{kind} {statistics.median(turn[kind] for turn in turns) * 1e6:.0f}" for kind in processes)
+        print(f"us of CPU a request of a key {what} limits, {TURNS} turns of {TURN_S:g} s, p50: {each}")
+
+
+async def _ask(fronts: list[str], headers: dict[str, str]) -> int:
+    """Requests without pause for a turn; returns how many were answered."""
+    answered, until_s = 0, time.perf_counter() + TURN_S
+    async with aiohttp.ClientSession(headers=headers) as http:
+        for front in fronts:
+            await _until(http, front, lambda status: status == 200)
+
+        async def caller(number: int) -> None:
+            nonlocal answered
+            while time.perf_counter() < until_s:
+                status, _ = await complete(http, fronts[number % len(fronts)], "limited", tokens=1)
+                assert status == 200
+                answered += 1
+
+        await asyncio.gather(*map(caller, range(CALLERS)))
+    return answered
 
 
 def _print_rates(made: Installation) -> None:
@@ -62,7 +106,7 @@ async def _offer(fronts: list[str], headers: dict[str, str]) -> tuple[Counter[in
             front = 0 if number % 100 < 100 * BUSY_SHARE else 1
             status, _ = await complete(http, fronts[front], "limited", tokens=1)
             assert status in (200, 429), status
-            admitted[front] += status == 200
+            admitted[front] += status == 200 and time.perf_counter() < began + MEASURED_S
 
         asked, began = [], time.perf_counter()
         while (now := time.perf_counter() - began) < MEASURED_S:
@@ -106,7 +150,7 @@ async def _until_free(fronts: list[str], headers: dict[str, str], front: Process
         await _until(http, fronts[1], lambda status: status == 429)
         await asyncio.to_thread(front.kill)
         killed = time.perf_counter()
-        await _until(http, fronts[1], lambda status: status != 429)
+        await _until(http, fronts[1], lambda status: status == 200)
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
         return time.perf_counter() - killed

@@ -16,6 +16,8 @@ from service.engine.agent_wire import (
     ANNOUNCE_PATH,
     ANNOUNCE_PURPOSE,
     ANNOUNCE_SOON_S,
+    ANNOUNCE_TIMEOUT_S,
+    NO_FREE_ENGINE,
     PROTOCOL,
     Announcement,
 )
@@ -24,14 +26,21 @@ from service.http.connection_errors import ConnectionErrors
 from service.http.pool import ConnectionPool
 from service.http.signing import sign, signing_key
 
-TIMEOUT_S: Final = 5.0
 LEAVE_S: Final = 1.0
 """How long an agent that ends waits for its gateway, s."""
 _LOG: Final = logging.getLogger("hatrack.agent")
 
 
 class _Refused(Exception):
-    """The gateway does not take the announcement, or does not answer; the message says why."""
+    """The gateway does not take the announcement, or does not answer; the message says why.
+
+    Args:
+        code: Of its error.
+    """
+
+    def __init__(self, why: str, code: str | None = None) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 def _away(error: BaseException) -> _Refused:
@@ -65,7 +74,7 @@ class Announcer:
         self._about = {"protocol": PROTOCOL, "instance": self._instance, "name": name, "base": base, "slots": slots}
         url, socket = split_address(gateway)
         self._url = url.rstrip("/")
-        self._pool = ConnectionPool(socket, connect_s=TIMEOUT_S, keep_alive_s=2 * ANNOUNCE_EVERY_S)
+        self._pool = ConnectionPool(socket, connect_s=ANNOUNCE_TIMEOUT_S, keep_alive_s=2 * ANNOUNCE_EVERY_S)
 
     @asynccontextmanager
     async def running(self, address: str) -> AsyncIterator[None]:
@@ -101,6 +110,8 @@ class Announcer:
                 self.engine, self.unused = await self._announce(address)
             except _Refused as refused:
                 trouble = str(refused)
+                if refused.code == NO_FREE_ENGINE:  # another agent is what this one was
+                    self.engine = None
             except Exception as error:  # whatever it is, an agent that nobody finds would be worse
                 _LOG.exception("an announcement failed")
                 trouble = type(error).__name__
@@ -114,7 +125,7 @@ class Announcer:
             await asyncio.sleep(ANNOUNCE_SOON_S if trouble is None and self.unused else ANNOUNCE_EVERY_S)
 
     async def _announce(
-        self, address: str, *, leaving: bool = False, timeout_s: float = TIMEOUT_S
+        self, address: str, *, leaving: bool = False, timeout_s: float = ANNOUNCE_TIMEOUT_S
     ) -> tuple[str, str | None]:
         """The engine that the gateway takes this agent for, and why it gets no requests, or None. Raises _Refused."""
         told: Any = {**self._about, "last": self.engine, "address": address, "leaving": leaving}
@@ -135,9 +146,9 @@ def _understood(status: int, data: bytes) -> tuple[str, str | None]:
         told = orjson.loads(data)
         if status == 200:
             return str(told["name"]), None if told["unused"] is None else str(told["unused"])[:300]
-        why = str(told["error"]["message"])[:300]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        why = "its answer is not a Hatrack gateway's"
+        why, code = str(told["error"]["message"])[:300], told["error"].get("code")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        why, code = "its answer is not a Hatrack gateway's", None
     if status == 404 and "No such route" in why:
         why = f'none of its engines has `agent = "announced"` (HATRACK_ENGINES): {why}'
-    raise _Refused(f"it answers with status {status}: {why}")
+    raise _Refused(f"it answers with status {status}: {why}", code)

@@ -61,7 +61,11 @@ def up(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until its agents are in use.")] = True,
     timeout: Annotated[
         int,
-        typer.Option(min=1, metavar="SECONDS", help="How long to wait at most; the deployment goes on after that."),
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="How long to wait at most for the next agent; the deployment goes on after that.",
+        ),
     ] = 1800,
 ) -> None:
     """Deploy agents on a Ray cluster, or change those that run: Serve replaces them one after another."""
@@ -90,10 +94,11 @@ def until_settled(http: httpx.Client, names: list[str], timeout_s: float) -> dic
     """What Serve says of applications once all run or have failed; what they wait for is shown meanwhile.
 
     A dashboard that does not answer, or fails, is asked again: Ray's head may be starting anew, and Serve goes on. Ends
-    the command after ``timeout_s``; the deployment is left as it is.
+    the command when no agent has come or gone for ``timeout_s``; the deployment is left as it is.
     """
     deadline = time.monotonic() + timeout_s
     waits_for, shown_last = "nothing yet", ""
+    running: set[str] = set()
     while True:
         trouble = ""
         patience_s = min(TIMEOUTS_S["GET"], max(deadline - time.monotonic(), LAST_ANSWER_S))
@@ -106,19 +111,26 @@ def until_settled(http: httpx.Client, names: list[str], timeout_s: float) -> dic
             rows = told["applications"]
             if all(each["status"] in SETTLED for each in rows):
                 return told
+            if (now_running := _running(rows)) != running:
+                running, deadline = now_running, time.monotonic() + timeout_s
             waits_for = "; ".join(f"{each['name']}: {each['message'] or each['status']}" for each in rows)[:1000]
         if (now := trouble or waits_for) != shown_last:
             console.print(escape(f"waiting: {now}"))
             shown_last = now
         if time.monotonic() >= deadline:
             lines = (
-                f"not all agents are in use after {timeout_s:g} s (--timeout)",
+                f"not all agents are in use, and for {timeout_s:g} s none has come or gone (--timeout)",
                 f"Serve says: {waits_for}",
                 trouble,
                 "The deployment goes on: `hatrack cluster status` shows it, `hatrack cluster down` ends it",
             )
             fail(escape("\n".join(line for line in lines if line)))
         time.sleep(POLL_S)
+
+
+def _running(rows: list[dict[str, Any]]) -> set[str]:
+    """The replicas that run."""
+    return {one["id"] for each in rows for one in each["replicas"] if one["state"] == "RUNNING"}
 
 
 @app.command(epilog=examples("hatrack cluster status", "hatrack cluster status --json | jq .applications"))

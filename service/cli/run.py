@@ -239,12 +239,13 @@ class _Server(StoppingServer):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal to stop; the second Ctrl-C waits for nothing."""
-        if not self.should_exit and console.is_terminal:
+        was_stopping = self.should_exit
+        super().handle_exit(sig, frame)
+        if self.should_exit and not was_stopping and console.is_terminal:
             console.print(
                 "\nStopping: requests in progress end, and jobs write a checkpoint to go on from… "
                 "Ctrl-C again does not wait for them."
             )
-        super().handle_exit(sig, frame)
 
 
 def _run(settings: Settings, when_listening: Callable[[], None] | None) -> None:

@@ -59,6 +59,9 @@ MAX_FRAME_BYTES: Final = 16 * 2**20
 ANNOUNCE_PATH: Final = "/agents/v1/announce"
 ANNOUNCE_PURPOSE: Final = "announce"
 ANNOUNCE_EVERY_S: Final = 2.0
+ANNOUNCE_TIMEOUT_S: Final = 5.0
+NO_FREE_ENGINE: Final = "no_free_engine"
+"""Code of the refusal of an agent for which there is no place."""
 ANNOUNCE_SOON_S: Final = 0.5
 """The same for one that has become an engine, and gets no requests yet."""
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from types import FrameType
+from typing import Final
 
 import uvicorn
+
+_LOG: Final = logging.getLogger("hatrack.server")
 
 
 class Stopping:
@@ -40,6 +44,7 @@ class StoppingServer(uvicorn.Server):
             self._stops_at = time.monotonic() + self._delay_s
             self._stopping.began = True
             self.should_exit = False
+            _LOG.info("about to stop; requests are still taken", extra={"seconds": self._delay_s})
 
     async def on_tick(self, counter: int) -> bool:
         """True ends the main loop; it is called every tenth of a second."""

@@ -225,7 +225,7 @@ class RayCluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=1800,
+            timeout=3600,
             cwd=self.home,
             check=False,
         )

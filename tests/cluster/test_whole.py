@@ -165,7 +165,7 @@ def test_without_the_bucket_what_the_nodes_have_is_answered(
     cluster: WholeCluster, voices: list[str], tmp_path: Path
 ) -> None:
     with loaded(cluster, voices) as load:
-        until(lambda: load.answered_since(0) >= 2 * VOICES)
+        until(lambda: {each.model for each in load.outcomes} == set(voices))
         cluster.bucket.shut()
         away = time.monotonic()
         try:

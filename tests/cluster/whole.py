@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,11 @@ defaults
     timeout connect 5s
     timeout client 1h
     timeout server 1h
+    timeout check 5s
+frontend statistics
+    bind 127.0.0.1:{statistics}
+    stats enable
+    stats uri /
 frontend callers
     bind 127.0.0.1:{port}
     default_backend hatrack
@@ -99,11 +104,16 @@ class WholeCluster(RayCluster):
         for number in range(FRONTS):
             self.fronts.append(front_of(self.gateway, number))
             self.fronts[number].start()
-        with held_port() as held:
-            self.ports["balancer"] = int(held.getsockname()[1])
+        for name in ("balancer", "statistics"):
+            with held_port() as held:
+                self.ports[name] = int(held.getsockname()[1])
         servers = [f"    server front-{number} 127.0.0.1:{front.port}" for number, front in enumerate(self.fronts)]
         path = self.home / "haproxy.cfg"
-        path.write_text(BALANCER.format(port=self.ports["balancer"], servers="\n".join(servers)))
+        path.write_text(
+            BALANCER.format(
+                port=self.ports["balancer"], statistics=self.ports["statistics"], servers="\n".join(servers)
+            )
+        )
         with (self.home / "haproxy.log").open("wb") as log:
             self.balancer = subprocess.Popen([program("haproxy"), "-db", "-f", str(path)], stdout=log, stderr=log)
 
@@ -111,7 +121,14 @@ class WholeCluster(RayCluster):
         """Wait until all fronts are ready, and the balancer has seen it."""
         for front in self.fronts:
             until(lambda front=front: is_ready(front.port), front)  # type: ignore[misc]
-        until(lambda: is_ready(self.ports["balancer"]))
+        until(lambda: self._servers_up() == FRONTS)
+
+    def _servers_up(self) -> int:
+        """How many fronts the balancer sends requests to."""
+        with suppress(httpx.TransportError):
+            rows = httpx.get(f"http://127.0.0.1:{self.ports['statistics']}/;csv", timeout=TIMEOUT).text.splitlines()
+            return sum(row.startswith("hatrack,front-") and ",UP," in row for row in rows)
+        return 0
 
     def stop(self) -> None:
         """End everything."""

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 
 from adapters.base import describe
 from tests.support.adapters import make_adapter, make_base
-from tests.support.cluster import ClusterOfProcesses, Load, Outcome, is_ready, until
+from tests.support.cluster import ClusterOfProcesses, Load, Outcome, is_ready, kill_at_once, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 SILENCE_S = 8.0
@@ -125,6 +126,30 @@ def test_an_agent_that_is_killed_costs_its_streams_and_no_more(cluster: ClusterO
     assert not [each for each in lost if each.began > killed + NO_LATER_S]
     agent.start()  # the engine that it left is adopted, or replaced
     cluster.until_agent_ready("a")
+    until(lambda: cluster.engines() == {"a": "ready", "b": "ready"})
+
+
+def test_an_engine_that_dies_with_its_agent_costs_its_streams_and_no_more(
+    cluster: ClusterOfProcesses, voices: list[str]
+) -> None:
+    if not cluster.is_real:
+        pytest.skip("the stub is no process of its agent's")
+    agent = cluster.agents["b"]
+    of_agent = [psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)]
+    assert len(of_agent) > 1, "vLLM's processes are below it"
+    with Load(cluster, [*voices, *voices], TOKENS) as load:
+        until(lambda: len(load.outcomes) >= len(voices))
+        kill_at_once(of_agent)
+        killed = time.monotonic()
+        until(lambda: load.answered_since(killed + NO_LATER_S) >= 2 * len(voices))
+        outcomes = load.end()
+    lost = failed(outcomes)
+    assert len(lost) <= 2 * len(voices), "no more than were open"
+    assert {each.error for each in lost} <= {"engine_cut"}
+    assert not [each for each in lost if each.began > killed + NO_LATER_S]
+    agent.kill()
+    agent.start()
+    cluster.until_agent_ready("b")
     until(lambda: cluster.engines() == {"a": "ready", "b": "ready"})
 
 

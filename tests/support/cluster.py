@@ -210,6 +210,14 @@ def until(true: Callable[[], bool], process: Process | None = None, limit_s: flo
     return time.monotonic() - began
 
 
+def kill_at_once(processes: Sequence[psutil.Process]) -> None:
+    """SIGKILL to all of them, none of which sees another one end before."""
+    for signal_ in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal_)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One streamed request: when it began and ended (monotonic seconds), which front it asked, and how it ended.

@@ -285,12 +285,12 @@ def _year_text(year: YearCost) -> str:
 
 def shown_examples(rows: Sequence[Row], advised: RungKey | None) -> tuple[int, ...]:
     """The places of the examples that each rung is opened to: where the advised rung loses most against the first,
-    gains about the median, and gains most. Without an advised rung, or if it is the first, the one with the highest
-    score takes its place. Fewer than three if there are fewer examples."""
+    gains about the median, and gains most. Without an advised rung, or if it is the first, the one with the
+    highest score above it takes its place. Fewer than three if there are fewer examples."""
     first = rows[0][2].scores
     scores = next((arm.scores for key, _, arm in rows if key == advised), first)
     if scores is first:
-        scores = max((arm.scores for _, _, arm in rows), key=sum)
+        scores = max((arm.scores for _, _, arm in rows[1:] or rows), key=sum)
     order = sorted(range(len(first)), key=lambda index: (scores[index] - first[index], index))
     return tuple(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
 

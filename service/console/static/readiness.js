@@ -33,18 +33,19 @@ export function State({ ready }) {
     ${words}<span class="wide-only">${ready.trainer.state && ready.trainer.state !== "off" ? `, trainer ${ready.trainer.state}` : ""}</span></span>`;
 }
 
-const TITLES = { starting: "The engine is starting", stalled: "The engine has stalled", down: "No engine answers", unreachable: "The gateway cannot be reached" };
+const TITLES = { starting: "The engine is starting", stalled: "The engine has stalled", down: "No engine answers", stopping: "The gateway is about to stop", unreachable: "The gateway cannot be reached" };
 const ADVICE = {
   starting: "No model answers before it is ready. Everything else here works meanwhile.",
   stalled: "It takes requests and gives no tokens; the gateway restarts it. Models do not answer meanwhile, everything else here works.",
   down: "Models do not answer until it runs again; the gateway starts it anew. Everything else here works. `hatrack doctor`, on the gateway's machine, says what is wrong.",
+  stopping: "It takes requests until the balancers before it send them elsewhere.",
   unreachable: "Is it running, and is the network up? What is shown here may be old.",
 };
 
 /** Said over every view while no engine answers. */
 export function EngineBanner({ ready }) {
   if (!ready || ready.status === "ready") return null;
-  const several = ready.engines?.length > 1 && ready.status !== "unreachable";
-  return html`<div class="banner ${ready.status === "starting" ? "warn" : "bad"}" role="status"><strong>${several ? "No engine is ready" : TITLES[ready.status] || "No engine answers"}.</strong>
-    ${" "}<${Words} text=${ADVICE[ready.status] || ADVICE.down} />${ready.engine.reason && html` <span class="dim">${sentence(ready.engine.reason)}</span>`}</div>`;
+  const several = ready.engines?.length > 1 && !["unreachable", "stopping"].includes(ready.status);
+  return html`<div class="banner ${["starting", "stopping"].includes(ready.status) ? "warn" : "bad"}" role="status"><strong>${several ? "No engine is ready" : TITLES[ready.status] || "No engine answers"}.</strong>
+    ${" "}<${Words} text=${ADVICE[ready.status] || ADVICE.down} />${ready.status !== "stopping" && ready.engine.reason && html` <span class="dim">${sentence(ready.engine.reason)}</span>`}</div>`;
 }

@@ -23,6 +23,13 @@ from tests.support.legibility import check_legible
 
 START_S = 60.0
 FINGERPRINT = {"engine_version": "0.32.0", "dtype": "bfloat16"}
+METRICS = """hatrack_engine_slots{engine="small"} 8
+hatrack_engine_slots{engine="large"} 16
+hatrack_engine_slots_in_use{engine="large"} 3
+hatrack_admission_queued{class="caller",engine="large"} 5
+hatrack_admission_queued{class="background",engine="large"} 2
+hatrack_requests_in_flight 4
+"""
 NONE: dict[str, Any] = {"data": [], "has_more": False}
 
 
