@@ -128,7 +128,8 @@ def _chunk(data: bytes) -> bytes:
 def logprobs_answer(request: dict[str, Any]) -> bytes:
     """The response to the question for a prompt's log-probabilities, by which a gateway looks whether an adapter acts.
 
-    Each word stands for a token. What an adapter changes is made up and steady: enough for a proof of effect.
+    Each word stands for a token. What an adapter changes is made up and steady, whatever else is in the batch: enough
+    for a proof of effect.
     """
     model = str(request["model"])
     shift = 0.0 if len(model) != 64 else 0.7 + int(model[:2], 16) / 1000
@@ -137,7 +138,7 @@ def logprobs_answer(request: dict[str, Any]) -> bytes:
     for index, prompt in enumerate(prompts):
         rows: list[Any] = [None]
         for position, word in enumerate(str(prompt).split()[1:]):
-            value = -2.0 - (len(word) * 7 + position) % 5 / 4 - shift * ((position + index) % 3) / 2
+            value = -2.0 - (len(word) * 7 + position) % 5 / 4 - shift * (position % 3) / 2
             entry = {"logprob": value, "rank": 1, "decoded_token": word}
             rows.append({str(1000 + position): entry})
         choices.append({"index": index, "text": ".", "finish_reason": "length", "prompt_logprobs": rows})
