@@ -23,7 +23,6 @@ from service.engine.agent_wire import (
     ANNOUNCE_EVERY_S,
     ANNOUNCE_PATH,
     ANNOUNCE_TIMEOUT_S,
-    NO_FREE_ENGINE,
     PROTOCOL,
     Announcement,
 )
@@ -144,7 +143,7 @@ class Announcements:
             raise EngineUnavailable(
                 f"{'the engine' if told.name else 'each engine of the base'} `{told.name or told.base}` has an agent; "
                 f'add an entry with `agent = "{ANNOUNCED}"` to the file of HATRACK_ENGINES, or stop one',
-                code=NO_FREE_ENGINE,
+                code="no_free_engine",
             )
         fitting = [entry for entry in free if entry.slots == told.slots]
         if not fitting:

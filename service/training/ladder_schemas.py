@@ -187,6 +187,9 @@ class LadderReport(ApiModel):
     advice: LadderAdvice
     rungs: list[ReportedRung]
     skipped: list[dict[str, str]]
+    prompts_seconds: float | None = Field(
+        None, description="After how long the rungs without weights were measured; null in older reports."
+    )
     curve: LearningCurve | None = Field(None, description="Null if no LoRA was trained on a part of the examples.")
     metric: str
     why_metric: str

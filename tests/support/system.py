@@ -8,7 +8,6 @@ import shutil
 import pytest
 
 PACKAGES = {
-    "haproxy": "haproxy",
     "promtool": "prometheus",
     "docker-compose": "docker-compose",
     "chromium": "chromium",
@@ -16,8 +15,9 @@ PACKAGES = {
     "systemd-analyze": "systemd",
     "libseccomp.so.2": "libseccomp2",
 }
-"""The Debian package of each program, and of the one library, that a test runs. `.ci/run` installs them, but for
-HAProxy, which `make test-cluster` alone needs."""
+"""The Debian package of each program, and of the one library, that a test runs; `.ci/run` installs them."""
+OF_CLUSTER = {"haproxy": "haproxy"}
+"""The same of `make test-cluster`, which is no part of it."""
 
 
 def program(name: str, *others: str) -> str:
@@ -27,7 +27,7 @@ def program(name: str, *others: str) -> str:
         path = shutil.which(candidate)
         if path is not None:
             return path
-    missing = f"{name} is not installed: apt-get install {PACKAGES[name]}"
+    missing = f"{name} is not installed: apt-get install {(PACKAGES | OF_CLUSTER)[name]}"
     if in_ci():
         pytest.fail(missing)
     pytest.skip(missing)

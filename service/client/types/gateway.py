@@ -121,7 +121,7 @@ class FrontHealth(TypedDict):
 class Readiness(TypedDict):
     """Whether the gateway answers requests, and the state of its engine and trainer."""
 
-    status: EngineState
+    status: EngineState | Literal["stopping"]
     base: str
     fingerprint: str
     """Hash of the base model and of how the engine runs it."""

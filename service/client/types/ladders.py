@@ -191,6 +191,7 @@ class LadderReport(TypedDict):
     advice: LadderAdvice
     rungs: list[ReportedRung]
     skipped: list[dict[str, str]]
+    prompts_seconds: NotRequired[float | None]
     curve: NotRequired[LearningCurve | None]
     """None if no LoRA was trained on a part of the examples."""
     metric: str

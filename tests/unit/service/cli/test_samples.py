@@ -21,6 +21,7 @@ from service.cli import run, samples
 from service.client import HatrackClient
 from service.client.settings import ClientSettings
 from service.config import Settings
+from service.server.stopping import Stopping
 
 READY = {"status": "ready", "base": "tiny"}
 
@@ -223,7 +224,7 @@ def test_what_to_try_works_in_a_shell_without_settings(
 def test_whoever_presses_ctrl_c_is_told_once_that_it_stops(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     printed = io.StringIO()
     monkeypatch.setattr(run, "console", Console(file=printed, force_terminal=terminal, width=200))
-    server = run._Server(uvicorn.Config(FastAPI()))
+    server = run._Server(uvicorn.Config(FastAPI()), Stopping(), 0)
     for _ in range(2):
         server.handle_exit(signal.SIGINT, None)
     assert printed.getvalue().count("Stopping") == int(terminal)
