@@ -50,10 +50,7 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: Settings, stopping: Stopping | None = None) -> ASGIApp:
-    """Build the gateway. Nothing runs before its lifespan starts.
-
-    Args:
-        stopping: Whether this process was told to stop, for `/readyz`.
+    """Build the gateway. Nothing runs before its lifespan starts. ``stopping``: what `/readyz` tells of a stop.
 
     Raises:
         SettingsError: The base model, the store or the admin key cannot be used.
