@@ -71,16 +71,17 @@ class DeviceTimes(ProtocolModel):
 
 
 class LastTraining(ProtocolModel):
-    """The last job of an adapter that made a version.
+    """The last job of an adapter that made a version, those of a learning curve left out.
 
     Attributes:
-        run_key_id: Of the key that its requests were made with.
+        run_key_id: Of the key that its requests were made with; None if it shares the key with others, as a ladder's
+            jobs do.
         training_s, judging_s: Device time, s.
         examples: That it trained on.
     """
 
     run: str
-    run_key_id: str
+    run_key_id: str | None
     version: int | None
     finished_at: int
     training_s: float

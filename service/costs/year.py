@@ -103,8 +103,11 @@ class YearReport:
             return Training(None, reason=error.message)
         if last is None:
             return Training(None)
-        key_id = last.run_key_id
-        judging_s = await self._measured.database.run(partial(records.engine_seconds_of_key, key_id=key_id))
+        judging_s = 0.0
+        if last.run_key_id is not None:
+            judging_s = await self._measured.database.run(
+                partial(records.engine_seconds_of_key, key_id=last.run_key_id)
+            )
         # judged before the engine's time was measured: the time for which the worker waited for it is an upper bound
         return Training(last, judging_s or last.judging_s or None)
 

@@ -48,7 +48,7 @@ class JobCosts:
         return DeviceTimes(data=tuple(map(_run_time, [*recorded, *now])), charges=tuple(map(_charge, charged)))
 
     async def last_training(self, project: str, adapter: str) -> LastTraining | None:
-        """The adapter's last job that made a version; None if there is none."""
+        """The adapter's last job that made a version of all its examples; None if there is none."""
 
         def read(db: sa.Connection) -> tuple[Run, tuple[float, float]] | None:
             row = db.execute(
@@ -58,6 +58,7 @@ class JobCosts:
                     runs.c.project == project,
                     runs.c.status == Status.SUCCEEDED,
                     runs.c.details["adapter"].as_string() == adapter,
+                    sa.not_(sa.func.coalesce(runs.c.details["for_curve"].as_boolean(), sa.false())),
                 )
                 .order_by(runs.c.number.desc())
                 .limit(1)
@@ -72,7 +73,7 @@ class JobCosts:
         report = JobDetails.model_validate(run.details).report or {}
         return LastTraining(
             run=run.id,
-            run_key_id=run.run_key_id,
+            run_key_id=run.run_key_id if run.parent is None else None,
             version=_version(run),
             finished_at=run.finished_at or 0,
             training_s=trained,

@@ -209,11 +209,17 @@ class MeasuredPlan(Frozen):
 
 
 class JobDetails(Frozen):
-    """A fine-tuning job's part of the run's record. ``report`` is a summary of the quality report."""
+    """A fine-tuning job's part of the run's record.
+
+    Attributes:
+        for_curve: It trains on a part of a ladder's examples, for the learning curve: no measure of a retraining.
+        report: A summary of the quality report.
+    """
 
     adapter: str
     seed: int
     device: str
+    for_curve: bool = False
     plan: TrainingPlan | None = None
     """Set once the data are checked."""
     report: dict[str, Any] | None = None

@@ -34,8 +34,8 @@ from trainer.ladder.spec import (
     DataFacts,
     Row,
     RungKey,
-    SubsetKey,
 )
+from trainer.ladder.wording import in_all, percent, points, span, title
 from trainer.runs.protocol import Frozen
 
 Word = Literal["do_not_fine_tune", "prompt", "examples", "retrieval", "fine_tune", "cannot_tell"]
@@ -56,11 +56,13 @@ WORDS: Final[dict[RungKey, Word]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """When a rung is good enough. ``target``: None without one. ``method``: of each comparison's interval."""
+    """When a rung is good enough. ``target``: None without one. ``method``: of each comparison's interval. ``quick``:
+    see `advise`."""
 
     target: float | None
     smallest: float
     method: IntervalMethod
+    quick: bool
 
 
 class MeasuredRung(Frozen):
@@ -132,6 +134,7 @@ def advise(
     target: float | None,
     smallest: float,
     held_back: Mapping[RungKey, str] = NONE_HELD,
+    quick: bool = False,
 ) -> Advice:
     """The advice.
 
@@ -141,13 +144,14 @@ def advise(
         target: The score that is good enough, 0 to 1; None without one.
         smallest: The smallest difference that matters.
         held_back: Why the gateway holds versions back from `live`, by their rungs.
+        quick: It holds out fewer examples than the data would allow.
     """
     fit = [row for row in rows if row[0] not in held_back]
     if retrieval := _changing_facts(fit, facts):
         return retrieval
     if unable := _cannot_tell(rows, facts):
         return unable
-    rule = Rule(target, smallest, whole_interval(len(rows) - 1))
+    rule = Rule(target, smallest, whole_interval(len(rows) - 1), quick)
     return _with_held_back(_fit_advice(fit, rule), rows, held_back, rule)
 
 
@@ -159,7 +163,8 @@ def _fit_advice(rows: Sequence[Row], rule: Rule) -> Advice:
             mean = _mean(scores, arm)
             if mean.low >= target:
                 reason = (
-                    f"{title(key)} scores {_points(mean)}: the whole interval is at or above the target {target:.0%}."
+                    f"{title(key)} scores {points(mean)}: the whole interval is at or above the target of "
+                    f"{percent(target)}."
                 )
                 return _for(key, rows, [reason], rule, reached=True)
     for index, row in enumerate(rows):
@@ -189,7 +194,7 @@ def _with_held_back(advice: Advice, rows: Sequence[Row], held_back: Mapping[Rung
             f"live is {name}, which scores {100 * mean.mean:.1f} of 100."
         ),
         reasons=(
-            f"{title(key)} scores {_points(_mean(scores, arm))}, {_span(difference(best, own, whole_interval()))} "
+            f"{title(key)} scores {points(_mean(scores, arm))}, {span(difference(best, own, whole_interval()))} "
             f"against {name}. It is held back from `live`: {held_back[key]}.",
             *advice.reasons,
         ),
@@ -237,6 +242,8 @@ def _cannot_tell(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
         )
     if any(_beats_control(scores, arm, rungs=len(rows)) for _, scores, arm in rows):
         return None
+    if not facts.noisy_labels and all(WORDS[key] != "fine_tune" for key, _, _ in rows):
+        return _untold_without_lora()
     reasons = [
         "No rung does better than its own answers at other questions: as far as can be measured, the questions do not "
         "decide the answers."
@@ -252,6 +259,17 @@ def _cannot_tell(rows: Sequence[Row], facts: DataFacts) -> Advice | None:
             "Check that questions and answers belong together line by line (a column that has slipped is the usual "
             "cause), then run this again.",
         ),
+    )
+
+
+def _untold_without_lora() -> Advice:
+    """A small base can fail at every prompt: that says nothing about the data."""
+    return Advice(
+        word="cannot_tell",
+        rung=None,
+        sentence="Not to be told without a LoRA: no prompt's answers fit their own questions better than others'.",
+        reasons=("No LoRA was measured. Either this base does not follow the prompts, or the data cannot be learnt.",),
+        would_change=("Run it with a LoRA (the report says why there is none), or on a larger base.",),
     )
 
 
@@ -272,7 +290,7 @@ def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], rule: Rule, 
     word, name = WORDS[key], title(key, inside=True)
     mean = next(_mean(scores, arm) for each, scores, arm in rows if each == key)
     if word == "fine_tune":
-        sentence = f"Fine-tune: {'no prompt' if key == 'lora' else 'nothing simpler'} does as well as {name}."
+        sentence = f"Fine-tune: {_why_fine_tune(key, rows, rule, reached=reached)}"
     elif reached:
         sentence = f"Do not fine-tune: {name} is good enough."
     else:
@@ -281,7 +299,7 @@ def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], rule: Rule, 
             f"{100 * mean.mean:.1f} of 100."
         )
     if rule.target is not None and not reached:
-        sentence += f" No rung reaches the target of {rule.target:.0%} with confidence."
+        sentence += f" No rung reaches the target of {percent(rule.target)} with confidence."
     return Advice(
         word=word,
         rung=key,
@@ -291,19 +309,33 @@ def _for(key: RungKey, rows: Sequence[Row], reasons: Sequence[str], rule: Rule, 
     )
 
 
+def _why_fine_tune(key: RungKey, rows: Sequence[Row], rule: Rule, *, reached: bool) -> str:
+    """What is shown of a LoRA that is advised: that it beats each simpler rung, or less."""
+    name = title(key, inside=True)
+    if reached:
+        return f"{name} is the simplest rung that is shown to reach the target of {percent(rule.target or 0.0)}."
+    at = [each for each, _, _ in rows].index(key)
+    if all(difference(rows[at], simpler, rule.method).low > 0 for simpler in rows[:at]):
+        return f"{'no prompt' if key == 'lora' else 'nothing simpler'} does as well as {name}."
+    return (
+        f"{name} is the simplest rung that nothing measured is shown to beat; that it is itself better than every "
+        "simpler one is not shown."
+    )
+
+
 def _why(row: Row, rows: Sequence[Row], above: Sequence[ArmDifference]) -> list[str]:
-    reasons = [f"{title(row[0])} scores {_points(_mean(row[1], row[2]))}."]
+    reasons = [f"{title(row[0])} scores {points(_mean(row[1], row[2]))}."]
     index = [key for key, _, _ in rows].index(row[0])
     if index:
         other = below(rows, index)
         gain = difference(row, other, whole_interval())
-        reasons.append(f"Against {title(other[0], inside=True)} that is {_span(gain)} points.")
+        reasons.append(f"Against {title(other[0], inside=True)} that is {span(gain)} points.")
     if above:
         best = max(above, key=lambda each: each.estimate)
         name = title(_key(best.of), inside=True)
         reasons.append(
             f"No rung above it is shown to be better by more than {100 * best.bound:.0f} points: the best of them, "
-            f"{name}, differs by {_span(best)}."
+            f"{name}, differs by {span(best)}."
         )
     return reasons
 
@@ -317,36 +349,12 @@ def _would_change(key: RungKey, rows: Sequence[Row], rule: Rule) -> list[str]:
         if gap.estimate <= rule.smallest or gap.needed is None or gap.needed <= gap.examples:
             continue
         name = title(other[0], inside=True)
+        wanted = f"{gap.needed} held-out examples (now {gap.examples}), if the true difference is"
+        told = f"To show whether {name} is better would take {wanted} {100 * gap.estimate:.1f} points"
         if gap.needed > MAX_HELD_OUT:
-            return [
-                f"Whether {name} is better would take {gap.needed} held-out examples, if the true difference is "
-                f"{100 * gap.estimate:.1f} points; a ladder holds out {MAX_HELD_OUT} at most."
-            ]
-        return [
-            f"{gap.needed} held-out examples (now {gap.examples}) would show whether {name} is better, if the true "
-            f"difference is {100 * gap.estimate:.1f} points."
-        ]
+            return [f"{told}; a ladder holds out {MAX_HELD_OUT} at most."]
+        return [f"{told}: run it {'without `--quick`, ' if rule.quick else ''}on about {in_all(gap.needed)} examples."]
     return []
-
-
-def title(key: RungKey | SubsetKey, *, inside: bool = False) -> str:
-    """A rung's name in a sentence; ``inside``: not at its beginning."""
-    names: dict[RungKey | SubsetKey, str] = {
-        "base": "The base as it is",
-        "instructions": "The base with instructions",
-        "examples": "The base with fixed examples",
-        "retrieved_examples": "The base with retrieved examples",
-        "documents": "The base with retrieved documents",
-        "lora": "The LoRA",
-        "lora_examples": "The LoRA with retrieved examples",
-        "lora_documents": "The LoRA with retrieved documents",
-        "distilled": "The LoRA that learnt from the teacher",
-        "half": "The LoRA on a half of the examples",
-        "quarter": "The LoRA on a quarter of the examples",
-        "cleanest_half": "The LoRA on the cleanest half of the examples",
-    }
-    name = names[key]
-    return name[0].lower() + name[1:] if inside else name
 
 
 def _key(label: str) -> RungKey:
@@ -373,11 +381,3 @@ def _mean(scores: ArmScores, arm: ScoredArm) -> ArmMean:
 
 def _noise(arm: ScoredArm) -> RunNoise:
     return RunNoise(arm.noise, arm.degrees, 0.0)
-
-
-def _points(mean: ArmMean) -> str:
-    return f"{100 * mean.mean:.1f} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
-
-
-def _span(each: ArmDifference) -> str:
-    return f"{100 * each.estimate:+.1f} ({100 * each.low:+.1f} to {100 * each.high:+.1f})"

@@ -12,8 +12,9 @@ from typing import Final, Literal
 
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.scored_arms import ArmScores
-from trainer.ladder.advice import Advice, difference, measured, title, whole_interval
+from trainer.ladder.advice import Advice, difference, measured, whole_interval
 from trainer.ladder.spec import JobOutcome, Row, TrainingKey
+from trainer.ladder.wording import title
 from trainer.runs.protocol import Frozen
 
 NAMES: Final[dict[TrainingKey, str]] = {"quarter": "a quarter", "half": "a half", "lora": "all"}

@@ -225,7 +225,9 @@ class LadderKind(Kind[LadderResult]):
             spec=job,
             body=body,
             adapters=(job.adapter,),
-            details=JobDetails(adapter=job.adapter, seed=job.seed, device=job.device).model_dump(mode="json"),
+            details=JobDetails(
+                adapter=job.adapter, seed=job.seed, device=job.device, for_curve=key in spec.SUBSETS
+            ).model_dump(mode="json"),
         )
         return self._wait(run, training_purpose(key), child, CONCLUDE, f"training a LoRA{NOTES[key]}", before=before)
 

@@ -15,10 +15,8 @@ from trainer.data.report import Report
 from trainer.data.similar import merged
 from trainer.data.split import answer, group_questions, split
 from trainer.errors import DataTooSmall
-from trainer.ladder.spec import MAX_HELD_OUT, MIN_EXAMPLES
+from trainer.ladder.spec import HELD_OUT_SHARE, MAX_HELD_OUT, MIN_EXAMPLES
 
-HELD_OUT_SHARE: Final = 0.2
-"""More than a job holds out: here the comparison is the product."""
 MIN_HELD_OUT_WANTED: Final = 60
 QUICK_HELD_OUT: Final = 80
 QUICK_TRAINING: Final = 600

@@ -19,7 +19,7 @@ from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
 from trainer.data.split import answer
 from trainer.errors import DataInvalid, Problem
-from trainer.evaluate.arms import EVERYONE, answer_list_fits, max_answer_tokens, thinks
+from trainer.evaluate.arms import EVERYONE, EVERYONES, answer_list_fits, max_answer_tokens, thinks
 from trainer.evaluate.metrics.choose import choose_primary
 from trainer.ladder.instructions import candidates
 from trainer.ladder.parts import divide, faults, groups_of, learning_subsets, lines_of, text_of
@@ -145,9 +145,22 @@ def _max_tokens(inspected: Prepared, base_dir: Path, context: int, *, metric: st
 
 
 def filters_of_all(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The attributes of which every example gives a value, by name."""
-    names = (set(example.filters) for example in examples)
-    return tuple(sorted(set.intersection(*names))) if examples else ()
+    """The attributes of which the examples give values, by name.
+
+    Raises:
+        DataInvalid: Some examples give a value of an attribute and others none. A version that did not demand it would
+            show one caller what is another's.
+    """
+    names = tuple(sorted({name for example in examples for name in example.filters}))
+    problems = []
+    for example in examples:
+        if missing := [name for name in names if name not in example.filters]:
+            name = missing[0]
+            reason = f'no value of `{name}`, which other lines give: add "filters": {{"{name}": …}} to the line'
+            problems.append(Problem(example.line, f"{reason}; {EVERYONES}"))
+    if problems:
+        raise DataInvalid(problems)
+    return names
 
 
 def for_everyone(examples: Sequence[Example], required: Sequence[str]) -> tuple[Example, ...]:

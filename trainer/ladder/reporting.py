@@ -17,7 +17,7 @@ from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.evaluate.page.render import cut, duration, metric_name
 from trainer.evaluate.scored_arms import ArmScores, ScoredArm
 from trainer.ladder import spec
-from trainer.ladder.advice import Advice, MeasuredRung, advise, difference, measured, title, whole_interval
+from trainer.ladder.advice import Advice, MeasuredRung, advise, difference, measured, whole_interval
 from trainer.ladder.costs import OneTimeCost, RequestCost, one_time, pays_from, request_cost, rung_year
 from trainer.ladder.curve import LearningCurve, full_fine_tuning, learning_curve
 from trainer.ladder.first_token import FirstToken, FirstTokens, first_token
@@ -37,6 +37,7 @@ from trainer.ladder.spec import (
     TrainingKey,
     scores_file,
 )
+from trainer.ladder.wording import title
 from trainer.runs.protocol import Frozen
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -142,7 +143,11 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     labels = directory.read(spec.LABELS, Labels)
     rows = rows_of(rungs, scores)
     advice = advise(
-        *(rows, plan.facts), target=job.body.target, smallest=job.smallest_difference, held_back=rungs.held_back
+        *(rows, plan.facts),
+        target=job.body.target,
+        smallest=job.smallest_difference,
+        held_back=rungs.held_back,
+        quick=job.body.quick,
     )
     gains = {rung.key: rung for rung in measured(rows)}
     shown = shown_examples(rows, advice.rung)
@@ -257,6 +262,8 @@ def with_cheaper(
         if start is None or start > FAR_TRAFFIC * max(1, requests_per_month) or rung.key in held_back:
             continue
         if difference(measured_rows[rung.key], measured_rows[own.key], whole_interval()).high < 0:
+            continue
+        if start <= requests_per_month and _year_text(rung.year) == _year_text(own.year):
             continue
         name = title(rung.key, inside=True)
         if start <= requests_per_month:

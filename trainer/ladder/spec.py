@@ -61,6 +61,8 @@ MIN_EXAMPLES: Final = 30
 """Independent held-out examples below which no advice is given."""
 CHANGING_SHARE: Final = 0.3
 """Share of the answers that state changing facts from which the advice is retrieval, whatever the score."""
+HELD_OUT_SHARE: Final = 0.2
+"""More than a job holds out: here the comparison is the product."""
 MAX_HELD_OUT: Final = 300
 
 RungKey = Literal[

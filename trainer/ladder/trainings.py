@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from trainer.ladder.advice import advise, below, difference, independent, measured, title, whole_interval
+from trainer.ladder.advice import advise, below, difference, independent, measured, whole_interval
 from trainer.ladder.rungs import retrieval_of
 from trainer.ladder.spec import (
     CHANGING_SHARE,
@@ -26,6 +26,7 @@ from trainer.ladder.spec import (
     SkippedRung,
     TrainingKey,
 )
+from trainer.ladder.wording import title
 
 MIN_CLEANER: Final = 0.05
 """Share of the random half for which the cleanest half must have other examples: otherwise the two hardly differ."""

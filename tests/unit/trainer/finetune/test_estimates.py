@@ -17,7 +17,7 @@ from tests.unit.trainer.finetune.trainers import Running, gateway_headers, runni
 from trainer.data.child_process import REFUSED
 from trainer.finetune import estimating, spec
 from trainer.finetune.spec import EstimateOrders, JobSpec, MeasuredPlan, PastSpeed
-from trainer.runs import protocol
+from trainer.runs import protocol, records
 
 CONTENT = jsonl(rows(40))
 
@@ -107,6 +107,24 @@ async def test_a_past_job_tells_what_the_next_one_will_take(trainer: Running) ->
     assert last.training_s + last.judging_s == pytest.approx(ended.hatrack["seconds"], abs=0.01)
     none = await client.http.get(LAST_TRAINING_PATH, params=query | {"adapter": "nobody"})
     assert none.json() is None
+
+
+async def test_a_job_of_a_learning_curve_is_no_measure_of_the_next_training(trainer: Running) -> None:
+    client = trainer.client()
+    whole = await client.ended((await client.create(suffix="voice")).id)
+    part = await client.ended((await client.create(suffix="voice")).id)
+    query = {"project": "default", "adapter": "voice"}
+
+    async def last() -> LastTraining:
+        return LastTraining.model_validate((await client.http.get(LAST_TRAINING_PATH, params=query)).json())
+
+    assert (await last()).run == part.id
+    database = trainer.trainer.database
+    run = await database.run(lambda db: records.get(db, part.id))
+    await database.run(lambda db: records.change(db, part.id, details=run.details | {"for_curve": True}))
+    assert (await last()).run == whole.id
+    await database.run(lambda db: records.change(db, whole.id, parent=part.id))
+    assert (await last()).run_key_id is None, "the key is shared with all runs of the ladder"
 
 
 async def test_the_request_is_checked_as_a_jobs_and_nothing_is_kept(trainer: Running, tmp_path: Path) -> None:

@@ -116,8 +116,42 @@ def test_the_advice_says_how_many_examples_would_settle_a_close_comparison(gaine
     advice = advise(rows(scored({"base": base, "instructions": better})), NO_FACTS, target=None, smallest=SMALLEST)
     assert advice.rung == "base"
     (change,) = advice.would_change
-    assert (f"(now {QUESTIONS})" in change) == settles
+    assert f"(now {QUESTIONS})" in change
+    assert ("run it on about" in change) == settles
     assert ("a ladder holds out 300 at most" in change) == (not settles)
+    quick = advise(
+        rows(scored({"base": base, "instructions": better})), NO_FACTS, target=None, smallest=SMALLEST, quick=True
+    )
+    assert ("run it without `--quick`, on about" in quick.would_change[0]) == settles
+
+
+def test_a_lora_is_called_better_than_every_prompt_only_where_that_is_shown() -> None:
+    ordered = {
+        key: tuple(1.0 if index < right else 0.0 for index in range(80))
+        for key, right in {"base": 0, "instructions": 50, "lora": 54, "lora_examples": 58}.items()
+    }
+    advice = advise(rows(scored(ordered)), NO_FACTS, target=None, smallest=0.0)  # type: ignore[arg-type]
+    assert advice.rung == "lora"
+    assert "no prompt does as well" not in advice.sentence
+    assert "that it is itself better than every simpler one is not shown" in advice.sentence
+
+
+def test_a_lora_that_reaches_the_target_is_not_called_better_than_a_prompt_that_scores_more() -> None:
+    narrow, wide = [1.0] * 114 + [0.7] * 6, [1.0] * 119 + [0.0] * 1
+    wide[:8] = [0.0] * 8
+    scores = scored({"base": [0.0] * 120, "instructions": wide, "lora": narrow})
+    scores = scores.model_copy(update={"binary": False})
+    advice = advise(rows(scores), NO_FACTS, target=0.945, smallest=SMALLEST)
+    assert advice.sentence == "Fine-tune: the LoRA is the simplest rung that is shown to reach the target of 94.5%."
+
+
+def test_prompts_that_all_fail_do_not_blame_the_data_where_no_lora_was_measured() -> None:
+    failed = scored({"base": [0.0] * QUESTIONS, "instructions": [0.0] * QUESTIONS}, control=0.0)
+    advice = advise(rows(failed), NO_FACTS, target=None, smallest=SMALLEST)
+    assert (advice.word, advice.rung) == ("cannot_tell", None)
+    assert advice.sentence.startswith("Not to be told without a LoRA")
+    noisy = advise(rows(failed), DataFacts(examples=600, noisy_labels=True), target=None, smallest=SMALLEST)
+    assert "its answers do not follow from its questions" in noisy.sentence
 
 
 def test_rungs_that_all_fail_are_not_called_good_enough() -> None:

@@ -14,7 +14,7 @@ from service.grounding.config import GroundingSettings
 from service.grounding.filters import Column, check_filters, mask
 from tests.unit.trainer.ladder.test_kind import LADDER, LadderRun, ladder
 from trainer.data.format import parse_chat
-from trainer.errors import GatewayRefused
+from trainer.errors import DataInvalid, GatewayRefused
 from trainer.ladder import spec
 from trainer.ladder.pipeline import LadderPipeline
 from trainer.ladder.preparing import filters_of_all
@@ -149,15 +149,25 @@ def test_each_rung_with_retrieval_demands_the_filters_that_every_example_gives(l
 @pytest.mark.parametrize(
     ("filters", "demanded"),
     [
-        ([{"customer": "c-1", "region": "eu"}, {"customer": "*"}], ("customer",)),
-        ([{"customer": "c-1"}, {}], ()),
+        ([{"customer": "c-1", "region": "eu"}, {"customer": "*", "region": "*"}], ("customer", "region")),
         ([{"b": 1, "a": True}], ("a", "b")),
+        ([{}, {}], ()),
         ([], ()),
     ],
 )
 def test_a_filter_is_demanded_that_all_can_give(filters: list[dict[str, Any]], demanded: tuple[str, ...]) -> None:
     rows = [{**ROWS[0], "filters": each} for each in filters]
     assert filters_of_all(parse_chat(lines(*rows)) if rows else ()) == demanded
+
+
+def test_a_line_without_a_value_that_others_give_is_refused_as_it_would_be_shown_to_everyone() -> None:
+    rows = [{**ROWS[0], "filters": {"customer": f"c-{number}"}} for number in range(3)]
+    rows[1]["filters"] = {}
+    with pytest.raises(DataInvalid) as refused:
+        filters_of_all(parse_chat(lines(*rows)))
+    (problem,) = refused.value.problems
+    assert problem.line == 2
+    assert problem.reason.startswith('no value of `customer`, which other lines give: add "filters": {"customer": …}')
 
 
 def test_what_cannot_be_a_turn_is_not_put_into_the_store(ladder: LadderRun) -> None:
