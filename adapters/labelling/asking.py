@@ -96,6 +96,7 @@ class Reply:
         text: The answer; empty if the prompt was refused.
         finish_reason: As in a chat completion; None if the prompt was refused.
         refusal: Why the prompt was refused, or the answer's own `refusal`; None otherwise.
+        prompt_tokens, completion_tokens: None if the endpoint did not say.
         served_by: The version or model that answered, if that is known.
         seconds: Until the reply was complete.
         max_tokens: The longest answer that was allowed.
@@ -104,11 +105,31 @@ class Reply:
     text: str
     finish_reason: str | None = None
     refusal: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
     served_by: str | None = None
     seconds: float = 0.0
     max_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpentTokens:
+    """The tokens of several replies. ``unmetered``: replies of which the endpoint did not say how many they took."""
+
+    prompt: int = 0
+    completion: int = 0
+    unmetered: int = 0
+
+    def __add__(self, other: SpentTokens) -> SpentTokens:
+        return SpentTokens(
+            self.prompt + other.prompt, self.completion + other.completion, self.unmetered + other.unmetered
+        )
+
+    @classmethod
+    def of(cls, reply: Reply) -> Self:
+        """What one reply took."""
+        unmetered = reply.prompt_tokens is None or reply.completion_tokens is None
+        return cls(reply.prompt_tokens or 0, reply.completion_tokens or 0, int(unmetered))
 
 
 class Ask(Protocol):
@@ -131,12 +152,17 @@ class Journal:
     """The replies so far, in a JSONL file; a context manager, for one process at a time.
 
     A last line that a crash left incomplete is removed; other lines that are no replies are skipped.
+
+    Attributes:
+        replies: The last reply of each key.
+        spent: What all replies of each key took, of which only the last is used.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = -1
         self.replies: dict[str, Reply] = {}
+        self.spent: dict[str, SpentTokens] = {}
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +179,7 @@ class Journal:
             try:
                 row = json.loads(line)
                 key = str(row.pop("key"))
-                self.replies[key] = Reply(**row)
+                self._keep(key, Reply(**row))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
         return self
@@ -168,6 +194,10 @@ class Journal:
         line = json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False).encode() + b"\n"
         while line:
             line = line[os.write(self._file, line) :]
+        self._keep(key, reply)
+
+    def _keep(self, key: str, reply: Reply) -> None:
+        self.spent[key] = self.spent.get(key, SpentTokens()) + SpentTokens.of(reply)
         self.replies[key] = reply
 
     def reply(self, teacher: Teacher, prompt: Prompt) -> Reply | None:

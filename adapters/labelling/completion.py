@@ -46,14 +46,19 @@ def read_completion(value: Any, *, served_by: str | None, seconds: float, max_to
             text=str(message.get("content") or ""),
             finish_reason=choice.get("finish_reason"),
             refusal=None if refusal is None else str(refusal)[:SHOWN_CHARS],
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
             served_by=served_by or value.get("model"),
             seconds=round(seconds, 3),
             max_tokens=max_tokens,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("the answer is not a chat completion") from error
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None if the endpoint did not state it."""
+    return None if value is None else int(value)
 
 
 def raise_if_for_later_or_for_the_prompt(status: int, error: Mapping[str, Any], headers: Mapping[str, str]) -> None:

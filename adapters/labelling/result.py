@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.dataset.refusals import refuses
-from adapters.labelling.asking import LENGTH, Journal, Reply, Teacher
+from adapters.labelling.asking import LENGTH, Journal, Reply, SpentTokens, Teacher
 from adapters.labelling.prompts import Prompt
 
 CONFIDENCE: Final = 0.95
@@ -57,19 +57,17 @@ class LabelledPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """All prompts that have a reply, in the order of the file, and how many have none yet."""
+    """All prompts that have a reply, in the order of the file, and how many have none yet. ``spent``: over all runs,
+    answers that were cut and asked again included."""
 
     prompts: tuple[LabelledPrompt, ...]
     unanswered: int = 0
-    prompt_tokens: int = field(init=False)
-    completion_tokens: int = field(init=False)
+    spent: SpentTokens = field(default_factory=SpentTokens)
     served_by: Mapping[str, int] = field(init=False)
     """Number of replies by the version or model that served them."""
 
     def __post_init__(self) -> None:
         replies = [labelled.reply for labelled in self.prompts]
-        object.__setattr__(self, "prompt_tokens", sum(reply.prompt_tokens for reply in replies))
-        object.__setattr__(self, "completion_tokens", sum(reply.completion_tokens for reply in replies))
         object.__setattr__(self, "served_by", Counter(reply.served_by for reply in replies if reply.served_by))
 
     def of(self, outcome: Outcome) -> list[LabelledPrompt]:
@@ -79,12 +77,14 @@ class Labelled:
 
 def sort_replies(prompts: Sequence[Prompt], teacher: Teacher, journal: Journal) -> Labelled:
     """What each reply of the journal is used for."""
-    labelled = []
+    labelled, spent = [], SpentTokens()
     for prompt in prompts:
-        reply = journal.replies.get(teacher.key(prompt))
-        if reply is not None:
+        key = teacher.key(prompt)
+        if key in journal.replies:
+            reply = journal.replies[key]
             labelled.append(LabelledPrompt(prompt, reply, *_outcome(reply)))
-    return Labelled(tuple(labelled), len(prompts) - len(labelled))
+            spent += journal.spent[key]
+    return Labelled(tuple(labelled), len(prompts) - len(labelled), spent)
 
 
 def _outcome(reply: Reply) -> tuple[Outcome, str]:
@@ -106,6 +106,11 @@ class LabelFiles:
     """Where everything goes: the training file, and beside it what belongs to it."""
 
     training: Path
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """The five files, the training file first."""
+        return self.training, self.journal, self.refused, self.truncated, self.sample
 
     def _beside(self, ending: str) -> Path:
         return self.training.with_name(f"{self.training.name.removesuffix('.jsonl')}.{ending}")
@@ -131,9 +136,11 @@ class LabelFiles:
         return self._beside("sample.html")
 
     def write(self, labelled: Labelled, teacher: Teacher, sample_size: int) -> None:
-        """Write all files but the journal, each at once; one that would be empty is removed. Raises OSError."""
+        """Write all files but the journal, each at once; one that would be empty is removed, but for the training
+        file, which is left as it is while nothing is answered. Raises OSError."""
         answered = labelled.of(Outcome.ANSWERED)
-        _write_lines(self.training, (each.training_row() for each in answered))
+        if answered:
+            _write_lines(self.training, (each.training_row() for each in answered))
         _write_lines(self.refused, (each.row_set_aside() for each in labelled.of(Outcome.REFUSED)))
         _write_lines(self.truncated, (each.row_set_aside() for each in labelled.of(Outcome.TRUNCATED)))
         sample = draw(answered, sample_size)

@@ -252,14 +252,15 @@ def _documents(
     if not path.exists():
         yield [str(client.vector_stores.find(docs)["id"])]
         return
-    store = client.vector_stores.create(f"{name}-docs")["id"]
+    title = f"{name}-docs-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"  # commands name stores, so each has its own
+    store = client.vector_stores.create(title)["id"]
     try:
         left_out = [Path(file) for file in without if file is not None and Path(file).is_file()]
         indexed = kb.add_documents(client, store, [path], without=left_out, quiet=quiet)
         if not quiet:
-            typer.echo(f"{counted(indexed, 'document is', 'documents are')} in the store {store} ({name}-docs)")
+            typer.echo(f"{counted(indexed, 'document is', 'documents are')} in the store {title} ({store})")
         yield [store]
-    except Exception:
+    except BaseException:  # Ctrl-C, too: nobody else knows of it
         client.vector_stores.delete(store)
         raise
 

@@ -18,6 +18,7 @@ from adapters.labelling.asking import (
     MAX_TOKENS,
     Journal,
     JournalInUse,
+    SpentTokens,
     Teacher,
     TeacherBusy,
     TeacherRefusesAll,
@@ -27,6 +28,7 @@ from adapters.labelling.prompts import Prompts, PromptsInvalid, read_prompts
 from adapters.labelling.result import LabelFiles, Labelled, Outcome, sort_replies
 from adapters.wording import counted
 from service.cli import terminal
+from service.cli.registry import text_or_file
 from service.cli.terminal import AsJson
 from service.client import ClientError, HatrackClient, JsonObject
 from service.client.output import not_written
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
 SAMPLE: Final = 50
 MILLION: Final = 1_000_000
-MAX_PATH_CHARS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,9 @@ class Price:
     input: float
     output: float
 
-    def of(self, labelled: Labelled) -> float:
-        """What all replies cost."""
-        return (labelled.prompt_tokens * self.input + labelled.completion_tokens * self.output) / MILLION
+    def of(self, spent: SpentTokens) -> float | None:
+        """What the tokens cost; None if some replies did not say how many they took."""
+        return None if spent.unmetered else (spent.prompt * self.input + spent.completion * self.output) / MILLION
 
 
 def label(
@@ -88,12 +89,12 @@ def label(
     Refusals and answers that were cut are written to files beside it, and a random sample to a page to look at.
     """
     files = LabelFiles(out or prompts.with_name(f"{prompts.stem}.labelled.jsonl"))
-    if files.training.resolve() == prompts.resolve():
-        raise typer.BadParameter(f"{out} holds the prompts; name another file.", param_hint="--out")
+    _check_files(files, prompts)
     found = _read(prompts)
     with terminal.reporting(as_json), HatrackClient() as client:
         price, is_outside = _find(client, teacher, outside=outside)
-        asked = Teacher(teacher, is_outside, _text_or_file(system_prompt), max_tokens, temperature)
+        system = None if system_prompt is None else text_or_file(system_prompt)
+        asked = Teacher(teacher, is_outside, system, max_tokens, temperature)
         run = _Run(client, found, asked, files, sample)
         run.go(concurrency, quiet=as_json)
     summary = run.summary(price)
@@ -161,7 +162,7 @@ class _Run:
         return f"{done} of {len(self._prompts.prompts)} prompts have a reply; run the same command again to go on."
 
     def summary(self, price: Price | None) -> JsonObject:
-        """What came of it, for JSON. ``cost`` is None where no price is known."""
+        """What came of it, for JSON. ``cost`` is None where no price is known, or not how many tokens were taken."""
         labelled, answered = self.labelled, self.labelled.of(Outcome.ANSWERED)
         return {
             "object": "labelling",
@@ -172,9 +173,10 @@ class _Run:
             "refused": len(labelled.of(Outcome.REFUSED)),
             "truncated": len(labelled.of(Outcome.TRUNCATED)),
             "sample": min(self._sample, len(answered)),
-            "prompt_tokens": labelled.prompt_tokens,
-            "completion_tokens": labelled.completion_tokens,
-            "cost": None if price is None else round(price.of(labelled), 6),
+            "prompt_tokens": labelled.spent.prompt,
+            "completion_tokens": labelled.spent.completion,
+            "unmetered_replies": labelled.spent.unmetered,
+            "cost": None if price is None or (cost := price.of(labelled.spent)) is None else round(cost, 6),
             "served_by": dict(labelled.served_by),
             "seconds": round(self._seconds, 1),
             "file": str(self._files.training),
@@ -190,14 +192,20 @@ def _read(path: Path) -> Prompts:
         raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.", param_hint="PROMPTS") from error
 
 
-def _text_or_file(value: str | None) -> str | None:
-    """The text of the file that ``value`` names, if there is one, else ``value`` itself."""
-    if value is None or len(value) > MAX_PATH_CHARS or "\n" in value or not Path(value).is_file():
-        return value
-    try:
-        return Path(value).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{value} cannot be read as UTF-8: {error}.", param_hint="--system-prompt") from error
+def _check_files(files: LabelFiles, prompts: Path) -> None:
+    """Refuse to write over what no labelling wrote. Raises BadParameter."""
+    holds_prompts = next((path for path in files.all if path.resolve() == prompts.resolve()), None)
+    if holds_prompts is not None:
+        raise typer.BadParameter(
+            f"{holds_prompts} holds the prompts, and would be written; name another file.", param_hint="--out"
+        )
+    existing = next((path for path in files.all if path.exists()), None)
+    if existing is not None and not files.journal.exists():
+        raise typer.BadParameter(
+            f"{existing} exists, and there is no {files.journal.name} of a labelling beside it; name another file, or "
+            "move this one away.",
+            param_hint="--out",
+        )
 
 
 def _find(client: HatrackClient, name: str, *, outside: bool) -> tuple[Price | None, bool]:
@@ -245,7 +253,10 @@ def _print(summary: JsonObject, found: Prompts, files: LabelFiles) -> None:
     if len(summary["served_by"]) > 1:
         versions = ", ".join(f"{name} {count}" for name, count in summary["served_by"].items())
         lines.append(f"answers come from several versions: {versions}")
-    cost = "no price is known" if summary["cost"] is None else f"cost {amount_text(summary['cost'])}"
+    if summary["unmetered_replies"]:
+        cost = f"of {counted(summary['unmetered_replies'], 'reply', 'replies')} the endpoint did not say how many"
+    else:
+        cost = "no price is known" if summary["cost"] is None else f"cost {amount_text(summary['cost'])}"
     lines.append(
         f"{summary['prompt_tokens']:,} tokens of prompts, {summary['completion_tokens']:,} of answers; {cost}; "
         f"{summary['seconds']:.0f} s in this run"

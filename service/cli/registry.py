@@ -123,7 +123,7 @@ def push(
     address = terminal.source_argument(directory) if directory is not None and is_source(directory) else None
     if sha256 is not None and address is None:
         raise typer.BadParameter("--sha256 is for a SOURCE: the files of a directory are sent as they are.")
-    prompt = None if system_prompt is None else _text_or_file(system_prompt)
+    prompt = None if system_prompt is None else text_or_file(system_prompt)
     with terminal.reporting(as_json):
         local = None if directory is None or address is not None else AdapterDirectory.read(directory)
         stored = read_json_object(settings) if settings else dict((local.settings if local else None) or {})
@@ -178,7 +178,7 @@ def _with_options(
     return settings | given
 
 
-def _text_or_file(value: str) -> str:
+def text_or_file(value: str) -> str:
     """The text of the file that ``value`` names, if there is one, else ``value`` itself; a mistake is a usage error."""
     is_name = len(value) <= MAX_PATH_CHARS and "\n" not in value
     path = Path(value)

@@ -315,4 +315,4 @@ class TeacherAnswer(ApiModel):
     object: Literal["chat.completion"]
     model: str
     choices: list[TeacherChoice]
-    usage: TeacherUsage
+    usage: TeacherUsage | None = Field(description="Null if the endpoint did not state it.")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 
-from adapters.labelling.asking import PromptRefused, TeacherBusy
+from adapters.labelling.asking import PromptRefused, Reply, TeacherBusy
 from adapters.labelling.completion import raise_if_for_later_or_for_the_prompt, read_completion
 from adapters.protocol.requests import TeacherBody
 from trainer.database import Database
@@ -121,11 +121,7 @@ class Teachers:
             "object": "chat.completion",
             "model": str(settings.model),
             "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}],
-            "usage": {
-                "prompt_tokens": reply.prompt_tokens,
-                "completion_tokens": reply.completion_tokens,
-                "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-            },
+            "usage": _usage(reply),
         }
 
     async def _record(self, payer: Payer, charge: OutsideCharge) -> None:
@@ -157,6 +153,17 @@ def _refused(name: str, error: AnswerRefused) -> TeacherBusyNow | TeacherRefused
     return TeacherFailed(
         f"the teacher {name} refuses the operator's requests ({error.status}); its key, model or quota is at fault"
     )
+
+
+def _usage(reply: Reply) -> dict[str, int] | None:
+    if reply.prompt_tokens is None or reply.completion_tokens is None:
+        return None
+    total = reply.prompt_tokens + reply.completion_tokens
+    return {
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "total_tokens": total,
+    }
 
 
 def _teacher(name: str, settings: EndpointSettings) -> dict[str, Any]:

@@ -271,7 +271,8 @@ class Labelling:
         return sort_replies(self._prompts, self.teacher, journal)
 
     def _labels(self, labelled: Labelled) -> Labels:
-        tokens, prices = (labelled.prompt_tokens, labelled.completion_tokens), self._job.teacher_prices
+        spent, prices = labelled.spent, self._job.teacher_prices
+        is_metered = self.teacher.outside and not spent.unmetered
         seconds = sum(each.reply.seconds for each in labelled.prompts) / self._concurrency
         return Labels(
             teacher=self.teacher.name,
@@ -280,10 +281,10 @@ class Labelling:
             answered=len(labelled.of(Outcome.ANSWERED)),
             refused=len(labelled.of(Outcome.REFUSED)),
             truncated=len(labelled.of(Outcome.TRUNCATED)),
-            prompt_tokens=tokens[0],
-            completion_tokens=tokens[1],
+            prompt_tokens=spent.prompt,
+            completion_tokens=spent.completion,
             engine_seconds=0.0 if self.teacher.outside else round(seconds, 3),
-            money=prices.of(*tokens) if self.teacher.outside and prices is not None else None,
+            money=prices.of(spent.prompt, spent.completion) if is_metered and prices is not None else None,
         )
 
 

@@ -17,11 +17,13 @@ from adapters.labelling.asking import (
     JournalInUse,
     PromptRefused,
     Reply,
+    SpentTokens,
     Teacher,
     TeacherBusy,
     TeacherRefusesAll,
     ask_all,
 )
+from adapters.labelling.completion import read_completion
 from adapters.labelling.prompts import Prompt, PromptsInvalid, read_prompts
 from adapters.labelling.result import LabelFiles, Labelled, Outcome, draw, sort_replies, undetected_share
 
@@ -171,6 +173,7 @@ async def test_what_was_cut_is_asked_again_for_longer_answers_only(tmp_path: Pat
     assert same.asked == []
     labelled = await label(tmp_path / "j", found, longer, Teacher("big", max_tokens=128))
     assert longer.asked == [2]
+    assert labelled.spent.completion == 5 + 0 + 5, "what was cut has been paid for as well"
     assert labelled.of(Outcome.TRUNCATED) == []
 
 
@@ -265,6 +268,21 @@ async def test_one_process_at_a_time(tmp_path: Path) -> None:
 # the result
 
 
+async def test_tokens_that_the_endpoint_does_not_state_are_not_known_to_be_none(tmp_path: Path) -> None:
+    body = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+    silent = read_completion(body, served_by=None, seconds=1.0, max_tokens=64)
+    labelled = await label(tmp_path / "j", prompts(2), Scripted(q1=silent))
+    assert labelled.spent == SpentTokens(10, 5, unmetered=1)
+    assert (await label(tmp_path / "j", prompts(2), Scripted())).spent == labelled.spent, "read again"
+
+
+async def test_without_an_answer_the_training_file_stays_as_it_is(tmp_path: Path) -> None:
+    files = LabelFiles(tmp_path / "out.jsonl")
+    files.training.write_text("curated by hand\n")
+    files.write(await label(files.journal, prompts(1), Scripted(q1=Reply("", "stop"))), TEACHER, 50)
+    assert files.training.read_text() == "curated by hand\n"
+
+
 async def test_what_is_no_answer_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     files = LabelFiles(tmp_path / "out.jsonl")
     ask = Scripted(
@@ -295,7 +313,7 @@ async def test_what_is_no_answer_is_set_aside_with_its_reason(tmp_path: Path) ->
     ]
     (cut,) = [json.loads(line) for line in files.truncated.read_text().splitlines()]
     assert (cut["line"], cut["answer"], cut["reason"]) == (5, "an ans", "longer than 64 tokens")
-    assert (labelled.prompt_tokens, labelled.completion_tokens) == (21, 12)
+    assert labelled.spent == SpentTokens(21, 12)
     assert labelled.served_by == {"big@1": 2, "big@2": 1}
     # once nothing is set aside, nothing says so
     files.write(await label(files.journal, prompts(1), Scripted()), TEACHER, 50)

@@ -193,6 +193,41 @@ def test_killed_and_run_again_it_goes_on(gateway: Gateway, hatrack: Hatrack, tmp
     assert len(rows(tmp_path / "p.labelled.jsonl")) == 20
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "labels.jsonl", "refused.jsonl", "truncated.jsonl", "sample.html"])
+def test_the_file_with_the_prompts_is_none_of_those_that_are_written(
+    gateway: Gateway, hatrack: Hatrack, tmp_path: Path, ending: str
+) -> None:
+    prompts = tmp_path / f"p.{ending}"
+    content = json.dumps({"prompt": "q1"})  # no newline at its end: a journal would cut it off
+    prompts.write_text(content)
+    refused = hatrack(prompts, "--teacher", "support", "--out", tmp_path / "p.jsonl")
+    assert refused.exit_code == 2
+    assert "holds the prompts" in refused.stderr
+    assert prompts.read_text() == content
+    assert gateway.asked == []
+
+
+def test_a_file_that_no_labelling_wrote_is_not_written_over(
+    gateway: Gateway, hatrack: Hatrack, prompts: Path, tmp_path: Path
+) -> None:
+    curated = tmp_path / "curated.jsonl"
+    curated.write_text("by hand\n")
+    refused = hatrack(prompts, "--teacher", "support", "--out", curated)
+    assert refused.exit_code == 2
+    assert "curated.labels.jsonl" in refused.stderr
+    assert curated.read_text() == "by hand\n"
+    assert gateway.asked == []
+
+
+def test_a_system_prompt_that_names_no_file_is_not_sent_as_the_prompt(
+    gateway: Gateway, hatrack: Hatrack, prompts: Path
+) -> None:
+    refused = hatrack(prompts, "--teacher", "support", "--system-prompt", "voice.md")
+    assert refused.exit_code == 2
+    assert "there is no file voice.md" in " ".join(refused.stderr.split())
+    assert gateway.asked == []
+
+
 def test_a_file_that_cannot_be_written_is_an_error_and_no_traceback(
     gateway: Gateway, hatrack: Hatrack, prompts: Path, tmp_path: Path
 ) -> None:

@@ -58,6 +58,16 @@ def offered(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, database: Datab
         yield Teachers(OperatorEndpoints.model_validate(settings), database)
 
 
+@pytest.mark.parametrize("stated", [None, {}, {"prompt_tokens": 3}])
+async def test_what_an_endpoint_does_not_state_of_its_tokens_is_not_passed_on_as_none(
+    monkeypatch: pytest.MonkeyPatch, database: Database, stated: dict[str, int] | None
+) -> None:
+    with offered(Endpoint(body=COMPLETION | {"usage": stated}), monkeypatch, database) as teachers:
+        answer = await teachers.answer(CALLER, "big", BODY)
+        await teachers.close()
+    assert answer["usage"] is None
+
+
 async def test_a_teacher_answers_with_the_operators_key(monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
     endpoint = Endpoint()
     with offered(
