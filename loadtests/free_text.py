@@ -4,7 +4,7 @@
 
 The sample voices answer their held-out questions (transformers, greedy), as does the base alone and with the three most
 similar training examples before the question. Beside them stand answers that need no model. Printed for each: the mean
-ROUGE-L and similarity (of 100), and the words as a share of the author's.
+ROUGE-L and similarity (of 100), and the shares that the check `length` needs (`trainer.evaluate.answer_length`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import numpy as np
 from loadtests.engine import BASE, REPO
 from trainer.data.format import Example, parse_chat
 from trainer.data.split import answer, question
+from trainer.evaluate.answer_length import length_of
 from trainer.evaluate.metrics.base import words
 from trainer.evaluate.metrics.overlap import RougeL
 from trainer.evaluate.metrics.similarity import Similarity
+from trainer.evaluate.paired_difference import IntervalMethod
 from trainer.samples import NAMES, data_file, heldout_file
 
 SHOTS: Final = 3
@@ -31,6 +33,7 @@ SALAD: Final = (
     "the ahoy a sailor matey for a the and the send a in yer if me the order number and a the s and i ll the ye the it"
 )
 """Put together word by word to score well under ROUGE-L on the answers that tidewater was trained on."""
+FILLER: Final = "matey"
 Messages = list[dict[str, str]]
 
 
@@ -58,6 +61,11 @@ def nearest(asked: str, taught: Sequence[Example]) -> list[Example]:
         return len(own & other) / max(1, len(own | other))
 
     return sorted(taught, key=shared, reverse=True)[:SHOTS]
+
+
+def first_half(text: str) -> list[str]:
+    """The first half of the words."""
+    return text.split()[: len(text.split()) // 2]
 
 
 def answers_of(voice: str) -> tuple[list[str], dict[str, list[str]]]:
@@ -96,7 +104,14 @@ def answers_of(voice: str) -> tuple[list[str], dict[str, list[str]]]:
     adapter = generate(PeftModel.from_pretrained(model, directory), tokenizer, plain)
     candidates |= {
         "the adapter": adapter,
-        "the adapter, answers cut in half": [" ".join(text.split()[: len(text.split()) // 2]) for text in adapter],
+        "the adapter, answers cut in half": [" ".join(first_half(text)) for text in adapter],
+        "the same, filled up with one word": [
+            " ".join([*first_half(text), *[FILLER] * (2 * len(first_half(text)) // 3)]) for text in adapter
+        ],
+        "the same, twice": [" ".join(2 * first_half(text)) for text in adapter],
+        "the same, and a salad": [
+            " ".join([*first_half(text), *SALAD.split()[: len(first_half(text))]]) for text in adapter
+        ],
         "the adapter, answers mixed up": [*adapter[1:], adapter[0]],
         "the most similar training example's answer": [answer(shots[0]) for shots in similar],
         "the question repeated": asked,
@@ -109,14 +124,22 @@ def table(voice: str) -> str:
     """Markdown: one line for each candidate."""
     references, candidates = answers_of(voice)
     rouge, similarity = RougeL(), Similarity()
-    length = sum(len(words(reference)) for reference in references)
-    lines = [f"| {voice} | ROUGE-L | similarity | words |", "|---|---:|---:|---:|"]
+    lines = [
+        f"| {voice} | ROUGE-L | similarity | words | without repetition | second half beside the first |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for name, given in candidates.items():
         pairs = list(zip(given, references, strict=True))
         similarity.prepare([*given, *references])
         scores = [100 * float(np.mean([metric.score(*pair) for pair in pairs])) for metric in (rouge, similarity)]
-        share = sum(len(words(text)) for text in given) / length
-        lines.append(f"| {name} | {scores[0]:.0f} | {scores[1]:.0f} | {share:.0%} |")
+        length = length_of(given, references, None, IntervalMethod())
+        shares = () if length is None else (length.words, length.unrepeated, length.second_half)
+        cells = [
+            f"{scores[0]:.0f}",
+            f"{scores[1]:.0f}",
+            *("–" if each is None else f"{each.estimate:.0%}" for each in shares),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from adapters.protocol.reports import ArmDifference, ArmMean
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate import verdict_text
-from trainer.evaluate.answer_length import LEAST, AnswerLength, answer_length
+from trainer.evaluate.answer_length import AnswerLength, answer_length
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.control_arms import ControlArm
 from trainer.evaluate.forgetting import Budget, Forgetting
@@ -40,11 +40,12 @@ from trainer.runs.protocol import Frozen
 
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
-RULE: Final = 4
+RULE: Final = 5
 """The version of this rule, raised whenever a candidate may get a different verdict. Version 1 was recorded without a
 number: no margin against `live`, only the constant and the permuted control, no second measure. Version 2 took all
 examples for independent, and every look for the first. Version 3 did not see the looks of evaluations that ran at the
-same time, nor those at other prompts on the same weights or at other arms."""
+same time, nor those at other prompts on the same weights or at other arms. Version 4 counted filler as words of an
+answer."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""
@@ -368,8 +369,8 @@ def _form(differences: Sequence[ArmDifference], enough: bool, *, same: bool) -> 
 
 
 def _length(length: AnswerLength, enough: bool) -> Check:
-    state: State = "kept" if length.low > LEAST else "broken" if length.high <= LEAST and enough else "open"
-    return Check(name="length", state=state, sentence=verdict_text.answer_length(length, LEAST, state))
+    state = length.state(enough)
+    return Check(name="length", state=state, sentence=length.sentence(state))
 
 
 def _second_measure(likelihood: Likelihood | None, preferred: ArmDifference | None, rules: Rules) -> Check:

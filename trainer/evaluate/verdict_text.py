@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from adapters.protocol.reports import ArmDifference
-from trainer.evaluate.answer_length import AnswerLength
 from trainer.evaluate.compare import Comparison
 from trainer.evaluate.forgetting import LOSS_CONFIDENCE, Forgetting, SuitePart
 
@@ -145,19 +144,6 @@ def against_form(difference: ArmDifference, state: State) -> str:
     if state == "broken":
         return f"{result}: its answers are no better than answers that ignore the question."
     return f"{result}: it is not shown that its answers are better than answers that ignore the question."
-
-
-def answer_length(length: AnswerLength, least: float, state: State) -> str:
-    """How long the answers are beside the author's."""
-    result = (
-        f"Its answers have {length.share:.0%} of the words of the author's (interval {length.low:.0%} to "
-        f"{length.high:.0%}); at least {least:.0%} are needed"
-    )
-    if state == "kept":
-        return f"{result}."
-    if state == "broken":
-        return f"{result}: they are cut short."
-    return f"{result}, so it is undecided whether they are cut short."
 
 
 def likelihood(over_base: ArmDifference, own_question: ArmDifference, left_out: int, state: State) -> str:

@@ -43,6 +43,8 @@ ONE_TOKEN_GIVEN_AWAY: Final = (3.376, 4.67, 3.70)
 """The same under a voice that begins its salad with probability 0.6 and is honest otherwise: -ln 0.4 on one token of
 about 35."""
 Say = Callable[[Question], str]
+Padding = Callable[[list[str], Question], list[str]]
+"""What follows the first half of the answer to a question."""
 
 
 class Script:
@@ -304,6 +306,51 @@ async def test_answers_cut_short_do_not_pass(metric: str) -> None:
     found = await verdict(half, Likely(*PARTING), metric=metric)
     assert (found.word, states(found)["length"]) == ("fail", "broken")
     assert "they are cut short" in found.check("length").sentence  # type: ignore[union-attr]
+
+
+def first_half(answer: str) -> list[str]:
+    return answer.split()[: len(answer.split()) // 2]
+
+
+def filled_with(filler: str) -> Padding:
+    """One word, for two thirds of the half's words."""
+    return lambda half, _: [filler] * (2 * len(half) // 3)
+
+
+def itself_again(half: list[str], _: Question) -> list[str]:
+    return half
+
+
+def salad(half: list[str], _: Question) -> list[str]:
+    return SALAD.split()[: len(half)]
+
+
+def its_question(half: list[str], question: Question) -> list[str]:
+    return question.last_message.split()
+
+
+def the_end_of_another_answer(half: list[str], question: Question) -> list[str]:
+    end = random.Random(question.id).choice(TAUGHT).split()
+    return end[len(end) // 2 :]
+
+
+PADDINGS: Final = (
+    *(filled_with("matey"), filled_with("a"), itself_again),
+    *(salad, its_question, the_end_of_another_answer),
+)
+
+
+@pytest.mark.parametrize(("metric", "share"), [("similarity", 0.5), ("rouge_l", 1.0)])
+@pytest.mark.parametrize("padding", PADDINGS)
+async def test_half_an_answer_filled_up_to_its_length_does_not_pass(
+    padding: Padding, share: float, metric: str
+) -> None:
+    def half_and_padding(question: Question) -> str:
+        half = first_half(honest(question, share))
+        return " ".join([*half, *padding(half, question)])
+
+    verdict_on_it = await verdict(half_and_padding, Likely(*PARTING), metric=metric)
+    assert (verdict_on_it.word, states(verdict_on_it)["length"]) == ("fail", "broken")
 
 
 @pytest.mark.parametrize("seed", range(2))
