@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.classification import jsonl, rows
 from trainer.data.formats import read_dataset
+from trainer.evaluate.announced import closed_labels
 from trainer.evaluate.arms import Arm, Question, base_at_its_best, max_answer_tokens, questions
 from trainer.evaluate.base_prompts import base_prompts, longest, wanted_examples
 from trainer.evaluate.metrics.choose import choose_primary
@@ -91,8 +92,9 @@ def table_rows(name: str, base: Base, training: bytes, held_out: bytes, context:
         examples=prompts.examples,
     ):
         answers = list(base.answers(arm, prompts.questions, limit))
+        form, labels = form_of(chosen.primary), closed_labels([question.reference for question in asked])
         scores = [
-            chosen.primary.score(read_answer(text, question.reference, form_of(chosen.primary)), question.reference)
+            chosen.primary.score(read_answer(text, question.reference, form, labels), question.reference)
             for (text, _, _), question in zip(answers, asked, strict=True)
         ]
         sizes = np.array([sizes for _, *sizes in answers]).mean(axis=0)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from trainer.data.similar import groups, merged
 from trainer.errors import ArmVersionChanged, EvaluationInvalid
+from trainer.evaluate.announced import closed_labels
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Arm, Question
 from trainer.evaluate.asking import Answerer
@@ -27,6 +28,8 @@ PREFERS: Final = "prefers_reference"
 """Name of the secondary scores that `prefers` gives, for preference data."""
 LENGTH_REACHED: Final = "length"
 """The finish_reason of an answer that reached `max_tokens`."""
+CUT_OFTEN: Final = 0.1
+"""Share of an arm's answers that reached `max_tokens` above which the arm may be better than its score."""
 
 
 class ArmResult(Frozen):
@@ -69,6 +72,11 @@ class ArmResult(Frozen):
     def mean(self) -> float:
         """The first run's mean score over the examples."""
         return float(self.scores.mean())
+
+    @property
+    def often_cut(self) -> bool:
+        """Whether more than CUT_OFTEN of the answers reached `max_tokens`."""
+        return self.cut > CUT_OFTEN * len(self.answers)
 
 
 class StoppedArm(Frozen):
@@ -286,6 +294,7 @@ class _Scoring:
     def __init__(self, metric: Metric, secondary: tuple[Metric, ...], held_out: Sequence[Question]) -> None:
         self._metric, self._secondary, self._form = metric, secondary, form_of(metric)
         self._references = {question.id: question.reference for question in held_out}
+        self._labels = closed_labels(list(self._references.values()))
 
     def max_mean(self, answers: Sequence[Answer], units: Units | None) -> float:
         """The mean score of these answers to the first questions, as if all others were right."""
@@ -321,7 +330,7 @@ class _Scoring:
         return tuple(metric.score(answer, reference) for answer, reference in zip(read, references, strict=True))
 
     def _read(self, answer: Answer) -> str:
-        return read_answer(answer.text, self._references[answer.example], self._form)
+        return read_answer(answer.text, self._references[answer.example], self._form, self._labels)
 
 
 def _progress_of(on_stage: OnStage | None, stage: str) -> Callable[[int, int], None] | None:

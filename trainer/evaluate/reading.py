@@ -2,8 +2,9 @@
 
 A base that is right must not lose because it thinks first, puts its JSON into a code fence or says "The answer is X".
 Nothing may turn a wrong answer into a right one, so only what stands around one whole answer is taken off, and nothing
-is searched for in prose. What the author's own answer has (a thinking block, a fence, "Answer:") is part of the answer
-and stays.
+is searched for in prose. Of a closed set of labels, a sentence that announces one and no other is read, too
+(`trainer.evaluate.announced`). What the author's own answer has (a thinking block, a fence, "Answer:") is part of the
+answer and stays.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import re
 from collections.abc import Callable
 from typing import Final, Literal
 
+from trainer.evaluate.announced import announced_label
 from trainer.evaluate.metrics.base import Metric, normalised
 from trainer.evaluate.metrics.match import Regex
 
 AnswerForm = Literal["text", "label", "json", "verbatim"]
 """What an answer is: free text, one short answer, JSON, or all that the model said."""
 
-_THINKING_START: Final = "<think>"
-_THINKING_END: Final = "</think>"
+_THINKING: Final = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"))
 _FENCE: Final = "```"
 _FENCE_NAME: Final = re.compile(r"[\w+.-]*")
 _ANSWER_LINE: Final = re.compile(
@@ -40,12 +41,12 @@ def form_named(metric: str, pattern: str | None) -> AnswerForm:
     """The same by the metric's name and pattern. A pattern that asks for a thinking block reads all of it."""
     if metric == "exact_match":
         return "label"
-    if pattern is not None and "think" in pattern:
+    if pattern is not None and "think" in pattern.casefold():
         return "verbatim"
     return "json" if metric.startswith("json_") else "text"
 
 
-def read_answer(answer: str, reference: str, form: AnswerForm) -> str:
+def read_answer(answer: str, reference: str, form: AnswerForm, labels: frozenset[str] = frozenset()) -> str:
     """The answer to score, without what a model puts around it.
 
     Args:
@@ -54,6 +55,7 @@ def read_answer(answer: str, reference: str, form: AnswerForm) -> str:
         form: ``text``: only a thinking block at the beginning is taken off. ``json``: also a code fence around the
             whole answer. ``label``: also, the last line decides if it is "Answer: X" or "The answer is X", or X in
             bold. ``verbatim``: nothing is taken off.
+        labels: For ``label``: the closed set of answers (`announced.closed_labels`); empty if there is none.
 
     Returns:
         The answer. Empty if a thinking block never ends: there is no answer then.
@@ -61,16 +63,22 @@ def read_answer(answer: str, reference: str, form: AnswerForm) -> str:
     for take_off in _STEPS[form]:
         if take_off(reference) == reference:
             answer = take_off(answer)
-    return answer
+    if form != "label":
+        return answer
+    label = announced_label(answer, labels) if normalised(reference) in labels else None
+    return label if label is not None else _last_line_answer(answer, reference)
 
 
 def _without_thinking(text: str) -> str:
-    """The text after `<think>…</think>` at its beginning; the opening tag may be in the prompt."""
+    """The text after `<think>…</think>` or the like at its beginning; the opening tag may be in the prompt."""
     stripped = text.lstrip()
-    before, end, after = stripped.partition(_THINKING_END)
-    if stripped.startswith(_THINKING_START):
-        return after.strip() if end else ""
-    return after.strip() if end and _THINKING_START not in before else text
+    for start, end in _THINKING:
+        before, ended, after = stripped.partition(end)
+        if stripped.startswith(start):
+            return after.strip() if ended else ""
+        if ended and start not in before:
+            return after.strip()
+    return text
 
 
 def _without_fence(text: str) -> str:
@@ -83,7 +91,12 @@ def _without_fence(text: str) -> str:
     return content.strip() if newline and _FENCE_NAME.fullmatch(name.strip()) else inside.strip()
 
 
-def _last_line_answer(text: str) -> str:
+def _last_line_answer(answer: str, reference: str) -> str:
+    """The last line's answer, unless the reference is such a line itself."""
+    return _of_last_line(answer) if _of_last_line(reference) == reference else answer
+
+
+def _of_last_line(text: str) -> str:
     """X if the last line is "Answer: X", "The answer is X" or X in bold; otherwise the text.
 
     Several such lines with different answers are a list and not an answer.
@@ -100,6 +113,6 @@ def _last_line_answer(text: str) -> str:
 _STEPS: Final[dict[AnswerForm, tuple[Callable[[str], str], ...]]] = {
     "text": (_without_thinking,),
     "json": (_without_thinking, _without_fence),
-    "label": (_without_thinking, _without_fence, _last_line_answer),
+    "label": (_without_thinking, _without_fence),
     "verbatim": (),
 }

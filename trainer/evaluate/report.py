@@ -33,8 +33,6 @@ from trainer.tune.lineage import Lineage
 
 SHOWN_EACH: Final = 3
 CURVE_POINTS: Final = 400
-CUT_OFTEN: Final = 0.1
-"""Share of an arm's answers that reached the limit above which the report says so."""
 
 
 class EvaluationReport(Frozen):
@@ -198,7 +196,7 @@ def _cut_notes(results: Sequence[ArmResult]) -> list[str]:
         f"{result.cut} of {len(result.answers)} answers of {result.arm.label} were cut at the length limit; it may "
         "score higher with a larger `max_tokens`"
         for result in results
-        if result.cut > CUT_OFTEN * len(result.answers)
+        if result.often_cut
     ]
 
 

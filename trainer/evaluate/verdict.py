@@ -45,7 +45,7 @@ RULE: Final = 5
 number: no margin against `live`, only the constant and the permuted control, no second measure. Version 2 took all
 examples for independent, and every look for the first. Version 3 did not see the looks of evaluations that ran at the
 same time, nor those at other prompts on the same weights or at other arms. Version 4 counted filler as words of an
-answer."""
+answer, and let a base lose whose answers were cut."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""
@@ -204,8 +204,15 @@ def decide(
 
 def _more(checks: Sequence[Check], differences: Differences, rules: Rules) -> verdict_text.More:
     """How many more examples would settle the open ones of these checks."""
-    undecided = [check.name for check in checks if check.state == "open"]
+    undecided = [name for name, state in _outcomes(checks, differences.base) if state == "open"]
     return verdict_text.More(*more_examples(undecided, differences, rules.min_examples), rules.most_examples)
+
+
+def _outcomes(checks: Sequence[Check], base: ArmDifference) -> list[tuple[str, State]]:
+    """The name and the state of each check; `base_cut` is a check on the base that its cut answers alone leave open."""
+    shown = base.low > base.bound
+    names = ("base_cut" if shown and (check.name, check.state) == ("base", "open") else check.name for check in checks)
+    return [(name, check.state) for name, check in zip(names, checks, strict=True)]
 
 
 def _means(comparison: Comparison, labels: Sequence[str], method: IntervalMethod) -> tuple[ArmMean, ...]:
@@ -249,7 +256,7 @@ def _scored_checks(
     enough = base.examples >= rules.min_examples
     scored = (
         _examples(base.examples, len(comparison.questions), rules, look),
-        _base(base, enough),
+        _base(base, enough, comparison),
         *(() if live is None else (not_worse(live, enough=enough),)),
         _form(differences.form, enough, same=_always_same(comparison, candidate)),
     )
@@ -265,13 +272,7 @@ def not_worse(difference: ArmDifference, *, enough: bool) -> Check:
 
     Not having been shown to be worse is not enough: with few examples nothing is.
     """
-    state: State = (
-        "kept"
-        if difference.low > difference.bound
-        else "broken"
-        if difference.high <= difference.bound and enough
-        else "open"
-    )
+    state = _above_bound(difference, enough)
     return Check(name="live", state=state, sentence=verdict_text.against_live(difference, state))
 
 
@@ -285,7 +286,7 @@ def _sentence(
 ) -> str:
     if uncounted is not None:
         return verdict_text.uncounted_verdict(uncounted)
-    return verdict_text.verdict(word, against_base, comparison, [(check.name, check.state) for check in checks], more)
+    return verdict_text.verdict(word, against_base, comparison, _outcomes(checks, against_base), more)
 
 
 def _all_open(scored: Sequence[Check]) -> tuple[Check, ...]:
@@ -341,14 +342,20 @@ def _examples(count: int, total: int, rules: Rules, look: int) -> Check:
     )
 
 
-def _base(difference: ArmDifference, enough: bool) -> Check:
-    state: State = (
-        "kept"
-        if difference.low > difference.bound
-        else "broken"
-        if difference.high <= difference.bound and enough
-        else "open"
-    )
+def _above_bound(difference: ArmDifference, enough: bool) -> State:
+    """Whether the whole interval lies above the bound, or none of it."""
+    if difference.low > difference.bound:
+        return "kept"
+    return "broken" if difference.high <= difference.bound and enough else "open"
+
+
+def _base(difference: ArmDifference, enough: bool, comparison: Comparison) -> Check:
+    state = _above_bound(difference, enough)
+    base = comparison.result(difference.against)
+    if (
+        state == "kept" and comparison.binary and base.often_cut
+    ):  # right or wrong: what it was about to say may be right
+        return Check(name="base", state="open", sentence=verdict_text.base_cut(difference, base.cut, len(base.answers)))
     return Check(name="base", state=state, sentence=verdict_text.against_base(difference, state))
 
 
@@ -381,10 +388,8 @@ def _second_measure(likelihood: Likelihood | None, preferred: ArmDifference | No
     if likelihood is None:
         return Check(name=name, state="open", sentence=verdict_text.NO_SECOND_MEASURE)
     enough, both = likelihood.examples >= rules.min_examples, (likelihood.over_base, likelihood.own_question)
-    all_above, any_below = (
-        all(difference.low > 0 for difference in both),
-        any(difference.high <= 0 for difference in both),
-    )
+    all_above = all(difference.low > 0 for difference in both)
+    any_below = any(difference.high <= 0 for difference in both)
     state: State = "open" if not enough else "kept" if all_above else "broken" if any_below else "open"
     return Check(name=name, state=state, sentence=verdict_text.likelihood(*both, likelihood.left_out, state))
 

@@ -121,6 +121,20 @@ def against_base(difference: ArmDifference, state: State) -> str:
     return f"{result}; the interval contains it, so this is undecided."
 
 
+def base_cut(difference: ArmDifference, cut: int, count: int) -> str:
+    """Why the check against the base is open although the candidate is better.
+
+    Args:
+        difference: The candidate's.
+        cut: How many of the base's ``count`` answers reached the length limit.
+    """
+    return (
+        f"Against “{difference.against}” it is {difference_in_words(difference)} "
+        f"({percent(difference.confidence)} interval {interval_in_points(difference)}), but {cut} of {count} answers "
+        "of the base were cut at the length limit, and what came next may have been right: this is undecided."
+    )
+
+
 def against_live(difference: ArmDifference, state: State) -> str:
     """The result of the check against the live version."""
     result = (
@@ -337,6 +351,10 @@ def _why_undecided(difference: ArmDifference, undecided: Sequence[str], more: Mo
         )
     elif "form" in undecided:
         parts.append("It is not shown that its answers are better than answers that ignore the question.")
+    if "base_cut" in undecided:
+        parts.append(
+            "Too many of the base's answers were cut at the length limit: evaluate with a larger `max_tokens`."
+        )
     if "live" in undecided:
         parts.append("It is not shown whether it is worse than the live version.")
     if "length" in undecided:

@@ -13,6 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from trainer.evaluate.announced import closed_labels
 from trainer.evaluate.answers import Answer
 from trainer.evaluate.arms import Question
 from trainer.evaluate.evaluations.spec import ANSWERS, EXAMPLE_SCORES, QUESTIONS, REPORT
@@ -64,8 +65,9 @@ def draw_from(directory: Path, run_id: str, count: int) -> DrawnPairs:
     if any((label, question.id) not in texts for label in labels.values() for question in questions):
         raise _deleted(run_id)
     form = form_named(scores.metric.name, scores.metric.pattern)
+    closed = closed_labels([question.reference for question in questions])
     answers = {
-        side: [read_answer(texts[label, question.id], question.reference, form) for question in questions]
+        side: [read_answer(texts[label, question.id], question.reference, form, closed) for question in questions]
         for side, label in labels.items()
     }
     sides = zip(answers["candidate"], answers["base"], strict=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from trainer.evaluate.announced import closed_labels
 from trainer.evaluate.metrics.choose import metric_by_name
 from trainer.evaluate.reading import form_of, read_answer
 
 JSON = '{"order": 7}'
+LABELS = closed_labels(["card lost", "card late", "top up", "card"] * 2)
 
 
 def score(metric: str, answer: str, reference: str, **options: str) -> float:
@@ -89,6 +91,85 @@ def test_json_is_taken_out_of_one_fence_and_never_out_of_prose(answer: str, righ
 def test_what_the_author_s_answer_has_stays(reference: str) -> None:
     assert read_answer(reference, reference, "label") == reference
     assert score("exact_match", reference, reference) == 1
+
+
+ANNOUNCED = [
+    "The answer is card lost because it was never delivered.",
+    "It never came. The answer is **card lost**, since the post office has it.",
+    "The answer is Card Lost, as it was never delivered.",
+    "The most appropriate category is card lost.",
+    "So the most likely label for this message is: card lost",
+    "### Answer\ncard lost",
+    "It never came.\n\n## Final answer:\n\ncard lost.",
+    "Answer:\ncard lost",
+    "It never came.\n\n\\boxed{card lost}",
+    r"The final answer is $\boxed{\text{card lost}}$.",
+]
+
+
+def label_score(answer: str, labels: frozenset[str] = LABELS) -> float:
+    exact = metric_by_name("exact_match")
+    return exact.score(read_answer(answer, "card lost", "label", labels), "card lost")
+
+
+@pytest.mark.parametrize("answer", ANNOUNCED)
+def test_a_sentence_that_announces_one_label_of_a_closed_set_is_read(answer: str) -> None:
+    assert label_score(answer) == 1
+    assert label_score(answer, frozenset()) == 0, "without a closed set nothing says where the label ends"
+    assert label_score(answer.replace("card lost", "card late").replace("Card Lost", "card late")) == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The answer is card lost because it is not card late.",
+        "The answer is not card lost because it was delivered.",
+        "The answer is card lost or card late.",
+        "The answer is card lost or stolen.",
+        "The answer is card lost, or maybe a refund.",
+        "The answer is card lost as well as a refund.",
+        "The answer is card lost-and-found because it says so.",
+        "The answer is card lost because it never came. The answer is top up.",
+        "The answer is card late.\nThe answer is card lost because it never came.",
+        "card late\nThe answer is card lost because it never came.",
+        "The answer is card lost because it never came.\nNo, it is late.",
+        "### Answer\ncard lost\ncard late",
+        "### Answer\ncard late\n### Answer\ncard lost",
+        r"\boxed{card late} \boxed{card lost}",
+        r"\boxed{card lost} or card late",
+        "It never came.\ncard lost",
+    ],
+)
+def test_two_labels_are_no_answer_and_neither_is_what_is_said_in_passing(answer: str) -> None:
+    assert label_score(answer) == 0
+
+
+def test_the_longest_label_is_the_one_that_is_announced() -> None:
+    assert read_answer("The answer is card because it is lost.", "card", "label", LABELS) == "card"
+    assert read_answer("The answer is card lost because it is.", "card", "label", LABELS) == "card lost"
+
+
+@pytest.mark.parametrize(
+    ("references", "closed"),
+    [
+        (["a", "b", "a", "B."], {"a", "b"}),
+        (["a", "b", "c", "d"], set()),  # nothing occurs twice
+        (["a", "a", "b", "c", "d"], set()),
+        (["A*", "A*", "A", "A"], set()),  # an asterisk that Markdown could have put there
+        (["word " * 20, "word " * 20], set()),
+    ],
+)
+def test_labels_are_closed_where_they_come_again(references: list[str], closed: set[str]) -> None:
+    assert closed_labels(references) == closed
+
+
+@pytest.mark.parametrize(("start", "end"), [("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")])
+@pytest.mark.parametrize(("metric", "right"), [("exact_match", "card lost"), ("json_exact", JSON)])
+def test_every_kind_of_thinking_block_is_taken_off(start: str, end: str, metric: str, right: str) -> None:
+    assert score(metric, f"{start}It is card late.{end}\n{right}", right) == 1
+    assert score(metric, f"It is card late.{end}\n{right}", right) == 1
+    assert score(metric, f"{start}{right}", right) == 0
+    assert score(metric, f"{start}{right}{end}", right) == 0
 
 
 def test_free_text_loses_its_thinking_alone() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.trainer.evaluate.worlds import QUICK, Runs, comparison, forgetting, form, likelier, row
 from trainer.errors import EvaluationInvalid
+from trainer.evaluate.compare import Comparison
 from trainer.evaluate.forgetting import Forgetting
 from trainer.evaluate.verdict import RULE, Rules, Verdict, decide
 
@@ -89,6 +90,43 @@ def test_equal_arms_on_few_examples_are_open_and_say_what_could_have_been_seen()
     assert verdict.detectable is not None
     assert 0.05 < verdict.detectable < 0.4
     assert "so far the scores show no improvement" in verdict.sentence
+
+
+def cut(found: Comparison, label: str, count: int) -> Comparison:
+    """With so many answers of an arm at the length limit."""
+    results = [
+        result.model_copy(update={"cut": count}) if result.arm.label == label else result for result in found.results
+    ]
+    return found.model_copy(update={"results": tuple(results)})
+
+
+@pytest.mark.parametrize(("count", "word"), [(0, "pass"), (10, "pass"), (11, "not_enough_evidence")])
+def test_a_base_whose_answers_are_cut_is_not_beaten(count: int, word: str) -> None:
+    """It may have been about to say the right answer."""
+    arms = cut(comparison({"tuned": [row(90, 100)], "base": [row(30, 100)]}), "base", count)
+    verdict = decide(arms, candidate="tuned", bases=["base"], form=form(100), forgetting=forgetting(), rules=RULES)
+    assert verdict.word == word
+    if word != "pass":
+        assert {name for name, state in states(verdict).items() if state == "open"} == {"base"}
+        assert "11 of 100 answers of the base were cut" in verdict.check("base").sentence  # type: ignore[union-attr]
+        assert "evaluate with a larger `max_tokens`" in verdict.sentence
+        assert "The true difference may be" not in verdict.sentence
+        assert verdict.more is None
+
+
+def test_cut_answers_of_a_weaker_base_or_of_the_candidate_leave_nothing_open() -> None:
+    arms = comparison({"tuned": [row(90, 100)], "base": [row(10, 100)], "base told the answers": [row(30, 100)]})
+    values: dict[str, Any] = {"form": form(100), "forgetting": forgetting(), "rules": RULES}
+    bases = ["base", "base told the answers"]
+    assert decide(cut(arms, "base", 100), candidate="tuned", bases=bases, **values).passed
+    assert decide(cut(arms, "tuned", 100), candidate="tuned", bases=bases, **values).passed
+    assert not decide(cut(arms, "base told the answers", 100), candidate="tuned", bases=bases, **values).passed
+
+
+def test_a_candidate_that_does_not_beat_even_a_cut_base_fails() -> None:
+    arms = cut(comparison({"tuned": [row(20, 200)], "base": [row(60, 200)]}), "base", 200)
+    verdict = decide(arms, candidate="tuned", bases=["base"], form=form(200), forgetting=forgetting(), rules=RULES)
+    assert (verdict.word, states(verdict)["base"]) == ("fail", "broken")
 
 
 def test_the_strongest_base_is_the_one_to_beat() -> None:

@@ -114,7 +114,17 @@ def test_a_candidate_that_knows_no_more_than_the_examples_show_does_not_beat_the
     assert [arm.prompt.examples for arm in plan_of(folder).arms] == [0, 0, 0, 8]
 
 
-@pytest.mark.parametrize("form", ["<think>It is {0}.</think>\n\n{1}", "```text\n{1}\n```", "It is clear.\nAnswer: {1}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<think>It is {0}.</think>\n\n{1}",
+        "[THINK]It is {0}.[/THINK]{1}",
+        "```text\n{1}\n```",
+        "It is clear.\nAnswer: {1}",
+        "The answer is {1} because it is {0}.",
+        "### Answer\n{1}",
+    ],
+)
 def test_a_base_that_is_right_does_not_lose_by_the_form_of_its_answer(judged: Any, form: str) -> None:
     right = {row["prompt"]: row["completion"] for row in HELD_OUT}
     _, report = judged(lambda messages: form.format("something", right[messages[-1]["content"]]))
