@@ -52,7 +52,10 @@ TRUE_LOSSES: Final = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.10)
 DISCORDANCES: Final = (0.05, 0.10, 0.15)
 """Shares of items that exactly one of base and candidate gets right."""
 EARLIER_ITEMS: Final = 103
-CHAT_LOSSES: Final = (0.0, 0.02, 0.05, 0.10, 0.15, 0.20)
+CHAT_LOSSES: Final = (0.0, 0.02, 0.05, 0.08, 0.10, 0.15, 0.20)
+CHAT_DISCORDANCES: Final = (*DISCORDANCES, 0.20)
+VOICES_DIFFER: Final = (0.11, 0.20)
+"""Shares of items in plain text and in a chat on which the sample voices differ from their base."""
 SHOWN: Final[tuple[State, ...]] = ("kept", "open", "broken")
 
 
@@ -241,18 +244,44 @@ def forgetting_tables(*, draws: int = DRAWS) -> str:
     """In Markdown, percent *kept* / *open* / *broken*: the items in plain text, and those in a chat."""
     suite, budget = general_suite(), Budget()
     lines = []
-    for what, count, allowed, losses in (
-        ("in plain text", len(suite.choices), budget.accuracy, TRUE_LOSSES),
-        ("in a chat", len(suite.chats), budget.chat, CHAT_LOSSES),
+    for what, count, allowed, losses, discordances in (
+        ("in plain text", len(suite.choices), budget.accuracy, TRUE_LOSSES, DISCORDANCES),
+        ("in a chat", len(suite.chats), budget.chat, CHAT_LOSSES, CHAT_DISCORDANCES),
     ):
-        heads = "".join(f" differ on {100 * share:.0f}% |" for share in DISCORDANCES)
-        lines += ["", f"| true loss, {count} items {what} |{heads}", "|---|" + "---|" * len(DISCORDANCES)]
+        heads = "".join(f" differ on {100 * share:.0f}% |" for share in discordances)
+        lines += ["", f"| true loss, {count} items {what} |{heads}", "|---|" + "---|" * len(discordances)]
         for loss in losses:
-            shares_of = [forgetting_shares(loss, count, differ, budget=allowed, draws=draws) for differ in DISCORDANCES]
+            shares_of = [forgetting_shares(loss, count, differ, budget=allowed, draws=draws) for differ in discordances]
             lines.append(f"| {100 * loss:.0f} points | {' | '.join(map(_cell, shares_of))} |")
     share = kept_by_estimate(0.08, EARLIER_ITEMS, DISCORDANCES[1])
     lines += ["", f"8 points, {EARLIER_ITEMS} items, by the estimate alone, differ on 10%: {100 * share:.0f}% kept"]
+    plain, chat, both = (100 * share for share in kept_together(draws=10 * draws))
+    lines += [
+        f"no loss, where {' and '.join(f'{100 * share:.0f}%' for share in VOICES_DIFFER)} differ: plain text kept in "
+        f"{plain:.0f}%, chats in {chat:.0f}%, both in {both:.0f}%"
+    ]
     return "\n".join(lines[1:])
+
+
+def kept_together(
+    loss: float = 0.0, differ: tuple[float, float] = VOICES_DIFFER, *, draws: int = 10 * DRAWS, seed: int = 0
+) -> tuple[float, float, float]:
+    """How often plain text, chats, and both together are kept: the power of *forgetting*, but for the perplexity.
+
+    Args:
+        loss: The true loss of accuracy in both parts.
+        differ: The shares of items in plain text and in a chat on which base and candidate differ, at least ``loss``.
+        draws, seed: Of the simulation.
+    """
+    suite, budget, random = general_suite(), Budget(), np.random.default_rng(seed)
+    kept = []
+    for count, allowed, share in zip(
+        (len(suite.choices), len(suite.chats)), (budget.accuracy, budget.chat), differ, strict=True
+    ):
+        pairs = _pairs(random, count, loss, share, draws)
+        kept.append([forgetting_state(int(lost), int(won), count, allowed) == "kept" for lost, won in pairs])
+    plain, chat = np.array(kept)
+    return float(plain.mean()), float(chat.mean()), float((plain & chat).mean())
 
 
 def _cell(outcome_shares: dict[State, float]) -> str:

@@ -272,7 +272,7 @@ def not_worse(difference: ArmDifference, *, enough: bool) -> Check:
 
     Not having been shown to be worse is not enough: with few examples nothing is.
     """
-    state = _above_bound(difference, enough)
+    state = above_bound(difference, enough)
     return Check(name="live", state=state, sentence=verdict_text.against_live(difference, state))
 
 
@@ -342,7 +342,7 @@ def _examples(count: int, total: int, rules: Rules, look: int) -> Check:
     )
 
 
-def _above_bound(difference: ArmDifference, enough: bool) -> State:
+def above_bound(difference: ArmDifference, enough: bool) -> State:
     """Whether the whole interval lies above the bound, or none of it."""
     if difference.low > difference.bound:
         return "kept"
@@ -350,7 +350,7 @@ def _above_bound(difference: ArmDifference, enough: bool) -> State:
 
 
 def _base(difference: ArmDifference, enough: bool, comparison: Comparison) -> Check:
-    state = _above_bound(difference, enough)
+    state = above_bound(difference, enough)
     base = comparison.result(difference.against)
     if (
         state == "kept" and comparison.binary and base.often_cut

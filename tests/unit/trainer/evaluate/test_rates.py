@@ -59,19 +59,38 @@ def test_a_true_loss_of_eight_points_is_hardly_ever_kept_and_no_loss_is_kept_mos
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_pages_tables_of_forgetting_are_what_comes_out(place: int) -> None:
     suite, budget = general_suite(), Budget()
-    count, allowed, losses = (
-        (len(suite.choices), budget.accuracy, rates.TRUE_LOSSES),
-        (len(suite.chats), budget.chat, rates.CHAT_LOSSES),
+    count, allowed, losses, discordances = (
+        (len(suite.choices), budget.accuracy, rates.TRUE_LOSSES, rates.DISCORDANCES),
+        (len(suite.chats), budget.chat, rates.CHAT_LOSSES, rates.CHAT_DISCORDANCES),
     )[place]
     (table,) = re.findall(rf"^\| true loss, {count} items [\w ]+ \|.*\n.*\n((?:\| \d+ points \|.*\n)+)", DOCUMENT, re.M)
     rows = re.findall(r"^\| (\d+) points \| (.+) \|$", table, re.MULTILINE)
     assert [int(points) for points, _ in rows] == [round(100 * loss) for loss in losses]
     for loss, (_, cells) in zip(losses, rows, strict=True):
-        for differ, cell in zip(rates.DISCORDANCES, cells.split(" | "), strict=True):
+        for differ, cell in zip(discordances, cells.split(" | "), strict=True):
             found = rates.forgetting_shares(loss, count, differ, budget=allowed, draws=DRAWS, seed=count + 7)
             for state, percent in zip(rates.SHOWN, map(float, cell.split(" / ")), strict=True):
                 away = abs(100 * found[state] - percent)
                 assert away <= error_of(percent / 100, DRAWS), (loss, differ, state, found[state], percent)
+
+
+def test_the_pages_power_of_forgetting_is_what_comes_out() -> None:
+    text = " ".join(DOCUMENT.split())
+    stated_shares = re.search(r"keeps plain text in (\d+)%, chats in (\d+)%, and both in (\d+)%", text)
+    assert stated_shares is not None
+    for share, percent in zip(rates.kept_together(draws=2000, seed=3), stated_shares.groups(), strict=True):
+        assert 100 * share == pytest.approx(float(percent), abs=4.5)
+
+
+def test_a_loss_of_eight_points_in_chats_is_kept_as_often_as_the_page_says() -> None:
+    assert 0.08 in rates.CHAT_LOSSES
+    stated_shares = re.search(r"in a chat in (\d+)% to (\d+)%, since its budget", " ".join(DOCUMENT.split()))
+    assert stated_shares is not None
+    low, high = (float(percent) / 100 for percent in stated_shares.groups())
+    count, budget = len(general_suite().chats), Budget().chat
+    for differ in rates.CHAT_DISCORDANCES:
+        share = rates.forgetting_shares(0.08, count, differ, budget=budget, draws=2000, seed=5)["kept"]
+        assert low - 0.03 <= share <= high + 0.03
 
 
 def stated() -> dict[tuple[str, str], list[dict[str, float]]]:
