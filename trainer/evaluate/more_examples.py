@@ -25,7 +25,8 @@ def more_examples(
     """The number of additional held-out examples that would settle the open checks, and the difference that needs most.
 
     Args:
-        undecided: The names of the open checks; `base_cut` for one on the base that is open as its answers were cut.
+        undecided: The names of the open checks; `base_cut` for one on the base that is open as its answers were cut,
+            which examples cannot settle.
         differences: With the numbers that they need.
         min_examples: The rule's minimum.
 
@@ -55,7 +56,7 @@ def _needed(name: str, differences: Differences, min_examples: int) -> list[tupl
         return [(differences.live.needed, differences.live)]
     if name == "form":
         return [(control.needed, control) for control in differences.form]
-    if name in ("length", "base_cut"):
+    if name == "length":
         return [(None, None)]
     if name == "second_measure" and differences.likelihood is not None:
         # if only some references were scored, more examples would not be scored either

@@ -334,10 +334,7 @@ def the_end_of_another_answer(half: list[str], question: Question) -> list[str]:
     return end[len(end) // 2 :]
 
 
-PADDINGS: Final = (
-    *(filled_with("matey"), filled_with("a"), itself_again),
-    *(salad, its_question, the_end_of_another_answer),
-)
+PADDINGS: Final = (filled_with("matey"), filled_with("a"), itself_again, salad, its_question, the_end_of_another_answer)
 
 
 @pytest.mark.parametrize(("metric", "share"), [("similarity", 0.5), ("rouge_l", 1.0)])
