@@ -2,8 +2,9 @@
 
 Whoever retrains until a version passes finds one by luck: of 20 versions that are no better than the base, judged at
 97.5% each on one held-out set, 10% to 20% of such series have a pass. So a look costs something. It is counted per
-held-out example, within a project, over versions, jobs and evaluations by hand: leaving out or rewording a few examples
-resets nothing, and an example that is new counts as new.
+held-out example, within a project, over versions, jobs and evaluations by hand: leaving out a few examples, or
+changing all a little, resets nothing, as near-duplicates are the same example here (`trainer.evaluate.sketches`). One
+that is new counts as new.
 
 The first version to be judged on the examples has the whole level alpha (one-sided). All later ones share another
 alpha: the k-th has alpha / (k (k - 1)), which sums to alpha over all k from 2 on. So a series of versions that are no
@@ -26,6 +27,8 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
+from pydantic import Field
+
 from trainer.data.folding import fold, key
 from trainer.evaluate.arms import Question
 from trainer.runs.protocol import Frozen
@@ -41,12 +44,14 @@ class Look(Frozen):
     """One version's evaluation.
 
     ``version``: `version_looked_at`. ``examples``: the keys of the held-out examples (`example_key`). ``setup``:
-    `arm_setup`; empty in looks that an earlier release recorded.
+    `arm_setup`; empty in looks that an earlier release recorded. ``sketches``: by an example's key, its sketch
+    (`trainer.evaluate.sketches`); of examples that only an earlier release recorded, there is none.
     """
 
     version: str
     examples: tuple[str, ...]
     setup: str = ""
+    sketches: dict[str, bytes] = Field(default_factory=dict)
 
 
 def example_key(question: Question) -> str:
@@ -100,6 +105,7 @@ def looks_of(comparison: Comparison, candidate: str | None, live: str | None, se
     one is the candidate.
     """
     questions = comparison.questions
+    sketch_of = _sketches(questions)
     examples = tuple(example_key(question) for question in questions)
     first = [] if candidate is None else [comparison.result(candidate)]
     setups: dict[str, str] = {}
@@ -107,7 +113,15 @@ def looks_of(comparison: Comparison, candidate: str | None, live: str | None, se
         setups.setdefault(version_looked_at(result), arm_setup(result, questions, setup))
     for stopped in (stopped for stopped in comparison.stopped if _is_shown(stopped, live)):
         setups.setdefault(version_looked_at(stopped), setup)  # it was asked, and shown passages for, some of them only
-    return [Look(version=version, examples=examples, setup=own) for version, own in setups.items()]
+    return [Look(version=version, examples=examples, setup=own, sketches=sketch_of) for version, own in setups.items()]
+
+
+def _sketches(questions: Sequence[Question]) -> dict[str, bytes]:
+    """Each question's sketch, by its key."""
+    from trainer.evaluate.sketches import sketches  # numpy, which the trainer's own process does without
+
+    made = sketches(tuple(question.text for question in questions))
+    return {example_key(question): sketch for question, sketch in zip(questions, made, strict=True)}
 
 
 def _is_shown(arm: ArmResult | StoppedArm, live: str | None) -> bool:
@@ -129,10 +143,12 @@ def position(looks: Iterable[Look], version: str, questions: Sequence[Question],
         questions: The held-out examples; at least one.
         setup: See `arm_setup`.
     """
-    before: dict[str, set[tuple[str, str]]] = {example_key(question): set() for question in questions}
+    earlier = _before(looks, version, questions, setup)
+    overlap = _Overlap(earlier, questions)
+    before: dict[str, set[tuple[str, str]]] = {example: set() for example in overlap.keys}
     own: set[str] = set()
-    for look in _before(looks, version, questions, setup):
-        used = before.keys() & set(look.examples)
+    for look in earlier:
+        used = overlap.used(look)
         for example in used:
             before[example].add((look.version, look.setup))
         if used and is_same_version(look.version, version):
@@ -161,6 +177,30 @@ def _before(looks: Iterable[Look], version: str, questions: Sequence[Question], 
         return not (same_setup and is_same_version(look.version, version))
 
     return list(takewhile(is_other, looks))
+
+
+class _Overlap:
+    """Which of the questions the examples of looks are: the same ones, or near-duplicates of them.
+
+    ``keys``: of the questions.
+    """
+
+    def __init__(self, looks: Sequence[Look], questions: Sequence[Question]) -> None:
+        from trainer.evaluate.sketches import near_duplicates
+
+        own = _sketches(questions)
+        self.keys = frozenset(own)
+        known = {example: sketch for look in looks for example, sketch in look.sketches.items()}
+        examples, self._near = list(known), dict[str, set[str]]()
+        matches = near_duplicates(list(known.values()), list(own.values()))
+        for question, positions in zip(own, matches, strict=True):
+            for at in positions:
+                self._near.setdefault(examples[at], set()).add(question)
+
+    def used(self, look: Look) -> frozenset[str]:
+        """The keys of the questions that the look used, or near-duplicates of them."""
+        near = (self._near.get(example, ()) for example in look.examples)
+        return self.keys.intersection(look.examples).union(*near)
 
 
 def is_same_version(recorded: str, version: str) -> bool:

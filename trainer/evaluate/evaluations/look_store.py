@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from adapters.database.sql import insert
 from adapters.database.types import BigInt
 from trainer.database import FILE, Database, metadata
 from trainer.errors import InternalError
@@ -41,6 +42,16 @@ looks: Final = sa.Table(
 )
 """``digest`` holds `Look.version`, which begins with the digest, SETUP and `Look.setup`; earlier releases recorded the
 version, or the digest, alone."""
+
+look_examples: Final = sa.Table(
+    "look_examples",
+    metadata,
+    sa.Column("project", sa.Text, primary_key=True),
+    sa.Column("example", sa.LargeBinary, primary_key=True, comment="its key"),
+    sa.Column("sketch", sa.LargeBinary, nullable=False, comment="trainer.evaluate.sketches"),
+    sqlite_with_rowid=False,
+)
+"""The sketch of each example of a project's looks, once, however many they are."""
 
 
 class _EarlierLook(BaseModel):
@@ -124,6 +135,13 @@ def _add(db: sa.Connection, project: str, run: str, taken: Sequence[Look]) -> No
                     created_at=int(time.time()),
                 )
             )
+    sketches = {example: sketch for look in taken for example, sketch in look.sketches.items()}
+    if sketches:
+        rows = [
+            {"project": project, "example": bytes.fromhex(example), "sketch": sketch}
+            for example, sketch in sketches.items()
+        ]
+        db.execute(insert(db, look_examples).on_conflict_do_nothing(), rows)
 
 
 def _of_project(db: sa.Connection, project: str, run: str) -> list[Look]:
@@ -133,12 +151,15 @@ def _of_project(db: sa.Connection, project: str, run: str) -> list[Look]:
         .where(looks.c.project == project, looks.c.number <= last)
         .order_by(looks.c.number)
     )
-    return [_look(row.digest, _keys(row.examples)) for row in rows]
+    stored = sa.select(look_examples.c.example, look_examples.c.sketch).where(look_examples.c.project == project)
+    sketch_of = {bytes(example).hex(): bytes(sketch) for example, sketch in db.execute(stored)}
+    return [_look(row.digest, _keys(row.examples), sketch_of) for row in rows]
 
 
-def _look(digest: str, examples: tuple[str, ...]) -> Look:
+def _look(digest: str, examples: tuple[str, ...], sketch_of: Mapping[str, bytes]) -> Look:
     version, _, setup = digest.partition(SETUP)
-    return Look(version=version, examples=examples, setup=setup)
+    sketches = {example: sketch_of[example] for example in examples if example in sketch_of}
+    return Look(version=version, examples=examples, setup=setup, sketches=sketches)
 
 
 def _keys(packed: bytes) -> tuple[str, ...]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.unit.trainer.evaluate.worlds import QUICK, comparison, form, questions
 from trainer.database import FILE, Database
 from trainer.errors import InternalError
 from trainer.evaluate import design_rates
-from trainer.evaluate.arms import Arm, Prompt
+from trainer.evaluate.arms import Arm, Prompt, Question
 from trainer.evaluate.compare import ArmResult, Comparison
-from trainer.evaluate.evaluations.look_store import LOOKS, LookStore, RunLooks
+from trainer.evaluate.evaluations.look_store import LOOKS, LookStore, RunLooks, look_examples
 from trainer.evaluate.looks import (
     Look,
     example_key,
@@ -46,6 +47,31 @@ def result(label: str, *, digest: str | None = None, version: str | None = None,
         digest=digest,
         version=version,
     )
+
+
+def sketched(*versions: str, held_out: Sequence[Question] = HELD_OUT, setup: str = "s") -> list[Look]:
+    """As this release records them."""
+    own = Comparison(
+        metric="exact_match",
+        binary=True,
+        questions=tuple(held_out),
+        results=tuple(result(version, version=version) for version in versions),
+    )
+    return looks_of(own, None, None, setup)
+
+
+def edited(held_out: Sequence[Question], before: str = "", after: str = "") -> list[Question]:
+    """Each question with a few more characters."""
+    return [
+        question.model_copy(
+            update={
+                "turns": tuple(
+                    turn.model_copy(update={"content": before + turn.content + after}) for turn in question.turns
+                )
+            }
+        )
+        for question in held_out
+    ]
 
 
 def compared(*results: ArmResult) -> Comparison:
@@ -144,8 +170,25 @@ def test_leaving_out_or_rewording_examples_resets_nothing() -> None:
     assert position(before, "d", reworded) == 4
 
 
+@pytest.mark.parametrize("after", [" \U0001f642", " ok"])
+def test_appending_something_to_every_question_makes_no_new_ones(after: str) -> None:
+    before = sketched("a", "b", "c")
+    changed = edited(HELD_OUT, after=after)
+    assert not {example_key(question) for question in changed} & set(before[0].examples)
+    assert position(before, "d", changed, "s2") == 4
+    assert position(looks("a", "b", "c"), "d", changed, "s2") == 1, "an earlier release kept too little to see it"
+
+
+def test_an_instruction_that_all_questions_share_makes_them_no_near_duplicates() -> None:
+    shared = "You are given a customer's question about an order. Answer in one short and friendly sentence. "
+    before = sketched("a", "b", held_out=edited(HELD_OUT, before=shared))
+    assert position(before, "c", edited(questions(80)[40:], before=shared), "s") == 1
+    assert position(before, "c", HELD_OUT, "s") == 3, "and leaving it out makes no new ones"
+
+
 def test_new_examples_count_as_new() -> None:
     new = questions(80)[40:]
+    assert position(sketched("a", "b", "c"), "d", new) == 1
     assert position(looks("a", "b", "c"), "d", new) == 1
     assert position(looks("a", "b", "c", "e"), "d", [*HELD_OUT, *new]) == 3, "half of them were used four times"
 
@@ -217,6 +260,21 @@ async def test_looks_outlive_what_was_looked_at(run_directory: Path) -> None:
     assert await first.record(looks("a")) == looks("a"), "what came later does not count"
     other = RunLooks(run_directory, "other", "eval-2")
     assert await other.record(looks("c")) == looks("c"), "another project's looks are its own"
+
+
+async def test_an_examples_sketch_is_stored_once_in_each_project(run_directory: Path) -> None:
+    store = RunLooks(run_directory, "acme", "eval-1")
+    await store.record(looks("a"))
+    assert [look.sketches for look in await store.record(looks("a"))] == [{}], "an earlier release's"
+    second = RunLooks(run_directory, "acme", "eval-2")
+    recorded = await second.record(sketched("b", "c"))
+    assert [len(look.sketches) for look in recorded] == [40, 40, 40], "the earlier look has them from then on"
+    assert position(recorded, "d 1", edited(HELD_OUT, after=" ok"), "s2") == 4
+    await RunLooks(run_directory, "other", "eval-3").record(sketched("b"))
+    database = Database(run_directory.parent.parent / FILE)
+    counted = sa.select(sa.func.count()).select_from(look_examples)
+    assert await database.run(lambda db: db.scalar(counted)) == 80
+    await database.close()
 
 
 async def test_of_versions_judged_side_by_side_only_one_is_the_first(run_directory: Path) -> None:
