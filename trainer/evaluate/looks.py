@@ -16,7 +16,7 @@ number from the moment when its scores are first seen, as a candidate or as any 
 a look is free. The same version on other examples, under another metric or with another limit is another look: whoever
 may choose among those finds one that passes, too, and so does whoever edits the documents that a grounded version is
 shown until they suit the questions. And no number pays for leaving out what a version lost: if some of
-the examples of its earlier look are missing, its scores do not count (`missing_examples`).
+the examples of an earlier look at its weights are missing, its scores do not count (`missing_examples`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ if TYPE_CHECKING:  # loads the statistics, which the trainer's own process does 
 
 KEY_BYTES: Final = 8
 PROMPT_CHARS: Final = 16
+NO_WEIGHTS: Final = "none"
+"""Stands for the digest of a version without weights."""
+MAX_COINCIDENCES: Final = 0.02
+"""Share of examples that may be near-duplicates of those of another file: in questions of one domain some are by
+chance. Chosen ones move a mean by no more than the smallest difference that matters."""
 
 
 class Look(Frozen):
@@ -71,7 +76,7 @@ def version_looked_at(result: ArmResult | StoppedArm) -> str:
     passes finds one by luck as well.
     """
     arm = result.arm
-    parts = [result.digest or "none", result.version or "/".join(filter(None, (arm.endpoint, arm.model)))]
+    parts = [result.digest or NO_WEIGHTS, result.version or "/".join(filter(None, (arm.endpoint, arm.model)))]
     if arm.prompt.model_dump(exclude_defaults=True) or arm.grounding is not None:
         chosen = json.dumps([arm.prompt.model_dump(), arm.grounding], sort_keys=True)
         parts.append(hashlib.blake2b(chosen.encode()).hexdigest()[:PROMPT_CHARS])
@@ -157,15 +162,25 @@ def position(looks: Iterable[Look], version: str, questions: Sequence[Question],
 
 
 def missing_examples(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str) -> int:
-    """How many examples of an earlier look of the same version at some of these examples are not among them; of several
-    such looks, the most. Of looks that an earlier release recorded, none: it drew other samples of a large file."""
+    """How many examples of an earlier look of the same weights at some of these examples are not among them; of several
+    such looks, the most.
+
+    An example that was edited is missing: whoever may edit those that a version lost has it asked until it wins. A look
+    is at these examples, too, if more than MAX_COINCIDENCES of them are edited ones of earlier looks of the weights.
+
+    Of looks that an earlier release recorded, none is missing: it drew other samples of a large file.
+    """
     keys = {example_key(question) for question in questions}
     earlier = [
-        set(look.examples)
+        look
         for look in _before(looks, version, questions, setup)
-        if look.setup and is_same_version(look.version, version)
+        if look.setup and has_same_weights(look.version, version)
     ]
-    return max((len(examples - keys) for examples in earlier if examples & keys), default=0)
+    overlap = _Overlap(earlier, questions)
+    edited = {example for look in earlier for example in overlap.used(look).difference(look.examples)}
+    are_edited = len(edited) > MAX_COINCIDENCES * len(keys)
+    shared = [look for look in earlier if keys.intersection(look.examples) or (are_edited and overlap.used(look))]
+    return max((len(set(look.examples) - keys) for look in shared), default=0)
 
 
 def _before(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str) -> list[Look]:
@@ -206,6 +221,13 @@ class _Overlap:
 def is_same_version(recorded: str, version: str) -> bool:
     """Whether a recorded look is at this version. Earlier releases recorded the digest alone."""
     return version == recorded or (" " not in recorded and version.partition(" ")[0] == recorded)
+
+
+def has_same_weights(recorded: str, version: str) -> bool:
+    """Whether a recorded look is at a version with the same weights, whatever its name, prompt and grounding; without
+    weights, whether it is at this version."""
+    digest = version.partition(" ")[0]
+    return is_same_version(recorded, version) or (digest != NO_WEIGHTS and recorded.partition(" ")[0] == digest)
 
 
 def look_confidence(confidence: float, number: int) -> float:

@@ -308,12 +308,12 @@ def uncounted_verdict(reason: str) -> str:
 
 
 def missing_examples(count: int) -> str:
-    """Why the scores do not count if examples of an earlier look at the same version are missing."""
+    """Why the scores do not count if examples of an earlier look at the same weights are missing."""
     left_out = "an example is" if count == 1 else f"{count} examples are"
     return (
-        f"This version was judged before, and {left_out} missing of those that it was asked then: on examples chosen "
-        "after its answers were seen, a version that is no better wins. Use all of them again, with more beside them, "
-        "or a held-out file that it has not seen."
+        f"This version, or its weights under another name or prompt, was judged before, and {left_out} missing of "
+        "those that it was asked then: on examples chosen after its answers were seen, a version that is no better "
+        "wins. Use all of them again, unchanged, with more beside them, or a held-out file that it has not seen."
     )
 
 

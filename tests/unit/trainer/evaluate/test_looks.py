@@ -114,6 +114,45 @@ def test_examples_of_an_earlier_look_may_not_be_left_out() -> None:
     assert missing_examples(looks("a 1"), "a 1", HELD_OUT[3:], "s2") == 0, "recorded by an earlier release"
 
 
+def test_another_name_of_the_same_weights_leaves_out_nothing() -> None:
+    named, renamed = (
+        version_looked_at(result("x", digest="d1", version=version)) for version in ("voice@3", "voice2@1")
+    )
+    prompted = version_looked_at(result("x", digest="d1", version="voice@3", prompt=Prompt(system="Think first.")))
+    first = Look(version=named, examples=looks("a")[0].examples, setup="s1")
+    assert position([first], renamed, HELD_OUT[3:], "s2") == 2
+    assert [missing_examples([first], version, HELD_OUT[3:], "s2") for version in (renamed, prompted)] == [3, 3]
+    retrained = version_looked_at(result("x", digest="d2", version="voice@3"))
+    assert missing_examples([first], retrained, HELD_OUT[3:], "s2") == 0
+    without = [version_looked_at(result("x", version=version)) for version in ("support@1", "support@2")]
+    bare = first.model_copy(update={"version": without[0]})
+    assert [missing_examples([bare], version, HELD_OUT[3:], "s2") for version in without] == [3, 0]
+
+
+def test_an_edited_example_is_missing() -> None:
+    """Or those that a version lost could be edited until it wins, or the others edited to look new."""
+    (first,) = (look.model_copy(update={"version": "d1 voice@3"}) for look in sketched("a"))
+    changed = edited(HELD_OUT, after=" ok")
+    assert missing_examples([first], "d1 voice@3", [*changed[:3], *HELD_OUT[3:]], "s2") == 3
+    assert missing_examples([first], "d1 voice@3", changed[10:], "s2") == 40
+    assert missing_examples([first], "d2 voice@4", changed[10:], "s2") == 0
+
+
+def test_a_few_near_duplicates_make_a_new_file_no_old_one() -> None:
+    (first,) = (look.model_copy(update={"version": "d1 voice@3"}) for look in sketched("a"))
+    new, changed = questions(140)[40:], edited(HELD_OUT, after=" ok")
+    assert missing_examples([first], "d1 voice@3", [*new[:98], *changed[:2]], "s2") == 0
+    assert missing_examples([first], "d1 voice@3", [*new[:97], *changed[:3]], "s2") == 40
+    parts = [
+        look.model_copy(update={"version": "d1 voice@3"})
+        for at in (0, 20)
+        for look in sketched("a", held_out=HELD_OUT[at : at + 20], setup=f"s{at}")
+    ]
+    assert missing_examples(parts, "d1 voice@3", [*new[:96], *changed[18:22]], "s2") == 20, (
+        "however many looks share them"
+    )
+
+
 def test_another_system_prompt_on_the_same_weights_is_another_version() -> None:
     first, second = (version_looked_at(result("candidate", digest="d1", version=f"voice@{n}")) for n in (3, 4))
     assert position(looks(first), second, HELD_OUT) == 2
