@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -103,20 +103,27 @@ def arm_setup(result: ArmResult, questions: Sequence[Question], setup: str) -> s
     return hashlib.blake2b(json.dumps([setup, shown]).encode(), digest_size=KEY_BYTES).hexdigest()
 
 
-def looks_of(comparison: Comparison, candidate: str | None, live: str | None, setup: str = "") -> list[Look]:
+def looks_of(
+    comparison: Comparison,
+    candidate: str | None,
+    live: str | None,
+    setup: str = "",
+    prompted: Collection[str] = (),
+) -> list[Look]:
     """The looks of a comparison: the candidate's first, then those of the other versions that it shows scores of.
 
-    The live version is not counted again: it was when it was judged. Neither are the base and outside endpoints, unless
-    one is the candidate.
+    The live version is not counted again: it was when it was judged. Neither are outside endpoints, unless one is the
+    candidate, nor the base, unless its arm's label is one of ``prompted`` (`EvaluationSpec.prompted`): the best of many
+    prompts that were tried on the base may become a version.
     """
     questions = comparison.questions
     sketch_of = _sketches(questions)
     examples = tuple(example_key(question) for question in questions)
     first = [] if candidate is None else [comparison.result(candidate)]
     setups: dict[str, str] = {}
-    for result in (*first, *(result for result in comparison.results if _is_shown(result, live))):
+    for result in (*first, *(result for result in comparison.results if _is_shown(result, live, prompted))):
         setups.setdefault(version_looked_at(result), arm_setup(result, questions, setup))
-    for stopped in (stopped for stopped in comparison.stopped if _is_shown(stopped, live)):
+    for stopped in (stopped for stopped in comparison.stopped if _is_shown(stopped, live, prompted)):
         setups.setdefault(version_looked_at(stopped), setup)  # it was asked, and shown passages for, some of them only
     return [Look(version=version, examples=examples, setup=own, sketches=sketch_of) for version, own in setups.items()]
 
@@ -129,10 +136,11 @@ def _sketches(questions: Sequence[Question]) -> dict[str, bytes]:
     return {example_key(question): sketch for question, sketch in zip(questions, made, strict=True)}
 
 
-def _is_shown(arm: ArmResult | StoppedArm, live: str | None) -> bool:
-    """Whether it is a version, as the base and outside endpoints are not, and another one than the live one."""
+def _is_shown(arm: ArmResult | StoppedArm, live: str | None, prompted: Collection[str]) -> bool:
+    """Whether it is a version, as the base and outside endpoints are not, or ``prompted``; and not the live one."""
     # a version without weights has no digest
-    return (arm.digest or arm.version) is not None and arm.arm.label != live
+    is_version = (arm.digest or arm.version) is not None
+    return (is_version or arm.arm.label in prompted) and arm.arm.label != live
 
 
 def position(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str = "") -> int:

@@ -82,7 +82,7 @@ async def run(
     if spec.candidate is not None:
         suite_arms(spec, suites=bool(requested))  # before anything is asked
     comparison = await _compare(spec, held_out, primary, answerer, scorer, on_stage)
-    taken = looks_of(comparison, spec.candidate, spec.live, _setup(spec, primary, comparison))
+    taken = looks_of(comparison, spec.candidate, spec.live, _setup(spec, primary, comparison), spec.prompted)
     looks = taken if record_looks is None else await record_looks(taken)
     if spec.candidate is None:
         return Outcome(comparison=comparison)

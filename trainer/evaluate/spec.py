@@ -121,6 +121,8 @@ class EvaluationSpec(Frozen):
         judge: Name of a judge in the operator's settings.
         required_filters: Attributes of which the candidate demands a value (its grounding's `required_filters`).
         groundings: The grounding of each arm's version that has one, by its name.
+        prompted: Labels of the gateway's arms with a prompt or a grounding that a client chose: each is a look, also
+            on the base (`trainer.evaluate.looks`).
     """
 
     arms: tuple[Arm, ...] = Field(min_length=1, max_length=MAX_ARMS)
@@ -140,6 +142,7 @@ class EvaluationSpec(Frozen):
     judge: str | None = Field(None, min_length=1, max_length=64)
     required_filters: tuple[str, ...] = ()
     groundings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    prompted: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

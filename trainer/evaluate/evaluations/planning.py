@@ -12,6 +12,7 @@ from trainer.evaluate.arms import (
     BARE_BASE_NOTE,
     GROUNDED_NOTE,
     NO_ROOM_FOR_ANSWERS,
+    PLAIN,
     TEMPLATE_TOKENS,
     Arm,
     Prompt,
@@ -27,7 +28,7 @@ from trainer.evaluate.evaluations.contamination import shared_groups_note, shown
 from trainer.evaluate.evaluations.held_out import as_examples
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer
 from trainer.evaluate.evaluations.schemas import adds_bases
-from trainer.evaluate.evaluations.spec import EvaluationJob, OperatorRules
+from trainer.evaluate.evaluations.spec import REVALIDATION, EvaluationJob, OperatorRules
 from trainer.evaluate.forgetting import Budget
 from trainer.evaluate.looks import example_key
 from trainer.evaluate.metrics.choose import choose_primary
@@ -148,21 +149,31 @@ def make_plan(
     return plan, prompts.questions
 
 
+@dataclass(frozen=True, slots=True)
+class _PlannedArms:
+    """The arms, the bases' labels, the candidate's label, and `EvaluationSpec.prompted`."""
+
+    arms: list[Arm]
+    bases: list[str]
+    candidate: str | None
+    prompted: tuple[str, ...] = ()
+
+
 def _specification(
     job: EvaluationJob,
-    planned: tuple[list[Arm], list[str], str | None],
+    planned: _PlannedArms,
     live: str | None,
     metric: MetricOptions,
     max_tokens: int,
     trained_on: Sequence[Question],
 ) -> EvaluationSpec:
-    """The evaluation of the planned arms (see `_arms`) and of the live version."""
-    arms, bases, candidate = planned
-    live_label, arms = _with_live(job, arms, candidate, live)
+    """The evaluation of the planned arms and of the live version."""
+    candidate = planned.candidate
+    live_label, arms = _with_live(job, planned.arms, candidate, live)
     return EvaluationSpec(
         arms=tuple(arms),
         candidate=candidate,
-        bases=tuple(bases),
+        bases=tuple(planned.bases),
         live=live_label,
         metric=metric,
         suites=job.body.suites,
@@ -174,6 +185,7 @@ def _specification(
         judge=job.body.judge,
         required_filters=required_filters(job.context.grounding),
         groundings=job.context.groundings,
+        prompted=planned.prompted,
     )
 
 
@@ -235,10 +247,8 @@ def _metric(job: EvaluationJob, all_questions: Sequence[Question]) -> tuple[Metr
     return MetricOptions(name=chosen.primary.name), chosen.why
 
 
-def _arms(
-    job: EvaluationJob, closed_set: tuple[str, ...], prompts: BasePrompts
-) -> tuple[list[Arm], list[str], str | None]:
-    """The arms, the bases' labels, the candidate's label. ``closed_set``: the answers listed in the base's prompt."""
+def _arms(job: EvaluationJob, closed_set: tuple[str, ...], prompts: BasePrompts) -> _PlannedArms:
+    """The arms without the live version's. ``closed_set``: the answers listed in the base's prompt."""
     body, context = job.body, job.context
     base_arms = (
         base_at_its_best(
@@ -254,7 +264,9 @@ def _arms(
     )
     if body.arms is None:
         candidate = str(context.candidate)
-        return [Arm(label=candidate, model=candidate), *base_arms], [arm.label for arm in base_arms], candidate
+        return _PlannedArms(
+            [Arm(label=candidate, model=candidate), *base_arms], [arm.label for arm in base_arms], candidate
+        )
     arms = [
         Arm(
             label=arm.label,
@@ -278,7 +290,19 @@ def _arms(
             arms.append(same_arm)
         added.append(same_arm.label)
     # the plain base goes first: suites are measured on it, whatever a client would have it compared with
-    return arms, list(dict.fromkeys([*added[:1], *body.bases, *added[1:]])), body.candidate
+    bases = list(dict.fromkeys([*added[:1], *body.bases, *added[1:]]))
+    return _PlannedArms(arms, bases, body.candidate, _prompted(job, arms, added))
+
+
+def _prompted(job: EvaluationJob, arms: Sequence[Arm], added: Sequence[str]) -> tuple[str, ...]:
+    """See `EvaluationSpec.prompted`. ``added``: the labels of the base at its best, which a client does not choose.
+
+    A revalidation has the arms of the verdict that it repeats.
+    """
+    if job.body.kind == REVALIDATION:
+        return ()
+    chosen = [arm for arm in arms if arm.endpoint is None and arm.label not in added]
+    return tuple(arm.label for arm in chosen if arm.prompt != PLAIN or arm.grounding)
 
 
 def _free_label(label: str, arms: Sequence[Arm]) -> str:

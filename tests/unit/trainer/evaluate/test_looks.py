@@ -183,6 +183,21 @@ def test_each_version_whose_scores_are_shown_has_been_looked_at() -> None:
     assert next(look.version for look in looks_of(arms, "gpt", None)) == "none openai/gpt"
 
 
+def test_each_prompt_that_was_tried_on_the_base_is_a_look() -> None:
+    """Or the best of twenty could become a version without weights, and be judged as the first one."""
+    tried = [result(f"p{at}", model="tiny", prompt=Prompt(system=f"Prompt {at}")) for at in range(20)]
+    arms = compared(result("base", model="tiny"), *tried)
+    labels = [arm.arm.label for arm in tried]
+    seen = looks_of(arms, None, None, "s1", prompted=labels)
+    assert [look.version.split()[:2] for look in seen] == [["none", "tiny"]] * 20
+    assert len({look.version for look in seen}) == 20
+    version = version_looked_at(result("support", version="support@1"))
+    assert position(seen, version, HELD_OUT, "s2") == 21
+    beside = compared(result("new", digest="d1", version="voice@3"), *tried)
+    assert [look.version for look in looks_of(beside, "new", None)] == ["d1 voice@3"], "the base at its best"
+    assert len(looks_of(beside, "new", None, prompted=labels)) == 21
+
+
 def test_a_version_without_weights_is_known_by_its_name() -> None:
     without = [version_looked_at(result("new", version=f"support@{number}")) for number in (1, 2)]
     assert without == ["none support@1", "none support@2"]

@@ -118,6 +118,20 @@ def test_elsewhere_arms_are_what_a_client_says(
     assert NO_ROOM_FOR_ANSWERS not in plan.why
 
 
+def test_prompts_that_a_client_chose_are_told_from_the_base_at_its_best(make_folder: MakeFolder) -> None:
+    kind = {"label": "kind", "model": "tiny", "prompt": {"system": "Be kind"}}
+    grounded = {"label": "grounded", "model": "tiny", "grounding": {"vector_store_ids": ["vs_1"]}}
+    bare = {"label": "bare", "model": "tiny", "grounding": False}
+    outside = {"label": "gpt", "model": "gpt", "endpoint": "openai", "prompt": {"system": "Be kind"}}
+    assert planned(make_folder, 2048).evaluation.prompted == ()
+    plan = planned(make_folder, 2048, compared(BEST, TOLD, kind, grounded, bare, outside, bases=("kind",))).evaluation
+    assert plan.prompted == ("kind", "grounded")
+    assert planned(make_folder, 2048, compared(BEST, bases=("mine",), kind="revalidation")).evaluation.prompted == ()
+    arms = {"arms": [WEAK, kind, BEST], "suites": []}
+    alone = {"candidate": None, "system_prompt": None, "records": False}
+    assert planned(make_folder, 2048, arms, alone).evaluation.prompted == ("kind", "mine")
+
+
 def test_what_serves_is_compared_with_under_a_label_that_is_free(make_folder: MakeFolder) -> None:
     other = {"label": "live", "model": "voice@1"}
     body = compared(WEAK, other, promote="auto")

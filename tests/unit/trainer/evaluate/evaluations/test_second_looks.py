@@ -10,7 +10,7 @@ import pytest
 
 from adapters.protocol.runs import FileRef
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
-from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway, jsonl, right, rows
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import BASE, EvaluationGateway, jsonl, right, rows
 from tests.unit.trainer.evaluate.evaluations.worker_runs import run
 from tests.unit.trainer.evaluate.worlds import questions
 from trainer.evaluate.evaluations.planning import sample
@@ -103,3 +103,15 @@ def test_a_repetition_after_an_edit_of_the_store_is_a_look(equal: EvaluationGate
         run(make_folder(content=jsonl(ROWS if number % 2 else ROWS[::-1]), id=f"eval-{number}", context=context))
         numbers.append(verdict(equal)["look"])
     assert numbers == [1, 1, 2, 2, 1]
+
+
+def test_prompts_that_were_compared_on_the_base_are_looks_of_a_version_that_has_the_best(
+    equal: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    """Or whoever tries twenty on the base could have the best judged as the first one."""
+    tried = [{"label": f"p{at}", "model": BASE, "prompt": {"system": f"Prompt {at}"}} for at in range(3)]
+    arms = {"arms": [{"label": "base", "model": BASE}, *tried], "suites": []}
+    run(make_folder(arms, content=jsonl(ROWS), id="eval-1", context={"candidate": None, "records": False}))
+    assert equal.verdicts == []
+    run(make_folder(content=jsonl(ROWS), id="eval-2", context={"has_weights": False}))
+    assert verdict(equal)["look"] == 4
