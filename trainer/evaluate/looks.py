@@ -169,9 +169,14 @@ def position(looks: Iterable[Look], version: str, questions: Sequence[Question],
     return 1 + max(len(own), int(sum(map(len, before.values())) / len(before) + 0.5))
 
 
-def missing_examples(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str) -> int:
-    """How many examples of an earlier look of the same weights at some of these examples are not among them; of several
-    such looks, the most.
+def missing_examples(
+    looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str, undrawn: Sequence[Question] = ()
+) -> int:
+    """How many examples of an earlier look of the same weights at some of these examples are no longer in the held-out
+    file; of several such looks, the most.
+
+    Those that are in the file, but not in its sample (``undrawn``), are not missing: nobody chose them by what the
+    version answered (see `planning.draw`), and a file above the limit may grow.
 
     An example that was edited is missing: whoever may edit those that a version lost has it asked until it wins. A look
     is at these examples, too, if more than MAX_COINCIDENCES of them are edited ones of earlier looks of the weights.
@@ -188,7 +193,9 @@ def missing_examples(looks: Iterable[Look], version: str, questions: Sequence[Qu
     edited = {example for look in earlier for example in overlap.used(look).difference(look.examples)}
     are_edited = len(edited) > MAX_COINCIDENCES * len(keys)
     shared = [look for look in earlier if keys.intersection(look.examples) or (are_edited and overlap.used(look))]
-    return max((len(set(look.examples) - keys) for look in shared), default=0)
+    missing = [set(look.examples) - keys for look in shared]
+    in_file = {example_key(question) for question in undrawn} if any(missing) else set()
+    return max((len(examples - in_file) for examples in missing), default=0)
 
 
 def _before(looks: Iterable[Look], version: str, questions: Sequence[Question], setup: str) -> list[Look]:

@@ -47,6 +47,7 @@ async def run(
     held_out: Sequence[Question],
     *,
     answerer: Answerer,
+    undrawn: Sequence[Question] = (),
     scorer: Scorer | None = None,
     suites: Mapping[str, Suite] | None = None,
     judge: Judge | None = None,
@@ -61,6 +62,7 @@ async def run(
         spec: The specification.
         held_out: The questions, with unique ids.
         answerer: Asks the arms.
+        undrawn: The held-out file's other questions, if ``held_out`` is a sample of it.
         scorer: Measures likelihoods; without one there are none, and no general suite.
         suites: The available suites, by name; `general` is added if there is a scorer.
         judge: The judge that `spec.judge` names.
@@ -92,15 +94,10 @@ async def run(
     comparison = comparison if voice is None else voice.added_to(comparison)
     comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
     asked = taken[0].version, comparison.questions, taken[0].setup
-    look, missing = position(looks, *asked), missing_examples(looks, *asked)
+    look, missing = position(looks, *asked), missing_examples(looks, *asked, undrawn)
     verdict = _decide(spec, comparison, form, results, judged, look, missing)
-    return Outcome(
-        comparison=comparison,
-        verdict=verdict,
-        suites=tuple(results),
-        judged=judged,
-        voice=None if voice is None else voice.voice,
-    )
+    heard = None if voice is None else voice.voice
+    return Outcome(comparison=comparison, verdict=verdict, suites=tuple(results), judged=judged, voice=heard)
 
 
 async def _voice(comparison: Comparison, base: str, authored: Sequence[str], seed: int) -> VoiceScores | None:

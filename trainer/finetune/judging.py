@@ -34,7 +34,7 @@ from trainer.evaluate.evaluations.contamination import (
     shown_answers_note,
 )
 from trainer.evaluate.evaluations.evaluator import Evaluator, repeat_arms, repeat_body, verdict_record
-from trainer.evaluate.evaluations.planning import draw, rules_of
+from trainer.evaluate.evaluations.planning import draw, rules_of, undrawn
 from trainer.evaluate.evaluations.promotion import LIVE, LivePointer, live_to_compare, promote
 from trainer.evaluate.evaluations.spec import UploadedFiles, VerdictRecord
 from trainer.evaluate.report import EvaluationReport, TrainingSummary, build, loss_curve
@@ -161,7 +161,8 @@ class Judging:
         )
         began = time.monotonic()
         authored = [example.judged.answer for example in self._prepared.training.examples]
-        outcome = self._evaluator.ask(comparison.evaluation, sample, authored)
+        others = undrawn(self._eligible(comparison.left_out), sample)
+        outcome = self._evaluator.ask(comparison.evaluation, sample, authored, others)
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, comparison.notes, time.monotonic() - began)
@@ -270,9 +271,11 @@ class Judging:
 
     def _sample(self, left_out: Sequence[str]) -> tuple[Question, ...]:
         """At most `most_examples` of the held-out questions without those left out: what an evaluation would draw."""
+        return draw(self._eligible(left_out), self._job.judging.most_examples)
+
+    def _eligible(self, left_out: Sequence[str]) -> list[Question]:
         left_out_ids = set(left_out)
-        eligible = [question for question in questions(self._prepared.held_out) if question.id not in left_out_ids]
-        return draw(eligible, self._job.judging.most_examples)
+        return [question for question in questions(self._prepared.held_out) if question.id not in left_out_ids]
 
     def _sample_note(self, sample_size: int) -> str:
         total = len(self._prepared.held_out)

@@ -108,11 +108,18 @@ class Evaluator:
         except (FileNotFoundError, ValidationError):  # an earlier release may have left half of the file
             return None
 
-    def ask(self, evaluation: EvaluationSpec, questions: tuple[Question, ...], authored: Sequence[str] = ()) -> Outcome:
+    def ask(
+        self,
+        evaluation: EvaluationSpec,
+        questions: tuple[Question, ...],
+        authored: Sequence[str] = (),
+        undrawn: Sequence[Question] = (),
+    ) -> Outcome:
         """Ask everything that is not answered yet, and decide.
 
         All answers of a verdict come from one engine configuration. If the engine restarts with another template, dtype
-        or version, the earlier answers are discarded and everything is asked again. ``authored``: see `run`.
+        or version, the earlier answers are discarded and everything is asked again. ``authored``, ``undrawn``: see
+        `run`.
 
         Raises:
             EngineChanged: The configuration changed MAX_ENGINE_CHANGES times.
@@ -125,7 +132,8 @@ class Evaluator:
                 self._forget_answers()
             self._directory.write(ENGINE, EngineFingerprint(fingerprint=fingerprint))
             kept = self._base_measurements(fingerprint, evaluation)
-            outcome = asyncio.run(run_interruptible(self._ask(evaluation, questions, kept, authored), self._check))
+            asking = self._ask(evaluation, questions, kept, authored, undrawn)
+            outcome = asyncio.run(run_interruptible(asking, self._check))
             previous, fingerprint = fingerprint, self._gateway.fingerprint(self._run.base_name)
             if fingerprint == previous:
                 with suppress(OSError):  # it costs the next evaluation time, not this one its verdict
@@ -168,6 +176,7 @@ class Evaluator:
         questions: tuple[Question, ...],
         kept: BaseMeasurements,
         authored: Sequence[str],
+        undrawn: Sequence[Question],
     ) -> Outcome:
         path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
         endpoint = Endpoint(self._run.gateway, SecretStr(path(protocol.KEY).read_text().strip()))
@@ -189,6 +198,7 @@ class Evaluator:
                 concurrency=concurrency,
                 on_charge=on_charge,
             ),
+            undrawn=undrawn,
             scorer=scorer,
             suites=suites_of(evaluation, context),
             judge=judge_of(evaluation, context),

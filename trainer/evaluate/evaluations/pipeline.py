@@ -38,7 +38,14 @@ from trainer.evaluate.evaluations.evaluator import (
     verdict_record,
 )
 from trainer.evaluate.evaluations.held_out import read_held_out, read_trained, refuse_trained_on
-from trainer.evaluate.evaluations.planning import EvaluationPlan, LiveState, compares_with_live, make_plan, sample
+from trainer.evaluate.evaluations.planning import (
+    EvaluationPlan,
+    LiveState,
+    compares_with_live,
+    make_plan,
+    sample,
+    undrawn,
+)
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
 from trainer.evaluate.evaluations.spec import PROGRESS, REVALIDATION, EvaluationJob, EvaluationResult, UploadedFiles
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE
@@ -109,9 +116,9 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             HeldOutInTraining: The candidate was trained on the held-out examples.
             EvaluationError, GatewayUnreachable, GatewayRefused: The evaluation failed.
         """
-        plan, questions = self._prepare()
+        plan, questions, undrawn = self._prepare()
         earlier = self._earlier_scores()
-        outcome = self._evaluator.ask(plan.evaluation, questions, self._authored(plan))
+        outcome = self._evaluator.ask(plan.evaluation, questions, self._authored(plan), undrawn)
         if outcome.verdict is None:
             metric, concurrency = plan.evaluation.metric.primary(), self._job.concurrency
             self._directory.write(spec.ARM_SCORES, arm_scores(outcome.comparison, metric, concurrency=concurrency))
@@ -149,7 +156,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
 
     # preparing
 
-    def _prepare(self) -> tuple[EvaluationPlan, tuple[Question, ...]]:
+    def _prepare(self) -> tuple[EvaluationPlan, tuple[Question, ...], tuple[Question, ...]]:
+        """The plan, the questions to ask, and those of the file that were not drawn."""
         job, directory = self._job, self._directory
         self._report_progress("fetching", 0, 1)
         path = directory.path(spec.HELD_OUT)
@@ -173,7 +181,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             directory.emit_event(f"metric {plan.evaluation.metric.name}: {plan.why}")
             for note in plan.notes:
                 directory.emit_event(note)
-        return plan, questions
+        return plan, questions, undrawn(unseen, questions)
 
     def _trained_on(self) -> tuple[Question, ...]:
         """The candidate's training examples; empty if the file is gone or cannot be read."""

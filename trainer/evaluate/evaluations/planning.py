@@ -82,6 +82,12 @@ def draw(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
     return tuple(sorted(questions, key=_draw_key)[:count])
 
 
+def undrawn(questions: Sequence[Question], drawn: Sequence[Question]) -> tuple[Question, ...]:
+    """The questions that are not among those that were drawn of them."""
+    ids = {question.id for question in drawn}
+    return tuple(question for question in questions if question.id not in ids)
+
+
 def _draw_key(question: Question) -> tuple[str, str, str]:
     """Pseudo-random, and the same in every file. Of questions that are the same, the reference decides."""
     drawn = hashlib.sha256(f"sample {example_key(question)}".encode()).hexdigest()

@@ -114,6 +114,20 @@ def test_examples_of_an_earlier_look_may_not_be_left_out() -> None:
     assert missing_examples(looks("a 1"), "a 1", HELD_OUT[3:], "s2") == 0, "recorded by an earlier release"
 
 
+def test_examples_that_are_in_the_file_and_not_drawn_are_not_missing() -> None:
+    first = Look(version="a 1", examples=looks("a")[0].examples, setup="s1")
+    drawn, others = questions(60)[20:], questions(60)[:20]
+    assert missing_examples([first], "a 1", drawn, "s2") == 20
+    assert missing_examples([first], "a 1", drawn, "s2", others) == 0
+    assert missing_examples([first], "a 1", drawn, "s2", others[1:]) == 1
+    assert missing_examples([first], "a 1", drawn, "s2", edited(others, after=" ok")) == 20
+
+
+def test_pushing_out_of_a_sample_what_a_version_lost_gains_little() -> None:
+    assert design_rates.grown_passes(250, 300, 0.0, draws=1000) <= 0.0125
+    assert design_rates.grown_passes(250, 300, design_rates.BOUND, draws=1000) <= 0.06
+
+
 def test_another_name_of_the_same_weights_leaves_out_nothing() -> None:
     named, renamed = (
         version_looked_at(result("x", digest="d1", version=version)) for version in ("voice@3", "voice2@1")

@@ -50,6 +50,21 @@ def test_leaving_out_what_a_version_lost_makes_it_no_better(equal: EvaluationGat
     assert states["base"] == "open"
 
 
+def test_a_file_that_has_grown_above_the_limit_leaves_out_nothing(
+    equal: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    """Or whoever follows the advice to use more examples would be refused a verdict."""
+    run(make_folder(content=jsonl(ROWS), id="eval-1", most_examples=60))
+    first = equal.asked()
+    grown = run(make_folder(content=jsonl(rows(90)), id="eval-2", most_examples=60))
+    assert set(first) - set(equal.asked()[len(first) :]), "the new questions have pushed out some"
+    assert verdict(equal)["look"] == 2
+    assert "missing" not in str(grown.sentence)
+    dropped = jsonl([row for row in rows(90) if row["prompt"] != ROWS[0]["prompt"]])
+    again = run(make_folder(content=dropped, id="eval-3", most_examples=60))
+    assert "an example is missing of those that it was asked then" in str(again.sentence)
+
+
 def test_a_sample_depends_on_nothing_but_the_questions(make_folder: MakeFolder) -> None:
     """Or an empty line would draw another one, until a version passes."""
     job = EvaluationJob.model_validate_json((make_folder(most_examples=40) / SPEC).read_bytes())
