@@ -14,7 +14,9 @@ import json
 import random
 import string
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.training.banking import read
@@ -27,6 +29,10 @@ SEEDS = 10
 INSTRUCTION = (
     "You are the assistant of a bank. Read the customer's message and name the intent, with exactly one of the known "
     "labels and nothing else. If several fit, name the one that the customer would want to have dealt with first."
+)
+PREAMBLE = (
+    "I have been a customer of yours for many years and was always happy with what you did for me until this week, so "
+    "I hope that you will take the time to read my message and to answer it in full."
 )
 LOOKALIKES = str.maketrans("aceopxyABCEHKMOPTX", "асеорхуАВСЕНКМОРТХ")
 
@@ -52,6 +58,12 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "an emoji appended": lambda text: f"{text} \U0001f642",
     "one letter replaced": _misspelt,
     "a word before it": lambda text: f"Actually {text}",
+    '"I was wondering: " before it': lambda text: f"I was wondering: {text}",
+    '"As a customer, " before it': lambda text: f"As a customer, {text}",
+    '"Ticket 4711: " before it': lambda text: f"Ticket 4711: {text}",
+    '"My name is Ann." after it': lambda text: f"{text} My name is Ann.",
+    "a long sentence before it": lambda text: f"{PREAMBLE} {text}",
+    "ignorable code points": lambda text: "\u17b4\u2065\ufff0".join(text),
     "the words in another order": lambda text: " ".join(random.Random(text).sample(text.split(), len(text.split()))),
 }
 
@@ -61,25 +73,41 @@ def examples(questions: Sequence[str]) -> list[NormalizedExample]:
     return [NormalizedExample.of([("user", text)], "") for text in questions]
 
 
-def leaks(training: Sequence[str], held_out: Sequence[str]) -> tuple[int, int, bool]:
-    """How many held-out questions are the same as a trained one, how many are similar, and whether that is refused."""
+@dataclass(frozen=True)
+class Counts:
+    """How many held-out questions are the same as a trained one, similar to one, or contain one; ``refused``: whether
+    those that are not the same would be refused."""
+
+    same: int
+    similar: int
+    containing: int
+    refused: bool
+
+    def __str__(self) -> str:
+        return f"{self.same} / {self.similar} / {self.containing}"
+
+
+def leaks(training: Sequence[str], held_out: Sequence[str]) -> Counts:
+    """Compare the held-out questions with the trained ones."""
     found = TrainedExamples(examples(training)).leaks(examples(held_out))
-    same = sum(leak.relation is Relation.SAME for leak in found)
-    similar = [leak for leak in found if leak.relation is Relation.SIMILAR]
-    return same, len(similar), must_be_refused(similar, len(held_out))
+    counts = Counter(leak.relation for leak in found)
+    others = [leak for leak in found if leak.relation is not Relation.SAME]
+    refused = must_be_refused(others, len(held_out))
+    return Counts(counts[Relation.SAME], counts[Relation.SIMILAR], counts[Relation.CONTAINS], refused)
 
 
 def honest(name: str, pool: Sequence[str], training: int, held_out: int) -> str:
     """A row: the mean shares over SEEDS draws, in percent, and in how many draws the near-duplicates are refused."""
-    same = similar = refused = most = 0
+    draws = []
     for seed in range(SEEDS):
         drawn = random.Random(seed).sample(list(pool), training + held_out)
-        equal, near, too_many = leaks(drawn[:training], drawn[training:])
-        same, similar, refused, most = same + equal, similar + near, refused + too_many, max(most, near)
+        draws.append(leaks(drawn[:training], drawn[training:]))
     total = SEEDS * held_out / 100
     return (
-        f"| {name} | {training} | {held_out} | {same / total:.2f} | {similar / total:.2f} "
-        f"| {100 * most / held_out:.1f} | {refused} of {SEEDS} |"
+        f"| {name} | {training} | {held_out} | {sum(each.same for each in draws) / total:.2f} "
+        f"| {sum(each.similar for each in draws) / total:.2f} | {sum(each.containing for each in draws) / total:.2f} "
+        f"| {100 * max(each.similar + each.containing for each in draws) / held_out:.1f} "
+        f"| {sum(each.refused for each in draws)} of {SEEDS} |"
     )
 
 
@@ -95,8 +123,8 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=Path)
     options = parser.parse_args()
     banking = [row["prompt"] for row in read(options.data, seed=0)]
-    print("| honest data | training | held out | same, % | similar, % | most in a draw, % | refused as a copy |")
-    print("|---|" + "---|" * 6)
+    print("| honest data | training | held out | same, % | similar, % | containing, % | most in a draw, % | refused |")
+    print("|---|" + "---|" * 7)
     for training, held_out in ((140, 100), (600, 150), (2000, 400), (9000, 1000)):
         print(honest("BANKING77", banking, training, held_out), flush=True)
     print(honest("BANKING77 after an instruction", [f"{INSTRUCTION}\n\n{text}" for text in banking], 600, 150))
@@ -105,20 +133,19 @@ def main() -> None:
         print(honest("GSM8K", sums, 1000, 300))
     pemberton = sample_questions(data_file("pemberton"))
     for name in ("pemberton", "tidewater"):
-        same, similar, _ = leaks(sample_questions(data_file(name)), sample_questions(heldout_file(name)))
-        print(f"sample {name}: of the held-out examples {same} are the same, {similar} similar")
-    print("\n| disguise | pemberton: same / similar of 140 | BANKING77: same / similar of 140 |\n|---|---|---|")
+        counts = leaks(sample_questions(data_file(name)), sample_questions(heldout_file(name)))
+        print(f"sample {name}: held-out examples that are the same / similar / containing: {counts}")
+    print("\nsame / similar / containing of 140:\n\n| disguise | pemberton | BANKING77 |\n|---|---|---|")
     for name, disguise in DISGUISES.items():
         cells = []
         for pool in (pemberton, banking[:140]):
-            same, similar, _ = leaks(pool, [disguise(text) for text in pool])
-            cells.append(f"{same} / {similar}")
+            cells.append(str(leaks(pool, [disguise(text) for text in pool])))
         print(f"| {name} | {' | '.join(cells)} |")
     draw = random.Random(0)
     long = list(dict.fromkeys(f"{draw.choice(banking)} {draw.choice(banking)}" for _ in range(51_500)))[:51_000]
     began = time.process_time()
     found = leaks(long[:50_000], [*long[50_000:50_900], *(f"Hi, {text}" for text in long[:100])])
-    print(f"\n50,000 training and 1,000 held-out questions: {time.process_time() - began:.1f} s of CPU, {found[:2]}")
+    print(f"\n50,000 training and 1,000 held-out questions: {time.process_time() - began:.1f} s of CPU, {found}")
 
 
 if __name__ == "__main__":

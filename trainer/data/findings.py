@@ -138,8 +138,8 @@ def overlap(training: Sequence[Example], held_out: Sequence[Example]) -> Overlap
         findings.append(finding("held_out_in_training", message, lines, refused=True, file="held_out"))
     elif leaks:
         message = (
-            f"{len(leaks)} held-out questions are near-duplicates of trained ones and are left out of the evaluation: "
-            f"{leaks[0]}"
+            f"{len(leaks)} held-out questions are near-duplicates of trained ones or contain one, and are left out of "
+            f"the evaluation: {leaks[0]}"
         )
         findings.append(finding("held_out_near_training", message, lines, file="held_out"))
     persona = [held_out[match.index].line for match in matches if match not in leaks]

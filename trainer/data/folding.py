@@ -35,8 +35,15 @@ _GREEK: Final = re.compile("[\u0370-\u03ff]")
 _LATIN: Final = re.compile("[A-Za-z]")
 _ACCENTS: Final = re.compile("[\u0300-\u036f]+")
 _APOSTROPHES: Final = dict.fromkeys(map(ord, "`\u2018\u2019\u02bc\u00b4\u2032\uff07"), "'")
-_BLANKS: Final = "\u2800\u115f\u1160\u3164\uffa0"
-"""Characters that show nothing, although Unicode calls them letters or symbols."""
+_IGNORABLE: Final = (
+    (0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+    (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF),
+    (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)  # fmt: skip
+"""Unicode's Default_Ignorable_Code_Point (15.0, DerivedCoreProperties.txt), first and last of each range: characters
+that show nothing where they are not supported, variation selectors and unassigned code points among them."""
+_BLANK: Final = 0x2800
+"""The empty braille pattern, which shows nothing although Unicode calls it a symbol."""
 
 _MARKS: Final = re.escape(".,;:!?¡¿…\"'()[]{}«»„“”‚‹›。、،؟؛।॥「」『』【】·•—–")
 """Punctuation of sentences. Not "-", "/", "<" and the like, which are also operators."""
@@ -86,13 +93,13 @@ class _Visible(dict[int, int | str | None]):
     def __missing__(self, code: int) -> int | None:
         category = unicodedata.category(chr(code))
         control = category == "Cc" and not chr(code).isspace()
-        selects_variant = 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or 0x180B <= code <= 0x180F
-        visible = None if category == "Cf" or control or selects_variant else code
+        ignorable = code == _BLANK or any(first <= code <= last for first, last in _IGNORABLE)
+        visible = None if category == "Cf" or control or ignorable else code
         self[code] = visible
         return visible
 
 
-_VISIBLE: Final = _Visible({**_APOSTROPHES, **dict.fromkeys(map(ord, _BLANKS))})
+_VISIBLE: Final = _Visible(_APOSTROPHES)
 
 
 def fold(question: str) -> str:

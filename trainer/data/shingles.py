@@ -62,9 +62,17 @@ class ShingleSets:
 
     def jaccard(self, index: int, others: Indices) -> NDArray[np.float64]:
         """|A ∩ B| / |A ∪ B| of the text with each of the others."""
-        shared = self._count_pairwise(index, others) if len(others) <= FEW else self._count_indexed(index, others)
+        shared = self._count_shared(index, others)
         similarity: NDArray[np.float64] = shared / (self.sizes[index] + self.sizes[others] - shared)
         return similarity
+
+    def contained(self, index: int, others: Indices) -> NDArray[np.float64]:
+        """|A ∩ B| / |B| of the text with each of the others: the share of the other that is in the text."""
+        share: NDArray[np.float64] = self._count_shared(index, others) / self.sizes[others]
+        return share
+
+    def _count_shared(self, index: int, others: Indices) -> Indices:
+        return self._count_pairwise(index, others) if len(others) <= FEW else self._count_indexed(index, others)
 
     def _count_pairwise(self, index: int, others: Indices) -> Indices:
         self._marks[self._sets[index]] = True

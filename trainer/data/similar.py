@@ -15,6 +15,11 @@ number of texts, not of pairs. Time grows with the number of pairs only among te
 near-duplicates, such as examples with one long instruction, and then by a fraction of a microsecond per pair.
 
 `NearDuplicates` misses no pair. What it finds, `groups` keeps together, but for the pairs that LSH misses.
+
+A text can also contain another one, with words around it ("I was wondering: …", "… My name is Ann."). That is no
+near-duplicate, but a leak if the other was trained on, so `NearDuplicates` finds it on request: at least CONTAINED of
+the other's shingles are in the text, and the other is neither short (MIN_CONTAINED) nor a small part of the text
+(CONTAINED_PART). Sentences that many of the texts share are also left out: a preamble before every copy hides none.
 """
 
 from __future__ import annotations
@@ -41,6 +46,18 @@ MIN_TEMPLATES: Final = 3
 """Texts that must share it at least."""
 MIN_CONTENT_CHARS: Final = 12
 """A text that has less than this beside templates is compared as a whole."""
+CONTAINED: Final = 0.95
+"""Share of a text's shingles from which another text contains it."""
+MIN_CONTAINED: Final = 18
+"""Distinct shingles, about 21 characters, from which a text can be contained: what is shorter ("Where is my parcel?")
+is said in many questions.
+
+Of the values measured, the largest that finds some four fifths of 140 questions of about 35 characters behind a few
+words. Of honest questions of BANKING77, 1.1% contain one of 2,000 others, and 4.0% one of 9,000
+(`python -m loadtests.training.leaks`)."""
+CONTAINED_PART: Final = 0.25
+"""Size of a contained text relative to the one that contains it, at least: the shingles of a long text contain many
+short ones by chance."""
 BANDS: Final = 20
 ROWS: Final = 5
 _SPACE: Final = re.compile(r"\s+")
@@ -105,6 +122,12 @@ def groups(texts: Sequence[str], threshold: float = SIMILAR) -> list[list[int]]:
     return sorted(sorted(index for each in group for index in indices_of[each]) for group in near)
 
 
+def contains(text: str, part: str) -> bool:
+    """Whether at least CONTAINED of the shingles of ``part`` are in ``text``, whatever the sizes; templates count."""
+    sets = ShingleSets([fold(text), fold(part)])
+    return bool(sets.contained(0, np.array([1]))[0] >= CONTAINED)
+
+
 class _Distinct:
     """Texts without those that are the same as an earlier one after folding.
 
@@ -122,10 +145,19 @@ class _Distinct:
 
 
 class Matches(NamedTuple):
-    """The indices of the texts that are the same as another text, and of its other near-duplicates, each in order."""
+    """The indices of the texts that are the same as another text, of its other near-duplicates, and of the others that
+    it contains, each in order."""
 
     same: tuple[int, ...]
     similar: tuple[int, ...]
+    contained: tuple[int, ...] = ()
+
+
+class _Related(NamedTuple):
+    """The numbers of the distinct texts that are similar to a text, and of those that it contains."""
+
+    similar: Indices
+    contained: Indices
 
 
 class NearDuplicates:
@@ -142,54 +174,76 @@ class NearDuplicates:
 
     def __init__(self, texts: Sequence[str], among: Sequence[str] | None = None) -> None:
         self._known = _Distinct(texts)
+        self._known_keys = list(self._known.indices)
         self._among = self._known.texts if among is None else _Distinct(among).texts
 
-    def of(self, texts: Sequence[str]) -> list[Matches]:
-        """The matches of each of these texts."""
+    def of(self, texts: Sequence[str], *, containing: bool = False) -> list[Matches]:
+        """The matches of each of these texts; what they contain only if ``containing``."""
         keys = [key(fold(text)) for text in texts]
         queries = dict(zip(keys, texts, strict=True))
-        known = list(self._known.indices)
-        similar = {
-            text_key: [known[other] for other in others]
-            for text_key, others in zip(queries, self._similar(list(queries.values())), strict=True)
-        }
-        indices = self._known.indices
+        related = dict(zip(queries, self._related(list(queries.values()), containing), strict=True))
         return [
             Matches(
-                tuple(indices.get(text_key, ())),
-                tuple(sorted(at for other in similar[text_key] if other != text_key for at in indices[other])),
+                tuple(self._known.indices.get(text_key, ())),
+                self._indices(related[text_key].similar, text_key),
+                self._indices(np.setdiff1d(related[text_key].contained, related[text_key].similar), text_key),
             )
             for text_key in keys
         ]
 
-    def _similar(self, queries: Sequence[str]) -> Iterator[list[int]]:
-        """For each text the numbers of the distinct texts that are similar."""
+    def _indices(self, numbers: Indices, text_key: str) -> tuple[int, ...]:
+        """The indices of the distinct texts with these numbers, but for the one with this key."""
+        known = self._known_keys
+        return tuple(
+            sorted(at for number in numbers if known[number] != text_key for at in self._known.indices[known[number]])
+        )
+
+    def _related(self, queries: Sequence[str], containing: bool) -> Iterator[_Related]:
+        """What each text is related to."""
         many = len(self._known.texts)
         contents = without_templates([*self._known.texts, *queries], self._among)
-        sets = ShingleSets([fold(content) for content in contents])
-        postings = _Postings(sets, many)
-        for number in range(many, len(sets)):
-            shingles = sets.shingles(number)
-            looked_up = len(shingles) - math.ceil(SIMILAR * len(shingles)) + 1 if len(shingles) else 0
-            rarest = shingles[np.argsort(postings.frequencies[shingles], kind="stable")][:looked_up]
-            candidates = postings.holders(rarest)
-            candidates = candidates[sets.sizes[candidates] >= SIMILAR * len(shingles)]
-            candidates = candidates[SIMILAR * sets.sizes[candidates] <= len(shingles)]
-            near = candidates[sets.jaccard(number, candidates) >= SIMILAR] if len(candidates) else candidates
-            yield [int(other) for other in near]
+        own = without_templates(queries) if containing else []  # without what these texts themselves share
+        sets = ShingleSets([fold(content) for content in [*contents, *own]])
+        postings = _Postings([sets.shingles(index) for index in range(many)], sets.distinct)
+        containable = _Containable(sets, many, postings.frequencies) if containing else None
+        for number in range(many, many + len(queries)):
+            contained = [
+                containable.inside(variant) for variant in (number, number + len(queries)) if containable is not None
+            ]
+            yield _Related(
+                self._similar(sets, postings, number), np.unique(np.concatenate([np.empty(0, np.int64), *contained]))
+            )
+
+    def _similar(self, sets: ShingleSets, postings: _Postings, number: int) -> Indices:
+        shingles = sets.shingles(number)
+        looked_up = len(shingles) - math.ceil(SIMILAR * len(shingles)) + 1 if len(shingles) else 0
+        rarest = shingles[np.argsort(postings.frequencies[shingles], kind="stable")][:looked_up]
+        candidates = postings.holders(rarest)
+        candidates = candidates[sets.sizes[candidates] >= SIMILAR * len(shingles)]
+        candidates = candidates[SIMILAR * sets.sizes[candidates] <= len(shingles)]
+        return candidates[sets.jaccard(number, candidates) >= SIMILAR] if len(candidates) else candidates
+
+
+def contained(texts: Sequence[str]) -> list[list[int]]:
+    """For each text the indices of the others that it contains, in order."""
+    sets = ShingleSets([fold(text) for text in without_templates(texts)])
+    postings = _Postings([sets.shingles(index) for index in range(len(sets))], sets.distinct)
+    containable = _Containable(sets, len(sets), postings.frequencies)
+    return [[int(other) for other in containable.inside(at) if other != at] for at in range(len(sets))]
 
 
 class _Postings:
-    """For each shingle the texts that have it, among the first `many` of the sets.
+    """For each shingle the texts that have it. ``frequencies``: (shingles) how many they are.
 
-    ``frequencies``: (shingles) how many they are.
+    Args:
+        members: The shingles of each text.
+        distinct: The number of distinct shingles.
     """
 
-    def __init__(self, sets: ShingleSets, many: int) -> None:
-        members = [sets.shingles(index) for index in range(many)]
+    def __init__(self, members: Sequence[Shingles], distinct: int) -> None:
         every = np.concatenate([np.empty(0, np.int32), *members])
-        texts = np.repeat(np.arange(many, dtype=np.int64), [len(each) for each in members])
-        self.frequencies = np.bincount(every, minlength=sets.distinct)
+        texts = np.repeat(np.arange(len(members), dtype=np.int64), [len(each) for each in members])
+        self.frequencies = np.bincount(every, minlength=distinct)
         self._texts = texts[np.argsort(every, kind="stable")]
         self._starts = np.concatenate([[0], np.cumsum(self.frequencies)])
 
@@ -197,6 +251,29 @@ class _Postings:
         """The texts with at least one of these shingles, in order."""
         held = [self._texts[self._starts[shingle] : self._starts[shingle + 1]] for shingle in shingles]
         return np.unique(np.concatenate(held)) if held else np.empty(0, np.int64)
+
+
+class _Containable:
+    """Finds which of the first `many` of the sets are contained in another set.
+
+    A set of n shingles, ⌈cn⌉ of which are in another, has one of any n - ⌈cn⌉ + 1 there: its rarest ones are indexed.
+    """
+
+    def __init__(self, sets: ShingleSets, many: int, frequencies: Indices) -> None:
+        self._sets = sets
+        self._postings = _Postings([self._rarest(index, frequencies) for index in range(many)], sets.distinct)
+
+    def _rarest(self, index: int, frequencies: Indices) -> Shingles:
+        shingles = self._sets.shingles(index)
+        indexed = len(shingles) - math.ceil(CONTAINED * len(shingles)) + 1 if len(shingles) >= MIN_CONTAINED else 0
+        return shingles[np.argsort(frequencies[shingles], kind="stable")][:indexed]
+
+    def inside(self, number: int) -> Indices:
+        """The numbers of the sets that the set with this number contains, in order."""
+        shingles = self._sets.shingles(number)
+        candidates = self._postings.holders(shingles)
+        candidates = candidates[self._sets.sizes[candidates] >= CONTAINED_PART * len(shingles)]
+        return candidates[self._sets.contained(number, candidates) >= CONTAINED] if len(candidates) else candidates
 
 
 def merged(similar: Sequence[Sequence[int]], labels: Sequence[str | None]) -> list[list[int]]:

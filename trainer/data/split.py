@@ -11,7 +11,7 @@ from typing import Final
 from adapters.dataset.held_out import SHARE, held_out_target
 from trainer.data.folding import fold, key
 from trainer.data.format import Example, Message
-from trainer.data.similar import MIN_TEMPLATES, TEMPLATE, groups, merged, merged_by_keys, normalise
+from trainer.data.similar import MIN_TEMPLATES, TEMPLATE, contained, groups, merged, merged_by_keys, normalise
 
 SEED: Final = 0
 """The same for every split: a job's own seed would hold out examples that an earlier version was trained on."""
@@ -34,15 +34,20 @@ def split(
 ) -> Split:
     """Hold out about `share` of the examples, as many as `held_out_target` says, by groups of similar questions.
 
-    Examples that name the same group, such as a customer, stay together as well, and so do conversations of which one
-    teaches the answer of another one on the way.
+    A question that contains another one (`trainer.data.similar`) is in its group. Examples that name the same group,
+    such as a customer, stay together as well, and so do conversations of which one teaches the answer of another one on
+    the way.
 
     Depends on examples, seed and share alone, and a group's place on its questions alone: if the file grows or is
     reordered, nearly the same examples are held out. Nothing is held out of fewer than 2 * MIN_HELD_OUT examples, or if
     one group is so large that nothing else fits. ``question_groups``: `group_questions` of the examples, if known.
     """
     target = held_out_target(len(examples), share)
-    return set_aside(examples, target, seed=seed, part="held-out", question_groups=question_groups)
+    similar = group_questions(examples) if question_groups is None else question_groups
+    if target > 0:
+        contents = contained([question(example) for example in examples])
+        similar = merged_by_keys(similar, [{str(at), *map(str, inside)} for at, inside in enumerate(contents)])
+    return set_aside(examples, target, seed=seed, part="held-out", question_groups=similar)
 
 
 def set_aside(

@@ -19,13 +19,13 @@ from typing import Final, NamedTuple, Self
 
 from trainer.data.folding import fold, key
 from trainer.data.format import Example, Message
-from trainer.data.similar import NearDuplicates, normalise
+from trainer.data.similar import NearDuplicates, contains, normalise
 
 MAX_SIMILAR_SHARE: Final = 0.2
 """Share of the held-out examples above which near-duplicates mean that the file is a copy of the training file.
 
-If the questions of BANKING77 are drawn at random into both files, at most 4.0% are near-duplicates (1,000 held-out
-questions, 9,000 training questions, ten draws; `python -m loadtests.training.leaks`)."""
+If the questions of BANKING77 are drawn at random into both files, at most 8.6% are near-duplicates or contain a trained
+question (1,000 held-out questions, 9,000 training questions, ten draws; `python -m loadtests.training.leaks`)."""
 BY_SYSTEM_SHARE: Final = 0.1
 """Share of a training file's questions with other answers under another system message from which it decides."""
 MAX_EARLIER_CHARS: Final = 20_000_000
@@ -39,14 +39,15 @@ MAX_ID_CHARS: Final = 40
 class NormalizedExample(NamedTuple):
     """The normalised texts of an example for comparison; ``system`` is None without a system message.
 
-    ``text``: the question as it was written. ``earlier``: the earlier answers of the same conversation that are
-    trained, each with the messages before it; filled by `trained` alone.
+    ``text``: the question as it was written, all its messages. ``last``: the last of them. ``earlier``: the earlier
+    answers of the same conversation that are trained, each with the messages before it; filled by `trained` alone.
     """
 
     system: str | None
     question: str
     answer: str
     text: str
+    last: str = ""
     earlier: tuple[NormalizedExample, ...] = ()
 
     @classmethod
@@ -54,9 +55,10 @@ class NormalizedExample(NamedTuple):
         """From the roles and contents of the messages before the last answer."""
         prompt = list(turns)
         systems = [content for role, content in prompt if role == "system"]
-        question = "\n".join(content for role, content in prompt if role != "system")
+        messages = [content for role, content in prompt if role != "system"]
+        question = "\n".join(messages)
         system = key(fold("\n".join(systems))) if systems else None
-        return cls(system, normalise(question), normalise(answer), question)
+        return cls(system, normalise(question), normalise(answer), question, messages[-1] if messages else "")
 
     @classmethod
     def example(cls, example: Example) -> Self:
@@ -83,8 +85,10 @@ class Relation(Enum):
 
     SAME = "repeats"
     SIMILAR = "is a near-duplicate of"
+    CONTAINS = "contains"
+    """The last messages as well: a conversation that goes on after a trained question asks something else."""
     OTHER_SYSTEM = "stands under another system message than"
-    """The same or a near-duplicate, under another system message. Left out as near-duplicates are."""
+    """One of these, under another system message. Left out as near-duplicates are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,7 @@ class TrainedExamples:
         return removed
 
     def leaks(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
-        """The held-out examples that were trained on, or near-duplicates of them, in order.
+        """The held-out examples that were trained on, near-duplicates of these, and those that contain one, in order.
 
         Under another system message as well, unless answers depend on it (`by_system`).
         """
@@ -145,14 +149,15 @@ class TrainedExamples:
     def matches(self, held_out: Sequence[NormalizedExample]) -> list[Match]:
         """The same, and in any case the examples under another system message than one that was trained on."""
         matches = []
-        for index, (example, near) in enumerate(
-            zip(held_out, self._near_duplicates.of([example.text for example in held_out]), strict=True)
-        ):
+        near_duplicates = self._near_duplicates.of([example.text for example in held_out], containing=True)
+        for index, (example, near) in enumerate(zip(held_out, near_duplicates, strict=True)):
             same = [*near.same, *self._same.get(key(fold(example.text)), ())]
+            contained = [at for at in near.contained if self._ends_alike(example, at)]
             for relation, trained in (
                 (Relation.SAME, [at for at in same if self._comparable(example, at)]),
                 (Relation.SIMILAR, [at for at in near.similar if self._comparable(example, at)]),
-                (Relation.OTHER_SYSTEM, [*same, *near.similar]),
+                (Relation.CONTAINS, [at for at in contained if self._comparable(example, at)]),
+                (Relation.OTHER_SYSTEM, [*same, *near.similar, *contained]),
             ):
                 if trained:
                     matches.append(Match(index, example.text, self._examples[trained[0]].text, relation))
@@ -184,6 +189,10 @@ class TrainedExamples:
             indices.setdefault(key(fold(self._examples[at].text)), []).append(at)
         return indices
 
+    def _ends_alike(self, example: NormalizedExample, trained: int) -> bool:
+        """Whether the last message contains that of the trained question, which the whole question contains."""
+        return example.last == example.text or contains(example.last, self._examples[trained].last)
+
     def _comparable(self, example: NormalizedExample, trained: int) -> bool:
         """Whether no system message tells the two apart."""
         system = self._examples[trained].system
@@ -209,7 +218,7 @@ def describe_leaks(leaks: Sequence[Match], held_out: int, ids: Sequence[str], tr
     return (
         f"{len(leaks)} of {held_out} held-out examples (the first: {shown}) repeat or nearly repeat questions in "
         f"{trained}; for example, {first}. Differences in case, punctuation, greetings, and invisible or look-alike "
-        "characters do not make another question, nor does another answer or system message"
+        "characters do not make another question, nor do words around it, another answer or another system message"
     )
 
 

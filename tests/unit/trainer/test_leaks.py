@@ -30,6 +30,8 @@ DISGUISES: dict[str, Callable[[str], str]] = {
     "zero-width spaces": lambda text: "\u200b".join(text),
     "soft hyphens": lambda text: "\u00ad".join(text),
     "byte order mark and bidi marks": lambda text: f"\ufeff\u202a{text}\u202c",
+    "Khmer vowels and unassigned code points that show nothing": lambda text: "\u17b4\u2065\ufff0".join(text),
+    "unassigned variation selectors": lambda text: "\U000e01f0\U000e0fff".join(text),
     "variation selectors": lambda text: text.replace("e", "e\ufe0e").replace("a", "a\U000e0100"),
     "Cyrillic": lambda text: text.translate(LOOKALIKES),
     "Greek": lambda text: text.translate(GREEK),
@@ -81,6 +83,51 @@ def test_a_misspelling_or_an_unknown_interjection_makes_a_near_duplicate() -> No
     for disguise in (lambda text: f"{text} \U0001f642", lambda text: f"So, {text}", lambda text: text[:20] + text[21:]):
         found = relations(texts, [disguise(text) for text in long])
         assert len(found) > 0.9 * len(long) > 20
+
+
+@pytest.mark.parametrize(
+    "disguise",
+    [
+        lambda text: f"I was wondering: {text}",
+        lambda text: f"As a customer, {text}",
+        lambda text: f"Ticket 4711: {text}",
+        lambda text: f"{text} My name is Ann.",
+        lambda text: f"Your shop was recommended to me by a friend who lives by the sea, so: {text}",
+    ],
+    ids=["I was wondering", "as a customer", "ticket", "my name is Ann", "a long preamble"],
+)
+def test_words_around_trained_questions_make_no_held_out_file(disguise: Callable[[str], str]) -> None:
+    texts = [question(each) for each in sample("pemberton")]
+    found = relations(texts, [disguise(text) for text in texts])
+    assert len(found) >= 0.8 * len(texts)
+    assert set(found.values()) <= {Relation.SIMILAR, Relation.CONTAINS}
+    refused = overlap(numbered(texts), numbered([disguise(text) for text in texts])).findings
+    assert [(each.code, each.severity) for each in refused] == [("held_out_in_training", "refused")]
+    assert " contains the trained " in refused[0].message or "near-duplicate" in refused[0].message
+
+
+def test_a_question_that_holds_a_short_one_or_a_small_part_of_itself_is_no_leak() -> None:
+    short, longer = "Where is my parcel?", "Can you change the address of my order?"
+    story = "I ordered a lamp, two chairs and a kettle from you last Monday, and paid by card at once. "
+    assert relations([short], [f"{story}{short}"]) == {}
+    assert relations([longer], [f"{story}{longer}"]) == {0: Relation.CONTAINS}
+    assert (
+        relations([longer], [f"{story}{longer} {story.upper()} My neighbour at number 7 took one of the parcels."])
+        == {}
+    )
+    words = longer.rstrip("?").split()
+    assert relations([longer], [" ".join(words[::-1])]) == {}
+
+
+def test_a_conversation_that_goes_on_after_a_trained_question_asks_something_else() -> None:
+    first, next_question = "Can you change the address of my order?", "And could you send it a week later as well?"
+    trained = [NormalizedExample.of([("user", first)], "Yes.")]
+    held = [
+        NormalizedExample.of([("user", first), ("assistant", "Yes."), ("user", next_question)], "Of course."),
+        NormalizedExample.of([("user", "Hello"), ("assistant", "Hi."), ("user", f"By the way, {first}")], "Yes."),
+    ]
+    leaks = TrainedExamples(trained).leaks(held)
+    assert [(leak.index, leak.relation) for leak in leaks] == [(1, Relation.CONTAINS)]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +281,14 @@ def test_disguised_copies_never_straddle_a_split() -> None:
     assert len(held) == 28
     assert {at // 4 for at in held}.isdisjoint(at // 4 for at in range(len(rows)) if at not in held)
     assert len(groups([question(each) for each in rows])) <= 70
+
+
+def test_a_question_and_the_same_with_words_around_it_never_straddle_a_split() -> None:
+    texts = [text for text in map(question, sample("pemberton")) if len(text) > 28]
+    rows = numbered([wrapped for text in texts for wrapped in (text, f"As a customer, {text} My name is Ann.")])
+    held = set(split(rows, share=0.3).held_out)
+    assert len(held) >= 0.25 * len(rows)
+    assert {at // 2 for at in held}.isdisjoint(at // 2 for at in range(len(rows)) if at not in held)
 
 
 def test_a_few_near_duplicates_are_left_out_and_many_are_refused() -> None:

@@ -229,5 +229,5 @@ def near_duplicates_note(left_out: Sequence[str], total: int, version: str) -> s
     """The report's sentence on the questions that are left out because of the version's own training file."""
     return (
         f"{len(left_out)} of {total} held-out examples are left out: they are near-duplicates of examples that "
-        f"{version} was trained on"
+        f"{version} was trained on, or contain their questions"
     )
