@@ -137,6 +137,7 @@ def lineage_of(job: JobSpec, plan: TrainingPlan, prepared: Prepared, description
         recipe=plan.recipe,
         system_prompt=plan.system_prompt,
         held_out=held_out,
+        split_off=report.held_out.lines,
         drop_long=job.overflow_policy == "drop",
         overflow=job.overflow,
         validation=() if report.validation is None else report.validation.lines,

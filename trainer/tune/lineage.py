@@ -28,7 +28,17 @@ PACKAGES: Final = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 """Packages whose versions may change the result of a training."""
 
 
-NOT_COMPARED: Final = {"python", "packages", "job", "files", "datasets", "held_out", "drop_long", "overflow"}
+NOT_COMPARED: Final = {
+    "python",
+    "packages",
+    "job",
+    "files",
+    "datasets",
+    "held_out",
+    "split_off",
+    "drop_long",
+    "overflow",
+}
 """Fields of a lineage that do not decide the weights, or that follow from others."""
 
 
@@ -55,6 +65,8 @@ class Lineage(_Frozen):
     system_prompt: str | None = None
     held_out: DataSource | None = None
     """The held-out file; None if the held-out examples were split off the training file."""
+    split_off: tuple[int, ...] = ()
+    """Lines of the training file that were split off as held-out examples and not trained on."""
     drop_long: bool = False
     """Whether examples above `max_length` were dropped; ``data`` counts the examples trained on."""
     overflow: Overflow | None = None

@@ -67,6 +67,8 @@ def test_from_a_file_to_an_adapter_that_the_gateway_has(make_job: Any, gateway: 
     metadata = Metadata.model_validate_json(pushed["metadata"])
     assert (metadata.lineage.job, metadata.lineage.files) == ("ftjob-1", ("train",))
     assert metadata.lineage.recipe == plan.recipe
+    report = Report.model_validate_json((folder / spec.REPORT).read_bytes())
+    assert metadata.lineage.split_off == report.held_out.lines != ()
     assert metadata.training.held_out_loss is not None
     assert len(metadata.proof.probes) > 0
     ends = [m for m in metrics(folder) if m["ends_epoch"]]
