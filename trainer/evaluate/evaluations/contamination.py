@@ -225,6 +225,11 @@ def shown_answers_note(held_out: Sequence[Question], grounding: Mapping[str, Any
     )
 
 
+def unchecked_note(version: str, reason: str) -> str:
+    """The report's sentence on held-out examples that were not compared with the version's training data."""
+    return f"whether {version} was trained on held-out examples was not checked: {reason}"
+
+
 def near_duplicates_note(left_out: Sequence[str], total: int, version: str) -> str:
     """The report's sentence on the questions that are left out because of the version's own training file."""
     return (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -13,11 +15,19 @@ from adapters.protocol.runs import EvaluationContext
 from adapters.validation import faults, message
 from trainer.data.format import Example, Message, split_lines
 from trainer.data.formats import read_dataset
-from trainer.data.trained_examples import NormalizedExample, TrainedExamples, describe_leaks, must_be_refused
+from trainer.data.trained_examples import (
+    MAX_ID_CHARS,
+    NormalizedExample,
+    TrainedExamples,
+    describe_leaks,
+    must_be_refused,
+)
 from trainer.errors import DataInvalid, HeldOutInTraining, Problem
 from trainer.evaluate.arms import Question, questions
 from trainer.evaluate.evaluations.contamination import normalized_question
-from trainer.evaluate.evaluations.spec import QUESTIONS, EvaluationJob
+from trainer.evaluate.evaluations.spec import EvaluationJob
+
+NO_FILE_NAMED: Final = "its metadata names no training file"
 
 
 def read_held_out(name: str, content: bytes) -> tuple[Question, ...]:
@@ -62,17 +72,39 @@ def _missing(question: Question) -> list[str]:
     return reasons
 
 
-def read_trained(name: str, content: bytes) -> list[NormalizedExample]:
-    """What a training file teaches: each line with every answer in it that is trained. Raises as `read_held_out`."""
+@dataclass(frozen=True, slots=True)
+class TrainingFile:
+    """A candidate's training file, normalised. ``examples``: each line with every answer in it that is trained.
+    ``split_off``: those of them that its job held out, according to the lineage; None if that names none."""
+
+    examples: tuple[NormalizedExample, ...] = ()
+    split_off: tuple[NormalizedExample, ...] | None = None
+
+
+def read_trained(name: str, content: bytes, lineage: Mapping[str, Any] | None) -> TrainingFile:
+    """Read a training file. ``lineage``: the candidate's, from its metadata. Raises as `read_held_out`."""
     if _holds_questions(content):
-        return [normalized_question(question) for question in read_held_out(name, content)]
-    return [NormalizedExample.trained(example) for example in read_dataset(name, content)[1].examples]
+        return TrainingFile(tuple(normalized_question(question) for question in read_held_out(name, content)))
+    lines = (lineage or {}).get("split_off")
+    examples = {example.line: NormalizedExample.trained(example) for example in read_dataset(name, content)[1].examples}
+    split_off = tuple(examples[line] for line in examples if line in lines) if isinstance(lines, list) else ()
+    return TrainingFile(tuple(examples.values()), split_off or None)
+
+
+def unchecked_reason(context: EvaluationContext) -> str | None:
+    """Why the gateway gave no training file for the candidate; None if it gave one or the candidate has no weights."""
+    if context.candidate is None or not context.has_weights or context.training_files:
+        return None
+    files = (context.lineage or {}).get("files")
+    if not isinstance(files, list) or not files:
+        return NO_FILE_NAMED
+    return f"its training file {str(files[0])[:MAX_ID_CHARS]!r} is gone, or this key may not read it"
 
 
 def refuse_trained_on(
     job: EvaluationJob,
     held_out: Sequence[Question],
-    trained_on: Sequence[NormalizedExample],
+    training: TrainingFile,
     own_held_out: Sequence[NormalizedExample] | None,
 ) -> tuple[str, ...]:
     """Refuse held-out examples that the candidate was trained on (`trainer.data.trained_examples`).
@@ -83,9 +115,9 @@ def refuse_trained_on(
     Args:
         job: The evaluation.
         held_out: All held-out examples.
-        trained_on: The examples of the candidate's training file (`read_trained`).
-        own_held_out: What its job held out of that file, according to its verdict; None if unknown: then the name of
-            the held-out file decides.
+        training: The candidate's training file.
+        own_held_out: What its job held out of that file, according to its verdict; None if unknown: then its lineage
+            decides. No name of a held-out file does, since the client chooses it.
 
     Returns:
         The ids of the examples to leave out: a few near-duplicates of what the candidate was trained on.
@@ -93,10 +125,11 @@ def refuse_trained_on(
     Raises:
         HeldOutInTraining: A question is in both, or too many are near-duplicates.
     """
-    if job.context.candidate is None or (own_held_out is None and is_job_held_out(job.context)):
+    if job.context.candidate is None:
         return ()
+    own_held_out = training.split_off if own_held_out is None else own_held_out
     examples = [normalized_question(question) for question in held_out]
-    trained = TrainedExamples(trained_on, common=True)
+    trained = TrainedExamples(training.examples, common=True)
     own = {(example.question, example.answer) for example in trained.remove(own_held_out or ())}
     leaks = trained.leaks(examples)
     foreign = [leak for leak in leaks if (examples[leak.index].question, examples[leak.index].answer) not in own]
@@ -105,12 +138,6 @@ def refuse_trained_on(
         message = describe_leaks(foreign, len(held_out), ids, f"the file that {job.context.candidate} was trained on")
         raise HeldOutInTraining(f"{message}. Remove them, or use the held-out file that its job stored")
     return tuple(held_out[leak.index].id for leak in leaks)
-
-
-def is_job_held_out(context: EvaluationContext) -> bool:
-    """Whether the held-out file is named like the one in which the candidate's job stored its held-out examples."""
-    job = (context.lineage or {}).get("job")
-    return isinstance(job, str) and context.held_out.filename == f"{job}-{QUESTIONS}"
 
 
 def as_examples(held_out: Sequence[Question]) -> tuple[Example, ...]:

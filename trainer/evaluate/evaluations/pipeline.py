@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from adapters.protocol.reports import EvaluationProgress, ReportCost
 from trainer.config import Settings
-from trainer.data.trained_examples import NormalizedExample
 from trainer.errors import DataError, GatewayRefused, HeldOutInTraining, SettingsError
 from trainer.evaluate.arm_scores import arm_scores
 from trainer.evaluate.arms import Question
@@ -29,6 +28,7 @@ from trainer.evaluate.evaluations.contamination import (
     quoted_in_prompt,
     shown_in_prompt,
     shown_note,
+    unchecked_note,
 )
 from trainer.evaluate.evaluations.evaluator import (
     Evaluator,
@@ -37,7 +37,14 @@ from trainer.evaluate.evaluations.evaluator import (
     revalidation_record,
     verdict_record,
 )
-from trainer.evaluate.evaluations.held_out import read_held_out, read_trained, refuse_trained_on
+from trainer.evaluate.evaluations.held_out import (
+    NO_FILE_NAMED,
+    TrainingFile,
+    read_held_out,
+    read_trained,
+    refuse_trained_on,
+    unchecked_reason,
+)
 from trainer.evaluate.evaluations.planning import (
     EvaluationPlan,
     LiveState,
@@ -97,6 +104,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         self._job, self._directory, self._gateway = job, directory, gateway
         self._check = check
         self._reported = ("", 0.0)
+        self._unchecked = unchecked_reason(job.context)
         self._evaluator = Evaluator(
             job,
             directory,
@@ -194,7 +202,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
                 self._gateway.fetch(file, path)
             return read_held_out(file.filename, path.read_bytes())
         except (GatewayRefused, DataError) as error:
-            self._directory.emit_event(f"the version's training data was not checked: {error.message}", level="warn")
+            self._unchecked = error.message
             return ()
 
     def _authored(self, plan: EvaluationPlan) -> list[str]:
@@ -203,15 +211,16 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             return []
         return [question.reference for question in self._trained_on()]
 
-    def _trained_answers(self) -> list[NormalizedExample]:
+    def _training_file(self) -> TrainingFile:
         """What the candidate was taught; empty if the file is gone or cannot be read, as `_trained_on` says."""
-        path = self._directory.path(spec.TRAINING)
-        if not self._job.context.training_files or not path.exists():
-            return []
+        context, path = self._job.context, self._directory.path(spec.TRAINING)
+        if not context.training_files or not path.exists():
+            return TrainingFile()
         try:
-            return read_trained(self._job.context.training_files[0].filename, path.read_bytes())
-        except DataError:
-            return []
+            return read_trained(context.training_files[0].filename, path.read_bytes(), context.lineage)
+        except DataError as error:
+            self._unchecked = error.message
+            return TrainingFile()
 
     def _without_trained_on(self, live_state: LiveState, held_out: Sequence[Question]) -> LiveState:
         """`live_state`, with the questions to leave out because this or an earlier version was trained on them.
@@ -219,7 +228,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         Raises HeldOutInTraining as `refuse_trained_on`, and if no question is left.
         """
         context, notes = self._job.context, list(live_state.notes)
-        trained = self._trained_answers()
+        trained = self._training_file()
         prompt = [(example.user, example.assistant) for example in context.examples]
         indices = shown_in_prompt(prompt, [normalized_question(question) for question in held_out])
         indices |= quoted_in_prompt(self._system_prompts(), held_out)
@@ -262,7 +271,10 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         left_out = tuple(question.id for question in held_out if question.id in seen)
         if len(left_out) == len(held_out):
             raise HeldOutInTraining("; ".join(reasons))
-        return replace(live_state, notes=(*notes, *reasons), left_out=left_out)
+        if self._unchecked is not None:
+            reasons.append(unchecked_note(str(self._job.context.candidate), self._unchecked))
+        unchecked = self._unchecked not in (None, NO_FILE_NAMED)
+        return replace(live_state, notes=(*notes, *reasons), left_out=left_out, unchecked=unchecked)
 
     def _live_state(self) -> LiveState:
         context = self._job.context
@@ -374,7 +386,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             self._directory.emit_event(message, **extra)
             notes.append(message)
 
-        live = promote(self._gateway, candidate, record, self._job.body.promote, plan.pointer, emit)
+        mode, unchecked = self._job.body.promote, plan.unchecked
+        live = promote(self._gateway, candidate, record, mode, plan.pointer, emit, unchecked=unchecked)
         return live, notes[-1] if notes else None
 
     def _repeat_body(self, plan: EvaluationPlan) -> dict[str, Any] | None:

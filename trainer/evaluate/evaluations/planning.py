@@ -51,19 +51,22 @@ class EvaluationPlan(Frozen):
     """Notes on the comparison for the report, each a sentence without the full stop."""
     left_out: tuple[str, ...] = ()
     """Ids of held-out questions that an ancestor of the candidate, or the live version, was trained on."""
+    unchecked: bool = False
+    """Whether the candidate has training data with which the held-out questions could not be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveState:
     """What is live under the candidate's name: where `live` points, and the version (`name@3`) to compare with.
 
-    ``left_out``: see `EvaluationPlan`.
+    ``left_out``, ``unchecked``: see `EvaluationPlan`.
     """
 
     pointer: LivePointer | None = None
     live: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    unchecked: bool = False
 
 
 def sample(job: EvaluationJob, questions: Sequence[Question]) -> tuple[Question, ...]:
@@ -151,6 +154,7 @@ def make_plan(
             *filter(None, [shared_groups_note(questions, trained_on), shown_answers_note(questions, grounding)]),
         ),
         left_out=live_state.left_out,
+        unchecked=live_state.unchecked,
     )
     return plan, prompts.questions
 

@@ -68,6 +68,8 @@ def promote(
     mode: Literal["auto", "never"],
     expected: LivePointer | None,
     emit: Callable[..., None],
+    *,
+    unchecked: bool = False,
 ) -> bool:
     """Move `live` if the verdict and ``mode`` allow it, and emit an event about the result.
 
@@ -78,6 +80,7 @@ def promote(
         mode: The request's `promote`.
         expected: Where `live` pointed when the version was compared with it; None if it was compared with nothing.
         emit: Called with an event's message and its `level`.
+        unchecked: Whether the version has training data with which the held-out examples could not be compared.
 
     Returns:
         Whether the version is live now.
@@ -100,6 +103,12 @@ def promote(
         emit(f"not promoted because it did not pass: {unchanged}. {by_hand} anyway")
     elif mode == "never":
         emit(f"not promoted, as requested (promote: never): {unchanged}. {by_hand}")
+    elif unchecked:
+        emit(
+            f"not promoted: {unchanged}, and {name} may have been trained on held-out examples, since its training "
+            f"data could not be compared with them. {by_hand}",
+            level="warn",
+        )
     elif not expected.compared:
         emit(f"not promoted: {unchanged}, and no comparison with it was possible. {by_hand}", level="warn")
     elif current.is_split or expected.is_split:

@@ -16,10 +16,12 @@ from tests.unit.trainer.evaluate.worlds import subject
 from trainer.data.similar import SIMILAR, groups, normalise
 from trainer.evaluate.base_prompts import NO_TRAINING_DATA
 from trainer.evaluate.evaluations import spec
-from trainer.evaluate.evaluations.held_out import read_held_out
+from trainer.evaluate.evaluations.contamination import unchecked_note
+from trainer.evaluate.evaluations.held_out import NO_FILE_NAMED, read_held_out
 from trainer.evaluate.evaluations.spec import REPORT
 from trainer.evaluate.report import EvaluationReport
 
+UNCHECKED = unchecked_note("voice@3", NO_FILE_NAMED)
 DESK = {"kettle": "desk amber", "jacket": "desk cobalt", "shovel": "desk olive"}
 WORDS = ("blue", "late", "lost", "small", "heavy", "wrong", "new", "old", "cheap", "loud", "soft", "flat")
 SHRUG = "I am a helpful assistant"
@@ -199,12 +201,13 @@ def test_the_recorded_evaluation_asks_the_same_again(judged: Any, gateway: Evalu
     _, report = judged(learns_in_context, revalidation, trained=None, content=questions, context={"models": models})
     assert sent_to_base(gateway) == first
     stopped = ("poor", "base", "base told the answers")
-    assert [note.split(" was asked")[0] for note in report.notes] == list(stopped), "nothing is missing"
+    notes = [note for note in report.notes if note != UNCHECKED]
+    assert [note.split(" was asked")[0] for note in notes] == list(stopped), "nothing is missing"
 
 
 def test_without_the_training_data_the_report_says_that_no_examples_are_shown(judged: Any) -> None:
     folder, report = judged(lambda _: SHRUG, trained=None)
-    assert report.notes == (NO_TRAINING_DATA,)
+    assert report.notes == (UNCHECKED, NO_TRAINING_DATA)
     assert [arm.prompt.examples for arm in plan_of(folder).arms] == [0, 0, 0]
 
 

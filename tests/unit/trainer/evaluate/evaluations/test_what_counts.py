@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.trainer.evaluate.evaluations.conftest import MakeFolder
-from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway, jsonl, rows
+from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import INTENTS, EvaluationGateway, jsonl, right, rows
 from tests.unit.trainer.evaluate.evaluations.worker_runs import plan_of, run
 from trainer.evaluate.arms import ChatMessage, Question
 from trainer.evaluate.base_prompts import NO_TRAINING_DATA
+from trainer.evaluate.evaluations.contamination import unchecked_note
+from trainer.evaluate.evaluations.held_out import NO_FILE_NAMED
 from trainer.runs import protocol
 from trainer.samples import data_file, heldout_file
+
+UNCHECKED = unchecked_note("voice@3", NO_FILE_NAMED)
 
 
 def test_what_the_candidate_was_trained_on_is_no_measure_of_it(
@@ -217,20 +222,26 @@ def test_what_its_own_job_held_out_of_the_file_is(gateway: EvaluationGateway, ma
     assert "6 of 36 held-out examples" in found.error.message
 
 
-def test_where_no_verdict_says_what_its_job_held_out_the_file_s_name_does(
-    gateway: EvaluationGateway, make_folder: MakeFolder
+@pytest.mark.parametrize("records", [True, False])
+def test_where_no_verdict_says_what_its_job_held_out_the_lineage_does(
+    gateway: EvaluationGateway, make_folder: MakeFolder, records: bool
 ) -> None:
-    """That of a version whose job could not judge it."""
+    """That of a version whose job could not judge it. A file's name says nothing: the client chooses it."""
     content = questions(36)
-    file = gateway.add("held", content).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
     context = {
-        "held_out": file,
-        "lineage": {"job": "ftjob-7"},
+        "lineage": {"job": "ftjob-7", "split_off": [*range(1, 37)]},
         "training_files": [gateway.add("train", jsonl(rows()))],
+        "records": records,
     }
     assert run(make_folder(content=content, context=context)).status == "succeeded"
-    another = context | {"lineage": {"job": "ftjob-8"}}
-    assert run(make_folder(content=content, context=another, id="eval-2")).status == "failed"
+    named = gateway.add("held", content).model_copy(update={"filename": "ftjob-7-held_out_questions.jsonl"})
+    for at, lineage in enumerate([{"job": "ftjob-7"}, {"job": "ftjob-7", "split_off": [*range(1, 31)]}], start=2):
+        result = run(
+            make_folder(content=content, context=context | {"held_out": named, "lineage": lineage}, id=f"e{at}")
+        )
+        assert result.error is not None
+        assert result.error.code == "held_out_in_training"
+        assert f"{[36, 6][at - 2]} of 36 held-out examples" in result.error.message
 
 
 def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(
@@ -250,7 +261,7 @@ def test_examples_that_an_ancestor_or_live_was_trained_on_are_left_out(
     assert {asked for _, asked in gateway.asked() if asked.startswith("question")} == {
         row["prompt"] for row in rows()[5:]
     }
-    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said, NO_TRAINING_DATA]
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said, UNCHECKED, NO_TRAINING_DATA]
     # a version's own worth is not what serves's affair
     again = run(make_folder({"model": "voice@3", "suites": [], "kind": "revalidation"}, id="eval-2"))
     assert again.examples == 33
@@ -317,7 +328,37 @@ def test_what_serves_from_a_store_that_the_key_may_not_read_costs_no_verdict(
     said = "there was no comparison with voice@2, which is live: the API key may not read a vector store that it uses"
     assert str(result.note).startswith(said)
     assert "not promoted: voice still answers with @2, and no comparison with it was possible" in str(result.note)
-    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said, NO_TRAINING_DATA]
+    assert json.loads((folder / "evaluation.json").read_text())["notes"] == [said, UNCHECKED, NO_TRAINING_DATA]
+
+
+@pytest.mark.parametrize(
+    ("context", "reason"),
+    [
+        ({"lineage": {"files": ["file-7"]}}, "its training file 'file-7' is gone, or this key may not read it"),
+        ({"training_files": [{"id": "gone", "filename": "t.jsonl", "bytes": 1, "sha256": "0"}]}, "not_found"),
+        ({"training_files": ["broken"]}, "line 1"),
+    ],
+)
+def test_a_version_whose_training_data_cannot_be_read_is_not_promoted_by_itself(
+    gateway: EvaluationGateway, make_folder: MakeFolder, context: dict[str, Any], reason: str
+) -> None:
+    if context.get("training_files") == ["broken"]:
+        context = {"training_files": [gateway.add("train", b"no example")]}
+    gateway.live = 2
+    gateway.say = lambda model, asked: right(asked) if model == "voice@3" else INTENTS[0]
+    folder = make_folder({"model": "voice@3", "promote": "auto"}, context=context)
+    result = run(folder)
+    notes = json.loads((folder / "evaluation.json").read_text())["notes"]
+    (unchecked,) = [note for note in notes if note.startswith("whether voice@3 was trained on held-out examples")]
+    assert reason in unchecked
+    assert (result.verdict, result.live, gateway.live, gateway.moves) == ("pass", False, 2, [])
+    assert "not promoted: voice still answers with @2, and voice@3 may have been trained on" in str(result.note)
+
+
+def test_a_prompt_version_was_trained_on_nothing(gateway: EvaluationGateway, make_folder: MakeFolder) -> None:
+    folder = make_folder(context={"has_weights": False, "system_prompt": "Be kind."})
+    run(folder)
+    assert UNCHECKED not in json.loads((folder / "evaluation.json").read_text())["notes"]
 
 
 def test_without_permission_to_record_the_verdict_the_note_says_so(
