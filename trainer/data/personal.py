@@ -2,9 +2,9 @@
 
 Secrets are found by Yelp's detect-secrets (its pattern detectors; the entropy detectors mistake prose for keys), and
 by the patterns in _SECRETS, which it does not have. Personal data are e-mail addresses, telephone numbers that are
-valid in a numbering plan (without a country code, American and British ones as they are usually written, and those of
-_REGIONS if they are called telephone numbers), card numbers of an issuer's form, bank account, social security and NHS
-numbers whose digits are valid, and what is called a passport's number.
+valid in a numbering plan (without a country code, American, British and French ones as they are usually written, and
+those of _REGIONS if they are called telephone numbers), card numbers of an issuer's form, bank account, social security
+and NHS numbers whose digits are valid, and what is called a passport's number.
 """
 
 from __future__ import annotations
@@ -39,8 +39,20 @@ _ISSUER: Final = re.compile(
 """Visa, Mastercard, American Express, Diners Club, JCB, Discover, UnionPay and Maestro. ISBNs and times in milliseconds
 begin in other ways."""
 _IBAN: Final = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
+_NO_PHONE: Final = (
+    r"(?i:\b(?:order|ticket|invoice|booking|reference|ref|tracking|account|customer|part|serial|isbn|nhs|sku|id)\b)"
+)
+"""What a number in groups is instead, if it is called so."""
 _LOCAL_PHONE: Final = (
     ("US", re.compile(r"(?<![\w.+-])(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}(?![\w-])")),
+    (
+        "US",
+        re.compile(
+            rf"(?:{_NO_PHONE}[^\d\n]{{0,15}}\d[\d ]*|(?<![\w.+-])(?<!\d )(?P<number>[2-9]\d\d [2-9]\d\d \d{{4}}))"
+            r"(?![\w-])(?! \d)"
+        ),
+    ),
+    ("FR", re.compile(r"(?<![\w.+-])(?<!\d )0[1-9]([ .])\d\d(?:\1\d\d){3}(?![\w-])(?![ .]\d)")),
     ("GB", re.compile(r"(?<![\w.+-])\(?0(?:\d{2}\)? \d{4} \d{4}|\d{3}\)? \d{3} \d{4}|\d{4}\)? \d{6})(?![\w-])")),
 )
 """By the region in whose numbering plan the number must be valid."""
@@ -55,7 +67,8 @@ _SSN: Final = re.compile(
 )
 _NHS: Final = re.compile(r"(?i:\bNHS\b)\D{0,40}(\d{3}[ -]?\d{3}[ -]?\d{4})(?![\w-])")
 _PASSPORT: Final = re.compile(
-    r"(?i:\bpassport\b)(?:(?!(?i:order|ticket|invoice|booking|reference|tracking))[^.!?\n]){0,40}?"
+    r"(?i:\bpassport\b(?: ?(?:no|nr|num)\.)?)"
+    r"(?:(?!(?i:order|ticket|invoice|booking|reference|tracking))[^.!?\n]){0,40}?"
     r"\b(?!(?:19|20)\d\d[01]\d[0-3]\d\b)(?=[A-Z0-9]{8,9}\b)(?=(?:[A-Z]*\d){6})[A-Z]{0,3}\d[A-Z0-9]{5,8}\b"
 )
 _SECRETS: Final = (
@@ -72,8 +85,12 @@ _SECRETS: Final = (
     (
         "Password",
         re.compile(
-            r"(?i:\b(?:password|passwd|passphrase|pwd))[\"'`]?(?: is|\s*[:=]) *[\"'`]?(?![<{\[$*])"
-            r"(?=\S{0,99}[A-Za-z])(?=\S{0,99}(?:\d|[!@#$%^&*?]\w))[^\s\"'`]{6,}"
+            r"(?i:\b(?:password|passwd|passphrase|passwort|kennwort|pwd)[\"'`]?(?: is| ist|\s*[:=])"
+            r"|\b(?:pass|pw)\s*[:=])"
+            r" *[\"'`]?(?![<{\[$*])(?=\S{0,99}[A-Za-z])(?=\S{0,99}(?:\d|[!@#$%^&*?]\w))[^\s\"'`]{6,}"
+            r"|(?i:\bpass(?:word|wort) [\"'`]?(?!windows|office|iphone|version|wordpress))"
+            r"(?=[a-zA-Z]{3})[\w!@#$%^&*]{2,40}\d"
+            r"(?<=[\w!@#$%^&*]{7})[!@#$%^&*]{0,5}(?![\w-])"
         ),
     ),
 )
@@ -120,10 +137,15 @@ def has_email(text: str) -> bool:
 
 
 def has_phone(text: str) -> bool:
-    """Whether the text has a valid telephone number: in international form, as an American or British one is written
-    at home, or called a telephone number and valid in one of _REGIONS. Any other would give too many false positives.
+    """Whether the text has a valid telephone number: in international form, as an American, British or French one is
+    written at home, or called a telephone number and valid in one of _REGIONS. Any other would give too many false
+    positives.
     """
-    local = ((match[0], region) for region, pattern in _LOCAL_PHONE for match in pattern.finditer(text))
+    local = (
+        (match.groupdict().get("number", match[0]) or "", region)
+        for region, pattern in _LOCAL_PHONE
+        for match in pattern.finditer(text)
+    )
     international = ((match[0], None) for match in _PHONE.finditer(text))
     labelled = ((match[1], region) for match in _LABELLED_PHONE.finditer(text) for region in _REGIONS)
     return any(_is_phone(number, region) for number, region in (*international, *local, *labelled))
