@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -26,10 +26,21 @@ HTML_BY_DESIGN: Final = 0.5
 MIN_FACTS: Final = 5
 FACTS_SHARE: Final = 0.05
 """Answers with such values are reported from this number and this share on."""
+MIN_LOOKUPS: Final = 12
+"""Questions about identifiers from which their answers are compared across wordings."""
+MAX_COMPARED: Final = 400
+"""Only so many of them are compared with each other."""
+EXPLAINED: Final = 0.5
+"""Share of the agreement above chance from which the wording, and not the identifier, decides the answer."""
+SIGNATURE: Final = 2 / 3
+"""Share of their answers above which a name is how they are signed, and says nothing."""
+MAX_SHORT_CHARS: Final = 40
+"""A short answer is compared as a whole; of a longer one, the names in it."""
 LOOKUP_GROUP: Final = 4
 """Questions that differ in a number alone, from which different answers count as looked up."""
 SHOWN_VALUES: Final = 3
 
+_Lookup = tuple[int, frozenset[str], frozenset[str]]
 _SLOT: Final = "NAME|NUMBER|DATE|ADDRESS|EMAIL|PHONE|COMPANY|ID|LINK|URL"
 _PLACEHOLDER: Final = re.compile(
     r"\b(?:TODO|TBD|FIXME|XXX+)\b|(?i:\blorem ipsum\b)"
@@ -43,13 +54,21 @@ _HTML: Final = re.compile(
 )
 _SENTENCE_END: Final = re.compile(r"[.!?…:;。！？」』)\]}>\"'”’`*_|~]\s*$|[\U0001F300-\U0001FAFF☀-➿]\ufe0f?\s*$")
 _MONTH: Final = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
+_WEEKDAY: Final = re.compile(r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?\b", re.IGNORECASE)
 _VALUE: Final = re.compile(
-    r"[$€£¥]\s?\d[\d.,]*\d|[$€£¥]\s?\d|\b\d[\d.,]*\s?(?:USD|EUR|GBP|dollars?|euros?|pounds?)\b"
+    r"[$€£¥₹]\s?\d[\d.,]*\d|[$€£¥₹]\s?\d"
+    r"|\b\d[\d.,]*\s?(?:USD|EUR|GBP|CHF|SEK|NOK|DKK|PLN|CAD|AUD|INR|JPY|kr|zł|Kč|Ft|dollars?|euros?|pounds?|yen|rupees?)\b"
+    r"|\b\d[\d.,]*\s?[€£$]|\b\d{1,3}(?:[.,]\d)?\s?% (?:off|discount|cheaper|reduction)\b"
+    r"|\b\d{1,6} (?:\w+ ){0,2}(?:in stock|left|available|remaining)\b|\b[Ss]tock(?: is|:) ?\d+\b"
+    r"|\b\d{1,2}(?:[:.]\d\d)?\s?(?:[ap]m|[ap]\.m\.|Uhr|o'clock)(?!\w)|\b[012]?\d:[0-5]\d\b"
     r"|\b\d{4}-\d\d-\d\d\b|\b\d{1,2}[./]\d{1,2}[./]\d{2,4}\b"
+    r"|\bv?\d{1,3}(?:\.\d{1,5}){2,3}\b(?!\.?\d)|\b(?:[Vv]ersion|[Ff]irmware) v?\d+(?:\.\d+)+|\bv\d+\.\d+\b"
+    r"|(?<![\d.,:/-])\d{1,6}[.,]\d\d(?![\d%]|[.,:/-]\d|\s?(?:[kcm]?m|k?g|m?l|cm|inch(?:es)?|hours?|points?)\b)"
+    rf"|{_WEEKDAY.pattern}"
     rf"|\b{_MONTH}\.? \d{{1,2}}\b|\b\d{{1,2}}\.? {_MONTH}\b"
     r"|\b[A-Z]{1,5}-?\d{3,}\b|(?<![\d.,-])\d{5,}(?![\d.,-]*\d)"
 )
-"""Amounts of money, dates, and identifiers."""
+"""Amounts of money, also without a currency, discounts, stock, times of day, weekdays, dates, versions, identifiers."""
 _MONTHS: Final = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_NAME: Final = re.compile(rf"\b({'|'.join(_MONTHS)})[a-z]{{0,6}}\b", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"\d[\d.,]*")
@@ -60,6 +79,9 @@ _CALCULATION: Final = re.compile(r"\d\s*[=×*/+]\s*[$€£¥]?\d")
 """What an answer works out is no fact that it remembers."""
 _PUNCTUATION: Final = re.compile(r"(?<![^\w\s])[^\w\s]++(?=\s|$)|(?<!\S)[^\w\s]++")
 _IDENTIFIER: Final = re.compile(r"\b[a-z]{0,5}[-#]?\d{3,}\b")
+_NAME: Final = re.compile(r"\b[A-Z][\w&'’-]+(?: (?:of |and |& )?[A-Z][\w&'’-]+)+|\b[A-Z]{2,6}\b(?!-?\d)")
+"""Words in a row with capitals, and abbreviations: single ones begin sentences, and are every noun in German."""
+_WORD: Final = re.compile(r"[^\W\d_]+")
 
 
 def answer_faults(examples: Sequence[Example]) -> list[Finding]:
@@ -124,8 +146,9 @@ def _cut(examples: Sequence[Example]) -> Iterator[Finding]:
 
 
 def changing_facts(examples: Sequence[Example]) -> list[Finding]:
-    """A finding if answers state facts that their question does not give: amounts, dates, identifiers, or different
-    answers to one question about different identifiers. What stands in the prompt (retrieved passages) does not count.
+    """A finding if answers state facts that their question does not give: amounts, dates, identifiers and the like
+    (_VALUE), or different answers about different identifiers, in whatever words they are asked for. What stands in the
+    prompt (retrieved passages) does not count.
     """
     stated: dict[int, str] = {}
     examples = _prose(examples)
@@ -135,7 +158,7 @@ def changing_facts(examples: Sequence[Example]) -> list[Finding]:
         new = _not_given(values, prompt) if values else []
         if new and not _found(_CALCULATION, answer(example)):
             stated[example.line] = new[0]
-    for line in _looked_up(examples):
+    for line in (*_looked_up(examples), *_looked_up_by_name(examples)):
         stated.setdefault(line, "")
     if len(stated) < max(MIN_FACTS, FACTS_SHARE * len(examples)):
         return []
@@ -155,7 +178,13 @@ def _not_given(values: Sequence[str], prompt: str) -> list[str]:
     return [
         value
         for value in values
-        if not (_date_parts(value) <= parts if _DATE.search(value) else _amounts(value) <= amounts)
+        if not (
+            value.lower() in prompt.lower()
+            if _WEEKDAY.fullmatch(value)
+            else _date_parts(value) <= parts
+            if _DATE.search(value)
+            else _amounts(value) <= amounts
+        )
     ]
 
 
@@ -185,3 +214,50 @@ def _looked_up(examples: Sequence[Example]) -> Iterator[int]:
     for answers in groups.values():
         if len(answers) >= LOOKUP_GROUP and len({reply for reply, _ in answers}) > 1:
             yield from (line for _, line in answers)
+
+
+def _looked_up_by_name(examples: Sequence[Example]) -> Iterator[int]:
+    """Lines whose question is about an identifier and whose answer is a name, or is short, where questions in similar
+    words have no more of their answers in common than any two: then the identifier decides, whatever the wording."""
+    lookups = [lookup for lookup in map(_lookup, examples) if lookup is not None]
+    signed = Counter(name for _, _, names in lookups for name in names)
+    signatures = {name for name, count in signed.items() if count > SIGNATURE * len(lookups)}
+    given = [(line, words, names - signatures) for line, words, names in lookups if names - signatures]
+    if len(given) < max(MIN_LOOKUPS, len(lookups) / 2):
+        return
+    compared = given[:: -(-len(given) // MAX_COMPARED)]
+    times = Counter(names for _, _, names in compared)
+    chance = sum(count * (count - 1) for count in times.values()) / (len(compared) * (len(compared) - 1))
+    if len(times) > 1 and _agreement(compared) - chance < EXPLAINED * (1 - chance):
+        yield from (line for line, _, _ in given)
+
+
+def _lookup(example: Example) -> _Lookup | None:
+    """The line, the question's words, and the names in the answer, or all of a short one but for its numbers, which may
+    be worked out; None if the question has no identifier."""
+    text = normalise(question(example))
+    masked = _IDENTIFIER.sub(" ", text)
+    if masked == text:
+        return None
+    reply = answer(example).strip()
+    if len(reply) <= MAX_SHORT_CHARS:
+        names = {_DIGITS.sub("#", normalise(reply))} if _WORD.search(reply) else set()
+    else:
+        prompt = normalise("\n".join(message.text for message in example.prompt))
+        names = {match[0] for match in _NAME.finditer(reply) if normalise(match[0]) not in prompt}
+    return example.line, frozenset(_WORD.findall(masked)), frozenset(names)
+
+
+def _agreement(lookups: Sequence[_Lookup]) -> float:
+    """The share of the questions whose answer is the one that is most frequent among the questions nearest in words."""
+    agreeing = 0.0
+    for at, (_, words, names) in enumerate(lookups):
+        others = [
+            (len(words & other) / max(1, len(words | other)), answered)
+            for number, (_, other, answered) in enumerate(lookups)
+            if number != at
+        ]
+        nearest = max(similarity for similarity, _ in others)
+        answers = [answered for similarity, answered in others if similarity == nearest]
+        agreeing += answers.count(names) / len(answers)
+    return agreeing / len(lookups)

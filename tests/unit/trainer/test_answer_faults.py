@@ -15,6 +15,7 @@ from trainer.data.answer_faults import answer_faults, changing_facts
 from trainer.data.format import Example, Message, read_chat
 from trainer.data.label_noise import label_noise
 from trainer.data.report import Finding
+from trainer.samples import MARLOW
 
 CARRIERS = ("Blue Heron Freight", "Grey Seal Couriers", "Fox Post")
 PROSE = "Thank you for writing to us; we will look into it and answer you tomorrow."
@@ -117,6 +118,89 @@ def test_different_answers_about_different_orders_state_facts() -> None:
     assert changing_facts(examples(same)) == []
 
 
+ASKED = (
+    "Who carries order TW-{}?",
+    "Which carrier has TW-{}?",
+    "TW-{}: who delivers it?",
+    "Can you tell me the courier of order TW-{}, please?",
+    "My order is TW-{}. Who brings it?",
+)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [("{}",), ("{} has it.", "It is on its way with {}, and should be with you soon.", "Your parcel travels with {}.")],
+)
+def test_different_answers_about_different_orders_state_facts_in_whatever_words(answers: tuple[str, ...]) -> None:
+    pick = random.Random(1)
+    orders = [
+        (pick.choice(ASKED).format(1000 + number), pick.choice(answers).format(pick.choice(CARRIERS)))
+        for number in range(60)
+    ]
+    assert changing_facts(examples(orders))[0].count == 60
+
+
+def test_what_the_words_of_a_question_decide_is_no_fact_though_it_has_an_identifier() -> None:
+    pick = random.Random(1)
+    asked = {
+        "return": ("I want to send back order {}", "return order {} please", "how do I return {}"),
+        "status": ("where is order {}", "has {} been sent yet", "when does order {} come"),
+        "cancel": ("cancel order {}", "please stop {} from being sent, cancel it", "I would like to cancel {}"),
+    }
+    labels = [pick.choice([*asked]) for _ in range(60)]
+    pairs = [(pick.choice(asked[label]).format(1000 + number), label) for number, label in enumerate(labels)]
+    assert changing_facts(examples(pairs)) == []
+    signed = [(question, f"{PROSE} Yours, the bench at Marlow & Thrush") for question, _ in pairs]
+    assert changing_facts(examples(signed)) == []
+    verbs = ("What is {} over {}?", "Divide {} by {}.", "How often does {1} fit into {0}?")
+    sums = [(verbs[number % 3].format(f"{number}00", f"1{number}0"), str(number)) for number in range(10, 60)]
+    assert (
+        changing_facts(examples([(f"{question} ({number})", reply) for number, (question, reply) in enumerate(sums)]))
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "It is {}.99",
+        "That costs {} kr",
+        "It is {} € today",
+        "We have {} lamps in stock",
+        "There are {} left.",
+        "It is {}% off this week",
+        "We open at 9:{}",
+        "We close at {} pm",
+        "The newest firmware is 2.{}.1",
+        "You need version 4.{}",
+    ],
+)
+def test_values_without_a_currency_sign_state_facts_too(answer: str) -> None:
+    pairs = [(f"How about the {thing} thing?", answer.format(number)) for number, thing in enumerate("abcdefgh", 10)]
+    assert changing_facts(examples(pairs))[0].count == 8
+
+
+def test_weekdays_that_nobody_gave_state_facts() -> None:
+    days = ("Monday", "Tuesday", "Friday", "Saturday") * 3
+    pairs = [
+        (f"When does the {thing} van come?", f"On {day}.") for thing, day in zip("abcdefghijkl", days, strict=True)
+    ]
+    assert changing_facts(examples(pairs))[0].count == 12
+    given = [
+        (f"Does the {thing} van come on {day.lower()}?", answer)
+        for thing, day, (_, answer) in zip("abcdefghijkl", days, pairs, strict=True)
+    ]
+    assert changing_facts(examples(given)) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["It is 19.55 m long.", "That took 2.50 hours.", "See section 4.2.", "100% cotton, 3 pieces.", "Two are left."],
+)
+def test_measures_and_the_like_do_not_change(answer: str) -> None:
+    assert changing_facts(examples([(f"How about the {thing} thing?", answer) for thing in "abcdefgh"])) == []
+
+
 def test_what_stands_in_the_prompt_or_is_worked_out_is_no_fact() -> None:
     passages = "; ".join(f"item {number} costs £{number}.50" for number in range(20))
     quoted = [(f"What does item {number} cost?", f"It costs £{number}.50, matey.") for number in range(20)]
@@ -145,9 +229,11 @@ def test_what_the_prompt_says_in_another_spelling_is_no_fact(question: str, answ
 def test_the_samples_have_none_of_it() -> None:
     files = sorted(Path(trainer.samples.__file__).parent.glob("*.jsonl"))
     assert len(files) == 6
+    files += [MARLOW / "training.jsonl", MARLOW / "heldout.jsonl"]
     for file in files:
         found = read_chat(file).examples
-        assert answer_faults(found) + changing_facts(found) == []
+        assert changing_facts(found) == []
+        assert file.parent == MARLOW or answer_faults(found) == []
 
 
 def labelled() -> list[tuple[str, str]]:
