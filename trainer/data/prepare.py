@@ -24,6 +24,7 @@ from trainer.data.render import Renderer, TokenSequence
 from trainer.data.rendered_part import RenderedPart, render_part, too_long, tools_unsupported
 from trainer.data.report import TOO_FEW_HELD_OUT, Finding, HeldOut, Report, describe_size
 from trainer.data.split import SEED, answer, group_questions, set_aside, split
+from trainer.data.suite_overlap import suite_overlap
 from trainer.errors import DataInvalid, DataRefused, DataTooSmall, Problem
 
 MIN_EXAMPLES = 10
@@ -252,6 +253,8 @@ def _inspect_examples(
     problems += findings.personal(examples)
     check()
     problems += answer_faults(examples) + changing_facts(examples)
+    check()
+    problems += suite_overlap(examples)
     check()
     if counts is not None:
         problems += findings.balance(examples, counts) + label_noise(examples)
