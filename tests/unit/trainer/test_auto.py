@@ -231,7 +231,8 @@ def test_the_proof_on_the_whole_base_counts_and_so_does_the_size_of_a_number() -
     whole = recipe.model_copy(update={"quantization": "none"})
     short, long = (estimate(SMOL, whole, longest=8, fused=True, number_bytes=size) for size in (2, 4))
     assert short.total == short.runtime + short.base + short.adapter + short.activations
-    assert (long.base, long.activations) == (2 * short.base, 2 * short.activations)
+    assert long.base == 2 * short.base
+    assert 1.5 * short.activations < long.activations < 2 * short.activations  # norms compute in float32 in both
 
 
 def test_the_shape_is_read_from_the_checkpoint(base_dir: Path) -> None:
