@@ -122,10 +122,15 @@ def attach_lora(model: Any, recipe: Recipe) -> Any:
                 f"{name}: requires_grad is {parameter.requires_grad}, but only LoRA parameters must be trained."
             )
     if recipe.gradient_checkpointing:
-        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        adapted.enable_input_require_grads()
+        enable_checkpointing(adapted)
     adapted.train()
     return adapted
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Let `model` (from attach_lora) recompute its activations in the backward pass."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
 
 
 def load_adapter(model: Any, directory: Path) -> None:

@@ -16,7 +16,7 @@ try:
     from trainer.tune.batches import plan_batches
     from trainer.tune.checkpoint import Checkpoint, Checkpoints, TrainingState, random_states, set_random_states
     from trainer.tune.memory_release import release_memory
-    from trainer.tune.model import adapter_weights, evaluating
+    from trainer.tune.model import adapter_weights, enable_checkpointing, evaluating
     from trainer.tune.objectives import make_objective, reference_logprobs
     from trainer.tune.optimizer import Optimizer, finite
     from trainer.tune.progress import Evaluation, Training, TrainingProgress, no_op
@@ -56,12 +56,13 @@ def train(
 
     `before_batch` is called before each batch of a measurement. An exception from it or from `on_progress` propagates
     after a checkpoint. If the device runs out of memory, the step is done again with micro-batches of half as many
-    tokens, of which `on_event` is told.
+    tokens, and once these are one example each, with gradient checkpointing; `on_event` is told of each change, which
+    lasts until the end and changes the losses only by rounding.
 
     Raises:
         DataTooSmall: `sequences` is empty.
         LossNotFinite: The loss or its gradient became NaN or infinite.
-        OutOfMemory: The device ran out of memory with one example at a time.
+        OutOfMemory: The device ran out of memory with one example at a time and gradient checkpointing.
         CheckpointUnusable: The checkpoints belong to another training.
     """
     if not sequences:
@@ -76,8 +77,8 @@ def train(
         return loop.run()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"The device ran out of memory at step {loop.step + 1} with one example at a time. "
-            "Use a smaller max_length or lora_rank, or quantization nf4."
+            f"The device ran out of memory at step {loop.step + 1} with one example at a time and gradient "
+            "checkpointing. Use a smaller max_length or lora_rank, or quantization nf4."
         ) from error
 
 
@@ -208,20 +209,23 @@ class _Loop:
         self._tokens_seen += sum(row.size for row in rows)
 
     def _accumulate_in_memory(self, rows: Sequence[TokenSequence], count: int) -> tuple[float, int]:
-        """`_accumulate` with micro-batches that fit: halved whenever they do not."""
+        """`_accumulate` in micro-batches that fit: halved whenever they do not, then with gradient checkpointing."""
         random_at_start = random_states(self._device)
         while True:
             parts = self._objective.micro_batches(rows, max_tokens=self._recipe.micro_batch_tokens)
             try:
                 return self._accumulate(parts, count)
             except torch.OutOfMemoryError:
-                if len(parts) == len(rows):
+                if len(parts) == len(rows) and self._recipe.gradient_checkpointing:
                     raise
             # outside of the handler: its traceback would keep the activations alive
             self._optimizer.discard()
             release_memory()
             set_random_states(random_at_start, self._device)
-            self._halve(parts)
+            if len(parts) == len(rows):
+                self._recompute()
+            else:
+                self._halve(parts)
 
     def _accumulate(self, parts: Sequence[Sequence[TokenSequence]], count: int) -> tuple[float, int]:
         """Add up the gradients of a step's micro-batches; its loss, and how much of it is right (`objectives`)."""
@@ -240,6 +244,17 @@ class _Loop:
         self._on_event(
             f"the device ran out of memory at step {self.step + 1}: from here on micro-batches have at most {tokens} "
             "tokens or one example"
+        )
+
+    def _recompute(self) -> None:
+        """Switch gradient checkpointing on for the rest of the training."""
+        self._recipe = self._recipe.model_copy(update={"gradient_checkpointing": True})
+        enable_checkpointing(self._model)
+        # a shared prefix is kept in a cache, which recomputation has none of
+        self._objective = make_objective(self._model, self._recipe, training=True)
+        self._on_event(
+            f"the device ran out of memory at step {self.step + 1} with one example at a time: from here on gradient "
+            "checkpointing is on, which is about a third slower"
         )
 
     def _after_step(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from trainer.data.render import TokenSequence
 from trainer.errors import DataTooSmall, LossNotFinite, NothingTrainable, OutOfMemory
 from trainer.tune import objectives
+from trainer.tune.checkpoint import Checkpoints
 from trainer.tune.loss import Batch, batch_loss
 from trainer.tune.model import attach_lora, compute_dtype
 from trainer.tune.optimizer import Optimizer, schedule
@@ -133,12 +135,13 @@ def test_micro_batches_of_any_size_give_the_same_training(base_dir: Path, sequen
             torch.testing.assert_close(trained[name], weight, rtol=1e-2, atol=1e-4)
 
 
-def limited(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    """A device that has memory for this many tokens at a time."""
+def limited(monkeypatch: pytest.MonkeyPatch, tokens: int, *, recomputed: int | None = None) -> None:
+    """A device that has memory for this many tokens at a time; with gradient checkpointing for `recomputed`."""
 
     def loss(model: Any, batch: Batch, **options: Any) -> Any:
         result = batch_loss(model, batch, **options)
-        if batch.tokens.numel() > tokens:
+        limit = recomputed if recomputed is not None and model.is_gradient_checkpointing else tokens
+        if batch.tokens.numel() > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return result
 
@@ -169,11 +172,62 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     assert go(tokens) == (losses, [])
 
 
-def test_out_of_memory_with_one_example_is_an_error(
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_out_of_memory_with_one_example_switches_checkpointing_on_and_changes_nothing_else(
+    base_dir: Path, sequences: list[TokenSequence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    update = {"epochs": 2, "batch_size": 4, "dropout": dropout, "micro_batch_tokens": 1}
+    recipe = RECIPE.model_copy(update=update)
+
+    def go(on_progress: Callable[[TrainingProgress], None] = lambda _: None, **options: Any) -> tuple[Any, ...]:
+        events: list[str] = []
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = attach_lora(AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32), recipe)
+            done = train(model, sequences, recipe, on_progress=on_progress, on_event=events.append, **options)
+        return done.losses, weights(model), events
+
+    class Crash(Exception):
+        pass
+
+    def crash(now: TrainingProgress) -> None:
+        if now.step == 1:
+            raise Crash
+
+    losses, trained, _ = go()
+    limited(monkeypatch, 8, recomputed=10_000)
+    switched, switched_weights, events = go()
+    assert switched == pytest.approx(losses, rel=1e-4)
+    for name, weight in trained.items():
+        torch.testing.assert_close(switched_weights[name], weight, rtol=1e-2, atol=1e-4)
+    assert len(events) == 1
+    assert "at step 1 with one example at a time: from here on gradient checkpointing is on" in events[0]
+    checkpoints = Checkpoints(tmp_path / "c", key="k", every_s=0)
+    with pytest.raises(Crash):
+        go(crash, checkpoints=checkpoints)
+    resumed, resumed_weights, events = go(checkpoints=checkpoints)
+    assert resumed == switched
+    assert all(torch.equal(resumed_weights[name], weight) for name, weight in switched_weights.items())
+    assert "at step 2" in events[0]
+
+
+def test_a_micro_batch_is_halved_before_checkpointing_is_switched_on(
+    base_model: Any, sequences: list[TokenSequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widest = max(len(row.tokens) for row in sequences)
+    limited(monkeypatch, 8, recomputed=widest + 64)
+    recipe = RECIPE.model_copy(update={"epochs": 1, "batch_size": 4, "micro_batch_tokens": 10_000})
+    events: list[str] = []
+    train(lora(base_model, recipe), sequences, recipe, on_progress=lambda _: None, on_event=events.append)
+    assert ["checkpointing" in event for event in events] == [*[False] * (len(events) - 1), True]
+    assert len(events) > 1
+
+
+def test_out_of_memory_with_one_example_and_checkpointing_is_an_error(
     base_model: Any, sequences: list[TokenSequence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited(monkeypatch, 8)
-    with pytest.raises(OutOfMemory, match="at step 1 with one example at a time"):
+    with pytest.raises(OutOfMemory, match="at step 1 with one example at a time and gradient checkpointing"):
         train(lora(base_model), sequences, RECIPE, on_progress=lambda _: None)
 
 
