@@ -1,13 +1,14 @@
 """What a training needs of memory by the estimate, and how far the estimate is from measured peaks.
 
     .venv/bin/python -m loadtests.training.memory                # what fits into 12, 24, 48 and 80 GB: no training
-    .venv/bin/python -m loadtests.training.memory --measure      # peaks of small trainings on this CPU; ten minutes
+    .venv/bin/python -m loadtests.training.memory --measure      # peaks of small trainings on this CPU; some 15 minutes
     .venv/bin/python -m loadtests.training.memory --measure --device cuda:0    # of larger ones on a GPU: not run yet
 
 The table is the estimate's (`trainer.tune.memory.estimate`) for known shapes; nobody has run these on GPUs of these
 sizes. Of a GPU shared with the engine, take its share off first. `--measure` trains random models over a grid of sizes
-(layers, width, examples of a step, their length, tokens of a micro-batch) for two steps, each in a process of its own,
-and compares its peak (the resident memory; on a GPU, what torch has allocated) with the estimate.
+(layers, width, examples of a step, their length, tokens of a micro-batch), and of architectures with the MLPs' ratios
+of published models, for two steps, each in a process of its own, and compares its peak (the resident memory; on a GPU,
+what torch has allocated) with the estimate. `loadtests.training.activations` compares the tensors alone.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ WORKLOADS: Final = (
     (8, 384, 4096),  # the same step at once
     (2, 1024, 512),  # above EAGER_MAX_TOKENS: fused attention
 )
+ARCHITECTURES: Final = (
+    # kind, intermediate / hidden: of SmolLM2 135M, Llama 3.1 8B, Qwen2.5 32B, Qwen3 0.6B, Gemma 3 1B
+    ("llama", 2.67),
+    ("llama", 3.5),
+    ("qwen2", 5.4),
+    ("qwen3", 3.0),
+    ("gemma3_text", 6.0),
+)
+ARCHITECTURES_WORKLOAD: Final = (4, 1024, 4096)
+"""Fused attention, and so many tokens that activations are most of the peak."""
 GPU_WORKLOADS: Final = ((16, 256, 4096), (16, 1024, 4096), (16, 1024, 16384), (4, 4096, 4096))
 VOCABULARY: Final = 8192
 
@@ -63,6 +74,8 @@ class Case:
     checkpointing: bool = False
     dtype: str = "bfloat16"
     quantization: Literal["none", "nf4"] = "none"
+    kind: str = "llama"
+    ratio: float = 3.0
 
     @property
     def recipe(self) -> Recipe:
@@ -91,6 +104,9 @@ def cases(device: str) -> Iterator[Case]:
         yield Case(layers, hidden, *GPU_WORKLOADS[-1], checkpointing=True, quantization="nf4")
     else:
         yield Case(layers, hidden, *WORKLOADS[1], dtype="float32")
+    for kind, ratio in ARCHITECTURES:
+        workload = GPU_WORKLOADS[1] if on_gpu else ARCHITECTURES_WORKLOAD
+        yield Case(layers, hidden, *workload, kind=kind, ratio=ratio)
 
 
 def main() -> None:
@@ -161,13 +177,16 @@ def smallest(shape: ModelShape, rank: int, length: int) -> str:
 
 def measured_rows(device: str) -> Iterator[str]:
     """The Markdown table of measured peaks beside the estimate; each row takes a while."""
-    yield "| layers | hidden | step | at a time | checkpointing | numbers | estimate MB | peak MB | estimate / peak |"
-    yield "|---:|---:|---|---:|---|---|---:|---:|---:|"
+    yield (
+        "| architecture | MLP / hidden | layers | hidden | step | at a time | checkpointing | numbers | estimate MB "
+        "| peak MB | estimate / peak |"
+    )
+    yield "|---|---:|---:|---:|---|---:|---|---|---:|---:|---:|"
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(device):
-            base = Path(folder) / f"{case.layers}x{case.hidden}"
+            base = Path(folder) / f"{case.kind}-{case.ratio}-{case.layers}x{case.hidden}"
             if not base.exists():
-                write_base(base, case.layers, case.hidden)
+                write_base(base, case)
             arguments = json.dumps(asdict(case))
             command = [sys.executable, "-m", "loadtests.training.memory", "--one", arguments, "--base", str(base)]
             run = subprocess.run([*command, "--device", device], capture_output=True, text=True)
@@ -177,7 +196,8 @@ def measured_rows(device: str) -> Iterator[str]:
             estimated, peak = json.loads(run.stdout.splitlines()[-1])
             numbers = case.dtype if case.quantization == "none" else case.quantization
             yield (
-                f"| {case.layers} | {case.hidden} | {case.batch} × {case.length:,} | {case.micro_batch_tokens:,} "
+                f"| {case.kind} | {case.ratio} | {case.layers} | {case.hidden} "
+                f"| {case.batch} × {case.length:,} | {case.micro_batch_tokens:,} "
                 f"| {'yes' if case.checkpointing else 'no'} | {numbers} "
                 f"| {estimated / 1e6:,.0f} | {peak / 1e6:,.0f} | {estimated / peak:.2f} |"
             )
@@ -216,16 +236,26 @@ def measure_one(case: Case, base: Path, device: str) -> None:
         print(json.dumps([needed.total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 
 
-def write_base(directory: Path, layers: int, hidden: int) -> None:
-    """A random Llama, bfloat16, written in a process of its own so that its memory does not count."""
+def write_base(directory: Path, case: Case) -> None:
+    """A random model, bfloat16, written in a process of its own so that its memory does not count."""
+    configuration = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": case.hidden,
+        "intermediate_size": round(case.hidden * case.ratio / 8) * 8,
+        "num_hidden_layers": case.layers,
+        "num_attention_heads": case.hidden // 64,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    }
     code = (
-        "import sys, torch; from transformers import LlamaConfig, LlamaForCausalLM; "
-        f"config = LlamaConfig(vocab_size={VOCABULARY}, hidden_size={hidden}, intermediate_size={3 * hidden}, "
-        f"num_hidden_layers={layers}, num_attention_heads={hidden // 64}, num_key_value_heads=4, "
-        "max_position_embeddings=8192, tie_word_embeddings=True); "
-        "LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(sys.argv[1])"
+        "import json, sys, torch; from transformers import AutoConfig, AutoModelForCausalLM; "
+        "config = AutoConfig.for_model(sys.argv[2], **json.loads(sys.argv[3])); "
+        "AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(sys.argv[1])"
     )
-    subprocess.run([sys.executable, "-c", code, str(directory)], check=True, capture_output=True)
+    arguments = (str(directory), case.kind, json.dumps(configuration))
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ the width of all attention heads, i that of the MLP and k experts per token:
     n · (2 · (5h + a + i) - (2h + i))              with dropout: a dropped input and a mask for each linear layer
 
 The source is transformers' own code: each term is a tensor that autograd saves in it, as
-`torch.autograd.graph.saved_tensors_hooks` shows (`tests/unit/trainer/test_memory.py`, `python -m
-loadtests.training.memory --activations`). It is not the 34·s·b·h of Korthikanti et al. 2022 ("Reducing Activation
-Recomputation in Large Transformer Models", equation 1), whose MLP has no gate: a Llama of i = 3.5h keeps about 51h.
+`torch.autograd.graph.saved_tensors_hooks` shows (`python -m loadtests.training.activations`). It is not the 34·s·b·h of
+Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models", equation 1), whose MLP has no
+gate: a Llama of i = 3.5h keeps about 51h.
 
 With recomputation a layer keeps only its input, n·h. If attention is not fused, a layer in transformers keeps of each
 of the heads' s² scores the softmax's result, which is computed in float32, and its copy in the model's own numbers;
@@ -213,13 +213,13 @@ def estimate(shape: ModelShape, recipe: Recipe, *, longest: int, fused: bool, nu
     return MemoryEstimate(
         base=int(linear * bytes_per_weight + number_bytes * shape.embeddings) + unpacked,
         adapter=(3 * number_bytes + OPTIMIZER_BYTES) * shape.layers * lora_per_layer,
-        activations=_activations(shape, recipe, tokens=tokens, fused=fused, number_bytes=number_bytes),
+        activations=activation_bytes(shape, recipe, tokens=tokens, fused=fused, number_bytes=number_bytes),
         proof=number_bytes * (shape.largest_block if shape.streams else shape.weights),
     )
 
 
-def _activations(shape: ModelShape, recipe: Recipe, *, tokens: int, fused: bool, number_bytes: int) -> int:
-    """Bytes at the backward pass's start, and what it adds, for a micro-batch of `tokens`."""
+def activation_bytes(shape: ModelShape, recipe: Recipe, *, tokens: int, fused: bool, number_bytes: int) -> int:
+    """Bytes of what all layers keep of a micro-batch of `tokens`, and of what the backward pass adds to it."""
     hidden, intermediate = shape.hidden, shape.intermediate
     scores = 0 if fused else shape.heads * tokens * tokens
     per_layer = layer_bytes(shape, recipe, tokens=tokens, fused=fused, number_bytes=number_bytes)
