@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from service.admission.fair import Flow, FlowTree
+from service.admission.pace import Pace
 from service.admission.policy import Policy
 from service.admission.queued import QueueCounts, QueuedRequest, Stage
 from service.admission.request import AdmissionRequest
@@ -24,15 +25,7 @@ COLD_S: Final = 5.0
 FIRST_TOKEN_S: Final = 0.5
 """Initial estimate of the time from admission to the first token, s."""
 MAX_SILENT_S: Final = 5.0
-MAX_RETRY_S: Final = 60
 _AVERAGE: Final = 0.1
-_STAY_AVERAGE: Final = 0.03
-"""Weight of the newest time in the engine."""
-_MAX_SURPRISE: Final = 4.0
-"""A time in the engine counts as at most so many times the average: a single long one must not look like a slow engine,
-and a slow engine is noticed within some thirty requests all the same."""
-_SHORT_S: Final = 1.0
-"""A time in the engine up to this, s, is no surprise."""
 _FORECAST_MARGIN: Final = 1.3
 """By how much a forecast of the wait is raised: whoever is let into the queue should get its turn in time."""
 
@@ -65,11 +58,7 @@ class Scheduler:
         self._loading: dict[str, float] = {}
         self._due: QueuedRequest | None = None
         self._due_at = -math.inf
-        self._stay_s = 0.0
-        """Moving average of callers' time in the engine, s."""
-        self._stays = 0
-        self._together = float(policy.common)
-        """Moving average of the callers' requests in the engine while others wait."""
+        self.pace = Pace(policy.common)
 
     @property
     def queued(self) -> int:
@@ -144,7 +133,8 @@ class Scheduler:
             return
         entry.stage = Stage.DONE
         if tokens is not None and not entry.request.background:
-            self._learn_pace(now - entry.admitted_at)
+            callers = self.callers.root
+            self.pace.learn(now - entry.admitted_at, callers.in_flight, others_wait=callers.queued > 0)
         self._read(entry)
         self._loaded(entry)
         self.slots.leave(entry.request.adapter, now)
@@ -182,25 +172,7 @@ class Scheduler:
 
     def retry_after(self, ahead: int) -> int:
         """Seconds until ``ahead`` requests have left at the recent pace; 1 to 60."""
-        return max(1, min(MAX_RETRY_S, math.ceil(self._wait_s(ahead))))
-
-    def _wait_s(self, ahead: int) -> float:
-        """About how long it takes until ``ahead`` requests have left, s.
-
-        By Little's law, from how long each stays and how many are in the engine: as many as there usually are while
-        others wait, even if it is only being filled, which takes as long as their prompts. The times between departures
-        say less: places often become free together.
-        """
-        return ahead * self._stay_s / max(1.0, self.callers.in_flight, self._together)
-
-    def _learn_pace(self, stay_s: float) -> None:
-        """Take in how long a caller's request has been in the engine, which it is about to leave."""
-        self._stays += 1
-        if self._stays > 1 / _STAY_AVERAGE:
-            stay_s = min(stay_s, max(_SHORT_S, _MAX_SURPRISE * self._stay_s))
-        self._stay_s += max(_STAY_AVERAGE, 1 / self._stays) * (stay_s - self._stay_s)
-        if self.callers.queued:
-            self._together += _STAY_AVERAGE * (self.callers.in_flight - self._together)
+        return self.pace.retry_after(ahead, self.callers.in_flight)
 
     # deciding
 
@@ -375,13 +347,14 @@ class Scheduler:
 
     def _check_wait(self, entry: QueuedRequest, max_wait_s: float, now: float) -> None:
         """Refuse at once what would be refused after ``max_wait_s``: its caller can try elsewhere, or later."""
+        in_flight = self.callers.in_flight
         # places that were taken together become free together: a turn may come half a stay later than on average
-        late_s = min(self._stay_s, max_wait_s) / 2
+        late_s = min(self.pace.stay_s, max_wait_s) / 2
         longest_s = (max_wait_s - late_s) / _FORECAST_MARGIN
-        if self._wait_s(entry.leaf.ahead_at_most) <= longest_s or self._may_enter(entry, now):
+        if self.pace.wait_s(entry.leaf.ahead_at_most, in_flight) <= longest_s or self._may_enter(entry, now):
             return  # if there is room for it, those who wait are waiting for something else, such as a slot
         ahead = entry.leaf.ahead
-        wait_s = self._wait_s(ahead)
+        wait_s = self.pace.wait_s(ahead, in_flight)
         if wait_s > longest_s:
             self.counts.timeouts += 1
             raise Unavailable(

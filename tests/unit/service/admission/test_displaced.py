@@ -46,7 +46,7 @@ def test_a_refused_request_displaces_none() -> None:
     desk.offer()
     for _ in range(4):
         desk.offer(project="p"), desk.offer(project="q")
-    desk.scheduler._stay_s = 1000.0
+    desk.scheduler.pace.stay_s = 1000.0
     with pytest.raises(Unavailable, match="might wait"):
         desk.scheduler.offer(request(project="r"), desk.now, 1.0)
     assert not desk.scheduler.displaced
