@@ -234,32 +234,44 @@ class FlowTree:
         Args:
             waited: Whether it was just taken from the queue, so that its flow's tag must not be lifted.
         """
-        leaf = entry.leaf
-        if not waited:
-            _lift_tag(leaf)
-        entry.charge = max(1.0, entry.request.tokens * leaf.ratio)
-        flow = leaf
-        while flow.parent is not None:
+        flow = entry.leaf
+        charge = entry.request.tokens * flow.ratio
+        if charge < 1.0:
+            charge = 1.0
+        entry.charge = charge
+        lifts = not waited
+        while (parent := flow.parent) is not None:
+            settled = flow.tag - flow.pending
+            # as `_lift_tag`: the lift of a level reads nothing that the levels below it change
+            if lifts and (lifts := not flow.queued):
+                siblings = parent.backlog
+                floor = min(map(_settled, siblings)) if siblings else parent.virtual
+                if floor > settled:
+                    flow.tag += floor - settled
+                    settled = flow.tag - flow.pending
             flow.in_flight += 1
-            flow.parent.virtual = max(flow.parent.virtual, flow.settled)
-            flow.tag += entry.charge
-            flow.pending += entry.charge
-            flow = flow.parent
+            if settled > parent.virtual:
+                parent.virtual = settled
+            flow.tag += charge
+            flow.pending += charge
+            flow = parent
         flow.in_flight += 1
 
     def settle(self, entry: QueuedRequest, tokens: int | None) -> None:
         """Finish an admitted request: replace its charge by the ``tokens`` it used (None: 0)."""
-        leaf = entry.leaf
-        correction = (tokens or 0) - entry.charge
-        flow = leaf
-        while flow.parent is not None:
+        leaf = flow = entry.leaf
+        charge = entry.charge
+        correction = (tokens or 0) - charge
+        while (parent := flow.parent) is not None:
             flow.in_flight -= 1
             flow.tag += correction
-            flow.pending -= entry.charge
-            flow = flow.parent
+            flow.pending -= charge
+            flow = parent
         flow.in_flight -= 1
         if tokens is not None:
-            used = min(MAX_RATIO, max(MIN_RATIO, tokens / max(1, entry.request.tokens)))
+            estimate = entry.request.tokens
+            used = tokens / estimate if estimate > 1 else tokens
+            used = MIN_RATIO if used < MIN_RATIO else MAX_RATIO if used > MAX_RATIO else used
             leaf.ratio += RATIO_WEIGHT * (used - leaf.ratio)
             self.ratio += RATIO_WEIGHT * RATIO_WEIGHT * (used - self.ratio)
 

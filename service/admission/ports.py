@@ -22,6 +22,9 @@ class Permit(Protocol):
 class Queue(Protocol):
     """Admits requests to the engine; see ``service.admission.queue.AdmissionQueue``."""
 
+    def try_enter(self, request: AdmissionRequest) -> Permit | None:
+        """A place in the engine if one is known to be free for it; None: ask `enter`."""
+
     async def enter(self, request: AdmissionRequest, deadline: float) -> Permit:
         """Wait for a place in the engine, at most until ``deadline`` on the event loop's clock.
 

@@ -57,6 +57,13 @@ class AdmissionQueue:
         self._closed: Callable[[], HatrackError] | None = None
         self._wake: asyncio.TimerHandle | None = None
 
+    def try_enter(self, request: AdmissionRequest) -> QueuePermit | None:
+        """A place in the engine for a request that finds no queue; None: ask `enter`, which may have one at once."""
+        if self._closed is not None:
+            return None
+        entry = self.scheduler.try_enter(request, asyncio.get_running_loop().time())
+        return None if entry is None else QueuePermit(self, entry)
+
     async def enter(self, request: AdmissionRequest, deadline: float) -> QueuePermit:
         """Wait for a place in the engine.
 
@@ -119,12 +126,14 @@ class AdmissionQueue:
 
     def leave(self, entry: QueuedRequest, tokens: int | None, *, answered: bool = True) -> None:
         """See `QueuePermit.leave`."""
-        now = asyncio.get_running_loop().time()
+        scheduler = self.scheduler
         if entry.stage is Stage.ADMITTED:
-            if answered and tokens is not None:
+            now = asyncio.get_running_loop().time()
+            if entry.cold and answered and tokens is not None:
                 self._report_loaded(entry, now)
-            self.scheduler.leave(entry, tokens, now)
-            self._admit_waiting()
+            scheduler.leave(entry, tokens, now)
+            if scheduler.queued:
+                self._admit_waiting()
 
     def flush(self, error: Callable[[], HatrackError]) -> None:
         """Fail every waiting request with a new ``error()``."""

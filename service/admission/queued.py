@@ -34,7 +34,7 @@ class QueuedRequest:
         "waiter",
     )
 
-    def __init__(self, request: AdmissionRequest, leaf: Flow, arrived_at: float, chunk: int | None = None) -> None:
+    def __init__(self, request: AdmissionRequest, leaf: Flow, arrived_at: float, prefill: int) -> None:
         self.request = request
         self.leaf = leaf
         self.arrived_at = arrived_at
@@ -42,10 +42,8 @@ class QueuedRequest:
         self.stage = Stage.NEW
         self.charge = 0.0
         """Tokens that its flow was charged on admission."""
-        self.prefill = request.prompt or request.tokens
+        self.prefill = prefill
         """Prompt tokens that the engine must prefill before the first token, as far as one step may hold them."""
-        if chunk is not None:
-            self.prefill = min(self.prefill, chunk)
         self.cold = False
         """Its adapter was not in the engine's memory on admission, so this request loads it."""
         self.started = False

@@ -56,6 +56,10 @@ class RemoteQueue:
         self._closed: str | None = "not started"
         self._snapshot = take_snapshot(Scheduler(NO_PLACES))
 
+    def try_enter(self, request: AdmissionRequest) -> RemotePermit | None:
+        """None: the agent has to be asked."""
+        return None
+
     async def enter(self, request: AdmissionRequest, deadline: float) -> RemotePermit:
         """See `Queue.enter`; what the agent refuses is raised as it refuses it."""
         self.require_open()

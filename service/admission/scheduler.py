@@ -63,12 +63,34 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Waiting requests of both classes."""
-        return self.callers.queued + self.background.queued
+        return self.callers.root.queued + self.background.root.queued
 
     @property
     def in_flight(self) -> int:
         """Requests of both classes in the engine."""
-        return self.callers.in_flight + self.background.in_flight
+        return self.callers.root.in_flight + self.background.root.in_flight
+
+    def try_enter(self, request: AdmissionRequest, now: float) -> QueuedRequest | None:
+        """Admit a caller's request that finds neither a queue nor a limit reached, as `offer` would.
+
+        None, and nothing has changed, in all cases that are left to `offer`: background requests, cold adapters and the
+        reserved places are among them, so that it may admit at once what this does not.
+        """
+        tree, root, background = self.callers, self.callers.root, self.background.root
+        if request.background or root.queued or background.queued:
+            return None
+        prefill = self._prefill_of(request)
+        if root.in_flight + background.in_flight >= self.policy.common or not self._readable(prefill, 1):
+            return None
+        adapter = request.adapter
+        if adapter is not None:
+            tenure = self.slots.held.get(adapter)
+            if (not self.slots.spare or self._is_cold(adapter)) if tenure is None else tenure.draining:
+                return None
+        leaf = tree.leaf(request.project, request.key_id, request.flow or adapter)
+        entry = QueuedRequest(request, leaf, now, prefill)
+        self._take_place(tree, entry, now, waited=False)
+        return entry
 
     def offer(self, request: AdmissionRequest, now: float, max_wait_s: float = math.inf) -> QueuedRequest:
         """Add a request; it is ADMITTED at once if nothing is ahead of it, else WAITING.
@@ -81,7 +103,7 @@ class Scheduler:
         """
         tree = self._tree(request)
         leaf = tree.leaf(request.project, request.key_id, request.flow or request.adapter)
-        entry = QueuedRequest(request, leaf, now, self.policy.chunk)
+        entry = QueuedRequest(request, leaf, now, self._prefill_of(request))
         if self.callers.queued == 0 and tree.queued == 0 and self._may_enter(entry, now):
             self._enter(entry, now, waited=False)
             return entry
@@ -132,13 +154,15 @@ class Scheduler:
         if entry.stage is not Stage.ADMITTED:
             return
         entry.stage = Stage.DONE
-        if tokens is not None and not entry.request.background:
+        request = entry.request
+        if tokens is not None and not request.background:
             callers = self.callers.root
             self.pace.learn(now - entry.admitted_at, callers.in_flight, others_wait=callers.queued > 0)
         self._read(entry)
-        self._loaded(entry)
-        self.slots.leave(entry.request.adapter, now)
-        tree = self._tree(entry.request)
+        if entry.cold:
+            self._loaded(entry)
+        self.slots.leave(request.adapter, now)
+        tree = self._tree(request)
         tree.settle(entry, tokens)
         tree.rest(entry.leaf, now)
         self.counts.left += 1
@@ -239,15 +263,20 @@ class Scheduler:
 
     def fits(self, entry: QueuedRequest) -> bool:
         """Whether a common place is free, and few enough prompt tokens are ahead of it."""
-        return self.in_flight < self.policy.common and self._readable(entry, 1)
+        return self.in_flight < self.policy.common and self._readable(entry.prefill, 1)
 
     def fits_reserve(self, entry: QueuedRequest) -> bool:
         """Whether any place is free; small flows have a prefill budget of their own on top of the common one."""
-        return self.in_flight < self.policy.width and self._readable(entry, 2)
+        return self.in_flight < self.policy.width and self._readable(entry.prefill, 2)
 
-    def _readable(self, entry: QueuedRequest, times: int) -> bool:
+    def _prefill_of(self, request: AdmissionRequest) -> int:
+        """Its prompt tokens, as far as one step may hold them."""
+        prefill, chunk = request.prompt or request.tokens, self.policy.chunk
+        return prefill if chunk is None or prefill < chunk else chunk
+
+    def _readable(self, prefill: int, times: int) -> bool:
         max_prefill = self.policy.prefill
-        return max_prefill is None or not self._unstarted or self.prefill + entry.prefill <= times * max_prefill
+        return max_prefill is None or not self._unstarted or self.prefill + prefill <= times * max_prefill
 
     def _must_wait_for_load(self, adapter: str | None, now: float) -> bool:
         """Whether ``adapter`` must wait for another cold load: each stalls every stream of the engine."""
@@ -264,10 +293,7 @@ class Scheduler:
         return self.background if request.background else self.callers
 
     def _enter(self, entry: QueuedRequest, now: float, *, waited: bool) -> None:
-        request = entry.request
-        entry.stage, entry.admitted_at = Stage.ADMITTED, now
-        self._tree(request).serve(entry, waited=waited)
-        adapter = request.adapter
+        adapter = entry.request.adapter
         if (
             adapter is not None
             and adapter not in self.slots.held
@@ -277,11 +303,18 @@ class Scheduler:
             entry.cold = True
             self._loading[adapter] = now
             self.counts.cold += 1
+        self._take_place(self._tree(entry.request), entry, now, waited=waited)
+
+    def _take_place(self, tree: FlowTree, entry: QueuedRequest, now: float, *, waited: bool) -> None:
+        request = entry.request
+        entry.stage, entry.admitted_at = Stage.ADMITTED, now
+        tree.serve(entry, waited=waited)
         self.slots.enter(request.adapter, request.project, now)
         self._unstarted[entry] = now
         self.prefill += entry.prefill
-        self.counts.admitted += 1
-        self.counts.background += request.background
+        counts = self.counts
+        counts.admitted += 1
+        counts.background += request.background
 
     def _leave_queue(self, entry: QueuedRequest, now: float) -> None:
         if not entry.request.background or entry is self._due:

@@ -72,6 +72,11 @@ class Slots:
             if tenure is not None and not tenure.in_flight:
                 del self.held[adapter]
 
+    @property
+    def spare(self) -> bool:
+        """Whether a slot is free and nothing claims it or waits for one."""
+        return self._count is None or (not self._claims and not self._waiting and len(self.held) < self._count)
+
     def admits(self, adapter: str | None, *, background: bool = False) -> bool:
         """Whether a request for ``adapter`` may be admitted now; the base needs no slot.
 
@@ -102,7 +107,8 @@ class Slots:
         tenure = self.held.get(adapter)
         if tenure is None:
             self._waiting.pop(adapter, None)
-            self._claims -= {adapter}
+            if self._claims:
+                self._claims -= {adapter}
             tenure = self.held[adapter] = SlotTenure(project, now)
         tenure.in_flight += 1
 
@@ -114,9 +120,10 @@ class Slots:
         tenure.in_flight -= 1
         if tenure.in_flight:
             return
-        if tenure.draining or not self._queued[adapter]:
+        queued = adapter in self._queued
+        if tenure.draining or not queued:
             del self.held[adapter]
-            if self._queued[adapter]:
+            if queued:
                 self._waiting[adapter] = (now, tenure.project)
 
     def turn(self, now: float) -> None:

@@ -149,7 +149,15 @@ class Dispatch:
 
     async def _answer(self, request: FinishedRequest) -> None:
         call = Call(request.route.engine_path, self._payload(request), request.began)
-        permit = await self._enter(request)
+        permit = None
+        queue = self._admission_queue if request.route.salted else self._counting
+        if queue is not None:
+            admission = _admission_request(request)
+            permit = queue.try_enter(admission)
+            if permit is None:
+                permit = await self._enter(queue, admission, request.record)
+            else:
+                request.record.queue_s = request.record.queue_s or 0.0
         if request.route.salted:
             await self._forward(request, call, permit)
         else:
@@ -165,22 +173,8 @@ class Dispatch:
             payload["cache_salt"] = self._salts.of(request.caller.project)
         return orjson.dumps(payload)
 
-    async def _enter(self, request: FinishedRequest) -> Permit | None:
-        """Wait for a place in the engine; a route that runs no model takes one of its tokenizer's."""
-        caller, target, record = request.caller, request.target, request.record
-        runs_model = request.route.salted
-        queue = self._admission_queue if runs_model else self._counting
-        if queue is None:
-            return None
-        admission = AdmissionRequest(
-            caller.project,
-            caller.key_id,
-            target.digest if runs_model else None,
-            record.estimate,
-            caller.background,
-            record.prompt,
-            target.flow if runs_model else None,
-        )
+    async def _enter(self, queue: Queue, admission: AdmissionRequest, record: Record) -> Permit:
+        """Wait for a place in the engine, and count the time."""
         waited_s = record.queue_s or 0.0
         arrived = asyncio.get_running_loop().time()
         try:
@@ -285,3 +279,17 @@ class Dispatch:
         if target.digest and error.code in ADAPTER_FAULT_CODES:
             self._suspect(target.digest)
         return error
+
+
+def _admission_request(request: FinishedRequest) -> AdmissionRequest:
+    """What the queue is to know; a route that runs no model takes a place of the engine's tokenizer, and no adapter."""
+    caller, target, record, runs_model = request.caller, request.target, request.record, request.route.salted
+    return AdmissionRequest(
+        caller.project,
+        caller.key_id,
+        target.digest if runs_model else None,
+        record.estimate,
+        caller.background,
+        record.prompt,
+        target.flow if runs_model else None,
+    )

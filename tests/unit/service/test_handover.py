@@ -36,6 +36,9 @@ class Queue(AdmissionQueue):
         super().__init__(policy(width=1, common=1, queue_size=8))
         self.entered: list[tuple[float, float]] = []
 
+    def try_enter(self, request: AdmissionRequest) -> None:
+        return None
+
     async def enter(self, request: AdmissionRequest, deadline: float) -> Permit:
         self.entered.append((asyncio.get_running_loop().time(), deadline))
         return await super().enter(request, deadline)

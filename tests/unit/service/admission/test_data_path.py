@@ -11,7 +11,8 @@ import pytest
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
 from service.admission.policy import Policy
-from service.admission.queue import AdmissionQueue
+from service.admission.queue import AdmissionQueue, QueuePermit
+from service.admission.request import AdmissionRequest
 from service.config import Settings
 from tests.unit.service.admission.test_queue import State
 from tests.unit.service.admission.world import policy
@@ -36,6 +37,30 @@ async def test_one_at_a_time_and_everybody_is_answered() -> None:
     assert [done.status for done in await asyncio.gather(*asks)] == [200, 200, 200]
     assert (gate.snapshot().in_flight, gate.snapshot().queued, gate.snapshot().left) == (0, 0, 3)
     assert all(record.queue_s is not None for record in world.records)
+
+
+async def test_only_who_finds_others_enters_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, gate, answer = small()
+    entered: list[str] = []
+    enter = gate.enter
+
+    async def enter_and_note(request: AdmissionRequest, deadline: float) -> QueuePermit:
+        entered.append(request.project)
+        return await enter(request, deadline)
+
+    monkeypatch.setattr(gate, "enter", enter_and_note)
+    first = asyncio.create_task(world.chat())
+    await until(lambda: gate.snapshot().in_flight == 1)
+    assert entered == []
+    second = asyncio.create_task(world.chat())
+    await until(lambda: gate.snapshot().queued == 1)
+    assert entered == ["default"]
+    answer.set()
+    assert [done.status for done in await asyncio.gather(first, second)] == [200, 200]
+    waits = [record.queue_s for record in world.records]
+    assert waits[0] == 0.0, "it has waited, not at all"
+    assert waits[1] is not None
+    assert waits[1] > 0.0
 
 
 async def test_over_the_bound_is_refused_at_once_with_retry_after() -> None:

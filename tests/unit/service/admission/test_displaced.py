@@ -10,6 +10,8 @@ from service.admission.queued import Stage
 from service.errors import Unavailable
 from tests.unit.service.admission.world import Desk, request
 
+pytestmark = pytest.mark.usefixtures("scheduler_class")
+
 
 def test_floods_fill_no_queue_for_others() -> None:
     desk = Desk(width=1, common=1, queue_size=40, queue_share=0.6)

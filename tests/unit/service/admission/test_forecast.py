@@ -8,6 +8,8 @@ from service.admission.queued import QueuedRequest, Stage
 from service.errors import Unavailable
 from tests.unit.service.admission.world import Desk, request
 
+pytestmark = pytest.mark.usefixtures("scheduler_class")
+
 STAY_S = 10.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -12,13 +13,15 @@ from service.admission.fair import LINGER_S, Flow
 from service.admission.queued import QueuedRequest, Stage
 from service.admission.scheduler import Scheduler
 from service.errors import RateLimited, Unavailable
-from tests.unit.service.admission.world import Desk, policy, request
+from tests.unit.service.admission.world import Desk, EagerScheduler, Memory, policy, request
 
 ADAPTERS = (None, "a", "b", "c", "d", "e")
 
 
 class AdmissionQueue(RuleBasedStateMachine):
     """A gate under everything that can happen to it."""
+
+    scheduler_class: type[Scheduler] = Scheduler
 
     @initialize(
         width=st.integers(1, 6),
@@ -30,7 +33,8 @@ class AdmissionQueue(RuleBasedStateMachine):
     def begin(self, width: int, kept: int, slots: int | None, prefill: int | None, queue: int) -> None:
         common = max(1, width - kept)
         self.policy = policy(width=width, common=common, slots=slots, prefill=prefill, queue_size=queue)
-        self.scheduler = Scheduler(self.policy)
+        self.memory = Memory()
+        self.scheduler = self.scheduler_class(self.policy, self.memory.is_cold)
         self.now = 0.0
         self.waiting: list[QueuedRequest] = []
         self.inside: list[QueuedRequest] = []
@@ -83,6 +87,10 @@ class AdmissionQueue(RuleBasedStateMachine):
             self.scheduler.withdraw(entry, self.now)
             self.gone += 1
             self.admit()
+
+    @rule(cold=st.sets(st.sampled_from(ADAPTERS[1:])))
+    def engine_loads_and_evicts(self, cold: set[str]) -> None:
+        self.memory.cold = cold
 
     @rule(seconds=st.sampled_from((0.01, 0.6, 3.0, 11.0)))
     def wait(self, seconds: float) -> None:
@@ -173,10 +181,19 @@ def _check(flow: Flow) -> None:
         _check(child)
 
 
+class EagerAdmissionQueue(AdmissionQueue):
+    """The same, as the data path uses it."""
+
+    scheduler_class = EagerScheduler
+
+
 TestGate = AdmissionQueue.TestCase
 TestGate.settings = settings(max_examples=150, stateful_step_count=40)
+TestEagerGate = EagerAdmissionQueue.TestCase
+TestEagerGate.settings = settings(max_examples=150, stateful_step_count=40)
 
 
+@pytest.mark.parametrize("scheduler_class", [Scheduler, EagerScheduler])
 @given(
     costs=st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=30, max_size=120),
     width=st.integers(1, 6),
@@ -185,10 +202,11 @@ TestGate.settings = settings(max_examples=150, stateful_step_count=40)
 )
 @settings(max_examples=150)
 def test_two_flows_that_never_stop_get_the_same_tokens(
-    costs: list[tuple[int, int]], width: int, level: str, announced: float
+    scheduler_class: type[Scheduler], costs: list[tuple[int, int]], width: int, level: str, announced: float
 ) -> None:
     """Their services differ by a constant: the largest request and what is in flight, whatever they announce."""
     desk = Desk(width=width, common=width, slots=None, queue_size=10_000)
+    desk.scheduler = scheduler_class(desk.scheduler.policy)
     served: Counter[str] = Counter()
     inside: list[tuple[QueuedRequest, int]] = []
     true_cost: dict[int, int] = {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import time
 from dataclasses import dataclass
 
 import pytest
 
 from service.admission.queue import AdmissionQueue, QueuePermit
+from service.admission.request import AdmissionRequest
 from service.errors import EngineUnavailable, RateLimited, Unavailable
 from tests.unit.service.admission.world import policy, request
 
@@ -20,8 +22,24 @@ class State:
     reason: str = "it was killed"
 
 
+class EagerQueue(AdmissionQueue):
+    """A queue as the data path uses it: whoever finds nobody waiting does not enter it."""
+
+    async def enter(self, request: AdmissionRequest, deadline: float) -> QueuePermit:
+        return self.try_enter(request) or await super().enter(request, deadline)
+
+
+@pytest.fixture(autouse=True, params=[AdmissionQueue, EagerQueue], ids=["enter", "try_enter"])
+def queue_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue that `gate` makes."""
+    monkeypatch.setattr(sys.modules[__name__], "made_of", request.param)
+
+
+made_of: type[AdmissionQueue] = AdmissionQueue
+
+
 def gate(**changes: object) -> AdmissionQueue:
-    return AdmissionQueue(policy(**{"width": 1, "common": 1, **changes}))
+    return made_of(policy(**{"width": 1, "common": 1, **changes}))
 
 
 def later(seconds: float = 30.0) -> float:
@@ -211,7 +229,7 @@ async def test_a_cold_load_is_timed_once_by_whoever_sees_it_end() -> None:
             self.seen.append((adapter, seconds))
 
     memory = Memory()
-    made = AdmissionQueue(policy(), memory)
+    made = made_of(policy(), memory)
     place = await made.enter(request("cold"), later())
     place.first_token()
     place.first_token()

@@ -9,6 +9,8 @@ from service.admission.queued import QueuedRequest, Stage
 from service.errors import RateLimited, Unavailable
 from tests.unit.service.admission.world import Desk, Memory, request
 
+pytestmark = pytest.mark.usefixtures("scheduler_class")
+
 
 def stages(*entries: QueuedRequest) -> list[Stage]:
     return [entry.stage for entry in entries]

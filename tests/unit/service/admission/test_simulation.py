@@ -15,9 +15,9 @@ FLOOD_AT = 10.0
 END = 120.0
 
 
-def flooded(policy: Policy, *, apart: bool = False, seed: int = 0) -> Engine:
+def flooded(scheduler: Scheduler, *, apart: bool = False, seed: int = 0) -> Engine:
     """Four adapters at half of what the engine can do; from FLOOD_AT a fifth over 64 connections."""
-    engine = Engine(Scheduler(policy))
+    engine = Engine(scheduler)
     for number, model in enumerate(STEADY):
         poisson(engine, model, (f"p{number}" if apart else "p", "k"), 0.5, END, seed * 10 + number)
     flow = ("q", "l") if apart else ("p", "k")
@@ -35,9 +35,10 @@ def waits(engine: Engine, *, since: float = FLOOD_AT) -> list[float]:
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one key", "five projects"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_flood_does_not_stand_before_the_others(seed: int, apart: bool) -> None:
+def test_a_flood_does_not_stand_before_the_others(scheduler_class: type[Scheduler], seed: int, apart: bool) -> None:
     """Whoever comes after 64 others waits for a handful of them; first come, first served it waits for most."""
-    fair, fifo = flooded(FAIR, apart=apart, seed=seed), flooded(FIFO, apart=apart, seed=seed)
+    fair = flooded(scheduler_class(FAIR), apart=apart, seed=seed)
+    fifo = flooded(scheduler_class(FIFO), apart=apart, seed=seed)
     before = [request.ahead for request in fair.finished if request.model in STEADY and request.sent > FLOOD_AT + 1]
     assert len(before) > 150
     assert max(before) <= 8
@@ -47,24 +48,26 @@ def test_a_flood_does_not_stand_before_the_others(seed: int, apart: bool) -> Non
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_flood_costs_little_of_what_the_engine_gives(seed: int) -> None:
-    fair, fifo = flooded(FAIR, seed=seed), flooded(FIFO, seed=seed)
+def test_the_flood_costs_little_of_what_the_engine_gives(scheduler_class: type[Scheduler], seed: int) -> None:
+    fair, fifo = flooded(scheduler_class(FAIR), seed=seed), flooded(scheduler_class(FIFO), seed=seed)
     models = (*STEADY, "flood")
     total = {id(engine): sum(engine.tokens(model) for model in models) for engine in (fair, fifo)}
     assert total[id(fair)] >= 0.9 * total[id(fifo)]
     assert fair.tokens("flood") > max(fair.tokens(model) for model in STEADY), "what the others leave is the flood's"
 
 
-def test_a_flow_alone_has_all_the_common_places() -> None:
-    engine = Engine(Scheduler(FAIR))
+def test_a_flow_alone_has_all_the_common_places(scheduler_class: type[Scheduler]) -> None:
+    engine = Engine(scheduler_class(FAIR))
     for number in range(64):
         engine.send(Request("flood", ("p", "k"), number / 1000, 42, 48, True))
     engine.run(30)
     assert engine.most_running == FAIR.common
 
 
-def test_floods_of_two_projects_get_the_same_tokens_whatever_their_number_of_connections() -> None:
-    engine = Engine(Scheduler(FAIR))
+def test_floods_of_two_projects_get_the_same_tokens_whatever_their_number_of_connections(
+    scheduler_class: type[Scheduler],
+) -> None:
+    engine = Engine(scheduler_class(FAIR))
     for number in range(60):
         engine.send(Request("a", ("p", f"k{number % 3}"), number / 1000, 42, 60, True))
     for number in range(30):
@@ -74,11 +77,11 @@ def test_floods_of_two_projects_get_the_same_tokens_whatever_their_number_of_con
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-def test_four_times_as_many_adapters_as_slots(connections: int) -> None:
+def test_four_times_as_many_adapters_as_slots(scheduler_class: type[Scheduler], connections: int) -> None:
     """Nobody starves; in vLLM's own queue, which the same engine has, somebody does with several connections each."""
     done = {}
     for policy in (Policy(width=64, common=20, slots=4, queue_size=1000, queue_share=1.0, prefill=128), FIFO):
-        engine = Engine(Scheduler(policy), slots=4)
+        engine = Engine(scheduler_class(policy), slots=4)
         for number in range(16):
             for connection in range(connections):
                 tokens = 24 + (7 * number + 13 * connection) % 48

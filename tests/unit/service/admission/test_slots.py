@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from service.admission.queued import QueuedRequest, Stage
 from service.admission.slots import Slots
 from tests.unit.service.admission.world import Desk
+
+pytestmark = pytest.mark.usefixtures("scheduler_class")
 
 
 def names(entries: list[QueuedRequest]) -> list[str | None]:

@@ -10,6 +10,8 @@ from service.admission.queued import Stage
 from service.admission.small_flows import fill
 from tests.unit.service.admission.world import Desk
 
+pytestmark = pytest.mark.usefixtures("scheduler_class")
+
 
 @pytest.mark.parametrize(
     ("demands", "capacity", "level"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -32,12 +33,21 @@ def request(
     return AdmissionRequest(project, key, adapter, tokens, background, prompt)
 
 
+class EagerScheduler(Scheduler):
+    """A scheduler as the data path uses it: whoever finds no queue is admitted without being offered to it."""
+
+    def offer(self, request: AdmissionRequest, now: float, max_wait_s: float = math.inf) -> QueuedRequest:
+        return self.try_enter(request, now) or super().offer(request, now, max_wait_s)
+
+
 class Desk:
     """A scheduler with a clock."""
 
+    scheduler_class: type[Scheduler] = Scheduler
+
     def __init__(self, memory: Memory | None = None, **changes: object) -> None:
         self.now = 1000.0
-        self.scheduler = Scheduler(policy(**changes), memory.is_cold if memory is not None else None)
+        self.scheduler = self.scheduler_class(policy(**changes), memory.is_cold if memory is not None else None)
 
     def offer(self, adapter: str | None = "a", **fields: object) -> QueuedRequest:
         return self.scheduler.offer(request(adapter, **fields), self.now)  # type: ignore[arg-type]

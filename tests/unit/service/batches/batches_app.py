@@ -126,6 +126,7 @@ class BatchesApp(FilesApp):
             return await enter(request, deadline)
 
         queue.enter = enter_and_note  # type: ignore[method-assign]
+        queue.try_enter = lambda request: None  # type: ignore[method-assign]
         self.world = World(self.keys.authenticator, gate=queue, limiter=self.limiter, hook=hook, embedder=embedder)
         self.world.engine.send = self.engine.send  # type: ignore[method-assign, assignment]
         self.budget: HatrackError | None = None

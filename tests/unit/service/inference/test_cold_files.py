@@ -64,6 +64,9 @@ class RecordingQueue(AdmissionQueue):
 
     patience_s = 0.0
 
+    def try_enter(self, request: AdmissionRequest) -> None:
+        return None
+
     async def enter(self, request: AdmissionRequest, deadline: float) -> QueuePermit:
         self.patience_s = deadline - asyncio.get_running_loop().time()
         return await super().enter(request, deadline)

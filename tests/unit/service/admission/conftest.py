@@ -1,0 +1,16 @@
+"""Both ways into the engine: offered to the queue, and tried without it first."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.admission.scheduler import Scheduler
+from tests.unit.service.admission.world import Desk, EagerScheduler
+
+
+@pytest.fixture(params=[Scheduler, EagerScheduler], ids=["offer", "try_enter"])
+def scheduler_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Scheduler]:
+    """The scheduler of every desk of the test."""
+    chosen: type[Scheduler] = request.param
+    monkeypatch.setattr(Desk, "scheduler_class", chosen)
+    return chosen
