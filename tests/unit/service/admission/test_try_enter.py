@@ -9,8 +9,10 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from service.admission.fair import FlowTree, _lift_tag
 from service.admission.queue import AdmissionQueue
 from service.admission.queued import QueuedRequest, Stage
 from service.admission.request import AdmissionRequest
@@ -39,13 +41,31 @@ def state(value: Any, seen: dict[int, int] | None = None) -> Any:
     return tuple((name, state(getattr(value, name), seen)) for name in names)
 
 
+class PlainTree(FlowTree):
+    """Charges a request in two steps: first the lift of all levels, from the leaf to the root, then the charge."""
+
+    def serve(self, entry: QueuedRequest, *, waited: bool) -> None:
+        flow = entry.leaf
+        if not waited:
+            _lift_tag(flow)
+        entry.charge = max(1.0, entry.request.tokens * flow.ratio)
+        while flow.parent is not None:
+            flow.in_flight += 1
+            flow.parent.virtual = max(flow.parent.virtual, flow.settled)
+            flow.tag += entry.charge
+            flow.pending += entry.charge
+            flow = flow.parent
+        flow.in_flight += 1
+
+
 class ComparedScheduler(Scheduler):
-    """Tries each request without the queue, and compares with what the queue makes of it."""
+    """Tries each request without the queue, and compares with what the queue makes of it, and a plainer tree."""
 
     def offer(self, request: AdmissionRequest, now: float, max_wait_s: float = math.inf) -> QueuedRequest:
         before = copy.deepcopy(self)
         entry = self.try_enter(request, now)
         if entry is not None:
+            before.callers.__class__ = PlainTree
             expected = Scheduler.offer(before, request, now, max_wait_s)
             assert expected.stage is Stage.ADMITTED
             assert state(entry) == state(expected)
@@ -71,7 +91,32 @@ class Compared(test_properties.AdmissionQueue):
 
 
 TestCompared = Compared.TestCase
-TestCompared.settings = settings(max_examples=100, stateful_step_count=40)
+TestCompared.settings = settings(max_examples=150, stateful_step_count=40)
+
+
+VISIT = st.tuples(
+    st.sampled_from("pqr"), st.sampled_from("kl"), st.sampled_from("ab"), st.integers(0, 500), st.integers(0, 2000)
+)
+
+
+@given(visits=st.lists(st.tuples(VISIT, st.integers(0, 3)), min_size=10, max_size=60))
+@settings(max_examples=150)
+def test_flows_that_come_and_go_without_a_queue_are_charged_alike(
+    visits: list[tuple[tuple[str, str, str, int, int], int]],
+) -> None:
+    """Each stays until 0 to 3 others have come, so that new flows are lifted beside those that have been served."""
+    scheduler = ComparedScheduler(policy(width=8, common=8, slots=None))
+    inside: list[tuple[QueuedRequest, int]] = []
+    for number, ((project, key, adapter, tokens, used), others) in enumerate(visits):
+        now = number / 10
+        show = request(adapter, project=project, key=key, tokens=tokens)
+        entry = scheduler.offer(show, now)
+        assert entry.stage is Stage.ADMITTED
+        inside.append((entry, used))
+        while len(inside) > others:
+            entry, used = inside.pop(0)
+            scheduler.leave(entry, used, now)
+    assert scheduler.counts.admitted == len(visits)
 
 
 def test_the_state_that_is_compared_holds_tags_and_slots() -> None:
@@ -126,6 +171,33 @@ def test_what_needs_more_than_a_place_is_left_to_the_queue(slots: int | None) ->
     assert scheduler.try_enter(request("a", prompt=60), 0.0) is None, "the first prompt has not been read"
     assert scheduler.try_enter(request("a", prompt=40), 0.0)
     assert scheduler.counts.cold == 0
+
+
+def test_an_adapter_that_drains_gets_no_more_though_those_who_wait_for_its_slot_have_left() -> None:
+    desk = Desk(width=4, common=4, slots=1, turn_s=5.0)
+    desk.offer("a")
+    waiting = desk.offer("b")
+    desk.now += 6.0
+    desk.admit()
+    assert desk.scheduler.slots.held["a"].draining
+    desk.scheduler.withdraw(waiting, desk.now)
+    assert desk.scheduler.queued == 0
+    assert desk.scheduler.try_enter(request("a"), desk.now) is None
+    assert desk.offer("a").stage is Stage.WAITING
+
+
+def test_a_slot_that_is_claimed_or_waited_for_is_left_to_the_queue() -> None:
+    """Both outlive those who wait until somebody looks at the queue again."""
+    slots = Desk(slots=2).scheduler.slots
+    assert slots.spare
+    slots.queue("b", "p", 0.0)
+    assert not slots.spare
+    slots.turn(10.0)
+    slots.unqueue("b")
+    assert slots.free == 2
+    assert not slots.spare, "b's claim"
+    slots.turn(10.0)
+    assert slots.spare
 
 
 async def test_a_closed_queue_admits_nobody() -> None:
