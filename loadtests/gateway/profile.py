@@ -35,9 +35,9 @@ PARTS: tuple[tuple[str, str], ...] = (
         r"service/inference/(fields|messages|values|length)|service/http/(checks|json_text)|"
         r"service/(admission/estimate|structured/)|Dispatch\._payload",
     ),
-    ("admission", r"service/admission/|Dispatch\._enter"),
+    ("admission", r"service/admission/|service/engine/(residency|prefetch)|Dispatch\._enter|_admission_request"),
     ("limits", r"service/access/(limits|buckets)"),
-    ("usage", r"service/usage/"),
+    ("usage and budgets", r"service/usage/|service/costs/|service/engine/busy"),
     ("metrics", r"service/telemetry/"),
     ("key", r"service/access/|hmac\.py"),
     ("model's name", r"service/registry/|adapters/names|inference/sticky"),

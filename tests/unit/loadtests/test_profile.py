@@ -34,6 +34,10 @@ INFER = "Pipeline.infer (service/inference/pipeline.py)"
         ([CYCLE, INFER, "_enter (service/inference/dispatch.py)"], "the rest of the data path"),
         ([CYCLE, INFER, "Dispatch._enter (service/inference/dispatch.py)"], "admission"),
         ([CYCLE, INFER, "timeout (asyncio/timeouts.py)"], "deadlines and watch on the client"),
+        ([CYCLE, INFER, "EngineClock.leave (service/engine/busy.py)"], "usage and budgets"),
+        ([CYCLE, INFER, "Budgets.check (service/costs/budgets.py)"], "usage and budgets"),
+        ([CYCLE, INFER, "Residency.is_cold (service/engine/residency.py)"], "admission"),
+        ([CYCLE, INFER, "_admission_request (service/inference/dispatch.py)"], "admission"),
         (["poll (selectors.py)"], REST),
     ],
 )

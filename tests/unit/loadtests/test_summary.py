@@ -117,6 +117,25 @@ def test_the_aims_are_reached_or_missed(relay: float, words: str) -> None:
     assert "| requests/s, at least 40 times LiteLLM's | – |" in text
 
 
+@pytest.mark.parametrize(("ours", "words"), [(4.5, "0.50, reached"), (5.5, "1.50, **missed**")])
+def test_latency_is_judged_by_that_of_the_bare_relay_in_the_same_run(ours: float, words: str) -> None:
+    """The relay's own p99 is 3 ms above the engine's."""
+    cells = [
+        cell(name, phase=phase, latency_ms=(1.0, p99))
+        for name, added in (("bare relay", 4.0), ("Hatrack", ours))
+        for phase, p99 in (("half", added), ("direct", 1.0))
+    ]
+    line = "added latency p99 at half load, at most 1 ms above the bare relay's, ms"
+    assert f"| {line} | {words} |" in verdict(result(*cells))
+    assert f"| {line} | – |" in verdict(result(*cells[2:])), "without the relay there is no verdict"
+
+
+@pytest.mark.parametrize(("chunk_us", "words"), [(25.0, "25.00, reached"), (25.1, "25.10, **missed**")])
+def test_the_aim_for_a_chunk(chunk_us: float, words: str) -> None:
+    text = verdict(result(cell(stream=True, phase="half", cpu_us_per_token=chunk_us)))
+    assert f"| at most 25 µs of CPU per streamed chunk | {words} |" in text
+
+
 def test_the_picture_is_well_formed_and_names_everyone() -> None:
     drawing = draw(result(cell("bare relay"), cell("Hatrack", cpu_us_per_answer=None)))
     text = " ".join(ElementTree.fromstring(drawing).itertext())  # noqa: S314 (our own text)
