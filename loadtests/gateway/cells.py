@@ -15,7 +15,10 @@ from loadtests.gateway.contenders import REPO, Contender, Failed, Server
 from loadtests.gateway.driver import Load
 from loadtests.gateway.peers import ENGINE_MODEL
 
-Phase = Literal["saturation", "half", "direct"]
+Phase = Literal["saturation", "long", "half", "direct"]
+"""Saturation with short bodies, and with long ones (not streamed); half of the former; that without the gateway."""
+LONG_BYTES = 10_000
+"""Length of the user's message in a long body."""
 TOKENS = 64
 STEPS_PER_S = 16_000
 """Tokens a second that a paced run offers, all streams together: about half of what a fast gateway in Python relays."""
@@ -70,12 +73,14 @@ class Bench:
         self.cells: list[Cell] = []
 
     def measure(self, contender: Contender, connections: int, stream: bool, number: int) -> None:
-        """Saturation, then half of it, then the engine alone under the same load."""
+        """Saturation (unless streamed with long bodies, too), half of it, and the engine alone under the same load."""
         print(f"  {contender.name}, {connections} connections{', streams' if stream else ''}", file=sys.stderr)
         tokens = TOKENS if stream else 0
         load = Load(0, connections, self._seconds, tokens=tokens, seed=number + 1)
         self._pace(0)
         full = self.cell(contender, load, "saturation", number, 0.0)
+        if not stream:
+            self.cell(contender, replace(load, message_bytes=LONG_BYTES), "long", number, 0.0)
         half: Load | None
         if stream:
             half, offered = self._paced(load, full.tokens_per_s)

@@ -51,14 +51,18 @@ class Load:
     seed: int = 1
     pids: dict[str, int] = field(default_factory=dict)
     """Processes whose CPU time is read at the beginning and the end of what counts."""
+    message_bytes: int = 0
+    """Length of the user's message; 0: a question of two sentences, which makes a body of some 300 bytes."""
 
     def request(self) -> bytes:
         """The bytes of one request."""
+        question = "Where is my parcel? It should have been here by now. "
+        repeated = -(-self.message_bytes // len(question)) if self.message_bytes else 2
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [
                 {"role": "system", "content": "You answer customers of a parcel service, kindly and in short."},
-                {"role": "user", "content": "Where is my parcel? It should have been here by now. " * 2},
+                {"role": "user", "content": (question * repeated)[: self.message_bytes or None]},
             ],
             "max_tokens": self.tokens or 64,
             "temperature": 0.2,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loadtests.gateway.cells import LONG_BYTES
+
 OURS, YARDSTICK, LITELLM = "Hatrack", "bare relay", "LiteLLM proxy"
 AIM_OF_RELAY = 0.6
 AIM_OF_LITELLM = 40.0
@@ -12,7 +14,8 @@ AIM_P99_OVER_RELAY_MS = 1.0
 AIM_CHUNK_US = 25.0
 _HEAD = (
     "| gateway | requests/s | of the bare relay | added latency p50 / p99, ms | CPU per request, µs | chunks/s "
-    "| added first token p50 / p99, ms | CPU per chunk, µs | memory, MiB |"
+    "| added first token p50 / p99, ms | CPU per chunk, µs | memory, MiB "
+    f"| requests/s of {LONG_BYTES // 1000} KB | CPU per request of {LONG_BYTES // 1000} KB, µs |"
 )
 
 
@@ -33,7 +36,7 @@ def table(result: Mapping[str, Any]) -> str:
     for connections in dict.fromkeys(row["connections"] for row in result["rows"]):
         chosen = [row for row in result["rows"] if row["connections"] == connections]
         relay = next((row["requests_per_s"] for row in chosen if row["contender"] == YARDSTICK), None)
-        lines += [f"{connections} connections:", "", _HEAD, "|---" + "|---:" * 8 + "|"]
+        lines += [f"{connections} connections:", "", _HEAD, "|---" + "|---:" * 10 + "|"]
         lines += [_line(row, relay, result["memory_mib"][row["contender"]]) for row in chosen]
         lines.append("")
     if any(row["load_limited"] for row in result["rows"]):
@@ -55,6 +58,8 @@ def _line(row: Mapping[str, Any], relay: float | None, memory: float) -> str:
         _pair(row["added_first_p50_ms"], row["added_first_p99_ms"]),
         _figure(row["cpu_us_per_chunk"]),
         _figure(memory),
+        _figure(row["long_requests_per_s"]),
+        _figure(row["cpu_us_per_long_request"]),
     ]
     if row["errors"]:
         cells[0] += f" ({row['errors']} errors)"

@@ -31,6 +31,9 @@ class Row:
     errors: int
     load_limited: bool
     """The requests per second are bounded by engine and driver: the gateway could do more."""
+    long_requests_per_s: float | None
+    """With messages of ``cells.LONG_BYTES``."""
+    cpu_us_per_long_request: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -64,6 +67,8 @@ def _row(name: str, connections: int, cells: Sequence[Cell]) -> Row:
         chunk_interval_ms=middle(True, "half", lambda cell: cell.offered),
         errors=sum(cell.errors for cell in own),
         load_limited=bool(full) and median(cell.load_cores for cell in full) > LOADED_CORES,
+        long_requests_per_s=middle(False, "long", lambda cell: cell.answers_per_s),
+        cpu_us_per_long_request=middle(False, "long", lambda cell: cell.cpu_us_per_answer),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,6 +22,17 @@ async def ran(load: Load, enough: Callable[[Seen], bool]) -> Seen:
         if enough(seen):
             break
     return seen
+
+
+def test_a_message_has_the_length_that_was_chosen() -> None:
+    def message(load: Load) -> str:
+        head, _, body = load.request().partition(b"\r\n\r\n")
+        assert f"content-length: {len(body)}" in head.decode()
+        content: str = json.loads(body)["messages"][1]["content"]
+        return content
+
+    assert len(message(replace(SHORT, message_bytes=10_000))) == 10_000
+    assert message(SHORT) == "Where is my parcel? It should have been here by now. " * 2
 
 
 async def test_saturation_keeps_every_connection_busy(engine: Engine) -> None:

@@ -98,6 +98,18 @@ def test_streams_and_plain_answers_are_not_mixed() -> None:
     assert row.added_p50_ms is None
 
 
+def test_long_bodies_have_figures_of_their_own() -> None:
+    cells = [cell(), cell(phase="long", answers_per_s=700.0, cpu_us_per_answer=300.0)]
+    (row,) = rows(cells)
+    assert (row.requests_per_s, row.cpu_us_per_request) == (1000.0, 200.0)
+    assert (row.long_requests_per_s, row.cpu_us_per_long_request) == (700.0, 300.0)
+    head, rule, line = (text for text in table(result(*cells)).splitlines() if text.startswith("|"))
+    assert head.count("|") == rule.count("|") == line.count("|")
+    assert line.endswith("| 100 | 700 | 300 |")
+    (before,) = rows([cell()])
+    assert before.long_requests_per_s is None
+
+
 def test_a_full_core_of_engine_and_driver_is_marked() -> None:
     found = rows([cell("fast", load_cores=0.97), cell("slow", load_cores=0.4)])
     assert [row.load_limited for row in found] == [True, False]
