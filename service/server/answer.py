@@ -16,6 +16,8 @@ alternatives each. A model's answer is taken in at the model's pace, so that a p
 engine is done, however slowly its client reads."""
 MAX_UNREAD: Final = 64 * 1024 * 1024
 """Unread bytes of all connections above which every connection has `HIGH_WATER` again."""
+MAX_JOINED_BYTES: Final = 64 * 1024
+"""The largest piece that is copied to leave in one system call with its head: an answer may have 256 MiB."""
 MIN_READ_BYTES_PER_S: Final = 240
 """The minimum rate at which a client takes what waits for it (Kestrel's default); slower ones are cut."""
 DRAIN_S: Final = 300.0
@@ -26,7 +28,7 @@ _CONTINUE: Final = b"HTTP/1.1 100"
 class AnswerTransport:
     """A connection's transport for its answers: a head leaves with the first piece of its body, in one system call.
 
-    A head whose body is late leaves in the loop's next turn.
+    A head whose body is late leaves in the loop's next turn; one whose body is large, just before it.
     """
 
     __slots__ = ("_begun", "_head", "_is_deep", "_loop", "_since", "_taken", "_transport", "_written")
@@ -48,7 +50,10 @@ class AnswerTransport:
     def write(self, data: bytes) -> None:
         """Send a piece of the answer, in order."""
         if self._head:
-            data, self._head = self._head + data, b""
+            if len(data) > MAX_JOINED_BYTES:
+                self.flush()
+            else:
+                data, self._head = self._head + data, b""
         elif not self._begun and not data.startswith(_CONTINUE):
             self._begun, self._head = True, data
             self._loop.call_soon(self.flush)

@@ -9,7 +9,7 @@ from typing import cast
 from starlette.types import Receive, Scope, Send
 
 from service.http.disconnect import Disconnect
-from service.server.answer import AnswerTransport
+from service.server.answer import MAX_JOINED_BYTES, AnswerTransport
 from tests.unit.service.server.served import HEAD, WITHIN_S, served
 
 ANSWER_HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -44,6 +44,17 @@ async def test_head_and_body_are_one_piece_and_what_follows_its_own() -> None:
         transport.write(piece)
     await asyncio.sleep(0)
     assert socket.sent == [ANSWER_HEAD + b"a", b"b", b"c"]
+
+
+async def test_a_large_body_is_not_copied_to_join_its_head() -> None:
+    socket, transport = answering()
+    body = b"x" * (MAX_JOINED_BYTES + 1)
+    transport.write(ANSWER_HEAD)
+    transport.write(body)
+    transport.write(b"a")
+    await asyncio.sleep(0)
+    assert socket.sent == [ANSWER_HEAD, body, b"a"]
+    assert socket.sent[1] is body
 
 
 async def test_a_head_waits_for_no_body() -> None:
