@@ -50,6 +50,9 @@ def why_not_json(text: bytes | bytearray, error: orjson.JSONDecodeError) -> str:
 
 def excess_of(*texts: bytes | bytearray) -> str | None:
     """The limit that texts exceed together, counted without parsing; None if they exceed none."""
+    # what is counted has a byte of its own each: a bracket, a colon, or a comma
+    if sum(map(len, texts)) <= min(MAX_CONTAINERS, MAX_VALUES):
+        return None
     excess = _counted_excess(texts)
     if excess is None:
         return None

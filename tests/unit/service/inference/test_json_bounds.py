@@ -7,7 +7,7 @@ import pytest
 
 from service.errors import BadRequest
 from service.http.checks import parse_body
-from service.http.json_text import MAX_CONTAINERS, MAX_VALUES
+from service.http.json_text import MAX_CONTAINERS, MAX_VALUES, excess_of
 from tests.unit.service.inference.fakes import World
 
 MANY = {
@@ -36,3 +36,15 @@ def test_commas_and_brackets_in_a_text_are_no_values() -> None:
     assert parse_body(orjson.dumps({"prompt": text, "ids": [7] * 262_144}))["prompt"] == text
     with pytest.raises(BadRequest, match="300000 values"):
         parse_body(orjson.dumps({"prompt": text, "ids": [7] * 300_001}))
+
+
+@pytest.mark.parametrize("character", [b"[", b"{", b":", b",", b'"'])
+def test_a_text_that_is_too_short_to_exceed_a_bound_is_not_counted(
+    character: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_the_bound = character * MAX_CONTAINERS
+    assert excess_of(at_the_bound) is None
+    assert (excess_of(at_the_bound, character) is None) == (character in b',"'), "texts count together"
+    monkeypatch.setattr("service.http.json_text._counted_excess", lambda _: pytest.fail("it is counted"))
+    assert excess_of(at_the_bound[:1], at_the_bound[1:]) is None
+    assert excess_of() is None
