@@ -17,13 +17,12 @@ from service.errors import HatrackError
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
 from service.inference.fields import Table
-from service.inference.relay import EventRelay, Renamer, are_objects
+from service.inference.relay import EventRelay, Renamer, are_objects, count_in
 from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
-_COUNTS = re.compile(
-    rb'"(input_tokens|output_tokens|cache_read_input_tokens|cache_creation_input_tokens)":(\d+)',
-)
+_NAMES = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_COUNTS = re.compile(f'"({"|".join(_NAMES)})":(\\d+)'.encode())
 _USAGE = b'"usage":{'
 _MESSAGE = b"event: message_"
 _ERROR = b"event: error\n"
@@ -62,9 +61,13 @@ def message_usage(data: bytes) -> TokenUsage | None:
     if at < 0:
         return None
     counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
-    cached = counts.get(b"cache_read_input_tokens", 0)
-    prompt = counts.get(b"input_tokens", 0) + cached + counts.get(b"cache_creation_input_tokens", 0)
-    return TokenUsage(prompt, counts.get(b"output_tokens", 0), cached)
+    return _usage({name: counts.get(name.encode(), 0) for name in _NAMES})
+
+
+def _usage(counts: Mapping[str, int]) -> TokenUsage:
+    cached = counts["cache_read_input_tokens"]
+    prompt = counts["input_tokens"] + cached + counts["cache_creation_input_tokens"]
+    return TokenUsage(prompt, counts["output_tokens"], cached)
 
 
 class MessagesRelay(EventRelay):
@@ -158,8 +161,11 @@ class Messages(Dialect):
     def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:
         return MessagesRelay(renamer)
 
-    def usage(self, answer: bytes) -> TokenUsage | None:
-        return message_usage(answer)
+    def usage(self, answer: bytes, parsed: Mapping[str, Any] | None) -> TokenUsage | None:
+        if parsed is None:
+            return message_usage(answer)
+        usage = parsed.get("usage")
+        return _usage({name: count_in(usage, name) for name in _NAMES}) if isinstance(usage, dict) else None
 
     def answer(self, answer: bytes, renamer: Renamer) -> bytes:
         return renamer.rename(answer).replace(_ENGINES_ID, _ID, 1)

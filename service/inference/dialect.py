@@ -17,7 +17,7 @@ from service.grounding.file_search import FileSearch
 from service.grounding.injectors import CHAT_INJECTOR, PromptInjector
 from service.http.stream import TokenUsage
 from service.inference.fields import SAMPLING_FIELDS, Table
-from service.inference.relay import ChatRelay, EventRelay, Renamer, completions_error_event, find_usage
+from service.inference.relay import ChatRelay, EventRelay, Renamer, completions_error_event, find_usage, usage_of
 from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
@@ -111,9 +111,13 @@ class Dialect:
         options = body.get("stream_options") or {}
         return ChatRelay(renamer, show_usage=bool(options.get("include_usage")))
 
-    def usage(self, answer: bytes) -> TokenUsage | None:
-        """The usage in a whole answer; None: it has none."""
-        return find_usage(answer)
+    def usage(self, answer: bytes, parsed: Mapping[str, Any] | None) -> TokenUsage | None:
+        """The usage in a whole answer; None: it has none.
+
+        Args:
+            parsed: The answer's object; None: it was not parsed, and its bytes are searched.
+        """
+        return find_usage(answer) if parsed is None else usage_of(parsed)
 
     def answer(self, answer: bytes, renamer: Renamer) -> bytes:
         """Convert a whole answer for the client."""

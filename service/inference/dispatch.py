@@ -198,8 +198,11 @@ class Dispatch:
                     await self._stream(request, response, renamer, permit)
                     return
                 answer = await response.read()
-            record.usage = route.dialect.usage(answer)
-            check_answer(answer, route.member, target)
+            parsed: dict[str, Any] | None = None
+            try:
+                parsed = check_answer(answer, route.member, target)
+            finally:  # what the engine counted is charged even where its answer is not valid
+                record.usage = route.dialect.usage(answer, parsed)
             self._saw_tokens()
             record.first_byte_s = time.perf_counter() - call.began
             answer = route.dialect.answer(answer, renamer)

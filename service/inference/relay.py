@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 import orjson
@@ -73,6 +73,25 @@ def find_usage(data: bytes) -> TokenUsage | None:
     )
 
 
+def usage_of(answer: Mapping[str, Any]) -> TokenUsage | None:
+    """The usage in an answer that was parsed, or None."""
+    usage = answer.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details")
+    return TokenUsage(
+        prompt_tokens=count_in(usage, "prompt_tokens"),
+        completion_tokens=count_in(usage, "completion_tokens"),
+        cached_tokens=count_in(details if isinstance(details, dict) else usage, "cached_tokens"),
+    )
+
+
+def count_in(usage: Mapping[str, Any], name: str) -> int:
+    """The number of tokens that an engine gives under ``name``; 0 where that is missing or no such number."""
+    count = usage.get(name)
+    return count if type(count) is int and count >= 0 else 0
+
+
 class Renamer:
     """Replaces the engine's model name by the name that the client requested."""
 
@@ -87,22 +106,25 @@ class Renamer:
         return data.replace(self._old, self._new)
 
 
-def check_answer(body: bytes, member: str | None, target: Target) -> None:
-    """Raise InvalidAnswer for a whole answer that is not a JSON object with the list ``member`` (None: any object)."""
-    if not _is_object(body, member):
-        having = "" if member is None else f" with a list `{member}`"
-        raise InvalidAnswer(f"the engine's answer for `{target.label}` is not a JSON object{having}")
+def check_answer(body: bytes, member: str | None, target: Target) -> dict[str, Any] | None:
+    """The object that a whole answer of up to MAX_PARSED_BYTES is; None for a larger one, which is not parsed.
 
-
-def _is_object(body: bytes, member: str | None) -> bool:
+    Raises:
+        InvalidAnswer: It is not a JSON object with the list ``member`` (None: any object).
+    """
     if len(body) > MAX_PARSED_BYTES:
         has_ends = body[:64].lstrip().startswith(b"{") and body[-64:].rstrip().endswith(b"}")
-        return has_ends and (member is None or f'"{member}"'.encode() in body)
-    try:
-        parsed = _parsed(body)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(parsed, dict) and (member is None or isinstance(parsed.get(member), list))
+        if has_ends and (member is None or f'"{member}"'.encode() in body):
+            return None
+    else:
+        try:
+            parsed = _parsed(body)
+        except (ValueError, RecursionError):
+            parsed = None
+        if isinstance(parsed, dict) and (member is None or isinstance(parsed.get(member), list)):
+            return parsed
+    having = "" if member is None else f" with a list `{member}`"
+    raise InvalidAnswer(f"the engine's answer for `{target.label}` is not a JSON object{having}")
 
 
 def _parsed(body: bytes) -> Any:

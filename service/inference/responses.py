@@ -22,7 +22,7 @@ from service.grounding.file_search import FILE_SEARCH, RESULTS, FileSearch
 from service.grounding.injectors import RESPONSES_INJECTOR, PromptInjector
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
-from service.inference.relay import EventRelay, Renamer, are_objects
+from service.inference.relay import EventRelay, Renamer, are_objects, count_in
 from service.inference.tools import forced_tools, make_strict
 
 _COUNTS = re.compile(rb'"(input_tokens|output_tokens|cached_tokens)":(\d+)')
@@ -189,8 +189,15 @@ class Responses(Dialect):
     def relay(self, renamer: Renamer, _body: Mapping[str, Any]) -> EventRelay:
         return ResponsesRelay(renamer)
 
-    def usage(self, answer: bytes) -> TokenUsage | None:
-        return response_usage(answer)
+    def usage(self, answer: bytes, parsed: Mapping[str, Any] | None) -> TokenUsage | None:
+        if parsed is None:
+            return response_usage(answer)
+        usage = parsed.get("usage")
+        if not isinstance(usage, dict):
+            return None
+        details = usage.get("input_tokens_details")
+        cached = count_in(details if isinstance(details, dict) else usage, "cached_tokens")
+        return TokenUsage(count_in(usage, "input_tokens"), count_in(usage, "output_tokens"), cached)
 
 
 def _demand_one_search(places: Sequence[int], grounding: Any) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from service.errors import HatrackError, InvalidAnswer
 from service.http.stream import TokenUsage
+from service.inference import anthropic, responses
 from service.inference.anthropic import MessagesRelay
-from service.inference.relay import ChatRelay, EventRelay, Renamer, check_answer, engine_error
+from service.inference.dialect import OPENAI, Dialect
+from service.inference.relay import MAX_PARSED_BYTES, ChatRelay, EventRelay, Renamer, check_answer, engine_error
 from service.inference.responses import ResponsesRelay
 from service.registry.catalog import Target
 from tests.unit.service.inference import test_anthropic, test_responses
@@ -157,6 +159,52 @@ def test_what_only_pythons_json_reads_passes_and_a_member_is_a_list() -> None:
     for member in (b"null", b'"text"', b"{}"):
         with pytest.raises(InvalidAnswer, match="a list `choices`"):
             check_answer(b'{"choices": ' + member + b"}", "choices", VOICE)
+
+
+def dialect_of(door: Door) -> Dialect:
+    return anthropic.MESSAGES if door is ANTHROPIC else responses.RESPONSES if door is RESPONSES else OPENAI
+
+
+@on_each_door
+def test_an_answer_that_was_parsed_counts_as_its_bytes_do(door: Door) -> None:
+    for counts in ({}, None, {"prompt_tokens": 3, "input_tokens": 4}, {**door.answer["usage"]}):
+        for details in ({}, {"cached_tokens": 2}, None):
+            usage = counts and {"prompt_tokens_details": details, "input_tokens_details": details, **counts}
+            # a search takes a tool's member of that name for the usage where there is none
+            body = orjson.dumps({**door.answer, "usage": usage, "tools": []})
+            parsed = check_answer(body, None, VOICE)
+            assert parsed is not None
+            assert dialect_of(door).usage(body, parsed) == dialect_of(door).usage(body, None)
+
+
+@on_each_door
+@pytest.mark.parametrize("count", [None, "7", 7.0, True, -7, [7], {"tokens": 7}])
+def test_what_is_no_count_counts_nothing(door: Door, count: object) -> None:
+    names = (*door.answer["usage"], "cached_tokens", "prompt_tokens", "input_tokens", "completion_tokens")
+    usage = {**dict.fromkeys(names, count), "prompt_tokens_details": {"cached_tokens": count}}
+    assert dialect_of(door).usage(b"", {**door.answer, "usage": usage}) == TokenUsage()
+    assert dialect_of(door).usage(b"", {**door.answer, "usage": count}) in (None, TokenUsage())
+
+
+@on_each_door
+async def test_an_invalid_answer_is_charged_by_what_it_counts(tmp_path: Path, door: Door) -> None:
+    body = orjson.dumps(door.answer)[:-1]
+    sent = head("application/json", f"content-length: {len(body)}") + body
+    async with hostile(tmp_path, says(sent)) as engine:
+        answer = await engine.world.ask(door.path, {"model": "voice", **door.request})
+        (record,) = engine.world.records
+    assert answer.status == 502
+    assert record.usage == dialect_of(door).usage(body, None) != TokenUsage()
+
+
+@on_each_door
+def test_a_small_answer_is_counted_without_searching_its_bytes(door: Door) -> None:
+    assert dialect_of(door).usage(b"not searched", door.answer) is not None
+    assert (
+        dialect_of(door).usage(b"", {**door.answer, "tools": [{"usage": {"input_tokens": 7}}], "usage": None}) is None
+    )
+    large = orjson.dumps({**door.answer, "more": "x" * MAX_PARSED_BYTES})
+    assert check_answer(large, None, VOICE) is None
 
 
 def relay_of(door: Door) -> EventRelay:
