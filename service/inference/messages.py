@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from service.errors import BadRequest, FieldRefused, UnknownField
@@ -37,12 +37,23 @@ def check_messages(messages: Any, path: str) -> None:
         raise invalid_value(path, messages, "an array")
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise BadRequest(f"`{path}` has {len(messages)} entries; 1 to {MAX_MESSAGES} are allowed", param=path)
-    bound_arguments(_arguments(messages), path)
-    for index, message in enumerate(messages):
+    unusual = [(index, message) for index, message in enumerate(messages) if not _is_plain(message)]
+    if not unusual:
+        return
+    bound_arguments(_arguments(message for _, message in unusual), path)
+    for index, message in unusual:
         _check_message(message, f"{path}.{index}")
 
 
-def _arguments(messages: list[Any]) -> Iterator[Any]:
+def _is_plain(message: Any) -> bool:
+    """Whether a message has a known role and a text, and nothing else: then it is valid, and nothing is dropped."""
+    if not isinstance(message, dict) or len(message) != 2:
+        return False
+    role = message.get("role")
+    return isinstance(message.get("content"), str) and isinstance(role, str) and role in ROLES
+
+
+def _arguments(messages: Iterable[Any]) -> Iterator[Any]:
     """What earlier tool calls have as arguments, however malformed the rest is."""
     for message in messages:
         calls = message.get("tool_calls") if isinstance(message, dict) else None

@@ -16,7 +16,8 @@ from openai.types.responses import response_create_params
 
 from service.config import Settings
 from service.errors import BadRequest, UnknownField
-from service.inference import fields
+from service.http.json_text import MAX_CONTAINERS
+from service.inference import fields, messages
 from service.inference.anthropic_fields import count_tokens_table, messages_table
 from service.inference.responses_fields import responses_table
 from service.inference.routes import build_routes
@@ -326,6 +327,32 @@ async def test_a_malformed_message_is_refused(message: Any, param: str | None) -
     answer = await World().chat(messages=[message])
     assert answer.status == 400
     assert param is None or answer.error["param"] == param
+
+
+def test_only_messages_that_are_more_than_a_role_and_a_text_are_checked_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain: list[Any] = [{"role": role, "content": "x"} for role in sorted(messages.ROLES)]
+    odd: list[Any] = [
+        *({"role": role, "content": "x"} for role in (None, "robot", [], {}, 1)),
+        *({"role": "assistant", "content": content} for content in (None, [], {}, 1)),
+        *({"role": "user", "content": "x", name: None} for name in ("name", "tool_calls", "mood")),
+        *({"role": "user"}, {"content": "x"}, {"role": "user", "name": "x"}, [], "x", None),
+    ]
+    checked: list[tuple[Any, str]] = []
+    monkeypatch.setattr(messages, "_check_message", lambda message, path: checked.append((message, path)))
+    messages.check_messages(plain, "messages")
+    assert checked == []
+    for message in odd:
+        messages.check_messages([plain[0], message], "messages")
+    assert checked == [(message, "messages.1") for message in odd]
+
+
+def test_the_arguments_of_all_calls_are_bounded_before_any_message_is_checked() -> None:
+    call = {"function": {"name": "f", "arguments": "[" * (MAX_CONTAINERS // 2 + 1)}}
+    caller = {"role": "assistant", "content": None, "tool_calls": [call]}
+    with pytest.raises(BadRequest, match="the arguments of all tool calls in `messages`"):
+        messages.check_messages(["no message", caller, {"role": "user", "content": "x"}, caller], "messages")
 
 
 def test_sampling_defaults_of_a_version_have_the_bounds_of_a_request() -> None:
