@@ -17,10 +17,14 @@ def only_send(_data: bytes) -> bool:
     return False
 
 
+def only_receive() -> None:
+    """The `take_body` of a request whose body ASGI's `receive` alone brings."""
+
+
 class Disconnect:
     """Whether a request's client has left, and what to call when it does."""
 
-    __slots__ = ("_callback", "buffer_answer", "happened", "is_endless", "write_now")
+    __slots__ = ("_callback", "buffer_answer", "happened", "is_endless", "take_body", "write_now")
 
     def __init__(self, buffer_answer: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = None
@@ -30,6 +34,9 @@ class Disconnect:
         self.write_now: Callable[[bytes], bool] = only_send
         """Send a piece of an answer that has begun, as ASGI's `send` would, without its coroutine; returns False, and
         sends nothing, where only `send` can: the client reads slowly, or has left."""
+        self.take_body: Callable[[], bytes | None] = only_receive
+        """Take the rest of the request's body, as ASGI's `receive` would bring it; returns None where only `receive`
+        can tell what is next: its end has not arrived, or the client has left."""
         self.happened = False
         """The client has left."""
         self.is_endless = False
@@ -49,4 +56,5 @@ class Disconnect:
 
     def end(self) -> None:
         """The answer is over, or its client has left: refer to nothing of it, so that it is freed at once."""
+        self.take_body = only_receive
         self.write_now = only_send

@@ -12,8 +12,10 @@ import pytest
 
 from service.access.authentication import Authenticator
 from service.access.caller import Caller, Scope
-from service.errors import BadGateway, EngineUnavailable
+from service.errors import BadGateway, EngineUnavailable, TooLarge
+from service.http.disconnect import DISCONNECT, Disconnect
 from service.http.stream import TokenUsage
+from service.inference.exchange import Exchange
 from service.telemetry.logs import extra_fields
 from service.telemetry.record import LogAccount, Record
 from tests.unit.service.inference.fakes import (
@@ -202,6 +204,16 @@ async def test_bytes_are_counted_whatever_the_headers_say() -> None:
     for parts, headers in (([small, large], {"content-length": "10"}), ([b"{}"], {"content-length": "99999999"})):
         answer = await world.ask_in_parts("/v1/chat/completions", parts, headers=headers)
         assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+
+
+async def test_a_body_that_has_arrived_is_held_to_the_bound_too() -> None:
+    disconnect = Disconnect(lambda: None)
+    scope = {"path": "/", "headers": [(b"content-type", b"application/json")], "state": {DISCONNECT: disconnect}}
+    exchange = Exchange(scope, lambda: pytest.fail("it waits"), lambda _: pytest.fail("it answers"))
+    disconnect.take_body = lambda: b"12345"
+    assert await exchange.read_json_body(5) == b"12345"
+    with pytest.raises(TooLarge, match="more than 4 bytes"):
+        await exchange.read_json_body(4)
 
 
 async def test_a_stream_flows_as_it_comes_and_hides_the_usage() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from typing import cast
+from collections.abc import Coroutine
+from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
 
-from service.http.disconnect import Disconnect
+from service.http.disconnect import DISCONNECT, Disconnect
 from service.server.answer import MAX_JOINED_BYTES, AnswerTransport
+from tests.unit.service.inference.fakes import until
 from tests.unit.service.server.served import HEAD, WITHIN_S, served
 
 ANSWER_HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -119,6 +121,50 @@ async def test_the_head_of_an_answer_without_a_body_is_sent_before_the_connectio
         head = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), WITHIN_S)
         assert head.startswith(b"HTTP/1.1 404")
         assert await client.closed() == b""
+
+
+async def test_a_body_is_taken_at_once_only_where_all_of_it_has_arrived() -> None:
+    taken: list[bytes | None] = []
+    arrived = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        take_body = scope["state"][DISCONNECT].take_body
+        taken.append(take_body())
+        if taken == [None]:
+            arrived.set()
+            message = await receive()
+            while message["more_body"]:
+                message = await receive()
+        taken.append(take_body())
+        leaving = asyncio.create_task(cast("Coroutine[Any, Any, Any]", receive()))
+        await asyncio.sleep(0)
+        assert not leaving.done(), "the body is not there twice"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+        assert (await leaving)["type"] == "http.disconnect"
+        taken.append(take_body())
+
+    head = b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n"
+    async with served(app) as here:
+        client = await here.connect()
+        for parts, first in (
+            ((head + b"\r\nbody",), b"body"),
+            ((head.replace(b"4", b"0") + b"\r\n",), b""),
+            ((head + b"\r\nbo", b"dy"), None),
+            ((head + b"expect: 100-continue\r\n\r\nbody",), None),
+        ):
+            taken.clear()
+            arrived.clear()
+            for part in parts:
+                await client.send(part)
+                if len(parts) > 1:
+                    await asyncio.wait_for(arrived.wait(), WITHIN_S)
+            answer = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), WITHIN_S)
+            if b"100 Continue" in answer:
+                answer = await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), WITHIN_S)
+            assert answer.startswith(b"HTTP/1.1 200")
+            await until(lambda: len(taken) == 3)
+            assert taken == [first, None, None]
 
 
 async def test_an_answered_request_is_freed_without_the_garbage_collector() -> None:
