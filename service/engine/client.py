@@ -63,12 +63,15 @@ class EngineResponse:
 
     async def read(self) -> bytes:
         """The whole body. Raises EngineCut if the connection is lost, BadGateway if it has no end in sight."""
+        whole = self._response.take_rest()
+        if whole is not None:
+            _check_size(len(whole))
+            return whole
         parts: list[bytes] = []
         size = 0
         async for chunk in self._response.chunks():
             size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise BadGateway(f"the engine's answer has more than {MAX_ANSWER_BYTES >> 20} MiB")
+            _check_size(size)
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -78,6 +81,11 @@ class EngineResponse:
         if client is not None:
             client.in_flight -= 1
             self._response.close()
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_ANSWER_BYTES:
+        raise BadGateway(f"the engine's answer has more than {MAX_ANSWER_BYTES >> 20} MiB")
 
 
 @dataclass(frozen=True, slots=True)

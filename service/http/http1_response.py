@@ -73,8 +73,16 @@ class Http1Response:
                 return False
         return True
 
+    def take_rest(self) -> bytes | None:
+        """The body, or the rest of it, where it has arrived to its end; else None, and nothing is taken."""
+        connection = self._connection
+        return connection.take() if connection is not None and connection.complete else None
+
     async def read(self) -> bytes:
         """The whole body, or the rest of it. Raises as `chunks`."""
+        rest = self.take_rest()
+        if rest is not None:
+            return rest
         parts = [chunk async for chunk in self.chunks()]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

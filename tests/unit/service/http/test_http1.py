@@ -120,6 +120,33 @@ async def test_what_is_no_whole_response_is_cut_and_its_connection_closed(
         assert len(state.requests) == 2, "what was sent is not sent again"
 
 
+async def test_the_rest_of_a_body_is_taken_at_once_only_where_its_end_has_arrived(tmp_path: Path) -> None:
+    goes_on = asyncio.Event()
+
+    async def act(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"content-length: 5\r\n\r\nhe")
+        await goes_on.wait()
+        writer.write(b"llo")
+
+    async with server(tmp_path, act, says(HELLO), says(OK + b"content-length: 0\r\n\r\n")) as state:
+        response = await state.client.request("POST", "/v1", b"", {})
+        assert response.take_rest() is None
+        chunks = response.chunks()
+        assert await anext(chunks) == b"he"
+        assert response.take_rest() is None
+        goes_on.set()
+        assert await anext(chunks) == b"llo"
+        assert (response.take_rest(), await response.read()) == (b"", b"")
+        response.close()
+        assert response.take_rest() is None
+        for body in (b"hello", b""):
+            response = await state.client.request("POST", "/v1", b"", {})
+            await asyncio.sleep(0)
+            assert await response.read() == body
+            response.close()
+        assert state.connections == 1
+
+
 async def test_what_arrived_before_the_cut_can_be_read(tmp_path: Path) -> None:
     async with server(tmp_path, says(OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n")) as state:
         response = await state.client.request("POST", "/v1", b"", {})

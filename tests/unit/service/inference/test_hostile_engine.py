@@ -320,6 +320,18 @@ async def test_a_first_token_that_is_late_is_delivered_and_the_stream_ends_as_us
         assert (engine.world.records[0].first_byte_s or 0) >= 0.2
 
 
+@pytest.mark.parametrize("parts", [(ANSWER,), (ANSWER[:-20], ANSWER[-20:])], ids=["at once", "in two pieces"])
+async def test_an_answer_without_an_end_in_sight_is_not_read_on(
+    tmp_path: Path, parts: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit, status in ((len(WHOLE), 200), (len(WHOLE) - 1, 502)):
+        monkeypatch.setattr("service.engine.client.MAX_ANSWER_BYTES", limit)
+        async with hostile(tmp_path, says(*parts)) as engine:
+            answer = await engine.world.chat()
+            assert answer.status == status
+    assert answer.error["code"] == "engine_error"
+
+
 async def test_a_stream_that_stops_in_the_middle_ends_in_the_time_limits_error(tmp_path: Path) -> None:
     async with hostile(tmp_path, then_nothing(STREAM_HEAD, token("A")), timeout_s=PATIENCE_S) as engine:
         answer = await engine.world.chat(stream=True)
