@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -27,6 +25,7 @@ from service.inference.embedding import EmbeddingRequests
 from service.inference.engines import BaseLimits, Dispatches
 from service.inference.exchange import CLIENT_LEFT, ClientLeft, Exchange
 from service.inference.fields import check_body
+from service.inference.in_flight import InFlight
 from service.inference.length import PromptLimit
 from service.inference.prompt import rendered_prompt
 from service.inference.relay import PassedEvents
@@ -36,11 +35,6 @@ from service.structured.checker import StructuredOutputs
 from service.telemetry.record import Account, LogAccount, Record
 from service.telemetry.traces import Traces
 
-OVERLOAD_RETRY_S = 1
-RESERVED_IN_FLIGHT: Final = 0.25
-"""Part of HATRACK_MAX_IN_FLIGHT that is added for projects with few requests in flight,"""
-FEW_IN_FLIGHT: Final = 0.125
-"""that is fewer than this part."""
 STOPPED: Final = "this server was stopped before the answer was complete; send the request again"
 
 
@@ -105,7 +99,7 @@ class Pipeline:
         self._max_body = int(settings.max_body_mib * MIB)
         self._pass_unknown = settings.unknown_fields == "pass"
         self._timeout_s = settings.request_timeout_s
-        self._max_in_flight = settings.max_in_flight
+        self._in_flight = InFlight(settings.max_in_flight)
         self.authenticator = authenticator
         self.catalog = catalog
         self._dispatch = dispatch
@@ -118,8 +112,11 @@ class Pipeline:
         self._check_budget = check_budget
         self._embeddings = embeddings
         self._elsewhere = elsewhere
-        self.in_flight = 0
-        self._of_project: Counter[str] = Counter()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are worked on now."""
+        return self._in_flight.count
 
     async def infer(self, route: Route, exchange: Exchange, caller: Caller | None = None) -> None:
         """Answer one request. Every error is sent to the client, and every request is recorded.
@@ -145,7 +142,7 @@ class Pipeline:
                 await self._forward(self._elsewhere, exchange, route, record, raw)
                 return
             if target.embeds and self._embeddings is not None:  # it has a process, fields and a queue of its own
-                with self._admitted(caller):
+                with self._in_flight.enter(caller.project):
                     await self._embeddings.answer(exchange, caller, target, record, body, reservation, began)
                 return
             options = self._check_fields(route, caller, target, body, len(raw))
@@ -160,7 +157,7 @@ class Pipeline:
                     await charged
                 if options is None:
                     exchange.add_headers(reservation.headers())
-            with self._admitted(caller):
+            with self._in_flight.enter(caller.project):
                 route.dialect.apply_settings(body, target.settings, route.table, generates=route.generates)
                 request = FinishedRequest(exchange, route, caller, target, record, body, began)
                 async with exchange.cancel_on_disconnect(self._timeout_s):
@@ -290,29 +287,6 @@ class Pipeline:
 
     def _limits_of(self, target: Target) -> BaseLimits:
         return self._limits.get(target.base, self._default_limits)
-
-    @contextmanager
-    def _admitted(self, caller: Caller) -> Iterator[None]:
-        """Count the request as in flight. A project that has few of them may go beyond the maximum by a part of it, so
-        that nobody's flood, of whatever kinds of requests, keeps others out."""
-        most, project = self._max_in_flight, caller.project
-        if self._of_project[project] < most * FEW_IN_FLIGHT:
-            most += math.ceil(most * RESERVED_IN_FLIGHT)
-        if self.in_flight >= most:
-            raise Unavailable(
-                f"{self.in_flight} requests are in flight, the maximum (HATRACK_MAX_IN_FLIGHT); retry later",
-                retry_after=OVERLOAD_RETRY_S,
-                code="overloaded",
-            )
-        self.in_flight += 1
-        self._of_project[project] += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._of_project[project] -= 1
-            if not self._of_project[project]:
-                del self._of_project[project]
 
     async def _fail(self, exchange: Exchange, record: Record, error: HatrackError) -> None:
         if exchange.started:
