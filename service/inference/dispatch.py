@@ -25,7 +25,7 @@ from service.http.stream import Relay, TokenUsage
 from service.inference.calls import CacheSalts, Call, EngineCalls, with_prompt
 from service.inference.dialect import Route
 from service.inference.exchange import Exchange
-from service.inference.relay import Renamer, check_answer, engine_error
+from service.inference.relay import Renamer, check_answer, engine_error, renamer_for
 from service.inference.upstream import Upstream, UpstreamResponse
 from service.objects.adapters import hold_before
 from service.objects.cache import Copies
@@ -185,7 +185,7 @@ class Dispatch:
     async def _forward(self, request: FinishedRequest, call: Call, permit: Permit | None) -> None:
         """Run the model and relay its answer; releases the admission permit."""
         record, target, route, exchange = request.record, request.target, request.route, request.exchange
-        renamer = Renamer(target)
+        renamer = renamer_for(target)
         in_engine = self._engine_clock.enter()
         try:
             with closing(await self._calls.send(call, record)) as response:
@@ -219,7 +219,7 @@ class Dispatch:
         # the model did not run, so no tokens were used; the key is charged for the counted ones
         record.usage, record.counted = TokenUsage(), tokens
         record.first_byte_s = time.perf_counter() - call.began
-        await request.exchange.answer(200, route.dialect.answer(answer, Renamer(target)))
+        await request.exchange.answer(200, route.dialect.answer(answer, renamer_for(target)))
 
     async def _stream(
         self, request: FinishedRequest, response: UpstreamResponse, renamer: Renamer, permit: Permit | None

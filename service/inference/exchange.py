@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -32,6 +33,12 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 class ClientLeft(Exception):
     """The client closed its connection."""
+
+
+@lru_cache(4096)
+def _version_headers(name: str | None, digest: str | None) -> tuple[tuple[bytes, bytes], ...]:
+    headers = ((b"x-hatrack-adapter", name), (b"x-hatrack-digest", digest))
+    return tuple((header, value.encode("latin-1")) for header, value in headers if value is not None)
 
 
 def _openai_error(error: HatrackError, _request_id: str) -> bytes:
@@ -79,10 +86,7 @@ class Exchange:
 
     def name_adapter(self, name: str | None, digest: str | None) -> None:
         """Say in the response which adapter version answers, and by which weights; None: neither is the case."""
-        if name is not None:
-            self.add_header(b"x-hatrack-adapter", name)
-        if digest is not None:
-            self.add_header(b"x-hatrack-digest", digest)
+        self._extra_headers.extend(_version_headers(name, digest))
 
     async def read_json_body(self, max_bytes: int) -> bytes:
         """Read the body, at most ``max_bytes`` bytes regardless of its content-length.

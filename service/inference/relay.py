@@ -52,6 +52,7 @@ _LOG = logging.getLogger("hatrack.inference")
 _INVALID_EVENT: Final = "invalid_event"
 MAX_PARSED_BYTES: Final = 64 * 1024
 """A larger whole answer is judged by its two ends: to parse 200 MiB of log-probabilities takes a second."""
+MAX_RENAMERS: Final = 4096
 _ERROR = b'data: {"error"'
 _OBJECT = b"data: {"
 _CONTENT = b'"choices":[{'
@@ -104,6 +105,20 @@ class Renamer:
     def rename(self, data: bytes) -> bytes:
         """``data`` with every model name replaced."""
         return data.replace(self._old, self._new)
+
+
+_RENAMERS: dict[tuple[str, str], Renamer] = {}
+
+
+def renamer_for(target: Target) -> Renamer:
+    """The target's renamer, which its requests share."""
+    key = target.engine_model, target.label
+    renamer = _RENAMERS.get(key)
+    if renamer is None:
+        if len(_RENAMERS) >= MAX_RENAMERS:
+            _RENAMERS.clear()
+        renamer = _RENAMERS[key] = Renamer(target)
+    return renamer
 
 
 def check_answer(body: bytes, member: str | None, target: Target) -> dict[str, Any] | None:

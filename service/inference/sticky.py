@@ -52,4 +52,8 @@ def resolve(catalog: Catalog, caller: Caller, body: dict[str, Any], headers: Map
         raise BadRequest("`model` must be a string", param="model", code="missing_required_parameter")
     if adapter is not None and not isinstance(adapter, str):
         raise BadRequest("`adapter` must be a string", param="adapter")
+    if adapter is None and STICKY_HEADER not in headers:
+        target = catalog.resolved(caller, model)
+        if target is not None:
+            return target
     return catalog.resolve(caller, model, adapter, sticky=sticky(body, headers))

@@ -48,6 +48,8 @@ _REASONS: Final[Mapping[Servable, str]] = {
 }
 
 
+MAX_TARGETS: Final = 4096
+"""Resolved names that are kept until the next change."""
 MAX_PROMPT_CHARS: Final = 32_768
 """Characters of a system prompt, or of one text of an example."""
 MAX_EXAMPLES: Final = 64
@@ -218,6 +220,7 @@ class Catalog:
         """When each base was made (Unix seconds), by its served name; the default first."""
         self.embedder_name = embedder_name
         self.snapshot = CatalogSnapshot()
+        self._targets: dict[tuple[str, str], Target] = {}  # of the snapshot, by project and requested model
         self._listeners: list[Callable[[Collection[tuple[str, str]] | None], None]] = []
 
     def replace(self, snapshot: CatalogSnapshot, changed: Collection[tuple[str, str]] | None = None) -> None:
@@ -227,12 +230,18 @@ class Catalog:
             changed: The adapters (project, name) that are others in it, or not in it any more; None: any may be.
         """
         self.snapshot = snapshot
+        self._targets = {}  # after the snapshot: whoever took it before still fills the former
         for listener in self._listeners:
             listener(changed)
 
     def on_change(self, listener: Callable[[Collection[tuple[str, str]] | None], None]) -> None:
         """Call ``listener`` with what has changed after each change; it must be quick and must not raise."""
         self._listeners.append(listener)
+
+    def resolved(self, caller: Caller, model: str) -> Target | None:
+        """What `resolve` returned for the same model, if it would return that again whatever ``sticky`` is."""
+        target = self._targets.get((caller.project, model))
+        return target if target is None or target.adapter is None or caller.may_use(target.adapter) else None
 
     def resolve(self, caller: Caller, model: str, adapter: str | None = None, *, sticky: str | None = None) -> Target:
         """Resolve a request's ``model`` (and ``adapter``).
@@ -249,7 +258,7 @@ class Catalog:
             NoLiveVersion: The adapter has no ``live`` alias.
             Conflict: The version (of a split, the chosen one) cannot serve now; the message says why.
         """
-        param, name = "model", model
+        param, name, targets = "model", model, self._targets
         if adapter is not None:
             if model not in self.bases:
                 bases = " or ".join(repr(base) for base in self.bases)
@@ -271,6 +280,10 @@ class Catalog:
                 f"`adapter` is {target.name!r}, which serves on the base {target.base!r}, and `model` is {model!r}",
                 param="adapter",
             )
+        if adapter is None and isinstance(resolved.target, int):  # not drawn from a split
+            if len(targets) >= MAX_TARGETS:
+                targets.clear()
+            targets[caller.project, model] = target
         return target
 
     def is_embedder(self, caller: Caller, model: str) -> bool:

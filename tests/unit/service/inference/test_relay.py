@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, EngineUnavailable, HatrackError, NotFound
+from service.inference import relay as relays
 from service.inference.relay import ChatRelay, Renamer, TokenUsage, engine_error, find_usage
 from service.registry.catalog import Target
 from tests.unit.service.inference.fakes import DIGESTS, DONE, event, token, usage_event
@@ -123,3 +124,14 @@ def test_a_large_event_is_searched_once_and_an_endless_one_is_an_error(monkeypat
     assert {found.feed(b"z" * 10) for _ in range(100)} == {b""}
     with pytest.raises(BadGateway, match="without an end"):
         found.feed(b"z")
+
+
+def test_requests_for_one_name_share_a_renamer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "MAX_RENAMERS", 2)
+    monkeypatch.setattr(relays, "_RENAMERS", {})
+    renamer = relays.renamer_for(VOICE)
+    assert relays.renamer_for(Target("voice", DIGESTS[3])) is renamer
+    for target in (SMOL, Target("voice@3", DIGESTS[3]), Target("voice", DIGESTS[1]), VOICE):
+        renamed = relays.renamer_for(target).rename(event(model=target.engine_model))
+        assert renamed == event(model=target.label)
+        assert len(relays._RENAMERS) <= 2

@@ -37,6 +37,15 @@ def test_a_header_without_bound_is_refused() -> None:
         sticky({}, {"x-hatrack-sticky": "x" * 513})
 
 
+async def test_a_header_without_bound_is_refused_for_a_name_that_was_resolved_before() -> None:
+    world = World()
+    world.engine.chunks = [answer_of("/v1/completions")]
+    request = {"model": "voice", "prompt": "x"}
+    assert (await world.ask("/v1/completions", request)).status == 200
+    answer = await world.ask("/v1/completions", request, headers={"x-hatrack-sticky": "x" * 513})
+    assert (answer.status, answer.error["param"]) == (400, "x-hatrack-sticky")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "headers", "expected"),
     [
