@@ -9,8 +9,9 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import BinaryIO, Final, TextIO, cast
 
 import aiohttp
 import orjson
@@ -45,19 +46,71 @@ class JsonFormatter(logging.Formatter):
         self._written = ""
 
     def format(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
-        if second != self._second:
-            self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        line: dict[str, object] = {
-            "time": f"{self._written}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
+        line = self.start(record.created, record.levelname.lower(), record.name, record.getMessage())
         line.update(extra_fields(record))
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = describe(record.exc_info[1])
         return orjson.dumps(line, default=str).decode()
+
+    def start(self, created: float, level: str, logger: str, message: str) -> dict[str, object]:
+        """What every line begins with. ``created`` is in Unix seconds."""
+        second = int(created)
+        if second != self._second:
+            self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        milliseconds = int((created - second) * 1000)
+        return {
+            "time": f"{self._written}.{milliseconds:03d}Z",
+            "level": level,
+            "logger": logger,
+            "message": message,
+        }
+
+
+class JsonHandler(logging.StreamHandler[TextIO]):
+    """Writes records as JSON lines to a text stream. The line of each request need not become a record for that."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._json = JsonFormatter()
+        self.setFormatter(self._json)
+
+    def binary(self) -> BinaryIO | None:
+        """What the stream writes its bytes to; None: it does not show, or would write other bytes than UTF-8."""
+        if (getattr(self.stream, "encoding", None) or "").lower() not in ("utf-8", "utf8"):
+            return None
+        return getattr(self.stream, "buffer", None)
+
+    def write_line(self, binary: BinaryIO, logger: str, message: str, fields: Mapping[str, object]) -> None:
+        """Write a line at the level `info`, as a record with these fields would be written.
+
+        Args:
+            binary: What `binary` returned.
+        """
+        try:
+            line = self._json.start(time.time(), "info", logger, message)
+            line.update(fields)
+            data = orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+            with self.lock or nullcontext():
+                self.stream.flush()  # what was written before, as text
+                binary.write(data)
+                binary.flush()
+        except Exception:
+            self.handleError(logging.LogRecord(logger, logging.INFO, "", 0, message, None, None))
+
+
+def only_handler(logger: logging.Logger) -> JsonHandler | None:
+    """The handler that alone writes a logger's records at the level `info`, and all of them; None: it is not so."""
+    if logger.filters or logger.disabled:
+        return None
+    handlers = logger.handlers
+    while not handlers and logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        handlers = logger.handlers
+    if len(handlers) != 1 or (logger.propagate and logger.parent is not None):
+        return None
+    handler = handlers[0]
+    is_plain = type(handler) is JsonHandler and not handler.filters and handler.level <= logging.INFO
+    return cast("JsonHandler", handler) if is_plain else None
 
 
 class TerminalFormatter(logging.Formatter):
@@ -105,8 +158,12 @@ def configure_logs(level: str) -> None:
     """Send the service's and the server's records of at least ``level``, and libraries' warnings, to stderr."""
     # no line shows these, and every record would look them up
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TerminalFormatter() if sys.stderr.isatty() else JsonFormatter())
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(TerminalFormatter())
+    else:
+        handler = JsonHandler(sys.stderr)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

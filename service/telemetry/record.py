@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from service.access.caller import Caller
 from service.access.refusals import REFUSED, Refusals
 from service.grounding.outcome import GroundingResult
 from service.http.stream import TokenUsage
 from service.registry.catalog import Target
-from service.telemetry.logs import FIELDS
+from service.telemetry.logs import FIELDS, only_handler
 
 if TYPE_CHECKING:
     from service.telemetry.traces import RequestSpan
 
+_MESSAGE: Final = "inference request"
 Outcome = Literal["ok", "refused", "failed", "cut", "left"]
 """answered · 4xx · 5xx before the answer began · error event in a stream · the client left"""
 
@@ -112,27 +113,35 @@ class LogAccount:
     def __call__(self, record: Record) -> None:
         if not self._log.isEnabledFor(logging.INFO):
             return
-        caller, target, usage = record.caller, record.target, record.usage
+        fields = _fields(record)
+        handler = only_handler(self._log)
+        binary = None if handler is None else handler.binary()
+        if handler is not None and binary is not None:
+            handler.write_line(binary, self._log.name, _MESSAGE, fields)
+            return
         # made by hand: the logger would walk the stack for the caller's name, which this line does not show
-        line = logging.LogRecord(self._log.name, logging.INFO, "", 0, "inference request", None, None)
-        fields = {
-            "request_id": record.request_id,
-            "route": record.route,
-            "project": caller.project if caller else None,
-            "key_id": caller.key_id if caller else None,
-            "model": target.name if target else None,
-            "digest": target.digest if target else None,
-            "stream": record.stream,
-            "status": record.status,
-            "outcome": record.outcome,
-            "code": record.code,
-            "prompt_tokens": usage.prompt_tokens if usage else None,
-            "completion_tokens": usage.completion_tokens if usage else None,
-            "cached_tokens": usage.cached_tokens if usage else None,
-            "usage_exact": usage.exact if usage else None,
-            "first_byte_s": record.first_byte_s,
-            "total_s": record.total_s,
-            "engine_s": record.engine_s,
-        }
-        vars(line)[FIELDS] = {name: value for name, value in fields.items() if value is not None}
+        line = logging.LogRecord(self._log.name, logging.INFO, "", 0, _MESSAGE, None, None)
+        vars(line)[FIELDS] = fields
         self._log.handle(line)
+
+
+def _fields(record: Record) -> dict[str, object]:
+    """What a request's line shows; none of the values is None."""
+    caller, target, usage = record.caller, record.target, record.usage
+    fields: dict[str, object] = {"request_id": record.request_id, "route": record.route}
+    if caller is not None:
+        fields["project"], fields["key_id"] = caller.project, caller.key_id
+    if target is not None:
+        fields["model"] = target.name
+        if target.digest is not None:
+            fields["digest"] = target.digest
+    fields["stream"], fields["status"], fields["outcome"] = record.stream, record.status, record.outcome
+    if record.code is not None:
+        fields["code"] = record.code
+    if usage is not None:
+        fields["prompt_tokens"], fields["completion_tokens"] = usage.prompt_tokens, usage.completion_tokens
+        fields["cached_tokens"], fields["usage_exact"] = usage.cached_tokens, usage.exact
+    if record.first_byte_s is not None:
+        fields["first_byte_s"] = record.first_byte_s
+    fields["total_s"], fields["engine_s"] = record.total_s, record.engine_s
+    return fields
