@@ -45,7 +45,7 @@ def sketches(texts: tuple[str, ...]) -> tuple[bytes, ...]:
 
 def _sketch(hashes: Sequence[int]) -> bytes:
     column = np.array(hashes, np.uint64)[:, None]
-    minimums = ((column * _FACTORS + _ADDENDS) >> np.uint64(32)).min(axis=0)
+    minimums: NDArray[np.uint64] = ((column * _FACTORS + _ADDENDS) >> np.uint64(32)).min(axis=0)
     return (minimums & np.uint64(0xFF)).astype(np.uint8).tobytes()
 
 
