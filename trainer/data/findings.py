@@ -11,7 +11,7 @@ from adapters.dataset.lines import show
 from adapters.wording import counted
 from trainer.data.format import Dataset, Example
 from trainer.data.personal import PersonalDataDetector
-from trainer.data.report import SHOWN_LINES, Finding
+from trainer.data.report import MAX_CLOSED_ANSWER_CHARS, SHOWN_LINES, Finding
 from trainer.data.similar import groups
 from trainer.data.split import answer, question
 from trainer.data.trained_examples import NormalizedExample, Relation, TrainedExamples, describe_leaks, must_be_refused
@@ -20,7 +20,6 @@ DOMINANT: Final = 0.5
 """Share of the most frequent answer above which a closed set counts as imbalanced."""
 RARE: Final = 3
 """Number of examples below which an answer of a closed set counts as rare."""
-MAX_CLOSED_ANSWER_CHARS: Final = 80
 CLOSED_REPEATS: Final = 3
 """Answers are a closed set if they are short and each occurs CLOSED_REPEATS times or more on average."""
 

@@ -12,6 +12,8 @@ from pydantic import PrivateAttr
 from adapters.protocol.reports import DataFinding, HeldOutExamples, QualityReport
 from adapters.wording import counted
 
+MAX_CLOSED_ANSWER_CHARS: Final = 80
+"""Length above which answers are no closed set."""
 SHOWN_LINES: Final = 20
 TOO_FEW_HELD_OUT: Final = "too_few_held_out"
 """Code of the finding that no version trained on the data can pass."""

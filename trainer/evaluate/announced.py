@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from trainer.data.findings import MAX_CLOSED_ANSWER_CHARS
+from trainer.data.report import MAX_CLOSED_ANSWER_CHARS
 from trainer.evaluate.metrics.base import normalised
 
 CLOSED_SHARE: Final = 0.5
