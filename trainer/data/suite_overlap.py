@@ -40,7 +40,7 @@ def suite_overlap(examples: Sequence[Example]) -> list[Finding]:
     questions = [question(example) for example in examples]
     texts = [
         *questions,
-        *(f"{asked} {answer(example)}" for asked, example in zip(questions, examples, strict=True)),
+        *(f"{text} {answer(example)}" for text, example in zip(questions, examples, strict=True)),
     ]
     lines: set[int] = set()
     trained: set[int] = set()

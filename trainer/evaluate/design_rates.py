@@ -94,21 +94,21 @@ def lucky_series(count: int, *, paid: bool, draws: int = DRAWS, seed: int = 0) -
     return lucky / draws
 
 
-def grown_passes(asked: int, cap: int, gain: float, *, draws: int = DRAWS, seed: int = 0) -> float:
+def grown_passes(sample_size: int, cap: int, gain: float, *, draws: int = DRAWS, seed: int = 0) -> float:
     """How often a version passes on its second look where its file was grown so as to push out what it lost.
 
     Samples are drawn in a fixed random order, so new questions may push out the last ones of an earlier sample. Whoever
     knows the answers to these adds as many as leave the part in which the version leads by most.
 
     Args:
-        asked: Questions of the earlier sample.
+        sample_size: Questions of the earlier sample.
         cap: Questions of the later one, at least as many.
         gain: The candidate's true accuracy minus the base's.
     """
     rng, passes = np.random.default_rng(seed), 0
     shares = [(DIFFER + gain) / 2, 1 - DIFFER, (DIFFER - gain) / 2]
     for _ in range(draws):
-        earlier = rng.choice([1, 0, -1], asked, p=shares)
+        earlier = rng.choice([1, 0, -1], sample_size, p=shares)
         kept = int(np.argmax(np.cumsum(earlier))) + 1
         scores = np.concatenate([earlier[:kept], rng.choice([1, 0, -1], cap - kept, p=shares)])
         wins, losses = int(np.count_nonzero(scores == 1)), int(np.count_nonzero(scores == -1))
@@ -190,9 +190,9 @@ def tables(draws: int = DRAWS) -> str:
         shares = [lucky_series(count, paid=paid, draws=draws) for paid in (False, True)]
         lines.append(f"| {count} | {' | '.join(_percent(share) for share in shares)} |")
     lines += ["", "| asked before | asked of the grown file | equal | 2 points better |", "|---|---|---|---|"]
-    for asked, cap in GROWN:
-        shares = [grown_passes(asked, cap, gain, draws=10 * draws) for gain in (0.0, BOUND)]
-        lines.append(f"| {asked} | {cap} | {' | '.join(_percent(share) for share in shares)} |")
+    for sample_size, cap in GROWN:
+        shares = [grown_passes(sample_size, cap, gain, draws=10 * draws) for gain in (0.0, BOUND)]
+        lines.append(f"| {sample_size} | {cap} | {' | '.join(_percent(share) for share in shares)} |")
     lines += ["", f"| truly | examples |{''.join(f' look {number} |' for number in LOOKS)}"]
     lines.append("|---|---|" + "---|" * len(LOOKS))
     for gain in (0.1, 0.2):

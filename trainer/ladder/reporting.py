@@ -151,13 +151,11 @@ def build(job: LadderSpec, plan: LadderPlan, directory: Directory) -> LadderRepo
     )
     gains = {rung.key: rung for rung in measured(rows)}
     shown = shown_examples(rows, advice.rung)
-    keys = {key for key, _, _ in rows}  # what the learning curve's parts took is no rung's
-    judging = sum(each.wall_seconds for each in scores if any(arm.label in keys for arm in each.arms))
     timed = directory.read(spec.FIRST_TOKENS, FirstTokens)
     reported = [
         _reported(
             *(job, plan, row, rungs, gains[row[0]], outcomes, labels if row[0] == "distilled" else None),
-            judging_seconds=judging / len(rows),
+            judging_seconds=_judging_seconds(rows, scores),
             timed=first_token(timed, row[0]),
             shown=shown,
         )
@@ -279,6 +277,12 @@ def with_cheaper(
         )
         return advice.model_copy(update={"would_change": (*advice.would_change, more)})
     return advice
+
+
+def _judging_seconds(rows: Sequence[Row], scores: Sequence[ArmScores]) -> float:
+    """A rung's part of the evaluations' time. What the learning curve's parts took is no rung's."""
+    keys = {key for key, _, _ in rows}
+    return sum(each.wall_seconds for each in scores if any(arm.label in keys for arm in each.arms)) / len(rows)
 
 
 def _seconds_to(written: Path, began: float) -> float | None:

@@ -142,13 +142,13 @@ def test_different_answers_about_different_orders_state_facts_in_whatever_words(
 
 def test_what_the_words_of_a_question_decide_is_no_fact_though_it_has_an_identifier() -> None:
     pick = random.Random(1)
-    asked = {
+    wordings = {
         "return": ("I want to send back order {}", "return order {} please", "how do I return {}"),
         "status": ("where is order {}", "has {} been sent yet", "when does order {} come"),
         "cancel": ("cancel order {}", "please stop {} from being sent, cancel it", "I would like to cancel {}"),
     }
-    labels = [pick.choice([*asked]) for _ in range(60)]
-    pairs = [(pick.choice(asked[label]).format(1000 + number), label) for number, label in enumerate(labels)]
+    labels = [pick.choice([*wordings]) for _ in range(60)]
+    pairs = [(pick.choice(wordings[label]).format(1000 + number), label) for number, label in enumerate(labels)]
     assert changing_facts(examples(pairs)) == []
     signed = [(question, f"{PROSE} Yours, the bench at Marlow & Thrush") for question, _ in pairs]
     assert changing_facts(examples(signed)) == []

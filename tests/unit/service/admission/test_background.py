@@ -13,7 +13,7 @@ from service.admission.queued import Stage
 from service.errors import BadGateway, EngineUnavailable, HatrackError
 from tests.unit.service.admission.test_queue import State, later, settle
 from tests.unit.service.admission.test_scheduler import stages
-from tests.unit.service.admission.world import Desk, policy, request
+from tests.unit.service.admission.world import ClockedScheduler, policy, request
 
 
 class Probed:
@@ -110,40 +110,40 @@ async def test_what_the_engine_says_of_the_others_is_an_error(failing: str) -> N
 
 
 def test_background_goes_only_where_no_caller_waits_and_keeps_to_its_width() -> None:
-    desk = Desk(width=4, common=4, background_width=2, slots=None)
-    entries = [desk.offer(background=True) for _ in range(3)]
+    clocked = ClockedScheduler(width=4, common=4, background_width=2, slots=None)
+    entries = [clocked.offer(background=True) for _ in range(3)]
     assert stages(*entries) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
-    callers = [desk.offer() for _ in range(3)]
+    callers = [clocked.offer() for _ in range(3)]
     assert stages(*callers) == [Stage.ADMITTED, Stage.ADMITTED, Stage.WAITING]
-    assert desk.leave(entries[0]) == [callers[2]], "the caller is before the background that waits longer"
-    assert desk.leave(entries[1]) == [entries[2]]
+    assert clocked.leave(entries[0]) == [callers[2]], "the caller is before the background that waits longer"
+    assert clocked.leave(entries[1]) == [entries[2]]
 
 
 def test_patient_background_goes_in_beside_waiting_callers_one_at_a_time() -> None:
-    desk = Desk(width=4, common=1, background_patience_s=5)
-    running = desk.offer()
-    backs = [desk.offer("b", background=True) for _ in range(2)]
-    callers = [desk.offer() for _ in range(10)]
-    desk.now += 4
-    assert desk.leave(running) == [callers[0]]
-    desk.now += 2
-    assert desk.leave(callers[0]) == [backs[0]]
-    desk.now += 2
-    assert desk.leave(backs[0]) == [callers[1]], "the next one is patient anew"
-    desk.now += 4
-    assert desk.leave(callers[1]) == [backs[1]]
+    clocked = ClockedScheduler(width=4, common=1, background_patience_s=5)
+    running = clocked.offer()
+    backs = [clocked.offer("b", background=True) for _ in range(2)]
+    callers = [clocked.offer() for _ in range(10)]
+    clocked.now += 4
+    assert clocked.leave(running) == [callers[0]]
+    clocked.now += 2
+    assert clocked.leave(callers[0]) == [backs[0]]
+    clocked.now += 2
+    assert clocked.leave(backs[0]) == [callers[1]], "the next one is patient anew"
+    clocked.now += 4
+    assert clocked.leave(callers[1]) == [backs[1]]
 
 
 def test_patient_background_is_not_passed_over_for_ever() -> None:
-    desk = Desk(width=1, common=1, slots=1)
-    running = desk.offer("a")
-    back = desk.offer("b", background=True)
+    clocked = ClockedScheduler(width=1, common=1, slots=1)
+    running = clocked.offer("a")
+    back = clocked.offer("b", background=True)
     for _ in range(200):
-        desk.offer("a", tokens=10) if desk.scheduler.queued < 50 else None
-        desk.now += 1
-        admitted = desk.leave(running, 10)
+        clocked.offer("a", tokens=10) if clocked.scheduler.queued < 50 else None
+        clocked.now += 1
+        admitted = clocked.leave(running, 10)
         if back in admitted:
             break
         (running,) = admitted
     assert back.stage is Stage.ADMITTED
-    assert desk.now < 1000 + 60
+    assert clocked.now < 1000 + 60

@@ -13,7 +13,7 @@ from service.admission.fair import LINGER_S, Flow
 from service.admission.queued import QueuedRequest, Stage
 from service.admission.scheduler import Scheduler
 from service.errors import RateLimited, Unavailable
-from tests.unit.service.admission.world import Desk, EagerScheduler, Memory, policy, request
+from tests.unit.service.admission.world import ClockedScheduler, EagerScheduler, Memory, policy, request
 
 ADAPTERS = (None, "a", "b", "c", "d", "e")
 
@@ -205,8 +205,8 @@ def test_two_flows_that_never_stop_get_the_same_tokens(
     scheduler_class: type[Scheduler], costs: list[tuple[int, int]], width: int, level: str, announced: float
 ) -> None:
     """Their services differ by a constant: the largest request and what is in flight, whatever they announce."""
-    desk = Desk(width=width, common=width, slots=None, queue_size=10_000)
-    desk.scheduler = scheduler_class(desk.scheduler.policy)
+    clocked = ClockedScheduler(width=width, common=width, slots=None, queue_size=10_000)
+    clocked.scheduler = scheduler_class(clocked.scheduler.policy)
     served: Counter[str] = Counter()
     inside: list[tuple[QueuedRequest, int]] = []
     true_cost: dict[int, int] = {}
@@ -214,7 +214,7 @@ def test_two_flows_that_never_stop_get_the_same_tokens(
         for side, cost in zip("xy", both, strict=True):
             fields = {"adapter": "a", "key": "k", "project": "p", level: side}
             # one side announces too much or too little
-            entry = desk.offer(tokens=max(1, int(cost * (announced if side == "x" else 1.0))), **fields)
+            entry = clocked.offer(tokens=max(1, int(cost * (announced if side == "x" else 1.0))), **fields)
             true_cost[id(entry)] = cost
             if entry.stage is Stage.ADMITTED:
                 inside.append((entry, cost))
@@ -226,8 +226,8 @@ def test_two_flows_that_never_stop_get_the_same_tokens(
             level
         ]
         served[side] += cost
-        inside += [(one, true_cost[id(one)]) for one in desk.leave(entry, cost)]
-        backlogged = [flow.name for flow in _level(desk.scheduler, level) if flow.queued]
+        inside += [(one, true_cost[id(one)]) for one in clocked.leave(entry, cost)]
+        backlogged = [flow.name for flow in _level(clocked.scheduler, level) if flow.queued]
         if len(backlogged) < 2:
             return
         assert abs(served["x"] - served["y"]) <= bound

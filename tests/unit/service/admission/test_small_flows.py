@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.admission.queued import Stage
 from service.admission.small_flows import fill
-from tests.unit.service.admission.world import Desk
+from tests.unit.service.admission.world import ClockedScheduler
 
 pytestmark = pytest.mark.usefixtures("scheduler_class")
 
@@ -35,18 +35,18 @@ def test_the_level_gives_away_all_there_is_and_no_more(demands: list[int], capac
 
 
 def test_more_flows_than_places_are_all_no_small_ones() -> None:
-    desk = Desk(width=8, common=4, slots=None)
-    entries = [desk.offer(f"a{number}") for number in range(20)]
-    desk.admit()
+    clocked = ClockedScheduler(width=8, common=4, slots=None)
+    entries = [clocked.offer(f"a{number}") for number in range(20)]
+    clocked.admit()
     assert [entry.stage for entry in entries].count(Stage.ADMITTED) == 8, "they were few at first"
     inside = [entry for entry in entries if entry.stage is Stage.ADMITTED]
-    assert [desk.leave(entry) for entry in inside[:4]] == [[], [], [], []], "beyond the common places nobody comes"
-    assert len(desk.leave(inside[4])) == 1
+    assert [clocked.leave(entry) for entry in inside[:4]] == [[], [], [], []], "beyond the common places nobody comes"
+    assert len(clocked.leave(inside[4])) == 1
 
 
 def test_every_leaf_of_a_small_project_is_small() -> None:
-    desk = Desk(width=16, common=8, slots=None)
+    clocked = ClockedScheduler(width=16, common=8, slots=None)
     for _ in range(40):
-        desk.offer("flood", project="large")
-    entries = [desk.offer(f"a{number}", project="small", key=f"k{number}") for number in range(4)]
-    assert desk.admit() == entries
+        clocked.offer("flood", project="large")
+    entries = [clocked.offer(f"a{number}", project="small", key=f"k{number}") for number in range(4)]
+    assert clocked.admit() == entries

@@ -18,7 +18,7 @@ from service.admission.queued import QueuedRequest, Stage
 from service.admission.request import AdmissionRequest
 from service.admission.scheduler import Scheduler
 from tests.unit.service.admission import test_properties
-from tests.unit.service.admission.world import Desk, Memory, policy, request
+from tests.unit.service.admission.world import ClockedScheduler, Memory, policy, request
 
 
 def state(value: Any, seen: dict[int, int] | None = None) -> Any:
@@ -121,23 +121,23 @@ def test_flows_that_come_and_go_without_a_queue_are_charged_alike(
 
 def test_the_state_that_is_compared_holds_tags_and_slots() -> None:
     """The comparison sees a single tag, a tenure's count and the time of an idle flow."""
-    desk = Desk()
-    entry = desk.offer()
+    clocked = ClockedScheduler()
+    entry = clocked.offer()
     for change in (
         lambda scheduler: setattr(scheduler.callers.leaves()[0], "tag", 1.0),
         lambda scheduler: setattr(scheduler.slots.held["a"], "in_flight", 7),
         lambda scheduler: scheduler.callers._idle.update({scheduler.callers.leaves()[0]: 3.0}),
         lambda scheduler: setattr(scheduler.pace, "stay_s", 3.0),
     ):
-        changed = copy.deepcopy(desk.scheduler)
-        assert state(changed) == state(desk.scheduler)
+        changed = copy.deepcopy(clocked.scheduler)
+        assert state(changed) == state(clocked.scheduler)
         change(changed)
-        assert state(changed) != state(desk.scheduler)
-    desk.leave(entry)
+        assert state(changed) != state(clocked.scheduler)
+    clocked.leave(entry)
 
 
 def test_who_finds_no_queue_is_admitted_until_the_common_places_are_taken() -> None:
-    scheduler = Desk(slots=None).scheduler
+    scheduler = ClockedScheduler(slots=None).scheduler
     assert scheduler.try_enter(request("a"), 0.0)
     assert scheduler.try_enter(request(None), 0.0)
     assert scheduler.try_enter(request("a", project="small"), 0.0) is None, "the reserved places are the queue's"
@@ -154,16 +154,16 @@ def test_who_finds_no_queue_is_admitted_until_the_common_places_are_taken() -> N
     ids=["nobody", "callers wait", "background waits"],
 )
 def test_nobody_goes_past_those_who_wait(others: list[AdmissionRequest]) -> None:
-    desk = Desk(width=3, common=2 if len(others) == 3 else 3, slots=None)
+    clocked = ClockedScheduler(width=3, common=2 if len(others) == 3 else 3, slots=None)
     for other in others:
-        desk.scheduler.offer(other, desk.now)
-    assert (desk.scheduler.try_enter(request("a"), desk.now) is None) == bool(desk.scheduler.queued)
-    assert bool(others) == bool(desk.scheduler.queued)
+        clocked.scheduler.offer(other, clocked.now)
+    assert (clocked.scheduler.try_enter(request("a"), clocked.now) is None) == bool(clocked.scheduler.queued)
+    assert bool(others) == bool(clocked.scheduler.queued)
 
 
 @pytest.mark.parametrize("slots", [2, None])
 def test_what_needs_more_than_a_place_is_left_to_the_queue(slots: int | None) -> None:
-    scheduler = Desk(Memory("cold"), slots=slots, prefill=100).scheduler
+    scheduler = ClockedScheduler(Memory("cold"), slots=slots, prefill=100).scheduler
     assert scheduler.try_enter(request("cold"), 0.0) is None
     assert scheduler.try_enter(request("a", background=True), 0.0) is None
     first = scheduler.try_enter(request("a", prompt=60), 0.0)
@@ -174,21 +174,21 @@ def test_what_needs_more_than_a_place_is_left_to_the_queue(slots: int | None) ->
 
 
 def test_an_adapter_that_drains_gets_no_more_though_those_who_wait_for_its_slot_have_left() -> None:
-    desk = Desk(width=4, common=4, slots=1, turn_s=5.0)
-    desk.offer("a")
-    waiting = desk.offer("b")
-    desk.now += 6.0
-    desk.admit()
-    assert desk.scheduler.slots.held["a"].draining
-    desk.scheduler.withdraw(waiting, desk.now)
-    assert desk.scheduler.queued == 0
-    assert desk.scheduler.try_enter(request("a"), desk.now) is None
-    assert desk.offer("a").stage is Stage.WAITING
+    clocked = ClockedScheduler(width=4, common=4, slots=1, turn_s=5.0)
+    clocked.offer("a")
+    waiting = clocked.offer("b")
+    clocked.now += 6.0
+    clocked.admit()
+    assert clocked.scheduler.slots.held["a"].draining
+    clocked.scheduler.withdraw(waiting, clocked.now)
+    assert clocked.scheduler.queued == 0
+    assert clocked.scheduler.try_enter(request("a"), clocked.now) is None
+    assert clocked.offer("a").stage is Stage.WAITING
 
 
 def test_a_slot_that_is_claimed_or_waited_for_is_left_to_the_queue() -> None:
     """Both outlive those who wait until somebody looks at the queue again."""
-    slots = Desk(slots=2).scheduler.slots
+    slots = ClockedScheduler(slots=2).scheduler.slots
     assert slots.spare
     slots.queue("b", "p", 0.0)
     assert not slots.spare

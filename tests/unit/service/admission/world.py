@@ -40,7 +40,7 @@ class EagerScheduler(Scheduler):
         return self.try_enter(request, now) or super().offer(request, now, max_wait_s)
 
 
-class Desk:
+class ClockedScheduler:
     """A scheduler with a clock."""
 
     scheduler_class: type[Scheduler] = Scheduler

@@ -28,6 +28,6 @@ def test_examples_that_are_not_drawn_are_not_missing(job: Callable[..., Path], m
 
     monkeypatch.setattr(Evaluator, "ask", spy)
     assert run(job(most_examples=10, min_examples=10, repeats=1)) == DONE
-    asked, others = given
-    assert (len(asked), len(others)) == (10, HELD_OUT - 10)
-    assert asked | others == {row["prompt"] for row in rows(24 + HELD_OUT)[24:]}
+    drawn, others = given
+    assert (len(drawn), len(others)) == (10, HELD_OUT - 10)
+    assert drawn | others == {row["prompt"] for row in rows(24 + HELD_OUT)[24:]}
