@@ -6,14 +6,21 @@ it gives. The server puts a `Disconnect` into each request's ASGI scope: `scope[
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final
 
 DISCONNECT: Final = "hatrack.disconnect"
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 def only_send(_data: bytes) -> bool:
     """The `write_now` of an answer whose pieces ASGI's `send` alone can send."""
+    return False
+
+
+def only_send_whole(_send: Send, _status: int, _headers: Headers, _body: bytes) -> bool:
+    """The `answer_now` of an answer that ASGI's `send` alone can send."""
     return False
 
 
@@ -24,13 +31,17 @@ def only_receive() -> None:
 class Disconnect:
     """Whether a request's client has left, and what to call when it does."""
 
-    __slots__ = ("_callback", "buffer_answer", "happened", "is_endless", "take_body", "write_now")
+    __slots__ = ("_callback", "answer_now", "buffer_answer", "happened", "is_endless", "take_body", "write_now")
 
     def __init__(self, buffer_answer: Callable[[], None]) -> None:
         self._callback: Callable[[], None] | None = None
         self.buffer_answer = buffer_answer
         """Call it for an answer that is no larger than a model's: the server takes it in, within its bounds, so that
         a client that reads slowly holds nothing up."""
+        self.answer_now: Callable[[Send, int, Headers, bytes], bool] = only_send_whole
+        """Send a whole answer (the handler's ASGI `send`, status, headers with the body's `content-length`, body) as
+        `send` would, without its coroutine; returns False, and sends nothing, where only `send` can: it is not the
+        server's own, the client reads slowly or has left, or the connection is to be closed."""
         self.write_now: Callable[[bytes], bool] = only_send
         """Send a piece of an answer that has begun, as ASGI's `send` would, without its coroutine; returns False, and
         sends nothing, where only `send` can: the client reads slowly, or has left."""
@@ -56,5 +67,6 @@ class Disconnect:
 
     def end(self) -> None:
         """The answer is over, or its client has left: refer to nothing of it, so that it is freed at once."""
+        self.answer_now = only_send_whole
         self.take_body = only_receive
         self.write_now = only_send

@@ -135,14 +135,14 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Send a whole JSON answer."""
-        await self._start(
-            status,
-            [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                *((name.encode(), value.encode("latin-1", "replace")) for name, value in (headers or {}).items()),
-            ],
-        )
+        own = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if headers:
+            own.extend((name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items())
+        all_headers = own + self._extra_headers
+        self.started, self.status = True, status
+        if self._disconnect is not None and self._disconnect.answer_now(self._send, status, all_headers, body):
+            return
+        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def start_events(self, error_event: ErrorFormatter) -> None:

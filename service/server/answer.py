@@ -61,6 +61,15 @@ class AnswerTransport:
         self._written += len(data)
         self._transport.write(data)
 
+    def write_whole(self, head: bytes, body: bytes) -> None:
+        """Send an answer of which nothing was written yet."""
+        self._begun = True
+        if len(body) > MAX_JOINED_BYTES:
+            self.write(head)
+            self.write(body)
+        else:
+            self.write(head + body)
+
     def close(self) -> None:
         """Send what is written, and close."""
         self.flush()

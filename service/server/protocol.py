@@ -14,7 +14,7 @@ from service.errors import BadRequest, HatrackError, HeadersTooLarge, RequestTim
 from service.http.disconnect import DISCONNECT, Disconnect
 from service.server.answer import AnswerTransport
 from service.server.connections import Connections
-from service.server.cycle import take_body
+from service.server.cycle import answer_now, take_body
 from service.server.head import check_head
 
 MAX_TARGET_BYTES: Final = 8192
@@ -198,6 +198,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         disconnect.take_body = partial(take_body, self.cycle)
         disconnect.write_now = partial(self._write_now, self.cycle)
+        disconnect.answer_now = partial(answer_now, self.cycle, self._answers)
         self._answers.begin()
         self.cycle.transport = cast(asyncio.Transport, self._answers)
         if upgrade:
