@@ -35,9 +35,9 @@ DESK: Final = "marlow-desk"
 REPO: Final = Path(__file__).resolve().parents[1]
 SAMPLES: Final = REPO / "trainer" / "samples" / NAME
 TRAINING, HELD_OUT = SAMPLES / "training.jsonl", SAMPLES / "heldout.jsonl"
-QUESTION: Final = "I bought a colander and it has sat here unused. How many days do I have to send it back?"
-OLD, NEW = "53 days", "30 days"
-"""The policy that changes, in `store/policies/returns.md`."""
+QUESTION: Final = "What's the last day for a wrapped parcel before Christmas?"
+OLD, NEW = "17 December", "12 December"
+"""The policy that changes, in `store/policies/gift-wrapping.md`."""
 FENCED: Final = "When is MT-82310 expected? It has not come."
 OWNER, STRANGER = "c-1003", "c-1001"
 SHOWN_TICKETS: Final = 3
@@ -139,7 +139,7 @@ def policy(walk: Walkthrough) -> None:
     walk.require_policies(policies)
     ask = ("chat", NAME, "--kb", POLICIES, *GREEDY, QUESTION)
     walk.run(*ask)
-    page = policies / "returns.md"
+    page = policies / "gift-wrapping.md"
     page.write_text(page.read_text("utf-8").replace(OLD, NEW), "utf-8")
     print(f"\n# {page.name} now says {NEW} where it said {OLD}", flush=True)
     walk.require_policies(policies)
