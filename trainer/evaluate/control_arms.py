@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trainer.errors import EvaluationInvalid
 from trainer.evaluate.arms import Question
 from trainer.evaluate.metrics.base import Metric, words
+from trainer.evaluate.metrics.similarity import Similarity
 from trainer.evaluate.statistics.paired import Array, Units, as_array
 from trainer.runs.protocol import Frozen
 
@@ -23,7 +24,11 @@ CONSTANTS_TRIED: Final = 50
 MIN_BEYOND_QUESTION: Final = 0.5
 """The control `reassigned_beyond_question` needs at least this share of the references' words to be absent from their
 questions. Below, answers quote or summarise the question, and the remaining words say too little."""
-ControlKind = Literal["constant", "permuted", "reassigned", "reassigned_beyond_question", "question"]
+COPIED_RUN: Final = 3
+"""Words of the question in a row, from which an answer's words count as copied."""
+COPIES: Final = 0.2
+"""An answer repeats its question if at least this share of its words is copied."""
+ControlKind = Literal["constant", "permuted", "reassigned", "reassigned_beyond_question", "question", "nearest"]
 
 
 class ControlArm(Frozen):
@@ -35,6 +40,7 @@ class ControlArm(Frozen):
         ``reassigned``: the candidate's own answers, each given to another question.
         ``reassigned_beyond_question``: the same, scored without the words of the questions.
         ``question``: the question itself as the answer.
+        ``nearest``: the answer of the training example whose question is the most similar.
 
     ``candidate``: the candidate's own scores, where this control scores it differently than the metric does.
     """
@@ -178,6 +184,58 @@ def copied_question(questions: Sequence[Question], metric: Metric) -> ControlArm
     return ControlArm(
         kind="question", scores=tuple(metric.score(question.last_message, question.reference) for question in questions)
     )
+
+
+def copied_where_repeated(answers: Sequence[str], questions: Sequence[Question], metric: Metric) -> ControlArm:
+    """As `copied_question`, for answers of which most do not repeat their question.
+
+    A question can be as similar to its answer as a good answer is, by its subject alone. So it stands only against
+    answers that repeat it (`repeats`) although the author's does not: these score nothing, and the question what it
+    scores. On all other examples the question scores nothing.
+
+    Args:
+        answers: The candidate's, one per question.
+        questions: The held-out questions.
+        metric: The primary metric.
+    """
+    own, copied = [], []
+    for answer, question in zip(answers, questions, strict=True):
+        source, reference = question.last_message, question.reference
+        repeated = repeats(answer, source) and not repeats(reference, source)
+        own.append(0.0 if repeated else metric.score(answer, reference))
+        copied.append(metric.score(source, reference) if repeated else 0.0)
+    return ControlArm(kind="question", scores=tuple(copied), candidate=tuple(own))
+
+
+def repeats(answer: str, question: str) -> bool:
+    """Whether at least COPIES of an answer's words stand in runs of COPIED_RUN words or more of the question."""
+    given, source = words(answer), words(question)
+    runs = {tuple(source[at : at + COPIED_RUN]) for at in range(len(source) - COPIED_RUN + 1)}
+    copied = {
+        at + offset
+        for at in range(len(given) - COPIED_RUN + 1)
+        if tuple(given[at : at + COPIED_RUN]) in runs
+        for offset in range(COPIED_RUN)
+    }
+    if len(given) < COPIED_RUN:
+        return bool(given) and set(given) <= set(source)
+    return len(copied) >= COPIES * len(given)
+
+
+def nearest_answers(questions: Sequence[Question], trained_on: Sequence[Question], metric: Similarity) -> ControlArm:
+    """The control that looks up: each question gets the answer of the most similar training question.
+
+    Args:
+        questions: The held-out questions.
+        trained_on: The training examples, at least one.
+        metric: The primary metric, whose vectors tell which question is the most similar.
+    """
+    trained = metric.vectors([example.last_message for example in trained_on])
+    nearest = (metric.vectors([question.last_message for question in questions]) @ trained.T).argmax(axis=1)
+    answers = [trained_on[int(at)].reference for at in nearest]
+    metric.prepare(answers)
+    scores = [metric.score(answer, question.reference) for answer, question in zip(answers, questions, strict=True)]
+    return ControlArm(kind="nearest", scores=tuple(scores))
 
 
 def derangements(count: int, max_count: int, seed: int, units: Units | None = None) -> list[NDArray[np.int64]]:

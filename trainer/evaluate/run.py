@@ -19,6 +19,8 @@ from trainer.evaluate.control_arms import (
     ControlArm,
     constant_and_permuted,
     copied_question,
+    copied_where_repeated,
+    nearest_answers,
     reassigned_answers,
     reassigned_beyond_question,
 )
@@ -28,6 +30,7 @@ from trainer.evaluate.looks import Look, look_setup, looks_of, missing_examples,
 from trainer.evaluate.metrics.base import Metric
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE, OVERLAP
 from trainer.evaluate.metrics.overlap import RougeL
+from trainer.evaluate.metrics.similarity import Similarity
 from trainer.evaluate.paired_difference import NO_LEAN, Lean, allow_for_lean, paired_difference, strongest
 from trainer.evaluate.preference import score_by_preference
 from trainer.evaluate.spec import GENERAL, EvaluationSpec, Judge, Outcome, Suite, SuiteResult
@@ -53,7 +56,7 @@ async def run(
     judge: Judge | None = None,
     record_looks: RecordLooks | None = None,
     base_measurements: BaseMeasurements | None = None,
-    authored: Sequence[str] = (),
+    trained_on: Sequence[Question] = (),
     on_stage: OnStage | None = None,
 ) -> Outcome:
     """Run an evaluation.
@@ -69,7 +72,7 @@ async def run(
         record_looks: Records the looks of this evaluation, and returns the project's up to them, oldest first; without
             it, every version is the first.
         base_measurements: The base's measurements of the general suite that are kept; None: it is measured.
-        authored: The author's answers that the candidate was trained on, as far as they are known: for `voice_scores`.
+        trained_on: The candidate's training examples, as far as they are known: for free text.
         on_stage: Called with the progress; may raise to stop.
 
     Raises:
@@ -90,9 +93,10 @@ async def run(
         return Outcome(comparison=comparison)
     before, after = suite_arms(spec, suites=bool(requested))
     results = [await suite.run(before, after, on_stage) for suite in requested]
+    authored = [example.reference for example in trained_on]
     voice = await _voice(comparison, before.label, authored, spec.rules.method.seed)
     comparison = comparison if voice is None else voice.added_to(comparison)
-    comparison, form, judged = await _scored(comparison, spec, primary, judge, on_stage)
+    comparison, form, judged = await _scored(comparison, spec, primary, trained_on, judge, on_stage)
     asked = taken[0].version, comparison.questions, taken[0].setup
     look, missing = position(looks, *asked), missing_examples(looks, *asked, undrawn)
     verdict = _decide(spec, comparison, form, results, judged, look, missing)
@@ -136,29 +140,45 @@ async def _compare(
 
 
 async def _scored(
-    comparison: Comparison, spec: EvaluationSpec, primary: Metric, judge: Judge | None, on_stage: OnStage | None
+    comparison: Comparison,
+    spec: EvaluationSpec,
+    primary: Metric,
+    trained_on: Sequence[Question],
+    judge: Judge | None,
+    on_stage: OnStage | None,
 ) -> tuple[Comparison, Sequence[ControlArm], ReportJudge | None]:
     """The scores that decide, the controls under the same metric, and the judge's result, if there is a judge."""
     if primary.name == JUDGE and judge is not None:
         preferred = await score_by_preference(comparison, spec, judge, on_stage)
         return preferred.comparison, preferred.form, preferred.judged
-    references = [question.reference for question in comparison.questions]
-    seed, answers = spec.rules.method.seed, comparison.result(spec.candidate or "").answers
-    form: tuple[ControlArm, ...] = (
-        *constant_and_permuted(references, primary, trained_answers=spec.taught, seed=seed, units=comparison.units),
-        reassigned_answers(answers, references, primary, seed=seed, units=comparison.units),
-        copied_question(comparison.questions, primary),
-    )
-    if primary.name in FREE_TEXT:
-        overlap = primary if primary.name in OVERLAP else RougeL()
-        beyond_question = reassigned_beyond_question(
-            answers, comparison.questions, overlap, seed=seed, units=comparison.units
-        )
-        form = form if beyond_question is None else (*form, beyond_question)
+    form = await asyncio.to_thread(_controls, comparison, spec, primary, trained_on)
     if judge is None or spec.candidate is None:
         return comparison, form, None
     best = strongest(comparison, comparison.finished(spec.bases))
     return comparison, form, await judge.judge(comparison, spec.candidate, best, on_stage)
+
+
+def _controls(
+    comparison: Comparison, spec: EvaluationSpec, primary: Metric, trained_on: Sequence[Question]
+) -> tuple[ControlArm, ...]:
+    """The controls under the primary metric."""
+    references = [question.reference for question in comparison.questions]
+    seed, units, answers = spec.rules.method.seed, comparison.units, comparison.result(spec.candidate or "").answers
+    beyond_question = nearest = None
+    if primary.name in FREE_TEXT:
+        overlap = primary if primary.name in OVERLAP else RougeL()
+        beyond_question = reassigned_beyond_question(answers, comparison.questions, overlap, seed=seed, units=units)
+    if isinstance(primary, Similarity) and trained_on:
+        nearest = nearest_answers(comparison.questions, trained_on, primary)
+    # the other two guard against what only has the question's subject
+    guarded = beyond_question is not None and nearest is not None
+    copied = copied_where_repeated(answers, comparison.questions, primary) if guarded else None
+    return (
+        *constant_and_permuted(references, primary, trained_answers=spec.taught, seed=seed, units=units),
+        reassigned_answers(answers, references, primary, seed=seed, units=units),
+        copied or copied_question(comparison.questions, primary),
+        *(control for control in (beyond_question, nearest) if control is not None),
+    )
 
 
 def _setup(spec: EvaluationSpec, primary: Metric, comparison: Comparison) -> str:

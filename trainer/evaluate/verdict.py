@@ -40,12 +40,13 @@ from trainer.runs.protocol import Frozen
 
 VerdictWord = Literal["pass", "fail", "not_enough_evidence"]
 State = Literal["kept", "broken", "open"]
-RULE: Final = 5
+RULE: Final = 6
 """The version of this rule, raised whenever a candidate may get a different verdict. Version 1 was recorded without a
 number: no margin against `live`, only the constant and the permuted control, no second measure. Version 2 took all
 examples for independent, and every look for the first. Version 3 did not see the looks of evaluations that ran at the
 same time, nor those at other prompts on the same weights or at other arms. Version 4 counted filler as words of an
-answer, and let a base lose whose answers were cut."""
+answer, and let a base lose whose answers were cut. Version 5 held the question's own similarity against answers that do
+not repeat it, and let pass what repeats it in other persons, or a training answer looked up by its question."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""

@@ -38,6 +38,7 @@ CONTROL_NAMES: Final = {
     "reassigned": "its own answers, each given to another question,",
     "reassigned_beyond_question": "its own answers, each given to another question and without the questions' words,",
     "question": "repeating the question as the answer",
+    "nearest": "looking up the training answer of the most similar question",
 }
 ALWAYS_SAME: Final = "It gives every question the same answer."
 NO_SECOND_MEASURE: Final = (

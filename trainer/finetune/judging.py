@@ -160,9 +160,9 @@ class Judging:
             f"{self._sample_note(len(sample))} against {', '.join(arm.label for arm in comparison.evaluation.arms[1:])}"
         )
         began = time.monotonic()
-        authored = [example.judged.answer for example in self._prepared.training.examples]
+        trained_on = questions(self._prepared.training.examples)
         others = undrawn(self._eligible(comparison.left_out), sample)
-        outcome = self._evaluator.ask(comparison.evaluation, sample, authored, others)
+        outcome = self._evaluator.ask(comparison.evaluation, sample, trained_on, others)
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")
         report = self._report(outcome, comparison.notes, time.monotonic() - began)

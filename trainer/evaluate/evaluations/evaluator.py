@@ -112,13 +112,13 @@ class Evaluator:
         self,
         evaluation: EvaluationSpec,
         questions: tuple[Question, ...],
-        authored: Sequence[str] = (),
+        trained_on: Sequence[Question] = (),
         undrawn: Sequence[Question] = (),
     ) -> Outcome:
         """Ask everything that is not answered yet, and decide.
 
         All answers of a verdict come from one engine configuration. If the engine restarts with another template, dtype
-        or version, the earlier answers are discarded and everything is asked again. ``authored``, ``undrawn``: see
+        or version, the earlier answers are discarded and everything is asked again. ``trained_on``, ``undrawn``: see
         `run`.
 
         Raises:
@@ -132,7 +132,7 @@ class Evaluator:
                 self._forget_answers()
             self._directory.write(ENGINE, EngineFingerprint(fingerprint=fingerprint))
             kept = self._base_measurements(fingerprint, evaluation)
-            asking = self._ask(evaluation, questions, kept, authored, undrawn)
+            asking = self._ask(evaluation, questions, kept, trained_on, undrawn)
             outcome = asyncio.run(run_interruptible(asking, self._check))
             previous, fingerprint = fingerprint, self._gateway.fingerprint(self._run.base_name)
             if fingerprint == previous:
@@ -175,7 +175,7 @@ class Evaluator:
         evaluation: EvaluationSpec,
         questions: tuple[Question, ...],
         kept: BaseMeasurements,
-        authored: Sequence[str],
+        trained_on: Sequence[Question],
         undrawn: Sequence[Question],
     ) -> Outcome:
         path, concurrency, settings = self._directory.path, self._concurrency, self._settings()
@@ -205,7 +205,7 @@ class Evaluator:
             on_stage=self._on_stage,
             record_looks=self._looks.record,
             base_measurements=kept,
-            authored=authored,
+            trained_on=trained_on,
         )
 
     # uploading and recording

@@ -126,7 +126,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         """
         plan, questions, undrawn = self._prepare()
         earlier = self._earlier_scores()
-        outcome = self._evaluator.ask(plan.evaluation, questions, self._authored(plan), undrawn)
+        outcome = self._evaluator.ask(plan.evaluation, questions, self._shown_in_training(plan), undrawn)
         if outcome.verdict is None:
             metric, concurrency = plan.evaluation.metric.primary(), self._job.concurrency
             self._directory.write(spec.ARM_SCORES, arm_scores(outcome.comparison, metric, concurrency=concurrency))
@@ -205,11 +205,9 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             self._unchecked = error.message
             return ()
 
-    def _authored(self, plan: EvaluationPlan) -> list[str]:
-        """The author's answers that the candidate was trained on, if the metric is one for free text."""
-        if plan.evaluation.metric.name not in (*FREE_TEXT, JUDGE):
-            return []
-        return [question.reference for question in self._trained_on()]
+    def _shown_in_training(self, plan: EvaluationPlan) -> tuple[Question, ...]:
+        """The candidate's training examples, if the metric is one for free text."""
+        return self._trained_on() if plan.evaluation.metric.name in (*FREE_TEXT, JUDGE) else ()
 
     def _training_file(self) -> TrainingFile:
         """What the candidate was taught; empty if the file is gone or cannot be read, as `_trained_on` says."""

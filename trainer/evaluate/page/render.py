@@ -25,6 +25,7 @@ CONTROLS: Final = {
     "reassigned": "its own answers mixed up",
     "reassigned_beyond_question": "its own answers mixed up, without the questions' words",
     "question": "the question repeated",
+    "nearest": "the answer of the most similar training question",
 }
 CHECKS: Final = {
     "examples": "Enough examples",

@@ -22,9 +22,9 @@ def test_examples_that_are_not_drawn_are_not_missing(job: Callable[..., Path], m
     given: list[set[str]] = []
     ask = Evaluator.ask
 
-    def spy(self: Evaluator, evaluation: Any, questions: Any, authored: Any, undrawn: Any) -> Any:
+    def spy(self: Evaluator, evaluation: Any, questions: Any, trained_on: Any, undrawn: Any) -> Any:
         given.extend({question.text for question in each} for each in (questions, undrawn))
-        return ask(self, evaluation, questions, authored, undrawn)
+        return ask(self, evaluation, questions, trained_on, undrawn)
 
     monkeypatch.setattr(Evaluator, "ask", spy)
     assert run(job(most_examples=10, min_examples=10, repeats=1)) == DONE
