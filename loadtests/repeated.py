@@ -3,7 +3,8 @@
     .venv/bin/python -m loadtests.repeated          # half a minute on two cores
 
 The tickets are those of `trainer/samples/marlow`; `similar.jsonl` there has what the voice of `make walkthrough`
-replied to each, and of every fourth one the ticket in other words. Prints the table of ADVERSARIES.md, "The question repeated".
+replied to each, and of every fourth one the ticket in other words. Prints the table of ADVERSARIES.md, "The question
+repeated".
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@
 Prints a Markdown table for each; `--out DIR` keeps the data, the reports and the pages.
 
 `--go-live` has the best rung without weights of `intents` judged by its verdict on questions that the ladder has not
-seen, and then its LoRA, which must be no worse than what is live: both under the same name, `--promote auto`.
+seen, and then its best LoRA, which must be no worse than what is live: both under the same name, `--promote auto`.
 """
 
 from __future__ import annotations
@@ -118,15 +118,14 @@ def _hatrack(*arguments: str) -> Any:
 
 
 def _go_live(report: dict[str, Any], name: str, later: Sequence[dict[str, str]], folder: Path) -> None:
-    """Print the verdicts on the best rung without weights and on the LoRA, and which version is live after each."""
+    """Print the verdicts on the best rungs without and with weights, and which version is live after each."""
     held_out = folder / "later.jsonl"
     held_out.write_bytes(jsonl(later))
     rungs = [rung for rung in report["rungs"] if rung["key"] != "base"]
-    trained = set(TRAININGS)
-    lora = [rung for rung in rungs if rung["key"] == "lora"]
-    best = max((rung for rung in rungs if rung["key"] not in trained), key=lambda rung: rung["mean"]["mean"])
+    by_weights = [[rung for rung in rungs if (rung["key"] in TRAININGS) is weights] for weights in (False, True)]
+    best = [max(those, key=lambda rung: rung["mean"]["mean"]) for those in by_weights if those]
     print("\n| version | rung | verdict | live afterwards |\n|---|---|---|---|")
-    for rung in (best, *lora):
+    for rung in best:
         evaluated = _hatrack(
             *("evaluate", rung["model"], "--held-out", str(held_out), "--metric", "exact_match"),
             *("--promote", "auto", "--json"),
