@@ -270,10 +270,12 @@ def _follow(client: HatrackClient, ladder_id: str, *, quiet: bool) -> Ladder:
     console = Console(stderr=True, quiet=quiet, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown: set[tuple[str, bool]] = set()
+    provisional: set[str] = set()
     with Progress(*columns, console=console, disable=quiet, transient=True) as bar:
         task = bar.add_task("checking the data", total=None)
         while True:
             ladder = client.ladders.retrieve(ladder_id)
+            _print_provisional(console, ladder, provisional)
             for rung in ladder["rungs"]:
                 mark = (rung["key"], rung["mean"] is not None)
                 if rung["mean"] is not None and mark not in shown:
@@ -284,6 +286,19 @@ def _follow(client: HatrackClient, ladder_id: str, *, quiet: bool) -> Ladder:
             description, done, total = _progress(client, ladder)
             bar.update(task, description=description, completed=done, total=total)
             time.sleep(POLL_S)
+
+
+def _print_provisional(console: Console, ladder: Ladder, shown: set[str]) -> None:
+    """Print what the rungs score so far, once, and add their keys to ``shown``."""
+    scores = {rung["key"]: (rung, rung.get("provisional")) for rung in ladder["rungs"] if rung["key"] not in shown}
+    for key, (rung, score) in scores.items():
+        if score is None:
+            continue
+        if not shown:
+            console.print(f"So far, on {score['questions']} of {score['of']} questions (this decides nothing yet):")
+        shown.add(key)
+        interval = f"{100 * score['low']:.0f} to {100 * score['high']:.0f}"
+        console.print(f"{100 * score['mean']:5.0f}  ({interval})  {terminal.clean(rung['title'])}")
 
 
 def _progress(client: HatrackClient, ladder: Ladder) -> tuple[str, int, int | None]:

@@ -48,6 +48,16 @@ class LadderChild(ApiModel):
     ]
 
 
+class ProvisionalScore(ApiModel):
+    """What a rung scores so far, with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    questions: int = Field(description="That all rungs of its comparison have answered.")
+    of: int
+
+
 class LadderRung(ApiModel):
     """A rung that is there by now."""
 
@@ -55,6 +65,9 @@ class LadderRung(ApiModel):
     title: str
     model: str = Field(description="The base, or the version: it can be asked and promoted like any other.")
     mean: float | None = Field(description="Its score; null until it is measured.")
+    provisional: ProvisionalScore | None = Field(
+        None, description="While it is measured, after a minute and then every half: what decides nothing. Else null."
+    )
     vector_store_id: str | None = Field(description="The ladder's store, if the rung retrieves from it.")
 
 

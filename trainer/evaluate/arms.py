@@ -372,9 +372,14 @@ def thinks(template: str) -> bool:
 
 
 def max_answer_tokens(
-    longest_reference: int, context_tokens: int, *, metric: str | None = None, thinking: bool = False
+    longest_reference: int,
+    context_tokens: int,
+    *,
+    metric: str | None = None,
+    thinking: bool = False,
+    factor: int = ANSWER_LENGTH_FACTOR,
 ) -> int:
-    """The limit for answers, in tokens: twice the longest known reference, and room for the form.
+    """The limit for answers, in tokens: ``factor`` times the longest known reference, and room for the form.
 
     Args:
         longest_reference: The longest known reference, in tokens.
@@ -387,5 +392,5 @@ def max_answer_tokens(
     if metric == ExactMatch.name:
         answer = longest_reference
     else:
-        answer = min(max(ANSWER_LENGTH_FACTOR * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS)
+        answer = min(max(factor * longest_reference, MIN_ANSWER_TOKENS), MAX_ANSWER_TOKENS)
     return min(answer + ANSWER_FORM_TOKENS + (THINKING_TOKENS if thinking else 0), context_tokens)

@@ -243,6 +243,32 @@ class _Likelihoods:
         return result.model_copy(update={"nats": nats, "nats_elsewhere": others})
 
 
+def compared_so_far(
+    arms: Sequence[Arm], held_out: Sequence[Question], metric: Metric, answers: Sequence[Answer]
+) -> Comparison | None:
+    """The comparison over the questions that every arm has answered once; None if there is no such question.
+
+    Args:
+        arms, held_out, metric: As for `compare`.
+        answers: Those that are there by now, of all arms; later runs do not count.
+
+    Raises:
+        ArmVersionChanged: The gateway served two versions under one arm.
+    """
+    by_key = {answer.key: answer for answer in answers}
+    done = [question for question in held_out if all((arm.label, question.id, 0) in by_key for arm in arms)]
+    if not done:
+        return None
+    scoring = _Scoring(metric, (), held_out)
+    return Comparison(
+        metric=metric.name,
+        binary=metric.binary,
+        questions=tuple(done),
+        results=tuple(scoring.result(arm, [by_key[arm.label, each.id, 0] for each in done], 1) for arm in arms),
+        units=_shared_units(done),
+    )
+
+
 def independent_units(questions: Sequence[Question]) -> tuple[int, ...]:
     """Which held-out questions are independent: the number of each one's unit, from 0 in the order of their first.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from adapters.protocol.requests import RequestBody
 from trainer.errors import TooManyLadders
 from trainer.evaluate.evaluations import kind as evaluation_kind
-from trainer.evaluate.evaluations.spec import ARM_SCORES, EvaluationDetails, EvaluationJob
+from trainer.evaluate.evaluations.spec import ARM_SCORES, PROVISIONAL, EvaluationDetails, EvaluationJob, Provisional
 from trainer.evaluate.scored_arms import ArmScores
 from trainer.finetune import kind as finetune_kind
 from trainer.finetune.spec import PUSHED, JobDetails, JobResult
@@ -136,6 +136,18 @@ class LadderKind(Kind[LadderResult]):
         replies = directory / spec.REPLIES
         there = [name for name in files if (directory / name).exists()]
         return " ".join([*there, f"{replies.stat().st_size} bytes of replies"] if replies.exists() else there)
+
+    def provisional(self, run: Run) -> dict[str, dict[str, Any]]:
+        """What the rungs score so far that are being asked now, by their keys."""
+        purposes = LadderDetails.model_validate(run.details).purposes
+        last = next(reversed(purposes), None)
+        if last is None or purposes[last] == "choose":
+            return {}
+        so_far = self._evaluations.read(last, PROVISIONAL, Provisional)
+        if so_far is None:
+            return {}
+        counts = {"questions": so_far.questions, "of": so_far.of}
+        return {mean.label: {"mean": mean.mean, "low": mean.low, "high": mean.high} | counts for mean in so_far.means}
 
     def created(self, run_id: str) -> str:
         """See Kind."""

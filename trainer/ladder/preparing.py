@@ -19,8 +19,8 @@ from trainer.data.prepare import DataRules, Prepared, Source, inspect
 from trainer.data.report import Report
 from trainer.data.split import answer
 from trainer.errors import DataInvalid, Problem
-from trainer.evaluate.arms import EVERYONE, EVERYONES, answer_list_fits, max_answer_tokens, thinks
-from trainer.evaluate.metrics.choose import choose_primary
+from trainer.evaluate.arms import ANSWER_LENGTH_FACTOR, EVERYONE, EVERYONES, answer_list_fits, max_answer_tokens, thinks
+from trainer.evaluate.metrics.choose import FREE_TEXT, choose_primary
 from trainer.ladder.instructions import candidates
 from trainer.ladder.parts import divide, faults, groups_of, learning_subsets, lines_of, text_of
 from trainer.ladder.spec import DataFacts
@@ -107,7 +107,9 @@ def prepare_data(
     counts = closed_answers(examples)
     answers = tuple(sorted(counts or ()))
     choice = choose_primary(training)
-    max_tokens = _max_tokens(inspected, base_dir, context, metric=choice.primary.name)
+    # to go on beyond the longest answer of the data raises no score of free text; it is most of what a weak base says
+    factor = 1 if quick and choice.primary.name in FREE_TEXT else ANSWER_LENGTH_FACTOR
+    max_tokens = _max_tokens(inspected, base_dir, context, metric=choice.primary.name, factor=factor)
     beside = max(len(sequence.tokens) for sequence in inspected.sequences) + max_tokens
     if answers and not answer_list_fits(answers, beside, count=count, context=context):
         answers, notes = (), [*notes, "the list of answers does not fit into the context, so no rung is told it"]
@@ -138,10 +140,17 @@ def prepare_data(
     )
 
 
-def _max_tokens(inspected: Prepared, base_dir: Path, context: int, *, metric: str | None = None) -> int:
+def _max_tokens(
+    inspected: Prepared,
+    base_dir: Path,
+    context: int,
+    *,
+    metric: str | None = None,
+    factor: int = ANSWER_LENGTH_FACTOR,
+) -> int:
     """The longest answer that a rung may give, in tokens; without a metric, that a teacher may give."""
     longest = max(sum(sequence.trained) for sequence in inspected.sequences)
-    return max_answer_tokens(longest, context, metric=metric, thinking=thinks(chat_template(base_dir)))
+    return max_answer_tokens(longest, context, metric=metric, thinking=thinks(chat_template(base_dir)), factor=factor)
 
 
 def filters_of_all(examples: Sequence[Example]) -> tuple[str, ...]:

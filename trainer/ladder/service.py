@@ -57,13 +57,14 @@ class Ladders(RunService):
         endpoints: OperatorEndpoints,
     ) -> None:
         super().__init__(ladder, settings, database, notifier, lines)
+        self._ladder = ladder
         self._endpoints = endpoints
         self._installation = installation
         self._model = model
 
     async def show(self, run: Run, waiting: Waiting | None) -> dict[str, Any]:
         """See RunService."""
-        rungs = await asyncio.to_thread(self._shown_rungs, run.id)
+        rungs = await asyncio.to_thread(self._shown_rungs, run)
         labels = await asyncio.to_thread(self.directories.read, run.id, spec.LABELS, Labels)
         store = await asyncio.to_thread(self._store, run.id)
         return ladder_object(run, waiting, rungs, labels, store)
@@ -75,11 +76,12 @@ class Ladders(RunService):
         except FileNotFoundError:
             return None
 
-    def _shown_rungs(self, run_id: str) -> list[dict[str, Any]]:
-        rungs = self.directories.read(run_id, spec.RUNGS, Rungs)
+    def _shown_rungs(self, run: Run) -> list[dict[str, Any]]:
+        rungs = self.directories.read(run.id, spec.RUNGS, Rungs)
         if rungs is None:
             return []
-        stored = (self.directories.read(run_id, scores_file(purpose), ArmScores) for purpose in COMPARISONS)
+        so_far = self._ladder.provisional(run)
+        stored = (self.directories.read(run.id, scores_file(purpose), ArmScores) for purpose in COMPARISONS)
         means = {
             arm.label: sum(arm.scores) / len(arm.scores)
             for scores in stored
@@ -92,6 +94,7 @@ class Ladders(RunService):
                 "title": rung.title,
                 "model": rung.model,
                 "mean": means.get(rung.key),
+                "provisional": None if rung.key in means else so_far.get(rung.key),
                 "vector_store_id": rung.store,
             }
             for rung in rungs.rungs

@@ -43,6 +43,16 @@ class LadderChild(TypedDict):
     ]
 
 
+class ProvisionalScore(TypedDict):
+    """What a rung scores so far, over ``questions`` of ``of``, with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    questions: int
+    of: int
+
+
 class LadderRung(TypedDict):
     """A rung that is there by now."""
 
@@ -52,6 +62,8 @@ class LadderRung(TypedDict):
     """The base, or a version."""
     mean: float | None
     """None until it is measured."""
+    provisional: NotRequired[ProvisionalScore | None]
+    """While it is measured; it decides nothing. Missing if an older gateway answers."""
     vector_store_id: str | None
     """The ladder's store, if the rung retrieves from it; missing if an older gateway answers."""
 

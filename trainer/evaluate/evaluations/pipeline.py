@@ -54,6 +54,7 @@ from trainer.evaluate.evaluations.planning import (
     undrawn,
 )
 from trainer.evaluate.evaluations.promotion import live_to_compare, live_unreadable_note, promote
+from trainer.evaluate.evaluations.provisional import ProvisionalScores
 from trainer.evaluate.evaluations.spec import PROGRESS, REVALIDATION, EvaluationJob, EvaluationResult, UploadedFiles
 from trainer.evaluate.metrics.choose import FREE_TEXT, JUDGE
 from trainer.evaluate.report import EvaluationReport, TrainingSummary, build
@@ -101,9 +102,9 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         check: Callable[[], None],
         settings: Settings,
     ) -> None:
-        self._job, self._directory, self._gateway = job, directory, gateway
-        self._check = check
+        self._job, self._directory, self._gateway, self._check = job, directory, gateway, check
         self._reported = ("", 0.0)
+        self._answered: Callable[[], None] = lambda: None
         self._unchecked = unchecked_reason(job.context)
         self._evaluator = Evaluator(
             job,
@@ -126,6 +127,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         """
         plan, questions, undrawn = self._prepare()
         earlier = self._earlier_scores()
+        self._answered = ProvisionalScores(self._directory, plan.evaluation, questions).answered
         outcome = self._evaluator.ask(plan.evaluation, questions, self._shown_in_training(plan), undrawn)
         if outcome.verdict is None:
             metric, concurrency = plan.evaluation.metric.primary(), self._job.concurrency
@@ -289,6 +291,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
 
     def _report_progress(self, stage: str, done: int, total: int) -> None:
         self._check()
+        if stage == "asking":
+            self._answered()
         last_stage, reported_at = self._reported
         if stage != last_stage or time.monotonic() - reported_at > PROGRESS_INTERVAL_S:
             self._reported = (stage, time.monotonic())

@@ -10,6 +10,7 @@
     EVALUATIONS/ID/evaluation.json, evaluation.html   the report
     EVALUATIONS/ID/evaluation_scores.json   the scores question by question, for later revalidations
     EVALUATIONS/ID/arm_scores.json  ArmScores: every arm's, for a ladder
+    EVALUATIONS/ID/provisional.json Provisional: while a comparison without a verdict is asked
     EVALUATIONS/ID/kept.json      UploadedFiles: ids of the report's files at the gateway
     EVALUATIONS/ID/result.json    EvaluationResult
 
@@ -22,6 +23,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from adapters.protocol.reports import ArmMean
 from adapters.protocol.runs import EvaluationContext
 from trainer.base_model import chat_template
 from trainer.config import Settings
@@ -49,6 +51,7 @@ REPORT: Final = "evaluation.json"
 PAGE: Final = "evaluation.html"
 EXAMPLE_SCORES: Final = "evaluation_scores.json"
 ARM_SCORES: Final = "arm_scores.json"
+PROVISIONAL: Final = "provisional.json"
 EARLIER_SCORES: Final = "earlier_scores.json"
 SUITE_ANSWERS: Final = "suite_answers.jsonl"
 JUDGEMENTS: Final = "judgements.jsonl"
@@ -132,6 +135,14 @@ class UploadedFiles(Frozen):
     def ids(self) -> tuple[str, ...]:
         """The ids of the result's files that are set, the report first."""
         return tuple(file_id for file_id in (self.report, self.page, self.held_out) if file_id is not None)
+
+
+class Provisional(Frozen):
+    """Mean scores of a comparison's arms over the questions that all of them have answered: ``questions`` of ``of``."""
+
+    questions: int
+    of: int
+    means: tuple[ArmMean, ...]
 
 
 class VerdictRecord(Frozen):

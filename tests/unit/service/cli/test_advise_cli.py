@@ -153,3 +153,25 @@ def test_the_examples_are_no_documents(tmp_path: Path, monkeypatch: pytest.Monke
     client: Any = None
     assert kb.add_documents(client, "vs_1", [docs, data], without=[data], quiet=True) == 2
     assert {file.name for file in sent.values()} == {"other.jsonl", "policies.md"}
+
+
+def test_what_the_rungs_score_so_far_is_printed_once_and_says_that_it_decides_nothing(
+    gateway: Gateway, hatrack: Hatrack
+) -> None:
+    def rungs(questions: int | None, mean: float | None) -> list[dict[str, Any]]:
+        score = {"mean": 0.21, "low": 0.1, "high": 0.4, "questions": questions, "of": 48}
+        rung = {"key": "base", "title": "the base as it is", "model": "tiny", "vector_store_id": None}
+        return [rung | {"mean": mean, "provisional": None if questions is None else score}]
+
+    child = {"id": "eval-1", "purpose": "prompts"}
+    gateway.steps = [
+        *(gateway.ladder(rungs=rungs(questions, None), children=[child]) for questions in (None, 8, 16)),
+        gateway.ladder(rungs=rungs(None, 0.3), children=[child]),
+        gateway.ladder(status="succeeded"),
+    ]
+    shown = hatrack("--quick")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.count("So far, on 8 of 48 questions (this decides nothing yet):") == 1
+    assert shown.output.count("So far") == 1
+    assert shown.output.count("21  (10 to 40)  the base as it is") == 1
+    assert "30.0  the base as it is  (tiny)" in shown.output

@@ -10,13 +10,17 @@ import httpx
 import pytest
 
 from adapters.costs import TokenPrices
+from adapters.protocol.reports import ArmMean
 from tests.unit.trainer.evaluate.conftest import KEY
 from tests.unit.trainer.evaluate.evaluations.conftest import gateway
 from tests.unit.trainer.evaluate.evaluations.evaluation_gateway import EvaluationGateway
 from tests.unit.trainer.evaluate.evaluations.trainer_app import Running, running
-from tests.unit.trainer.ladder.test_kind import file_ref
+from tests.unit.trainer.ladder.rungs_measured import right_at, scored
+from tests.unit.trainer.ladder.test_kind import file_ref, run_of
+from trainer.evaluate.evaluations.spec import PROVISIONAL, Provisional
 from trainer.ladder import spec
-from trainer.ladder.spec import Labels, LadderSpec
+from trainer.ladder.spec import Labels, LadderDetails, LadderSpec, Rung, Rungs
+from trainer.runs.state import Status
 from trainer.runs.supervisor import Supervisor
 
 __all__ = ["gateway"]
@@ -90,6 +94,30 @@ async def test_a_ladder_shows_its_store_although_the_rung_was_skipped(trainer: R
     (directory / spec.STORE).write_text("vs_examples\n")
     shown = (await trainer.client().http.get(f"/v1/ladders/{made['id']}")).json()
     assert (shown["rungs"], shown["vector_store_id"]) == ([], "vs_examples")
+
+
+async def test_a_ladder_shows_what_its_rungs_score_so_far(trainer: Running) -> None:
+    made = (await create(trainer, None)).json()
+    ladders = trainer.trainer.ladders
+    details = LadderDetails(adapter="support", purposes={"eval-1": "choose", "eval-2": "prompts"})
+    rungs = Rungs(rungs=(Rung(key="base", title="the base", model="tiny"),))
+    ladders.directories.write(made["id"], spec.RUNGS, rungs)
+    evaluations = trainer.trainer.evaluations.directories
+    evaluations.path_of("eval-2").mkdir()
+    mean = ArmMean(label="base", mean=0.25, low=0.1, high=0.5, examples=8)
+    run = run_of(made["id"], "ladder", Status.RUNNING, details=details.model_dump(mode="json"))
+
+    async def provisional() -> object:
+        return (await ladders.show(run, None))["rungs"][0]["provisional"]
+
+    assert await provisional() is None
+    evaluations.write("eval-2", PROVISIONAL, Provisional(questions=8, of=20, means=(mean,)))
+    assert await provisional() == {"mean": 0.25, "low": 0.1, "high": 0.5, "questions": 8, "of": 20}
+    scores = scored({"base": right_at(0.5, 1)})
+    ladders.directories.write(made["id"], spec.scores_file("prompts"), scores)
+    assert await provisional() is None
+    shown = (await trainer.client().http.get(f"/v1/ladders/{made['id']}")).json()
+    assert shown["rungs"][0]["provisional"] is None
 
 
 async def test_a_ladder_without_a_teacher_asks_none(trainer: Running) -> None:

@@ -250,3 +250,25 @@ def test_system_messages_that_differ_leave_no_instructions_to_try(base_dir: Path
     assert data.instructions == ()
     parts = [example for part in data.parts.values() for example in parse_chat(part)]
     assert {example.messages[0].content for example in parts} == set(texts)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_quick_ladder_lets_no_answer_of_free_text_go_on_for_twice_the_longest(base_dir: Path, quick: bool) -> None:
+    rows = []
+    for row in map(json.loads, content(320).splitlines()):
+        asked = row["messages"][0]["content"]
+        row["messages"][1]["content"] = (
+            f"We are sorry to hear that. {asked} Send us a photograph of it, and we will see."
+        )
+        rows.append(json.dumps(row))
+    data = prepare_data(
+        *("examples.jsonl", "\n".join(rows).encode()),
+        base_dir=base_dir,
+        context=8192,
+        given=(),
+        quick=quick,
+        check=lambda: None,
+    )
+    assert data.metric == {"name": "similarity"}
+    longest = (data.teacher_max_tokens - ANSWER_FORM_TOKENS) // 2
+    assert data.max_tokens == (1 if quick else 2) * longest + ANSWER_FORM_TOKENS
