@@ -40,6 +40,8 @@ ORDERS: Final = MARLOW / "store" / "orders"
 INTENTS, QUESTIONS = 10, 500
 COPIED = 300
 LATER: Final = 150
+MAX_TOKENS: Final = 256
+"""Of an answer to these: the base without a prompt goes on and on, and what is cut may count for it."""
 ASKED: Final = {
     "carrier": ("Who is bringing {order}?", "{order}: which carrier has it?", "Which firm delivers my order {order}?"),
     "state": ("What has become of {order}?", "Is {order} on its way or not?", "Where do things stand with {order}?"),
@@ -128,7 +130,7 @@ def _go_live(report: dict[str, Any], name: str, later: Sequence[dict[str, str]],
     for rung in best:
         evaluated = _hatrack(
             *("evaluate", rung["model"], "--held-out", str(held_out), "--metric", "exact_match"),
-            *("--promote", "auto", "--json"),
+            *("--max-tokens", str(MAX_TOKENS), "--promote", "auto", "--json"),
         )
         (folder / f"verdict-{rung['key']}.json").write_text(json.dumps(evaluated))
         adapter = next(each for each in _hatrack("ls", "--json") if each["name"] == name)

@@ -58,10 +58,22 @@ class ArmResult(Frozen):
     version: str | None = None
     digest: str | None = None
     passages: tuple[str | None, ...] = ()
-    cut: int = 0
+    cut_at: tuple[int, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+
+    @property
+    def cut(self) -> int:
+        """Number of the first run's answers that reached `max_tokens`."""
+        return len(self.cut_at)
+
+    @property
+    def scores_if_cut_were_right(self) -> Array:
+        """As `scores`, with 1 for every answer that was cut: the most that what came next could have made of it."""
+        scores = self.scores.copy()
+        scores[list(self.cut_at)] = 1.0
+        return scores
 
     @property
     def scores(self) -> Array:
@@ -342,7 +354,7 @@ class _Scoring:
             version=version,
             digest=digest,
             passages=tuple(answer.passages for answer in first),
-            cut=sum(answer.finish_reason == LENGTH_REACHED for answer in first),
+            cut_at=tuple(at for at, answer in enumerate(first) if answer.finish_reason == LENGTH_REACHED),
             prompt_tokens=sum(answer.prompt_tokens for answer in answers),
             completion_tokens=sum(answer.completion_tokens for answer in answers),
             seconds=sum(answer.seconds for answer in answers),

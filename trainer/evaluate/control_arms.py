@@ -238,6 +238,11 @@ def nearest_answers(questions: Sequence[Question], trained_on: Sequence[Question
     return ControlArm(kind="nearest", scores=tuple(scores))
 
 
+def always_same(questions: Sequence[Question], answers: Sequence[str]) -> bool:
+    """Whether every question got one answer although the references differ."""
+    return len({question.reference for question in questions}) > 1 and len(set(answers)) == 1
+
+
 def derangements(count: int, max_count: int, seed: int, units: Units | None = None) -> list[NDArray[np.int64]]:
     """Derangements of ``count`` positions: arrays that give for each position the position whose answer it gets.
 

@@ -53,12 +53,17 @@ def arm_difference(
     *,
     bound: float = 0.0,
     lean: Lean = NO_LEAN,
+    cut_is_right: bool = False,
 ) -> ArmDifference:
-    """How much higher ``of`` scores than ``against``, over all examples; see `paired_difference`."""
+    """How much higher ``of`` scores than ``against``, over all examples; see `paired_difference`.
+
+    ``cut_is_right``: answers of ``against`` that were cut count as right.
+    """
     of_result, against_result, units = comparison.result(of), comparison.result(against), comparison.units
+    scores = against_result.scores_if_cut_were_right if cut_is_right else against_result.scores
     return paired_difference(
         (of, of_result.scores, noise_of(of_result, units)),
-        (against, against_result.scores, noise_of(against_result, units)),
+        (against, scores, noise_of(against_result, units)),
         binary=comparison.binary,
         method=method,
         bound=bound,

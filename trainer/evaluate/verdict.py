@@ -16,7 +16,7 @@ from trainer.errors import EvaluationInvalid
 from trainer.evaluate import verdict_text
 from trainer.evaluate.answer_length import AnswerLength, answer_length
 from trainer.evaluate.compare import Comparison
-from trainer.evaluate.control_arms import ControlArm
+from trainer.evaluate.control_arms import ControlArm, always_same
 from trainer.evaluate.forgetting import Budget, Forgetting
 from trainer.evaluate.looks import look_confidence
 from trainer.evaluate.metrics.choose import FREE_TEXT, OVERLAP
@@ -46,7 +46,8 @@ number: no margin against `live`, only the constant and the permuted control, no
 examples for independent, and every look for the first. Version 3 did not see the looks of evaluations that ran at the
 same time, nor those at other prompts on the same weights or at other arms. Version 4 counted filler as words of an
 answer, and let a base lose whose answers were cut. Version 5 held the question's own similarity against answers that do
-not repeat it, and let pass what repeats it in other persons, or a training answer looked up by its question."""
+not repeat it, let pass what repeats it in other persons, or a training answer looked up by its question, and left open
+whether a base lost of which many answers were cut, however far the candidate was ahead."""
 LIVE_MARGIN: Final = 0.05
 OVERLAP_LIVE_MARGIN: Final = 0.02
 """For overlap metrics, whose scores lie closer together: 5 points may be half of an adapter's lead over the base."""
@@ -257,9 +258,9 @@ def _scored_checks(
     enough = base.examples >= rules.min_examples
     scored = (
         _examples(base.examples, len(comparison.questions), rules, look),
-        _base(base, enough, comparison),
+        _base(base, enough, comparison, rules.method),
         *(() if live is None else (not_worse(live, enough=enough),)),
-        _form(differences.form, enough, same=_always_same(comparison, candidate)),
+        _form(differences.form, enough, same=always_same(comparison.questions, comparison.result(candidate).answers)),
     )
     if comparison.metric not in FREE_TEXT:
         return scored
@@ -350,24 +351,19 @@ def above_bound(difference: ArmDifference, enough: bool) -> State:
     return "broken" if difference.high <= difference.bound and enough else "open"
 
 
-def _base(difference: ArmDifference, enough: bool, comparison: Comparison) -> Check:
-    state = above_bound(difference, enough)
-    base = comparison.result(difference.against)
-    if (
-        state == "kept" and comparison.binary and base.often_cut
-    ):  # right or wrong: what it was about to say may be right
-        return Check(name="base", state="open", sentence=verdict_text.base_cut(difference, base.cut, len(base.answers)))
-    return Check(name="base", state=state, sentence=verdict_text.against_base(difference, state))
-
-
-def _always_same(comparison: Comparison, candidate: str) -> bool:
-    """Whether the candidate gave one answer to every question although the references differ."""
-    references = {question.reference for question in comparison.questions}
-    return len(references) > 1 and len(set(comparison.result(candidate).answers)) == 1
+def _base(difference: ArmDifference, enough: bool, comparison: Comparison, method: IntervalMethod) -> Check:
+    state, base = above_bound(difference, enough), comparison.result(difference.against)
+    sentence = verdict_text.against_base(difference, state)
+    if state == "kept" and comparison.binary and base.often_cut:  # what it was about to say may be right
+        of, against, bound = difference.of, difference.against, difference.bound
+        at_most = arm_difference(comparison, of, against, method, bound=bound, cut_is_right=True)
+        state = "kept" if at_most.low > bound else "open"
+        sentence = verdict_text.base_cut(difference, base.cut, len(base.answers), at_most, state)
+    return Check(name="base", state=state, sentence=sentence)
 
 
 def _form(differences: Sequence[ArmDifference], enough: bool, *, same: bool) -> Check:
-    """``same``: see `_always_same`; it proves that the questions are ignored without statistics."""
+    """``same``: see `always_same`; it proves that the questions are ignored without statistics."""
     if same:
         return Check(name="form", state="broken" if enough else "open", sentence=verdict_text.ALWAYS_SAME)
     hardest = min(differences, key=lambda difference: difference.low)

@@ -122,18 +122,22 @@ def against_base(difference: ArmDifference, state: State) -> str:
     return f"{result}; the interval contains it, so this is undecided."
 
 
-def base_cut(difference: ArmDifference, cut: int, count: int) -> str:
-    """Why the check against the base is open although the candidate is better.
+def base_cut(difference: ArmDifference, cut: int, count: int, at_most: ArmDifference, state: State) -> str:
+    """Whether the check against the base is kept although many of its answers were cut.
 
     Args:
         difference: The candidate's.
         cut: How many of the base's ``count`` answers reached the length limit.
+        at_most: The candidate's difference if all of these were right.
+        state: Of the check.
     """
-    return (
+    result = (
         f"Against “{difference.against}” it is {difference_in_words(difference)} "
-        f"({percent(difference.confidence)} interval {interval_in_points(difference)}), but {cut} of {count} answers "
-        "of the base were cut at the length limit, and what came next may have been right: this is undecided."
+        f"({percent(difference.confidence)} interval {interval_in_points(difference)}). Of the base's {count} answers "
+        f"{cut} were cut at the length limit, and what came next may have been right; if all of them were, it would be "
+        f"{difference_in_words(at_most)} (interval {interval_in_points(at_most)})"
     )
+    return f"{result}: {f'still above {points(at_most.bound)} points' if state == 'kept' else 'this is undecided'}."
 
 
 def against_live(difference: ArmDifference, state: State) -> str:

@@ -37,7 +37,7 @@ def comparison(count: int = 60, *, right: int = 50) -> Comparison:
             nats=(1.5,) * count,
             prompt_tokens=700,
             completion_tokens=300,
-            cut=2,
+            cut_at=(0, 1),
         )
 
     results = (result("base", count // 5), result("voice@3", right), result(f"live {HOSTILE}", count * 4 // 5))

@@ -93,22 +93,32 @@ def test_equal_arms_on_few_examples_are_open_and_say_what_could_have_been_seen()
 
 
 def cut(found: Comparison, label: str, count: int) -> Comparison:
-    """With so many answers of an arm at the length limit."""
+    """With the last answers of an arm at the length limit."""
+    total = len(found.questions)
     results = [
-        result.model_copy(update={"cut": count}) if result.arm.label == label else result for result in found.results
+        result.model_copy(update={"cut_at": tuple(range(total - count, total))})
+        if result.arm.label == label
+        else result
+        for result in found.results
     ]
     return found.model_copy(update={"results": tuple(results)})
 
 
-@pytest.mark.parametrize(("count", "word"), [(0, "pass"), (10, "pass"), (11, "not_enough_evidence")])
-def test_a_base_whose_answers_are_cut_is_not_beaten(count: int, word: str) -> None:
+@pytest.mark.parametrize(
+    ("count", "word"),
+    [(0, "pass"), (10, "pass"), (40, "pass"), (58, "not_enough_evidence"), (70, "not_enough_evidence")],
+)
+def test_a_base_whose_answers_are_cut_is_beaten_only_if_all_of_them_may_have_been_right(count: int, word: str) -> None:
     """It may have been about to say the right answer."""
     arms = cut(comparison({"tuned": [row(90, 100)], "base": [row(30, 100)]}), "base", count)
     verdict = decide(arms, candidate="tuned", bases=["base"], form=form(100), forgetting=forgetting(), rules=RULES)
     assert verdict.word == word
+    sentence = verdict.check("base").sentence  # type: ignore[union-attr]
+    assert (f"100 answers {count} were cut" in sentence) is (count > 10)
+    if word == "pass" and count > 10:
+        assert "if all of them were, it would be 20 points better" in sentence
     if word != "pass":
         assert {name for name, state in states(verdict).items() if state == "open"} == {"base"}
-        assert "11 of 100 answers of the base were cut" in verdict.check("base").sentence  # type: ignore[union-attr]
         assert "evaluate with a larger `max_tokens`" in verdict.sentence
         assert "The true difference may be" not in verdict.sentence
         assert verdict.more is None
