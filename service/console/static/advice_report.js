@@ -30,7 +30,8 @@ export function Rungs({ ladder, report, live, promote }) {
     <tbody>${rows.map(({ rung, full }) => html`<tr key=${rung.key} class=${rung.key === ladder.rung ? "chosen" : ""}>
       <td data-label="Rung"><strong>${capital(rung.title)}</strong> ${rung.key === ladder.rung && html`<${Badge} tone="info">advised<//>`} ${live.has(rung.model) && html`<${Badge} tone="live">live<//>`}
         <div class="dim small mono">${rung.model}</div></td>
-      <td data-label="Score" class="num"><b>${scoreOf(rung, ladder)}</b></td>
+      <td data-label="Score" class="num"><b>${scoreOf(rung, ladder)}</b>
+        ${rung.mean === null && rung.provisional && html`<div class="dim small">${points(rung.provisional.mean)} so far (${points(rung.provisional.low)} to ${points(rung.provisional.high)}), on ${rung.provisional.questions} of ${rung.provisional.of}</div>`}</td>
       ${report && (full ? html`<td data-label="95% interval" class="bar-cell"><${IntervalBar} ...${full.mean} max=${1} /><span class="dim small">${points(full.mean.low)} to ${points(full.mean.high)}</span></td>
         <td data-label="Gain on the rung below" class="num">${full.against_below ? html`${signed(full.against_below.estimate)}<div class="dim small">${signed(full.against_below.low)} to ${signed(full.against_below.high)}</div>` : "–"}</td>
         <td data-label="First token" class="num">${full.first_token ? duration(full.first_token.median_seconds) : "–"}<div class="dim small">answer ${duration(full.seconds)}</div></td>

@@ -282,7 +282,8 @@ def test_a_ladder_without_a_version_asks_for_no_adapter_and_says_what_is_measure
     page: Browser, answers: Answers
 ) -> None:
     run, _ = ladder()
-    base = run["rungs"][0] | {"mean": None}
+    so_far = {"mean": 0.214, "low": 0.1, "high": 0.4, "questions": 8, "of": 48}
+    base = run["rungs"][0] | {"mean": None, "provisional": so_far}
     run |= {"status": "running", "advice": None, "model": None, "rung": None, "sentence": None, "rungs": [base]}
     run["children"] = [{"id": "eval-5", "purpose": "prompts"}]
     answers.told = {
@@ -292,6 +293,7 @@ def test_a_ladder_without_a_version_asks_for_no_adapter_and_says_what_is_measure
     }
     show(page, "ladder.js", "LadderView", id="ladder-1")
     page.wait_for_text("Comparing prompts: 7 of 80")
+    page.wait_for_text("21.4 so far (10.0 to 40.0), on 8 of 48")
     assert page.run("document.querySelector('progress').value") == 7
     assert "GET /v1/adapters" not in answers.asked
     assert page.problems == []
