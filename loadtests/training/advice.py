@@ -15,7 +15,7 @@
 Prints a Markdown table for each; `--out DIR` keeps the data, the reports and the pages.
 
 `--go-live` has the best rung without weights of `intents` judged by its verdict on questions that the ladder has not
-seen, and then its best LoRA, which must be no worse than what is live: both under the same name, `--promote auto`.
+seen, and then a LoRA trained under the same name, on all other questions of these intents: each goes live if it passes.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _run(case: str, options: Any, folder: Path) -> bool:
     if not as_expected:
         print(f"\nexpected: {' or '.join(EXPECTED[case])}; found: {advice['word']}", flush=True)
     if case == "intents" and options.go_live:
-        _go_live(report, name, _later(options), folder)
+        _go_live(report, name, folder, options)
     return as_expected
 
 
@@ -119,23 +119,27 @@ def _hatrack(*arguments: str) -> Any:
     return json.loads(ran.stdout)
 
 
-def _go_live(report: dict[str, Any], name: str, later: Sequence[dict[str, str]], folder: Path) -> None:
-    """Print the verdicts on the best rungs without and with weights, and which version is live after each."""
-    held_out = folder / "later.jsonl"
+def _go_live(report: dict[str, Any], name: str, folder: Path, options: Any) -> None:
+    """Print the verdicts on the best rung without weights and on a LoRA, and which version is live after each."""
+    held_out, more = folder / "later.jsonl", folder / "more.jsonl"
+    later = _later(options)
     held_out.write_bytes(jsonl(later))
-    rungs = [rung for rung in report["rungs"] if rung["key"] != "base"]
-    by_weights = [[rung for rung in rungs if (rung["key"] in TRAININGS) is weights] for weights in (False, True)]
-    best = [max(those, key=lambda rung: rung["mean"]["mean"]) for those in by_weights if those]
-    print("\n| version | rung | verdict | live afterwards |\n|---|---|---|---|")
-    for rung in best:
-        evaluated = _hatrack(
-            *("evaluate", rung["model"], "--held-out", str(held_out), "--metric", "exact_match"),
-            *("--max-tokens", str(MAX_TOKENS), "--promote", "auto", "--json"),
+    more.write_bytes(jsonl(unlike(read(options.data, seed=options.seed, intents=INTENTS), later)))
+    rungs = [rung for rung in report["rungs"] if rung["key"] not in ("base", *TRAININGS)]
+    best = max(rungs, key=lambda rung: rung["mean"]["mean"])["model"]
+    print("\n| made by | verdict | live afterwards |\n|---|---|---|")
+    judged = ("--held-out", str(held_out), "--promote", "auto")
+    for arguments in (
+        ("evaluate", best, "--metric", "exact_match", "--max-tokens", str(MAX_TOKENS), *judged),
+        ("train", str(more), "--name", name, *judged),
+    ):
+        _hatrack(*arguments, "--json")
+        adapter = _hatrack("show", name, "--json")
+        version = max(
+            (each for each in adapter["versions"] if each["verdict"]), key=lambda each: each["verdict"]["created_at"]
         )
-        (folder / f"verdict-{rung['key']}.json").write_text(json.dumps(evaluated))
-        adapter = next(each for each in _hatrack("ls", "--json") if each["name"] == name)
         live = adapter["aliases"].get("live", "nothing")
-        cells = (rung["model"], rung["key"], evaluated["sentence"], live)
+        cells = (f"hatrack {arguments[0]}: {name}@{version['version']}", version["verdict"]["sentence"], live)
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
