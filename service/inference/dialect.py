@@ -16,8 +16,9 @@ from service.grounding.fields import FIELD
 from service.grounding.file_search import FileSearch
 from service.grounding.injectors import CHAT_INJECTOR, PromptInjector
 from service.http.stream import TokenUsage
+from service.inference.completions import ChatRelay
 from service.inference.fields import SAMPLING_FIELDS, Table
-from service.inference.relay import ChatRelay, EventRelay, Renamer, completions_error_event, find_usage, usage_of
+from service.inference.relay import EventRelay, Renamer, completions_error_event, find_usage, usage_of
 from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 

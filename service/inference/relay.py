@@ -38,7 +38,6 @@ _CODES = {"input_tokens": "context_length_exceeded", "input_text": "context_leng
 UNCHECKED_ERROR_TYPE = "Bad Request"
 """vLLM's error type for pydantic's messages, which describe its code and are not shown to callers."""
 _COUNTS = re.compile(rb'"(prompt_tokens|completion_tokens|cached_tokens)":(\d+)')
-_DONE = b"data: [DONE]"
 MAX_MESSAGE = 1000
 MAX_EVENT_BYTES: Final = 256 * 1024 * 1024
 """The largest have the log-probabilities of a whole prompt: some 200 MiB for 128,000 tokens with 20 alternatives."""
@@ -53,9 +52,6 @@ _INVALID_EVENT: Final = "invalid_event"
 MAX_PARSED_BYTES: Final = 64 * 1024
 """A larger whole answer is judged by its two ends: to parse 200 MiB of log-probabilities takes a second."""
 MAX_RENAMERS: Final = 4096
-_ERROR = b'data: {"error"'
-_OBJECT = b"data: {"
-_CONTENT = b'"choices":[{'
 _USAGE = b'"usage":{'
 _WITHOUT_DATA = (b":", b"event:", b"id:", b"retry:")
 """Begin the lines of an event that are no data."""
@@ -276,48 +272,6 @@ class PassedEvents(EventRelay):
     def error_event(self, error: HatrackError, request_id: str) -> bytes:
         """The error event of the client's dialect."""
         return self._format(error, request_id, self._last)
-
-
-class ChatRelay(EventRelay):
-    """The stream of chat and text completions: `data:` lines, and `[DONE]` at the end."""
-
-    __slots__ = ("_show_usage",)
-    _member: ClassVar[tuple[str, type]] = ("choices", list)
-
-    def __init__(self, renamer: Renamer, *, show_usage: bool) -> None:
-        super().__init__(renamer)
-        self._show_usage = show_usage
-
-    def _process(self, block: bytes) -> bytes:
-        events, with_content = block.count(END), block.count(_CONTENT)
-        if with_content != events or _USAGE in block or not are_objects(block, events, _OBJECT):
-            block = self._scan(block)
-            with_content = block.count(_CONTENT)
-        self.events += with_content
-        return self._rename(block)
-
-    def _is_plain(self, block: bytes, events: int) -> bool:
-        return are_objects(block, events, _OBJECT) and block.count(b'"choices":[') == events
-
-    def _scan(self, block: bytes) -> bytes:
-        output: list[bytes] = []
-        for event in block.split(END)[:-1]:
-            if event.startswith(_ERROR):
-                self.error = event[len(b"data: ") :]
-                break
-            if event == _DONE:
-                output.append(event + END)
-                self.done = True
-                break
-            self.error = self._fault(event)
-            if self.error is not None:
-                break
-            if _USAGE in event:
-                self.usage = find_usage(event)
-                if not self._show_usage and b'"choices":[]' in event:
-                    continue
-            output.append(event + END)
-        return b"".join(output)
 
 
 def engine_error(status: int, body: bytes, target: Target, path: str, embedder: str | None = None) -> HatrackError:

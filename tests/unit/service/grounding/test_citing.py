@@ -17,7 +17,8 @@ from service.grounding.citing import CitationRelay, Citer, MessagesCiter, Respon
 from service.grounding.provider import Passage
 from service.http.stream import Relay
 from service.inference.anthropic import MessagesRelay
-from service.inference.relay import ChatRelay, Renamer
+from service.inference.completions import ChatRelay
+from service.inference.relay import Renamer
 from service.inference.responses import ResponsesRelay
 from tests.unit.service.grounding.fakes import ORDERS, RETURNS, Told, hook
 from tests.unit.service.inference import test_anthropic, test_responses

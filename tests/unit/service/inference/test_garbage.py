@@ -12,8 +12,9 @@ from service.errors import HatrackError, InvalidAnswer
 from service.http.stream import TokenUsage
 from service.inference import anthropic, responses
 from service.inference.anthropic import MessagesRelay
+from service.inference.completions import ChatRelay
 from service.inference.dialect import OPENAI, Dialect
-from service.inference.relay import MAX_PARSED_BYTES, ChatRelay, EventRelay, Renamer, check_answer, engine_error
+from service.inference.relay import MAX_PARSED_BYTES, EventRelay, Renamer, check_answer, engine_error
 from service.inference.responses import ResponsesRelay
 from service.registry.catalog import Target
 from tests.unit.service.inference import test_anthropic, test_responses

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from service.errors import AdapterNotFinite, BadGateway, BadRequest, EngineUnavailable, HatrackError, NotFound
 from service.inference import relay as relays
-from service.inference.relay import ChatRelay, Renamer, TokenUsage, engine_error, find_usage
+from service.inference.completions import ChatRelay
+from service.inference.relay import Renamer, TokenUsage, engine_error, find_usage
 from service.registry.catalog import Target
 from tests.unit.service.inference.fakes import DIGESTS, DONE, event, token, usage_event
 
