@@ -47,6 +47,12 @@ class ChatRelay(EventRelay):
             if text and _QUOTE not in text and _LINE_BREAK not in text:
                 self.events += 1
                 return self._renamed_prefix + text + self._renamed_suffix
+            texts = text.split(suffix + prefix)  # several events that were read at once
+            joined = b"".join(texts)
+            if len(texts) > 1 and _QUOTE not in joined and _LINE_BREAK not in joined:
+                self.events += len(texts)
+                between = self._renamed_suffix + self._renamed_prefix
+                return self._renamed_prefix + between.join(texts) + self._renamed_suffix
         events, with_content = block.count(END), block.count(_CONTENT)
         if with_content != events or _USAGE in block or not are_objects(block, events, _OBJECT):
             block = self._scan(block)

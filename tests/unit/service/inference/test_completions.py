@@ -78,6 +78,11 @@ EVENTS = st.one_of(
     events=[written(b'%b":"' % text + DIGESTS[3].encode()) for text in (b"a", b"model")], cuts=None, show_usage=False
 )
 @example(events=[written(b"a"), written(b'","usage":{"prompt_tokens":7},"s":"')], cuts=None, show_usage=False)
+@example(
+    events=[written(b"a"), written(b"b") + written(b'","usage":{"prompt_tokens":7},"s":"')], cuts=None, show_usage=False
+)
+@example(events=[written(b"a"), written(b"b") + written(b"c\n\nd") + written(b"e")], cuts=None, show_usage=False)
+@example(events=[written(b"a"), written(b"b") + usage_event() + written(b"c")], cuts=None, show_usage=False)
 @example(events=[written(b"a", more=b"," + MODEL), written(b"b", more=b"," + MODEL)], cuts=None, show_usage=True)
 def test_the_bytes_and_the_usage_are_those_of_a_relay_that_searches_every_event(
     events: list[bytes], cuts: list[int] | None, show_usage: bool
@@ -105,6 +110,16 @@ def test_the_second_event_with_a_text_is_not_searched(kind: str) -> None:
     texts = [b" the", " grün 🙂".encode(), b"\\n", b"\\u00e9"]
     sent = b"".join(relay.feed(written(text, kind)) for text in texts)
     assert sent == b"".join(written(text, kind) for text in texts).replace(DIGESTS[3].encode(), b"voice")
+    assert renamer.searched == 1
+    assert relay.events == 4
+
+
+def test_events_that_arrive_together_are_not_searched_either() -> None:
+    renamer = CountingRenamer()
+    relay = ChatRelay(renamer, show_usage=False)
+    events = [written(text) for text in (b"a", b"b", b"", b"c")]
+    sent = relay.feed(events[0]) + relay.feed(b"".join(events[1:]))
+    assert sent == b"".join(events).replace(DIGESTS[3].encode(), b"voice")
     assert renamer.searched == 1
     assert relay.events == 4
 
