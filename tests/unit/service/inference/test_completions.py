@@ -127,7 +127,12 @@ def test_events_that_arrive_together_are_not_searched_either() -> None:
 def test_a_text_with_a_quote_leaves_what_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[bytes] = []
     learn = ChatRelay._learn
-    monkeypatch.setattr(ChatRelay, "_learn", lambda self, event: (learned.append(event), learn(self, event)))
+
+    def learn_counted(relay: ChatRelay, event: bytes) -> None:
+        learned.append(event)
+        learn(relay, event)
+
+    monkeypatch.setattr(ChatRelay, "_learn", learn_counted)
     relay = ChatRelay(CountingRenamer(), show_usage=False)
     for text in ("a", 'say "b"', "c"):
         assert relay.feed(token(text)) == token(text, "voice")
