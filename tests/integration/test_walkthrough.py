@@ -90,8 +90,8 @@ def test_the_report_finds_1000_examples_and_nothing_wrong_with_them() -> None:
 
 def test_a_policy_that_changes_is_what_the_next_answer_is_given(gateway: Gateway) -> None:
     before, after = printed_by("chat", walkthrough.POLICIES)
-    assert "[1] returns.md" in before
-    assert "[1] returns.md" in after
+    assert "[1] gift-wrapping.md" in before
+    assert "[1] gift-wrapping.md" in after
     assert walkthrough.OLD not in after
     assert walkthrough.NEW not in before
     with gateway.http() as client:
