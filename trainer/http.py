@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Query, Request
 
-from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADER
+from adapters.authorization import KeyScope
+from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADER, STORES_HEADER
 from trainer.errors import BodyTooLarge, InvalidField
 
 MAX_BODY_BYTES: Final = 2 * 2**20
@@ -19,30 +19,27 @@ DEFAULT_LISTED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class CurrentCaller:
-    """The caller, from the gateway's headers. ``adapters`` are globs of the adapters that it may use; None: all."""
+class CurrentCaller(KeyScope):
+    """The caller, from the gateway's headers."""
 
     project: str
     key_id: str
     adapters: tuple[str, ...] | None = None
-
-    def may_use(self, adapter: str) -> bool:
-        """Whether the key may use the adapter of this name."""
-        return self.adapters is None or any(fnmatchcase(adapter, glob) for glob in self.adapters)
-
-    def may_see(self, adapters: Collection[str]) -> bool:
-        """Whether the key may use all of these adapters, and so see results that show their answers."""
-        return all(map(self.may_use, adapters))
+    stores: tuple[str, ...] | None = None
 
 
 async def current_caller(
     project: Annotated[str, Header(alias=PROJECT_HEADER, max_length=128)],
     key_id: Annotated[str, Header(alias=KEY_ID_HEADER, max_length=128)],
     adapters: Annotated[str | None, Header(alias=ADAPTERS_HEADER, max_length=16_384)] = None,
+    stores: Annotated[str | None, Header(alias=STORES_HEADER, max_length=16_384)] = None,
 ) -> CurrentCaller:
     """The caller, from the gateway's headers."""
-    globs = None if adapters is None else tuple(glob for glob in adapters.split(",") if glob)
-    return CurrentCaller(project, key_id, globs)
+    return CurrentCaller(project, key_id, _globs(adapters), _globs(stores))
+
+
+def _globs(header: str | None) -> tuple[str, ...] | None:
+    return None if header is None else tuple(glob for glob in header.split(",") if glob)
 
 
 Caller = Annotated[CurrentCaller, Depends(current_caller)]

@@ -57,7 +57,9 @@ def _postgresql_glob(element: matches_glob, compiler: SQLCompiler, **options: An
 
 
 class json_values(FunctionElement[str]):
-    """The strings of a JSON array, as rows: ``json_values(column).table_valued("value")``; none where it is null."""
+    """The values of a JSON array, as rows of text: ``json_values(column).table_valued("value")``; none if it is null.
+    Of an array within, `json_values` gives the values in turn.
+    """
 
     inherit_cache = True
 
@@ -69,7 +71,7 @@ def _sqlite_values(element: json_values, compiler: SQLCompiler, **options: Any) 
 
 @compiles(json_values, "postgresql")
 def _postgresql_values(element: json_values, compiler: SQLCompiler, **options: Any) -> str:
-    return f"json_array_elements_text({compiler.process(element.clauses, **options)})"
+    return f"json_array_elements_text(({compiler.process(element.clauses, **options)})::json)"
 
 
 class json_object_is_missing(FunctionElement[bool]):

@@ -15,10 +15,14 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.authorization import StoreNames
+
 PROJECT_HEADER: Final = "x-hatrack-project"
 KEY_ID_HEADER: Final = "x-hatrack-key-id"
 ADAPTERS_HEADER: Final = "x-hatrack-adapters"
 """Comma-separated globs of the adapter names that the caller's key may use; absent: all."""
+STORES_HEADER: Final = "x-hatrack-stores"
+"""Comma-separated globs of the vector stores that the caller's key may read; absent: all."""
 RUN_KEY_HEADER: Final = "x-hatrack-job-key"
 """The key that the gateway created for the run; its id is in the next header."""
 RUN_KEY_ID_HEADER: Final = "x-hatrack-job-key-id"
@@ -63,7 +67,8 @@ class JobContext(ProtocolModel):
 
     ``adapter``: the name of the result. ``base``: the served name of the base; None: the default. ``parent``: the
     `name@version` to continue from; None: the base. ``datasets``: the `name@version` of each file that the client named
-    by a dataset, by the body's field.
+    by a dataset, by the body's field. ``stores``: the vector stores whose passages the
+    run may show; None: not known.
     """
 
     adapter: str
@@ -73,6 +78,7 @@ class JobContext(ProtocolModel):
     parent: str | None = None
     parent_shape: ParentShape | None = None
     datasets: dict[str, str] = Field(default_factory=dict)
+    stores: tuple[StoreNames, ...] | None = None
 
 
 class EarlierVerdict(ProtocolModel):
@@ -105,7 +111,7 @@ class EvaluationContext(ProtocolModel):
     that is another. ``groundings``: by its name, the grounding of each version that is asked and has one.
     ``records``: the evaluation's key may write the verdict down. ``training_files``: what the candidate was trained
     on, as far as the project still has it. ``earlier``: what a revalidation is compared with, None if no earlier
-    verdict has its scores stored.
+    verdict has its scores stored. ``stores``: as in `JobContext`.
     """
 
     held_out: FileRef
@@ -122,6 +128,7 @@ class EvaluationContext(ProtocolModel):
     training_files: tuple[FileRef, ...] = ()
     lineage: dict[str, Any] | None = None
     earlier: EarlierVerdict | None = None
+    stores: tuple[StoreNames, ...] | None = None
 
 
 class TeacherRef(ProtocolModel):
@@ -136,7 +143,7 @@ class LadderContext(ProtocolModel):
     """What the gateway resolved for a ladder.
 
     ``adapter``: the name of the versions. ``vector_stores``: the ids of the stores with documents. ``teacher``: who
-    answers the prompts of ``unlabelled_file``; both or neither. ``datasets``: as in `JobContext`.
+    answers the prompts of ``unlabelled_file``; both or neither. ``datasets`` and ``stores``: as in `JobContext`.
     """
 
     adapter: str
@@ -145,6 +152,7 @@ class LadderContext(ProtocolModel):
     teacher: TeacherRef | None = None
     unlabelled_file: FileRef | None = None
     datasets: dict[str, str] = Field(default_factory=dict)
+    stores: tuple[StoreNames, ...] | None = None
 
 
 class CreateLadder(ProtocolModel):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.authorization import KeyScope
 from service.errors import Forbidden
 
 DEFAULT_PROJECT = "default"
@@ -44,7 +44,7 @@ NO_FILTERS: Final[Mapping[str, FilterValue]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(KeyScope):
     """Who sends a request, the project it acts in, and its permissions.
 
     ``adapters`` and ``stores`` are globs over names; None: everything in the project. ``background`` callers
@@ -72,11 +72,3 @@ class Caller:
         for scope in scopes:
             if not self.may(scope):
                 raise Forbidden(f"the API key is missing the scope `{scope.value}`")
-
-    def may_use(self, adapter: str) -> bool:
-        """Whether the key's globs match the adapter's name."""
-        return self.adapters is None or any(fnmatchcase(adapter, glob) for glob in self.adapters)
-
-    def may_read(self, store: str) -> bool:
-        """Whether the key's globs match the store's name."""
-        return self.stores is None or any(fnmatchcase(store, glob) for glob in self.stores)

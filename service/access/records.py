@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
+from adapters.authorization import StoreNames
 from service.access.audit import ADMIN_ID
 from service.access.caller import NO_FILTERS, NO_LIMITS, Caller, FilterValue, Limits, Scope
 from service.access.tables import keys, projects
 from service.errors import NotFound
 
-_SHOWN = [column for column in keys.c if column.name not in ("seq", "hmac", "revoked_at")]
+_SHOWN = [column for column in keys.c if column.name not in ("seq", "hmac", "revoked_at", "run_stores")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class KeyDraft:
     """The parent: revoking it revokes this key, which can have no more permissions."""
     filters: Mapping[str, FilterValue] = field(default_factory=lambda: NO_FILTERS)
     """Attributes and their values, to which every search with the key is restricted."""
+    run_stores: tuple[StoreNames, ...] | None = None
+    """Of a run's key: the stores whose passages the run's results may show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: KeyDraf
             scopes=sorted(draft.scopes),
             adapters=draft.adapters,
             stores=draft.stores,
+            run_stores=draft.run_stores,
             filters=dict(draft.filters) or None,
             limits=draft.limits.model_dump(exclude_none=True),
             background=draft.background,

@@ -41,6 +41,9 @@ keys = sa.Table(
     sa.Column("expires_at", BigInt),
     # a revoked key keeps its row, so that usage and audit can still say whose it was
     sa.Column("revoked_at", BigInt),
+    # of a run's key, for who may see the files that it uploads: the stores whose passages these may show, as
+    # `adapters.authorization.StoreNames`; null: not known
+    sa.Column("run_stores", sa.JSON(none_as_null=True)),
     sa.Index("ix_keys_project", "project"),
     sqlite_autoincrement=True,
 )

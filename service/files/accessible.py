@@ -4,7 +4,8 @@ A key with filters accesses only what it has uploaded or its batches have writte
 
 A file belongs to the versions, datasets, vector stores and jobs that hold it, and to the job that wrote it. A narrowed
 key also accesses what it has uploaded itself, and the files of its jobs' keys. A file that belongs to nothing is
-accessible to the key that uploaded it and to keys without globs; so are what batches read and write.
+accessible to the key that uploaded it and to keys without globs; so are what batches read and write. What a run has
+written is accessible only where the key's globs match all vector stores whose passages it may show.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from adapters.database.sql import json_values, matches_glob
+from adapters.authorization import adapters_match, stores_match
+from adapters.database.sql import matches_glob
 from service.access.caller import Caller
 from service.access.tables import keys
-from service.files.purposes import BATCH_FILES, DOCUMENTS
+from service.files.purposes import BATCH_FILES, DOCUMENTS, Purpose
 from service.files.tables import file_holds, files, stores
 
 VERSION, KEY, STORE, DATASET, BATCH = "version", "key", "store", "dataset", "batch"
@@ -37,6 +39,9 @@ def accessible(caller: Caller) -> sa.ColumnElement[bool]:
         conditions.append(is_document)
     if caller.adapters is None:
         conditions.append(sa.not_(is_document))
+    if caller.stores is not None:  # whoever holds it: a report quotes what the stores of its run had
+        quotes = files.c.key_id.in_(sa.select(keys.c.id).where(stores_match(keys.c.run_stores, caller.stores)))
+        conditions = [sa.and_(sa.or_(*conditions), sa.or_(files.c.purpose != Purpose.RESULTS, quotes))]
     # which stores were quoted in a batch's answers is in no column: as its batches, they are their own key's
     return sa.or_(_uploaded_or_held_by(caller), sa.and_(sa.not_(is_batch), sa.or_(*conditions)))
 
@@ -82,12 +87,7 @@ def _holder_matches(caller: Caller) -> sa.ColumnElement[bool]:
 def _matching_jobs(caller: Caller) -> sa.Select[tuple[str]]:
     """The ids of the keys of jobs and evaluations all of whose adapters, at least one, the caller's globs match."""
     query = sa.select(keys.c.id).where(keys.c.project == caller.project, keys.c.background.is_(True))
-    if caller.adapters is None:
-        return query
-    name = json_values(keys.c.adapters).table_valued("value")
-    matching = _any(matches_glob(name.c.value, glob) for glob in caller.adapters)
-    not_matching = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).exists()
-    return query.where(sa.func.json_array_length(keys.c.adapters) > 0, sa.not_(not_matching))
+    return query.where(adapters_match(keys.c.adapters, caller.adapters))
 
 
 def _any(conditions: Iterable[sa.ColumnElement[bool]]) -> sa.ColumnElement[bool]:

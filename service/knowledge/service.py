@@ -139,7 +139,7 @@ class Knowledge:
 
     async def _readable(self, caller: Caller, store_id: str, param: str) -> StoreInfo:
         store = await self._stores.get_store(caller.project, store_id)
-        if store is None or not may_read(caller, store.id, store.name):
+        if store is None or not _may_read(caller, store):
             is_id = store_id.startswith(STORE_ID_PREFIX)
             hint = "" if is_id else f"; stores go by their id (`{STORE_ID_PREFIX}…`), which the list of stores has"
             raise store_not_found(store_id, param, hint=hint)
@@ -149,9 +149,7 @@ class Knowledge:
         self, caller: Caller, *, after: str | None, before: str | None, limit: int, newest_first: bool
     ) -> tuple[list[StoreInfo], bool]:
         """Up to ``limit`` stores that the caller may read, and whether more follow. Raises BadRequest."""
-        stores = [
-            store for store in await self._stores.list_stores(caller.project) if may_read(caller, store.id, store.name)
-        ]
+        stores = [store for store in await self._stores.list_stores(caller.project) if _may_read(caller, store)]
         if newest_first:
             stores.reverse()
         ids = [store.id for store in stores]
@@ -383,6 +381,5 @@ def _position(ids: list[str], cursor: str, param: str) -> int:
     return ids.index(cursor)
 
 
-def may_read(caller: Caller, store_id: str, name: str | None) -> bool:
-    """Whether a key may read a store: its globs match the store's id or its name."""
-    return caller.may_read(store_id) or (name is not None and caller.may_read(name))
+def _may_read(caller: Caller, store: StoreInfo) -> bool:
+    return caller.may_read(*filter(None, (store.id, store.name)))

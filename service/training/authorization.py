@@ -6,19 +6,26 @@ more rights than the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
+import sqlalchemy as sa
+
+from adapters.authorization import StoreNames
 from adapters.errors import AdapterError
-from adapters.names import parse_name
+from adapters.names import DEFAULT_ALIAS, parse_name
 from adapters.protocol.runs import FileRef
 from service.access.audit import SYSTEM_ID
 from service.access.caller import Caller, Scope
 from service.access.records import KeyDraft
+from service.database import Database
 from service.datasets.service import NamedFile
 from service.errors import BadRequest, Forbidden
 from service.files.records import FileRow
+from service.files.tables import stores
+from service.grounding.config import EMBEDDED
 from service.registry.catalog import Catalog
+from service.registry.split import AliasTarget
 
 JOB_SCOPES: Final = frozenset({Scope.INFER, Scope.ADAPTERS, Scope.TRAIN})
 MAX_KEY_NAME: Final = 100
@@ -30,12 +37,53 @@ def refuse_run_key(caller: Caller, runs: str) -> None:
         raise Forbidden(f"a job's own key cannot create {runs}", code="job_key")
 
 
-def run_key(caller: Caller, name: str, scopes: Collection[Scope], adapters: Collection[str]) -> KeyDraft:
+async def stores_of(
+    database: Database, project: str, groundings: Iterable[Mapping[str, Any] | bool | None]
+) -> tuple[StoreNames, ...]:
+    """The vector stores whose passages a run shows that is grounded in these ways.
+
+    Args:
+        groundings: Of versions, or of requests: their members as JSON.
+    """
+    ids: set[str] = set()
+    providers: set[str] = set()
+    for grounding in groundings:
+        if isinstance(grounding, Mapping):
+            ids.update(store for store in grounding.get("vector_store_ids") or () if isinstance(store, str))
+            providers.add(str(grounding.get("provider") or EMBEDDED))
+    chosen = sa.select(stores.c.id, stores.c.name).where(stores.c.project == project, stores.c.id.in_(ids))
+    named = await database.run(lambda db: {row.id: row.name for row in db.execute(chosen)}) if ids else {}
+    found = [tuple(filter(None, (store, named.get(store)))) for store in sorted(ids)]
+    # as the hook does: a provider without named stores is one itself
+    return (*found, *((provider,) for provider in sorted(providers - {EMBEDDED})))
+
+
+def live_grounding(catalog: Catalog, project: str, adapter: str) -> dict[str, Any] | None:
+    """How the version is grounded that an adapter's `live` points to now; None if there is none, or it is not."""
+    entry = catalog.snapshot.adapters.get((project, adapter))
+    number = None if entry is None else heaviest(entry.aliases.get(DEFAULT_ALIAS))
+    version = None if entry is None or number is None else entry.versions.get(number)
+    grounding: dict[str, Any] | None = None if version is None else version.settings.stored().get("grounding")
+    return grounding
+
+
+def heaviest(target: AliasTarget | None) -> int | None:
+    """The version that an alias points to; for a split, the one with the largest share."""
+    if target is None or isinstance(target, int):
+        return target
+    shares: Mapping[str, int] = target.shown()
+    return int(max(shares, key=lambda number: shares[number]))
+
+
+def run_key(
+    caller: Caller, name: str, scopes: Collection[Scope], adapters: Collection[str], stores: tuple[StoreNames, ...]
+) -> KeyDraft:
     """The key that a run uses at the gateway.
 
     Args:
         name: What it is for.
         adapters: The names that it may use.
+        stores: From `stores_of`.
     """
     return KeyDraft(
         name=name[:MAX_KEY_NAME],
@@ -43,6 +91,7 @@ def run_key(caller: Caller, name: str, scopes: Collection[Scope], adapters: Coll
         scopes=frozenset(scopes),
         adapters=tuple(sorted(adapters)),
         stores=None,  # the caller's: versions are evaluated with their own grounding
+        run_stores=stores,
         background=True,
         parent_key_id=None if caller.key_id == SYSTEM_ID else caller.key_id,
     )

@@ -5,13 +5,13 @@ The trainer itself checks metrics, suites, outside endpoints and judges.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 import sqlalchemy as sa
 from pydantic import ConfigDict, Field
 
+from adapters.authorization import StoreNames
 from adapters.names import DEFAULT_ALIAS
 from adapters.protocol.requests import MAX_ARMS, MAX_SUITES, ArmFields, EvaluationFields, Label
 from adapters.protocol.runs import CreateEvaluation, EarlierVerdict, EvaluationContext, PromptExample
@@ -28,9 +28,8 @@ from service.files.service import Files
 from service.http.body import as_model
 from service.registry import records, verdict_records
 from service.registry.catalog import NO_SETTINGS, AdapterEntry, Catalog, Servable, VersionEntry, VersionSettings
-from service.registry.split import AliasTarget
 from service.registry.verdict_flags import PASSED, REVALIDATION
-from service.training.authorization import datasets_detail, reference, refuse_run_key, run_key
+from service.training.authorization import datasets_detail, heaviest, reference, refuse_run_key, run_key, stores_of
 from service.training.service import Answer, ProvisionRequest, Training
 
 EVALUATIONS_PATH: Final = "/v1/evaluations"
@@ -160,7 +159,7 @@ class EvaluationService:
         envelope = CreateEvaluation(request=request.model_dump(exclude_unset=True) | kind, context=context)
         provision = ProvisionRequest(
             path=EVALUATIONS_PATH,
-            key=key_draft(caller, authorized),
+            key=key_draft(caller, authorized, context.stores or ()),
             files=_held_files(context),
             headers=headers,
             envelope=envelope,
@@ -188,6 +187,7 @@ class EvaluationService:
         row = await self._row(caller, candidate)
         training_file = await self._training_file(caller, candidate, row)
         settings = _settings(candidate).stored()
+        groundings = authorized.groundings()
         return EvaluationContext(
             held_out=reference(held_out),
             base=authorized.base,
@@ -198,11 +198,14 @@ class EvaluationService:
             examples=tuple(PromptExample(**example) for example in settings.get("examples", ())),
             has_weights=authorized.has_weights,
             live=None if authorized.live is None else authorized.live.name,
-            groundings=authorized.groundings(),
+            groundings=groundings,
             records=caller.may(Scope.ADAPTERS),
             training_files=() if training_file is None else (reference(training_file),),
             lineage=_lineage(row),
             earlier=await self._earlier(caller, request, row, version),
+            stores=await stores_of(
+                self._database, caller.project, (*groundings.values(), *(arm.grounding for arm in request.arms or ()))
+            ),
         )
 
     async def _row(self, caller: Caller, candidate: ResolvedModel | None) -> records.VersionRow | None:
@@ -319,19 +322,11 @@ def resolve(catalog: Catalog, caller: Caller, model: str, param: str) -> Resolve
     return ResolvedModel(name, match.entry, version, version.base or catalog.base_name)
 
 
-def key_draft(caller: Caller, authorized: AuthorizedEvaluation) -> KeyDraft:
+def key_draft(caller: Caller, authorized: AuthorizedEvaluation, stores: tuple[StoreNames, ...]) -> KeyDraft:
     """The key that the evaluation uses at the gateway to query the models and to record the verdict."""
     scopes = {Scope.INFER, Scope.TRAIN} | ({Scope.ADAPTERS} if caller.may(Scope.ADAPTERS) else set())
     names = ", ".join(authorized.adapters) or "the base"
-    return run_key(caller, f"evaluating {names}", scopes, authorized.adapters)
-
-
-def heaviest(target: AliasTarget | None) -> int | None:
-    """The version that an alias points to; for a split, the one with the largest share."""
-    if target is None or isinstance(target, int):
-        return target
-    shares: Mapping[str, int] = target.shown()
-    return int(max(shares, key=lambda number: shares[number]))
+    return run_key(caller, f"evaluating {names}", scopes, authorized.adapters, stores)
 
 
 def _held_files(context: EvaluationContext) -> dict[str, str]:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADER
+from adapters.protocol.runs import ADAPTERS_HEADER, KEY_ID_HEADER, PROJECT_HEADER, STORES_HEADER
 from service.access.caller import Caller
 from service.access.http import request_id
 from service.errors import BadGateway, BadRequest, HatrackError, no_such_route
@@ -67,8 +67,9 @@ def headers_of(request: Request, caller: Caller) -> dict[str, str]:
         BadRequest: One of the client's headers is too long or not printable ASCII.
     """
     headers = {PROJECT_HEADER: caller.project, KEY_ID_HEADER: caller.key_id}
-    if caller.adapters is not None:  # hides the jobs of other adapters
-        headers[ADAPTERS_HEADER] = ",".join(caller.adapters)
+    for name, globs in ((ADAPTERS_HEADER, caller.adapters), (STORES_HEADER, caller.stores)):
+        if globs is not None:  # hides runs of other adapters and stores
+            headers[name] = ",".join(globs)
     current_id = request_id(request)
     if current_id is not None:
         headers["x-request-id"] = current_id

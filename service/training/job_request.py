@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 import orjson
 from pydantic import ConfigDict, Field, ValidationError
 
+from adapters.authorization import StoreNames
 from adapters.manifest import Manifest
 from adapters.names import is_checkpoint_alias, parse_reference, suggest_name
 from adapters.protocol.requests import JobFields
@@ -56,13 +57,19 @@ class AuthorizedJob:
     parent: str | None
     base: str | None = None
 
-    def key(self, caller: Caller) -> KeyDraft:
-        """The key that the job uses at the gateway to read its parent, push its result and have it evaluated."""
-        names = {self.adapter} if self.parent is None else {self.adapter, parse_reference(self.parent).name}
-        return run_key(caller, f"training {self.adapter}", JOB_SCOPES, names)
+    def key(self, caller: Caller, stores: tuple[StoreNames, ...]) -> KeyDraft:
+        """The key that the job uses at the gateway to read its parent, push its result and have it evaluated.
 
-    def context(self, files: dict[str, NamedFile], parent_shape: ParentShape | None) -> JobContext:
-        """The context sent to the trainer with the client's body. ``parent_shape`` is from `shape_of`."""
+        ``stores``: from `stores_of`.
+        """
+        names = {self.adapter} if self.parent is None else {self.adapter, parse_reference(self.parent).name}
+        return run_key(caller, f"training {self.adapter}", JOB_SCOPES, names, stores)
+
+    def context(
+        self, files: dict[str, NamedFile], parent_shape: ParentShape | None, stores: tuple[StoreNames, ...]
+    ) -> JobContext:
+        """The context sent to the trainer with the client's body. ``parent_shape`` is from `shape_of`, ``stores`` from
+        `stores_of`."""
         validation = files.get("validation_file")
         return JobContext(
             adapter=self.adapter,
@@ -72,6 +79,7 @@ class AuthorizedJob:
             training_file=reference(files["training_file"].file),
             validation_file=None if validation is None else reference(validation.file),
             datasets=datasets_in(files),
+            stores=stores,
         )
 
 

@@ -28,7 +28,7 @@ from service.http.body import as_model
 from service.objects.adapters import StoredAdapters
 from service.registry import records
 from service.registry.catalog import Catalog
-from service.training.authorization import datasets_detail, refuse_run_key
+from service.training.authorization import datasets_detail, live_grounding, refuse_run_key, stores_of
 from service.training.forward import kept_headers, read_bounded
 from service.training.job_request import (
     AuthorizedJob,
@@ -114,7 +114,7 @@ class JobService:
         authorized, files = prepared.authorized, prepared.files
         provision = ProvisionRequest(
             path=JOBS_PATH,
-            key=authorized.key(caller),
+            key=authorized.key(caller, prepared.envelope.context.stores or ()),
             files={param: named.file.id for param, named in files.items()},
             headers=headers,
             envelope=prepared.envelope,
@@ -144,8 +144,18 @@ class JobService:
             param, settings = grounding
             await self._check_grounding(settings, caller, param)
         shape = await self._parent_shape(caller, authorized.parent)
-        envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape))
+        stores = await stores_of(self._database, caller.project, self._groundings(caller, authorized, grounding))
+        envelope = CreateJob(request=request.forwarded(), context=authorized.context(files, shape, stores))
         return PreparedJob(authorized, files, envelope, passages_by)
+
+    def _groundings(
+        self, caller: Caller, authorized: AuthorizedJob, requested: tuple[str, GroundingSettings] | None
+    ) -> list[dict[str, Any] | None]:
+        """How the new version, its parent and what is live under its name are grounded."""
+        own = None if requested is None else requested[1].model_dump(mode="json")
+        parent = None if authorized.parent is None else self._catalog.resolve(caller, authorized.parent).settings
+        of_parent = None if parent is None else parent.stored().get("grounding")
+        return [own, of_parent, live_grounding(self._catalog, caller.project, authorized.adapter)]
 
     def _passages_by(
         self, caller: Caller, grounding: tuple[str, GroundingSettings] | None, parent: str | None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from pydantic import ConfigDict
 
+from adapters.authorization import StoreNames
 from adapters.protocol.requests import LadderFields
 from adapters.protocol.runs import CreateLadder, LadderContext, TeacherRef
 from service.access.audit import Actor
@@ -24,9 +25,11 @@ from service.training.authorization import (
     adapter_name,
     datasets_detail,
     datasets_in,
+    live_grounding,
     reference,
     refuse_run_key,
     run_key,
+    stores_of,
 )
 from service.training.evaluations import resolve
 from service.training.service import Answer, ProvisionRequest, Training
@@ -93,11 +96,12 @@ class LadderService:
             teacher=teacher,
             unlabelled_file=files.get("unlabelled_file"),
             datasets=datasets_in(named),
+            stores=await stores_of(self._database, caller.project, self._groundings(caller, request, name, teacher)),
         )
         envelope = CreateLadder(request=request.model_dump(exclude_unset=True), context=context)
         provision = ProvisionRequest(
             path=LADDERS_PATH,
-            key=_key(caller, name, teacher),
+            key=_key(caller, name, teacher, context.stores or ()),
             files={field: file.id for field, file in files.items()},
             headers=headers,
             envelope=envelope,
@@ -130,6 +134,15 @@ class LadderService:
         except ModelNotFound:
             return TeacherRef(name=request.teacher, outside=True)
 
+    def _groundings(
+        self, caller: Caller, request: LadderRequest, name: str, teacher: TeacherRef | None
+    ) -> list[dict[str, Any] | None]:
+        """How its rungs, what is live under its name and its teacher are grounded."""
+        labels = teacher is not None and not teacher.outside and "@" in teacher.name
+        of_teacher = self._catalog.resolve(caller, teacher.name).settings.stored() if teacher and labels else {}
+        live = live_grounding(self._catalog, caller.project, name)
+        return [{"vector_store_ids": request.vector_store_ids}, live, of_teacher.get("grounding")]
+
     async def _readable(self, caller: Caller, store: str, param: str) -> None:
         if self._check_store is None:
             raise BadRequest("`vector_store_ids`: this gateway has no vector stores", param="vector_store_ids")
@@ -139,10 +152,10 @@ class LadderService:
             raise NotFound(error.message, param=param, code=error.code) from None
 
 
-def _key(caller: Caller, name: str, teacher: TeacherRef | None) -> KeyDraft:
+def _key(caller: Caller, name: str, teacher: TeacherRef | None, stores: tuple[StoreNames, ...]) -> KeyDraft:
     """The key with which the ladder and its child runs make versions, ask them and the teacher, and keep examples in a
     store."""
     scopes = JOB_SCOPES | ({Scope.KNOWLEDGE} if caller.may(Scope.KNOWLEDGE) else frozenset())
     asked = None if teacher is None or teacher.outside else teacher.name
     teachers = {asked.partition("@")[0]} if asked is not None and "@" in asked else set()
-    return run_key(caller, f"advising on {name}", scopes, {name} | teachers)
+    return run_key(caller, f"advising on {name}", scopes, {name} | teachers, stores)

@@ -188,7 +188,7 @@ class Judging:
         job, primary = self._job, self._primary
         options = job.judging
         notes: list[str] = []
-        pointer, serving = live_to_compare(self._gateway, self._name, notes.append)
+        pointer, serving = live_to_compare(self._gateway, self._name, notes.append, job.stores)
         notes += [GROUNDED_NOTE] if self._plan.grounding else []
         held_out = questions(self._prepared.held_out)
         check_filters(held_out, self._plan.grounding, self._name)

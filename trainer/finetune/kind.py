@@ -218,7 +218,7 @@ class FinetuneKind(Kind[JobResult]):
         result = await self._with_cost(run, result)
         details = JobDetails.model_validate(run.details)
         await self._looks.import_file(run.project, run.id, self.directory(run))
-        await self._reviews.take(run.project, run.id, self.directory(run), [details.adapter])
+        await self._reviews.take(run.ownership, run.id, self.directory(run))
         report = await asyncio.to_thread(self.report, run.id)
         plan = await asyncio.to_thread(self._plan, run.id)
         updates: dict[str, Any] = {"plan": None if plan is None else plan.model_dump(mode="json")}

@@ -89,6 +89,7 @@ class Jobs(RunService):
             spec=spec,
             body=_with_file_ids(request.body.model_dump(exclude_unset=True), context),
             adapters=(spec.adapter,),
+            stores=context.stores,
             details=JobDetails(adapter=spec.adapter, seed=spec.seed, device=spec.device).model_dump(mode="json"),
             trackers=requested_trackers(request.body.integrations, self._settings),
         )
@@ -109,7 +110,7 @@ class Jobs(RunService):
             IdempotencyKeyReused: The key was used with a different body.
         """
         previous = await self.find_previous_run(caller, retry_of(idempotency_key, content))
-        if previous is None or not caller.may_see(previous.adapters):
+        if previous is None or not caller.may_see(previous.ownership):
             raise NotFound("no job was created with this Idempotency-Key")
         return (await self.show_to(caller, previous))[0]
 
@@ -175,6 +176,7 @@ class Jobs(RunService):
             training_file=context.training_file,
             validation_file=context.validation_file,
             datasets=context.datasets,
+            stores=context.stores,
             wish=request.hyperparameters,
             seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
             system_prompt=request.options.system_prompt,

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from adapters.authorization import StoreNames
 from adapters.dataset.held_out import SHARE
 from adapters.protocol.requests import Overflow
 from adapters.protocol.runs import FileRef, ParentShape
@@ -77,6 +78,8 @@ class JobSpec(TrainingRunSpec):
     validation_file: FileRef | None = None
     datasets: dict[str, str] = Field(default_factory=dict)
     """The datasets that the files are versions of, as `name@version`, by the request's field."""
+    stores: tuple[StoreNames, ...] | None = None
+    """The vector stores whose passages its results may show; None: of jobs of earlier releases."""
     wish: HyperparameterRequest
     """The requested hyperparameters (the name is persisted in spec.json)."""
     seed: int

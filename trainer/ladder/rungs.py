@@ -124,6 +124,7 @@ def lora_job(
         seed=spec.seed,
         overflow="drop",
         grounding=grounding,
+        stores=spec.context_of_request.stores,
         metadata={"ladder": spec.id, "training": key},
         keep_version_s=spec.keep_subsets_s if key in SUBSETS else None,
         price_per_hour=spec.prices.device_hour or 0.0,

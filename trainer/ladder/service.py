@@ -142,7 +142,8 @@ class Ladders(RunService):
             id=ladder.id,
             spec=ladder,
             body=request | _file_ids(context),
-            adapters=(context.adapter,),
+            adapters=_adapters(context),
+            stores=context.stores,
             details=LadderDetails(adapter=context.adapter).model_dump(mode="json"),
         )
 
@@ -209,6 +210,13 @@ def ladder_object(
         "error": result.get("error"),
         "metadata": run.body.get("metadata"),
     }
+
+
+def _adapters(context: LadderContext) -> tuple[str, ...]:
+    """The adapter that it makes versions of, and the one that labels its prompts, whose answers it shows."""
+    teacher = context.teacher
+    labels = teacher is not None and not teacher.outside and "@" in teacher.name
+    return tuple(sorted({context.adapter} | ({teacher.name.partition("@")[0]} if teacher and labels else set())))
 
 
 def _file_ids(context: LadderContext) -> dict[str, str]:

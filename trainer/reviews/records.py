@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from adapters.database.sql import json_values, matches_glob
+from adapters.authorization import KeyScope, Ownership, StoreNames, visible
 from trainer.evaluate.pairs import ReviewPair, Side, Vote
 from trainer.reviews.tables import choices, pairs, queues
 
 Choice = Literal["first", "second", "tie"]
-Globs = Sequence[str] | None
-"""Patterns for adapter names; None matches all."""
 _WITH_QUEUE: Final = pairs.join(queues, pairs.c.queue == queues.c.number)
 _WITH_CHOICES: Final = _WITH_QUEUE.join(choices, choices.c.pair == pairs.c.number)
 _CHOICES: Final = (
@@ -57,6 +55,8 @@ class Queue:
     pairs: int
     reviewed: int
     ended_at: int | None = None
+    stores: Sequence[StoreNames] | None = None
+    key_id: str | None = None
 
     @property
     def final(self) -> bool:
@@ -113,10 +113,9 @@ def preferred(choice: Choice, first_is: str) -> Vote:
 
 def add(
     db: sa.Connection,
-    project: str,
+    owned: Ownership,
     evaluation: str,
     review_pairs: Sequence[ReviewPair],
-    adapters: Collection[str] = (),
     *,
     reviewers: int = 1,
     differing: int | None = None,
@@ -125,23 +124,25 @@ def add(
     """Store an evaluation's pairs in their order; False if it already has some.
 
     Args:
-        adapters: Names of the adapters whose answers are compared.
+        owned: What decides who may see them.
         reviewers, differing, alike: See `Queue`.
     """
-    if db.execute(sa.select(queues.c.number).where(queues.c.evaluation == evaluation)).first() is not None:
+    if has_queue(db, evaluation):
         return False
     first = review_pairs[0]
     number = db.execute(
         queues.insert()
         .values(
             evaluation=evaluation,
-            project=project,
+            project=owned.project,
             judge=first.judge,
             digest=first.digest,
             candidate=first.candidate,
             base=first.base,
             created_at=int(time.time()),
-            adapters=sorted(adapters),
+            adapters=None if owned.adapters is None else sorted(owned.adapters),
+            stores=None if owned.stores is None else list(owned.stores),
+            key_id=owned.key_id,
             reviewers=reviewers,
             differing=differing,
             alike=alike,
@@ -169,27 +170,30 @@ def add(
     return True
 
 
-def find(db: sa.Connection, project: str, review_id: str, key_id: str, globs: Globs = None) -> Review | None:
-    """The project's review with that id as this key sees it, if the globs match its adapters."""
-    row = db.execute(_reviews(key_id).where(_visible(project, globs), pairs.c.id == review_id)).first()
-    return None if row is None else _review(row, key_id)
+def has_queue(db: sa.Connection, evaluation: str) -> bool:
+    """Whether an evaluation of any project has pairs."""
+    return db.execute(sa.select(queues.c.number).where(queues.c.evaluation == evaluation)).first() is not None
 
 
-def following(
-    db: sa.Connection, project: str, key_id: str, *, evaluation: str | None, after: Review | None, globs: Globs = None
-) -> Review | None:
-    """The first pair that this key may choose on, of the given or else the newest evaluation that has one.
+def find(db: sa.Connection, caller: KeyScope, review_id: str) -> Review | None:
+    """The review with that id as the caller sees it; None if it may not."""
+    row = db.execute(_reviews(caller.key_id).where(_visible(caller), pairs.c.id == review_id)).first()
+    return None if row is None else _review(row, caller.key_id)
+
+
+def following(db: sa.Connection, caller: KeyScope, *, evaluation: str | None, after: Review | None) -> Review | None:
+    """The first pair that this caller may choose on, of the given or else the newest evaluation that has one.
 
     ``after``: those up to this pair are passed over: all of newer evaluations, and the earlier ones of its own.
     """
-    query = _reviews(key_id).where(_visible(project, globs), _open_to(key_id))
+    query = _reviews(caller.key_id).where(_visible(caller), _open_to(caller.key_id))
     if after is not None:
         later = sa.and_(queues.c.number == after.queue, pairs.c.number > after.number)
         query = query.where(sa.or_(queues.c.number < after.queue, later))
     if evaluation is not None:
         query = query.where(queues.c.evaluation == evaluation)
     row = db.execute(query.order_by(queues.c.number.desc(), pairs.c.number).limit(1)).first()
-    return None if row is None else _review(row, key_id)
+    return None if row is None else _review(row, caller.key_id)
 
 
 def open_pairs(db: sa.Connection, queue_number: int, key_id: str) -> int:
@@ -222,15 +226,15 @@ def end(db: sa.Connection, queue_number: int) -> None:
     db.execute(queues.update().where(queues.c.number == queue_number).values(ended_at=int(time.time())))
 
 
-def queue(db: sa.Connection, project: str, evaluation: str, globs: Globs = None) -> Queue | None:
-    """The evaluation's queue, if it is in the project and the globs match its adapters."""
-    row = db.execute(_queues().where(_visible(project, globs), queues.c.evaluation == evaluation)).first()
+def queue(db: sa.Connection, caller: KeyScope, evaluation: str) -> Queue | None:
+    """The evaluation's queue, if the caller may see it."""
+    row = db.execute(_queues().where(_visible(caller), queues.c.evaluation == evaluation)).first()
     return None if row is None else Queue(**row._mapping)
 
 
-def page(db: sa.Connection, project: str, *, before: int | None, limit: int, globs: Globs = None) -> list[Queue]:
-    """The project's queues whose adapters the globs match, newest first."""
-    query = _queues().where(_visible(project, globs))
+def page(db: sa.Connection, caller: KeyScope, *, before: int | None, limit: int) -> list[Queue]:
+    """The queues that the caller may see, newest first."""
+    query = _queues().where(_visible(caller))
     if before is not None:
         query = query.where(queues.c.number < before)
     return [Queue(**row._mapping) for row in db.execute(query.order_by(queues.c.number.desc()).limit(limit))]
@@ -271,15 +275,11 @@ def _open_to(key_id: str) -> sa.ColumnElement[bool]:
     return sa.and_(queues.c.ended_at.is_(None), queues.c.reviewers > _CHOICES, sa.not_(own.correlate(pairs).exists()))
 
 
-def _visible(project: str, globs: Globs) -> sa.ColumnElement[bool]:
-    """Condition for the queues that a key may see: in its project, with every adapter matched by its globs."""
-    in_project = queues.c.project == project
-    if globs is None:
-        return in_project
-    name = json_values(queues.c.adapters).table_valued("value")
-    matching = sa.or_(sa.false(), *(matches_glob(name.c.value, glob) for glob in globs))
-    unmatched = sa.select(sa.literal(1)).select_from(name).where(sa.not_(matching)).correlate(queues).exists()
-    return sa.and_(in_project, queues.c.adapters.is_not(None), sa.not_(unmatched))
+def _visible(caller: KeyScope) -> sa.ColumnElement[bool]:
+    columns = queues.c
+    return visible(
+        caller, project=columns.project, adapters=columns.adapters, stores=columns.stores, key_id=columns.key_id
+    )
 
 
 def _reviews(key_id: str) -> sa.Select[Any]:

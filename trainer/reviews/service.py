@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 
+from adapters.authorization import Ownership
 from adapters.protocol.reports import HumanPreference
 from adapters.protocol.requests import ReviewQueueBody
 from trainer.database import Database
@@ -61,21 +62,18 @@ class Reviews:
             standing = await self.standing(project, settings)
             await asyncio.to_thread(_replace, folder / AGREEMENT, standing.model_dump_json())
 
-    async def take(self, project: str, evaluation: str, folder: Path, adapters: Collection[str] = ()) -> int:
+    async def take(self, owned: Ownership, evaluation: str, folder: Path) -> int:
         """Import the pairs that an evaluation wrote; returns their number. Repeated calls change nothing.
 
         Args:
-            project: The evaluation's project.
+            owned: What decides who may see the evaluation, and so the pairs.
             evaluation: Id of the evaluation or the job.
             folder: Its directory.
-            adapters: Names of the compared adapters; keys that may not use all of them do not see the pairs.
         """
         review_pairs = await asyncio.to_thread(_read_pairs, folder / REVIEWS)
         if review_pairs:
             await self._database.run(
-                partial(
-                    records.add, project=project, evaluation=evaluation, review_pairs=review_pairs, adapters=adapters
-                )
+                partial(records.add, owned=owned, evaluation=evaluation, review_pairs=review_pairs)
             )
         return len(review_pairs)
 
@@ -89,7 +87,7 @@ class Reviews:
         """What people preferred on an evaluation's pairs; None unless its reviews are final, with a choice."""
 
         def read(db: sa.Connection) -> tuple[Queue, list[PairChoices]] | None:
-            queue = records.queue(db, caller.project, evaluation, caller.adapters)
+            queue = records.queue(db, caller, evaluation)
             return None if queue is None or not queue.final else (queue, records.all_choices(db, queue.number))
 
         found = await self._database.run(read)
@@ -113,10 +111,9 @@ class Reviews:
         def store(db: sa.Connection) -> Queue:
             added = records.add(
                 db,
-                run.project,
+                run.ownership,
                 run.id,
                 drawn.pairs,
-                run.adapters,
                 reviewers=body.reviewers,
                 differing=drawn.differing,
                 alike=drawn.alike,
@@ -129,7 +126,7 @@ class Reviews:
 
     def _run_to_review(self, db: sa.Connection, caller: CurrentCaller, run_id: str) -> Run:
         found = (run_records.find(db, kind, caller.project, run_id) for kind in self._directories)
-        run = next((run for run in found if run is not None and caller.may_see(run.adapters)), None)
+        run = next((run for run in found if run is not None and caller.may_see(run.ownership)), None)
         if run is None:
             raise NotFound(f"no evaluation or job with the id {run_id!r}", param="evaluation")
         if not run.over:
@@ -138,7 +135,7 @@ class Reviews:
                 param="evaluation",
                 retry_after_s=5,
             )
-        if records.queue(db, caller.project, run.id) is not None:
+        if records.has_queue(db, run.id):
             raise _already_queued(run.id)
         return run
 
@@ -151,9 +148,7 @@ class Reviews:
         def work(db: sa.Connection) -> dict[str, Any]:
             passed = None if after is None else _find(db, caller, after)
             queue = None if evaluation is None else _queue(db, caller, evaluation)
-            review = records.following(
-                db, caller.project, caller.key_id, evaluation=evaluation, after=passed, globs=caller.adapters
-            )
+            review = records.following(db, caller, evaluation=evaluation, after=passed)
             if review is not None and queue is None:
                 queue = _queue(db, caller, review.evaluation)
             return {
@@ -217,7 +212,7 @@ class Reviews:
 
         def read(db: sa.Connection) -> list[_QueueChoices]:
             before = None if after is None else _queue(db, caller, after).number
-            queues = records.page(db, caller.project, before=before, limit=limit + 1, globs=caller.adapters)
+            queues = records.page(db, caller, before=before, limit=limit + 1)
             return [_choices_of(db, queue) for queue in queues]
 
         queues = await self._database.run(read)
@@ -335,14 +330,14 @@ def unblinded(review: Review) -> dict[str, Any]:
 
 
 def _find(db: sa.Connection, caller: CurrentCaller, review_id: str) -> Review:
-    review = records.find(db, caller.project, review_id, caller.key_id, caller.adapters)
+    review = records.find(db, caller, review_id)
     if review is None:
         raise NotFound(f"no such review: {review_id[:64]!r}", code="review_not_found")
     return review
 
 
 def _queue(db: sa.Connection, caller: CurrentCaller, evaluation: str) -> Queue:
-    queue = records.queue(db, caller.project, evaluation, caller.adapters)
+    queue = records.queue(db, caller, evaluation)
     if queue is None:
         raise NotFound(
             f"no reviews of the evaluation {evaluation[:64]!r}", code="reviews_not_found", param="evaluation"

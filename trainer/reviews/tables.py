@@ -25,6 +25,8 @@ queues: Final = sa.Table(
     sa.Column("differing", BigInt, comment="questions with different answers; null: with a judge"),
     sa.Column("alike", BigInt, comment="questions with the same answer twice, not shown; null: with a judge"),
     sa.Column("ended_at", BigInt, comment="ended before every pair had its choices; null: not"),
+    sa.Column("stores", sa.JSON(none_as_null=True), comment="whose passages the answers may show; null: unknown"),
+    sa.Column("key_id", sa.Text, comment="of the evaluation's creator; null: unknown"),
     sa.Index("ix_queues_project_digest", "project", "digest"),
     sqlite_autoincrement=True,
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import sqlalchemy as sa
@@ -87,6 +88,9 @@ class Children:
         return True
 
     def _new_run(self, parent: Run, child: RunDraft) -> NewRun:
+        # they show what their parent does: who may not see the one sees none of the others
+        adapters = tuple(sorted({*parent.adapters, *child.adapters}))
+        child = replace(child, adapters=adapters, stores=parent.stores)
         return child.new_run(
             self._kinds[child.kind].stages[0].waits_as,
             project=parent.project,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
+from adapters.authorization import StoreNames
 from trainer.errors import TooManyRequests
 from trainer.installation import BaseGone
 from trainer.runs.activity import Activity
@@ -128,6 +129,7 @@ class RunDraft:
         spec: What its worker is to do, in the kind's schema.
         body: The request, as it is recorded.
         adapters: The names of the adapters that it is about.
+        stores: The vector stores whose passages it may show; None: not known.
         details: In the kind's schema.
         trackers: The operator's experiment trackers that follow it.
     """
@@ -139,6 +141,7 @@ class RunDraft:
     adapters: tuple[str, ...]
     details: dict[str, Any]
     trackers: tuple[str, ...] = ()
+    stores: tuple[StoreNames, ...] | None = ()
 
     def new_run(
         self, status: Status, *, project: str, key_id: str, run_key_id: str, parent: str | None = None
@@ -153,6 +156,7 @@ class RunDraft:
             created_at=int(time.time()),
             body=self.body,
             adapters=self.adapters,
+            stores=self.stores,
             details=self.details,
             status=status,
             parent=parent,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
+from adapters.authorization import KeyScope, StoreNames, visible
 from adapters.database.sql import json_object_has, json_object_is_missing
 from trainer.runs.idempotency import Retry, remember
 from trainer.runs.protocol import Control
@@ -38,6 +39,7 @@ class NewRun:
     details: dict[str, Any]
     status: Status
     """Its first status."""
+    stores: tuple[StoreNames, ...] | None = ()
     parent: str | None = None
     """The run that starts it and waits for it."""
     trackers: tuple[str, ...] = ()
@@ -56,6 +58,7 @@ def add(db: sa.Connection, new_run: NewRun, retry: Retry | None) -> Run:
             created_at=new_run.created_at,
             body=new_run.body,
             adapters=list(new_run.adapters),
+            stores=new_run.stores,
             details=new_run.details,
             status=new_run.status,
             wanted=Control.RUN,
@@ -110,31 +113,28 @@ def _first(db: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Run | None
 def page(
     db: sa.Connection,
     kind: str,
-    project: str,
     *,
     before: int | None,
     limit: int,
-    may_see: Callable[[Run], bool],
+    caller: KeyScope,
     metadata: Mapping[str, str] | None = NO_FILTER,
 ) -> list[Run]:
-    """The project's runs of a kind, newest first.
+    """The runs of a kind that a caller may see, newest first.
 
     Args:
         before: Only runs older than the run with this number.
         limit: Maximum number of runs.
-        may_see: Whether the caller may see a run.
+        caller: Who sees them.
         metadata: Only runs with these pairs in their metadata; None selects runs without any metadata.
     """
-    query = sa.select(runs).where(runs.c.kind == kind, runs.c.project == project, *_with_metadata(metadata))
-    visible: list[Run] = []
-    while len(visible) < limit:  # once for most keys, which may use all adapters
-        older = query if before is None else query.where(runs.c.number < before)
-        batch = [Run.of(row) for row in db.execute(older.order_by(runs.c.number.desc()).limit(limit))]
-        visible += filter(may_see, batch)
-        if len(batch) < limit:
-            break
-        before = batch[-1].number
-    return visible[:limit]
+    columns = runs.c
+    shown = visible(
+        caller, project=columns.project, adapters=columns.adapters, stores=columns.stores, key_id=columns.key_id
+    )
+    query = sa.select(runs).where(columns.kind == kind, shown, *_with_metadata(metadata))
+    if before is not None:
+        query = query.where(columns.number < before)
+    return [Run.of(row) for row in db.execute(query.order_by(columns.number.desc()).limit(limit))]
 
 
 def _with_metadata(metadata: Mapping[str, str] | None) -> Iterable[sa.ColumnElement[bool]]:

@@ -199,7 +199,7 @@ class RunService(ABC):
     def find(self, db: sa.Connection, caller: CurrentCaller, run_id: str) -> Run:
         """The same as `row`, to be called inside ``Database.run``. Raises NotFound."""
         run = records.find(db, self.kind.name, caller.project, run_id)
-        if run is None or not caller.may_see(run.adapters):
+        if run is None or not caller.may_see(run.ownership):
             raise NotFound(f"no {self.kind.display_name} with the id {run_id[:64]!r}", param=self.kind.param)
         return run
 
@@ -213,10 +213,9 @@ class RunService(ABC):
             return records.page(
                 db,
                 self.kind.name,
-                caller.project,
                 before=before,
                 limit=limit + 1,
-                may_see=lambda run: caller.may_see(run.adapters),
+                caller=caller,
                 metadata=metadata,
             )
 

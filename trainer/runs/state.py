@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from adapters.authorization import Ownership, StoreNames
 from trainer.runs.protocol import Control
 
 
@@ -65,6 +66,7 @@ class Run:
     result: dict[str, Any] | None
     cleared: bool
     parent: str | None
+    stores: tuple[StoreNames, ...] | None = None
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> Run:
@@ -73,7 +75,13 @@ class Run:
         values["status"] = Status(row.status)
         values["wanted"] = Control(row.wanted)
         values["adapters"] = tuple(row.adapters)
+        values["stores"] = None if row.stores is None else tuple(tuple(names) for names in row.stores)
         return cls(**values)
+
+    @property
+    def ownership(self) -> Ownership:
+        """What decides who may see it."""
+        return Ownership(self.project, self.adapters, self.stores, self.key_id)
 
     @property
     def over(self) -> bool:

@@ -41,6 +41,7 @@ runs: Final = sa.Table(
     sa.Column("result", sa.JSON(none_as_null=True)),
     sa.Column("cleared", sa.Boolean, nullable=False, server_default=sa.false(), comment="its big files are gone"),
     sa.Column("parent", sa.Text, sa.ForeignKey("runs.id"), comment="the run that started it and waits for it"),
+    sa.Column("stores", sa.JSON(none_as_null=True), comment="`StoreNames` of those whose passages it may show"),
     sa.Index("ix_runs_kind_project_number", "kind", "project", "number"),
     sa.Index("ix_runs_status", "status"),
     sa.Index("ix_runs_kind_project_looked", "kind", "project", "looked_at"),

@@ -159,7 +159,7 @@ def _turn(line: Line, run: Run, caller: CurrentCaller) -> Waiting | None:
     if position is None or position < NEXT:
         return None  # it is about to start
     first, doing = line.ahead if line.ahead is not None else (line.waiting[0], None)
-    known = first.project == caller.project and caller.may_see(first.adapters)
+    known = caller.may_see(first.ownership)
     behind = RunAhead(
         id=first.id if known else None,
         adapters=first.adapters if known else (),

@@ -90,7 +90,7 @@ class EvaluationKind(Kind[EvaluationResult]):
         """See Kind."""
         await self._looks.import_file(run.project, run.id, self.directory(run))
         if result.status == "succeeded":
-            await self._reviews.take(run.project, run.id, self.directory(run), run.adapters)
+            await self._reviews.take(run.ownership, run.id, self.directory(run))
         return result, {}
 
     def activity(self, run: Run, told: Activity) -> Activity:

@@ -280,7 +280,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         context = self._job.context
         if context.records and context.candidate is not None:
             notes: list[str] = []
-            pointer, live = live_to_compare(self._gateway, context.candidate, notes.append)
+            pointer, live = live_to_compare(self._gateway, context.candidate, notes.append, context.stores)
             return LiveState(pointer, live, tuple(notes))
         if context.live is not None and not self._gateway.can_read_stores(context.live):
             return LiveState(notes=(live_unreadable_note(context.live),))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import chain
 from typing import Any, Final, Literal
 
+from adapters.authorization import StoreNames
 from trainer.errors import GatewayRefused
 from trainer.evaluate.evaluations.spec import VerdictRecord
 from trainer.runs.gateway import Gateway
@@ -36,11 +38,14 @@ def live_pointer(gateway: Gateway, adapter: str) -> LivePointer:
     return LivePointer(version=adapter_object["aliases"].get(LIVE))
 
 
-def live_to_compare(gateway: Gateway, name: str, warn: Callable[[str], None]) -> tuple[LivePointer, str | None]:
+def live_to_compare(
+    gateway: Gateway, name: str, warn: Callable[[str], None], stores: Collection[StoreNames] | None = None
+) -> tuple[LivePointer, str | None]:
     """Where `live` points, and the live version to compare `name@version` with (None if there is none that serves).
 
     Args:
         warn: Called with the reason if the version was not compared with the live one.
+        stores: Those whose passages the run may show; None: any that its key may read. `live` may have moved since.
 
     Raises:
         GatewayUnreachable, GatewayRefused: The gateway could not be read.
@@ -50,10 +55,20 @@ def live_to_compare(gateway: Gateway, name: str, warn: Callable[[str], None]) ->
     live = f"{adapter}@{pointer.version}"
     if pointer.version in (None, int(number)) or not gateway.is_servable(live):
         return pointer, None
-    if gateway.settings(live).get("grounding") and not gateway.can_read_stores(live):
-        warn(live_unreadable_note(live))
+    grounding = gateway.settings(live).get("grounding")
+    undeclared = grounding and stores is not None and set(grounding.get("vector_store_ids") or ()) - set(chain(*stores))
+    if undeclared or (grounding and not gateway.can_read_stores(live)):
+        warn(live_moved_note(live) if undeclared else live_unreadable_note(live))
         return pointer.model_copy(update={"compared": False}), None
     return pointer, live
+
+
+def live_moved_note(live: str) -> str:
+    """The note that there was no comparison with a version that has gone live since the run was created, and why."""
+    return (
+        f"there was no comparison with {live}, which has gone live since this run was created: it uses another vector "
+        "store, and who may see the run does not depend on that one. Evaluate the version to compare them"
+    )
 
 
 def live_unreadable_note(live: str) -> str:

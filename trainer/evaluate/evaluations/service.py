@@ -107,6 +107,7 @@ class Evaluations(RunService):
             spec=spec,
             body=request | {"held_out": context.held_out.id},  # it may have named a dataset
             adapters=_adapters(details),
+            stores=context.stores,
             details=details.model_dump(mode="json"),
         )
 

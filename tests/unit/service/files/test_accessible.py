@@ -158,6 +158,24 @@ async def test_a_job_s_files_are_reached_by_who_may_use_its_adapters(knowledge_a
     assert [await sees(knowledge_app, key, report) for key in narrow.values()] == [False, False, False]
 
 
+async def test_what_a_run_writes_is_reached_by_who_may_read_its_stores(knowledge_app: KnowledgeApp) -> None:
+    """Whatever holds it: a version's report quotes the stores that the version is grounded in."""
+    runs = {"public": (("vs_1", "public"),), "both": (("vs_1", "public"), ("vs_2", "secret")), "unknown": None}
+    reports = {}
+    for number, (name, stores) in enumerate(runs.items(), start=1):
+        _, job = await knowledge_app.job_key(adapters=("mine",), run_stores=stores)
+        reports[name] = await knowledge_app.made(b"{}", "fine-tune-results", name="r.json", key=job)
+        await push(knowledge_app, f"mine@{number}", reports[name])
+    for globs, reached in (
+        ({"stores": ["pub*"]}, {"public"}),
+        ({"stores": ["vs_?"]}, {"public", "both"}),
+        ({"stores": ["public", "secret"], "adapters": ["mine"]}, {"public", "both"}),
+        ({"adapters": ["mine"]}, set(runs)),
+    ):
+        key = await knowledge_app.key("train", **globs)
+        assert {name for name, report in reports.items() if await sees(knowledge_app, key, report)} == reached
+
+
 async def test_a_key_reaches_what_its_own_jobs_have(knowledge_app: KnowledgeApp) -> None:
     narrow = await knowledge_app.key("train", "infer", "adapters", adapters=["mine"])
     _, job = await knowledge_app.job_key(parent=await key_id(knowledge_app, narrow), adapters=("mine",))

@@ -76,6 +76,17 @@ async def test_the_trainer_gets_the_body_and_all_that_was_found_out(gateway: Tra
     assert created["detail"]["held_out"] == held_out
 
 
+async def test_the_stores_that_its_arms_are_grounded_in_go_to_the_trainer(gateway: TrainingGateway) -> None:
+    held_out = await gateway.made(LINE, "evals", name="held.jsonl")
+    arms = [
+        {"label": "a", "model": BASE, "grounding": {"vector_store_ids": ["vs_b", "vs_a"]}},
+        {"label": "b", "model": BASE, "grounding": {"provider": "webhook"}},
+        {"label": "c", "model": BASE},
+    ]
+    assert (await create(gateway, arms=arms, held_out=held_out)).status_code == 200
+    assert sent(gateway)[1]["stores"] == [["vs_a"], ["vs_b"], ["webhook"]]
+
+
 async def test_the_key_can_do_no_more_than_the_evaluation_needs(gateway: TrainingGateway) -> None:
     held_out = await gateway.made()
     assert (await create(gateway, model="voice", held_out=held_out)).status_code == 200

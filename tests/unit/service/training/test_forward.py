@@ -29,6 +29,13 @@ async def eventually(seen: Any) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_the_trainer_hears_of_the_keys_globs(gateway: TrainingGateway) -> None:
+    key = await gateway.key("train", adapters=["shop-*", "v"], stores=["public"])
+    await gateway.http.get(JOBS, headers=bearer(key) | {"x-hatrack-stores": "*"})
+    headers = gateway.trainer.asked[0].headers
+    assert (headers["x-hatrack-adapters"], headers["x-hatrack-stores"]) == ("shop-*,v", "public")
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from adapters.protocol.costs import ESTIMATE_PATH
+from service.access.tables import keys
 from tests.unit.service.files.files_app import error_of
 from tests.unit.service.training.training_gateway import TrainingGateway
 
@@ -31,6 +33,14 @@ async def test_it_reaches_the_trainer_as_it_was_sent(gateway: TrainingGateway, g
     answer = await gateway.create(**await body(gateway, **given))
     assert answer.status_code == 200
     assert {name: gateway.trainer.asked[-1].json["request"][name] for name in given} == given
+
+
+async def test_the_stores_are_recorded_with_the_job_and_its_key(gateway: TrainingGateway) -> None:
+    answer = await gateway.create(**await body(gateway, hyperparameters={"grounding": SHOP}))
+    assert answer.status_code == 200
+    assert gateway.trainer.asked[-1].context["stores"] == [["vs_policies"]]
+    recorded = await gateway.database.run(lambda db: db.scalars(sa.select(keys.c.run_stores)).all())
+    assert [["vs_policies"]] in recorded
 
 
 @pytest.mark.parametrize(

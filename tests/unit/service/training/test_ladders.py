@@ -30,7 +30,7 @@ async def test_a_ladder_has_a_key_for_its_adapter_alone(gateway: TrainingGateway
     assert (made.status_code, made.json()) == (200, LADDER), made.text
     (asked,) = gateway.trainer.asked
     assert asked.json["request"]["instructions"] == ["Be brief."]
-    assert asked.context["adapter"] == "support"
+    assert (asked.context["adapter"], asked.context["stores"]) == ("support", [])
     assert asked.context["training_file"]["id"] == file_id
     key = asked.headers["x-hatrack-job-key"]
     caller = gateway.keys.authenticator.authenticate({"authorization": f"Bearer {key}"})

@@ -12,6 +12,7 @@ from alembic.config import Config
 from trainer.database import MIGRATIONS, Database
 from trainer.evaluate.pairs import Vote, points_of
 from trainer.evaluate.statistics.paired import as_array, interval
+from trainer.http import CurrentCaller
 from trainer.reviews import records
 from trainer.reviews.outcome import SECTION, human_preference, with_section
 from trainer.reviews.records import PairChoices, Queue
@@ -136,15 +137,16 @@ async def test_choices_of_an_earlier_release_are_kept(tmp_path: Path) -> None:
     database = Database(path)
     await database.open()
     try:
-        found = await database.run(lambda db: records.queue(db, "default", "eval-1"))
+        found = await database.run(lambda db: records.queue(db, CurrentCaller("default", "k"), "eval-1"))
         assert found is not None
         assert (found.judge, found.reviewers, found.pairs, found.reviewed) == ("strict", 1, 3, 2)
         votes = await database.run(lambda db: records.votes(db, "default", digest="d", evaluation="eval-1"))
         assert votes == [("candidate", "base"), ("candidate", "candidate")]
-        first = await database.run(lambda db: records.find(db, "default", "rev-1", "key_other"))
+        first = await database.run(lambda db: records.find(db, CurrentCaller("default", "key_other"), "rev-1"))
         assert first is not None
         assert (first.choice, first.chosen_at) == ("first", 7)
-        left = await database.run(lambda db: records.following(db, "default", "key_a", evaluation=None, after=None))
+        key_a = CurrentCaller("default", "key_a")
+        left = await database.run(lambda db: records.following(db, key_a, evaluation=None, after=None))
         assert left is not None
         assert left.id == "rev-3"
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.authorization import Ownership
 from tests.unit.trainer.finetune.conftest import FakeGateway, gateway
 from tests.unit.trainer.finetune.trainers import Running, running
 from trainer.evaluate.arms import ChatMessage
@@ -67,7 +68,7 @@ def client(trainer: Running) -> httpx.AsyncClient:
 
 async def queued(trainer: Running, tmp_path: Path, name: str = "eval-1", count: int = 4, **more: Any) -> None:
     leave(tmp_path / name, [pair(at, **more) for at in range(count)])
-    assert await trainer.trainer.reviews.take("default", name, tmp_path / name) == count
+    assert await trainer.trainer.reviews.take(Ownership("default"), name, tmp_path / name) == count
 
 
 async def following(client: httpx.AsyncClient, **params: str) -> Any:
@@ -151,7 +152,7 @@ async def test_agreement_is_counted_from_the_judges_votes_and_peoples(
     trainer: Running, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     leave(tmp_path / "eval-1", [pair(at, "candidate" if at < 40 else "base") for at in range(60)])
-    await trainer.trainer.reviews.take("default", "eval-1", tmp_path / "eval-1")
+    await trainer.trainer.reviews.take(Ownership("default"), "eval-1", tmp_path / "eval-1")
     people = []
 
     def better(first: str, second: str) -> str:
@@ -189,7 +190,7 @@ async def test_how_far_a_judge_leans_from_people_is_not_told_while_they_still_ch
 ) -> None:
     """Its votes are in the report: with its lean, they would tell what people prefer."""
     leave(tmp_path / "eval-1", [pair(at, "candidate" if at < 42 else "base") for at in range(60)])
-    await trainer.trainer.reviews.take("default", "eval-1", tmp_path / "eval-1")
+    await trainer.trainer.reviews.take(Ownership("default"), "eval-1", tmp_path / "eval-1")
     for _ in range(55):
         found = (await following(client, evaluation="eval-1"))["review"]
         at = int(found["first"].split()[1])
@@ -213,7 +214,7 @@ async def test_a_judge_keeps_its_standing_over_evaluations_and_it_lies_in_the_ne
     reviews = trainer.trainer.reviews
     for name in ("eval-1", "eval-2"):
         leave(tmp_path / name, [pair(at, "candidate" if at % 3 else "base") for at in range(30)])
-        await reviews.take("default", name, tmp_path / name)
+        await reviews.take(Ownership("default"), name, tmp_path / name)
         await choose_all(client, name, lambda one, two: mine(one, two) if int(one.split()[1]) % 3 else mine(two, one))
     (tmp_path / "eval-3").mkdir()
     await reviews.prepare("default", "strict", tmp_path / "eval-3")
@@ -257,7 +258,7 @@ async def test_a_judge_that_agrees_but_leans_towards_the_candidate_does_not_coun
 ) -> None:
     """It agrees on 54 of 60 pairs (κ = 0.78), and gave the candidate all six others, which people gave to the base."""
     leave(tmp_path / "eval-1", [pair(at, "candidate" if at < 42 else "base") for at in range(60)])
-    await trainer.trainer.reviews.take("default", "eval-1", tmp_path / "eval-1")
+    await trainer.trainer.reviews.take(Ownership("default"), "eval-1", tmp_path / "eval-1")
 
     def better(first: str, second: str) -> str:
         return mine(first, second) if int(first.split()[1]) < 36 else mine(second, first)
@@ -280,7 +281,7 @@ async def test_pairs_are_taken_in_once(trainer: Running, client: httpx.AsyncClie
 async def test_an_answer_may_hold_what_unicode_takes_for_the_end_of_a_line(trainer: Running, tmp_path: Path) -> None:
     folder = tmp_path / "eval-1"
     leave(folder, [pair(0), pair(1).model_copy(update={"reference": "one\u2028two\u2029three\u0085four"})])
-    assert await trainer.trainer.reviews.take("default", "eval-1", folder) == 2
+    assert await trainer.trainer.reviews.take(Ownership("default"), "eval-1", folder) == 2
 
 
 @pytest.mark.parametrize("content", [None, "", "no pair\n"])
@@ -291,7 +292,7 @@ async def test_a_folder_without_pairs_leaves_none(
     folder.mkdir()
     if content is not None:
         (folder / REVIEWS).write_text(content)
-    assert await trainer.trainer.reviews.take("default", "eval-1", folder) == 0
+    assert await trainer.trainer.reviews.take(Ownership("default"), "eval-1", folder) == 0
     assert (await client.get("/v1/reviews")).json()["data"] == []
 
 
@@ -366,9 +367,9 @@ async def test_a_key_that_may_not_use_an_adapter_sees_no_pair_of_it(trainer: Run
     """Its globs stand in a header of the gateway's; of queues from before they were noted it sees none either."""
     for name, adapters in (("eval-1", ["shop"]), ("eval-2", ["shop", "other"])):
         leave(tmp_path / name, [pair(0)])
-        await trainer.trainer.reviews.take("default", name, tmp_path / name, adapters)
+        await trainer.trainer.reviews.take(Ownership("default", adapters), name, tmp_path / name)
     leave(tmp_path / "eval-3", [pair(0)])
-    await trainer.trainer.reviews.take("default", "eval-3", tmp_path / "eval-3")
+    await trainer.trainer.reviews.take(Ownership("default"), "eval-3", tmp_path / "eval-3")
     await trainer.trainer.reviews._database.run(
         lambda db: db.exec_driver_sql("UPDATE queues SET adapters = NULL WHERE evaluation = 'eval-3'")
     )

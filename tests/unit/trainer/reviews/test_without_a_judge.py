@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from adapters.authorization import Ownership
 from tests.unit.trainer.evaluate.evaluations.trainer_app import Client, Running
 from tests.unit.trainer.reviews.answered import (
     BASE,
@@ -136,7 +137,7 @@ async def test_another_project_and_a_key_without_the_adapter_find_no_evaluation(
     evaluation = await evaluated(trainer, client)
     assert (await refused(trainer.client("acme"), evaluation))[:2] == (404, "not_found")
     elsewhere = trainer.client()
-    elsewhere.http.headers["x-hatrack-adapters"] = "shop-*"
+    elsewhere.http.headers.update({"x-hatrack-adapters": "shop-*", "x-hatrack-key-id": "key_shop"})
     assert (await refused(elsewhere, evaluation))[:2] == (404, "not_found")
     await created(client, evaluation)
     for stranger in (trainer.client("acme"), elsewhere):
@@ -231,7 +232,7 @@ async def test_reviews_without_a_judge_say_nothing_of_a_judge(trainer: Running, 
     )
     (tmp_path / "judged").mkdir()
     (tmp_path / "judged" / REVIEWS).write_text(pair.model_dump_json() + "\n")
-    await trainer.trainer.reviews.take("default", "eval-judged", tmp_path / "judged", ["voice"])
+    await trainer.trainer.reviews.take(Ownership("default", ["voice"]), "eval-judged", tmp_path / "judged")
     evaluation = await evaluated(trainer, client)
     await created(client, evaluation)
     await choose_all(client.http, evaluation)

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.unit.trainer.worker_processes import end_workers
 from trainer.errors import TooManyRequests
 from trainer.runs import records, supervisor, transitions
 from trainer.runs.children import Children
+from trainer.runs.kind import RunDraft
 from trainer.runs.protocol import Control
 from trainer.runs.state import Run, Status
 
@@ -73,6 +75,15 @@ async def test_a_run_waits_for_its_child_runs_without_a_worker(
     ]
     for child in children:
         assert trainer.kind.directories.key(child.id) is None, "no key is left of a run that has ended"
+
+
+async def test_child_runs_are_seen_by_who_sees_their_parent(trainer: Trainer) -> None:
+    """A rung of the base alone names no adapter, and shows the data of its ladder."""
+    parent = await trainer.create(Task())
+    run = replace(await trainer.get(parent), adapters=("shop",), stores=(("vs_1", "public"),))
+    draft = RunDraft(trainer.kind.name, "child", Task(), {}, ("voice",), {})
+    drafted = Children(trainer.database, {trainer.kind.name: trainer.kind})._new_run(run, draft)
+    assert (drafted.adapters, drafted.stores) == (("shop", "voice"), run.stores)
 
 
 async def test_the_key_is_revoked_at_the_end_of_the_parent_alone(

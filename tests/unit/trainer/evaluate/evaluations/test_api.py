@@ -209,7 +209,7 @@ async def test_what_compares_an_adapter_that_the_key_may_not_use_is_like_none(cl
     held = {"hold": "1"}
     made = [await client.create({"candidate": f"{name}@3", "live": f"{name}@2"}, metadata=held) for name in "abab"]
     mine = [answer.json()["id"] for answer in made]
-    narrow = {"x-hatrack-adapters": "b*,c"}
+    narrow = {"x-hatrack-adapters": "b*,c", "x-hatrack-key-id": "key_narrow"}
     seen = (await client.http.get("/v1/evaluations?limit=1", headers=narrow)).json()
     assert ([one["id"] for one in seen["data"]], seen["has_more"]) == ([mine[3]], True)
     seen = (await client.http.get(f"/v1/evaluations?limit=1&after={mine[3]}", headers=narrow)).json()
@@ -218,6 +218,35 @@ async def test_what_compares_an_adapter_that_the_key_may_not_use_is_like_none(cl
         answer = await client.http.request(method, f"/v1/evaluations/{mine[0]}{path}", headers=narrow)
         assert answer.status_code == 404
     assert (await client.http.get(f"/v1/evaluations/{mine[1]}", headers=narrow)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("globs", "context"),
+    [
+        ({"x-hatrack-adapters": "shop-*"}, {"candidate": None, "live": None}),
+        ({"x-hatrack-stores": "public"}, {"stores": [["vs_1", "public"], ["vs_2", "secret"]]}),
+        ({"x-hatrack-stores": "public"}, {}),
+    ],
+)
+async def test_an_evaluation_outside_a_keys_globs_is_like_none(
+    client: Client, globs: dict[str, str], context: dict[str, Any]
+) -> None:
+    """One of the base alone, of another store, and one whose stores nobody recorded; its creator sees it."""
+    arms = [{"label": label, "model": "tiny"} for label in "ab"]
+    body: dict[str, Any] = {} if "candidate" not in context else {"model": None, "arms": arms}
+    answer = await client.create(context, metadata={"hold": "1"}, **body)
+    assert answer.status_code == 200, answer.text
+    made = answer.json()["id"]
+    other = globs | {"x-hatrack-key-id": "key_narrow"}
+    assert (await client.http.get("/v1/evaluations", headers=other)).json()["data"] == []
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/report"), ("GET", "/report.html")):
+        assert (await client.http.request(method, f"/v1/evaluations/{made}{path}", headers=other)).status_code == 404
+    review = await client.http.post("/v1/reviews", json={"evaluation": made}, headers=other)
+    assert review.status_code == 404
+    assert [one["id"] for one in (await client.http.get("/v1/evaluations", headers=globs)).json()["data"]] == [made]
+    matching = {"x-hatrack-adapters": "voice", "x-hatrack-stores": "public,vs_2", "x-hatrack-key-id": "key_narrow"}
+    shown = (await client.http.get("/v1/evaluations", headers=matching)).json()["data"]
+    assert bool(shown) is ("stores" in context)
 
 
 async def test_too_many_are_refused(tmp_path: Path, base_dir: Path, gateway: EvaluationGateway) -> None:
