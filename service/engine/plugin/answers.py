@@ -24,6 +24,7 @@ from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.output_processor import RequestState
 
 from service.engine.contract import ADAPTER_NOT_FINITE, ADAPTER_UNLOADABLE, ENGINE_NOT_FINITE, FAULT_CODES
+from service.engine.plugin.cut_calls import close_arguments
 from service.engine.plugin.guard import checked_attribute, is_patched, mark_patched
 
 logger = init_logger("vllm.hatrack.answers")
@@ -202,9 +203,13 @@ def _install_messages(router: Any, serving: Any) -> None:
 
     def full_message(self: Any, generator: Any) -> Any:
         try:
-            return to_message(self, generator)
+            is_cut_short = close_arguments(generator)
+            message = to_message(self, generator)
         except Exception as error:
             raise VLLMServerError("The model's answer does not fit a message's form.") from error
+        if is_cut_short and message.stop_reason == "tool_use":  # by a stop string: such a call must not be run
+            message.stop_reason, message.stop_sequence = "stop_sequence", generator.choices[0].stop_reason
+        return message
 
     async def create_messages(self: Any, request: Any, raw_request: Any = None) -> Any:
         try:

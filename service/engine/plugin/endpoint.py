@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from service.engine.contract import PLUGIN_NAME, PLUGIN_PROTOCOL, PLUGIN_ROUTE
 from service.engine.identity import boot_id, plugin_digest, read_store_id
+from service.engine.plugin import cut_calls
 from service.engine.plugin.answers import AdapterFault, fault_handler, install_api_routes, unreadable_handler
 from service.engine.plugin.parameters import read_parameters
 
@@ -40,6 +41,7 @@ class HatrackEndpoint:
     def attach_router(self, app: FastAPI) -> None:
         """Add the route and the handler to vLLM's API server; without the patches there is no route: no engine."""
         install_api_routes()
+        cut_calls.install_api_routes()
         app.add_api_route(PLUGIN_ROUTE, self.report, methods=["GET"], include_in_schema=False)
         app.add_exception_handler(AdapterFault, fault_handler)
         app.add_exception_handler(ValidationError, unreadable_handler)
