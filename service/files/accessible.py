@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from adapters.authorization import adapters_match, stores_match
+from adapters.database.authorization import adapters_match, stores_match
 from adapters.database.sql import matches_glob
 from service.access.caller import Caller
 from service.access.tables import keys

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from adapters.authorization import KeyScope, Ownership, StoreNames, visible
+from adapters.authorization import KeyScope, Ownership, StoreNames
+from adapters.database.authorization import visible
 from trainer.evaluate.pairs import ReviewPair, Side, Vote
 from trainer.reviews.tables import choices, pairs, queues
 

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from adapters.authorization import KeyScope, StoreNames, visible
+from adapters.authorization import KeyScope, StoreNames
+from adapters.database.authorization import visible
 from adapters.database.sql import json_object_has, json_object_is_missing
 from trainer.runs.idempotency import Retry, remember
 from trainer.runs.protocol import Control

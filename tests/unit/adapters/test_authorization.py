@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.authorization import KeyScope, Ownership, visible
+from adapters.authorization import KeyScope, Ownership
+from adapters.database.authorization import visible
 
 NAMES = st.sampled_from(["shop", "shop-1", "voice", "vs_1", "public"])
 GLOBS = st.none() | st.lists(st.sampled_from(["shop*", "voice", "vs_?", "p*c", "*"]), max_size=2).map(tuple)
@@ -65,11 +66,14 @@ def selected(key: Key, thing: Ownership) -> bool:
         (Key("k", "p", ("shop-*",)), Ownership("p", None, []), False),
         (Key("k", "p", ("shop-*",)), Ownership("p", [], [], "k"), True),
         (Key("k", "p", ("shop-*",)), Ownership("other", [], [], "k"), False),
+        (Key("k", "p", ("shop-*",)), Ownership("p", ["voice"], [], "k"), False),
+        (Key("k", "p", ("shop-*",)), Ownership("p", None, [], "k"), False),
         (Key("k", "p", None, ("public",)), Ownership("p", [], []), True),
         (Key("k", "p", None, ("public",)), Ownership("p", ["shop"], [("vs_1", "public")]), True),
         (Key("k", "p", None, ("vs_1",)), Ownership("p", ["shop"], [("vs_1", "public")]), True),
         (Key("k", "p", None, ("public",)), Ownership("p", ["shop"], [("vs_1", "public"), ("vs_2",)]), False),
         (Key("k", "p", None, ("public",)), Ownership("p", ["shop"], None), False),
+        (Key("k", "p", None, ("public",)), Ownership("p", ["shop"], None, "k"), True),
         (Key("k", "p", (), ()), Ownership("p", ["shop"], []), False),
     ],
 )
