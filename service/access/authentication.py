@@ -131,16 +131,19 @@ class Authenticator:
         project = headers.get("openai-project")
         return entry.caller if project is None else _in_project(entry.caller, project)
 
-    def caller_with_id(self, key_id: str, project: str) -> Caller:
+    def caller_with_id(self, key_id: str, project: str, admin_hmac: bytes | None = None) -> Caller:
         """The caller of a key that was authenticated earlier, for work that outlives its request.
 
         Args:
             project: The one that it acted in then.
+            admin_hmac: For the admin key, its HMAC then; None: not known.
 
         Raises:
-            Unauthenticated: The key was revoked or has expired since.
+            Unauthenticated: The key was revoked, replaced or has expired since.
         """
         entry = self._admin_entry if key_id == ADMIN_ID else self._by_id.get(key_id)
+        if key_id == ADMIN_ID and admin_hmac not in (None, self._admin):
+            raise _refusal("the admin key was replaced")
         if entry is None:
             raise _refusal(f"the API key {key_id} was revoked")
         if entry.expires_at <= time.time():

@@ -14,7 +14,8 @@ from service.access.caller import NO_FILTERS, NO_LIMITS, Caller, FilterValue, Li
 from service.access.tables import keys, projects
 from service.errors import NotFound
 
-_SHOWN = [column for column in keys.c if column.name not in ("seq", "hmac", "revoked_at", "run_stores")]
+_NOT_SHOWN = ("seq", "hmac", "revoked_at", "run_stores", "admin_hmac")
+_SHOWN = [column for column in keys.c if column.name not in _NOT_SHOWN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,11 @@ def list_keys(db: sa.Connection, project: str | None, after: str | None, limit: 
     return [_key(row) for row in db.execute(chosen)]
 
 
-def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: KeyDraft) -> KeyRow:
-    """Insert a new key, and its project if this is its first key."""
+def add(
+    db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: KeyDraft, admin_hmac: bytes | None = None
+) -> KeyRow:
+    """Insert a new key, and its project if this is its first key. ``admin_hmac``: of its parent, if that is the admin
+    key."""
     now = int(time.time())
     if db.scalar(sa.select(projects.c.id).where(projects.c.id == draft.project)) is None:
         db.execute(projects.insert().values(id=draft.project, created_at=now))
@@ -126,6 +130,7 @@ def add(db: sa.Connection, key_id: str, digest: bytes, hint: str, draft: KeyDraf
             limits=draft.limits.model_dump(exclude_none=True),
             background=draft.background,
             parent_key_id=draft.parent_key_id,
+            admin_hmac=admin_hmac,
             created_at=now,
             expires_at=draft.expires_at,
         )
@@ -140,9 +145,12 @@ def revoke(db: sa.Connection, key_id: str) -> dict[str, bytes]:
     return _revoke_with_children(db, [key_id])
 
 
-def revoke_children(db: sa.Connection, key_id: str) -> dict[str, bytes]:
-    """Revoke the child keys; the parent stays valid."""
-    return _revoke_with_children(db, list(db.scalars(sa.select(keys.c.id).where(keys.c.parent_key_id == key_id))))
+def revoke_of_admin(db: sa.Connection, current: bytes | None = None) -> dict[str, bytes]:
+    """Revoke the child keys of the admin key; with ``current``, its HMAC, only those of admin keys before it."""
+    chosen = keys.c.parent_key_id == ADMIN_ID
+    if current is not None:
+        chosen = sa.and_(chosen, keys.c.admin_hmac != current)
+    return _revoke_with_children(db, list(db.scalars(sa.select(keys.c.id).where(chosen, keys.c.revoked_at.is_(None)))))
 
 
 def _revoke_with_children(db: sa.Connection, roots: list[str]) -> dict[str, bytes]:

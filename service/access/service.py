@@ -81,8 +81,18 @@ class Keys:
         return key_hmac(self._secret, "\0" + purpose)  # cannot equal a key: a header cannot contain NUL
 
     async def open(self) -> None:
-        """Load all keys. Until then, only the admin key is accepted."""
-        rows = await self._database.run(records.active_keys)
+        """Load all keys. Until then, only the admin key is accepted.
+
+        If another admin key was given than before, the child keys of that one are revoked.
+        """
+
+        def work(db: sa.Connection) -> tuple[dict[str, bytes], list[tuple[bytes, KeyRow]]]:
+            revoked = records.revoke_of_admin(db, self.authenticator.admin_hmac)
+            if revoked:
+                audit.note(db, audit.SYSTEM, "key.rotate_admin", ADMIN_ID, {"with": sorted(revoked)})
+            return revoked, records.active_keys(db)
+
+        revoked, rows = await self._database.run(work)
         if rows and self._new_secret:
             _LOG.warning(
                 "%d API keys can no longer be verified: the file key.secret was missing in HATRACK_HOME, and a new one "
@@ -90,6 +100,7 @@ class Keys:
                 len(rows),
             )
         self.authenticator.load({digest: _entry(row) for digest, row in rows})
+        self._tell(revoked)
         self._database.resync.add(self.reload)
 
     async def reload(self) -> None:
@@ -164,7 +175,8 @@ class Keys:
             if granted.parent_key_id is not None and granted.parent_key_id != ADMIN_ID:
                 granted = grants.restrict_to_parent(records.find(db, granted.parent_key_id), granted, time.time())
             granted = grants.cap_expiry(records.find(db, actor.key_id), granted)
-            row = records.add(db, key_id, digest, hint(key), granted)
+            of_admin = self.authenticator.admin_hmac if granted.parent_key_id == ADMIN_ID else None
+            row = records.add(db, key_id, digest, hint(key), granted, of_admin)
             audit.note(db, replace(actor, project=row.project), "key.create", row.id, _granted(row))
             return row
 
@@ -217,7 +229,7 @@ class Keys:
         def work(db: sa.Connection) -> dict[str, bytes]:
             previous = path.read_text() if path.is_file() else None
             newest = _newest_rotation(db)
-            revoked = records.revoke_children(db, ADMIN_ID)
+            revoked = records.revoke_of_admin(db)
             audit.note(db, actor, "key.rotate_admin", ADMIN_ID, {"with": sorted(revoked)} if revoked else None)
             try:
                 write_secret(path, key + "\n")  # last, so that a failure changes nothing

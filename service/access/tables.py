@@ -37,6 +37,8 @@ keys = sa.Table(
     sa.Column("background", sa.Boolean, nullable=False),
     # no foreign key: the admin key has the id `admin` and no row
     sa.Column("parent_key_id", sa.Text, index=True),
+    # the admin key's HMAC then, where it is the parent: the key goes when that is replaced, wherever it was
+    sa.Column("admin_hmac", sa.LargeBinary),
     sa.Column("created_at", BigInt, nullable=False),
     sa.Column("expires_at", BigInt),
     # a revoked key keeps its row, so that usage and audit can still say whose it was

@@ -30,6 +30,8 @@ batches = sa.Table(
     sa.Column("project", sa.Text, sa.ForeignKey(projects.c.id), nullable=False),
     # whose rights and limits its requests have. No foreign key: the admin key has no row
     sa.Column("key_id", sa.Text, nullable=False),
+    # the admin key's HMAC then, where that key made it: its rights end when it is replaced
+    sa.Column("admin_hmac", sa.LargeBinary),
     sa.Column("endpoint", sa.Text, nullable=False),
     sa.Column("input_file_id", sa.Text, sa.ForeignKey(files.c.id), nullable=False),
     sa.Column("completion_window", sa.Text, nullable=False),
@@ -78,6 +80,7 @@ class BatchRow:
     output_expires_s: int | None
     created_at: int
     expires_at: int
+    admin_hmac: bytes | None = None
     status: Status = "validating"
     ending: Ending | None = None
     model: str | None = None

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from service.access.audit import SYSTEM, note
+from service.access.authentication import Authenticator
 from service.access.caller import Caller
 from service.batches import records
 from service.batches.asker import AskContext, Asker
@@ -59,13 +60,13 @@ _LOG: Final = logging.getLogger("hatrack.batches")
 class RunContext(AskContext):
     """What all batches run with.
 
-    ``find_caller`` returns the caller of a key's id in a project, or raises Unauthenticated; ``max_body`` is in bytes.
+    ``keys`` has the batches' callers; ``max_body`` is in bytes.
     """
 
     database: Database
     files: Files
     root: Path
-    find_caller: Callable[[str, str], Caller]
+    keys: Authenticator
     check_budget: Callable[[Caller], None]
     engine_trouble: Callable[[], str | None]
     max_requests: int
@@ -150,7 +151,7 @@ class BatchRun:
         await self._writer.sync()
 
     def _caller(self) -> Caller:
-        return self._context.find_caller(self.row.key_id, self.row.project)
+        return self._context.keys.caller_with_id(self.row.key_id, self.row.project, self.row.admin_hmac)
 
     def _input(self) -> InputLines:
         path = self._context.files.path(self.row.input_file_id)

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import sqlalchemy as sa
 from prometheus_client.metrics_core import Metric as Family
 
-from service.access.audit import Actor, note
+from service.access.audit import ADMIN_ID, Actor, note
 from service.access.caller import Caller
 from service.batches import records
 from service.batches.asking import DataPath
@@ -85,7 +85,7 @@ class Batches:
             files=files,
             root=settings.batches_dir,
             ask=DataPath(inference),
-            find_caller=inference.pipeline.authenticator.caller_with_id,
+            keys=inference.pipeline.authenticator,
             check_budget=check_budget,
             engine_trouble=lambda: None if engines.ready else engines.state.reason,
             slots=asyncio.Semaphore(settings.batch_concurrency),
@@ -210,6 +210,7 @@ class Batches:
             output_expires_s=None if expiry is None else expiry.seconds,
             created_at=created_at,
             expires_at=created_at + WINDOWS_S[request.completion_window],
+            admin_hmac=self._context.keys.admin_hmac if caller.key_id == ADMIN_ID else None,
         )
 
         def work(db: sa.Connection) -> BatchRow:

@@ -170,6 +170,9 @@ def test_a_key_is_known_by_its_id_as_long_as_it_is_valid() -> None:
     authenticator, key = known()
     assert authenticator.caller_with_id("key_1", "acme") == authenticator.authenticate({"x-api-key": key})
     admin = authenticator.caller_with_id("admin", "acme")
+    assert authenticator.caller_with_id("admin", "acme", authenticator.admin_hmac) == admin
+    with pytest.raises(Unauthenticated, match="replaced"):
+        authenticator.caller_with_id("admin", "acme", b"another")
     assert (admin.key_id, admin.project, admin.may(Scope.TRAIN)) == ("admin", "acme", True)
     authenticator.drop(frozenset({authenticator.hmac(key)}))
     with pytest.raises(Unauthenticated, match="key_1 was revoked"):

@@ -180,6 +180,21 @@ async def test_rotating_the_admin_key(tmp_path: Path) -> None:
         assert asks(keys_app, new).key_id == "admin"
 
 
+async def test_another_given_admin_key_revokes_the_keys_of_the_one_before(tmp_path: Path) -> None:
+    async with KeysApp(tmp_path, given="given-in-the-settings").run() as keys_app:
+        _, of_admin = await mint(keys_app, parent="admin")
+        _, other = await mint(keys_app)
+    async with KeysApp(tmp_path, given="given-in-the-settings").run() as keys_app:
+        assert asks(keys_app, of_admin).project == "acme"
+    for _ in range(2):
+        async with KeysApp(tmp_path, given="another-in-the-settings").run() as keys_app:
+            assert asks(keys_app, other).project == "acme"
+            with pytest.raises(Unauthenticated):
+                asks(keys_app, of_admin)
+            rows = (await keys_app.keys.audit_page(after=None, limit=9))["data"]
+    assert [row["action"] for row in rows] == ["key.rotate_admin", "key.create", "key.create"]
+
+
 async def test_a_rotation_that_cannot_be_written_changes_nothing(keys_app: KeysApp) -> None:
     old = keys_app.admin_key
     _, child = await mint(keys_app, parent="admin")

@@ -135,7 +135,7 @@ class BatchesApp(FilesApp):
             files=self.files,
             root=home / "batches",
             ask=DataPath(self.world.app),
-            find_caller=self.keys.authenticator.caller_with_id,
+            keys=self.keys.authenticator,
             check_budget=self._check_budget,
             engine_trouble=lambda: self.trouble,
             slots=asyncio.Semaphore(concurrency),

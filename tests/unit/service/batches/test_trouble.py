@@ -21,6 +21,8 @@ from service.files.service import AdoptedFile
 from tests.unit.service.batches.batches_app import LIMIT_S, BatchesApp, line, reply, text_of
 from tests.unit.service.files.files_app import bearer
 
+OTHER_ADMIN_KEY = "another-admin-key"
+
 
 async def test_without_an_engine_a_batch_waits_and_asks_nobody(gateway: BatchesApp) -> None:
     gateway.trouble = "it was killed by signal 9"
@@ -210,6 +212,38 @@ async def test_a_key_that_is_revoked_while_the_batch_waits_ends_it(gateway: Batc
     await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
     await gateway.http.delete(f"/v1/keys/{key_id}")
     assert (await gateway.ended(batch_id))["errors"]["data"][0]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_batch_of_the_admin_key_ends_with_that_key(gateway: BatchesApp, waits: bool) -> None:
+    gateway.trouble = "it is asleep" if waits else None
+    gateway.engine.held = asyncio.Event()
+    batch_id = await gateway.start(*map(str, range(10)))
+    await gateway.comes_to(batch_id, lambda batch: batch["waiting"] if waits else gateway.engine.in_flight == 4)
+    gateway.keys.authenticator.set_admin_key(OTHER_ADMIN_KEY)  # as a rotation does
+    gateway.http.headers["authorization"] = f"Bearer {OTHER_ADMIN_KEY}"
+    gateway.trouble = None
+    gateway.engine.held.set()
+    batch = await gateway.ended(batch_id)
+    (error,) = batch["errors"]["data"]
+    assert (batch["status"], error["code"]) == ("failed", "invalid_api_key")
+    assert error["message"].startswith("the admin key was replaced; ")
+    assert len(gateway.engine.asked) == (0 if waits else 4)
+    assert (await gateway.ended(await gateway.start("one")))["status"] == "completed", "the new key's go on"
+
+
+async def test_a_batch_does_not_outlive_an_admin_key_that_was_replaced_while_the_gateway_was_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = BatchesApp(tmp_path)
+    gateway.trouble = "it is asleep"
+    async with gateway.run():
+        batch_id = await gateway.start("one")
+        await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    monkeypatch.setattr("tests.unit.service.files.files_app.ADMIN_KEY", OTHER_ADMIN_KEY)
+    async with (gateway := BatchesApp(tmp_path)).run():
+        assert (await gateway.ended(batch_id))["errors"]["data"][0]["code"] == "invalid_api_key"
+    assert gateway.engine.asked == []
 
 
 async def test_an_adapter_that_is_deleted_meanwhile_fails_its_requests_alone(gateway: BatchesApp) -> None:
