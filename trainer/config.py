@@ -9,10 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from adapters.costs import CostSettings, Prices
 from adapters.database.urls import is_postgresql
@@ -245,6 +251,11 @@ class Settings(CostSettings, BaseSettings):
         description="`offline`: runs are written to `var/trainer/wandb`, for `wandb sync`; nothing is sent, and no key "
         "is needed.",
     )
+    wandb_entities: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Users and teams of Weights & Biases that jobs may name as `entity`, separated by spaces. Unset: "
+        "none; runs appear under the key's own.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level that is logged.")
 
     @classmethod
@@ -278,6 +289,11 @@ class Settings(CostSettings, BaseSettings):
             except ValueError as error:
                 raise ValueError(f"HATRACK_TRAINER_WEBHOOK_SECRET: {error}") from None
         return self
+
+    @field_validator("wandb_entities", mode="before")
+    @classmethod
+    def _words_of(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
 
     @field_validator("database_url")
     @classmethod

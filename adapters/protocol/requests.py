@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from adapters.dataset.held_out import MAX_SHARE, MIN_SHARE, SHARE
 
@@ -22,6 +22,7 @@ MAX_EXAMPLES: Final = 32
 MAX_METADATA: Final = 16
 MAX_INTEGRATIONS: Final = 5
 MAX_TRACKER_TAGS: Final = 20
+OTHERS_TAGS: Final = ("mlflow.", "hatrack.")
 MAX_REVIEW_PAIRS: Final = 1_000
 MAX_REVIEWERS: Final = 5
 MAX_PROMPT_CHARS: Final = 32_768
@@ -43,6 +44,9 @@ MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 TrackerName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 TrackerTag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+TrackedIn = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[^/\\#?%:\x00-\x1f\x7f]+$")]
+"""Experiment, or project of Weights & Biases, without the caller's project before it: both have room in the latter's
+128 characters, and none that it refuses."""
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)]
 
 
@@ -102,18 +106,31 @@ class JobOptionFields(RequestBody):
 class WandbOptions(RequestBody):
     """OpenAI's `integrations[].wandb`: where the job's run appears in Weights & Biases."""
 
-    project: TrackerName
+    project: TrackedIn = Field(description="Shown there as `PROJECT~NAME`, with the caller's project before it.")
     name: TrackerName | None = Field(None, description="Of the run. Default: the job's id.")
-    entity: TrackerName | None = Field(None, description="User or team. Default: that of the operator's key.")
+    entity: TrackerName | None = Field(
+        None, description="User or team, one that the operator allows. Default: that of the operator's key."
+    )
     tags: Annotated[list[TrackerTag], Field(max_length=MAX_TRACKER_TAGS)] | None = None
 
 
 class MlflowOptions(RequestBody):
     """Where the job's run appears in MLflow."""
 
-    experiment: TrackerName = Field(description="Its name; it is created if there is none.")
+    experiment: TrackedIn = Field(
+        description="Shown there as `PROJECT~NAME`, with the caller's project before it; created if there is none."
+    )
     name: TrackerName | None = Field(None, description="Of the run. Default: the job's id.")
     tags: Annotated[dict[TrackerTag, MetadataValue], Field(max_length=MAX_TRACKER_TAGS)] | None = None
+
+    @field_validator("tags")
+    @classmethod
+    def _tags_are_the_callers(cls, tags: dict[str, str] | None) -> dict[str, str] | None:
+        # `mlflow.parentRunId` would hang the run under another project's, `mlflow.user` name somebody else
+        for name in tags or ():
+            if name.startswith(OTHERS_TAGS):
+                raise ValueError(f"no tag begins with `mlflow.` or `hatrack.`, which the servers set; found {name!r}")
+        return tags
 
 
 class Integration(RequestBody):

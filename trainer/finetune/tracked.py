@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from adapters.protocol.requests import Integration
 from trainer.config import Settings
@@ -13,12 +13,16 @@ from trainer.runs.state import Run
 from trainer.tracking.available import unavailable
 from trainer.tracking.tracker import TrackedJob
 
+BETWEEN: Final = "~"
+"""Between the project and the caller's own name of a place; no project's name has it, so nobody reaches another's."""
+_PLACE: Final = {"wandb": "project", "mlflow": "experiment"}
+
 
 def requested_trackers(integrations: list[Integration] | None, settings: Settings) -> tuple[str, ...]:
     """The types of a request's integrations.
 
     Raises:
-        InvalidField: One is named twice.
+        InvalidField: One is named twice, or its entity is none that the operator allows.
         UnsupportedValue: The operator has not set it up.
     """
     names: list[str] = []
@@ -29,6 +33,13 @@ def requested_trackers(integrations: list[Integration] | None, settings: Setting
         reason = unavailable(integration.type, settings)
         if reason is not None:
             raise UnsupportedValue(f"`{param}`: {reason}", param=param, code="integration_unavailable")
+        entity = integration.wandb.entity if integration.wandb is not None else None
+        if entity is not None and entity not in settings.wandb_entities:
+            allowed = ", ".join(map(repr, settings.wandb_entities)) or "none: leave it out"
+            param = f"integrations.{place}.wandb.entity"
+            raise InvalidField(
+                f"`{param}` is {entity!r}; the operator allows {allowed} (HATRACK_TRAINER_WANDB_ENTITIES)", param=param
+            )
         names.append(integration.type)
     return tuple(names)
 
@@ -40,6 +51,7 @@ def tracked_job(run: Run, tracker: str) -> TrackedJob:
     options = next(entry[tracker] for entry in run.body["integrations"] if entry["type"] == tracker)
     return TrackedJob(
         id=run.id,
+        place=f"{run.project}{BETWEEN}{options[_PLACE[tracker]]}",
         name=options.get("name") or run.id,
         created_at=run.created_at,
         options=options,

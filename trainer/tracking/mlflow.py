@@ -50,7 +50,7 @@ class MlflowTracker:
 
     async def open(self, job: TrackedJob) -> str:
         """See Tracker. A run is found by its tag `hatrack.job`: an earlier attempt may have created it."""
-        experiment = await self._experiment(str(job.options["experiment"]))
+        experiment = await self._experiment(job.place)
         body = {
             "experiment_ids": [experiment],
             "filter": f"tags.`{JOB_TAG}` = '{job.id}'",

@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Protocol
 class TrackedJob:
     """A job as a tracker shows it.
 
+    ``place`` is the experiment in MLflow, the project in Weights & Biases; it begins with the job's project.
     ``options`` are the request's for this tracker. ``params`` are empty before the job has a plan. ``tags`` are known
     from the beginning, ``results`` at the end; numbers among them are shown as such where the tracker can.
     """
 
     id: str
+    place: str
     name: str
     created_at: int
     options: Mapping[str, Any]

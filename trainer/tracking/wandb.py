@@ -84,7 +84,7 @@ class WandbTracker:
         options = job.options
         start = {
             "id": job.id,
-            "project": options["project"],
+            "project": job.place,
             "entity": options.get("entity"),
             "name": job.name,
             "tags": list(options.get("tags") or ()),

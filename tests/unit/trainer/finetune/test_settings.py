@@ -26,7 +26,7 @@ def test_every_setting_is_documented_as_the_code_has_it() -> None:
     own = Settings.model_fields.keys() - CostSettings.model_fields.keys()
     for name in own:
         field = Settings.model_fields[name]
-        default = "unset" if field.default is None else str(field.default)
+        default = "unset" if field.default in (None, ()) else str(field.default)
         assert documented.pop(f"HATRACK_TRAINER_{name.upper()}") == (default, field.description)
     assert documented == {}
 

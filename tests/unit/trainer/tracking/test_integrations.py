@@ -31,6 +31,16 @@ def requested(*integrations: dict[str, Any]) -> list[Integration]:
         ([{"type": "wandb", "wandb": {"project": ""}}], "integrations.0.wandb.project"),
         ([{"type": "wandb", "wandb": {"project": "p", "base_url": "http://x"}}], "integrations.0.wandb.base_url"),
         ([{"type": "mlflow", "mlflow": {"experiment": "e", "tags": ["a"]}}], "integrations.0.mlflow.tags"),
+        ([{"type": "mlflow", "mlflow": {"experiment": "sea/support"}}], "integrations.0.mlflow.experiment"),
+        ([{"type": "wandb", "wandb": {"project": "p" * 64}}], "integrations.0.wandb.project"),
+        (
+            [{"type": "mlflow", "mlflow": {"experiment": "e", "tags": {"mlflow.parentRunId": "0f3a"}}}],
+            "integrations.0.mlflow.tags",
+        ),
+        (
+            [{"type": "mlflow", "mlflow": {"experiment": "e", "tags": {"hatrack.verdict": "pass"}}}],
+            "integrations.0.mlflow.tags",
+        ),
         ([MLFLOW] * 6, "integrations"),
     ],
 )
@@ -54,6 +64,17 @@ def test_a_tracker_is_named_once_and_must_be_set_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(available, "find_spec", lambda _name: None)
     with pytest.raises(RequestError, match=r"pip install 'hatrack\[wandb\]'"):
         requested_trackers(requested(WANDB), both)
+
+
+def test_an_entity_is_one_that_the_operator_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "find_spec", lambda _name: object())
+    monkeypatch.setenv("HATRACK_TRAINER_WANDB_ENTITIES", "sea fleet")
+    asked = requested({"type": "wandb", "wandb": {"project": "support", "entity": "fleet"}})
+    assert requested_trackers(asked, Settings(wandb_mode="offline")) == ("wandb",)
+    for allowed, words in (((), "allows none: leave it out"), (("sea", "land"), "allows 'sea', 'land'")):
+        with pytest.raises(RequestError, match=words) as refused:
+            requested_trackers(asked, Settings(wandb_mode="offline", wandb_entities=allowed))
+        assert refused.value.param == "integrations.0.wandb.entity"
 
 
 def test_no_worker_inherits_a_tracker_s_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ async def test_a_job_is_in_mlflow_from_its_plan_to_its_verdict(job: Job, server:
     await job.planned()
     await job.round()
     (run,) = server.runs.values()
-    assert server.experiments == {"support": run["experiment_id"]}
+    assert server.experiments == {"default~support": run["experiment_id"]}
     assert (run["name"], run["status"], run["start_time"]) == (JOB, "RUNNING", 1_800_000_000_000)
     assert run["tags"] == {
         **{"hatrack.job": JOB, "hatrack.project": "default", "hatrack.adapter": "voice"},
@@ -309,7 +309,8 @@ async def test_a_job_is_in_weights_and_biases(
     await followed.round()
     await followed.follower.stop()
     started, *points, summary, finished = told(tmp_path)
-    assert (started["init"]["project"], started["init"]["id"], started["init"]["resume"]) == ("support", JOB, "allow")
+    init = started["init"]
+    assert (init["project"], init["id"], init["resume"]) == ("default~support", JOB, "allow")
     assert (started["init"]["tags"], started["key"], started["names"]) == (["sea"], "k3y", [])
     assert (started["init"]["config"]["lora_rank"], started["init"]["config"]["hatrack.adapter"]) == ("4", "voice")
     assert points == [{"step": step, "values": {"train_loss": 1 / step}} for step in (1, 2, 3)]
