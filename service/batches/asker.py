@@ -14,7 +14,7 @@ from service.access.caller import Caller
 from service.batches.asking import ENGINE_UNAVAILABLE, Answer, Ask, GroundingPatience, retry_of
 from service.batches.lines import InputLines, LineRequest, RefusedLine
 from service.batches.pace import Pace
-from service.batches.results import Result, ResultLog, ResultWriter, Usage, result_line, usage_of
+from service.batches.results import Result, ResultLog, ResultWriter, Usage, answer_line, refused_line, usage_of
 from service.concurrency import in_thread
 from service.errors import Unauthenticated
 
@@ -202,21 +202,22 @@ class Asker:
             self.answering -= 1
 
     async def _write(self, request: LineRequest, answer: Answer) -> None:
-        response = {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
-        text = result_line(self._log.id_of(request.number), request.custom_id, response, None)
+        parts = answer_line(
+            self._log.id_of(request.number), request.custom_id, answer.status, answer.request_id, answer.body
+        )
         succeeded = answer.status == 200
         usage = usage_of(answer.body) if succeeded else Usage()
         self.answering += 1  # a batch that is stopped waits for it
         try:
-            await self._writer.add(Result(request.number, succeeded, text, usage))
+            await self._writer.add(Result(request.number, succeeded, parts, usage))
             self._context.answered["completed" if succeeded else "failed"] += 1
         finally:
             self.answering -= 1
 
     async def _refuse(self, line: RefusedLine) -> None:
         error = {"code": line.error.code, "message": line.error.message}
-        text = result_line(self._log.id_of(line.number), line.custom_id, None, error)
-        await self._writer.add(Result(line.number, False, text))
+        text = refused_line(self._log.id_of(line.number), line.custom_id, error)
+        await self._writer.add(Result(line.number, False, (text,)))
         self._context.answered["failed"] += 1
 
     async def _drain(self, grace_s: float) -> None:

@@ -38,14 +38,18 @@ broken for good must not keep it from its end."""
 GROUNDING_STEP_S: Final = 5.0
 """The first such wait, s; doubled before each further one, up to GROUNDING_MAX_STEP_S."""
 GROUNDING_MAX_STEP_S: Final = 60.0
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one request: its body is JSON; names of headers are in lower case."""
+    """The answer to one request: its body is JSON in one line; names of headers are in lower case.
+
+    An answer may be 200 MiB of log-probabilities: only a refusal is parsed.
+    """
 
     status: int
-    body: Any
+    body: bytes
     headers: dict[str, str]
 
     @property
@@ -54,8 +58,11 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error in the body; empty if there is none."""
-        error = self.body.get("error") if isinstance(self.body, dict) else None
+        """The error in the body of a refusal; empty if there is none."""
+        if self.status == 200:
+            return {}
+        body = orjson.loads(self.body)
+        error = body.get("error") if isinstance(body, dict) else None
         return error if isinstance(error, dict) else {}
 
     @property
@@ -122,15 +129,11 @@ class DataPath:
 
 
 def _answer(sent: list[MutableMapping[str, Any]]) -> Answer:
+    """The answer that was sent; the data path has checked that it is JSON, whose line breaks mean nothing."""
     start, *parts = sent
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in start["headers"]}
-    try:
-        body = orjson.loads(b"".join(part.get("body", b"") for part in parts))
-    except orjson.JSONDecodeError:
-        message = "the engine's answer is not JSON"
-        error = {"message": message, "type": "server_error", "param": None, "code": "engine_error"}
-        return Answer(502, {"error": error}, headers)
-    return Answer(start["status"], body, headers)
+    body = b"".join(part.get("body", b"") for part in parts)
+    return Answer(start["status"], body.translate(_ONE_LINE) if b"\n" in body or b"\r" in body else body, headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ file: which requests have a result is read from the files alone.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,11 +26,15 @@ from adapters.blobs import disk_errors, fsync_directory
 from service.batches.records import COUNTS
 from service.concurrency import in_thread
 from service.errors import DiskFull, HatrackError
+from service.inference.relay import usage_at
 
 OUTPUT, ERRORS = "output.jsonl", "error.jsonl"
 SYNC_S: Final = 1.0
 """Longest time between two syncs while results are written, s."""
 DISK_RETRY_S: Final = 5.0
+_LINE: Final = rb'\{"id":"%s(\d+)","custom_id":"(?:[^"\\]|\\.)*+","response":(?:null|\{)'
+"""How the line of a result begins."""
+_DECODER: Final = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,8 @@ class Result:
 
     number: int
     succeeded: bool
-    text: bytes
-    """JSON and a line feed."""
+    parts: tuple[bytes, ...]
+    """JSON and a line feed; joined in the thread that writes them, for a part may be large."""
     usage: Usage = Usage()
 
 
@@ -100,6 +106,7 @@ class ResultLog:
     def __init__(self, directory: Path, batch_id: str) -> None:
         self.directory = directory
         self._id_prefix = f"batch_req_{batch_id.removeprefix('batch_')}_"
+        self._line = re.compile(_LINE % re.escape(self._id_prefix).encode())
         self.tally = Tally()
         self._sizes: dict[str, int] = {}
         self._unsynced: set[str] = set()
@@ -131,16 +138,14 @@ class ResultLog:
         fsync_directory(self.directory.parent)
 
     def _recover(self, text: bytes, *, succeeded: bool) -> bool:
-        """Count a result that was written earlier; False if it is not whole."""
-        if not text.endswith(b"\n"):
+        """Count a result that was written earlier; False if it is not whole.
+
+        It is not parsed: a line that was not written to its end lacks it, or has zeros where a page was lost.
+        """
+        line = self._line.match(text)
+        if line is None or not text.endswith(b"}\n") or b"\0" in text:
             return False
-        try:
-            value = orjson.loads(text)
-            number = int(value["id"].removeprefix(self._id_prefix))
-            body = (value["response"] or {}).get("body")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return False
-        self.tally.add(number, succeeded, usage_of(body) if succeeded else Usage())
+        self.tally.add(int(line[1]), succeeded, usage_of(text) if succeeded else Usage())
         return True
 
     def append(self, results: Iterable[Result]) -> None:
@@ -157,7 +162,7 @@ class ResultLog:
             numbers.add(result.number)
             by_file.setdefault(OUTPUT if result.succeeded else ERRORS, []).append(result)
         for name, chosen in by_file.items():
-            self._write(name, b"".join(result.text for result in chosen))
+            self._write(name, b"".join(part for result in chosen for part in result.parts))
             for result in chosen:
                 self.tally.add(result.number, result.succeeded, result.usage)
         if time.monotonic() - self._synced_at >= SYNC_S:
@@ -235,17 +240,29 @@ class ResultWriter:
             await in_thread(self._log.sync)
 
 
-def result_line(result_id: str, custom_id: str, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
-    """A line of a result file, in OpenAI's form: ``response`` has `status_code`, `request_id` and `body`; ``error`` has
-    `code` and `message`, and is for requests that have no response."""
-    value = {"id": result_id, "custom_id": custom_id, "response": response, "error": error}
+def answer_line(
+    result_id: str, custom_id: str, status: int, request_id: str, body: bytes
+) -> tuple[bytes, bytes, bytes]:
+    """The parts of a result's line, in OpenAI's form, for a request that was answered; ``body`` is JSON in one line."""
+    head = orjson.dumps({"id": result_id, "custom_id": custom_id})
+    response = orjson.dumps({"status_code": status, "request_id": request_id})
+    return head[:-1] + b',"response":' + response[:-1] + b',"body":', body, b'},"error":null}\n'
+
+
+def refused_line(result_id: str, custom_id: str, error: dict[str, Any]) -> bytes:
+    """A result's line, in OpenAI's form, for a request that has no response; ``error`` has `code` and `message`."""
+    value = {"id": result_id, "custom_id": custom_id, "response": None, "error": error}
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def usage_of(body: Any) -> Usage:
-    """The tokens that the body of an answer counts, of whichever endpoint."""
-    usage = body.get("usage") if isinstance(body, dict) else None
-    if not isinstance(usage, dict):
+def usage_of(answer: bytes) -> Usage:
+    """The tokens that an answer counts, of whichever endpoint; the answer is searched, not parsed."""
+    text = usage_at(answer)
+    if text is None:
+        return Usage()
+    try:
+        usage, _ = _DECODER.raw_decode(text.decode(errors="replace"))
+    except ValueError:
         return Usage()
     old = "prompt_tokens" in usage
     given, made = ("prompt_tokens", "completion_tokens") if old else ("input_tokens", "output_tokens")

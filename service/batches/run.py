@@ -22,7 +22,7 @@ from service.batches.asker import AskContext, Asker
 from service.batches.lines import ENVELOPE_BYTES, InputLines
 from service.batches.pace import Pace
 from service.batches.records import BatchRow, Ending
-from service.batches.results import ERRORS, OUTPUT, Result, ResultLog, ResultWriter, result_line
+from service.batches.results import ERRORS, OUTPUT, Result, ResultLog, ResultWriter, refused_line
 from service.batches.validation import check_input
 from service.concurrency import in_thread
 from service.database import Database, OutcomeUnknown
@@ -238,7 +238,7 @@ class BatchRun:
             if part is None:
                 return
             results = (
-                Result(line.number, False, result_line(self._log.id_of(line.number), line.custom_id, None, error))
+                Result(line.number, False, (refused_line(self._log.id_of(line.number), line.custom_id, error),))
                 for line in part
             )
             await self._writer.add(*results)

@@ -2,11 +2,14 @@
 
 An answer without passages is not parsed: its empty `citations` are inserted at byte sequences that cannot occur inside
 a JSON string, as in `service.inference.relay`. One with passages is, because which of them it uses is told from its
-text. An answer that is not JSON, which no engine should send, is passed on with `citations` that have no `used`.
+text; but without its log-probabilities, which may have 200 MiB. An answer that is not JSON, which no engine should
+send, is passed on with `citations` that have no `used`.
 """
 
 from __future__ import annotations
 
+import re
+import secrets
 from typing import Any, Final
 
 import orjson
@@ -22,6 +25,17 @@ _DELTA: Final = b'"delta"'
 _FINISH: Final = b'"finish_reason":"'
 """Occurs in exactly those events of a chat completion that get the citations."""
 _RESPONSE: Final = b'"response":{'
+_ENDS_OF: Final = {
+    b'"logprobs":{': (b',"finish_reason":',),
+    b'"prompt_logprobs":[': (b',"prompt_token_ids":',),
+    b'"logprobs":[': (b',"output_index":', b'}],"role":', b'},"sequence_number":'),
+}
+"""How log-probabilities begin, and what vLLM writes next to them: in chat completions, and in events and messages of
+Responses. None of it can stand inside a JSON string."""
+_LOGPROBS: Final = re.compile(b"|".join(map(re.escape, _ENDS_OF)))
+_KEPT: Final = secrets.token_hex(16)
+"""Stands, with a number, for what is not parsed; no text contains it by chance or intent."""
+_KEPT_AT: Final = re.compile(rf'"{_KEPT}(\d+)"'.encode())
 
 
 class Citer:
@@ -46,11 +60,11 @@ class Citer:
         if not self._citations.passages and self._search is None:
             return add_citations(answer, b"[]")
         try:
-            parsed = orjson.loads(answer)
+            parsed = _Parsed(answer)
         except orjson.JSONDecodeError:
             return add_citations(answer, self._citations.json())
-        self._cite(parsed)
-        return orjson.dumps(parsed)
+        self._cite(parsed.value)
+        return parsed.written(parsed.value)
 
     def event(self, event: bytes) -> bytes:
         """The events to send for one of the engine's, which is without its terminator."""
@@ -58,7 +72,8 @@ class Citer:
             return (add_citations(event, b"[]") if _FINISH in event else event) + END
         if _DELTA not in event:
             return event + END
-        chunk = orjson.loads(event[len(_DATA) :])
+        parsed = _Parsed(event[len(_DATA) :])
+        chunk = parsed.value
         is_last = False
         for choice in chunk["choices"]:
             number, delta = choice["index"], choice["delta"]
@@ -68,7 +83,7 @@ class Citer:
                 spans = self._citations.spans(self._text(number).text)
                 delta["annotations"] = self._citations.chat_annotations(spans)
                 chunk["citations"] = self._citations.listed(spans)
-        return (_DATA + orjson.dumps(chunk) if is_last else event) + END
+        return (_DATA + parsed.written(chunk) if is_last else event) + END
 
     def error_event(self, event: bytes) -> bytes:
         """The event that reports an error, in its place in the stream."""
@@ -121,18 +136,18 @@ class ResponsesCiter(Citer):
             before, marker, after = event.partition(_RESPONSE)
             is_last = event.startswith(self._last) and marker
             return (before + marker + b'"citations":[],' + after if is_last else event) + END
-        payload = orjson.loads(event.partition(b"\n" + _DATA)[2])
-        return b"".join(self._written(each) for each in self._events(payload))
+        parsed = _Parsed(event.partition(b"\n" + _DATA)[2])
+        return b"".join(self._written(each, parsed) for each in self._events(parsed.value))
 
     def error_event(self, event: bytes) -> bytes:
-        payload = orjson.loads(event.partition(b"\n" + _DATA)[2])
-        return self._written(payload) if self._sequence else event
+        parsed = _Parsed(event.partition(b"\n" + _DATA)[2])
+        return self._written(parsed.value, parsed) if self._sequence else event
 
-    def _written(self, payload: dict[str, Any]) -> bytes:
+    def _written(self, payload: dict[str, Any], parsed: _Parsed) -> bytes:
         kind: str = payload["type"]
         payload["sequence_number"] = self._sequence
         self._sequence += 1
-        return b"event: " + kind.encode() + b"\n" + _DATA + orjson.dumps(payload) + END
+        return b"event: " + kind.encode() + b"\n" + _DATA + parsed.written(payload) + END
 
     def _events(self, payload: dict[str, Any]) -> list[dict[str, Any]]:
         """The events to send for one of the engine's."""
@@ -267,6 +282,37 @@ class _Text:
     def text(self) -> str:
         """All of it so far."""
         return "".join(self._pieces)
+
+
+class _Parsed:
+    """The object of an answer or event, whose log-probabilities stay bytes."""
+
+    __slots__ = ("_kept", "value")
+
+    def __init__(self, data: bytes) -> None:
+        self._kept: list[bytes] = []
+        try:
+            self.value: Any = orjson.loads(self._without_logprobs(data))
+        except orjson.JSONDecodeError:  # not in vLLM's order, or a caller's own tool has fields of these names
+            self._kept = []
+            self.value = orjson.loads(data)
+
+    def _without_logprobs(self, data: bytes) -> bytes:
+        pieces, begin = [], 0
+        while (start := _LOGPROBS.search(data, begin)) is not None:
+            at = start.end() - 1
+            end = min((place for mark in _ENDS_OF[start[0]] if (place := data.find(mark, at)) >= 0), default=-1)
+            if end < 0:
+                break
+            pieces += [data[begin:at], f'"{_KEPT}{len(self._kept)}"'.encode()]
+            self._kept.append(data[at:end])
+            begin = end
+        return b"".join([*pieces, data[begin:]]) if pieces else data
+
+    def written(self, value: dict[str, Any]) -> bytes:
+        """The JSON of ``value``, with the log-probabilities in their places."""
+        data = orjson.dumps(value)
+        return _KEPT_AT.sub(lambda match: self._kept[int(match[1])], data) if self._kept else data
 
 
 _OPENING: Final = ("response.created", "response.in_progress")

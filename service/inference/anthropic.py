@@ -17,13 +17,12 @@ from service.errors import HatrackError
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
 from service.inference.fields import Table
-from service.inference.relay import EventRelay, Renamer, are_objects, count_in
+from service.inference.relay import EventRelay, Renamer, are_objects, count_in, usage_at
 from service.inference.tools import forced_tools, make_strict
 from service.registry.catalog import VersionSettings
 
 _NAMES = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _COUNTS = re.compile(f'"({"|".join(_NAMES)})":(\\d+)'.encode())
-_USAGE = b'"usage":{'
 _MESSAGE = b"event: message_"
 _ERROR = b"event: error\n"
 _DATA = b'\ndata: {"type":"'
@@ -57,10 +56,10 @@ def error_payload(error: HatrackError, request_id: str) -> bytes:
 
 def message_usage(data: bytes) -> TokenUsage | None:
     """The usage in a message or event, or None; Anthropic counts cached tokens beside `input_tokens`, not in it."""
-    at = data.rfind(_USAGE)
-    if at < 0:
+    usage = usage_at(data)
+    if usage is None:
         return None
-    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
+    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(usage)}
     return _usage({name: counts.get(name.encode(), 0) for name in _NAMES})
 
 

@@ -122,7 +122,7 @@ class Dialect:
 
     def answer(self, answer: bytes, renamer: Renamer) -> bytes:
         """Convert a whole answer for the client."""
-        return renamer.rename(answer)
+        return renamer.rename_answer(answer)
 
 
 OPENAI = Dialect()

@@ -53,16 +53,27 @@ MAX_PARSED_BYTES: Final = 64 * 1024
 """A larger whole answer is judged by its two ends: to parse 200 MiB of log-probabilities takes a second."""
 MAX_RENAMERS: Final = 4096
 _USAGE = b'"usage":{'
+MAX_USAGE_BYTES: Final = 4096
+"""No engine's usage object is longer; what stands behind it may be the log-probabilities of a whole prompt."""
 _WITHOUT_DATA = (b":", b"event:", b"id:", b"retry:")
 """Begin the lines of an event that are no data."""
 
 
+def usage_at(data: bytes) -> bytes | None:
+    """What an answer or event has from its last usage object on, MAX_USAGE_BYTES at most; None: it has none.
+
+    The last one, because before it a response may repeat what the caller defined: a tool with a field `usage`.
+    """
+    at = data.rfind(_USAGE)
+    return None if at < 0 else data[at + len(_USAGE) - 1 : at + MAX_USAGE_BYTES]
+
+
 def find_usage(data: bytes) -> TokenUsage | None:
     """The usage object in an answer or event, or None."""
-    at = data.rfind(_USAGE)
-    if at < 0:
+    usage = usage_at(data)
+    if usage is None:
         return None
-    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
+    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(usage)}
     return TokenUsage(
         prompt_tokens=counts.get(b"prompt_tokens", 0),
         completion_tokens=counts.get(b"completion_tokens", 0),
@@ -101,6 +112,10 @@ class Renamer:
     def rename(self, data: bytes) -> bytes:
         """``data`` with every model name replaced."""
         return data.replace(self._old, self._new)
+
+    def rename_answer(self, answer: bytes) -> bytes:
+        """A whole answer with its one model name replaced; the rest of it is not searched."""
+        return answer.replace(self._old, self._new, 1)
 
 
 _RENAMERS: dict[tuple[str, str], Renamer] = {}

@@ -22,11 +22,10 @@ from service.grounding.file_search import FILE_SEARCH, RESULTS, FileSearch
 from service.grounding.injectors import RESPONSES_INJECTOR, PromptInjector
 from service.http.stream import END, TokenUsage
 from service.inference.dialect import Dialect
-from service.inference.relay import EventRelay, Renamer, are_objects, count_in
+from service.inference.relay import EventRelay, Renamer, are_objects, count_in, usage_at
 from service.inference.tools import forced_tools, make_strict
 
 _COUNTS = re.compile(rb'"(input_tokens|output_tokens|cached_tokens)":(\d+)')
-_USAGE = b'"usage":{'
 _RESPONSE = b'"response":{'
 _ERROR = b"event: error\n"
 _DELTA = b".delta\n"
@@ -44,10 +43,10 @@ _SEQUENCE = re.compile(rb'"sequence_number":(\d+)')
 
 def response_usage(data: bytes) -> TokenUsage | None:
     """The usage of the response object in an answer or in a stream's last event, or None."""
-    at = data.rfind(_USAGE)
-    if at < 0:
+    usage = usage_at(data)
+    if usage is None:
         return None
-    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(data, at)}
+    counts: dict[bytes, int] = {name: int(value) for name, value in _COUNTS.findall(usage)}
     return TokenUsage(counts.get(b"input_tokens", 0), counts.get(b"output_tokens", 0), counts.get(b"cached_tokens", 0))
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -345,3 +345,17 @@ async def test_result_lines_keep_any_text(gateway: BatchesApp) -> None:
     (text,) = content.split(b"\n")[:-1]
     result = orjson.loads(text)
     assert (result["custom_id"], text_of(result)) == (odd, odd)
+
+
+async def test_a_large_answer_is_a_result_byte_for_byte_and_is_not_parsed(gateway: BatchesApp) -> None:
+    """JSON has no NaN: whoever parses the log-probabilities of this answer fails."""
+    _, small = cast("tuple[int, dict[str, Any]]", reply("ahoy"))
+    numbers = b'{"1":{"logprob":NaN}},\n' * 10_000
+    large = orjson.dumps(small)[:-1] + b',"prompt_logprobs":[null,' + numbers + b'null],"prompt_token_ids":null}'
+    gateway.engine.replies["one"] = [large]
+    batch = await gateway.ended(await gateway.start("one", "two"))
+    assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+    assert batch["usage"]["total_tokens"] == 32
+    content = (await gateway.http.get(f"/v1/files/{batch['output_file_id']}/content")).content
+    assert content.count(b"\n") == 2
+    assert large.replace(b"\n", b" ") in content

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 
 from service.batches.asking import Answer, GroundingPatience, retry_of
@@ -65,6 +66,10 @@ async def test_a_batch_is_fenced_as_its_key_is(tmp_path: Path) -> None:
     assert len(gateway.engine.asked) == 1
 
 
+def refusal(code: str, message: str, headers: dict[str, str]) -> Answer:
+    return Answer(503, orjson.dumps({"error": {"code": code, "message": message}}), headers)
+
+
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.batches.asking.GROUNDING_STEP_S", 0.01)
@@ -96,8 +101,8 @@ def test_the_waits_of_a_batch_are_bounded_together(monkeypatch: pytest.MonkeyPat
     now = [0.0]
     monkeypatch.setattr("service.batches.asking.time", SimpleNamespace(monotonic=lambda: now[0]))
     patience, waits = GroundingPatience(), []
-    starting = Answer(503, {"error": {"code": "embedder_unavailable", "message": "it is starting"}}, {})
-    late = Answer(200, {}, {"x-hatrack-grounding": "late"})
+    starting = refusal("embedder_unavailable", "it is starting", {})
+    late = Answer(200, b"{}", {"x-hatrack-grounding": "late"})
     while (retry := retry_of(late if len(waits) % 2 else starting, 1, patience)) is not None:
         assert retry.whole_batch
         together = retry_of(late, 1, patience)
@@ -106,11 +111,11 @@ def test_the_waits_of_a_batch_are_bounded_together(monkeypatch: pytest.MonkeyPat
         waits.append(retry.after_s)
         now[0] += retry.after_s
     assert (waits[:5], sum(waits)) == ([5, 10, 20, 40, 60], 600)
-    assert retry_of(Answer(200, {}, {"x-hatrack-grounding": "empty"}), 1, GroundingPatience()) is None
+    assert retry_of(Answer(200, b"{}", {"x-hatrack-grounding": "empty"}), 1, GroundingPatience()) is None
 
 
 def test_an_object_store_that_does_not_answer_is_waited_for() -> None:
-    away = Answer(503, {"error": {"code": "store_unavailable", "message": "try again"}}, {"retry-after": "5"})
+    away = refusal("store_unavailable", "try again", {"retry-after": "5"})
     retry = retry_of(away, 9, GroundingPatience())
     assert retry is not None
     assert (retry.after_s, retry.whole_batch, retry.code) == (5, True, "store_unavailable")

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from service.batches.lines import ENVELOPE_BYTES
 from service.batches.records import batches
-from service.batches.results import ERRORS, OUTPUT, Result, ResultLog, Tally, Usage, result_line
+from service.batches.results import ERRORS, OUTPUT, Result, ResultLog, Tally, Usage, answer_line, refused_line
 from tests.unit.service.batches.batches_app import BatchesApp, line
 from tests.unit.service.batches.killed_gateway import note_in
 
@@ -173,15 +173,18 @@ async def test_killed_between_the_result_files_and_the_end_of_the_batch(
 def test_what_was_cut_off_is_removed(tmp_path: Path) -> None:
     def result(number: int, *, ok: bool = True) -> Result:
         body = {"usage": {"input_tokens": 3, "output_tokens": 2, "output_tokens_details": {"reasoning_tokens": 1}}}
-        response = {"status_code": 200, "request_id": "r", "body": body}
-        return Result(number, ok, result_line(log.id_of(number), f"c{number}", response, None), Usage(3, 0, 2, 1))
+        parts = answer_line(log.id_of(number), f'c{number} \\"', 200, "r", orjson.dumps(body))
+        return Result(number, ok, parts, Usage(3, 0, 2, 1))
 
     log = ResultLog(tmp_path / "batch_1", "batch_1")
     log.open()
     log.append([result(1), result(7, ok=False), result(2000)])
     log.append([result(1)])
     whole = log.path(OUTPUT).read_bytes()
-    for rest in (b'{"id":"batch_req_1_3"', b"\0\0\0\n", b'{"id":"batch_req_2_3","response":null}\n', b"null\n"):
+    last = whole.splitlines()[-1]
+    torn = last[:-30] + bytes(28) + last[-2:] + b"\n"
+    another = refused_line("batch_req_2_3", "c", {})
+    for rest in (b'{"id":"batch_req_1_3"', b"\0\0\0\n", torn, another, b"null\n", last[:-1] + b"\n"):
         log.path(OUTPUT).write_bytes(whole + rest)
         again = ResultLog(tmp_path / "batch_1", "batch_1")
         again.open()
@@ -199,8 +202,8 @@ def test_what_was_cut_off_is_removed(tmp_path: Path) -> None:
 def test_of_two_results_of_one_line_the_first_counts(tmp_path: Path) -> None:
     log = ResultLog(tmp_path / "batch_1", "batch_1")
     log.open()
-    text = result_line(log.id_of(1), "a", None, None)
-    log.append([Result(1, True, text), Result(1, False, text), Result(1, True, text)])
+    text = refused_line(log.id_of(1), "a", {})
+    log.append([Result(1, True, (text,)), Result(1, False, (text,)), Result(1, True, (text,))])
     assert (log.path(OUTPUT).read_bytes(), log.path(ERRORS).read_bytes()) == (text, b"")
     assert (log.tally.completed, log.tally.failed) == (1, 0)
 
@@ -218,12 +221,12 @@ async def test_a_line_without_room_leaves_no_half_of_it(tmp_path: Path, monkeypa
         return write(descriptor, data, offset)
 
     monkeypatch.setattr("service.batches.results.os.pwrite", half)
-    text = result_line(log.id_of(1), "a", {"status_code": 200, "request_id": "r", "body": {}}, None)
+    parts = answer_line(log.id_of(1), "a", 200, "r", b"{}")
     with pytest.raises(Exception, match="disk is full"):
-        log.append([Result(1, True, text)])
+        log.append([Result(1, True, parts)])
     assert not log.tally.has(1)
     fails[0] = False
-    short = result_line(log.id_of(1), "a", None, None)
-    log.append([Result(1, True, short)])
+    short = refused_line(log.id_of(1), "a", {})
+    log.append([Result(1, True, (short,))])
     log.sync()
     assert log.path(OUTPUT).read_bytes() == short

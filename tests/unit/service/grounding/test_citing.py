@@ -146,6 +146,54 @@ def test_an_answer_that_is_no_json_has_citations_that_do_not_say_what_was_used()
     assert b'"used"' not in answer
 
 
+NOT_JSON = b'[{"token":"a","logprob":NaN,"top_logprobs":[]},{"token":"\\",","logprob":-1}]'
+"""Log-probabilities that whoever parses them fails on."""
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_log_probabilities_of_a_chat_are_kept_and_not_parsed(is_stream: bool) -> None:
+    logprobs = b'{"content":' + NOT_JSON + b"}"
+    message = {"role": "assistant", "content": ANSWER}
+    choices = [
+        {"index": at, "delta" if is_stream else "message": message, "logprobs": 1, "finish_reason": "stop"}
+        for at in range(2)
+    ]
+    body = {"id": "c1", "choices": choices, "usage": {"prompt_tokens": 3}, "prompt_logprobs": 2}
+    data = orjson.dumps(body | {"prompt_token_ids": None})
+    data = data.replace(b'"logprobs":1', b'"logprobs":' + logprobs).replace(b'_logprobs":2', b'_logprobs":' + NOT_JSON)
+    if is_stream:
+        cited = Citer(CITATIONS).event(b"data: " + data).removeprefix(b"data: ")
+    else:
+        cited = Citer(CITATIONS).whole(data)
+    assert cited.count(b'"logprobs":' + logprobs) == 2
+    assert cited.count(b'"prompt_logprobs":' + NOT_JSON) == 1
+    parsed = orjson.loads(cited.replace(NOT_JSON, b"[]"))
+    assert used(parsed["citations"]) == USED
+    assert list(parsed) == [*body, "prompt_token_ids", "citations"]
+
+
+def test_log_probabilities_of_a_response_are_kept_and_not_parsed() -> None:
+    stream = response_stream().replace(b'"logprobs":[]', b'"logprobs":' + NOT_JSON)
+    stream = stream.replace(b'"logprobs":null', b'"logprobs":' + NOT_JSON)
+    events = b"\n\n".join(feed(responses_relay(), stream))
+    assert events.count(NOT_JSON) == stream.count(NOT_JSON) == len(PIECES) + 5
+    last = orjson.loads(events.rpartition(b"data: ")[2].replace(NOT_JSON, b"[]"))
+    assert used(last["response"]["citations"]) == USED
+    whole = orjson.dumps(response_object([{"type": "message", "content": [], "role": "assistant"}]))
+    part = b'{"type":"output_text","text":' + orjson.dumps(ANSWER) + b',"logprobs":' + NOT_JSON + b"}"
+    cited = ResponsesCiter(CITATIONS).whole(whole.replace(b'"content":[]', b'"content":[' + part + b"]"))
+    assert used(orjson.loads(cited.replace(NOT_JSON, b"[]"))["citations"]) == USED
+
+
+@pytest.mark.parametrize("field", [{"finish_reason": {}}, {"x": {"finish_reason": {}}}, {}])
+def test_a_callers_tool_may_have_fields_named_as_log_probabilities(field: dict[str, Any]) -> None:
+    parameters = {"a": {"logprobs": {"type": "object"}, **field}, "logprobs": [], "x": [{"y": [{"logprobs": [1]}]}]}
+    tool = {"type": "function", "name": "f", "parameters": parameters, "strict": True}
+    response = {**response_object([]), "tools": [tool]}
+    cited = orjson.loads(ResponsesCiter(CITATIONS).whole(orjson.dumps(response)))
+    assert cited["tools"] == [tool]
+
+
 def test_a_call_of_a_tool_uses_none() -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
     whole = orjson.loads(Citer(CITATIONS).whole(orjson.dumps({"choices": [{"index": 0, "message": message}]})))
@@ -153,20 +201,21 @@ def test_a_call_of_a_tool_uses_none() -> None:
 
 
 def response_events(text_pieces: Sequence[str] = PIECES, reason: str | None = None) -> list[tuple[str, dict[str, Any]]]:
-    """A stream of vLLM's, without the sequence numbers."""
+    """A stream of vLLM's, without the sequence numbers; the members are in vLLM's order where that counts."""
     text = "".join(text_pieces)
     at = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    text_at = {"item_id": "msg_1", "logprobs": [], "output_index": 0, "content_index": 0}
     empty = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": None}
-    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+    item = {"id": "msg_1", "content": [part], "role": "assistant", "status": "completed", "type": "message"}
     opening = response_object([])
     return [
         ("response.created", {"response": opening}),
         ("response.in_progress", {"response": opening}),
         ("response.output_item.added", {"output_index": 0, "item": {**item, "content": [], "status": "in_progress"}}),
         ("response.content_part.added", {**at, "part": empty}),
-        *(("response.output_text.delta", {**at, "delta": piece, "logprobs": []}) for piece in text_pieces),
-        ("response.output_text.done", {**at, "text": text, "logprobs": []}),
+        *(("response.output_text.delta", {**text_at, "delta": piece}) for piece in text_pieces),
+        ("response.output_text.done", {**text_at, "text": text}),
         ("response.content_part.done", {**at, "part": part}),
         ("response.output_item.done", {"output_index": 0, "item": item}),
         ("response.completed", {"response": response_object([item], reason)}),

@@ -71,6 +71,11 @@ def test_usage_is_found_in_an_answer_and_not_in_its_text() -> None:
     assert find_usage(orjson.dumps({"choices": [{"text": TRICKY}]})) is None
 
 
+def test_usage_is_not_searched_in_what_stands_behind_it() -> None:
+    logprobs = b',"prompt_logprobs":[' + b"null," * 1000 + b'{"1":{"prompt_tokens":9,"completion_tokens":9}}]}'
+    assert find_usage(b'{"usage":{"prompt_tokens":3}' + logprobs) == TokenUsage(prompt_tokens=3)
+
+
 def test_a_label_is_written_as_json() -> None:
     odd = Target('a"b\\', DIGESTS[1], digest=DIGESTS[1])
     renamed = Renamer(odd).rename(event(model=DIGESTS[1], choices=[]))
