@@ -93,6 +93,7 @@ class Asker:
             stopping.cancel()
             feeding.cancel()
             await asyncio.gather(feeding, stopping, return_exceptions=True)
+            self._writer.write_all_the_same()
             await self._drain(grace_s)
         if self._failure is not None:
             self.stopping.clear()
@@ -175,6 +176,8 @@ class Asker:
                 answer = await self._answer(caller, endpoint, body)
                 retry = retry_of(answer, attempts, self._patience)
                 if retry is None:
+                    self._slots.release()  # its result may wait for room, the batches of others need not
+                    has_slot = False
                     return await self._write(request, answer)
                 if retry.code == ENGINE_UNAVAILABLE and self._is_away(caller, request):
                     return None  # the next pass asks it, and the requests for other bases go on

@@ -1,4 +1,5 @@
-"""When a batch may ask its next request: the engine is ready, and neither a limit nor the budget says to wait."""
+"""When a batch may ask its next request: the engine is ready, its results have room, and neither a limit nor the budget
+says to wait."""
 
 from __future__ import annotations
 
@@ -52,12 +53,12 @@ class Pace:
         self._paused_until = 0.0
         self._pause: Waiting | None = None
         self._waiting: Waiting | None = None
-        self._disk: Waiting | None = None
+        self._room: Waiting | None = None
 
     @property
     def waiting(self) -> Waiting | None:
         """What the batch waits for; None: it does not wait."""
-        return self._disk or self._waiting
+        return self._room or self._waiting
 
     async def turn(self) -> Caller:
         """Wait until the batch may ask; returns the caller as ``now`` does."""
@@ -76,6 +77,8 @@ class Pace:
         trouble = self._engine_trouble()
         if trouble is not None:
             self._waiting = Waiting("engine_unavailable", f"the engine is not ready: {trouble}")
+            return None
+        if self._room is not None:
             return None
         if self._paused_until > time.monotonic():
             self._waiting = self._pause
@@ -102,7 +105,9 @@ class Pace:
 
     @property
     def _poll_s(self) -> float:
-        return ENGINE_POLL_S if self._engine_trouble() is not None else MAX_POLL_S
+        """Seconds until it looks again; what is known here at once is looked at often."""
+        is_known_here = self._room is not None or self._engine_trouble() is not None
+        return ENGINE_POLL_S if is_known_here else MAX_POLL_S
 
     def pause(self, after_s: float, code: str, message: str) -> None:
         """Ask nothing for some seconds, but try after MAX_POLL_S whether that still holds; a longer pause stays."""
@@ -111,9 +116,9 @@ class Pace:
             self._paused_until = until
             self._pause = self._waiting = Waiting(code, message, int(time.time() + after_s))
 
-    def disk_trouble(self, error: HatrackError | None) -> None:
-        """Results cannot be written, or can again."""
-        self._disk = None if error is None else _waiting_for(error)
+    def no_room(self, error: HatrackError | None) -> None:
+        """Results cannot be written, for the disk or the project's files are full; None: they can again."""
+        self._room = None if error is None else _waiting_for(error)
 
 
 def _waiting_for(error: HatrackError) -> Waiting:

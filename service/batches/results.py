@@ -25,7 +25,8 @@ import orjson
 from adapters.blobs import disk_errors, fsync_directory
 from service.batches.records import COUNTS
 from service.concurrency import in_thread
-from service.errors import DiskFull, HatrackError
+from service.errors import DiskFull, HatrackError, TooLarge
+from service.files.service import Charge
 from service.inference.relay import usage_at
 
 OUTPUT, ERRORS = "output.jsonl", "error.jsonl"
@@ -194,6 +195,11 @@ class ResultLog:
                 self._unsynced.discard(name)
         self._synced_at = time.monotonic()
 
+    @property
+    def size(self) -> int:
+        """Bytes of both files."""
+        return sum(self._sizes.values())
+
     def files(self) -> dict[str, Path]:
         """The files that have results, by their name."""
         return {name: self.path(name) for name, size in self._sizes.items() if size}
@@ -212,20 +218,32 @@ class ResultWriter:
         self._on_trouble = on_trouble
         self._pending: list[Result] = []
         self._lock = asyncio.Lock()
+        self._charge: Charge | None = None
+
+    def charge_to(self, charge: Charge) -> None:
+        """Charge what the log has, and what comes, to the project's files."""
+        charge.add(self._log.size)
+        self._charge = charge
 
     async def add(self, *results: Result) -> None:
-        """Write results; they are in the files when this returns. A full disk is waited for."""
+        """Write results; they are in the files when this returns. Room is waited for: on the disk, and among the
+        project's files."""
         self._pending.extend(results)
         async with self._lock:
             if self._pending:  # else whoever had the lock before has written them
                 await self._write()
 
     async def _write(self) -> None:
+        charged = 0
         while True:
             results = tuple(self._pending)
+            size = sum(len(part) for result in results for part in result.parts)
             try:
+                if self._charge is not None:
+                    await self._charge.take(size - charged)
+                    charged = size
                 await in_thread(self._log.append, results)
-            except DiskFull as error:
+            except (DiskFull, TooLarge) as error:
                 self._on_trouble(error)
                 await asyncio.sleep(DISK_RETRY_S)
                 continue
@@ -233,8 +251,13 @@ class ResultWriter:
             self._on_trouble(None)
             return
 
-    async def sync(self) -> None:
-        """Write what is left, and make everything durable. Raises DiskFull."""
+    def write_all_the_same(self) -> None:
+        """From now on the project's files need no room: the batch ends, and what is left to write is little."""
+        self._charge = None
+
+    async def finish(self) -> None:
+        """Write what is left, and what is added from now on, all the same; make it durable. Raises DiskFull."""
+        self.write_all_the_same()
         async with self._lock:
             await self._write()
             await in_thread(self._log.sync)

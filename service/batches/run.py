@@ -31,7 +31,7 @@ from service.files import records as file_records
 from service.files.holds import release_batch
 from service.files.purposes import Purpose
 from service.files.records import NewFile
-from service.files.service import AdoptedFile, Files
+from service.files.service import AdoptedFile, Charge, Files
 from service.inference.relay import EMBEDDINGS
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class BatchRun:
         # the embedder needs no engine; a request that does is refused and waited for like one whose engine is just gone
         trouble = context.engine_trouble if row.endpoint != EMBEDDINGS else lambda: None
         self.pace = Pace(self._caller, context.check_budget, trouble)
-        self._writer = ResultWriter(self._log, self.pace.disk_trouble)
+        self._writer = ResultWriter(self._log, self.pace.no_room)
         self.asker = Asker(context, self.pace, self._log, self._writer)
 
     @property
@@ -111,7 +111,7 @@ class BatchRun:
                 return
             except HatrackError as error:  # the database or the disk: neither is the batch's fault
                 _LOG.warning("a batch waits: %s", error.message, extra={"batch": self.row.id})
-                self.pace.disk_trouble(error)
+                self.pace.no_room(error)
             except Exception:
                 _LOG.exception("a batch failed unexpectedly", extra={"batch": self.row.id})
                 if self._results > results:
@@ -124,31 +124,33 @@ class BatchRun:
         return self._log.tally.completed + self._log.tally.failed
 
     async def _run(self) -> None:
-        async with AsyncExitStack() as stack:
-            with suppress(Unprocessable):  # lost: then it ends as one whose input was removed
-                await stack.enter_async_context(self._context.files.local(self.row.input_file_id))
-            await self._ask()
-        await self._finish()
+        with self._context.files.charging(self.row.project) as charge:
+            async with AsyncExitStack() as stack:
+                with suppress(Unprocessable):  # lost: then it ends as one whose input was removed
+                    await stack.enter_async_context(self._context.files.local(self.row.input_file_id))
+                await self._ask(charge)
+            await self._finish()
 
-    async def _ask(self) -> None:
+    async def _ask(self, charge: Charge) -> None:
         if self.row.status == "validating" and self.row.ending is None:
             await self._validate()
         if self.row.in_progress_at is not None:
-            await self._answer_all()
+            await self._answer_all(charge)
         elif self.row.ending is None:
             await self._decide("cancelled")
 
-    async def _answer_all(self) -> None:
+    async def _answer_all(self, charge: Charge) -> None:
         """Ask until it is decided how the batch ends, and write all that is to be in its result files."""
         await in_thread(self._log.open)
-        self.pace.disk_trouble(None)
+        self._writer.charge_to(charge)
+        self.pace.no_room(None)
         if self.row.ending is None:
             reason = "stopped" if self.row.status == "cancelling" else await self._ask_all()
             await self._decide(ENDINGS[reason])
-        await self._writer.sync()  # answers that waited for room on the disk are results, too
+        await self._writer.finish()  # answers that waited for room are results, too
         if self.row.ending in NOT_EXECUTED:
             await self._write_not_executed(*NOT_EXECUTED[self.row.ending])
-        await self._writer.sync()
+        await self._writer.finish()
 
     def _caller(self) -> Caller:
         return self._context.keys.caller_with_id(self.row.key_id, self.row.project, self.row.admin_hmac)

@@ -185,7 +185,7 @@ class Batches:
         Raises:
             NotFound: The caller has no such file.
             BadRequest: The file is for something else.
-            TooLarge: The file is too large.
+            TooLarge: The file is too large, or the project's files leave no room for results.
             RateLimited: The project has too many batches that have not ended.
             QuotaSpent: The project's budget is spent.
         """
@@ -196,6 +196,7 @@ class Batches:
                 "(HATRACK_BATCH_FILE_MIB). Split it",
                 param="input_file_id",
             )
+        await self._context.files.demand_any_room(caller.project)
         self._context.check_budget(caller)
         created_at = int(time.time())
         expiry = request.output_expires_after

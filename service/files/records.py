@@ -125,20 +125,22 @@ def stored_bytes(db: sa.Connection, project: str) -> int:
     return int(total or 0)
 
 
-def demand_room(db: sa.Connection, project: str, size: int, max_bytes: int, uploading: int = 0) -> None:
+def demand_room(
+    db: sa.Connection, project: str, size: int, max_bytes: int, unlisted: int = 0, *, param: str | None = "file"
+) -> None:
     """Raise TooLarge if ``size`` more bytes would exceed the project's ``max_bytes``.
 
     Args:
-        uploading: What uploads in progress may take.
+        unlisted: What uploads in progress may take, and the results of batches that run have taken.
     """
     used = stored_bytes(db, project)
-    if used + uploading + size > max_bytes:
-        others = f", and uploads in progress may take {uploading}" if uploading else ""
-        advice = "Wait for them, or delete files first" if uploading else "Delete files first"
+    if used + unlisted + size > max_bytes:
+        others = f", and uploads and batches in progress take {unlisted}" if unlisted else ""
+        advice = "Wait for them, or delete files first" if unlisted else "Delete files first"
         raise TooLarge(
             f"the project's files take {used} bytes{others}; {size} more would exceed the limit of {max_bytes} "
             f"(HATRACK_MAX_FILES_GIB). {advice}",
-            param="file",
+            param=param,
             code="project_storage_full",
         )
 

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import secrets
 import string
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -37,6 +38,8 @@ T = TypeVar("T")
 ID_CHARS: Final = 24
 SWEEP_S: Final = 60.0
 """Seconds between two sweeps for bytes that nothing holds any more."""
+CHARGE_STEP: Final = 1024 * 1024
+"""Bytes for which a writer of results asks at once."""
 _ID_ALPHABET: Final = string.digits + string.ascii_letters
 _LOG = logging.getLogger("hatrack.files")
 
@@ -51,6 +54,42 @@ class AdoptedFile:
     id: str
     bytes: int
     sha256: str
+
+
+class Charge:
+    """What one writer has written to files of a project that are not listed yet.
+
+    Args:
+        demand_room: Raises TooLarge if a reservation's last bytes, so many, are more than the project may have.
+        reservation: Of the project.
+    """
+
+    def __init__(self, demand_room: Callable[[Reservation, int], Awaitable[None]], reservation: Reservation) -> None:
+        self._demand_room = demand_room
+        self._reservation = reservation
+        self._written = 0
+
+    def add(self, size: int) -> None:
+        """Charge bytes that are written whether or not there is room."""
+        self._written += size
+        self._reservation.resize(max(self._reservation.size, self._written))
+
+    async def take(self, size: int) -> None:
+        """Charge bytes that are about to be written. Raises TooLarge, and charges nothing, if there is no room."""
+        reserved = self._reservation.size
+        if self._written + size > reserved:
+            # a step of them at once, where there is room: the database is not asked for every line
+            for step in (max(size, CHARGE_STEP), size):
+                more = self._written + step - reserved
+                self._reservation.resize(reserved + more)
+                try:
+                    await self._demand_room(self._reservation, more)
+                    break
+                except BaseException as error:
+                    self._reservation.resize(reserved)
+                    if step == size or not isinstance(error, TooLarge):
+                        raise
+        self._written += size
 
 
 class Files:
@@ -243,9 +282,31 @@ class Files:
                     raise
                 # one has ended meanwhile: its bytes may have been counted twice, or be gone
 
+    @contextmanager
+    def charging(self, project: str) -> Iterator[Charge]:
+        """Charge what is written outside the store, and will be adopted, to the project for as long as the context."""
+        reservation = self._reservations.reserve(project, 0, is_written=True)
+        try:
+            yield Charge(partial(self._demand_more, project), reservation)
+        finally:
+            reservation.release()
+
+    async def demand_any_room(self, project: str) -> None:
+        """Raise TooLarge if the project may not store a single byte more."""
+        await self._database.run(lambda db: records.demand_room(db, project, 1, self._max_project_bytes, param=None))
+
+    async def _demand_more(self, project: str, reservation: Reservation, size: int) -> None:
+        def work(db: sa.Connection) -> None:
+            unlisted = reservation.size - size + reservation.other_bytes
+            records.demand_room(db, project, size, self._max_project_bytes, unlisted, param=None)
+
+        await self._database.run(work)
+
     async def _keep(self, incoming: Incoming, new_file: NewFile, actor: Actor) -> dict[str, Any]:
+        written = self._reservations.written_bytes(new_file.project)
+
         def work(db: sa.Connection) -> FileRow:
-            records.demand_room(db, new_file.project, new_file.bytes, self._max_project_bytes)
+            records.demand_room(db, new_file.project, new_file.bytes, self._max_project_bytes, written)
             row = records.add(db, new_file)
             note(
                 db,

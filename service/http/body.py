@@ -12,6 +12,7 @@ from adapters.json_depth import MAX_LEVELS, too_deep_text
 from adapters.validation import faults, message, path, shown
 from service.errors import BadRequest, TooLarge, UnknownField
 from service.http.json_text import load_json
+from service.http.reading import BODIES
 
 MAX_JSON_BYTES: Final = 64 * 1024
 BODY_TIMEOUT_S: Final = 60.0
@@ -77,14 +78,23 @@ def as_model(value: dict[str, Any], model: type[Body]) -> Body:
 
 
 async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """Read the body. Raises TooLarge, or BadRequest if it is not received in time."""
+    """Read the body.
+
+    Raises:
+        TooLarge: It has more than ``max_bytes``.
+        BadRequest: It is not received in time.
+        RateLimited, Unavailable: Too many bytes of bodies are being read, from this client or in all.
+    """
     body = bytearray()
+    peer = "" if request.client is None else request.client.host
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise TooLarge(f"the body must have at most {max_bytes} bytes", headers={"connection": "close"})
+        with BODIES.reading(peer) as read:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    read.add(len(chunk))
+                    if read.bytes > max_bytes:
+                        raise TooLarge(f"the body must have at most {max_bytes} bytes", headers={"connection": "close"})
     except TimeoutError:
         raise BadRequest(f"the body was not received within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
     return bytes(body)

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.errors import BadRequest, HatrackError, Timeout, TooLarge, WrongMediaType
 from service.http.disconnect import DISCONNECT, Disconnect, only_send
+from service.http.reading import BODIES
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -95,6 +96,7 @@ class Exchange:
             WrongMediaType: The content type is not JSON, or the body is encoded.
             TooLarge: It has more bytes; the rest is not read.
             BadRequest: It did not arrive in time.
+            RateLimited, Unavailable: Too many bytes of bodies are being read, from this client or in all.
             ClientLeft: The client closed the connection.
         """
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -112,20 +114,20 @@ class Exchange:
                 raise _too_large(max_bytes)
             return arrived
         parts: list[bytes] = []
-        size = 0
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                while True:
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientLeft
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > max_bytes:
-                        raise _too_large(max_bytes)
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        return parts[0] if len(parts) == 1 else b"".join(parts)
+            with BODIES.reading(self.peer) as body:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    while True:
+                        message = await self._receive()
+                        if message["type"] == "http.disconnect":
+                            raise ClientLeft
+                        part = message.get("body", b"")
+                        body.add(len(part))
+                        if body.bytes > max_bytes:
+                            raise _too_large(max_bytes)
+                        parts.append(part)
+                        if not message.get("more_body", False):
+                            return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT_S:g} s", code="body_timeout") from None
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import orjson
 
 from adapters.names import DEFAULT_ALIAS
+from service.access.buckets import Bucket
 from service.access.caller import Caller
-from service.errors import Conflict
+from service.errors import Conflict, RateLimited
 from service.registry.catalog import AdapterEntry, Catalog, ResolvedName, Servable
 from service.registry.split import versions_of
 
@@ -18,32 +22,65 @@ CHAT, EMBEDDING = "chat", "embedding"
 MAX_KEPT_BYTES: Final = 16 * 2**20
 """Of written lists, together; the list of 10,000 adapters has 1.4 MB."""
 
+LIST_MS_PER_MINUTE: Final = 3000
+"""How long the event loop writes lists for one key, and for one client address, ms a minute: 5% of its time."""
+MAX_BUCKETS: Final = 4096
+
 
 class WrittenLists:
     """The list of models as JSON, written once for all requests that see the same, until the catalog changes.
 
-    To write one of 10,000 adapters takes 12 to 30 ms, in which the event loop serves nobody else.
+    To write one of 10,000 adapters takes 12 to 30 ms, in which the event loop serves nobody else: how much of its time
+    goes to lists of one key or client address is bounded.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, clock: Callable[[], float] = time.perf_counter) -> None:
         self._catalog = catalog
+        self._clock = clock
+        self._buckets: dict[str, Bucket] = {}
+        """Milliseconds of the loop that are left to a key or an address, the least recently charged first."""
         self._snapshot = catalog.snapshot
         self._written: dict[tuple[str, tuple[str, ...] | None], bytes] = {}
         """By project and globs, the least recently asked for first."""
         self._bytes = 0
 
-    def body(self, caller: Caller) -> bytes:
-        """What `GET /v1/models` answers the caller."""
+    def body(self, caller: Caller, peer: str) -> bytes:
+        """What `GET /v1/models` answers the caller. Raises RateLimited: too much time went to lists that it asked for.
+
+        Args:
+            peer: The client's address; empty: it has none.
+        """
         if self._snapshot is not self._catalog.snapshot:
             self._snapshot, self._written, self._bytes = self._catalog.snapshot, {}, 0
         key = (caller.project, caller.adapters)
         body = self._written.pop(key, None)
         if body is None:
-            body = orjson.dumps(list_models(self._catalog, caller))
+            body = self._write(caller, [f"key {caller.key_id}", *([f"address {peer}"] if peer else [])])
             self._bytes += len(body)
         self._written[key] = body
         while self._bytes > MAX_KEPT_BYTES and len(self._written) > 1:
             self._bytes -= len(self._written.pop(next(iter(self._written))))
+        return body
+
+    def _write(self, caller: Caller, payers: Sequence[str]) -> bytes:
+        """The list, written anew. Raises RateLimited."""
+        began = self._clock()
+        buckets = [self._buckets.pop(payer, Bucket(LIST_MS_PER_MINUTE, began)) for payer in payers]
+        self._buckets.update(zip(payers, buckets, strict=True))
+        while len(self._buckets) > MAX_BUCKETS:
+            del self._buckets[next(iter(self._buckets))]
+        for bucket in buckets:
+            bucket.fill(began)
+        wait_s = max(bucket.wait_s(1) for bucket in buckets)
+        if wait_s > 0:
+            raise RateLimited(
+                "this key, or this client address, has asked for long lists of models too often; ask for one model, or "
+                f"again in {math.ceil(wait_s)} s",
+                headers={"retry-after": str(math.ceil(wait_s))},
+            )
+        body = orjson.dumps(list_models(self._catalog, caller))
+        for bucket in buckets:
+            bucket.level -= 1000 * (self._clock() - began)
         return body
 
 

@@ -157,7 +157,7 @@ class InferenceApp:
     async def _models(self, exchange: Exchange, caller: Caller) -> None:
         name = exchange.path.removeprefix(MODELS)
         if not name:
-            body = self._lists.body(caller)
+            body = self._lists.body(caller, exchange.peer)
         elif name.startswith("/"):
             body = orjson.dumps(show_model(self._catalog, caller, name[1:]))
         else:

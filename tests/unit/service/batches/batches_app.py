@@ -190,17 +190,19 @@ class BatchesApp(FilesApp):
         found: dict[str, Any] = answer.json()
         return found
 
-    async def comes_to(self, batch_id: str, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    async def comes_to(
+        self, batch_id: str, wanted: Callable[[dict[str, Any]], object], key: str | None = None
+    ) -> dict[str, Any]:
         """The batch once ``wanted`` is true of it."""
         async with asyncio.timeout(LIMIT_S):
-            while not wanted(batch := await self.batch(batch_id)):  # noqa: ASYNC110 (a state over HTTP)
+            while not wanted(batch := await self.batch(batch_id, key)):  # noqa: ASYNC110 (a state over HTTP)
                 await asyncio.sleep(0.005)
         return batch
 
-    async def ended(self, batch_id: str) -> dict[str, Any]:
+    async def ended(self, batch_id: str, key: str | None = None) -> dict[str, Any]:
         """The batch once it has ended."""
         final = ("failed", "completed", "expired", "cancelled")
-        return await self.comes_to(batch_id, lambda batch: batch["status"] in final)
+        return await self.comes_to(batch_id, lambda batch: batch["status"] in final, key)
 
     async def lines_of(self, file_id: str | None, key: str | None = None) -> dict[str, dict[str, Any]]:
         """The lines of a result file by their `custom_id`; none without a file."""

@@ -18,8 +18,9 @@ from service.batches.pace import Pace
 from service.batches.results import ResultLog
 from service.errors import DiskFull, EngineCut, EngineUnavailable, HatrackError, QuotaSpent, Timeout, Unavailable
 from service.files.service import AdoptedFile
-from tests.unit.service.batches.batches_app import LIMIT_S, BatchesApp, line, reply, text_of
-from tests.unit.service.files.files_app import bearer
+from tests.unit.service.batches.batches_app import CHAT, LIMIT_S, BatchesApp, line, reply, text_of
+from tests.unit.service.files.files_app import bearer, error_of
+from tests.unit.service.inference.fakes import until
 
 OTHER_ADMIN_KEY = "another-admin-key"
 
@@ -278,6 +279,55 @@ async def test_answers_wait_for_room_on_the_disk(gateway: BatchesApp, monkeypatc
     assert len(gateway.engine.asked) == 6, "no request was asked again for it"
 
 
+async def test_results_are_charged_to_the_projects_files_as_they_are_written(
+    gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of large answers fills the project: it pauses and says so, and nobody else's does."""
+    monkeypatch.setattr("service.batches.results.DISK_RETRY_S", 0.01)
+    monkeypatch.setattr("service.files.service.CHARGE_STEP", 1)
+    gateway.engine.replies = {str(number): [reply("a" * 50_000)] for number in range(12)}
+    file_id = await gateway.upload(line(str(number)) for number in range(12))
+    used = (await gateway.http.get(f"/v1/files/{file_id}")).json()["bytes"]
+    monkeypatch.setattr(gateway.files, "_max_project_bytes", used + 250_000)
+    batch_id = str((await gateway.create(file_id))["id"])
+    batch = await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    assert (batch["waiting"]["code"], batch["request_counts"]["completed"]) == ("project_storage_full", 4)
+    assert "HATRACK_MAX_FILES_GIB" in batch["waiting"]["message"]
+    assert len(gateway.engine.asked) <= 4 + 4, "no more is asked than can be kept"
+    asked = len(gateway.engine.asked)
+    upload = await gateway.http.post(
+        "/v1/files", files={"file": ("a.jsonl", b'{"a": 1}\n' * 10_000)}, data={"purpose": "batch"}
+    )
+    assert (upload.status_code, error_of(upload)["code"]) == (413, "project_storage_full"), "its results are counted"
+
+    other = await gateway.key("infer", project="other")
+    theirs = await gateway.ended(await gateway.start("x", "y", key=other), key=other)
+    assert theirs["request_counts"]["completed"] == 2, "the places in the engine are not held by what waits for room"
+
+    await gateway.http.post(f"/v1/batches/{batch_id}/cancel")
+    batch = await gateway.ended(batch_id)
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("cancelled", asked), "what was answered is kept"
+    refused = await gateway.http.post(
+        "/v1/batches", json={"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+    )
+    assert (refused.status_code, error_of(refused)["code"]) == (413, "project_storage_full")
+
+
+async def test_a_batch_goes_on_once_files_were_deleted(gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batches.results.DISK_RETRY_S", 0.01)
+    in_the_way = await gateway.upload([line("x")] * 1000)
+    file_id = await gateway.upload(line(str(number)) for number in range(6))
+    stored = sum(file["bytes"] for file in (await gateway.http.get("/v1/files")).json()["data"])
+    monkeypatch.setattr(gateway.files, "_max_project_bytes", stored + 100)
+    batch_id = str((await gateway.create(file_id))["id"])
+    await gateway.comes_to(batch_id, lambda batch: batch["waiting"])
+    assert (await gateway.http.delete(f"/v1/files/{in_the_way}")).status_code == 200
+    batch = await gateway.ended(batch_id)
+    assert (batch["status"], batch["request_counts"]["completed"]) == ("completed", 6)
+    assert len(gateway.engine.asked) == 6, "no request was asked again for it"
+    await until(lambda: not gateway.files._reservations._projects)  # nothing is charged twice once its file is listed
+
+
 async def test_answers_that_wait_for_room_when_the_window_ends_are_kept(
     gateway: BatchesApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,9 +443,3 @@ async def test_results_that_were_listed_all_the_same_keep_their_bytes(
         lambda db: db.scalar(sa.select(sa.func.count()).where(audit.c.action == "batch.end"))
     )
     assert ended == 1
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while not condition():  # noqa: ASYNC110 (nothing tells it)
-            await asyncio.sleep(0.01)

@@ -53,7 +53,7 @@ async def test_many_at_once_are_refused_before_they_write(tmp_path: Path, declar
             if upload.done():
                 error = error_of(upload.result())
                 assert (upload.result().status_code, error["code"]) == (413, "project_storage_full")
-                assert "uploads in progress may take" in error["message"]
+                assert "uploads and batches in progress take" in error["message"]
         assert len(files_app.on_disk()) == 3
         go_on.set()
         statuses = [(await upload).status_code for upload in uploads]
