@@ -176,7 +176,8 @@ def missing_examples(
     file; of several such looks, the most.
 
     Those that are in the file, but not in its sample (``undrawn``), are not missing: nobody chose them by what the
-    version answered (see `planning.draw`), and a file above the limit may grow.
+    version answered (see `planning.draw`), and a file above the limit may grow. Nor are those that the gateway leaves
+    out because a version was trained on them, as the live one that a candidate is to be rolled back from.
 
     An example that was edited is missing: whoever may edit those that a version lost has it asked until it wins. A look
     is at these examples, too, if more than MAX_COINCIDENCES of them are edited ones of earlier looks of the weights.

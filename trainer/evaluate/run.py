@@ -65,7 +65,8 @@ async def run(
         spec: The specification.
         held_out: The questions, with unique ids.
         answerer: Asks the arms.
-        undrawn: The held-out file's other questions, if ``held_out`` is a sample of it.
+        undrawn: The held-out file's other questions, if ``held_out`` is a sample of it, or if the gateway leaves out
+            what a version was trained on.
         scorer: Measures likelihoods; without one there are none, and no general suite.
         suites: The available suites, by name; `general` is added if there is a scorer.
         judge: The judge that `spec.judge` names.

@@ -161,7 +161,7 @@ class Judging:
         )
         began = time.monotonic()
         trained_on = questions(self._prepared.training.examples)
-        others = undrawn(self._eligible(comparison.left_out), sample)
+        others = undrawn(questions(self._prepared.held_out), sample)
         outcome = self._evaluator.ask(comparison.evaluation, sample, trained_on, others)
         if outcome.verdict is None:
             raise EvaluationInvalid("an evaluation of a candidate ended without a verdict")

@@ -167,7 +167,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
     # preparing
 
     def _prepare(self) -> tuple[EvaluationPlan, tuple[Question, ...], tuple[Question, ...]]:
-        """The plan, the questions to ask, and those of the file that were not drawn."""
+        """The plan, the questions to ask, and those of the file that nobody chose not to ask: they were not drawn, or
+        left out because a version that is compared, or an earlier one, was trained on them."""
         job, directory = self._job, self._directory
         self._report_progress("fetching", 0, 1)
         path = directory.path(spec.HELD_OUT)
@@ -180,7 +181,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             trained_on = self._trained_on()
             live_state = self._without_trained_on(self._live_state(), held_out)
         else:
-            live_state = LiveState(left_out=plan.left_out)
+            live_state = LiveState(left_out=plan.left_out, shown=plan.shown)
         left_out = set(live_state.left_out)
         unseen = [question for question in held_out if question.id not in left_out]
         questions = (self._evaluator.read_questions() if plan is not None else None) or sample(job, unseen)
@@ -191,7 +192,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             directory.emit_event(f"metric {plan.evaluation.metric.name}: {plan.why}")
             for note in plan.notes:
                 directory.emit_event(note)
-        return plan, questions, undrawn(unseen, questions)
+        shown = set(live_state.shown)
+        return plan, questions, undrawn([question for question in held_out if question.id not in shown], questions)
 
     def _trained_on(self) -> tuple[Question, ...]:
         """The candidate's training examples; empty if the file is gone or cannot be read."""
@@ -242,7 +244,7 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
             [live_state.live] if live_state.live is not None and compares_with_live(self._job, live_state.live) else []
         )
         earlier = history.trained_on([context.candidate, *compared], held_out, excluded=context.candidate)
-        earlier = tuple(question_id for question_id in earlier if question_id not in shown)
+        shown = [question_id for question_id in shown if question_id not in earlier]
         return self._leave_out(live_state, notes, held_out, own=own, shown=shown, earlier=earlier)
 
     def _system_prompts(self) -> list[str]:
@@ -274,7 +276,8 @@ class EvaluationPipeline(Pipeline[EvaluationResult]):
         if self._unchecked is not None:
             reasons.append(unchecked_note(str(self._job.context.candidate), self._unchecked))
         unchecked = self._unchecked not in (None, NO_FILE_NAMED)
-        return replace(live_state, notes=(*notes, *reasons), left_out=left_out, unchecked=unchecked)
+        chosen = tuple(question_id for question_id in shown if question_id not in own)
+        return replace(live_state, notes=(*notes, *reasons), left_out=left_out, shown=chosen, unchecked=unchecked)
 
     def _live_state(self) -> LiveState:
         context = self._job.context

@@ -51,6 +51,8 @@ class EvaluationPlan(Frozen):
     """Notes on the comparison for the report, each a sentence without the full stop."""
     left_out: tuple[str, ...] = ()
     """Ids of held-out questions that an ancestor of the candidate, or the live version, was trained on."""
+    shown: tuple[str, ...] = ()
+    """Those of them that are left out for the candidate's prompt alone, which whoever asks for the evaluation chose."""
     unchecked: bool = False
     """Whether the candidate has training data with which the held-out questions could not be compared."""
 
@@ -59,13 +61,14 @@ class EvaluationPlan(Frozen):
 class LiveState:
     """What is live under the candidate's name: where `live` points, and the version (`name@3`) to compare with.
 
-    ``left_out``, ``unchecked``: see `EvaluationPlan`.
+    ``left_out``, ``shown``, ``unchecked``: see `EvaluationPlan`.
     """
 
     pointer: LivePointer | None = None
     live: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
     unchecked: bool = False
 
 
@@ -154,6 +157,7 @@ def make_plan(
             *filter(None, [shared_groups_note(questions, trained_on), shown_answers_note(questions, grounding)]),
         ),
         left_out=live_state.left_out,
+        shown=live_state.shown,
         unchecked=live_state.unchecked,
     )
     return plan, prompts.questions

@@ -65,6 +65,30 @@ def test_a_file_that_has_grown_above_the_limit_leaves_out_nothing(
     assert "an example is missing of those that it was asked then" in str(again.sentence)
 
 
+def test_what_the_gateway_leaves_out_is_not_missing(equal: EvaluationGateway, make_folder: MakeFolder) -> None:
+    """Or no version could be rolled back to once the live one has learnt some of the questions."""
+    run(make_folder(content=jsonl(ROWS), id="eval-1"))
+    equal.live, equal.lineages = 4, {3: {"files": []}, 4: {"files": ["newer"]}}
+    equal.stored["newer"] = jsonl([{**row, "prompt": f"Hi, {row['prompt']}!"} for row in ROWS[:6]])
+    again = run(make_folder(content=jsonl(ROWS), id="eval-2"))
+    assert (again.examples, verdict(equal)["look"]) == (54, 2)
+    assert "6 of 60 held-out examples are left out" in str(again.note)
+    assert "missing" not in str(again.sentence)
+    dropped = run(make_folder(content=jsonl(ROWS[1:]), id="eval-3"))
+    assert "an example is missing of those that it was asked then" in str(dropped.sentence)
+
+
+def test_what_is_left_out_for_the_candidate_s_own_prompt_is_missing(
+    equal: EvaluationGateway, make_folder: MakeFolder
+) -> None:
+    """Or whoever knows what a version lost could write it into its prompt."""
+    run(make_folder(content=jsonl(ROWS), id="eval-1", context={"has_weights": False}))
+    shown = [{"user": f"Hi, {row['prompt']}!", "assistant": "Something else."} for row in ROWS[:6]]
+    again = run(make_folder(content=jsonl(ROWS), id="eval-2", context={"has_weights": False, "examples": shown}))
+    assert again.examples == 54
+    assert "6 examples are missing of those that it was asked then" in str(again.sentence)
+
+
 def test_a_sample_depends_on_nothing_but_the_questions(make_folder: MakeFolder) -> None:
     """Or an empty line would draw another one, until a version passes."""
     job = EvaluationJob.model_validate_json((make_folder(most_examples=40) / SPEC).read_bytes())
