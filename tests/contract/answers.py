@@ -133,7 +133,7 @@ async def _keys(ask: Recorder) -> None:
     await ask.send("admin key revoked", "DELETE", "/v1/keys/current")
 
 
-def _upload(files: AdapterFiles, **fields: Any) -> dict[str, Any]:
+def upload_of(files: AdapterFiles, **fields: Any) -> dict[str, Any]:
     return {
         "data": {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()},
         "files": {
@@ -152,14 +152,14 @@ async def _adapters(ask: Recorder) -> None:
         return make_adapter(Path(ask.gateway.scratch / f"adapter-{len(ask.found)}"), base, seed=seed, **more)
 
     settings = {"system_prompt": "You serve.", "sampling": {"temperature": 0.3}}
-    first = _upload(adapter(1), name="voice", metadata={"team": "web"}, settings=settings)
+    first = upload_of(adapter(1), name="voice", metadata={"team": "web"}, settings=settings)
     await ask.send("adapter pushed", "POST", "/v1/adapters", **first)
     await ask.send("adapter pushed again", "POST", "/v1/adapters", **first)
-    await ask.send("second version pushed", "POST", "/v1/adapters", **_upload(adapter(2), name="voice"))
-    await ask.send("adapter not finite", "POST", "/v1/adapters", **_upload(adapter(3, variant="nan"), name="voice"))
-    await ask.send("adapter of DoRA", "POST", "/v1/adapters", **_upload(adapter(3, variant="dora"), name="voice"))
-    await ask.send("adapter of too high a rank", "POST", "/v1/adapters", **_upload(adapter(3, rank=64), name="voice"))
-    await ask.send("adapter with a bad name", "POST", "/v1/adapters", **_upload(adapter(4), name="No Name"))
+    await ask.send("second version pushed", "POST", "/v1/adapters", **upload_of(adapter(2), name="voice"))
+    await ask.send("adapter not finite", "POST", "/v1/adapters", **upload_of(adapter(3, variant="nan"), name="voice"))
+    await ask.send("adapter of DoRA", "POST", "/v1/adapters", **upload_of(adapter(3, variant="dora"), name="voice"))
+    await ask.send("adapter of too high a rank", "POST", "/v1/adapters", **upload_of(adapter(3, rank=64), name="voice"))
+    await ask.send("adapter with a bad name", "POST", "/v1/adapters", **upload_of(adapter(4), name="No Name"))
     await ask.send("adapter that is no form", "POST", "/v1/adapters", json={})
     await ask.send("no version before it", "POST", "/v1/adapters/voice/aliases/live/rollback")
     await ask.send("promoted", "PUT", "/v1/adapters/voice/aliases/live", json={"version": 2})
