@@ -296,11 +296,10 @@ class Files:
         await self._database.run(lambda db: records.demand_room(db, project, 1, self._max_project_bytes, param=None))
 
     async def _demand_more(self, project: str, reservation: Reservation, size: int) -> None:
-        def work(db: sa.Connection) -> None:
-            unlisted = reservation.size - size + reservation.other_bytes
-            records.demand_room(db, project, size, self._max_project_bytes, unlisted, param=None)
-
-        await self._database.run(work)
+        unlisted = reservation.size - size + reservation.other_bytes  # not in the database's thread: they change here
+        await self._database.run(
+            lambda db: records.demand_room(db, project, size, self._max_project_bytes, unlisted, param=None)
+        )
 
     async def _keep(self, incoming: Incoming, new_file: NewFile, actor: Actor) -> dict[str, Any]:
         written = self._reservations.written_bytes(new_file.project)
